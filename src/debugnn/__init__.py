@@ -1,0 +1,1 @@
+"""Reproduce, sweep and diagnose the ways a neural network fails to train."""

@@ -1,0 +1,188 @@
+"""From a composed configuration to the objects of a training."""
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from debugnn import data as data_sets
+from debugnn.clipping import gradient_rule
+from debugnn.config import check
+from debugnn.data import Data
+from debugnn.doctor.probes import LayerProbe
+from debugnn.errors import ConfigError
+from debugnn.inits import initialise, transfer
+from debugnn.loop import Training, fit
+
+log = logging.getLogger(__name__)
+
+
+def build(config: DictConfig) -> Training:
+    """Build data, model, initialisation, loss and optimiser, in this order, from the seed.
+
+    Raises:
+        ConfigError: a setting that cannot serve, or settings that do not fit each other.
+    """
+    check(config)
+    torch.manual_seed(config.seed)
+    device = choose_device(config.trainer.device)
+    data = build_data(config, config.data, device)
+    model = build_model(config, data)
+    if config.init.pretrain is not None:
+        # Before the initialiser, whose random numbers then do not depend on the pre-training.
+        source = pretrained(config, device)
+        torch.manual_seed(config.seed)
+    filled = initialise(
+        model,
+        weight=leaf("init.weight", config.init.weight),
+        bias=leaf("init.bias", config.init.bias),
+        layers=config.init.layers,
+    )
+    if filled == 0 and (config.init.weight or config.init.bias):
+        log.warning("init: nothing to fill in the layers of init.layers=%s", config.init.layers)
+    if config.init.pretrain is not None:
+        transfer(model, source, config.init.pretrain.layers)
+    training = assemble(config, model, data)
+    try_one_batch(training, config)
+    return training
+
+
+def build_data(config: DictConfig, section: DictConfig, device: torch.device) -> Data:
+    """The data set of a `data` section."""
+    reader = leaf("data.reader", section.reader)
+    arrays = data_sets.decoded(reader, section.name, section.root, section.cache, section.download)
+    return data_sets.assemble(
+        arrays,
+        name=section.name,
+        seed=config.seed,
+        device=device,
+        **{key: section[key] for key in (
+            "batch_size", "mean", "std", "as_shape", "train_size", "scale", "labels", "imbalance",
+            "augment_shift", "test_targets",
+        )},
+    )  # fmt: skip
+
+
+def build_model(config: DictConfig, data: Data) -> nn.Module:
+    """The network of `config.model` for this data, its regularisers in place."""
+    settings = dict(config.model)
+    outputs = settings.pop("outputs", None)
+    if outputs is not None and outputs != data.outputs:
+        wanted = f"{data.classes} classes" if data.classes else "one value"
+        raise ConfigError(
+            f"model.outputs={outputs}: data={data.name} needs {wanted}; "
+            + ("use data=regression" if data.classes else "use model=regressor")
+        )
+    make = leaf("model", OmegaConf.create({**settings, "_partial_": True}))
+    try:
+        model = make(
+            input_shape=data.input_shape,
+            outputs=data.outputs,
+            batch_norm=config.reg.batch_norm,
+            dropout=config.reg.dropout,
+        )
+    except TypeError as error:
+        raise ConfigError(f"model: {_one_line(error)}") from error
+    return model.to(data.train.inputs.device)
+
+
+def assemble(config: DictConfig, model: nn.Module, data: Data) -> Training:
+    """The training of a built model on built data."""
+    channels_last = bool(config.trainer.channels_last) and len(data.input_shape) == 3
+    if channels_last:
+        # After the initialisation: some of torch.nn.init need contiguous weights.
+        model = model.to(memory_format=torch.channels_last)
+    optimizer = leaf("optim", config.optim)
+    try:
+        optimizer = optimizer(params=model.parameters())
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"optim: {_one_line(error)}") from error
+    return Training(
+        model=model,
+        loss=leaf("loss", config.loss),
+        optimizer=optimizer,
+        data=data,
+        batch_size=config.data.batch_size,
+        seed=config.seed,
+        steps_per_epoch=config.trainer.steps_per_epoch,
+        eval_every=config.trainer.eval_every,
+        eval_batch_size=config.trainer.eval_batch_size,
+        gradient_rule=gradient_rule(config.clip.max_norm, config.clip.rescale),
+        bf16=config.trainer.precision == "bf16",
+        channels_last=channels_last,
+        test_loss_scale=config.data.test_loss_scale,
+    )
+
+
+def pretrained(config: DictConfig, device: torch.device) -> nn.Module:
+    """The same network trained on `init.pretrain.data`, from PyTorch's default initialisation."""
+    section = config.init.pretrain
+    data = build_data(config, OmegaConf.merge(config.data, neutral(section.data)), device)
+    training = assemble(config, build_model(config, data), data)
+    training.steps_per_epoch = section.steps_per_epoch
+    *_, last = fit(training, section.epochs, LayerProbe(every=None))
+    log.info("  pre-trained on %s: test accuracy %.1f %%", data.name, last.test_accuracy)
+    return training.model
+
+
+def neutral(section: Any) -> dict[str, Any]:
+    """A source data set's own settings, and none of the decisions made about the target's."""
+    kept = OmegaConf.to_container(section, resolve=True)
+    return {"mean": None, "std": None, "train_size": None, "scale": "normalised", "labels": "paired",
+            "imbalance": 1.0, "augment_shift": 0, "test_targets": "test", **kept}  # fmt: skip
+
+
+def leaf(name: str, section: DictConfig | None) -> Callable | None:
+    """The function or class that a `_target_` names, with its arguments bound; None for none.
+
+    Raises:
+        ConfigError: a `_target_` that cannot be imported, or arguments that it does not take.
+    """
+    if section is None or not len(section):
+        return None
+    try:
+        bound = instantiate({**OmegaConf.to_container(section, resolve=True), "_partial_": True})
+    except HydraException as error:
+        raise ConfigError(f"{name}: {_one_line(error)}") from error
+    # Hydra's own partial checks its policy at every call; a loss is called every step.
+    return partial(bound.func, *bound.args, **bound.keywords)
+
+
+@torch.no_grad()
+def try_one_batch(training: Training, config: DictConfig) -> None:
+    """Ask model, data and loss for one loss before anything is written.
+
+    In evaluation mode and without gradients: no random number is drawn, no buffer changes.
+    """
+    training.model.eval()
+    inputs, targets = next(training.data.test_batches(2))
+    try:
+        loss = training.loss(training.outputs(inputs), targets)
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:
+        raise ConfigError(
+            f"model={config.model._target_}, loss={config.loss._target_} and "
+            f"data={config.data.name} do not fit: {_one_line(error)}"
+        ) from error
+    finally:
+        training.model.train()
+    if loss.dim() != 0:
+        raise ConfigError(f"loss={config.loss._target_}: it returns {tuple(loss.shape)}, no scalar")
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of `trainer.device`; `auto` takes a GPU where there is one."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("trainer.device=cuda: torch sees no GPU here; allowed are auto and cpu")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

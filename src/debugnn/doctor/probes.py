@@ -1,0 +1,120 @@
+"""Per-layer statistics of gradients, weights and activations, read without touching the training.
+
+A probe draws no random number and writes no tensor of the model's: the trained weights are the
+same, bit for bit, with and without it.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from debugnn.records import TensorStats
+
+# Layers whose output is a rearrangement of their input: nothing is learnt from watching them.
+_TRANSPARENT = (nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d,
+                nn.AlphaDropout, nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool2d)  # fmt: skip
+
+Seen = dict[str, dict[str, TensorStats]]
+
+
+class LayerProbe:
+    """Statistics of every layer at every `every`-th step; never where `every` is None."""
+
+    def __init__(self, every: int | None, bins: int = 64) -> None:
+        self.every = every
+        self.bins = bins
+
+    def due(self, step: int) -> bool:
+        return self.every is not None and step % self.every == 0
+
+    @contextmanager
+    def watch(self, model: nn.Module, step: int) -> Iterator[Seen | None]:
+        """Wrap the forward and backward pass of one step.
+
+        Yields a dict that is filled when the block ends, with the keys `gradients`, `parameters`
+        and `activations`, or None where this step is not watched.
+        """
+        if not self.due(step):
+            yield None
+            return
+        seen: Seen = {}
+        outputs: dict[str, Tensor] = {}
+        handles = [
+            module.register_forward_hook(_keep_output(outputs, name))
+            for name, module in model.named_modules()
+            if not list(module.children()) and not isinstance(module, _TRANSPARENT)
+        ]
+        try:
+            yield seen
+        finally:
+            for handle in handles:
+                handle.remove()
+        with torch.no_grad():
+            named = list(model.named_parameters())
+            seen["gradients"] = {
+                n: describe(p.grad, self.bins) for n, p in named if p.grad is not None
+            }
+            seen["parameters"] = {n: describe(p, self.bins) for n, p in named}
+            seen["activations"] = {
+                n: describe(o, self.bins, units=True) for n, o in outputs.items()
+            }
+
+
+def _keep_output(outputs: dict[str, Tensor], name: str):
+    def hook(module: nn.Module, inputs: tuple, output: object) -> None:
+        if isinstance(output, Tensor):
+            outputs[name] = output.detach()
+
+    return hook
+
+
+def describe(tensor: Tensor, bins: int = 64, units: bool = False) -> TensorStats:
+    """Summarise a tensor of any shape in one pass over its values.
+
+    NaN and infinite values are counted apart, and left out of the moments and the histogram.
+
+    Args:
+        bins: number of equal histogram bins between the smallest and the largest finite value.
+        units: count dead units too; the tensor is (B, units, …), and a unit is dead where it is 0
+            for every sample and position of the batch.
+    """
+    values = tensor.detach().float().flatten()
+    dead = None
+    if units and tensor.dim() >= 2:
+        zero = (tensor.detach() == 0).transpose(0, 1).flatten(1)
+        dead = zero.all(dim=1).float().mean().item()
+    norm = torch.linalg.vector_norm(values).item()
+    size, nonfinite = values.numel(), 0
+    if not torch.isfinite(values.sum()):
+        # The sum of finite values can overflow too, so count before believing it.
+        finite = values[torch.isfinite(values)]
+        nonfinite, values = size - finite.numel(), finite
+    if not values.numel():
+        return TensorStats(
+            size, nonfinite, norm, mean=float("nan"), std=float("nan"), low=float("nan"),
+            high=float("nan"), zeros=0.0, histogram=[0] * bins, dead_units=dead,
+        )  # fmt: skip
+    low, high = (v.item() for v in torch.aminmax(values))
+    std, mean = torch.std_mean(values, correction=0)
+    return TensorStats(
+        size=size,
+        nonfinite=nonfinite,
+        norm=norm,
+        mean=mean.item(),
+        std=std.item(),
+        low=low,
+        high=high,
+        zeros=1 - torch.count_nonzero(values).item() / size,
+        histogram=_histogram(values, bins, low, high),
+        dead_units=dead,
+    )
+
+
+def _histogram(values: Tensor, bins: int, low: float, high: float) -> list[int]:
+    if low == high:
+        counts = [0] * bins
+        counts[bins // 2] = values.numel()
+        return counts
+    return torch.histc(values.cpu(), bins, low, high).long().tolist()

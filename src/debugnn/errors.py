@@ -1,0 +1,9 @@
+"""The one error that a user's input can raise."""
+
+
+class ConfigError(ValueError):
+    """A setting, a data file or a directory that cannot serve.
+
+    The message is one line: the field, the value that was given, and what is allowed. The command
+    line shows it without a traceback.
+    """

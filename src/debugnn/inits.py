@@ -1,0 +1,66 @@
+"""Applying an initialiser to a network.
+
+The initialisers themselves are any functions of `torch.nn.init`, or of the user's own, that fill a
+tensor in place; `conf/init/*.yaml` names them.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from debugnn.errors import ConfigError
+
+Fill = Callable[[Tensor], object]
+
+LAYERS: Mapping[str, tuple[type[nn.Module], ...]] = {
+    "all": (nn.Conv2d, nn.Linear),
+    "conv": (nn.Conv2d,),
+}
+
+
+@torch.no_grad()
+def initialise(
+    model: nn.Module, weight: Fill | None = None, bias: Fill | None = None, layers: str = "all"
+) -> int:
+    """Fill the weights and biases of the model's layers in place.
+
+    Args:
+        weight: fills a weight (out, in, …) in place; None leaves PyTorch's default, Kaiming uniform
+            with a = √5, that is U(−1/√fan_in, 1/√fan_in).
+        bias: fills a bias (out,) in place; None leaves PyTorch's default, U(−1/√fan_in, 1/√fan_in).
+        layers: `all` convolutions and fully connected layers, or only `conv`. Normalisation layers
+            keep their own.
+
+    Returns:
+        How many tensors were filled.
+    """
+    filled = 0
+    for module in model.modules():
+        if not isinstance(module, LAYERS[layers]):
+            continue
+        for fill, tensor in ((weight, module.weight), (bias, module.bias)):
+            if fill is not None and tensor is not None:
+                fill(tensor)
+                filled += 1
+    return filled
+
+
+@torch.no_grad()
+def transfer(model: nn.Module, source: nn.Module, layers: Iterable[str]) -> None:
+    """Copy the named layers' weights from a network of the same architecture, in place.
+
+    Raises:
+        ConfigError: a layer that is in neither network, or has another shape there.
+    """
+    for name in layers:
+        targets = dict(model.named_children())
+        if name not in targets or not list(targets[name].parameters()):
+            known = [n for n, m in targets.items() if list(m.parameters())]
+            raise ConfigError(f"init.pretrain.layers={name}: no such layer; there are {known}")
+        try:
+            targets[name].load_state_dict(source.get_submodule(name).state_dict())
+        except RuntimeError as error:
+            raise ConfigError(
+                f"init.pretrain.layers={name}: the two networks' shapes differ ({error})"
+            ) from None
