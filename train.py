@@ -4,6 +4,7 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from debugnn import cli, config
@@ -17,7 +18,9 @@ def main(settings: DictConfig) -> None:
     from debugnn.run import execute
 
     job = HydraConfig.get()
-    execute(settings, job.overrides.task, job.runtime.choices.get("experiment"))
+    arm, experiment = job.overrides.task, job.runtime.choices.get("experiment")
+    sweep = job.mode == RunMode.MULTIRUN
+    cli.guarded(lambda: execute(settings, arm, experiment), arm, job.launcher._target_, sweep)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """From a composed configuration to the objects of a training."""
 
+import inspect
 import logging
 from collections.abc import Callable
 from functools import partial
@@ -30,6 +31,19 @@ def build(config: DictConfig) -> Training:
         ConfigError: a setting that cannot serve, or settings that do not fit each other.
     """
     check(config)
+    try:
+        return _build(config)
+    except ConfigError:
+        raise
+    except Exception as error:
+        # Whatever a `_target_` raises on the arguments that it was given.
+        raise ConfigError(
+            f"the configuration cannot be built, {type(error).__name__}: {_one_line(error)} "
+            "(HYDRA_FULL_ERROR=1 shows where)"
+        ) from error
+
+
+def _build(config: DictConfig) -> Training:
     torch.manual_seed(config.seed)
     device = choose_device(config.trainer.device)
     data = build_data(config, config.data, device)
@@ -44,7 +58,7 @@ def build(config: DictConfig) -> Training:
         bias=leaf("init.bias", config.init.bias),
         layers=config.init.layers,
     )
-    if filled == 0 and (config.init.weight or config.init.bias):
+    if filled == 0 and (config.init.weight._target_ or config.init.bias._target_):
         log.warning("init: nothing to fill in the layers of init.layers=%s", config.init.layers)
     if config.init.pretrain is not None:
         transfer(model, source, config.init.pretrain.layers)
@@ -103,9 +117,14 @@ def assemble(config: DictConfig, model: nn.Module, data: Data) -> Training:
         optimizer = optimizer(params=model.parameters())
     except (TypeError, ValueError) as error:
         raise ConfigError(f"optim: {_one_line(error)}") from error
+    if inspect.signature(optimizer.step).parameters["closure"].default is inspect.Parameter.empty:
+        raise ConfigError(f"optim={config.optim._target_}: optimisers with a closure do not serve")
+    loss = leaf("loss", config.loss)
+    if isinstance(loss.func, type):  # torch.nn's losses are classes, torch.nn.functional's are not
+        loss = loss()
     return Training(
         model=model,
-        loss=leaf("loss", config.loss),
+        loss=loss,
         optimizer=optimizer,
         data=data,
         batch_size=config.data.batch_size,
@@ -134,22 +153,23 @@ def pretrained(config: DictConfig, device: torch.device) -> nn.Module:
 def neutral(section: Any) -> dict[str, Any]:
     """A source data set's own settings, and none of the decisions made about the target's."""
     kept = OmegaConf.to_container(section, resolve=True)
-    return {"mean": None, "std": None, "train_size": None, "scale": "normalised", "labels": "paired",
-            "imbalance": 1.0, "augment_shift": 0, "test_targets": "test", **kept}  # fmt: skip
+    plain = {"train_size": None, "scale": "normalised", "labels": "paired", "imbalance": 1.0}
+    return {**plain, "mean": None, "std": None, "augment_shift": 0, "test_targets": "test", **kept}
 
 
-def leaf(name: str, section: DictConfig | None) -> Callable | None:
+def leaf(name: str, section: DictConfig) -> Callable | None:
     """The function or class that a `_target_` names, with its arguments bound; None for none.
 
     Raises:
         ConfigError: a `_target_` that cannot be imported, or arguments that it does not take.
     """
-    if section is None or not len(section):
+    if section.get("_target_") is None:
         return None
     try:
         bound = instantiate({**OmegaConf.to_container(section, resolve=True), "_partial_": True})
     except HydraException as error:
-        raise ConfigError(f"{name}: {_one_line(error)}") from error
+        text = _one_line(error).partition(", set env var")[0]
+        raise ConfigError(f"{name}: {text}") from error
     # Hydra's own partial checks its policy at every call; a loss is called every step.
     return partial(bound.func, *bound.args, **bound.keywords)
 

@@ -1,7 +1,7 @@
-"""The command line around Hydra: what it cannot parse, and errors as one line."""
+"""The command line around Hydra: what Hydra cannot parse, and errors as one line."""
 
-import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -12,25 +12,51 @@ from omegaconf.errors import OmegaConfBaseException
 
 from debugnn.errors import ConfigError
 
-CONF = Path("conf")
+_failures: list[str] = []  # of the jobs that ran in this process
+_verbose = False  # HYDRA_FULL_ERROR=1: tracebacks too
 
 
-def launch(job: Callable[[], None], conf: Path) -> None:
-    """Run a Hydra main function on `sys.argv`; exit with 2 for the user's error, 1 for ours."""
+def launch(main: Callable[[], None], conf: Path) -> None:
+    """Run a Hydra main function on `sys.argv`.
+
+    Exits with 2 where the command is at fault, with 1 where a file or a run is.
+    """
     sys.argv[1:] = quote_numbers(sys.argv[1:], conf)
-    show_all = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    # Hydra prints several lines and a traceback of its own, unless it is told to raise.
+    # Left to itself Hydra prints several lines, and a traceback; told to raise, it leaves us both.
+    global _verbose
+    _verbose = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        job()
+        main()
     except (ConfigError, HydraException, OmegaConfBaseException, OSError) as error:
-        if show_all:
+        if _verbose:
             traceback.print_exc()
         print(f"error: {one_line(error)}", file=sys.stderr)
-        sys.exit(2)
+        # Hydra's missing option is an OSError too.
+        wrong_command = ConfigError | HydraException | OmegaConfBaseException
+        sys.exit(2 if isinstance(error, wrong_command) else 1)
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
+    if _failures:
+        sys.exit(2)
+
+
+def guarded(job: Callable[[], object], arm: Sequence[str], launcher: str, sweep: bool) -> None:
+    """Run one job of a sweep; name its error at once, and let the other jobs run.
+
+    Jobs that a launcher runs in other processes raise instead: only so does the error come back.
+    """
+    try:
+        job()
+    except ConfigError as error:
+        if not launcher.endswith("BasicLauncher"):
+            raise
+        if _verbose:
+            traceback.print_exc()
+        where = f"{' '.join(arm)}: " if sweep else ""
+        print(f"error: {where}{one_line(error)}", file=sys.stderr)
+        _failures.append(where)
 
 
 def quote_numbers(arguments: Sequence[str], conf: Path) -> list[str]:
@@ -48,22 +74,25 @@ def quote_numbers(arguments: Sequence[str], conf: Path) -> list[str]:
 
 
 def one_line(error: BaseException) -> str:
-    """The error's message, with that of its cause, without Hydra's headings and hints."""
-    lines = []
-    for text in (str(error), str(error.__cause__ or "")):
-        for line in text.splitlines():
-            line = line.strip()
-            noise = not line or line.startswith(
-                ("Set the environment", "See https", "object_type=")
-            )
-            if not noise and line not in lines:
-                lines.append(line.removeprefix("full_key: ") if False else line)
-    return " ".join(lines)
-
-
-def report_failure(error: ConfigError, overrides: Sequence[str]) -> None:
-    """Name a failing arm at once: of several in a sweep, Hydra shows the first alone."""
-    logging.getLogger(__name__).error("failed: %s: %s", " ".join(overrides), error)
+    """The error as a line that names the field, the value and what is allowed."""
+    text = " ".join(str(error).split())
+    cause = " ".join(str(error.__cause__ or "").split())
+    if isinstance(error, ConfigError):
+        return text
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror} (set by output_dir, data.root or data.cache)"
+    if option := re.search(r"Could not find '(.+)/(.+?)' Available options in '.+?': (.*)", text):
+        group, value, allowed = option.groups()
+        allowed = allowed.partition(" Config search path")[0].replace(" ", ", ")
+        return f"{group}={value}: no such option; there are {allowed}"
+    if key := re.search(r"Could not override '(.+?)'\. (Did you mean .+?\?)?", text):
+        name = key.group(1)
+        hint = f" {key.group(2)}" if key.group(2) else ""
+        return f"{name}: no such key; `python train.py --cfg job` prints all of them{hint}"
+    if value := re.search(r"Error merging override (\S+)", text):
+        reason = re.sub(r" full_key:.*", "", cause)
+        return f"{value.group(1)}: {reason[:1].lower()}{reason[1:]}"
+    return f"{text} {cause}".strip() if cause not in text else text
 
 
 def _is_number(text: str) -> bool:

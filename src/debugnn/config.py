@@ -24,10 +24,15 @@ class PretrainConfig:
     layers: list[str] = MISSING
 
 
+def _untouched() -> dict[str, Any]:
+    # Not null: a key of null could not be overridden by init.weight._target_=...
+    return {"_target_": None}
+
+
 @dataclass
 class InitConfig:
-    weight: dict[str, Any] | None = None
-    bias: dict[str, Any] | None = None
+    weight: dict[str, Any] = field(default_factory=_untouched)
+    bias: dict[str, Any] = field(default_factory=_untouched)
     layers: str = "all"
     pretrain: PretrainConfig | None = None
 

@@ -187,21 +187,18 @@ def _through_torchvision(
                 raise
             log.info("data=%s: not in %s, downloading", name, where)
             return [dataset(root, train=train, download=True) for train in (True, False)]
-    except (
-        RuntimeError,
-        OSError,
-        ValueError,
-        AssertionError,
-        EOFError,
-        pickle.UnpicklingError,
-    ) as e:
+    except _UNREADABLE as error:
         state = "the files are damaged" if _damaged(where) else "the files are missing"
         raise ConfigError(
-            f"data={name}: {state} ({_first_line(e)}); looked in {where.absolute()} "
+            f"data={name}: {state} ({_first_line(error)}); looked in {where.absolute()} "
             "(data.root, or the environment variable DEBUGNN_DATA); fetch them on a machine with "
             f"network by python scripts/prepare_data.py {name}; data=digits and data=shapes need "
             "no files"
         ) from None
+
+
+# What torchvision's readers raise on files that are cut off or hold something else.
+_UNREADABLE = (RuntimeError, OSError, ValueError, AssertionError, EOFError, pickle.UnpicklingError)
 
 
 def _damaged(where: Path) -> bool:
@@ -222,8 +219,8 @@ def _checked(name: str, root: str, arrays: Sequence, shape: tuple[int, ...]) -> 
         if inputs.shape[1:] != shape or len(inputs) != len(targets) or not len(inputs):
             raise ConfigError(
                 f"data={name}: the {half} files in {Path(root).absolute()} hold {len(inputs)} "
-                f"images of {inputs.shape[1:]} and {len(targets)} labels; expected are images of {shape} "
-                "and a label for each"
+                f"images of {inputs.shape[1:]} and {len(targets)} labels; expected are images of "
+                f"{shape} and a label for each"
             )
     return Arrays(
         np.ascontiguousarray(train_inputs), train_targets.astype(np.int64),
@@ -244,6 +241,9 @@ def decoded(
     folder = Path(cache) / f"{name}-{_fingerprint(reader, root)}"
     if not folder.is_dir():
         arrays = reader(root=root, download=download)
+        if not isinstance(arrays, tuple) or len(arrays) != len(Arrays._fields):
+            raise ConfigError(f"data.reader: data={name} is read by a function without four arrays")
+        arrays = Arrays(*arrays)
         # The reader may have downloaded: name the cache after the files that it read.
         folder = Path(cache) / f"{name}-{_fingerprint(reader, root)}"
         try:
@@ -320,6 +320,8 @@ def assemble(
     """
     inputs = {"train": arrays.train_inputs, "test": arrays.test_inputs}
     images = inputs["train"].ndim == 4
+    if as_shape is not None and (len(as_shape) != 3 or min(as_shape) < 1):
+        raise ConfigError(f"data.as_shape={list(as_shape)}: allowed are three numbers, C, H and W")
     classes = _class_count(name, arrays)
     if not images and (as_shape or augment_shift):
         setting = "as_shape" if as_shape else "augment_shift"
@@ -352,10 +354,8 @@ def assemble(
         )
 
     normalised = images and scale == "normalised"
-    if normalised and (mean is None or std is None):
-        mean, std = _moments(splits["train"].inputs)
-    elif normalised and as_shape and len(mean) not in (1, as_shape[0]):
-        mean, std = [sum(mean) / len(mean)], [sum(std) / len(std)]
+    if normalised:
+        mean, std = _channel_moments(name, splits["train"].inputs, mean, std, bool(as_shape))
     column = (-1, 1, 1)
     return Data(
         name=name,
@@ -419,6 +419,31 @@ def _subset(
             )
         keep = np.sort(random.permutation(keep)[:size])
     return keep
+
+
+def _channel_moments(
+    name: str,
+    images: Tensor,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    reshaped: bool,
+) -> tuple[Sequence[float], Sequence[float]]:
+    """The mean and standard deviation to normalise by, checked against the images."""
+    if mean is None and std is None:
+        return _moments(images)
+    if mean is None or std is None:
+        raise ConfigError("data.mean and data.std go together: both, or neither (null)")
+    if reshaped and len(mean) not in (1, images.shape[1]):  # colours that became grey
+        mean, std = [sum(mean) / len(mean)], [sum(std) / len(std)]
+    for field, values in (("mean", mean), ("std", std)):
+        if len(values) not in (1, images.shape[1]):
+            raise ConfigError(
+                f"data.{field}={list(values)}: the images of data={name} have {images.shape[1]} "
+                "channels; a number for each is needed, or one for all"
+            )
+    if min(std) <= 0:
+        raise ConfigError(f"data.std={list(std)}: allowed are numbers above 0")
+    return mean, std
 
 
 def _moments(images: Tensor) -> tuple[list[float], list[float]]:

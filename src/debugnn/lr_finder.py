@@ -75,14 +75,20 @@ def copy_optimizer(training: Training, model) -> object:
 
 
 def suggest(points: Sequence[LrPoint]) -> list[LrSuggestion]:
-    """What each rule reads off one range test's curve; a rule that finds nothing gives none."""
+    """What each rule reads off one range test's curve, up to its minimum.
+
+    A rule that finds nothing gives none.
+    """
     curve = [p for p in points if math.isfinite(p.smoothed_loss)]
     lrs = np.array([p.lr for p in curve])
     losses = np.array([p.smoothed_loss for p in curve])
+    # What comes after the minimum is the explosion: a loss that falls again there is no descent.
+    stop = losses.argmin() + 1 if len(curve) else 0
+    lrs, losses = lrs[:stop], losses[:stop]
     test = points[0].test if points else 0
     found = []
     for rule, pick in RULES.items():
-        index = pick(lrs, losses) if len(curve) >= 3 else None
+        index = pick(lrs, losses) if stop >= 3 else None
         if index is not None:
             found.append(LrSuggestion(test, rule, float(lrs[index])))
     return found

@@ -53,6 +53,14 @@ def network(
     Raises:
         ConfigError: convolutions on inputs that are no images, or too small for them.
     """
+    widths = [width for block in blocks for width in block] + list(hidden)
+    if not all(isinstance(width, int) and width >= 1 for width in widths):
+        raise ConfigError(
+            f"model.blocks={[list(b) for b in blocks]}, model.hidden={list(hidden)}: allowed are "
+            "whole numbers from 1"
+        )
+    if not isinstance(bias, bool):
+        raise ConfigError(f"model.bias={bias}: allowed are true and false")
     if blocks and len(input_shape) != 3:
         raise ConfigError(
             f"model.blocks={[list(b) for b in blocks]}: convolutions need images (C, H, W), and "

@@ -59,10 +59,12 @@ def execute(config: DictConfig, overrides: Sequence[str], experiment: str | None
         _compare(directory, resolved)
         if status == "finished":
             log.info("%s: finished before, skipped (overwrite=true runs it again)", title)
+            # What is reported of the run may have changed since, and figures read it here.
+            _replace(directory / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
             return directory
 
-    log.info("%s", title)
     training = build(config)
+    log.info("%s", title)
     _claim(directory, fresh=status is None)
     resumed = (directory / "checkpoint.pt").exists()
     if resumed:

@@ -1,0 +1,37 @@
+"""Draw the article's figures from finished runs.
+
+python scripts/figures.py
+python scripts/figures.py --runs outputs --output outputs/figures --experiments weight_init
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from debugnn.errors import ConfigError
+from debugnn.figures import draw
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Draw the article's figures from finished runs.")
+    parser.add_argument("--runs", type=Path, default=Path("outputs"), help="where the runs are")
+    parser.add_argument("--output", type=Path, default=Path("outputs/figures"))
+    parser.add_argument("--experiments", nargs="+", metavar="NAME", help="only these")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        written = draw(options.runs, options.output, options.experiments)
+    except (ConfigError, OSError) as error:
+        print(f"figures: {error}", file=sys.stderr)
+        return 1
+    for path in written:
+        print(path)
+    if not written:
+        print(f"figures: no figure drawn, {options.runs} holds no finished run", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
