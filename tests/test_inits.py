@@ -176,6 +176,21 @@ def test_pretrained_takes_the_named_layers_and_leaves_the_rest_as_default_has_it
         assert torch.equal(tensor, default_net.state_dict()[name]) != taken, name
 
 
+def test_what_is_not_taken_over_does_not_depend_on_the_pretraining(cifar_net, pretraining):
+    # Dropout draws from the same random numbers as the rule.
+    others = (*pretraining, "reg=dropout", "init.weight={_target_:torch.nn.init.normal_}")
+    short, long = (
+        cifar_net("init=pretrained", *others, f"init.pretrain.steps_per_epoch={steps}")
+        for steps in (1, 2)
+    )
+    for name, tensor in short.state_dict().items():
+        taken = name.split(".")[0] in {"conv1", "conv2"}
+        assert torch.equal(tensor, long.state_dict()[name]) != taken, name
+    # The rule comes before the transfer, and fills only what the transfer leaves.
+    assert long.fc3.weight.std() > 0.9
+    assert long.conv2.weight.std() < 0.5
+
+
 def small_net(seed: int, channels: int = 1, blocks: tuple = ((4, 6),)) -> nn.Sequential:
     torch.manual_seed(seed)
     return network(

@@ -115,6 +115,16 @@ def test_a_training_that_paused_between_epochs_goes_on_as_if_it_had_not(small_tr
     assert_same_weights(whole.model, paused.model)
 
 
+def test_a_model_that_was_left_in_evaluation_mode_is_trained_in_training_mode(small_training):
+    losses = []
+    for mode in (True, False):
+        training = small_training()
+        training.model.train(mode)
+        torch.manual_seed(1)
+        losses.append([step.loss for step in run(training, 1)[0]])
+    assert losses[0] == losses[1]
+
+
 def test_epochs_draw_other_orders_and_each_can_be_drawn_again(small_training):
     training = small_training()
 

@@ -21,7 +21,11 @@ def build_on(compose, image_arrays):
     """Build the network of a configuration for random data of a shape."""
 
     def build(
-        shape: tuple[int, ...], *overrides: str, reg: str = "none", seed: int = 0
+        shape: tuple[int, ...],
+        *overrides: str,
+        reg: str = "none",
+        seed: int = 0,
+        device: str = "cpu",
     ) -> nn.Sequential:
         if len(shape) == 3:
             arrays = image_arrays(shape, train=10, test=10)
@@ -29,11 +33,14 @@ def build_on(compose, image_arrays):
             values = image_arrays((1, 1, prod(shape)), train=10, test=10).train_inputs
             values = values.reshape(10, *shape).astype("float32")
             arrays = Arrays(values, values[:, :1], values, values[:, :1])
-        data = assemble(arrays, name="random", seed=0, batch_size=2)
+        data = assemble(
+            arrays, name="random", seed=0, batch_size=2, mean=[0.5], std=[0.5], device=device
+        )
         torch.manual_seed(seed)
         config = compose(*overrides)
         config.reg = compose(f"reg={reg}").reg
-        return build_model(config, data)
+        with torch.device(device):
+            return build_model(config, data)
 
     return build
 
@@ -165,7 +172,8 @@ def test_every_model_with_every_regulariser_has_the_parameters_of_its_widths(
     config, reg = compose(f"model={each_model}"), compose(f"reg={each_reg}").reg
     shape = input_shape_of(config)
     outputs = config.model.outputs or 10
-    net = build_on(shape, f"model={each_model}", reg=each_reg)
+    # On this device tensors have shapes and no numbers, which saves the time to draw them.
+    net = build_on(shape, f"model={each_model}", reg=each_reg, device="meta")
     assert parameter_count(net) == count_by_hand(config, shape, outputs, reg.batch_norm)
     assert sum(isinstance(layer, nn.Dropout) for layer in net) == (
         0 if not reg.dropout else len(config.model.blocks) or len(config.model.hidden)

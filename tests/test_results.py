@@ -56,7 +56,7 @@ def write_run(
         "data": {"batch_size": 4, "train_size": None},
         "trainer": {"steps_per_epoch": 21},
         "task": {"name": task},
-        "report": {"data": {"article": "mnist"}, "figures": [dict(f) for f in figures]},
+        "report": {"data": {"article": ["data=mnist"]}, "figures": [dict(f) for f in figures]},
     }
     (directory / "run.json").write_text(records.dump(facts, indent=2))
     (directory / "config.yaml").write_text(records.dump(config))  # JSON is YAML

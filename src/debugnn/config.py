@@ -130,10 +130,13 @@ class ReportConfig:
     """What an experiment is for. Read by the figures and tables, never by the training."""
 
     title: str = MISSING
+    notebook: bool = False  # one of the article's seven notebooks
     claims: list[int] = field(default_factory=list)
     axis: str = "epoch"
     article: dict[str, str] = field(default_factory=dict)
-    data: dict[str, str] = field(default_factory=dict)
+    # What scripts/reproduce.py sets on embedded data and on the article's:
+    # {embedded: [trainer.epochs=5], article: [data=mnist]}
+    data: dict[str, list[str]] = field(default_factory=dict)
     figures: list[FigureConfig] = field(default_factory=list)
 
 

@@ -59,8 +59,7 @@ def execute(config: DictConfig, overrides: Sequence[str], experiment: str | None
         _compare(directory, resolved)
         if status == "finished":
             log.info("%s: finished before, skipped (overwrite=true runs it again)", title)
-            # What is reported of the run may have changed since, and figures read it here.
-            _replace(directory / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+            _update_report(directory, resolved["report"])
             return directory
 
     training = build(config)
@@ -70,7 +69,7 @@ def execute(config: DictConfig, overrides: Sequence[str], experiment: str | None
     if resumed:
         checkpoint.restore(directory / "checkpoint.pt", training)
         log.info("  goes on from epoch %d", training.epoch)
-    facts = _facts(config, experiment, arm)
+    facts = {**_facts(config, experiment, arm), "classes": training.data.classes}
     if status is not None:
         facts["wandb_id"] = records.load((directory / "run.json").read_text()).get("wandb_id")
     _replace(directory / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
@@ -226,6 +225,15 @@ def _compare(directory: Path, resolved: Mapping[str, Any]) -> None:
                 f"{now.get(name)} is asked for; overwrite=true starts over, another output_dir "
                 "keeps both"
             )
+
+
+def _update_report(directory: Path, report: Mapping[str, Any] | None) -> None:
+    """Give a finished run today's report block: figures read it there."""
+    path = directory / "config.yaml"
+    kept = OmegaConf.load(path)
+    if OmegaConf.to_container(kept).get("report") != report:
+        kept["report"] = report
+        _replace(path, OmegaConf.to_yaml(kept))
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -214,7 +214,8 @@ def _article_points(axes: Axes, run: Run, article: Path, column: str, colour: st
 
 def _article_handles(shown: Sequence[Run]) -> list[Line2D]:
     twins = [twin for run in shown for twin in article_names(run)[1:]]
-    data = shown[0].report["data"].get("article")
+    settings = dict(s.split("=", 1) for s in shown[0].report["data"].get("article", []))
+    data = settings.get("data")
     name = f"article ({DATA.get(data, data)})" if data else "article"
     texts = {"o": name} if any(run.article_run for run in shown) else {}
     if twins:
