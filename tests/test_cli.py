@@ -1,0 +1,141 @@
+"""What a person types: help, mistakes, and the two launch forms."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import CONF, REPOSITORY
+
+import train
+from debugnn import cli
+
+
+def start(*arguments, cwd=REPOSITORY, **environment):
+    """`python train.py ...` as a process of its own."""
+    return subprocess.run(
+        [sys.executable, str(REPOSITORY / "train.py"), *arguments],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def launch(monkeypatch, capsys, *arguments):
+    """The same in this process: exit code, standard output, standard error."""
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    monkeypatch.setattr(cli, "_failures", [])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    code = 0
+    try:
+        cli.launch(train.main, CONF)
+    except SystemExit as stop:
+        code = stop.code
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_help_names_every_group_and_option_within_80_columns():
+    shown = start("--help")
+    assert shown.returncode == 0
+    assert max(map(len, shown.stdout.splitlines())) <= 80
+    words = set(re.findall(r"[\w.]+", shown.stdout))
+    for path in CONF.glob("*/*.yaml"):
+        if path.parent.name != "hydra":
+            assert {path.parent.name, path.stem} <= words, path
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"]])
+def test_help_and_cfg_do_not_import_torch(arguments):
+    shown = subprocess.run(
+        [sys.executable, "-X", "importtime", "train.py", *arguments],
+        cwd=REPOSITORY, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    imported = set(re.findall(r"\| +([\w.]+)$", shown.stderr, re.MULTILINE))
+    assert "hydra" in imported
+    assert not {"torch", "wandb", "sklearn", "pandas", "matplotlib"} & imported
+
+
+MISTAKES = {
+    "model=foo": ["model=foo", "relu_net"],
+    "clip=5.0": ["clip=5.0", "4.0", "off"],
+    "experiment=nope": ["experiment=nope", "nan_loss"],
+    "optim.lrr=1": ["optim.lrr"],
+    "trainer.foo=3": ["trainer.foo"],
+    "foo=1": ["foo"],
+    "trainer.epochs=abc": ["trainer.epochs=abc", "Integer"],
+    "trainer.epochs=0": ["trainer.epochs=0", "[1, inf)"],
+    "optim.lr=-1": ["optim.lr=-1", "(0, inf)"],
+    "optim.lr=abc": ["optim.lr=abc", "number"],
+    "seed=1.5": ["seed=1.5", "Integer"],
+    "seed=-1": ["seed=-1", "[0, "],
+    "reg.dropout=1.0": ["reg.dropout=1.0", "[0, 1)"],
+    "clip.max_norm=-1": ["clip.max_norm=-1", "(0, inf)"],
+    "trainer.precision=fp16": ["trainer.precision=fp16", "bf16"],
+    "wandb.mode=on": ["wandb.mode", "offline"],
+    "model=regressor": ["model.outputs=1", "data=regression"],
+    "data=regression": ["model.blocks", "model=regressor"],
+    "data.batch_size=5000": ["data.batch_size=5000", "1440"],
+    "data.train_size=100000": ["data.train_size=100000", "1440"],
+    "data.mean=[1,2]": ["data.mean", "data.std"],
+    "data.as_shape=[1,8,8]": ["data.as_shape", "28"],
+    "model.hidden=[0]": ["model.hidden=[0]"],
+    "model.bias=maybe": ["model.bias=maybe"],
+    "model.activation._target_=torch.nn.Nope": ["torch.nn.Nope"],
+    "init.weight._target_=torch.nn.init.nope_": ["init.weight", "nope_"],
+    "init=pretrained": ["shapes"],
+    "optim._target_=torch.optim.LBFGS": ["LBFGS", "closure"],
+    "output_dir=/dev/null/x": ["output_dir", "/dev/null/x"],
+    "data=mnist data.root=nowhere data.download=false": ["nowhere", "DEBUGNN_DATA", "digits"],
+    "task.finder.end_lr=1e-12": ["task.finder.end_lr"],
+    "init=[": ["init=["],
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_that_names_it(monkeypatch, capsys, tmp_path, mistake):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = launch(monkeypatch, capsys, "wandb=disabled", *mistake.split())
+    assert code == 2
+    assert len(err.strip().splitlines()) == 1
+    for part in MISTAKES[mistake]:
+        assert part in err
+    assert "Traceback" not in out + err
+    # Nothing is left that a later run could take for its own.
+    assert not list(tmp_path.rglob("run.json"))
+
+
+def test_full_error_shows_the_traceback(tmp_path):
+    shown = start("trainer.epochs=0", cwd=tmp_path, HYDRA_FULL_ERROR="1")
+    assert shown.returncode == 2
+    assert "Traceback" in shown.stderr
+
+
+def test_an_arm_that_fails_is_named_and_the_others_run(monkeypatch, capsys, tmp_path):
+    code, _, err = launch(
+        monkeypatch, capsys, "-m", "optim.lr=-1,1e-3", "trainer.epochs=1",
+        "trainer.steps_per_epoch=2", "wandb=disabled", f"output_dir={tmp_path}",
+    )  # fmt: skip
+    assert code == 2
+    assert "optim.lr=-1" in err
+    assert [path.parent.parent.name for path in tmp_path.rglob("run.json")] == [
+        "optim.lr=1e-3,trainer.epochs=1,trainer.steps_per_epoch=2"
+    ]
+
+
+def test_the_readmes_sweep_runs_as_typed_from_a_clean_start(tmp_path):
+    """In an empty folder with an empty HOME: no network, no account, no prompt."""
+    started = time.monotonic()
+    shown = start(
+        "-m", "init=kaiming,xavier", "trainer.epochs=1", cwd=tmp_path,
+        HOME=str(tmp_path), DEBUGNN_DATA="",
+    )  # fmt: skip
+    assert shown.returncode == 0, shown.stderr
+    assert time.monotonic() - started < 60
+    arms = {path.parent.parent.name for path in (tmp_path / "outputs").rglob("run.json")}
+    assert arms == {"init=kaiming,trainer.epochs=1", "init=xavier,trainer.epochs=1"}
+    assert list((tmp_path / "outputs").rglob("*.wandb"))

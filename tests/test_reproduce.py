@@ -1,0 +1,95 @@
+"""One command over many experiments."""
+
+import os
+import subprocess
+import sys
+
+import hydra
+import pytest
+import reproduce
+import yaml
+from conftest import CONF, REPOSITORY
+
+from debugnn import records
+
+
+def start(*arguments, cwd):
+    return subprocess.run(
+        [sys.executable, str(REPOSITORY / "scripts" / "reproduce.py"), *arguments],
+        cwd=cwd, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def composing():
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        yield
+
+
+def test_notebooks_are_seven(composing):
+    assert len(reproduce.experiments("notebooks")) == 7
+    assert len(reproduce.experiments("all")) == len(list((CONF / "experiment").glob("*.yaml")))
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in (CONF / "experiment").glob("*.yaml")))
+def test_arms_are_the_sweeps_product(composing, name):
+    written = yaml.safe_load((CONF / "experiment" / f"{name}.yaml").read_text())
+    params = written.get("hydra", {}).get("sweeper", {}).get("params", {})
+    wanted = 1
+    for values in params.values():
+        wanted *= len(values.split(","))
+    arms = [tuple(arm) for arm in reproduce.arms(name, "article")]
+    assert len(set(arms)) == len(arms) == wanted
+
+
+def test_arms_are_those_that_train_py_sweeps_over(tmp_path):
+    """The same directories, whether Hydra's sweeper or the script made them."""
+    small = ["trainer.epochs=1", "wandb=disabled", f"output_dir={tmp_path / 'swept'}"]
+    subprocess.run(
+        [sys.executable, "train.py", "-m", "experiment=nan_loss", *small],
+        cwd=REPOSITORY, check=True, capture_output=True,
+    )  # fmt: skip
+    looped = start(
+        "--experiments", "nan_loss", "--output", str(tmp_path / "looped"),
+        "trainer.epochs=1", "wandb=disabled", cwd=tmp_path,
+    )  # fmt: skip
+    assert looped.returncode == 0, looped.stderr
+    runs = {
+        side: {path.parent.relative_to(tmp_path / side): records.load(path.read_text())["arm"]
+               for path in (tmp_path / side).rglob("run.json")}
+        for side in ("swept", "looped")
+    }  # fmt: skip
+    assert len(runs["swept"]) == 6
+    assert runs["swept"] == runs["looped"]
+    assert list((tmp_path / "looped" / "figures").glob("*.png"))
+    assert "nan_loss                 6       0" in looped.stdout
+
+
+def test_a_failing_arm_is_named_and_the_rest_runs(tmp_path):
+    shown = start(
+        "--experiments", "mnist_baseline,nan_loss", "--output", str(tmp_path),
+        "trainer.epochs=1", "wandb=disabled", "data.batch_size=600", cwd=tmp_path,
+    )  # fmt: skip
+    assert shown.returncode == 1
+    failed = [line for line in shown.stderr.splitlines() if line.startswith("failed:")]
+    assert len(failed) == 6  # a regression of 500 samples; the digits are enough
+    assert all("nan_loss" in line and "at most 500" in line for line in failed)
+    assert len(list(tmp_path.rglob("run.json"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--experiments", "nope"], "--experiments=nope"),
+        (["--seeds", "a"], "--seeds=a"),
+        (["--data", "real"], "invalid choice"),
+        (["trainer.epoch=1"], "trainer.epoch"),
+    ],
+)
+def test_a_mistake_is_named_before_anything_runs(tmp_path, arguments, said):
+    shown = start(*arguments, cwd=tmp_path)
+    assert shown.returncode in (1, 2)
+    assert said in shown.stderr
+    assert "Traceback" not in shown.stderr
+    assert not list(tmp_path.rglob("run.json"))
