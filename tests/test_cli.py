@@ -7,9 +7,9 @@ import sys
 import time
 
 import pytest
-from conftest import CONF, REPOSITORY
-
 import train
+
+from conftest import CONF, REPOSITORY
 from debugnn import cli
 
 

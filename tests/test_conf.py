@@ -7,9 +7,9 @@ from pathlib import Path
 import hydra
 import pytest
 import yaml
-from conftest import CONF
 from omegaconf import OmegaConf
 
+from conftest import CONF
 from debugnn import cli, config
 from debugnn.build import build
 from debugnn.doctor.probes import LayerProbe

@@ -260,7 +260,7 @@ def test_a_v_has_its_minimum_at_the_vertex():
     points = curve([abs(i - 20) for i in range(31)])
     found = suggested(points)
     assert found["minimum"] == 20
-    assert found["valley"] == 21 * 2 // 3  # of the 21 points on the way down
+    assert found["valley"] == 21 // 2  # of the 21 points on the way down
     assert found["steepest"] < 20
 
 
@@ -301,7 +301,7 @@ def test_losses_that_are_not_finite_are_left_out():
 
 
 @given(st.lists(st.integers(0, 9), min_size=3, max_size=9))
-def test_the_valley_is_two_thirds_down_a_longest_decreasing_subsequence(losses):
+def test_the_valley_is_half_way_down_a_longest_decreasing_subsequence(losses):
     descents = [
         chosen
         for size in range(1, len(losses) + 1)
@@ -313,7 +313,7 @@ def test_the_valley_is_two_thirds_down_a_longest_decreasing_subsequence(losses):
     if longest < 3:
         assert index is None
     else:
-        assert index in {d[longest * 2 // 3] for d in descents if len(d) == longest}
+        assert index in {d[longest // 2] for d in descents if len(d) == longest}
 
 
 @given(st.lists(st.floats(0, 100), min_size=3, max_size=30))

@@ -6,10 +6,10 @@ import sys
 
 import hydra
 import pytest
-import reproduce
 import yaml
-from conftest import CONF, REPOSITORY
 
+import reproduce
+from conftest import CONF, REPOSITORY
 from debugnn import records
 
 

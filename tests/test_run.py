@@ -8,8 +8,8 @@ import sys
 
 import pytest
 import torch
-from conftest import REPOSITORY
 
+from conftest import REPOSITORY
 from debugnn import records
 from debugnn.errors import ConfigError
 from debugnn.run import arm_of, execute, label, run_name
@@ -203,8 +203,9 @@ def test_runs_carry_the_articles_names(compose):
 
 def test_a_range_test_leaves_the_training_as_it_was(settings):
     """Training after a range test at the same rate equals training without one."""
-    plain = execute(settings("trainer.epochs=1"), ["plain"], None)
-    config = settings("trainer.epochs=1", "task.finder.iterations=20", "task.finder.start_lr=1e-4")
+    shared = ("model=relu_net", "reg=dropout", "data.batch_size=16", "trainer.epochs=1")
+    plain = execute(settings(*shared), ["plain"], None)
+    config = settings(*shared, "task.finder.start_lr=1e-5")
     config.task.lr_from = "minimum"
     found = execute(config, ["found"], None)
     suggested = next(r["lr"] for r in rows(found, "lr_suggestion") if r["rule"] == "minimum")

@@ -8,12 +8,16 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
 
+from conftest import REPOSITORY
 from debugnn import records
 from debugnn.run import execute
 
 WANDB = Path(sys.executable).parent / "wandb"
+
+
+# Without what a run in this process left there for its own service.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if "WANDB" not in name}
 
 
 def read_back(directory: Path) -> dict[str, list[dict]]:
@@ -106,7 +110,7 @@ def test_a_server_that_is_not_there_does_not_end_the_run(tmp_path, key):
             "trainer.epochs=1", "data.train_size=64",
         ],
         cwd=tmp_path,
-        env={**os.environ, "HOME": str(tmp_path), "WANDB_API_KEY": key,
+        env={**ENVIRONMENT, "HOME": str(tmp_path), "WANDB_API_KEY": key,
              "WANDB_BASE_URL": "http://127.0.0.1:9"},
         stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
     )  # fmt: skip

@@ -142,7 +142,9 @@ def assemble(config: DictConfig, model: nn.Module, data: Data) -> Training:
 def pretrained(config: DictConfig, device: torch.device) -> nn.Module:
     """The same network trained on `init.pretrain.data`, from PyTorch's default initialisation."""
     section = config.init.pretrain
-    data = build_data(config, OmegaConf.merge(config.data, neutral(section.data)), device)
+    places = {key: config.data[key] for key in ("root", "cache", "download")}
+    source = OmegaConf.merge(config.data, neutral(section.data), places)
+    data = build_data(config, source, device)
     training = assemble(config, build_model(config, data), data)
     training.steps_per_epoch = section.steps_per_epoch
     *_, last = fit(training, section.epochs, LayerProbe(every=None))

@@ -16,7 +16,7 @@ GradientRule = Callable[[Iterable[Tensor]], Tensor]
 
 def keep(parameters: Iterable[Tensor]) -> Tensor:
     """Leave the gradients as they are."""
-    return get_total_norm(_gradients(list(parameters)))
+    return global_norm(list(parameters))
 
 
 def clip_norm(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
@@ -25,7 +25,7 @@ def clip_norm(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     Pascanu et al. 2013, arXiv:1211.5063, Algorithm 1.
     """
     parameters = list(parameters)
-    norm = get_total_norm(_gradients(parameters))
+    norm = global_norm(parameters)
     clip_grads_with_norm_(parameters, max_norm, norm)
     return norm
 
@@ -35,11 +35,24 @@ def rescale_norm(parameters: Iterable[Tensor], norm: float) -> Tensor:
 
     Gradients that are all zero stay zero.
     """
-    gradients = _gradients(list(parameters))
-    before = get_total_norm(gradients)
-    if gradients:
-        torch._foreach_mul_(gradients, norm / before.clamp_min(torch.finfo(before.dtype).tiny))
+    parameters = list(parameters)
+    before = global_norm(parameters)
+    if before > 0:
+        torch._foreach_mul_(_gradients(parameters), (norm / before).item())
     return before
+
+
+def global_norm(parameters: list[Tensor]) -> Tensor:
+    """The L2 norm of all gradients together, a scalar; 0 where there are none.
+
+    Squares of float32 gradients overflow above 1e19 and vanish below 1e-23: exactly there, where
+    gradients explode or vanish, the norm is taken again in float64.
+    """
+    gradients = _gradients(parameters)
+    norm = get_total_norm(gradients)
+    if norm == 0 or torch.isinf(norm):
+        norm = get_total_norm([g.double() for g in gradients])
+    return norm
 
 
 def gradient_rule(max_norm: float | None, rescale: bool) -> GradientRule:

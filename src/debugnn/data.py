@@ -198,7 +198,8 @@ def _through_torchvision(
 
 
 # What torchvision's readers raise on files that are cut off or hold something else.
-_UNREADABLE = (RuntimeError, OSError, ValueError, AssertionError, EOFError, pickle.UnpicklingError)
+_UNREADABLE = (RuntimeError, OSError, ValueError, AssertionError, EOFError, TypeError, KeyError,
+               pickle.UnpicklingError)  # fmt: skip
 
 
 def _damaged(where: Path) -> bool:
@@ -221,6 +222,11 @@ def _checked(name: str, root: str, arrays: Sequence, shape: tuple[int, ...]) -> 
                 f"data={name}: the {half} files in {Path(root).absolute()} hold {len(inputs)} "
                 f"images of {inputs.shape[1:]} and {len(targets)} labels; expected are images of "
                 f"{shape} and a label for each"
+            )
+        if not 0 <= targets.min() <= targets.max() < 10:
+            raise ConfigError(
+                f"data={name}: the {half} files in {Path(root).absolute()} hold labels from "
+                f"{targets.min()} to {targets.max()}; expected are 0 to 9"
             )
     return Arrays(
         np.ascontiguousarray(train_inputs), train_targets.astype(np.int64),
@@ -251,26 +257,34 @@ def decoded(
         except OSError as error:
             log.warning("data.cache=%s cannot be written (%s): decoding anew", cache, error)
             return arrays
-    return Arrays(*(np.load(folder / f"{part}.npy", mmap_mode="r") for part in Arrays._fields))
+    try:
+        return Arrays(*(np.load(folder / f"{part}.npy", mmap_mode="r") for part in Arrays._fields))
+    except (OSError, ValueError, EOFError) as error:
+        raise ConfigError(
+            f"data.cache: {folder} is damaged ({_first_line(error)}); delete it: it is made anew"
+        ) from None
 
 
 def _write(folder: Path, arrays: Arrays) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(dir=folder.parent))
-    for part, array in arrays._asdict().items():
-        np.save(draft / f"{part}.npy", array)
-    try:
-        draft.rename(folder)  # atomic: a reader sees the whole folder or none
-    except OSError:
-        if not folder.is_dir():  # another process was first
-            raise
+    with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as scratch:
+        draft = Path(scratch) / folder.name  # inside, for its permissions are the user's own
+        draft.mkdir()
+        for part, array in arrays._asdict().items():
+            np.save(draft / f"{part}.npy", array)
+        try:
+            draft.rename(folder)  # atomic: a reader sees the whole folder or none
+        except OSError:
+            if not folder.is_dir():  # unless another process was first
+                raise
 
 
 def _fingerprint(reader: Callable, root: str) -> str:
     """A hash of the reader's module and of its source files' sizes and times."""
     function = getattr(reader, "func", reader)  # a configured reader comes as a partial
     code = Path(inspect.getsourcefile(function)).read_bytes()
-    marks: list = [function.__qualname__, hashlib.sha256(code).hexdigest()]
+    arguments = repr((getattr(reader, "args", ()), getattr(reader, "keywords", {})))
+    marks: list = [function.__qualname__, arguments, hashlib.sha256(code).hexdigest()]
     for folder in _SOURCES.get(function.__name__, ()):
         for path in sorted((Path(root) / folder).glob("*")):
             status = path.stat()

@@ -60,7 +60,8 @@ def transfer(model: nn.Module, source: nn.Module, layers: Iterable[str]) -> None
             raise ConfigError(f"init.pretrain.layers={name}: no such layer; there are {known}")
         try:
             targets[name].load_state_dict(source.get_submodule(name).state_dict())
-        except RuntimeError as error:
+        except (RuntimeError, AttributeError) as error:
             raise ConfigError(
-                f"init.pretrain.layers={name}: the two networks' shapes differ ({error})"
+                f"init.pretrain.layers={name}: the two networks differ there: "
+                + " ".join(str(error).split())
             ) from None

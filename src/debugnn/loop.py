@@ -133,12 +133,14 @@ def evaluate(training: Training) -> tuple[float, float | None]:
     was_training = training.model.training
     training.model.eval()
     loss_sum, correct = 0.0, 0
-    for inputs, targets in training.data.test_batches(training.eval_batch_size):
-        outputs = training.outputs(inputs)
-        loss_sum += training.loss(outputs, targets).item() * len(targets)
-        if training.data.classes is not None:
-            correct += int((outputs.argmax(dim=1) == targets).sum())
-    training.model.train(was_training)
+    try:
+        for inputs, targets in training.data.test_batches(training.eval_batch_size):
+            outputs = training.outputs(inputs)
+            loss_sum += training.loss(outputs, targets).item() * len(targets)
+            if training.data.classes is not None:
+                correct += int((outputs.argmax(dim=1) == targets).sum())
+    finally:
+        training.model.train(was_training)
     size = len(training.data.test)
     accuracy = 100 * correct / size if training.data.classes is not None else None
     return training.test_loss_scale * loss_sum / size, accuracy

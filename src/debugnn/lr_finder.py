@@ -58,7 +58,8 @@ def range_test(
         best = smoothed if iteration == 0 else min(best, smoothed)
         growth = (end_lr / start_lr) ** (1 / (iterations - 1))
         yield LrPoint(test, iteration, lr, lr * growth, value, smoothed)
-        if not math.isfinite(smoothed) or smoothed > diverge_at * best:
+        # For a positive best, smoothed > diverge_at · best; a loss may be unbounded below too.
+        if not math.isfinite(smoothed) or smoothed - best > (diverge_at - 1) * abs(best):
             return
 
 
@@ -107,7 +108,10 @@ def steepest(lrs: np.ndarray, losses: np.ndarray) -> int | None:
 
 
 def valley(lrs: np.ndarray, losses: np.ndarray) -> int | None:
-    """Two thirds of the way down the longest decreasing subsequence of the losses (fastai)."""
+    """Half way down the longest decreasing subsequence of the losses, as fastai's `valley` does.
+
+    Its documentation speaks of two thirds; its code takes one third and a half of a third.
+    """
     length = len(losses)
     run, previous = [1] * length, [-1] * length
     for i in range(length):
@@ -121,7 +125,7 @@ def valley(lrs: np.ndarray, losses: np.ndarray) -> int | None:
     while previous[path[-1]] >= 0:
         path.append(previous[path[-1]])
     path.reverse()
-    return path[len(path) * 2 // 3]
+    return path[len(path) // 2]
 
 
 Rule = Callable[[np.ndarray, np.ndarray], int | None]

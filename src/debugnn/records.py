@@ -107,7 +107,7 @@ def dump(value: Any, *, indent: int | None = None) -> str:
     return json.dumps(_finite(value), allow_nan=False, indent=indent, ensure_ascii=False)
 
 
-def load(text: str) -> Any:
+def load(text: str | bytes) -> Any:
     """The inverse of `dump`."""
     return _revive(json.loads(text))
 
@@ -117,9 +117,9 @@ def read_jsonl(path: Path, kind: str | None = None) -> Iterator[dict[str, Any]]:
 
     A last line without its newline is a write that was cut off, and is left out.
     """
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:  # bytes: a write can be cut off inside a character
         for line in lines:
-            if not line.endswith("\n"):
+            if not line.endswith(b"\n"):
                 return
             row = load(line)
             if kind is None or row["kind"] == kind:

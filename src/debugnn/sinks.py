@@ -5,6 +5,7 @@ A sink takes one record at a time and never hands anything back.
 
 import logging
 import math
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -129,6 +130,7 @@ class WandB:
                 quiet=True, silent=True, console="off", init_timeout=settings["init_timeout"]
             ),
         }
+        before = set(directory.glob("wandb/run-*"))
         try:
             self.run = wandb.init(mode=settings["mode"], **options)
         except (wandb.errors.Error, OSError) as error:
@@ -140,6 +142,8 @@ class WandB:
                 " ".join(str(error).split()),
                 directory,
             )
+            for attempt in set(directory.glob("wandb/run-*")) - before:
+                shutil.rmtree(attempt)  # empty, and not what is to be synced
             self.run = wandb.init(mode="offline", **options)
         for pattern, step_metric in (
             ("train/*", "epoch"), ("test/*", "epoch"), ("step/*", "step"), ("gradients/*", "step"),

@@ -4,7 +4,8 @@ A probe draws no random number and writes no tensor of the model's: the trained 
 same, bit for bit, with and without it.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -40,9 +41,9 @@ class LayerProbe:
             yield None
             return
         seen: Seen = {}
-        outputs: dict[str, Tensor] = {}
+        activations: dict[str, TensorStats] = {}
         handles = [
-            module.register_forward_hook(_keep_output(outputs, name))
+            module.register_forward_hook(self._describe_output(activations, name))
             for name, module in model.named_modules()
             if not list(module.children()) and not isinstance(module, _TRANSPARENT)
         ]
@@ -57,17 +58,15 @@ class LayerProbe:
                 n: describe(p.grad, self.bins) for n, p in named if p.grad is not None
             }
             seen["parameters"] = {n: describe(p, self.bins) for n, p in named}
-            seen["activations"] = {
-                n: describe(o, self.bins, units=True) for n, o in outputs.items()
-            }
+            seen["activations"] = activations
 
+    def _describe_output(self, activations: dict[str, TensorStats], name: str) -> Callable:
+        # At once, not after the pass: a following layer may work in place on this output.
+        def hook(module: nn.Module, inputs: tuple, output: object) -> None:
+            if isinstance(output, Tensor):
+                activations[name] = describe(output, self.bins, units=True)
 
-def _keep_output(outputs: dict[str, Tensor], name: str):
-    def hook(module: nn.Module, inputs: tuple, output: object) -> None:
-        if isinstance(output, Tensor):
-            outputs[name] = output.detach()
-
-    return hook
+        return hook
 
 
 def describe(tensor: Tensor, bins: int = 64, units: bool = False) -> TensorStats:
@@ -98,6 +97,11 @@ def describe(tensor: Tensor, bins: int = 64, units: bool = False) -> TensorStats
         )  # fmt: skip
     low, high = (v.item() for v in torch.aminmax(values))
     std, mean = torch.std_mean(values, correction=0)
+    if not (nonfinite or 0 < norm < math.inf) or not math.isfinite(high - low + std.item()):
+        # The squares left float32's range: exploding and vanishing values are what is watched for.
+        values = values.double()
+        norm = torch.linalg.vector_norm(values).item()
+        std, mean = torch.std_mean(values, correction=0)
     return TensorStats(
         size=size,
         nonfinite=nonfinite,
@@ -106,7 +110,7 @@ def describe(tensor: Tensor, bins: int = 64, units: bool = False) -> TensorStats
         std=std.item(),
         low=low,
         high=high,
-        zeros=1 - torch.count_nonzero(values).item() / size,
+        zeros=(values.numel() - torch.count_nonzero(values).item()) / size,
         histogram=_histogram(values, bins, low, high),
         dead_units=dead,
     )
