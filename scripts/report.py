@@ -1,0 +1,78 @@
+"""Write the evidence: tables and figures of finished runs beside the article's numbers.
+
+python scripts/report.py --runs outputs --data mnist,cifar10,regression,regression_notebook
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from debugnn import report
+from debugnn.errors import ConfigError
+from debugnn.figures import draw
+from debugnn.results import Run, compare, load_runs, tidy_epochs
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+
+
+def write(runs: list[Run], source: Path, output: Path) -> None:
+    """The tables, the figures and the page that shows them."""
+    output.mkdir(parents=True, exist_ok=True)
+    compare(runs).to_csv(output / "comparison.csv", index=False, na_rep="NaN")
+    tidy_epochs(runs).to_csv(output / "epochs.csv", index=False, na_rep="NaN")
+    suggestions = [
+        run.lr_suggestions().assign(arm=run.arm["task"], seed=run.seed, data=run.data)
+        for run in runs
+        if run.config["task"]["name"] == "lr_find"
+    ]
+    if suggestions:
+        pd.concat(suggestions).to_csv(output / "lr_suggestions.csv", index=False)
+    names = sorted({run.experiment for run in runs})
+    drawn = draw(source, output / "figures", names)
+    kept = [path for path in drawn if any(path.stem.endswith(f"_{run.data}") for run in runs)]
+    for path in set(drawn) - set(kept):
+        path.unlink()
+    table = report.comparison(runs)
+    said = report.provenance(runs)
+    pictures = "\n\n".join(
+        f"![{path.stem}](figures/{path.name})" for path in sorted(kept, key=lambda p: p.name)
+    )
+    report.fill(output / "README.md", "table", f"{table}\n\n{said}")
+    report.fill(output / "README.md", "figures", pictures)
+    report.fill(README, "results", f"{table}\n\n{said}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Write the evidence of finished runs.")
+    parser.add_argument("--runs", type=Path, default=Path("outputs"), help="where the runs are")
+    parser.add_argument("--output", type=Path, default=Path("outputs/reference"))
+    parser.add_argument(
+        "--data",
+        default="mnist,cifar10,regression,regression_notebook",
+        help="only runs on these data sets (default: the article's)",
+    )
+    parser.add_argument("--conf-only", action="store_true", help="only the README's option tables")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        report.fill(README, "groups", report.groups(ROOT / "conf"))
+        report.fill(README, "experiments", report.experiments(ROOT / "conf"))
+        if options.conf_only:
+            return 0
+        runs = [r for r in load_runs(options.runs) if r.data in options.data.split(",")]
+        if not runs:
+            raise ConfigError(f"{options.runs}: no finished run on {options.data}")
+        write(runs, options.runs, options.output)
+    except (ConfigError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{len(runs)} runs in {options.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""Tables in Markdown, from finished runs alone."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+from debugnn.errors import ConfigError
+from debugnn.results import Run, compare
+
+# Heading → (column of `results.compare`, format).
+QUANTITIES = {
+    "test accuracy, last epoch (%)": ("final_test_accuracy", "{:.1f}"),
+    "test loss, lowest": ("min_test_loss", "{:.3g}"),
+    "test loss, last epoch": ("final_test_loss", "{:.3g}"),
+    "train accuracy, epoch 0 (%)": ("first_train_accuracy", "{:.1f}"),
+    "last batch's loss, last epoch": ("final_last_batch_loss", "{:.3g}"),
+}
+
+
+def comparison(runs: Sequence[Run]) -> str:
+    """Ours beside the article's as a Markdown table, a row a run: ours / the article's."""
+    table = compare(runs)
+    if table.empty:
+        raise ConfigError("no finished run repeats one of the article's")
+    rows = []
+    for _, row in table.iterrows():
+        cells = [f"`{row.article_run}`", row.experiment, _arm(row.arm), str(row.epochs)]
+        for column, form in QUANTITIES.values():
+            cells.append(
+                f"{_number(row[column], form)} / {_number(row[f'{column}_article'], form)}"
+            )
+        rows.append((row.experiment, row.seed, cells))
+    head = ["article's run", "experiment", "arm", "epochs", *QUANTITIES]
+    return markdown(head, [cells for _, _, cells in sorted(rows, key=lambda r: r[:2])])
+
+
+def provenance(runs: Sequence[Run]) -> str:
+    """On what the runs were made, in a sentence."""
+    devices = sorted({f"{run.facts['device']}" for run in runs})
+    threads = sorted({str(run.facts["threads"]) for run in runs})
+    torch = sorted({run.facts["versions"]["torch"] for run in runs})
+    commits = sorted({(run.facts["git"]["commit"] or "unknown")[:10] for run in runs})
+    dirty = " (with uncommitted changes)" if any(run.facts["git"]["dirty"] for run in runs) else ""
+    seeds = sorted({run.seed for run in runs})
+    return (
+        f"{len(runs)} runs, seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}, "
+        f"fp32, torch {', '.join(torch)}, {', '.join(devices)}, {' or '.join(threads)} "
+        f"thread{'s' if threads != ['1'] else ''}, commit {', '.join(commits)}{dirty}."
+    )
+
+
+def groups(conf: Path) -> str:
+    """The configuration groups with their options, the default one first and in bold."""
+    defaults = {}
+    for item in yaml.safe_load((conf / "config.yaml").read_text(encoding="utf-8"))["defaults"]:
+        defaults |= item if isinstance(item, dict) else {}
+    rows = []
+    for group, default in defaults.items():
+        if group != "experiment" and not group.startswith("override "):
+            others = sorted(path.stem for path in (conf / group).glob("*.yaml"))
+            others.remove(default)
+            rows.append([f"`{group}`", ", ".join([f"**{default}**", *others])])
+    return markdown(["group", "options"], rows)
+
+
+def experiments(conf: Path) -> str:
+    """The experiments: what each is about, and what its sweep goes over."""
+    rows = []
+    for path in sorted((conf / "experiment").glob("*.yaml")):
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        swept = settings.get("hydra", {}).get("sweeper", {}).get("params", {})
+        sweep = "<br>".join(f"`{key}={_short(str(value))}`" for key, value in swept.items())
+        about = settings["report"]["title"]
+        rows.append([f"`{path.stem}`", about, sweep or "one run"])
+    return markdown(["experiment", "about", "sweeps over"], rows)
+
+
+def _short(values: str) -> str:
+    return ", ".join(value.rpartition(".")[2] if "torch." in value else value
+                     for value in values.replace("'", "").split(","))  # fmt: skip
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def fill(path: Path, name: str, text: str) -> None:
+    """Replace what stands between `<!-- name -->` and `<!-- /name -->` in a Markdown file.
+
+    Raises:
+        ConfigError: a file without the two marks.
+    """
+    before, start, rest = path.read_text(encoding="utf-8").partition(f"<!-- {name} -->\n")
+    _, end, after = rest.partition(f"<!-- /{name} -->")
+    if not start or not end:
+        raise ConfigError(f"{path}: the marks <!-- {name} --> and <!-- /{name} --> are missing")
+    path.write_text(f"{before}{start}{text}\n{end}{after}", encoding="utf-8")
+
+
+def _arm(arm: str) -> str:
+    return "<br>".join(part for part in arm.split(",") if not part.startswith("data="))
+
+
+def _number(value: float | None, form: str) -> str:
+    if value is None or pd.isna(value):
+        return "NaN" if isinstance(value, float) and math.isnan(value) else "–"
+    return form.format(value)
