@@ -1,6 +1,5 @@
 """Tables in Markdown, from finished runs alone."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,9 +28,8 @@ def comparison(runs: Sequence[Run]) -> str:
     for _, row in table.iterrows():
         cells = [f"`{row.article_run}`", row.experiment, _arm(row.arm), str(row.epochs)]
         for column, form in QUANTITIES.values():
-            cells.append(
-                f"{_number(row[column], form)} / {_number(row[f'{column}_article'], form)}"
-            )
+            sides = [_number(row, column, side, form) for side in ("", "_article")]
+            cells.append(" / ".join(sides))
         rows.append((row.experiment, row.seed, cells))
     head = ["article's run", "experiment", "arm", "epochs", *QUANTITIES]
     return markdown(head, [cells for _, _, cells in sorted(rows, key=lambda r: r[:2])])
@@ -106,7 +104,9 @@ def _arm(arm: str) -> str:
     return "<br>".join(part for part in arm.split(",") if not part.startswith("data="))
 
 
-def _number(value: float | None, form: str) -> str:
-    if value is None or pd.isna(value):
-        return "NaN" if isinstance(value, float) and math.isnan(value) else "–"
-    return form.format(value)
+def _number(row: pd.Series, column: str, side: str, form: str) -> str:
+    """A cell: `–` for what was not measured, NaN for a loss that was."""
+    value = row[f"{column}{side}"]
+    if not pd.isna(value):
+        return form.format(value)
+    return "NaN" if "loss" in column and not pd.isna(row[f"nonfinite_from{side}"]) else "–"
