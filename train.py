@@ -9,10 +9,12 @@ from omegaconf import DictConfig
 
 from debugnn import cli, config
 
+CONF = Path(__file__).resolve().parent / "conf"
+
 config.register()
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def main(settings: DictConfig) -> None:
     # torch takes seconds to import: --help and --cfg never come here.
     from debugnn.run import execute
@@ -24,4 +26,4 @@ def main(settings: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    cli.launch(main, Path(__file__).parent / "conf")
+    cli.launch(main, CONF)

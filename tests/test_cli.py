@@ -123,7 +123,7 @@ def test_an_arm_that_fails_is_named_and_the_others_run(monkeypatch, capsys, tmp_
     assert code == 2
     assert "optim.lr=-1" in err
     assert [path.parent.parent.name for path in tmp_path.rglob("run.json")] == [
-        "optim.lr=1e-3,trainer.epochs=1,trainer.steps_per_epoch=2"
+        "optim.lr=0.001,trainer.epochs=1,trainer.steps_per_epoch=2"
     ]
 
 

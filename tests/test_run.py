@@ -179,6 +179,8 @@ def _run_files(config):
         (["clip=4.0", "init=kaiming"], "clip=4.0,init=kaiming"),
         (["model.activation._target_=torch.nn.SELU"], "model.activation=SELU"),
         (["model.hidden=[1,2]"], "model.hidden=_1,2_"),
+        (["optim.lr=1e-3"], "optim.lr=0.001"),
+        (["trainer.epochs=2"], "trainer.epochs=2"),
         (["+trainer.x=a/b"], "trainer.x=a_b"),
     ],
 )

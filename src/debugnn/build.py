@@ -50,7 +50,7 @@ def _build(config: DictConfig) -> Training:
     model = build_model(config, data)
     if config.init.pretrain is not None:
         # Before the initialiser, whose random numbers then do not depend on the pre-training.
-        source = pretrained(config, device)
+        source = pretrained(config, device, data.input_shape)
         torch.manual_seed(config.seed)
     filled = initialise(
         model,
@@ -139,12 +139,18 @@ def assemble(config: DictConfig, model: nn.Module, data: Data) -> Training:
     )
 
 
-def pretrained(config: DictConfig, device: torch.device) -> nn.Module:
+def pretrained(config: DictConfig, device: torch.device, input_shape: tuple[int, ...]) -> nn.Module:
     """The same network trained on `init.pretrain.data`, from PyTorch's default initialisation."""
     section = config.init.pretrain
     places = {key: config.data[key] for key in ("root", "cache", "download")}
     source = OmegaConf.merge(config.data, neutral(section.data), places)
     data = build_data(config, source, device)
+    if data.input_shape != input_shape:  # said before minutes of training
+        raise ConfigError(
+            f"init.pretrain.data={data.name}: its inputs are {data.input_shape}, those of "
+            f"data={config.data.name} are {input_shape}; data.as_shape={list(data.input_shape)} "
+            "brings them together"
+        )
     training = assemble(config, build_model(config, data), data)
     training.steps_per_epoch = section.steps_per_epoch
     *_, last = fit(training, section.epochs, LayerProbe(every=None))

@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
 from debugnn.errors import ConfigError
@@ -81,6 +81,8 @@ def one_line(error: BaseException) -> str:
         return text
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror} (set by output_dir, data.root or data.cache)"
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: cannot be parsed, {text.partition(' See https')[0]}"
     if option := re.search(r"Could not find '(.+)/(.+?)' Available options in '.+?': (.*)", text):
         group, value, allowed = option.groups()
         allowed = allowed.partition(" Config search path")[0].replace(" ", ", ")

@@ -160,11 +160,19 @@ def arm_of(overrides: Sequence[str]) -> dict[str, str]:
         key = key.lstrip("+~")
         if any(key == name or key.startswith(f"{name}.") for name in _NOT_IN_ARM):
             continue
-        value = value.strip("'\"")
+        value = _plain_number(value.strip("'\""))
         if key.endswith("._target_"):
             key, value = key.removesuffix("._target_"), value.rpartition(".")[2]
         arm[key] = value
     return dict(sorted(arm.items()))
+
+
+def _plain_number(value: str) -> str:
+    """1e-3 and 0.001 are one arm: Hydra rewrites the values of a sweep, and not a single run's."""
+    try:
+        return value if value.lstrip("+-").isdigit() else str(float(value))
+    except ValueError:
+        return value
 
 
 def label(arm: Mapping[str, str]) -> str:
