@@ -48,6 +48,7 @@ def test_a_run_leaves_what_the_contract_says(settings):
     assert facts["status"] == "finished"
     assert facts["versions"]["torch"] == torch.__version__
     assert facts["seconds"] > 0
+    assert facts["classes"] == 10
     assert [row["epoch"] for row in rows(directory, "epoch")] == [0, 1]
     assert [row["step"] for row in rows(directory, "step")] == list(range(8))
     layers = list(records.read_jsonl(directory / "layers.jsonl"))

@@ -27,6 +27,7 @@ from debugnn.doctor.probes import LayerProbe
 from debugnn.errors import ConfigError
 from debugnn.loop import Training, fit
 from debugnn.lr_finder import range_test, suggest
+from debugnn.models import parameter_count
 from debugnn.records import Record
 from debugnn.sinks import Console, JsonLines, Sink, WandB
 
@@ -69,7 +70,8 @@ def execute(config: DictConfig, overrides: Sequence[str], experiment: str | None
     if resumed:
         checkpoint.restore(directory / "checkpoint.pt", training)
         log.info("  goes on from epoch %d", training.epoch)
-    facts = {**_facts(config, experiment, arm), "classes": training.data.classes}
+    facts = _facts(config, experiment, arm)
+    facts |= {"classes": training.data.classes, "parameters": parameter_count(training.model)}
     if status is not None:
         facts["wandb_id"] = records.load((directory / "run.json").read_text()).get("wandb_id")
     _replace(directory / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
