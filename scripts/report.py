@@ -1,6 +1,7 @@
 """Write the evidence: tables and figures of finished runs beside the article's numbers.
 
-python scripts/report.py --runs outputs --data mnist,cifar10,regression,regression_notebook
+python scripts/report.py --runs outputs    from runs of scripts/reproduce.py --data article
+python scripts/report.py --conf-only       the README's tables of options and experiments
 """
 
 import argparse
@@ -32,15 +33,10 @@ def write(runs: list[Run], source: Path, output: Path) -> None:
     if suggestions:
         pd.concat(suggestions).to_csv(output / "lr_suggestions.csv", index=False)
     names = sorted({run.experiment for run in runs})
-    drawn = draw(source, output / "figures", names)
-    kept = [path for path in drawn if any(path.stem.endswith(f"_{run.data}") for run in runs)]
-    for path in set(drawn) - set(kept):
-        path.unlink()
+    drawn = draw(source, output / "figures", names, data={run.data for run in runs})
     table = report.comparison(runs)
     said = report.provenance(runs)
-    pictures = "\n\n".join(
-        f"![{path.stem}](figures/{path.name})" for path in sorted(kept, key=lambda p: p.name)
-    )
+    pictures = "\n\n".join(f"![{path.stem}](figures/{path.name})" for path in sorted(drawn))
     report.fill(output / "README.md", "table", f"{table}\n\n{said}")
     report.fill(output / "README.md", "figures", pictures)
     report.fill(README, "results", f"{table}\n\n{said}")

@@ -1,9 +1,9 @@
 """Run the article's experiments one after the other, then draw their figures.
 
-    python scripts/reproduce.py                              the seven notebooks, embedded data
+    python scripts/reproduce.py                   the seven notebooks, embedded
     python scripts/reproduce.py --experiments all --seeds 0,1,2
-    python scripts/reproduce.py --data article               on MNIST and CIFAR-10
-    python scripts/reproduce.py trainer.precision=bf16       settings for every run
+    python scripts/reproduce.py --data article    on MNIST and CIFAR-10
+    python scripts/reproduce.py optim.lr=3e-4     a setting for every run
 
 What is finished is not run again.
 """
@@ -14,12 +14,13 @@ import logging
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
@@ -42,17 +43,30 @@ class Job:
         return f"{self.experiment} {' '.join(self.overrides)}"
 
 
-def arms(experiment: str, data: str) -> Iterator[list[str]]:
-    """The overrides of each arm, as `train.py -m experiment=...` would sweep over them."""
+def arms(experiment: str, data: str, given: Sequence[str] = ()) -> Iterator[list[str]]:
+    """The overrides of each arm, as `train.py -m experiment=... GIVEN` would sweep over them.
+
+    What is given, and what the experiment sets for this kind of data, replaces the sweep over the
+    same key.
+    """
     settings = compose("config", [f"experiment={experiment}"], return_hydra_config=True)
-    swept = settings.hydra.sweeper.params or {}
+    swept = dict(settings.hydra.sweeper.params or {})
+    for setting in (*settings.report.data.get(data, []), *given):
+        key, _, values = setting.partition("=")
+        swept[key] = values
     parsed = OverridesParser.create().parse_overrides([f"{k}={v}" for k, v in swept.items()])
     choices = [
-        [f"{override.key_or_group}={value}" for value in override.sweep_string_iterator()]
+        [f"{override.input_line.partition('=')[0]}={value}" for value in values_of(override)]
         for override in parsed
     ]
-    for arm in itertools.product(*choices):
-        yield [*settings.report.data.get(data, []), *arm]
+    yield from map(list, itertools.product(*choices))
+
+
+def values_of(override: Override) -> list[str]:
+    """The values that an override sweeps over, or its one."""
+    if override.is_sweep_override():
+        return list(override.sweep_string_iterator())
+    return [override.input_line.partition("=")[2]]
 
 
 def experiments(wanted: str) -> list[str]:
@@ -78,7 +92,7 @@ def run(job: Job) -> str | None:
         settings = compose("config", [f"experiment={job.experiment}", *job.overrides])
         execute(settings, job.overrides, job.experiment)
     except (ConfigError, HydraException, OmegaConfBaseException, OSError) as error:
-        return cli.one_line(error)
+        return cli.explain(error)
     except Exception as error:  # one arm's bug must not cost the others
         traceback.print_exc()
         return f"{type(error).__name__}: {error}"
@@ -122,15 +136,15 @@ def main(arguments: list[str]) -> int:
     done: dict[Job, tuple[str | None, float]] = {}
     with initialize_config_dir(str(CONF), version_base="1.3"):
         try:
-            extra = cli.quote_numbers(options.overrides, CONF)
+            given = cli.quote_numbers(options.overrides, CONF)
             jobs = [
-                Job(name, (*arm, *extra, f"output_dir={options.output}", f"seed={seed}"))
+                Job(name, (*arm, f"output_dir={options.output}", f"seed={seed}"))
                 for name in experiments(options.experiments)
                 for seed in options.seeds.split(",")
-                for arm in arms(name, options.data)
+                for arm in arms(name, options.data, given)
             ]
         except (ConfigError, HydraException, OmegaConfBaseException) as error:
-            print(f"error: {cli.one_line(error)}", file=sys.stderr)
+            print(f"error: {cli.explain(error)}", file=sys.stderr)
             return 2
         with logging_redirect_tqdm(), tqdm(jobs, unit="run", dynamic_ncols=True) as bar:
             for job in bar:

@@ -28,16 +28,18 @@ THE_USERS = {
     "reg": ["none", "dropout", "bn", "bn_dropout"],
     "clip": ["off", "4.0"],
 }
+PRETRAINED = [
+    "data.as_shape=[3,32,32]",
+    "init.pretrain.epochs=1",
+    "+init.pretrain.steps_per_epoch=2",
+]
 # Settings that an option cannot do without, as its own comment says.
 NEEDS = {
     ("model", "regressor"): ["data=regression", "loss=mse"],
     ("data", "regression"): ["model=regressor", "loss=mse"],
     ("data", "regression_notebook"): ["model=regressor", "loss=mse"],
-    ("init", "pretrained"): [
-        "data.as_shape=[3,32,32]",
-        "init.pretrain.epochs=1",
-        "+init.pretrain.steps_per_epoch=2",
-    ],
+    ("init", "pretrained"): PRETRAINED,
+    ("init", "pretrained_cifar10"): PRETRAINED,
 }
 
 
@@ -81,8 +83,10 @@ def test_every_combination_of_the_users_options_trains(compose, arm):
 @pytest.mark.parametrize(
     ("group", "option"), [o for o in OPTIONS if o[0] not in ("experiment", "data")]
 )
-def test_every_option_trains(compose, group, option):
+def test_every_option_trains(compose, request, group, option):
     needed = NEEDS.get((group, option), [])
+    if option == "pretrained_cifar10":
+        needed = [*needed, f"data.root={request.getfixturevalue('real_data')}"]
     steps = two_steps(compose(f"{group}={option}", *needed, "data.batch_size=4"))
     assert len(steps) == 2
 

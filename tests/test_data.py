@@ -12,6 +12,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from debugnn import shapes
 from debugnn.build import build_data
 from debugnn.data import (
     Arrays,
@@ -23,7 +24,6 @@ from debugnn.data import (
     mnist,
     regression,
     reshape_images,
-    shapes,
     shift_randomly,
 )
 from debugnn.errors import ConfigError
@@ -95,7 +95,7 @@ def test_digits_are_enlarged_bicubically_within_a_frame(prepared):
 
 
 def test_shapes_are_balanced_colour_images(prepared):
-    arrays = decoded(shapes, "shapes", "", str(prepared), False)
+    arrays = decoded(shapes.read, "shapes", "", str(prepared), False)
     assert arrays.train_inputs.shape == (4000, 3, 32, 32)
     assert arrays.test_inputs.shape == (1000, 3, 32, 32)
     assert arrays.train_inputs.dtype == arrays.test_inputs.dtype == np.uint8

@@ -10,7 +10,7 @@ import yaml
 
 import reproduce
 from conftest import CONF, REPOSITORY
-from debugnn import records
+from debugnn import config, records
 
 
 def start(*arguments, cwd):
@@ -41,6 +41,26 @@ def test_arms_are_the_sweeps_product(composing, name):
         wanted *= len(values.split(","))
     arms = [tuple(arm) for arm in reproduce.arms(name, "article")]
     assert len(set(arms)) == len(arms) == wanted
+
+
+@pytest.mark.parametrize("data", ["embedded", "article"])
+@pytest.mark.parametrize("name", sorted(p.stem for p in (CONF / "experiment").glob("*.yaml")))
+def test_every_arm_composes_on_either_kind_of_data(composing, name, data):
+    config.register()
+    composed = [
+        hydra.compose("config", [f"experiment={name}", *arm]) for arm in reproduce.arms(name, data)
+    ]
+    real = {settings.data.name for settings in composed} & {"mnist", "cifar10"}
+    assert bool(real) == (data == "article" and name != "nan_loss")
+
+
+def test_what_is_given_replaces_the_sweep_over_it(composing):
+    given = ["init=kaiming", "optim.lr=1e-3,1e-2"]
+    arms = list(reproduce.arms("weight_init", "article", given))
+    assert arms == [
+        ["init=kaiming", "data=cifar10", "optim.lr=0.001"],
+        ["init=kaiming", "data=cifar10", "optim.lr=0.01"],
+    ]
 
 
 def test_arms_are_those_that_train_py_sweeps_over(tmp_path):

@@ -145,6 +145,17 @@ def test_rows_after_the_checkpoint_are_dropped(settings):
     assert [row["step"] for row in rows(directory, "step")] == list(range(8))
 
 
+def test_a_range_test_that_was_cut_off_is_not_kept_twice(settings):
+    config = settings("task=lr_find", "task.finder.iterations=5", "task.finder.repeats=1")
+    directory = execute(config, [], None)
+    whole = rows(directory, "lr_point")
+    facts = records.load((directory / "run.json").read_text())
+    (directory / "run.json").write_text(records.dump({**facts, "status": "running"}))
+    execute(config, [], None)
+    assert rows(directory, "lr_point") == whole
+    assert len(whole) == 5
+
+
 def test_a_broken_record_is_named(settings):
     directory = execute(settings("trainer.epochs=1"), [], None)
     (directory / "run.json").write_text("{")

@@ -17,7 +17,7 @@ from debugnn.clipping import gradient_rule
 from debugnn.config import check
 from debugnn.data import Data
 from debugnn.doctor.probes import LayerProbe
-from debugnn.errors import ConfigError
+from debugnn.errors import ConfigError, one_line
 from debugnn.inits import initialise, transfer
 from debugnn.loop import Training, fit
 
@@ -38,7 +38,7 @@ def build(config: DictConfig) -> Training:
     except Exception as error:
         # Whatever a `_target_` raises on the arguments that it was given.
         raise ConfigError(
-            f"the configuration cannot be built, {type(error).__name__}: {_one_line(error)} "
+            f"the configuration cannot be built, {type(error).__name__}: {one_line(error)} "
             "(HYDRA_FULL_ERROR=1 shows where)"
         ) from error
 
@@ -93,7 +93,7 @@ def build_model(config: DictConfig, data: Data) -> nn.Module:
             f"model.outputs={outputs}: data={data.name} needs {wanted}; "
             + ("use data=regression" if data.classes else "use model=regressor")
         )
-    make = leaf("model", OmegaConf.create({**settings, "_partial_": True}))
+    make = leaf("model", OmegaConf.create(settings))
     try:
         model = make(
             input_shape=data.input_shape,
@@ -102,7 +102,7 @@ def build_model(config: DictConfig, data: Data) -> nn.Module:
             dropout=config.reg.dropout,
         )
     except TypeError as error:
-        raise ConfigError(f"model: {_one_line(error)}") from error
+        raise ConfigError(f"model: {one_line(error)}") from error
     return model.to(data.train.inputs.device)
 
 
@@ -116,7 +116,7 @@ def assemble(config: DictConfig, model: nn.Module, data: Data) -> Training:
     try:
         optimizer = optimizer(params=model.parameters())
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"optim: {_one_line(error)}") from error
+        raise ConfigError(f"optim: {one_line(error)}") from error
     if inspect.signature(optimizer.step).parameters["closure"].default is inspect.Parameter.empty:
         raise ConfigError(f"optim={config.optim._target_}: optimisers with a closure do not serve")
     loss = leaf("loss", config.loss)
@@ -176,7 +176,7 @@ def leaf(name: str, section: DictConfig) -> Callable | None:
     try:
         bound = instantiate({**OmegaConf.to_container(section, resolve=True), "_partial_": True})
     except HydraException as error:
-        text = _one_line(error).partition(", set env var")[0]
+        text = one_line(error).partition(", set env var")[0]
         raise ConfigError(f"{name}: {text}") from error
     # Hydra's own partial checks its policy at every call; a loss is called every step.
     return partial(bound.func, *bound.args, **bound.keywords)
@@ -195,7 +195,7 @@ def try_one_batch(training: Training, config: DictConfig) -> None:
     except (TypeError, ValueError, RuntimeError, IndexError) as error:
         raise ConfigError(
             f"model={config.model._target_}, loss={config.loss._target_} and "
-            f"data={config.data.name} do not fit: {_one_line(error)}"
+            f"data={config.data.name} do not fit: {one_line(error)}"
         ) from error
     finally:
         training.model.train()
@@ -210,7 +210,3 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -10,7 +10,7 @@ from pathlib import Path
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
-from debugnn.errors import ConfigError
+from debugnn.errors import ConfigError, one_line
 
 _failures: list[str] = []  # of the jobs that ran in this process
 _verbose = False  # HYDRA_FULL_ERROR=1: tracebacks too
@@ -31,7 +31,7 @@ def launch(main: Callable[[], None], conf: Path) -> None:
     except (ConfigError, HydraException, OmegaConfBaseException, OSError) as error:
         if _verbose:
             traceback.print_exc()
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        print(f"error: {explain(error)}", file=sys.stderr)
         # Hydra's missing option is an OSError too.
         wrong_command = ConfigError | HydraException | OmegaConfBaseException
         sys.exit(2 if isinstance(error, wrong_command) else 1)
@@ -55,7 +55,7 @@ def guarded(job: Callable[[], object], arm: Sequence[str], launcher: str, sweep:
         if _verbose:
             traceback.print_exc()
         where = f"{' '.join(arm)}: " if sweep else ""
-        print(f"error: {where}{one_line(error)}", file=sys.stderr)
+        print(f"error: {where}{explain(error)}", file=sys.stderr)
         _failures.append(where)
 
 
@@ -73,10 +73,10 @@ def quote_numbers(arguments: Sequence[str], conf: Path) -> list[str]:
     return quoted
 
 
-def one_line(error: BaseException) -> str:
+def explain(error: BaseException) -> str:
     """The error as a line that names the field, the value and what is allowed."""
-    text = " ".join(str(error).split())
-    cause = " ".join(str(error.__cause__ or "").split())
+    text = one_line(error)
+    cause = one_line(error.__cause__) if error.__cause__ else ""
     if isinstance(error, ConfigError):
         return text
     if isinstance(error, OSError) and error.filename:

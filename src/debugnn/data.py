@@ -141,13 +141,6 @@ def digits(root: str, download: bool) -> Arrays:
     return Arrays(pixels[:1440], labels[:1440], pixels[1440:], labels[1440:])
 
 
-def shapes(root: str, download: bool) -> Arrays:
-    """4,000 + 1,000 drawn outlines in colour; see `debugnn.shapes`."""
-    from debugnn.shapes import render
-
-    return Arrays(*render(4000, seed=0), *render(1000, seed=1))
-
-
 def regression(root: str, download: bool) -> Arrays:
     """The article's linear regression: 20 features, 500 samples to train and 500 to test."""
     from sklearn.datasets import make_regression

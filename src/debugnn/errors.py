@@ -1,4 +1,4 @@
-"""The one error that a user's input can raise."""
+"""The one error that a user's input can raise, and any error's text in a line."""
 
 
 class ConfigError(ValueError):
@@ -7,3 +7,8 @@ class ConfigError(ValueError):
     The message is one line: the field, the value that was given, and what is allowed. The command
     line shows it without a traceback.
     """
+
+
+def one_line(error: BaseException) -> str:
+    """The error's own message without its line breaks."""
+    return " ".join(str(error).split())

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from debugnn.errors import ConfigError
+from debugnn.errors import ConfigError, one_line
 
 Fill = Callable[[Tensor], object]
 
@@ -62,6 +62,5 @@ def transfer(model: nn.Module, source: nn.Module, layers: Iterable[str]) -> None
             targets[name].load_state_dict(source.get_submodule(name).state_dict())
         except (RuntimeError, AttributeError) as error:
             raise ConfigError(
-                f"init.pretrain.layers={name}: the two networks differ there: "
-                + " ".join(str(error).split())
+                f"init.pretrain.layers={name}: the two networks differ there: " + one_line(error)
             ) from None

@@ -54,6 +54,20 @@ class Training:
         with self._autocast():
             return self.model(inputs).float()
 
+    def backward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Outputs and loss of one batch, its gradients in place of any earlier ones."""
+        self.optimizer.zero_grad(set_to_none=True)
+        outputs = self.outputs(inputs)
+        loss = self.loss(outputs, targets)
+        loss.backward()
+        return outputs, loss
+
+    def update(self) -> Tensor:
+        """Step the optimiser under the gradient rule; the norm is the gradients' before it."""
+        norm = self.gradient_rule(self.model.parameters())
+        self.optimizer.step()
+        return norm
+
     def _autocast(self) -> AbstractContextManager:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
@@ -80,21 +94,17 @@ def train_one_epoch(
 ) -> Iterator[Step | Layers | Epoch]:
     """One pass over the training batches, then, where asked, the evaluation on the test set."""
     started = time.perf_counter()
-    model, optimizer = training.model, training.optimizer
+    model = training.model
     epoch, samples, loss_sum, correct = training.epoch, 0, 0.0, 0
     classes = training.data.classes is not None
     model.train()
     for inputs, targets in training.batches(epoch):
         step = training.step
-        optimizer.zero_grad(set_to_none=True)
         with probe.watch(model, step) as seen:
-            outputs = training.outputs(inputs)
-            loss = training.loss(outputs, targets)
-            loss.backward()
+            outputs, loss = training.backward(inputs, targets)
         if seen is not None:
             yield Layers(epoch, step, **seen)
-        norm = training.gradient_rule(model.parameters())
-        optimizer.step()
+        norm = training.update()
 
         right = int((outputs.detach().argmax(dim=1) == targets).sum()) if classes else 0
         batch_loss = loss.item()
@@ -107,7 +117,7 @@ def train_one_epoch(
             step=step,
             loss=batch_loss,
             accuracy=100 * right / len(targets) if classes else None,
-            lr=optimizer.param_groups[0]["lr"],
+            lr=training.optimizer.param_groups[0]["lr"],
             grad_norm=norm.item(),
         )
     test_loss, test_accuracy = evaluate(training) if evaluated else (None, None)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
+from torch import nn
 
 from debugnn.loop import Training
 from debugnn.records import LrPoint, LrSuggestion
@@ -42,28 +44,26 @@ def range_test(
         trial.batches(1000 * (test + 1) + epoch)
         for epoch in itertools.count()
     )
-    rates = np.geomspace(start_lr, end_lr, iterations)
+    # One rate more than is stepped with: the notebook logs each loss beside the rate after its own.
+    growth = (end_lr / start_lr) ** (1 / (iterations - 1))
+    rates = [*np.geomspace(start_lr, end_lr, iterations).tolist(), end_lr * growth]
     smoothed = best = math.nan
     for iteration, (inputs, targets) in zip(range(iterations), batches, strict=False):
-        lr = float(rates[iteration])
         for group in optimizer.param_groups:
-            group["lr"] = lr
-        optimizer.zero_grad(set_to_none=True)
-        loss = trial.loss(trial.outputs(inputs), targets)
-        loss.backward()
-        trial.gradient_rule(model.parameters())
-        optimizer.step()
+            group["lr"] = rates[iteration]
+        _, loss = trial.backward(inputs, targets)
+        trial.update()
         value = loss.item()
         smoothed = value if iteration == 0 else smoothing * value + (1 - smoothing) * smoothed
         best = smoothed if iteration == 0 else min(best, smoothed)
-        growth = (end_lr / start_lr) ** (1 / (iterations - 1))
-        yield LrPoint(test, iteration, lr, lr * growth, value, smoothed)
+        lr, lr_after = rates[iteration : iteration + 2]
+        yield LrPoint(test, iteration, lr, lr_after, value, smoothed)
         # For a positive best, smoothed > diverge_at · best; a loss may be unbounded below too.
         if not math.isfinite(smoothed) or smoothed - best > (diverge_at - 1) * abs(best):
             return
 
 
-def copy_optimizer(training: Training, model) -> object:
+def copy_optimizer(training: Training, model: nn.Module) -> torch.optim.Optimizer:
     """An optimiser like the training's, with its state, over a copy of its model."""
     twins = dict(zip(training.model.parameters(), model.parameters(), strict=True))
     groups = [

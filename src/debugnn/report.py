@@ -1,4 +1,4 @@
-"""Tables in Markdown, from finished runs alone."""
+"""Tables in Markdown, from finished runs and from the configuration's own files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,7 +37,8 @@ def comparison(runs: Sequence[Run]) -> str:
 
 def provenance(runs: Sequence[Run]) -> str:
     """On what the runs were made, in a sentence."""
-    devices = sorted({f"{run.facts['device']}" for run in runs})
+    devices = sorted({run.facts["device"] for run in runs})
+    precisions = sorted({run.config["trainer"]["precision"] for run in runs})
     threads = sorted({str(run.facts["threads"]) for run in runs})
     torch = sorted({run.facts["versions"]["torch"] for run in runs})
     commits = sorted({(run.facts["git"]["commit"] or "unknown")[:10] for run in runs})
@@ -45,8 +46,9 @@ def provenance(runs: Sequence[Run]) -> str:
     seeds = sorted({run.seed for run in runs})
     return (
         f"{len(runs)} runs, seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}, "
-        f"fp32, torch {', '.join(torch)}, {', '.join(devices)}, {' or '.join(threads)} "
-        f"thread{'s' if threads != ['1'] else ''}, commit {', '.join(commits)}{dirty}."
+        f"{' and '.join(precisions)}, torch {', '.join(torch)}, {', '.join(devices)}, "
+        f"{' or '.join(threads)} thread{'s' if threads != ['1'] else ''}, "
+        f"commit {', '.join(commits)}{dirty}."
     )
 
 

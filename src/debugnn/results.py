@@ -17,7 +17,7 @@ import pandas as pd
 from omegaconf import OmegaConf
 
 from debugnn import records
-from debugnn.errors import ConfigError
+from debugnn.errors import ConfigError, one_line
 
 # The article's per-epoch numbers, read off its W&B runs.
 ARTICLE = Path(__file__).resolve().parents[2] / "outputs" / "reference" / "article_runs.csv"
@@ -141,7 +141,7 @@ def _load(path: Path) -> Run | None:
     try:
         config = OmegaConf.to_container(OmegaConf.load(settings))
     except Exception as error:  # YAML's and OmegaConf's errors have no common base
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise ConfigError(f"{settings}: not a run's configuration ({reason})") from None
     return Run(path.parent, **named, config=config, facts=facts)
 

@@ -66,8 +66,7 @@ def execute(config: DictConfig, overrides: Sequence[str], experiment: str | None
     training = build(config)
     log.info("%s", title)
     _claim(directory, fresh=status is None)
-    resumed = (directory / "checkpoint.pt").exists()
-    if resumed:
+    if (directory / "checkpoint.pt").exists():
         checkpoint.restore(directory / "checkpoint.pt", training)
         log.info("  goes on from epoch %d", training.epoch)
     facts = _facts(config, experiment, arm)
@@ -75,7 +74,7 @@ def execute(config: DictConfig, overrides: Sequence[str], experiment: str | None
     if status is not None:
         facts["wandb_id"] = records.load((directory / "run.json").read_text()).get("wandb_id")
     _replace(directory / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
-    _replace(directory / "run.json", records.dump({**facts, "status": "running"}, indent=2))
+    _write_facts(directory, facts)
 
     started = time.perf_counter()
     sinks: list[Sink] = [JsonLines(directory, training.step), Console(config.trainer.epochs)]
@@ -93,12 +92,11 @@ def execute(config: DictConfig, overrides: Sequence[str], experiment: str | None
             )
             facts["wandb_id"] = sink.id
             sinks.append(sink)
-            _replace(directory / "run.json", records.dump({**facts, "status": "running"}, indent=2))
+            _write_facts(directory, facts)
         for record in follow(config, training):
             for sink in sinks:
                 sink.write(record)
             if isinstance(record, records.Epoch) and _checkpoint_due(config, training):
-                sinks[0].flush()
                 checkpoint.save(directory / "checkpoint.pt", training)
         failed = False
     except Exception as error:
@@ -109,7 +107,7 @@ def execute(config: DictConfig, overrides: Sequence[str], experiment: str | None
             sink.close(failed)
         facts["seconds"] = round(time.perf_counter() - started, 3)
         facts["status"] = "failed" if failed else "finished"
-        _replace(directory / "run.json", records.dump(facts, indent=2))
+        _write_facts(directory, facts)
     log.info("  %.1f s, in %s", facts["seconds"], directory)
     return directory
 
@@ -274,6 +272,10 @@ def _replace(path: Path, text: str) -> None:
     draft = path.with_suffix(".tmp")
     draft.write_text(text, encoding="utf-8")
     os.replace(draft, path)
+
+
+def _write_facts(directory: Path, facts: Mapping[str, Any]) -> None:
+    _replace(directory / "run.json", records.dump(facts, indent=2))
 
 
 def _facts(config: DictConfig, experiment: str, arm: Mapping[str, str]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from debugnn import records
+from debugnn.errors import one_line
 from debugnn.records import Epoch, Layers, LrPoint, LrSuggestion, Record, Step, TensorStats
 
 log = logging.getLogger(__name__)
@@ -41,12 +42,9 @@ class JsonLines:
     def write(self, record: Record) -> None:
         file = self._files["layers" if isinstance(record, Layers) else "metrics"]
         file.write(records.encode(record) + "\n")
-        if isinstance(record, Epoch):
-            self.flush()
-
-    def flush(self) -> None:
-        for file in self._files.values():
-            file.flush()
+        if isinstance(record, Epoch):  # whose checkpoint must not be ahead of the rows
+            for file in self._files.values():
+                file.flush()
 
     def close(self, failed: bool) -> None:
         for file in self._files.values():
@@ -55,7 +53,9 @@ class JsonLines:
 
 def keep_rows_before(path: Path, step: int) -> None:
     """Rewrite a JSONL file with only the rows of the steps before `step`, atomically."""
-    rows = [row for row in records.read_jsonl(path) if row.get("step", -1) < step]
+    # A range test's rows have no step: it comes before the training, and is run again with it.
+    first = -1 if step > 0 else step
+    rows = [row for row in records.read_jsonl(path) if row.get("step", first) < step]
     draft = path.with_suffix(".tmp")
     draft.write_text("".join(records.dump(row) + "\n" for row in rows), encoding="utf-8")
     draft.replace(path)
@@ -139,7 +139,7 @@ class WandB:
             log.warning(
                 "W&B cannot be reached (%s): the run goes on offline; later, "
                 "`wandb sync %s/wandb/offline-run-*` uploads it",
-                " ".join(str(error).split()),
+                one_line(error),
                 directory,
             )
             for attempt in set(directory.glob("wandb/run-*")) - before:

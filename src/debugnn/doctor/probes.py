@@ -97,10 +97,11 @@ def describe(tensor: Tensor, bins: int = 64, units: bool = False) -> TensorStats
         )  # fmt: skip
     low, high = (v.item() for v in torch.aminmax(values))
     std, mean = torch.std_mean(values, correction=0)
-    if not (nonfinite or 0 < norm < math.inf) or not math.isfinite(high - low + std.item()):
+    underflowed = norm == 0 and max(abs(low), abs(high)) > 0
+    if underflowed or not math.isfinite(std) or (math.isinf(norm) and not nonfinite):
         # The squares left float32's range: exploding and vanishing values are what is watched for.
         values = values.double()
-        norm = torch.linalg.vector_norm(values).item()
+        norm = norm if nonfinite else torch.linalg.vector_norm(values).item()
         std, mean = torch.std_mean(values, correction=0)
     return TensorStats(
         size=size,

@@ -5,7 +5,7 @@ Each experiment's report block lists its figures; `KINDS` says which function dr
 
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ def draw(
     output_dir: Path | str,
     experiments: Sequence[str] | None = None,
     article: Path = ARTICLE,
+    data: Collection[str] | None = None,
 ) -> list[Path]:
     """Draw the figures of every experiment with finished runs, as `<name>_<data>.png`.
 
@@ -56,7 +57,7 @@ def draw(
     an experiment without finished runs or report block, a figure that lacks the runs of an arm.
 
     Args:
-        experiments: only these; None takes all.
+        experiments, data: only these experiments and data sets; None takes all.
 
     Raises:
         ConfigError: no such directory, a run that cannot be read, a figure of an unknown kind.
@@ -74,8 +75,10 @@ def draw(
         if of_experiment[0].config.get("report") is None:
             log.warning("%s: skipped, no report block", experiment)
             continue
-        for data in dict.fromkeys(run.data for run in of_experiment):
-            on_data = [run for run in of_experiment if run.data == data]
+        for name in dict.fromkeys(run.data for run in of_experiment):
+            if data is not None and name not in data:
+                continue
+            on_data = [run for run in of_experiment if run.data == name]
             written += _draw(on_data, Path(output_dir), article)
     return written
 
