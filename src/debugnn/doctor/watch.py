@@ -1,0 +1,894 @@
+"""The doctor: watches a training from one line in its loop, and says in the end what ails it."""
+
+import copy
+import functools
+import math
+import statistics
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from debugnn.doctor import forks, network, objective, rules, samples
+from debugnn.doctor.evidence import (
+    DataFacts,
+    Evidence,
+    LayerFacts,
+    NonFinite,
+    Probe,
+    Score,
+    Validation,
+)
+from debugnn.doctor.findings import Report
+from debugnn.doctor.network import Call
+from debugnn.doctor.origin import find_origin
+from debugnn.doctor.task import Task, first_tensor, read, score
+from debugnn.errors import one_line
+
+_KEPT_BATCHES = 16  # of the beginning, at least; more where they hold fewer than _KEPT_SAMPLES
+_KEPT_SAMPLES = 768
+_KEPT_BYTES = 64 * 2**20
+_LATE_BATCHES = 8
+_VALIDATED = 1024  # samples of a validation set that are looked at
+_PROBED = 32  # samples of a batch that activations are looked at with
+_FORK_BATCHES = 8
+_FORK_STEPS = 24
+_EARLY_PROBES = (3, 8)
+_PRINTS = 50_000  # samples whose fingerprint is kept
+
+
+def _harmless(method: Callable) -> Callable:
+    """A method whose own failure must not end the training: it becomes a line of the report."""
+
+    @functools.wraps(method)
+    def guarded(self: "Doctor", *args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(self, *args, **kwargs)
+        except Exception as error:  # a model, a loss or a batch that nobody has thought of
+            what = method.__name__.strip("_")
+            self._trouble(f"{what}: {type(error).__name__}: {one_line(error)}")
+            return None
+
+    return guarded
+
+
+class Doctor:
+    """Watches a training and names why it fails; stays silent where it does not.
+
+        doctor = Doctor(model, optimizer, loss_fn=loss_fn)
+        for inputs, targets in loader:
+            optimizer.zero_grad()
+            loss = loss_fn(model(inputs), targets)
+            loss.backward()
+            optimizer.step()
+            doctor.step(loss, inputs, targets)
+        print(doctor.report())
+
+    The training stays as it is, bit for bit: probes and forks run on a copy of the model, and the
+    random state is restored after them. The copy and the initial weights cost twice the model's
+    memory, kept batches at most 64 MiB.
+
+    Args:
+        model: any module; one from `torch.compile` too.
+        optimizer: any of `torch.optim`.
+        loss_fn: called as `loss_fn(model(inputs), targets)`. Without it, nothing is said about the
+            loss function, and no fork is run.
+        every: steps between two probes of the layers.
+        budget: most training steps that forks may take, over all reports.
+        save_to: folder for the batch and the weights of a first non-finite number.
+
+    Raises:
+        TypeError: a model that is no module, an optimiser that is none.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loss_fn: Callable[[Any, Any], Tensor] | None = None,
+        *,
+        every: int = 20,
+        budget: int = 200,
+        save_to: Path | str | None = None,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model is a {type(model).__name__}: a torch.nn.Module is needed")
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            kind = type(optimizer).__name__
+            raise TypeError(f"optimizer is a {kind}: a torch.optim.Optimizer is needed")
+        if loss_fn is not None and not callable(loss_fn):
+            raise TypeError(f"loss_fn is a {type(loss_fn).__name__}: a function is needed")
+        if every < 1 or budget < 0:
+            raise ValueError(f"every={every}, budget={budget}: at least 1 and 0 are needed")
+        self.model: nn.Module = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
+        self.optimizer = optimizer
+        self.loss_fn = loss_fn
+        self.every = every
+        self.budget = budget
+        self.save_to = Path(save_to) if save_to is not None else None
+        self.replay: dict[str, Any] | None = None  # of the first non-finite number
+        self.evidence = Evidence()
+        self._loop = self.evidence.loop
+        self._losses: list[float] = []
+        self._unread: list[Tensor] = []  # losses on a GPU, read together at a probe
+        self._twin: nn.Module | None = None
+        self._initial: dict[str, Tensor] = {}
+        self._groups: list[dict[str, Any]] = []
+        self._early: list[tuple[Call, Any, Any]] = []  # call, inputs, targets
+        self._late: deque[tuple[Call, Any, Any]] = deque(maxlen=_LATE_BATCHES)
+        self._kept_bytes = 0
+        self._prints: list[Tensor] = []
+        self._print_count = 0
+        self._labels: list[Tensor] = []
+        self._validation: tuple[Call, Any, Tensor] | None = None
+        self._pending: list[tuple[Call, bool, bool, Tensor]] = []  # forwards since the last step
+        self._outputs: Any = None
+        self._last_call: Call | None = None
+        self._probe: Probe | None = None
+        self._before: dict[str, Tensor] = {}
+        self._broken: dict[str, Any] | None = None
+        self._ratios: list[float] = []
+        self._seen_backward: set[int] = set()
+        self._task: Task | None = None
+        self._begun = False
+        self._handles: list[Any] = []
+        self._hook(model)
+
+    # --- hooks: what happens between two calls of step ------------------------------------------
+
+    def _hook(self, model: nn.Module) -> None:
+        before, after = self._before_forward, self._after_forward
+        if "torch._dynamo" in sys.modules:  # importing it takes a second
+            # The hooks are no part of what is compiled.
+            before, after = torch.compiler.disable(before), torch.compiler.disable(after)
+        self._handles += [
+            model.register_forward_pre_hook(before, with_kwargs=True),
+            model.register_forward_hook(after),
+        ]
+        self._handles.append(self.optimizer.register_step_pre_hook(self._before_update))
+        self._handles.append(self.optimizer.register_step_post_hook(self._after_update))
+
+    @_harmless
+    def _before_forward(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        learning = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+        if learning and not self._begun:
+            self._begin()
+        call = Call(args, kwargs)
+        if learning:
+            self._pending.append((call, self.model.training, True, torch.get_rng_state()))
+            del self._pending[:-4]
+            return
+        self._loop.evaluations += 1
+        last = self._last_call
+        on_training_batch = (
+            last is not None and args and last.args and args[0] is last.args[0]
+        )  # the training accuracy of a batch, in passing
+        if self.model.training and not on_training_batch:
+            self._loop.train_mode_evaluations += 1
+
+    @_harmless
+    def _after_forward(self, module: nn.Module, args: tuple, output: Any) -> None:
+        if torch.is_grad_enabled() and self._due:
+            self._outputs = network._mapped(output, lambda tensor: tensor.detach())
+
+    @_harmless
+    def _before_backward(self, parameter: nn.Parameter, gradient: Tensor) -> None:
+        """Before a gradient is added to `parameter.grad`: what was left there?"""
+        if id(parameter) in self._seen_backward:
+            return  # a later backward of the same step: gradients are accumulated on purpose
+        self._seen_backward.add(id(parameter))
+        self._loop.backwards += 1
+        if gradient.is_cuda and not self._due:
+            return
+        left = parameter.grad is not None and self._loop.optimizer_steps > 0
+        if left and bool(parameter.grad.detach().any()):
+            self._loop.residual_steps += 1
+            if self._loop.residual_step is None:
+                self._loop.residual_step = self._loop.steps
+
+    @_harmless
+    def _before_update(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
+        if self._pending:
+            call, training, _, random_state = self._pending[-1]
+            self._last_call = call
+            self._loop.training_forwards += 1
+            if not training:
+                self._loop.eval_mode_forwards += 1
+                if self._loop.first_eval_mode is None:
+                    self._loop.first_eval_mode = self._loop.steps
+        named = [(n, p) for n, p in self.model.named_parameters() if p.grad is not None]
+        if not named:
+            self._loop.empty_steps += 1
+            return
+        for group, kept in zip(optimizer.param_groups, self._groups, strict=False):
+            kept["lr"] = max(float(kept["lr"]), float(group["lr"]))  # a warm-up starts at zero
+        gradients = [
+            p.grad.coalesce().values() if p.grad.is_sparse else p.grad.detach() for _, p in named
+        ]
+        if self.evidence.nonfinite is None and (self._due or not gradients[0].is_cuda):
+            norms = torch._foreach_norm(gradients)
+            if not math.isfinite(torch.stack([n.float() for n in norms]).sum().item()) and any(
+                not torch.isfinite(gradient).all() for gradient in gradients
+            ):
+                self._keep_broken(random_state if self._pending else torch.get_rng_state())
+        if self._due:
+            self._probe_gradients(named)
+
+    def _probe_gradients(self, named: Sequence[tuple[str, nn.Parameter]]) -> None:
+        gradients = {n: p.grad.detach() for n, p in named if not p.grad.is_sparse}
+        weights = {n: p.detach() for n, p in self.model.named_parameters() if p.dim() >= 2}
+        names = list(weights)
+        pulled = [n for n in names if n in gradients]
+        with torch.no_grad():
+            sizes = _norms([weights[n] for n in names])
+            pulls = dict(zip(pulled, _norms([gradients[n] for n in pulled]), strict=True))
+            self._before = {n: weights[n].clone() for n in names}
+        layers = {n: LayerFacts(pulls.get(n), size) for n, size in zip(names, sizes, strict=True)}
+        self._probe = Probe(self._loop.steps, layers)
+
+    @_harmless
+    def _after_update(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
+        self._loop.optimizer_steps += 1
+        self._seen_backward.clear()
+        if self._probe is not None and self._before:
+            weights = dict(self.model.named_parameters())
+            moved = [weights[n].detach() - before for n, before in self._before.items()]
+            for name, update in zip(self._before, _norms(moved), strict=True):
+                self._probe.layers[name].update = update
+            self._before = {}
+
+    # --- the loop's one line --------------------------------------------------------------------
+
+    def step(self, loss: Any, inputs: Any, targets: Any) -> None:
+        """Take note of one training step; to be called after `optimizer.step()`.
+
+        Args:
+            loss: the loss that was stepped with, a scalar tensor.
+            inputs: the batch, or a tuple or dict of the model's arguments.
+            targets: what `loss_fn` compares the outputs with.
+        """
+        self._note(loss, inputs, targets)
+        # Counted whatever happens above, so that probes stay where they belong.
+        self._loop.steps += 1
+        self._pending.clear()
+        self._outputs = None
+        self._probe = None
+
+    @property
+    def _due(self) -> bool:
+        return self._loop.steps % self.every == 0 or self._loop.steps in _EARLY_PROBES
+
+    @_harmless
+    def _note(self, loss: Any, inputs: Any, targets: Any) -> None:
+        if not self._begun:
+            self._begin()  # a model that is never called with gradients
+        value = loss.detach() if isinstance(loss, Tensor) else torch.tensor(float(loss))
+        if value.numel() != 1:
+            self._trouble(f"the loss has shape {tuple(value.shape)}: its mean is taken")
+            value = value.float().mean()
+        call = self._called(inputs)
+        self._keep(call, inputs, targets)
+        if self._task is None:
+            self._examine()
+        if value.is_cuda and not self._due:
+            self._unread.append(value)
+        else:
+            self._losses += [v.item() for v in self._unread] + [value.item()]
+            self._unread.clear()
+            if self.evidence.nonfinite is None:
+                self._look_for_nonfinite(call, targets)
+        if self._due:
+            self._compare_loss(value, targets)
+            if self._probe is None:
+                self._probe = Probe(self._loop.steps)
+            self._probe_activations(call)
+            self.evidence.probes.append(self._probe)
+
+    def _called(self, inputs: Any) -> Call:
+        """How the model was called in this step: by the hook's word, else by the inputs given."""
+        if len(self._pending) == 1:
+            return self._pending[0][0]
+        return as_call(inputs)
+
+    def _keep(self, call: Call, inputs: Any, targets: Any) -> None:
+        rows = leading(call, inputs)
+        if isinstance(targets, Tensor) and len(self._labels) * max(targets.numel(), 1) < 200_000:
+            self._labels.append(targets.detach().clone())
+        if rows is not None and self._print_count < _PRINTS and not rows.is_cuda:
+            self._prints.append(samples.fingerprints(rows))
+            self._print_count += len(rows)
+        size = sum(t.numel() * t.element_size() for t in call.tensors())
+        count = len(rows) if rows is not None else 1
+        early = (
+            len(self._early) < _KEPT_BATCHES or len(self._early) * count < _KEPT_SAMPLES
+        ) and self._kept_bytes + size <= _KEPT_BYTES
+        if early or (self._due and size <= _KEPT_BYTES // _LATE_BATCHES):
+            same = rows is not None and isinstance(inputs, Tensor) and inputs is not rows
+            kept = (
+                call.map(_copied),
+                _copied(inputs) if same else rows if rows is None else _copied(rows),
+                network._mapped(targets, _copied),
+            )
+            (self._early if early else self._late).append(kept)
+            self._kept_bytes += size if early else 0
+
+    def _compare_loss(self, value: Tensor, targets: Any) -> None:
+        if self.loss_fn is None or self._outputs is None:
+            return
+        with self._undisturbed(), torch.no_grad():
+            own = self.loss_fn(self._outputs, targets).float().mean().item()
+        if math.isfinite(own) and abs(own) > 1e-8 and math.isfinite(value.item()):
+            self._ratios.append(value.item() / own)
+
+    def _probe_activations(self, call: Call) -> None:
+        twin = self._current_twin(load=self._loop.steps > 0)
+        if twin is None:
+            return
+        batch = _batch_size(call)
+
+        def few(tensor: Tensor) -> Tensor:
+            return tensor[:_PROBED] if tensor.dim() and len(tensor) == batch else tensor
+
+        with self._undisturbed(), network.no_dropout(twin, training=True):
+            _, tracer = network.trace(twin, call.map(few))
+        self._probe.activations = tracer.activations
+
+    # --- the copy -------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        """Before the first forward pass: copy the model, note what the optimiser holds."""
+        self._begun = True
+        try:
+            twin = copy.deepcopy(self.model)
+        except Exception as error:  # a module that holds a lock, a generator, a graph
+            self._trouble(f"the model cannot be copied ({one_line(error)}): it is not tried out")
+        else:
+            for module in twin.modules():
+                module._forward_hooks.clear()  # the user's observers, and the doctor's own
+                module._backward_hooks.clear()
+            twin._forward_pre_hooks.clear()
+            twin._forward_pre_hooks_with_kwargs.clear()
+            twin.zero_grad(set_to_none=True)
+            self._twin = twin
+            self._initial = {n: t.detach().clone() for n, t in twin.state_dict().items()}
+        names = {id(p): n for n, p in self.model.named_parameters()}
+        for group in self.optimizer.param_groups:
+            kept = {k: copy.deepcopy(v) for k, v in group.items() if k != "params"}
+            kept["names"] = [names[id(p)] for p in group["params"] if id(p) in names]
+            self._groups.append(kept)
+        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        watched = sorted(
+            (p for p in self.model.parameters() if p.requires_grad and id(p) in held),
+            key=Tensor.numel,
+        )
+        for parameter in watched[:2]:
+            hook = functools.partial(self._before_backward, parameter)
+            self._handles.append(parameter.register_hook(hook))
+
+    def _current_twin(self, load: bool = True) -> nn.Module | None:
+        """The copy with the model's present weights and buffers, without gradients."""
+        if self._twin is not None and load:
+            with torch.no_grad():
+                self._twin.load_state_dict(self.model.state_dict())
+        return self._twin
+
+    @contextmanager
+    def _undisturbed(self) -> Iterator[None]:
+        """Leave the random state, the kernels' choice and autocast as they are found."""
+        devices = []
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            devices = list(range(torch.cuda.device_count()))
+        with (
+            torch.random.fork_rng(devices),
+            torch.inference_mode(False),
+            torch.autocast("cpu", enabled=False),
+            torch.autocast("cuda", enabled=False),
+        ):
+            yield
+
+    # --- non-finite numbers ---------------------------------------------------------------------
+
+    def _keep_broken(self, random_state: Tensor) -> None:
+        """The weights before the update that a non-finite gradient is about to spoil."""
+        if self._broken is None:
+            state = {n: t.detach().clone() for n, t in self.model.state_dict().items()}
+            self._broken = {"model": state, "random_state": random_state}
+
+    def _look_for_nonfinite(self, call: Call, targets: Any) -> None:
+        if self._broken is None:
+            if math.isfinite(self._losses[-1]):
+                return
+            self._keep_broken(self._pending[-1][3] if self._pending else torch.get_rng_state())
+        step, broken = self._loop.steps, self._broken
+        found = None
+        if self._twin is not None:
+            buffers = dict(self._twin.named_buffers())  # as of the last probe
+            state = {
+                n: buffers[n] if n in buffers and not torch.isfinite(t).all() else t
+                for n, t in broken["model"].items()
+            }
+            scratch = copy.deepcopy(self._twin)
+            scratch.load_state_dict(state)
+            scratch.train()
+            with self._undisturbed():
+                torch.set_rng_state(broken["random_state"])
+                found = find_origin(
+                    scratch, self.loss_fn, call.kwargs or call.args, targets,
+                    call=lambda model, _: call(model),
+                )  # fmt: skip
+        self.replay = {
+            "step": step,
+            "call": {"args": call.args, "kwargs": call.kwargs},
+            "targets": targets,
+            **broken,
+        }
+        path = None
+        if self.save_to is not None:
+            self.save_to.mkdir(parents=True, exist_ok=True)
+            path = self.save_to / f"nonfinite_step_{step}.pt"
+            torch.save(self.replay, path)
+        where = str(path) if path else None
+        if found is None:
+            self.evidence.nonfinite = NonFinite(
+                step, "unknown", "", None, "nan", [], 0, 0.0, overflow=True, replay=where
+            )
+            return
+        self.evidence.nonfinite = NonFinite(
+            step, found.where, found.name, found.layer, found.kind, list(found.samples),
+            found.count, found.magnitude, found.overflow, where,
+        )  # fmt: skip
+
+    # --- validation -----------------------------------------------------------------------------
+
+    def validate(self, inputs: Any, targets: Any) -> None:
+        """Evaluate a copy of the model, in evaluation mode, on (at most 1,024) validation samples.
+
+        To be called where the loop evaluates, as often as it does.
+        """
+        self._validate(inputs, targets)
+
+    @_harmless
+    def _validate(self, inputs: Any, targets: Any) -> None:
+        self._loop.validations += 1
+        if self.model.training and not torch.is_grad_enabled():
+            self._loop.validated_in_train_mode += 1
+        if not self._begun:
+            self._begin()
+        twin = self._current_twin()
+        if twin is None or not isinstance(targets, Tensor):
+            return
+        call = self._like_training(as_call(inputs))
+        batch = _batch_size(call, len(targets))
+        count = min(batch or 1, _VALIDATED)
+        chosen = torch.linspace(0, (batch or 1) - 1, count).long()
+
+        def some(tensor: Tensor) -> Tensor:
+            matches = tensor.dim() and batch is not None and len(tensor) == batch
+            return tensor[chosen.to(tensor.device)] if matches and count < batch else tensor
+
+        call, targets = call.map(some), some(targets)
+        with self._undisturbed(), torch.no_grad(), network.no_dropout(twin, training=False):
+            outputs = _in_chunks(twin, call, count)
+            loss = self._value(outputs, targets)
+        task = self._task or read(outputs, targets)
+        self.evidence.outcome.validations.append(
+            Validation(self._loop.steps, loss, score(task, outputs, targets, self._rare(task)))
+        )
+        self._validation = (call.map(_copied), _copied(some(_rows(inputs))), _copied(targets))
+
+    def _value(self, outputs: Any, targets: Any) -> float | None:
+        """The loss function's value, a sum brought to a mean."""
+        if self.loss_fn is None:
+            return None
+        value = self.loss_fn(outputs, targets).detach().float().mean().item()
+        summed = self.evidence.loss.reduction == "sum" and isinstance(targets, Tensor)
+        return value / len(targets) if summed else value
+
+    def _like_training(self, call: Call) -> Call:
+        """The call with its first tensor in the shape that the model was called with in training.
+
+        For loops that hand `step` and `validate` what they reshape before the model.
+        """
+        if self._last_call is None or not self._last_call.args or not call.args:
+            return call
+        seen, given = self._last_call.args[0], call.args[0]
+        if not isinstance(seen, Tensor) or not isinstance(given, Tensor):
+            return call
+        if seen.shape[1:] == given.shape[1:] or not len(given):
+            return call
+        if given[0].numel() == seen[0].numel():
+            return Call((given.reshape(-1, *seen.shape[1:]), *call.args[1:]), call.kwargs)
+        return call
+
+    def _rare(self, task: Task) -> Tensor | None:
+        """Classes with less than a fifth of the commonest one's training samples."""
+        if task.kind not in ("classes", "binary") or not self._labels:
+            return None
+        labels = torch.cat([samples._labels(t, task).cpu() for t in self._labels])
+        counts = torch.bincount(labels[labels >= 0], minlength=task.classes or 2)
+        return (counts < 0.2 * counts.max()).nonzero().flatten()
+
+    # --- the diagnosis --------------------------------------------------------------------------
+
+    def report(self) -> Report:
+        """The diagnosis so far. Forks run here, where something looks wrong, within the budget."""
+        self._gather()
+        self._probe_causes()
+        return rules.diagnose(self.evidence, budget=self.budget)
+
+    def close(self) -> None:
+        """Take all hooks off the model and the optimiser, and let go of copies and batches."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._twin, self._initial = None, {}
+        self._early.clear()
+        self._late.clear()
+        self._pending.clear()
+        self._validation = None
+
+    def __enter__(self) -> "Doctor":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _trouble(self, text: str) -> None:
+        if text not in self.evidence.troubles:
+            self.evidence.troubles.append(text)
+
+    @_harmless
+    def _gather(self) -> None:
+        """Bring the evidence up to date."""
+        self._losses += [v.item() for v in self._unread]
+        self._unread.clear()
+        self._gather_optimizer()
+        self._gather_losses()
+        for part in (self._gather_data, self._gather_outcome):
+            _harmless(part.__func__)(self)
+
+    def _gather_optimizer(self) -> None:
+        facts = self.evidence.optimizer
+        parameters = dict(self.model.named_parameters())
+        own = {id(p) for p in parameters.values()}
+        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        trainable = {n: p for n, p in parameters.items() if p.requires_grad}
+        facts.name = type(self.optimizer).__name__
+        facts.trainable = len(trainable)
+        facts.held = sum(id(p) in held for p in trainable.values())
+        # What another optimiser moves is not missing.
+        facts.missing = [
+            n
+            for n, p in trainable.items()
+            if id(p) not in held
+            and (n not in self._initial or torch.equal(self._initial[n], p.detach()))
+        ]
+        facts.foreign = len(held - own)
+        frozen = {n: p for n, p in parameters.items() if not p.requires_grad}
+        facts.frozen_held = [n for n, p in frozen.items() if id(p) in held]
+        facts.frozen_apart = [n for n, p in frozen.items() if id(p) not in held]
+        facts.lr = max((float(g["lr"]) for g in self._groups), default=None)
+        facts.weight_decay = max(
+            (float(g.get("weight_decay") or 0) for g in self.optimizer.param_groups), default=0.0
+        )
+
+    def _gather_losses(self) -> None:
+        outcome, losses = self.evidence.outcome, self._losses
+        if not losses:
+            return
+        finite = [v for v in losses if math.isfinite(v)]
+        outcome.nonfinite_step = next(
+            (i for i, v in enumerate(losses) if not math.isfinite(v)), None
+        )
+        outcome.first_loss = losses[0]
+        if finite:
+            tenth = max(1, len(losses) // 10)
+            outcome.last_loss = statistics.median(losses[-tenth:])
+            outcome.lowest_loss, outcome.highest_loss = min(finite), max(finite)
+        if len(finite) == len(losses) >= 40:
+            fifth = len(losses) // 5
+            first, third, last = (
+                statistics.fmean(losses[i : i + fifth]) for i in (0, 3 * fifth, 4 * fifth)
+            )
+            fall = losses[0] - last
+            outcome.trend = (third - last) / fall if fall > 0 and first else None
+        self._loop.loss_ratio = statistics.median(self._ratios) if self._ratios else None
+        beyond = [1 - 1 / ratio for ratio in self._ratios if ratio > 1]
+        self._loop.penalty = statistics.median(beyond) if beyond else 0.0
+
+    def _batches(self) -> list[tuple[Call, Any, Any]]:
+        return [*self._early, *self._late]
+
+    @_harmless
+    def _examine(self) -> None:
+        """The network and the loss function as they are at the start, tried out on a batch."""
+        self._task = Task("unknown")
+        if self._twin is None or not self._early:
+            return
+        call, _, targets = self._early[0]
+        twin = copy.deepcopy(self._twin)
+        with self._undisturbed():
+            batch = _batch_size(call, len(targets) if _indexed(targets) else None)
+            with network.no_dropout(twin, training=False):
+                outputs, tracer = network.trace(twin, call, activations=False)
+            last = tracer.made(first_tensor(outputs)) if first_tensor(outputs) is not None else ""
+            task = read(outputs, targets)
+            self._task = replace(task, squashed=last in network.SQUASHING)
+            self.evidence.task, self.evidence.classes = task.kind, task.classes
+            if task.kind == "binary":
+                self.evidence.classes = 2
+            if self.loss_fn is not None:
+                self.evidence.loss = objective.examine(self.loss_fn, outputs, targets, self._task)
+            usable = self.loss_fn is not None and self.evidence.loss.error is None
+
+            def loss(value: Any) -> Tensor:
+                if usable:
+                    return self.loss_fn(value, targets).float().mean()
+                return first_tensor(value).float().square().mean()
+
+            self.evidence.network = network.examine(twin, call, batch, loss)
+            twin.load_state_dict(self._initial)
+            order = network.forward_order(twin, call)
+            self.evidence.weights = network.initial_weights(twin, order)
+            self.evidence.outcome.initial = self._score(twin, [self._early[0]], training=True)
+
+    def _gather_data(self) -> None:
+        batches = self._batches()
+        pairs = [(rows, t) for _, rows, t in batches if isinstance(rows, Tensor)]
+        if not pairs or self._task is None:
+            return
+        shape = pairs[0][0].shape[1:]
+        pairs = [(rows, t) for rows, t in pairs if rows.shape[1:] == shape]
+        inputs = torch.cat([rows for rows, _ in pairs])
+        tensors = [t for _, t in pairs if isinstance(t, Tensor)]
+        whole = len(tensors) == len(pairs) and all(
+            len(r) == len(t) and t.shape[1:] == tensors[0].shape[1:] for r, t in pairs
+        )
+        targets = torch.cat(tensors) if whole else None
+        facts = samples.describe(inputs, targets, self._task)
+        self.evidence.data = facts
+        if self._labels and self._task.kind in ("classes", "binary"):
+            labels = torch.cat([samples._labels(t, self._task).cpu() for t in self._labels])
+            counts = torch.bincount(labels[labels >= 0], minlength=self._task.classes or 2)
+            facts.class_counts = dict(enumerate(counts.tolist()))
+        distinct, times = samples.repeats(self._prints)
+        self.evidence.outcome.epochs = times if distinct else None
+        if targets is not None and facts.floating:
+            keep = _distinct(inputs)
+            facts.simple_skill = samples.simple_skill(inputs[keep], targets[keep], self._task)
+        if self._validation is not None:
+            self._compare_validation(facts, inputs, targets)
+
+    def _compare_validation(
+        self, facts: DataFacts, inputs: Tensor, known_targets: Tensor | None
+    ) -> None:
+        call, rows, targets = self._validation
+        if rows is None or rows.shape[1:] != inputs.shape[1:] or not facts.floating:
+            return
+        known = torch.cat(self._prints) if self._prints else samples.fingerprints(inputs)
+        prints = samples.fingerprints(rows)
+        facts.overlap = torch.isin(prints, known).double().mean().item()
+        facts.same_set = bool(torch.isin(known, prints).double().mean() > 0.95)
+        facts.scale_shift = samples.scale_shift(inputs, rows)
+        facts.shift = samples.told_apart(inputs, rows)
+        if known_targets is not None:
+            facts.transfer_skill = samples.transfer_skill(
+                inputs, known_targets, rows, targets, self._task
+            )
+        twin = self._current_twin()
+        plain = len(call.args) == 1 and isinstance(call.args[0], Tensor) and not call.kwargs
+        if twin is None or not plain:
+            return
+        with self._undisturbed(), torch.no_grad(), network.no_dropout(twin, training=False):
+            trained = torch.cat(
+                [c.args[0] for c, _, _ in self._early
+                 if c.args and isinstance(c.args[0], Tensor)
+                 and c.args[0].shape[1:] == call.args[0].shape[1:]]
+            )  # fmt: skip
+            if call.args[0].is_floating_point() and len(trained):
+                brought = Call((samples.matched(trained, call.args[0]),))
+                outputs = _in_chunks(twin, brought, len(rows))
+                facts.matched_skill = score(self._task, outputs, targets).skill
+            outputs = _in_chunks(twin, call, len(rows))
+        if self._task.kind == "classes" and first_tensor(outputs) is not None:
+            predicted, wanted = self._task.pair(outputs, targets)
+            size = self._task.classes
+            pairs = wanted * size + predicted.argmax(dim=1)
+            confusion = torch.bincount(pairs, minlength=size * size).reshape(size, size)
+            renamed, other = samples.renamed_skill(confusion.cpu())
+            facts.relabelled_skill = renamed if other else None
+
+    def _gather_outcome(self) -> None:
+        outcome = self.evidence.outcome
+        twin = self._current_twin()
+        if twin is None or self._task is None:
+            return
+        with self._undisturbed():
+            outcome.train = self._score(twin, self._batches(), training=False)
+            outcome.train_mode = self._score(twin, self._batches(), training=True)
+        held = {n for group in self._groups for n in group["names"]}
+        moved, sizes = [], []
+        for name, parameter in self.model.named_parameters():
+            if name in held and parameter.requires_grad and parameter.dim() >= 2:
+                start = self._initial[name].float()
+                norm = torch.linalg.vector_norm(start)
+                change = torch.linalg.vector_norm(parameter.detach().float() - start)
+                moved.append((change / norm).item() if norm > 0 else math.inf)
+                sizes.append((torch.linalg.vector_norm(parameter.detach().float()), norm))
+        outcome.movement = statistics.median(moved) if moved else None
+        ratios = [(now / start).item() for now, start in sizes if start > 0]
+        outcome.shrinkage = statistics.median(ratios) if ratios else None
+
+    def _score(
+        self, twin: nn.Module, batches: Sequence[tuple[Call, Any, Any]], training: bool
+    ) -> Score:
+        found = []
+        with torch.no_grad(), network.no_dropout(twin, training):
+            for call, _, targets in batches:
+                if isinstance(targets, Tensor):
+                    outputs = first_tensor(call(twin))
+                    if outputs is not None:
+                        found.append((outputs, targets))
+        if not found:
+            return Score()
+        shapes = {(o.shape[1:], t.shape[1:]) for o, t in found}
+        if len(shapes) > 1:  # sequences of several lengths
+            found = found[:1]
+        outputs, targets = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return score(self._task, outputs, targets, self._rare(self._task))
+
+    # --- forks ----------------------------------------------------------------------------------
+
+    @_harmless
+    def _probe_causes(self) -> None:
+        """Run the forks that the rules ask for, one after the other, within the budget."""
+        if self._twin is None or self._task is None or not self._early:
+            return
+        if self.loss_fn is None or self.evidence.loss.error is not None:
+            return
+        while wanted := [
+            name for name in rules.forks_wanted(self.evidence) if name not in self.evidence.forks
+        ]:
+            name = wanted[0]
+            steps = min(_FORK_STEPS, self.budget - self.evidence.fork_steps)
+            if steps < _FORK_STEPS // 2:
+                return
+            fork = self._fork(name, steps)
+            self.evidence.forks[name] = fork
+            self.evidence.fork_steps += fork.steps
+
+    def _fork(self, name: str, steps: int) -> "forks.Fork":
+        model = copy.deepcopy(self._twin)
+        model.load_state_dict(self._initial)
+        batches = [forks.Batch(c, t) for c, _, t in self._early[:_FORK_BATCHES]]
+        with self._undisturbed(), torch.enable_grad():
+            torch.manual_seed(0)
+            try:
+                return forks.run(
+                    model, self.optimizer, self._groups, self._mean_loss, batches, self._task,
+                    steps, self._change(name),
+                )  # fmt: skip
+            except Exception as error:
+                self._trouble(f"fork {name}: {type(error).__name__}: {one_line(error)}")
+                return forks.Fork(0, math.nan, math.nan)
+
+    def _mean_loss(self, outputs: Any, targets: Any) -> Tensor:
+        return self.loss_fn(outputs, targets)
+
+    def _change(self, name: str) -> forks.Change:
+        """What each fork that a rule can ask for does differently."""
+        if name.startswith("lr"):
+            factor = float(name[3:])
+            return forks.Change(lr=factor if name[2] == "*" else 1 / factor)
+        match name:
+            case "same":
+                return forks.Change()
+            case "unregularised":
+                return forks.Change(regularised=False)
+            case "init":
+                return forks.Change(initial=forks.reset)
+            case "unfrozen":
+                return forks.Change(trainable=True)
+            case "clipped":
+                return forks.Change(clip=1.0)
+            case "mean":
+                count = max(_batch_size(self._early[0][0]) or 1, 1)
+                return forks.Change(loss=lambda o, t: self.loss_fn(o, t) / count)
+            case "reference":
+                return forks.Change(loss=functools.partial(_reference_loss, self._task))
+            case "inputs":
+                rows = torch.cat([c.tensors()[0] for c, _, _ in self._early[:_FORK_BATCHES]])
+                mean, std = samples.standardise_like(rows.float())
+                shape = rows.shape[1:]
+                return forks.Change(
+                    inputs=lambda x: (x - mean) / std if x.shape[1:] == shape else x
+                )
+            case "targets":
+                values = torch.cat([t.float() for _, _, t in self._early[:_FORK_BATCHES]])
+                mean, std = values.mean(), values.std().clamp_min(1e-12)
+                return forks.Change(targets=lambda t: (t - mean) / std)
+        raise ValueError(name)
+
+
+def _reference_loss(task: Task, outputs: Any, targets: Tensor) -> Tensor:
+    """The loss that belongs to the task, on outputs taken as logits or values."""
+    outputs = first_tensor(outputs)
+    if task.kind == "classes":
+        rows = outputs.movedim(task.axis, -1).reshape(-1, task.classes)
+        _, wanted = task.pair(outputs, targets)
+        return nn.functional.cross_entropy(rows, wanted)
+    wanted = targets.to(outputs.dtype).reshape(outputs.shape)
+    if task.kind == "binary":
+        return nn.functional.binary_cross_entropy_with_logits(outputs, wanted)
+    return nn.functional.mse_loss(outputs, wanted)
+
+
+def as_call(inputs: Any) -> Call:
+    """How a model takes a batch: a tuple or list as its arguments, a dict as its keywords."""
+    if isinstance(inputs, Mapping):
+        return Call((), dict(inputs))
+    if isinstance(inputs, list | tuple):
+        return Call(tuple(inputs))
+    return Call((inputs,))
+
+
+def leading(call: Call, inputs: Any) -> Tensor | None:
+    """The tensor that holds the samples: the inputs themselves, or the first the model took."""
+    return _rows(inputs) if _rows(inputs) is not None else next(iter(call.tensors()), None)
+
+
+def _rows(inputs: Any) -> Tensor | None:
+    tensor = first_tensor(inputs) if isinstance(inputs, Tensor | list | tuple | dict) else None
+    return tensor if tensor is not None and tensor.dim() else None
+
+
+def _batch_size(call: Call, targets: int | None = None) -> int | None:
+    """Number of samples of a batch: the targets', where an input has as many along an axis."""
+    shapes = [t.shape for t in call.tensors() if t.dim()]
+    if targets is not None and any(targets in shape[:2] for shape in shapes):
+        return targets
+    return shapes[0][0] if shapes else None
+
+
+def _indexed(targets: Any) -> bool:
+    return isinstance(targets, Tensor) and targets.dim() > 0
+
+
+def _copied(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach().clone()
+
+
+def _distinct(inputs: Tensor) -> Tensor:
+    """Index of the first of each group of equal samples."""
+    seen: dict[float, int] = {}
+    for index, value in enumerate(samples.fingerprints(inputs).tolist()):
+        seen.setdefault(value, index)
+    return torch.tensor(sorted(seen.values()), device=inputs.device)
+
+
+def _in_chunks(model: nn.Module, call: Call, batch: int, size: int = 256) -> Any:
+    """The model's first output tensor over a batch that may be too large for one pass."""
+    if batch <= size or any(t.dim() == 0 or len(t) != batch for t in call.tensors()):
+        return call(model)
+    parts = [
+        first_tensor(call.map(lambda t, start=start: t[start : start + size])(model))
+        for start in range(0, batch, size)
+    ]
+    return torch.cat(parts)
+
+
+def _norms(tensors: Sequence[Tensor]) -> list[float]:
+    """L2 norms with one synchronisation; in float64 where float32's squares overflow."""
+    if not tensors:
+        return []
+    norms = torch.stack([n.float() for n in torch._foreach_norm(list(tensors))]).tolist()
+    return [
+        n if math.isfinite(n) and n > 0 else torch.linalg.vector_norm(t.double()).item()
+        for n, t in zip(norms, tensors, strict=True)
+    ]
