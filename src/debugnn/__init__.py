@@ -5,7 +5,7 @@ from debugnn import Doctor
 
 from typing import Any
 
-__all__ = ["Doctor"]
+__all__ = ["Doctor", "check"]
 
 
 def __getattr__(name: str) -> Any:
@@ -14,4 +14,8 @@ def __getattr__(name: str) -> Any:
         from debugnn.doctor.watch import Doctor
 
         return Doctor
+    if name == "check":
+        from debugnn.doctor.preflight import check
+
+        return check
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

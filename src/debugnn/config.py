@@ -104,6 +104,7 @@ class TaskConfig:
 class DoctorConfig:
     every: int | None = 20
     bins: int = 64
+    budget: int = 200
 
 
 @dataclass
@@ -171,7 +172,7 @@ _CHOICES = {
     "data.test_targets": ("test", "train"),
     "trainer.device": ("auto", "cpu", "cuda"),
     "trainer.precision": ("fp32", "bf16"),
-    "task.name": ("train", "lr_find"),
+    "task.name": ("train", "lr_find", "check", "fix"),
     "task.lr_from": (None, "minimum", "steepest", "valley"),
     "wandb.mode": ("offline", "online", "disabled"),
 }
@@ -199,6 +200,7 @@ _INTERVALS = {
     "task.finder.repeats": "[1, inf)",
     "doctor.every": "[1, inf)",
     "doctor.bins": "[2, inf)",
+    "doctor.budget": "[0, inf)",
     "init.pretrain.epochs": "[1, inf)",
     "init.pretrain.steps_per_epoch": "[1, inf)",
     "optim.lr": "(0, inf)",

@@ -106,6 +106,12 @@ class Data:
             chunk = slice(start, start + batch_size)
             yield self.prepare(self.test.inputs[chunk]), self.test.targets[chunk]
 
+    def test_sample(self, size: int) -> tuple[Tensor, Tensor]:
+        """At most `size` samples of the test set, evenly spread over it, always the same."""
+        index = torch.linspace(0, len(self.test) - 1, min(size, len(self.test))).long()
+        index = index.to(self.test.inputs.device)
+        return self.prepare(self.test.inputs[index]), self.test.targets[index]
+
 
 def shift_randomly(inputs: Tensor, most: int, generator: torch.Generator) -> Tensor:
     """Each image (B, C, H, W) moved by up to `most` pixels a side, edges repeated."""

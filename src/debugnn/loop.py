@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,27 @@ from debugnn.doctor.probes import LayerProbe
 from debugnn.records import Epoch, Layers, Step
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class Watcher(Protocol):
+    """Who looks on at every step: `debugnn.Doctor`, or nobody."""
+
+    def step(self, loss: Tensor, inputs: Tensor, targets: Tensor) -> None: ...
+
+    def validate(self, inputs: Tensor, targets: Tensor) -> None: ...
+
+
+class Unwatched:
+    """Nobody."""
+
+    def step(self, loss: Tensor, inputs: Tensor, targets: Tensor) -> None:
+        pass
+
+    def validate(self, inputs: Tensor, targets: Tensor) -> None:
+        pass
+
+
+NOBODY = Unwatched()
 
 
 @dataclass
@@ -77,7 +99,12 @@ class Training:
         return self.data.train_batches(self.batch_size, generator, self.steps_per_epoch)
 
 
-def fit(training: Training, epochs: int, probe: LayerProbe) -> Iterator[Step | Layers | Epoch]:
+_WATCHED = 1024  # test samples that a watcher is shown after an evaluation
+
+
+def fit(
+    training: Training, epochs: int, probe: LayerProbe, watcher: Watcher = NOBODY
+) -> Iterator[Step | Layers | Epoch]:
     """Train up to `epochs` epochs from where `training` stands.
 
     Yields a `Step` each step, `Layers` before it where the probe is due, and an `Epoch` at each
@@ -86,11 +113,11 @@ def fit(training: Training, epochs: int, probe: LayerProbe) -> Iterator[Step | L
     while training.epoch < epochs:
         last = training.epoch + 1 == epochs
         due = last or (training.epoch + 1) % training.eval_every == 0
-        yield from train_one_epoch(training, probe, evaluated=due)
+        yield from train_one_epoch(training, probe, watcher, evaluated=due)
 
 
 def train_one_epoch(
-    training: Training, probe: LayerProbe, evaluated: bool = True
+    training: Training, probe: LayerProbe, watcher: Watcher = NOBODY, evaluated: bool = True
 ) -> Iterator[Step | Layers | Epoch]:
     """One pass over the training batches, then, where asked, the evaluation on the test set."""
     started = time.perf_counter()
@@ -105,6 +132,7 @@ def train_one_epoch(
         if seen is not None:
             yield Layers(epoch, step, **seen)
         norm = training.update()
+        watcher.step(loss, inputs, targets)
 
         right = int((outputs.detach().argmax(dim=1) == targets).sum()) if classes else 0
         batch_loss = loss.item()
@@ -120,7 +148,10 @@ def train_one_epoch(
             lr=training.optimizer.param_groups[0]["lr"],
             grad_norm=norm.item(),
         )
-    test_loss, test_accuracy = evaluate(training) if evaluated else (None, None)
+    test_loss, test_accuracy = None, None
+    if evaluated:
+        test_loss, test_accuracy = evaluate(training)
+        watcher.validate(*training.data.test_sample(_WATCHED))
     training.epoch += 1
     yield Epoch(
         epoch=epoch,

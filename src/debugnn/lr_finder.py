@@ -44,19 +44,45 @@ def range_test(
         trial.batches(1000 * (test + 1) + epoch)
         for epoch in itertools.count()
     )
+
+    def step(lr: float) -> float:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        _, loss = trial.backward(*next(batches))
+        trial.update()
+        return loss.item()
+
+    yield from sweep_rates(
+        step,
+        start_lr=start_lr,
+        end_lr=end_lr,
+        iterations=iterations,
+        smoothing=smoothing,
+        diverge_at=diverge_at,
+        test=test,
+    )
+
+
+def sweep_rates(
+    step: Callable[[float], float],
+    *,
+    start_lr: float,
+    end_lr: float,
+    iterations: int,
+    smoothing: float,
+    diverge_at: float,
+    test: int = 0,
+) -> Iterator[LrPoint]:
+    """The curve of `step`, which trains one step at a rate and returns the loss before it."""
     # One rate more than is stepped with: the notebook logs each loss beside the rate after its own.
     growth = (end_lr / start_lr) ** (1 / (iterations - 1))
     rates = [*np.geomspace(start_lr, end_lr, iterations).tolist(), end_lr * growth]
     smoothed = best = math.nan
-    for iteration, (inputs, targets) in zip(range(iterations), batches, strict=False):
-        for group in optimizer.param_groups:
-            group["lr"] = rates[iteration]
-        _, loss = trial.backward(inputs, targets)
-        trial.update()
-        value = loss.item()
+    for iteration in range(iterations):
+        lr, lr_after = rates[iteration : iteration + 2]
+        value = step(lr)
         smoothed = value if iteration == 0 else smoothing * value + (1 - smoothing) * smoothed
         best = smoothed if iteration == 0 else min(best, smoothed)
-        lr, lr_after = rates[iteration : iteration + 2]
         yield LrPoint(test, iteration, lr, lr_after, value, smoothed)
         # For a positive best, smoothed > diverge_at · best; a loss may be unbounded below too.
         if not math.isfinite(smoothed) or smoothed - best > (diverge_at - 1) * abs(best):

@@ -23,7 +23,9 @@ from omegaconf import DictConfig, OmegaConf
 from debugnn import checkpoint, records
 from debugnn.build import build
 from debugnn.config import BOOKKEEPING
+from debugnn.doctor.findings import Report
 from debugnn.doctor.probes import LayerProbe
+from debugnn.doctor.watch import Doctor
 from debugnn.errors import ConfigError
 from debugnn.loop import Training, fit
 from debugnn.lr_finder import range_test, suggest
@@ -93,7 +95,7 @@ def execute(config: DictConfig, overrides: Sequence[str], experiment: str | None
             facts["wandb_id"] = sink.id
             sinks.append(sink)
             _write_facts(directory, facts)
-        for record in follow(config, training):
+        for record in follow(config, training, directory):
             for sink in sinks:
                 sink.write(record)
             if isinstance(record, records.Epoch) and _checkpoint_due(config, training):
@@ -112,8 +114,8 @@ def execute(config: DictConfig, overrides: Sequence[str], experiment: str | None
     return directory
 
 
-def follow(config: DictConfig, training: Training) -> Iterator[Record]:
-    """The records of the task: range tests where they are asked for, then the training."""
+def follow(config: DictConfig, training: Training, directory: Path) -> Iterator[Record | Report]:
+    """The records of the task: range tests where asked for, the training, its diagnosis."""
     if training.step == 0 and (config.task.name == "lr_find" or config.task.lr_from):
         with torch.random.fork_rng():  # the training's random numbers stay its own
             rates = yield from find_lr(config, training)
@@ -127,7 +129,19 @@ def follow(config: DictConfig, training: Training) -> Iterator[Record]:
                 group["lr"] = chosen[0]
     if config.task.name == "train":
         probe = LayerProbe(config.doctor.every, config.doctor.bins)
-        yield from fit(training, config.trainer.epochs, probe)
+        if config.doctor.every is None:
+            yield from fit(training, config.trainer.epochs, probe)
+            return
+        with Doctor(
+            training.model,
+            training.optimizer,
+            loss_fn=training.loss,
+            every=config.doctor.every,
+            budget=config.doctor.budget,
+            save_to=directory,
+        ) as doctor:
+            yield from fit(training, config.trainer.epochs, probe, doctor)
+            yield doctor.report()
 
 
 def find_lr(config: DictConfig, training: Training) -> Iterator[Record]:

@@ -6,13 +6,15 @@ A sink takes one record at a time and never hands anything back.
 import logging
 import math
 import shutil
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from debugnn import records
+from debugnn.doctor.findings import Finding, Report
 from debugnn.errors import one_line
 from debugnn.records import Epoch, Layers, LrPoint, LrSuggestion, Record, Step, TensorStats
 
@@ -20,18 +22,19 @@ log = logging.getLogger(__name__)
 
 
 class Sink(Protocol):
-    def write(self, record: Record) -> None: ...
+    def write(self, record: Record | Report) -> None: ...
 
     def close(self, failed: bool) -> None: ...
 
 
 class JsonLines:
-    """`metrics.jsonl` and `layers.jsonl` of a run's directory.
+    """`metrics.jsonl`, `layers.jsonl` and `findings.json` of a run's directory.
 
     A run that goes on from a checkpoint first drops the rows that came after it.
     """
 
     def __init__(self, directory: Path, first_step: int = 0) -> None:
+        self._directory = directory
         self._files = {}
         for name in ("metrics", "layers"):
             path = directory / f"{name}.jsonl"
@@ -39,7 +42,12 @@ class JsonLines:
                 keep_rows_before(path, first_step)
             self._files[name] = path.open("a", encoding="utf-8")
 
-    def write(self, record: Record) -> None:
+    def write(self, record: Record | Report) -> None:
+        if isinstance(record, Report):
+            draft = self._directory / "findings.tmp"
+            draft.write_text(record.to_json() + "\n", encoding="utf-8")
+            draft.replace(self._directory / "findings.json")
+            return
         file = self._files["layers" if isinstance(record, Layers) else "metrics"]
         file.write(records.encode(record) + "\n")
         if isinstance(record, Epoch):  # whose checkpoint must not be ahead of the rows
@@ -62,13 +70,15 @@ def keep_rows_before(path: Path, step: int) -> None:
 
 
 class Console:
-    """A line an epoch, thinned to about ten lines a run, and what a range test suggests."""
+    """About ten lines of epochs a run, what a range test suggests, and the diagnosis."""
 
     def __init__(self, epochs: int) -> None:
         self._epochs = epochs
         self._every = max(1, math.ceil(epochs / 10))
 
-    def write(self, record: Record) -> None:
+    def write(self, record: Record | Report) -> None:
+        if isinstance(record, Report):
+            log.info("%s", textwrap.indent(str(record), "  "))
         if isinstance(record, LrSuggestion):
             log.info("  range test %d: %-8s suggests lr %.2g", record.test, record.rule, record.lr)
         if not isinstance(record, Epoch):
@@ -155,7 +165,10 @@ class WandB:
     def id(self) -> str:
         return self.run.id
 
-    def write(self, record: Record) -> None:
+    def write(self, record: Record | Report) -> None:
+        if isinstance(record, Report):
+            self._diagnose(record)
+            return
         self.run.log({k: v for k, v in self._payload(record).items() if v is not None})
 
     def close(self, failed: bool) -> None:
@@ -165,6 +178,29 @@ class WandB:
             artifact.add_file(str(checkpoint))
             self.run.log_artifact(artifact)
         self.run.finish(exit_code=1 if failed else 0)
+
+    def _diagnose(self, report: Report) -> None:
+        """The findings as a table and in the summary, an alert for each error."""
+        columns = ["severity", "cause", "layer", "step", "summary", "fix", "override", "under"]
+        table = self._wandb.Table(columns=columns)
+        for finding, under in _flattened(report.findings):
+            table.add_data(
+                finding.severity, finding.cause, finding.layer, finding.step, finding.summary,
+                finding.fix, finding.override, under,
+            )  # fmt: skip
+        self.run.log({"findings": table})
+        first = report.findings[0] if not report.healthy else None
+        self.run.summary["doctor/healthy"] = report.healthy
+        self.run.summary["doctor/cause"] = first.cause if first else "healthy"
+        self.run.summary["doctor/severity"] = first.severity if first else None
+        self.run.summary["doctor/override"] = first.override if first else None
+        for finding in report.findings:
+            if finding.severity == "error":
+                self.run.alert(
+                    title=finding.cause,
+                    text=f"{finding.summary}. Fix: {finding.fix}",
+                    level=self._wandb.AlertLevel.ERROR,
+                )
 
     def _payload(self, record: Record) -> dict[str, Any]:
         match record:
@@ -207,3 +243,10 @@ class WandB:
         if stats.dead_units is not None:
             row[f"{key}/dead_units"] = stats.dead_units
         return row
+
+
+def _flattened(findings: Sequence[Finding], under: str | None = None) -> Iterator[tuple]:
+    """Each finding with the cause that explains it, if one does."""
+    for finding in findings:
+        yield finding, under
+        yield from _flattened(finding.consequences, finding.cause)

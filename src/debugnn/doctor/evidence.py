@@ -21,6 +21,7 @@ class LossFacts:
     target_entry_only: bool | None = None  # only the target class's output has a gradient
     mixes_samples: bool | None = None  # a sample's gradient depends on another sample's output
     gradient: bool = True  # it has one
+    unbounded: bool = False  # it falls without end as outputs grow
     shapes: list[list[int]] = field(default_factory=list)  # of outputs and targets
 
 
@@ -34,7 +35,10 @@ class DataFacts:
     mean: float | None = None
     std: float | None = None
     feature_spread: float | None = None  # largest / smallest standard deviation of a feature
+    distinct: int = 0  # samples that differ
     constant: bool = False  # all samples are the same
+    constant_batches: float = 0.0  # share of batches of which that holds
+    target_kinds: int | None = None  # how many values regression targets take
     nonfinite_samples: int = 0
     class_counts: dict[int, int] = field(default_factory=dict)
     out_of_range: int = 0  # labels that no output stands for
@@ -66,6 +70,7 @@ class NetworkFacts:
     batch_softmax: bool = False  # a softmax over the batch axis
     mixing: float | None = None  # relative change of a sample's output by other samples' inputs
     mixing_layer: str | None = None
+    random_evaluation: bool = False  # two evaluations of one batch differ
     softmax_inputs: list[str] = field(default_factory=list)  # layers fed with (log-)probabilities
     unreached: list[str] = field(default_factory=list)  # used, trainable, without a gradient
     unused: list[str] = field(default_factory=list)
@@ -112,6 +117,7 @@ class ActivationFacts:
 class Probe:
     step: int
     layers: dict[str, LayerFacts] = field(default_factory=dict)
+    inputs: dict[str, float] = field(default_factory=dict)  # weight layer → RMS of its input
     activations: list[ActivationFacts] = field(default_factory=list)
 
 

@@ -41,51 +41,73 @@ class Change:
     clip: float | None = None
 
 
-def run(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    groups: Sequence[dict[str, Any]],
-    loss_fn: Callable[[Any, Any], Tensor],
-    batches: Sequence[Batch],
-    task: Task,
-    steps: int,
-    change: Change,
-) -> Fork:
-    """Train a copy of `model` for `steps` steps, the batches taken in turn.
+class Trial:
+    """A plain training loop over a copy of a model, on given batches in turn.
 
     Args:
+        model: copied as it stands.
         optimizer: gives the class; its state is not used.
         groups: settings of its groups at the start, `names` being the parameters' names.
     """
-    model = copy.deepcopy(model)
-    model.train()
-    if change.trainable:
-        model.requires_grad_(True)
-    if change.initial is not None:
-        change.initial(model)
-    if not change.regularised:
-        for module in model.modules():
-            if isinstance(module, DROPOUT):
-                module.p = 0.0
-    constant = _constant(task, batches, change)
-    twin = _optimizer(model, optimizer, groups, change)
-    loss_fn = change.loss or loss_fn
-    curve = []
-    for step in range(steps):
-        batch = batches[step % len(batches)]
-        call = batch.call if change.inputs is None else batch.call.map(change.inputs)
-        targets = batch.targets if change.targets is None else change.targets(batch.targets)
-        twin.zero_grad()
-        outputs = call(model)
-        loss = loss_fn(outputs, targets)
-        curve.append(_relative(task, outputs, targets, loss, constant))
-        if not math.isfinite(curve[-1]):
-            break
-        loss.mean().backward()
-        if change.clip is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), change.clip)
-        twin.step()
-    finite = all(map(math.isfinite, curve))
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        groups: Sequence[dict[str, Any]],
+        loss_fn: Callable[[Any, Any], Tensor],
+        batches: Sequence[Batch],
+        change: Change,
+    ) -> None:
+        self.model = copy.deepcopy(model)
+        self.model.train()
+        if change.trainable:
+            self.model.requires_grad_(True)
+        if change.initial is not None:
+            change.initial(self.model)
+        if not change.regularised:
+            for module in self.model.modules():
+                if isinstance(module, DROPOUT):
+                    module.p = 0.0
+        self.optimizer = _optimizer(self.model, optimizer, groups, change)
+        self.batches = [_changed(batch, change) for batch in batches]
+        self.taken = 0
+        self._loss_fn = change.loss or loss_fn
+        self._clip = change.clip
+
+    def step(self) -> tuple[Any, Any, Tensor]:
+        """Outputs, targets and loss of the next batch, before the update that it makes."""
+        batch = self.batches[self.taken % len(self.batches)]
+        self.taken += 1
+        self.optimizer.zero_grad()
+        outputs = batch.call(self.model)
+        loss = self._loss_fn(outputs, batch.targets).mean()
+        if torch.isfinite(loss):
+            loss.backward()
+            if self._clip is not None:
+                nn.utils.clip_grad_norm_(self.model.parameters(), self._clip)
+            self.optimizer.step()
+        return outputs, batch.targets, loss.detach()
+
+    def set_lr(self, lr: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+
+
+def _changed(batch: Batch, change: Change) -> Batch:
+    return Batch(
+        batch.call if change.inputs is None else batch.call.map(change.inputs),
+        batch.targets if change.targets is None else change.targets(batch.targets),
+    )
+
+
+def run(trial: Trial, task: Task, steps: int) -> Fork:
+    """Train for `steps` steps, or until the loss is not finite."""
+    constant = _constant(task, trial.batches)
+    curve: list[float] = []
+    while len(curve) < steps and (not curve or math.isfinite(curve[-1])):
+        curve.append(_relative(task, *trial.step(), constant))
+    finite = math.isfinite(curve[-1])
     return Fork(
         steps=len(curve),
         start=fmean(curve[:2]),
@@ -93,13 +115,10 @@ def run(
     )
 
 
-def _constant(task: Task, batches: Sequence[Batch], change: Change) -> float | None:
+def _constant(task: Task, batches: Sequence[Batch]) -> float | None:
     """The best constant predictor's loss over all batches: of one batch it would be too low."""
     targets = [batch.targets for batch in batches if isinstance(batch.targets, Tensor)]
-    if not targets:
-        return None
-    targets = [t if change.targets is None else change.targets(t) for t in targets]
-    return constant_loss(task, torch.cat([t.reshape(-1, *t.shape[1:]) for t in targets]))
+    return constant_loss(task, torch.cat(targets)) if targets else None
 
 
 def _relative(
@@ -147,7 +166,3 @@ def reset(model: nn.Module) -> None:
             module.reset_parameters()
         elif callable(getattr(module, "_reset_parameters", None)):
             module._reset_parameters()
-
-
-def scale_of(groups: Sequence[dict[str, Any]]) -> float:
-    return float(groups[0]["lr"])

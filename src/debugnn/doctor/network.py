@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from debugnn.doctor.evidence import ActivationFacts, NetworkFacts, WeightFacts
 from debugnn.doctor.task import first_tensor
@@ -52,13 +52,19 @@ _LINEAR = {
     "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "cudnn_batch_norm",
     "native_dropout", "bernoulli_", "constant_pad_nd", "empty", "empty_like", "zeros", "ones",
     "full", "lift_fresh", "copy_", "resolve_conj", "is_same_size", "mkldnn_convolution", "linear",
-    "_assert_async", "zeros_like", "ones_like", "new_zeros", "scalar_tensor", "div_", "mul_", "add_",
+    "_assert_async", "zeros_like", "ones_like", "new_zeros", "scalar_tensor",
 }  # fmt: skip
 _VIEWS = {
     "view", "_unsafe_view", "reshape", "t", "transpose", "permute", "expand", "unsqueeze",
     "squeeze", "slice", "select", "clone", "detach", "alias", "_to_copy", "contiguous", "flatten",
 }  # fmt: skip
 SQUASHING = ("sigmoid", "hardsigmoid", "softmax", "safe_softmax")
+# What changes a distribution's values or shape, and leaves it an activation.
+_PASSED = {
+    *_VIEWS, "max_pool2d_with_indices", "max_pool1d_with_indices", "avg_pool2d", "avg_pool1d",
+    "_adaptive_avg_pool2d", "native_dropout", "mean", "cat",
+}  # fmt: skip
+_PRODUCTS = ("addmm", "mm", "convolution", "linear")
 _SOFTMAX = ("_softmax", "_log_softmax", "_safe_softmax")
 DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout,
            nn.FeatureAlphaDropout)  # fmt: skip
@@ -103,13 +109,18 @@ def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 class Tracer(TorchDispatchMode):
     """Follows one forward pass, operation by operation, and its nonlinearities' values."""
 
-    def __init__(self, activations: bool = True) -> None:
+    def __init__(self, activations: bool = True, weights: frozenset[int] = frozenset()) -> None:
         super().__init__()
         self._describe = activations
         self.operations: list[str] = []
         self.activations: list[ActivationFacts] = []
         self.softmax_axes: list[tuple[int, tuple[int, ...]]] = []  # axis, shape
+        self.softmax_fed: list[str] = []  # weight layers that a softmax's output goes straight into
         self.layer: str | None = None  # the weight layer that was entered last
+        self.inputs: dict[str, float] = {}  # weight layer → RMS of its input
+        self._weights = weights  # addresses of parameters
+        self._soft: set[int] = set()
+        self._alive: list[Tensor] = []  # an address must not be taken again during the pass
         self._makers: dict[int, str] = {}  # address of a tensor's memory → what filled it last
 
     def __torch_dispatch__(
@@ -126,11 +137,27 @@ class Tracer(TorchDispatchMode):
             self._makers[output.data_ptr()] = plain
         elif args and isinstance(args[0], Tensor):
             self._makers.setdefault(output.data_ptr(), self._maker(args[0]) or plain)
+        self._follow_softmax(plain, args, output)
         if plain in _SOFTMAX:
             self.softmax_axes.append((args[1] % output.dim(), tuple(output.shape)))
         if plain in _BOUNDS and self._describe and output.is_floating_point():
             self.activations.append(_activation(plain, self.layer or "", output))
         return result
+
+    def _follow_softmax(self, name: str, args: tuple, output: Tensor) -> None:
+        """A softmax that weighs values (attention, a gate) is multiplied with them; one that is a
+        hidden activation goes, pooled and reshaped, into the next layer's weights."""
+        self._alive.append(output)
+        addresses = [a.data_ptr() for a in args if isinstance(a, Tensor)]
+        if name in _SOFTMAX or (name in _PASSED and self._soft.intersection(addresses[:1])):
+            self._soft.add(output.data_ptr())
+        elif (
+            name in _PRODUCTS
+            and self._soft.intersection(addresses)
+            and self._weights.intersection(addresses)
+            and self.layer not in (None, *self.softmax_fed)
+        ):
+            self.softmax_fed.append(self.layer)
 
     def _maker(self, tensor: Tensor) -> str | None:
         return self._makers.get(tensor.data_ptr())
@@ -180,12 +207,15 @@ def no_dropout(model: nn.Module, training: bool) -> Iterator[None]:
 
 def trace(model: nn.Module, call: Call, activations: bool = True) -> tuple[Any, Tracer]:
     """One forward pass without gradients, its outputs and what was seen."""
-    tracer = Tracer(activations)
+    tracer = Tracer(activations, frozenset(p.data_ptr() for p in model.parameters()))
     handles = []
 
     def enter(name: str) -> Callable:
         def hook(module: nn.Module, args: tuple) -> None:
             tracer.layer = name
+            if activations and args and isinstance(args[0], Tensor):
+                with _disable_current_modes():
+                    tracer.inputs[name] = args[0].float().square().mean().sqrt().item()
 
         return hook
 
@@ -247,6 +277,7 @@ def examine(model: nn.Module, call: Call, batch: int | None, loss: Callable) -> 
         # A pass of its own: what the hooks compute would be traced.
         with _softmax_inputs(model, call, facts.softmax_inputs), torch.no_grad():
             call(model)
+        facts.softmax_inputs += [n for n in tracer.softmax_fed if n not in facts.softmax_inputs]
         facts.nonlinear = tracer.nonlinear
         first = first_tensor(outputs)
         if first is not None:
@@ -255,7 +286,8 @@ def examine(model: nn.Module, call: Call, batch: int | None, loss: Callable) -> 
                 axis == 0 and len(shape) >= 2 and shape[0] == batch and shape == tuple(first.shape)
                 for axis, shape in tracer.softmax_axes
             )
-        if batch is not None and batch >= 4:
+        facts.random_evaluation = _random(model, call)
+        if batch is not None and batch >= 4 and not facts.random_evaluation:
             facts.mixing, facts.mixing_layer = _mixing(model, call, batch, outputs)
     with no_dropout(model, training=True):
         facts.unreached, facts.unused = _unreached(model, call, loss)
@@ -325,6 +357,13 @@ def _softmax_inputs(model: nn.Module, call: Call, found: list[str]) -> Iterator[
             handle.remove()
 
 
+def _random(model: nn.Module, call: Call) -> bool:
+    """Whether the same batch gives other outputs at a second evaluation."""
+    with torch.no_grad():
+        first, again = (first_tensor(call(model)) for _ in range(2))
+    return first is not None and _difference(first.float(), again.float()) > MIXED
+
+
 def _mixing(
     model: nn.Module, call: Call, batch: int, outputs: Any
 ) -> tuple[float | None, str | None]:
@@ -353,7 +392,8 @@ def _influence(
             return tensor
         parts = list(tensor.split([half, batch - half], dim=axis))
         index = 1 if changed == "second" else 0
-        other = parts[index].flip(axis)
+        # One sample in place of all: an average over the batch does not see an exchange.
+        other = parts[index].narrow(axis, 0, 1).expand_as(parts[index])
         if other.is_floating_point():
             other = other * 0.5 + 0.1 * other.abs().amax().clamp_min(1e-3)
         parts[index] = other
@@ -396,14 +436,19 @@ def _influence(
     return total, next((name for name, change in changes if change > MIXED and name), None)
 
 
-MIXED = 1e-3  # relative; matrix products of other shapes round differently by about 1e-6
+MIXED = 0.01  # of the spread over the samples
 
 
 def _difference(before: Tensor, after: Tensor) -> float:
-    if before.shape != after.shape or not before.numel():
+    """Largest change, over how much the samples differ among themselves."""
+    if before.shape != after.shape or len(before) < 2 or not torch.isfinite(before).all():
         return 0.0
-    scale = before.abs().max()
-    return ((after - before).abs().max() / scale).item() if scale > 0 else 0.0
+    change = (after - before).abs().max().item()
+    spread = (before - before.mean(dim=0)).abs().max().item()
+    # Products of other shapes are rounded differently, by some 1e-6 of the values.
+    if change <= 1e-5 * before.abs().max().item() or spread == 0:
+        return 0.0
+    return change / spread
 
 
 def _batch_axis(tensor: Tensor, batch: int) -> int | None:

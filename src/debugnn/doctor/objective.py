@@ -80,11 +80,18 @@ def _examine_values(facts: LossFacts, value_of: Callable, outputs: Tensor, targe
         return
     noise = torch.linspace(-1, 1, ideal.numel()).roll(ideal.numel() // 3).reshape(ideal.shape)
     noise = noise.to(ideal) * spread
-    best, worse = value_of(ideal), value_of(ideal + 2 * noise)
-    constant = value_of(torch.full_like(ideal, ideal.mean().item()))
-    facts.better_when_right = best < worse
-    if constant > 0:
-        facts.floor = best / constant
+    perfect = [ideal]
+    if ideal.min() >= 0:  # counts: the output may be the logarithm of a rate
+        perfect.append(ideal.clamp_min(0.1).log())
+    constant = [torch.full_like(made_up, made_up.mean().item()) for made_up in perfect]
+    values = [(value_of(best), value_of(best + 2 * noise)) for best in perfect]
+    facts.better_when_right = any(best < worse for best, worse in values)
+    best, base = min(v for v, _ in values), min(map(value_of, constant))
+    if base > 0 and len(perfect) == 1:
+        facts.floor = best / base
+    # Nothing holds the loss: a log-likelihood whose targets are no probabilities.
+    far = value_of(torch.full_like(ideal, 1e3)), value_of(torch.full_like(ideal, -1e3))
+    facts.unbounded = min(far) < min(best, -10.0)
 
 
 def _examine_binary(

@@ -9,9 +9,8 @@ not learn, and a fork that changed just this one thing did, or no other cause ca
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from statistics import median
 
-from debugnn.doctor.evidence import ActivationFacts, Evidence, Fork, Probe, WeightFacts
+from debugnn.doctor.evidence import ActivationFacts, Evidence, Fork, Probe, Score, WeightFacts
 from debugnn.doctor.findings import CAUSES, Finding, Report
 
 # --- thresholds ---------------------------------------------------------------------------------
@@ -26,7 +25,7 @@ BETTER = 0.1  # a fork's gain above the unchanged fork's, at least
 
 VANISHED = 0.02  # gradient per weight at the first layers over that at the last
 EXPLODED = 30.0
-DEAD = 0.6  # share of a layer's units
+DEAD = 0.75  # share of a layer's units
 SATURATED = 0.6  # share of a layer's values
 FAR_SCALE = 8.0  # root mean square of the inputs
 NEAR_SCALE = 0.05
@@ -41,6 +40,7 @@ GAP = 0.2  # skill on training samples above that on validation samples
 SHIFTED = 0.7
 TOLD_APART = 0.8
 LEAKED = 0.98
+MIXED = 0.01  # change of a sample's output by other samples, over the samples' spread
 RARE = 0.1  # a class's samples over the commonest one's
 MOSTLY_PENALTY = 0.5
 
@@ -91,12 +91,24 @@ def skill(evidence: Evidence) -> float | None:
     outcome = evidence.outcome
     if outcome.nonfinite_step is not None:
         return -math.inf
-    known = [s.skill for s in (outcome.train, outcome.train_mode) if s.skill is not None]
+    known = [fitted(s, evidence) for s in (outcome.train, outcome.train_mode)]
+    known = [value for value in known if value is not None]
     if known:
         return max(known)
     if outcome.first_loss and outcome.last_loss is not None and outcome.first_loss > 0:
         return 1 - outcome.last_loss / outcome.first_loss
     return None
+
+
+def fitted(score: Score, evidence: Evidence) -> float | None:
+    """A score's skill; by the classes' mean recall where that is higher.
+
+    A loss that is weighted for rare classes gives up accuracy for recall.
+    """
+    classes = evidence.classes
+    if score.skill is None or score.balanced is None or not classes:
+        return score.skill
+    return max(score.skill, (score.balanced - 1 / classes) / (1 - 1 / classes))
 
 
 def judged(evidence: Evidence) -> bool:
@@ -137,6 +149,16 @@ def cured(evidence: Evidence, *names: str) -> str | None:
     if same is None:
         return None
     gains = {name: _gain(fork) for name, fork in evidence.forks.items() if name in names}
+    if not math.isfinite(same.end) or same.end > 1.5:
+        # Far worse than guessing: to come to where guessing is tells enough of what is at fault,
+        # for a change that leaves the rate alone.
+        calmed = {
+            name: -fork.end
+            for name, fork in evidence.forks.items()
+            if name in names and not name.startswith("lr") and fork.steps and fork.end < 1.05
+        }
+        if calmed:
+            return max(calmed, key=calmed.__getitem__)
     least = min(CURED * _gain(same) + LEARNT, _gain(same) + BETTER)
     better = {name: gain for name, gain in gains.items() if gain >= least}
     return max(better, key=better.__getitem__) if better else None
@@ -190,14 +212,14 @@ def _gradient_ratios(evidence: Evidence) -> list[tuple[float, str, str]]:
 
 
 def _activation_growth(evidence: Evidence) -> tuple[float, str] | None:
-    """Size of the largest activation over the first one's, before the first update; where."""
+    """Size of the largest layer's input over the first one's, before the first update; where."""
     if not evidence.probes:
         return None
-    activations = [a for a in evidence.probes[0].activations if a.rms > 0]
-    if len(activations) < 2:
+    sizes = [(layer, rms) for layer, rms in evidence.probes[0].inputs.items() if rms > 0]
+    if len(sizes) < 2:
         return None
-    largest = max(activations, key=lambda a: a.rms if math.isfinite(a.rms) else math.inf)
-    return largest.rms / activations[0].rms, largest.layer
+    largest, rms = max(sizes, key=lambda s: s[1] if math.isfinite(s[1]) else math.inf)
+    return rms / sizes[0][1], largest
 
 
 def _stuck(
@@ -223,7 +245,7 @@ def _saturated(evidence: Evidence) -> tuple[float, str, int, bool] | None:
     return _stuck(evidence, lambda a: a.saturated, SATURATED)
 
 
-def _odd_inputs(evidence: Evidence) -> str | None:
+def odd_inputs(evidence: Evidence) -> str | None:
     """What is unusual about the inputs' scale, as a phrase."""
     data = evidence.data
     if not data.floating or data.rms is None:
@@ -251,6 +273,18 @@ def _extreme_gain(evidence: Evidence, large: bool) -> WeightFacts | None:
     return worst if 0 < worst.gain < SMALL_GAIN else None
 
 
+def _rough_start(evidence: Evidence) -> bool:
+    """It learns, but from outsized weights and a loss far above guessing, and not to the end."""
+    initial = evidence.outcome.initial.relative_loss
+    return (
+        judged(evidence)
+        and initial is not None
+        and initial > 5
+        and skill(evidence) < 0.9
+        and _extreme_gain(evidence, large=True) is not None
+    )
+
+
 def _symmetric(evidence: Evidence) -> WeightFacts | None:
     """The first hidden layer whose units start equal, where nothing after it tells them apart."""
     weights = evidence.weights
@@ -270,15 +304,18 @@ def _symmetric(evidence: Evidence) -> WeightFacts | None:
 # --- forks --------------------------------------------------------------------------------------
 
 
+_FASTER = ("lr*10", "lr*100", "lr*1000", "lr*10000")
+
+
 def forks_wanted(evidence: Evidence) -> Iterator[str]:
     """Names of the forks that would tell the causes apart that are in question, in turn."""
-    if not short(evidence):
+    if not short(evidence) and not _rough_start(evidence):
         return
     if any(f.severity != "note" for rule in CERTAIN for f in rule(evidence)):
         return
     data, optimizer = evidence.data, evidence.optimizer
     yield "same"
-    if _odd_inputs(evidence):
+    if odd_inputs(evidence):
         yield "inputs"
     if evidence.loss.reduction == "sum":
         yield "mean"
@@ -298,7 +335,9 @@ def forks_wanted(evidence: Evidence) -> Iterator[str]:
     if _diverged(evidence) or _largest_update(evidence)[0] > LARGE_UPDATE / 2:
         yield from ("lr/10", "lr/100")
     if not _diverged(evidence) and _largest_update(evidence)[0] < LARGE_UPDATE:
-        yield from ("lr*10", "lr*100", "lr*1000")
+        for name in _FASTER:
+            if not cured(evidence, *_FASTER):
+                yield name
 
 
 # --- rules: data --------------------------------------------------------------------------------
@@ -389,11 +428,14 @@ def _diverged_before(evidence: Evidence, step: int) -> bool:
 
 def constant_input(evidence: Evidence) -> Iterator[Finding]:
     data = evidence.data
-    if data.constant and data.samples >= 8:
+    alike = f"all {data.samples} kept samples have the same input"
+    if data.constant_batches > 0.9:
+        alike = f"in {100 * data.constant_batches:.0f} % of the batches all inputs are the same"
+    if (data.constant and data.samples >= 8) or data.constant_batches > 0.9:
         yield Finding(
             "constant_input",
             "error",
-            f"all {data.samples} kept samples have the same input",
+            alike,
             "look at what the data loader returns: the inputs are overwritten or never filled",
             evidence={"samples": data.samples, "std": data.std},
         )
@@ -411,6 +453,16 @@ def bad_labels(evidence: Evidence) -> Iterator[Finding]:
             evidence={"out_of_range": data.out_of_range, "classes": evidence.classes},
         )
         return
+    if evidence.loss.unbounded and (data.target_kinds or 9) <= 2:
+        yield Finding(
+            "bad_labels",
+            "error",
+            f"two classes are coded as {data.target_low:g} and {data.target_high:g}, for a loss "
+            "that expects 0 and 1 and falls without end beyond",
+            "code the classes as 0 and 1",
+            evidence={"low": data.target_low, "high": data.target_high},
+        )
+        return
     if not judged(evidence) or overflowed(evidence) or evidence.task == "unknown":
         return
     last = outcome.validations[-1].score if outcome.validations else None
@@ -420,6 +472,7 @@ def bad_labels(evidence: Evidence) -> Iterator[Finding]:
         coded = (data.relabelled_skill or 0) > 0.5 and last.skill < AT_CHANCE
         misplaced = (
             transferred is not None
+            and data.distinct >= 150
             and (data.simple_skill or 0) > 0.4
             and transferred < 0.3 * data.simple_skill
             and last.skill < 0.3 * reached
@@ -443,18 +496,18 @@ def bad_labels(evidence: Evidence) -> Iterator[Finding]:
             return
         if (
             evidence.task == "classes"
-            and outcome.train.skill is not None
+            and outcome.train.balanced is not None
             and last.samples >= 50
-            and last.skill > outcome.train.skill + 0.2
+            and last.balanced > outcome.train.balanced + 0.2
             and last.skill > 0.4
         ):
             yield Finding(
                 "bad_labels",
                 "error",
                 f"validation labels are met far better (skill {last.skill:.2f}) than training "
-                f"labels ({outcome.train.skill:.2f}): part of the training labels are wrong",
+                f"labels ({reached:.2f}): part of the training labels are wrong",
                 "look through the training samples with the largest loss",
-                evidence={"train_skill": outcome.train.skill, "validation_skill": last.skill},
+                evidence={"train_skill": reached, "validation_skill": last.skill},
             )
             return
     held_out = last.skill if last is not None and last.skill is not None else None
@@ -462,11 +515,11 @@ def bad_labels(evidence: Evidence) -> Iterator[Finding]:
     learnt = held_out if held_out is not None else reached
     if (
         simple is not None
-        and data.samples >= 150
+        and data.distinct >= 150
         and simple < AT_CHANCE
         and learnt < AT_CHANCE
         and (outcome.movement or 0) > STILL
-        and _rarest_share(evidence) > RARE
+        and rarest_share(evidence) > 2.5 * RARE
         and not cured(evidence, "lr/10", "lr/100", "init")
         and not _diverged(evidence)
     ):
@@ -485,7 +538,7 @@ def bad_labels(evidence: Evidence) -> Iterator[Finding]:
         )
 
 
-def _rarest_share(evidence: Evidence) -> float:
+def rarest_share(evidence: Evidence) -> float:
     """The rarest class's training samples over the commonest one's; 1 without classes."""
     counts = [n for n in evidence.data.class_counts.values() if n > 0]
     return min(counts) / max(counts) if len(counts) > 1 else 1.0
@@ -514,7 +567,7 @@ def label_leak(evidence: Evidence) -> Iterator[Finding]:
 
 
 def input_scale(evidence: Evidence) -> Iterator[Finding]:
-    odd = _odd_inputs(evidence)
+    odd = odd_inputs(evidence)
     if odd is None or not short(evidence):
         return
     fork = cured(evidence, "inputs")
@@ -800,7 +853,7 @@ def frozen_parameters(evidence: Evidence) -> Iterator[Finding]:
 
 def batch_mixing(evidence: Evidence) -> Iterator[Finding]:
     network = evidence.network
-    if network.mixing is None or network.mixing <= 1e-3 or network.batch_softmax:
+    if network.mixing is None or network.mixing <= MIXED or network.batch_softmax:
         return
     yield Finding(
         "batch_mixing",
@@ -816,6 +869,14 @@ def batch_mixing(evidence: Evidence) -> Iterator[Finding]:
 
 def train_eval_mode(evidence: Evidence) -> Iterator[Finding]:
     loop = evidence.loop
+    if evidence.network.random_evaluation:
+        yield Finding(
+            "train_eval_mode",
+            _severity(evidence),
+            "two evaluations of one batch differ: something stays random in evaluation mode",
+            "use nn.Dropout, or F.dropout(x, p, training=self.training)",
+        )
+        return
     if not evidence.network.mode_sensitive:
         return
     if loop.eval_mode_forwards > max(2, 0.05 * loop.training_forwards):
@@ -912,7 +973,7 @@ def _outsized_constant(evidence: Evidence) -> bool:
 
 def init_scale_too_large(evidence: Evidence) -> Iterator[Finding]:
     worst = _extreme_gain(evidence, large=True)
-    if worst is None or not short(evidence):
+    if worst is None or not (short(evidence) or _rough_start(evidence)):
         return
     fork = cured(evidence, "init")
     if fork is None and not _outsized_constant(evidence):
@@ -1060,20 +1121,21 @@ def lr_too_low(evidence: Evidence) -> Iterator[Finding]:
     movement = evidence.outcome.movement
     if not short(evidence) or _diverged(evidence) or movement is None:
         return
-    fork = cured(evidence, "lr*10", "lr*100", "lr*1000")
-    if fork is None or movement > STILL:
+    fork = cured(evidence, *_FASTER)
+    if movement > STILL or (fork is None and movement > STILL / 10):
         return
-    higher = f"{(evidence.optimizer.lr or 0) * float(fork.removeprefix('lr*')):.3g}"
+    factor = float(fork.removeprefix("lr*")) if fork else 1000.0
+    higher = f"{(evidence.optimizer.lr or 0) * factor:.3g}"
     yield Finding(
         "lr_too_low",
         _severity(evidence),
         f"after {evidence.loop.steps} steps the weights have moved by {100 * movement:.2g} % of "
-        f"their size; at a rate of {higher} a copy learns",
+        "their size" + (f"; at a rate of {higher} a copy learns" if fork else ""),
         f"raise the learning rate, to {higher} say",
         evidence={
             "lr": evidence.optimizer.lr,
             "movement": movement,
-            **_fork_numbers(evidence, "lr*10", "lr*100", "lr*1000"),
+            **_fork_numbers(evidence, *_FASTER),
         },
         override=f"optim.lr={higher}",
     )
@@ -1121,8 +1183,8 @@ def vanishing_gradient(evidence: Evidence) -> Iterator[Finding]:
         return
     ratios = _gradient_ratios(evidence)
     time = evidence.network.time_gradient
-    if ratios and median(r[0] for r in ratios) < VANISHED:
-        ratio, first, last = min(ratios)
+    if ratios and ratios[0][0] < VANISHED:
+        ratio, first, last = ratios[0]
         what = f"the gradient at {first} is {ratio:.2g} of that at {last}"
     elif time is not None and time < 1e-3:
         ratio, first = time, None

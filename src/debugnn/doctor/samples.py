@@ -25,6 +25,20 @@ def flat(inputs: Tensor, features: int = _FEATURES) -> Tensor:
     return rows[:, ::step].cpu().double()
 
 
+def features(inputs: Tensor, most: int) -> Tensor:
+    """What simple models are given: the inputs, flat; of tokens, how often each occurs and where.
+
+    Tokens beyond 512 kinds are folded.
+    """
+    if inputs.is_floating_point():
+        return flat(inputs, most)
+    rows = flat(inputs, most).long().clamp_min(0) % 512
+    kinds = int(rows.max()) + 1 if rows.numel() else 1
+    hot = F.one_hot(rows, kinds).double()
+    counts = hot.sum(dim=1)
+    return counts if hot[0].numel() > 4 * most else torch.cat([counts, hot.flatten(1)], dim=1)
+
+
 def fingerprints(inputs: Tensor) -> Tensor:
     """A number a sample, equal for equal samples and hardly ever for others. float64 (N,)."""
     rows = flat(inputs)
@@ -55,7 +69,7 @@ def describe(inputs: Tensor, targets: Tensor | None, task: Task) -> DataFacts:
     if targets is None or task.kind == "unknown":
         return facts
     if task.kind == "values":
-        _describe_values(facts, rows, targets, good)
+        _describe_values(facts, rows, targets, good, inputs.dim())
         return facts
     labels = _labels(targets, task)
     outside = (labels < 0) | (labels >= (task.classes or 2))
@@ -65,19 +79,23 @@ def describe(inputs: Tensor, targets: Tensor | None, task: Task) -> DataFacts:
     facts.class_counts = dict(enumerate(counts.tolist()))
     if labels.numel() == len(good):
         usable = ~outside.cpu() & good
-        if facts.floating:
+        # Of a sequence one moment may well decide.
+        if facts.floating and inputs.dim() in (2, 4):
             facts.leak, facts.leak_features = _leak_of_classes(
                 flat(inputs)[usable], labels.cpu()[usable]
             )
     return facts
 
 
-def _describe_values(facts: DataFacts, rows: Tensor, targets: Tensor, good: Tensor) -> None:
+def _describe_values(
+    facts: DataFacts, rows: Tensor, targets: Tensor, good: Tensor, inputs_axes: int
+) -> None:
     values = targets.detach().cpu().double()
     facts.target_rms = values.square().mean().sqrt().item()
     facts.target_std = values.std(correction=0).item()
     facts.target_low, facts.target_high = (v.item() for v in values.aminmax())
     column = values.reshape(len(values), -1)
+    facts.target_kinds = len(column.unique())
     if column.shape[1] != 1 or len(values) != len(good):
         return
     kinds, counts = column.unique(return_counts=True)
@@ -86,7 +104,7 @@ def _describe_values(facts: DataFacts, rows: Tensor, targets: Tensor, good: Tens
         and bool((kinds == torch.arange(len(kinds))).all())
         and counts.min().item() >= 0.02 * len(column)
     )
-    if facts.floating and rows.shape[1] >= 3 and len(rows) >= 30:
+    if facts.floating and inputs_axes == 2 and rows.shape[1] >= 3 and len(rows) >= 30:
         centred = rows - rows.mean(dim=0)
         wanted = column[good] - column[good].mean()
         power = centred.square().sum(dim=0) * wanted.square().sum()
@@ -105,7 +123,14 @@ def _labels(targets: Tensor, task: Task) -> Tensor:
 
 
 def _leak_of_classes(rows: Tensor, labels: Tensor) -> tuple[float | None, list[int]]:
-    """Share of a feature's variance that lies between the classes, of the most telling feature."""
+    """Share of a feature's variance that lies between the classes; which features tell all.
+
+    A feature that stands out from all others counts as telling from a lower share on: no feature
+    of a natural set does.
+    """
+    counts = torch.bincount(labels)
+    enough = counts[labels] >= 8  # of few samples every class's mean is close to them
+    rows, labels = rows[enough], labels[enough]
     if len(rows) < 30 or rows.shape[1] < 2 or len(labels.unique()) < 2:
         return None, []
     hot = F.one_hot(labels).double()
@@ -116,8 +141,18 @@ def _leak_of_classes(rows: Tensor, labels: Tensor) -> tuple[float | None, list[i
     # A feature that hardly ever varies says nothing about a label that it happens to go with.
     common = (rows != rows.mode(dim=0).values).double().mean(dim=0) > 0.01
     share = torch.where(common & (total > 1e-12), 1 - within / total.clamp_min(1e-30), 0.0)
-    telling = (share > 0.98).nonzero().flatten().tolist()
-    return share.max().item(), telling or [share.argmax().item()]
+    ranked, order = share.sort(descending=True)
+    if ranked.median() > 0.8:
+        return ranked.median().item(), []  # classes that lie apart in every feature
+    exact = int((ranked > 0.98).sum())
+    few = max(len(ranked) // 4, 1)
+    drops = ranked[:few] - ranked[1 : few + 1]
+    if exact == 0 and len(ranked) >= 8 and drops.max() > 0.2:
+        # No natural set has a few features that tell so much more than all others.
+        exact = int(drops.argmax()) + 1
+        if ranked[exact - 1] > 0.8:
+            return 1.0, order[:exact].tolist()
+    return ranked[0].item(), order[: max(exact, 1)].tolist()
 
 
 # --- what a simple model makes of it ------------------------------------------------------------
@@ -128,7 +163,7 @@ def simple_skill(inputs: Tensor, targets: Tensor, task: Task) -> float | None:
 
     0 is the best constant predictor, 1 is perfect. Two folds, the samples taken in turn.
     """
-    rows = flat(inputs, 512)
+    rows = features(inputs, 512)
     if task.kind == "unknown" or targets.shape[:1] != inputs.shape[:1] or len(rows) < 60:
         return None
     if task.kind == "values":
@@ -153,8 +188,9 @@ def transfer_skill(
     train: Tensor, targets: Tensor, other: Tensor, wanted: Tensor, task: Task
 ) -> float | None:
     """Skill on `other` samples of the better simple model, fitted on training samples."""
-    rows, asked = flat(train, 512), flat(other, 512)
-    if task.kind == "unknown" or rows.shape[1] != asked.shape[1] or len(rows) < 30:
+    both = features(torch.cat([train, other]), 512)
+    rows, asked = both[: len(train)], both[len(train) :]
+    if task.kind == "unknown" or len(rows) < 30:
         return None
     if task.kind == "values":
         known = targets.detach().cpu().double().reshape(len(rows), -1)
@@ -226,10 +262,11 @@ def scale_shift(train: Tensor, other: Tensor) -> float | None:
 
 def told_apart(train: Tensor, other: Tensor) -> float | None:
     """Skill of simple models at telling training from validation inputs: 0 not at all, 1 always."""
-    first, second = flat(train, 256), flat(other, 256)
-    size = min(len(first), len(second), 300)
-    if first.shape[1] != second.shape[1] or size < 20:
+    size = min(len(train), len(other), 300)
+    if train.shape[1:] != other.shape[1:] or size < 20:
         return None
+    both = features(torch.cat([train, other]), 256)
+    first, second = both[: len(train)], both[len(train) :]
     pick = [torch.linspace(0, len(rows) - 1, size).long() for rows in (first, second)]
     rows = torch.stack([first[pick[0]], second[pick[1]]], dim=1).reshape(2 * size, -1)
     if not torch.isfinite(rows).all():

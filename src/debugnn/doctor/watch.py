@@ -8,14 +8,13 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from debugnn.doctor import forks, network, objective, rules, samples
+from debugnn.doctor import forks, network, rules, samples
 from debugnn.doctor.evidence import (
     DataFacts,
     Evidence,
@@ -25,14 +24,16 @@ from debugnn.doctor.evidence import (
     Score,
     Validation,
 )
+from debugnn.doctor.examine import batch_size, first_look
 from debugnn.doctor.findings import Report
 from debugnn.doctor.network import Call
 from debugnn.doctor.origin import find_origin
 from debugnn.doctor.task import Task, first_tensor, read, score
 from debugnn.errors import one_line
 
-_KEPT_BATCHES = 16  # of the beginning, at least; more where they hold fewer than _KEPT_SAMPLES
+_KEPT_BATCHES = 4  # of the beginning, at least; more where they hold fewer than _KEPT_SAMPLES
 _KEPT_SAMPLES = 768
+_DESCRIBED = 1024  # samples that statistics of the data are taken of
 _KEPT_BYTES = 64 * 2**20
 _LATE_BATCHES = 8
 _VALIDATED = 1024  # samples of a validation set that are looked at
@@ -122,7 +123,7 @@ class Doctor:
         self._groups: list[dict[str, Any]] = []
         self._early: list[tuple[Call, Any, Any]] = []  # call, inputs, targets
         self._late: deque[tuple[Call, Any, Any]] = deque(maxlen=_LATE_BATCHES)
-        self._kept_bytes = 0
+        self._kept_bytes = self._kept_samples = 0
         self._prints: list[Tensor] = []
         self._print_count = 0
         self._labels: list[Tensor] = []
@@ -305,9 +306,8 @@ class Doctor:
             self._print_count += len(rows)
         size = sum(t.numel() * t.element_size() for t in call.tensors())
         count = len(rows) if rows is not None else 1
-        early = (
-            len(self._early) < _KEPT_BATCHES or len(self._early) * count < _KEPT_SAMPLES
-        ) and self._kept_bytes + size <= _KEPT_BYTES
+        few = len(self._early) < _KEPT_BATCHES or self._kept_samples < _KEPT_SAMPLES
+        early = few and self._kept_bytes + size <= _KEPT_BYTES
         if early or (self._due and size <= _KEPT_BYTES // _LATE_BATCHES):
             same = rows is not None and isinstance(inputs, Tensor) and inputs is not rows
             kept = (
@@ -317,6 +317,7 @@ class Doctor:
             )
             (self._early if early else self._late).append(kept)
             self._kept_bytes += size if early else 0
+            self._kept_samples += count if early else 0
 
     def _compare_loss(self, value: Tensor, targets: Any) -> None:
         if self.loss_fn is None or self._outputs is None:
@@ -330,14 +331,14 @@ class Doctor:
         twin = self._current_twin(load=self._loop.steps > 0)
         if twin is None:
             return
-        batch = _batch_size(call)
+        batch = batch_size(call)
 
         def few(tensor: Tensor) -> Tensor:
             return tensor[:_PROBED] if tensor.dim() and len(tensor) == batch else tensor
 
         with self._undisturbed(), network.no_dropout(twin, training=True):
             _, tracer = network.trace(twin, call.map(few))
-        self._probe.activations = tracer.activations
+        self._probe.activations, self._probe.inputs = tracer.activations, tracer.inputs
 
     # --- the copy -------------------------------------------------------------------------------
 
@@ -464,7 +465,7 @@ class Doctor:
         if twin is None or not isinstance(targets, Tensor):
             return
         call = self._like_training(as_call(inputs))
-        batch = _batch_size(call, len(targets))
+        batch = batch_size(call, len(targets))
         count = min(batch or 1, _VALIDATED)
         chosen = torch.linspace(0, (batch or 1) - 1, count).long()
 
@@ -600,7 +601,7 @@ class Doctor:
             outcome.trend = (third - last) / fall if fall > 0 and first else None
         self._loop.loss_ratio = statistics.median(self._ratios) if self._ratios else None
         beyond = [1 - 1 / ratio for ratio in self._ratios if ratio > 1]
-        self._loop.penalty = statistics.median(beyond) if beyond else 0.0
+        self._loop.penalty = max(beyond, default=0.0)
 
     def _batches(self) -> list[tuple[Call, Any, Any]]:
         return [*self._early, *self._late]
@@ -614,28 +615,7 @@ class Doctor:
         call, _, targets = self._early[0]
         twin = copy.deepcopy(self._twin)
         with self._undisturbed():
-            batch = _batch_size(call, len(targets) if _indexed(targets) else None)
-            with network.no_dropout(twin, training=False):
-                outputs, tracer = network.trace(twin, call, activations=False)
-            last = tracer.made(first_tensor(outputs)) if first_tensor(outputs) is not None else ""
-            task = read(outputs, targets)
-            self._task = replace(task, squashed=last in network.SQUASHING)
-            self.evidence.task, self.evidence.classes = task.kind, task.classes
-            if task.kind == "binary":
-                self.evidence.classes = 2
-            if self.loss_fn is not None:
-                self.evidence.loss = objective.examine(self.loss_fn, outputs, targets, self._task)
-            usable = self.loss_fn is not None and self.evidence.loss.error is None
-
-            def loss(value: Any) -> Tensor:
-                if usable:
-                    return self.loss_fn(value, targets).float().mean()
-                return first_tensor(value).float().square().mean()
-
-            self.evidence.network = network.examine(twin, call, batch, loss)
-            twin.load_state_dict(self._initial)
-            order = network.forward_order(twin, call)
-            self.evidence.weights = network.initial_weights(twin, order)
+            self._task = first_look(twin, call, targets, self.loss_fn, self.evidence)
             self.evidence.outcome.initial = self._score(twin, [self._early[0]], training=True)
 
     def _gather_data(self) -> None:
@@ -651,15 +631,25 @@ class Doctor:
             len(r) == len(t) and t.shape[1:] == tensors[0].shape[1:] for r, t in pairs
         )
         targets = torch.cat(tensors) if whole else None
+        # Steps over the whole set would be the same samples again and again.
+        count, distinct = len(inputs), _distinct(inputs)
+        chosen = distinct[:_DESCRIBED] if count > _DESCRIBED else slice(None)
+        inputs = inputs[chosen]
+        targets = targets[chosen] if targets is not None else None
         facts = samples.describe(inputs, targets, self._task)
+        facts.samples, facts.distinct = count, len(distinct)
+        facts.constant = facts.constant or len(distinct) == 1
+        several = [p for p in self._prints if len(p) > 1]
+        same = sum(bool((p == p[0]).all()) for p in several)
+        facts.constant_batches = same / len(several) if several else 0.0
         self.evidence.data = facts
         if self._labels and self._task.kind in ("classes", "binary"):
             labels = torch.cat([samples._labels(t, self._task).cpu() for t in self._labels])
             counts = torch.bincount(labels[labels >= 0], minlength=self._task.classes or 2)
             facts.class_counts = dict(enumerate(counts.tolist()))
-        distinct, times = samples.repeats(self._prints)
-        self.evidence.outcome.epochs = times if distinct else None
-        if targets is not None and facts.floating:
+        seen, times = samples.repeats(self._prints)
+        self.evidence.outcome.epochs = times if seen else None
+        if targets is not None:
             keep = _distinct(inputs)
             facts.simple_skill = samples.simple_skill(inputs[keep], targets[keep], self._task)
         if self._validation is not None:
@@ -669,13 +659,14 @@ class Doctor:
         self, facts: DataFacts, inputs: Tensor, known_targets: Tensor | None
     ) -> None:
         call, rows, targets = self._validation
-        if rows is None or rows.shape[1:] != inputs.shape[1:] or not facts.floating:
+        if rows is None or rows.shape[1:] != inputs.shape[1:]:
             return
         known = torch.cat(self._prints) if self._prints else samples.fingerprints(inputs)
         prints = samples.fingerprints(rows)
         facts.overlap = torch.isin(prints, known).double().mean().item()
         facts.same_set = bool(torch.isin(known, prints).double().mean() > 0.95)
-        facts.scale_shift = samples.scale_shift(inputs, rows)
+        if facts.floating:
+            facts.scale_shift = samples.scale_shift(inputs, rows)
         facts.shift = samples.told_apart(inputs, rows)
         if known_targets is not None:
             facts.transfer_skill = samples.transfer_skill(
@@ -728,10 +719,11 @@ class Doctor:
     def _score(
         self, twin: nn.Module, batches: Sequence[tuple[Call, Any, Any]], training: bool
     ) -> Score:
-        found = []
+        found, count = [], 0
         with torch.no_grad(), network.no_dropout(twin, training):
-            for call, _, targets in batches:
-                if isinstance(targets, Tensor):
+            for call, _, targets in reversed(batches):
+                if isinstance(targets, Tensor) and count < 2 * _DESCRIBED:
+                    count += len(targets) if targets.dim() else 1
                     outputs = first_tensor(call(twin))
                     if outputs is not None:
                         found.append((outputs, targets))
@@ -764,22 +756,61 @@ class Doctor:
             self.evidence.fork_steps += fork.steps
 
     def _fork(self, name: str, steps: int) -> "forks.Fork":
-        model = copy.deepcopy(self._twin)
-        model.load_state_dict(self._initial)
-        batches = [forks.Batch(c, t) for c, _, t in self._early[:_FORK_BATCHES]]
         with self._undisturbed(), torch.enable_grad():
             torch.manual_seed(0)
             try:
-                return forks.run(
-                    model, self.optimizer, self._groups, self._mean_loss, batches, self._task,
-                    steps, self._change(name),
-                )  # fmt: skip
+                return forks.run(self._trial(self._change(name)), self._task, steps)
             except Exception as error:
                 self._trouble(f"fork {name}: {type(error).__name__}: {one_line(error)}")
                 return forks.Fork(0, math.nan, math.nan)
 
-    def _mean_loss(self, outputs: Any, targets: Any) -> Tensor:
-        return self.loss_fn(outputs, targets)
+    def _trial(self, change: forks.Change, size: int | None = None) -> forks.Trial:
+        """A training from the start, on the first batches, or on `size` samples alone."""
+        model = copy.deepcopy(self._twin)
+        model.load_state_dict(self._initial)
+        batches = [forks.Batch(c, t) for c, _, t in self._early[:_FORK_BATCHES]]
+        if size is not None:
+            call, targets = batches[0].call, batches[0].targets
+            batch = batch_size(call, len(targets))
+
+            def few(tensor: Tensor) -> Tensor:
+                return tensor[:size] if tensor.dim() and len(tensor) == batch else tensor
+
+            batches = [forks.Batch(call.map(few), few(targets))]
+        return forks.Trial(model, self.optimizer, self._groups, self.loss_fn, batches, change)
+
+    # --- without a training ---------------------------------------------------------------------
+
+    def consider(
+        self, batches: Sequence[tuple[Any, Any]], validation: Sequence[tuple[Any, Any]] | None
+    ) -> None:
+        """Take note of batches that nothing is trained on: for a check before the training."""
+        self._begin()
+        for inputs, targets in batches:
+            self._keep(as_call(inputs), inputs, targets)
+        self._examine()
+        if validation:
+            inputs, targets = validation[0]
+            if all(isinstance(i, Tensor) and isinstance(t, Tensor) for i, t in validation):
+                inputs, targets = (torch.cat(parts) for parts in zip(*validation, strict=True))
+            self._validate(inputs, targets)
+        self._gather()
+
+    @contextmanager
+    def trial(self, size: int | None) -> Iterator[forks.Trial | None]:
+        """A training of a copy that the caller steps through; None where it cannot be copied."""
+        if self._twin is None or self.loss_fn is None or self.evidence.loss.error is not None:
+            yield None
+            return
+        with self._undisturbed(), torch.enable_grad():
+            torch.manual_seed(0)
+            yield self._trial(forks.Change(), size)
+
+    def score_of(self, trial: forks.Trial) -> Score:
+        """How well a trial's model fits its own batches."""
+        return self._score(
+            trial.model, [(b.call, None, b.targets) for b in trial.batches], training=True
+        )
 
     def _change(self, name: str) -> forks.Change:
         """What each fork that a rule can ask for does differently."""
@@ -798,7 +829,7 @@ class Doctor:
             case "clipped":
                 return forks.Change(clip=1.0)
             case "mean":
-                count = max(_batch_size(self._early[0][0]) or 1, 1)
+                count = max(batch_size(self._early[0][0]) or 1, 1)
                 return forks.Change(loss=lambda o, t: self.loss_fn(o, t) / count)
             case "reference":
                 return forks.Change(loss=functools.partial(_reference_loss, self._task))
@@ -846,18 +877,6 @@ def leading(call: Call, inputs: Any) -> Tensor | None:
 def _rows(inputs: Any) -> Tensor | None:
     tensor = first_tensor(inputs) if isinstance(inputs, Tensor | list | tuple | dict) else None
     return tensor if tensor is not None and tensor.dim() else None
-
-
-def _batch_size(call: Call, targets: int | None = None) -> int | None:
-    """Number of samples of a batch: the targets', where an input has as many along an axis."""
-    shapes = [t.shape for t in call.tensors() if t.dim()]
-    if targets is not None and any(targets in shape[:2] for shape in shapes):
-        return targets
-    return shapes[0][0] if shapes else None
-
-
-def _indexed(targets: Any) -> bool:
-    return isinstance(targets, Tensor) and targets.dim() > 0
 
 
 def _copied(tensor: Tensor | None) -> Tensor | None:

@@ -1,0 +1,62 @@
+"""The first look at a training: task, loss function, network and initial weights, on one batch."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from debugnn.doctor import network, objective
+from debugnn.doctor.evidence import Evidence
+from debugnn.doctor.network import Call
+from debugnn.doctor.task import Task, first_tensor, read
+
+
+def first_look(
+    twin: nn.Module,
+    call: Call,
+    targets: Any,
+    loss_fn: Callable[[Any, Any], Tensor] | None,
+    evidence: Evidence,
+) -> Task:
+    """Fill in what can be told before any step, and return how outputs and targets are read.
+
+    Args:
+        twin: a copy of the model, as it starts; its weights are left as they are found.
+    """
+    batch = batch_size(call, len(targets) if _indexed(targets) else None)
+    with network.no_dropout(twin, training=False):
+        outputs, tracer = network.trace(twin, call, activations=False)
+    first = first_tensor(outputs)
+    task = read(outputs, targets)
+    squashed = first is not None and tracer.made(first) in network.SQUASHING
+    task = Task(task.kind, task.classes, task.axis, squashed)
+    evidence.task = task.kind
+    evidence.classes = 2 if task.kind == "binary" else task.classes
+    if loss_fn is not None:
+        evidence.loss = objective.examine(loss_fn, outputs, targets, task)
+    usable = loss_fn is not None and evidence.loss.error is None
+
+    def loss(value: Any) -> Tensor:
+        if usable:
+            return loss_fn(value, targets).float().mean()
+        return first_tensor(value).float().square().mean()
+
+    kept = {name: tensor.detach().clone() for name, tensor in twin.state_dict().items()}
+    evidence.network = network.examine(twin, call, batch, loss)
+    with torch.no_grad():
+        twin.load_state_dict(kept)
+    evidence.weights = network.initial_weights(twin, network.forward_order(twin, call))
+    return task
+
+
+def batch_size(call: Call, targets: int | None = None) -> int | None:
+    """Number of samples of a batch: the targets', where an input has as many along an axis."""
+    shapes = [t.shape for t in call.tensors() if t.dim()]
+    if targets is not None and any(targets in shape[:2] for shape in shapes):
+        return targets
+    return shapes[0][0] if shapes else None
+
+
+def _indexed(targets: Any) -> bool:
+    return isinstance(targets, Tensor) and targets.dim() > 0
