@@ -10,16 +10,16 @@ from pathlib import Path
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
-from debugnn.errors import ConfigError, one_line
+from debugnn.errors import CheckFailedError, ConfigError, one_line
 
-_failures: list[str] = []  # of the jobs that ran in this process
+_exit_codes: set[int] = set()  # of the jobs that ran in this process
 _verbose = False  # HYDRA_FULL_ERROR=1: tracebacks too
 
 
 def launch(main: Callable[[], None], conf: Path) -> None:
     """Run a Hydra main function on `sys.argv`.
 
-    Exits with 2 where the command is at fault, with 1 where a file or a run is.
+    Exits with 2 where the command is at fault, with 1 where a file, a run or a check is.
     """
     sys.argv[1:] = quote_numbers(sys.argv[1:], conf)
     # Left to itself Hydra prints several lines, and a traceback; told to raise, it leaves us both.
@@ -38,8 +38,7 @@ def launch(main: Callable[[], None], conf: Path) -> None:
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
-    if _failures:
-        sys.exit(2)
+    sys.exit(max(_exit_codes, default=0))
 
 
 def guarded(job: Callable[[], object], arm: Sequence[str], launcher: str, sweep: bool) -> None:
@@ -49,6 +48,10 @@ def guarded(job: Callable[[], object], arm: Sequence[str], launcher: str, sweep:
     """
     try:
         job()
+    except CheckFailedError:
+        if not launcher.endswith("BasicLauncher"):
+            raise
+        _exit_codes.add(1)
     except ConfigError as error:
         if not launcher.endswith("BasicLauncher"):
             raise
@@ -56,7 +59,7 @@ def guarded(job: Callable[[], object], arm: Sequence[str], launcher: str, sweep:
             traceback.print_exc()
         where = f"{' '.join(arm)}: " if sweep else ""
         print(f"error: {where}{explain(error)}", file=sys.stderr)
-        _failures.append(where)
+        _exit_codes.add(2)
 
 
 def quote_numbers(arguments: Sequence[str], conf: Path) -> list[str]:

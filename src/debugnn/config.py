@@ -5,9 +5,11 @@ configuration is composed. `model`, `optim` and `loss` stay open: whatever `_tar
 hold. torch is not imported here.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from hydra import compose as hydra_compose
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
@@ -211,6 +213,11 @@ _INTERVALS = {
 def register() -> None:
     """Make the schema known to Hydra, as `schema` in the defaults list of conf/config.yaml."""
     ConfigStore.instance().store(name="schema", node=Config)
+
+
+def compose(overrides: Sequence[str]) -> DictConfig:
+    """The configuration under other overrides, within a job that Hydra has started."""
+    return hydra_compose("config", list(overrides))
 
 
 def check(config: DictConfig) -> None:

@@ -1,4 +1,4 @@
-"""The one error that a user's input can raise, and any error's text in a line."""
+"""The errors that a user's input can raise, and any error's text in a line."""
 
 
 class ConfigError(ValueError):
@@ -7,6 +7,10 @@ class ConfigError(ValueError):
     The message is one line: the field, the value that was given, and what is allowed. The command
     line shows it without a traceback.
     """
+
+
+class CheckFailedError(Exception):
+    """A check before the training failed; what and why has been printed."""
 
 
 def one_line(error: BaseException) -> str:

@@ -24,9 +24,10 @@ from debugnn import checkpoint, records
 from debugnn.build import build
 from debugnn.config import BOOKKEEPING
 from debugnn.doctor.findings import Report
+from debugnn.doctor.preflight import check
 from debugnn.doctor.probes import LayerProbe
 from debugnn.doctor.watch import Doctor
-from debugnn.errors import ConfigError
+from debugnn.errors import CheckFailedError, ConfigError
 from debugnn.loop import Training, fit
 from debugnn.lr_finder import range_test, suggest
 from debugnn.models import parameter_count
@@ -40,7 +41,7 @@ log = logging.getLogger(__name__)
 _NOT_IN_ARM = ("experiment", "seed", "hydra", *BOOKKEEPING)
 
 
-def execute(config: DictConfig, overrides: Sequence[str], experiment: str | None) -> Path:
+def execute(config: DictConfig, overrides: Sequence[str], experiment: str | None) -> Path | None:
     """Run what the configuration says, or find it done, and return the run's directory.
 
     Args:
@@ -49,7 +50,10 @@ def execute(config: DictConfig, overrides: Sequence[str], experiment: str | None
 
     Raises:
         ConfigError: before anything is written.
+        CheckFailedError: `task=check` found an error; it writes nothing.
     """
+    if config.task.name == "check":
+        return check_first(config)
     arm = arm_of(overrides)
     experiment = experiment or "adhoc"
     directory = directory_of(config, experiment, arm)
@@ -112,6 +116,21 @@ def execute(config: DictConfig, overrides: Sequence[str], experiment: str | None
         _write_facts(directory, facts)
     log.info("  %.1f s, in %s", facts["seconds"], directory)
     return directory
+
+
+def check_first(config: DictConfig) -> None:
+    """Print the checks before a training; nothing is trained or written."""
+    training = build(config)
+    checklist = check(
+        training.model,
+        training.loss,
+        training.batches(0),
+        training.optimizer,
+        [training.data.test_sample(1024)],
+    )
+    log.info("%s", checklist)
+    if not checklist.passed:
+        raise CheckFailedError
 
 
 def follow(config: DictConfig, training: Training, directory: Path) -> Iterator[Record | Report]:

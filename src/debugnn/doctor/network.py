@@ -64,7 +64,7 @@ _PASSED = {
     *_VIEWS, "max_pool2d_with_indices", "max_pool1d_with_indices", "avg_pool2d", "avg_pool1d",
     "_adaptive_avg_pool2d", "native_dropout", "mean", "cat",
 }  # fmt: skip
-_PRODUCTS = ("addmm", "mm", "convolution", "linear")
+_PRODUCTS = ("addmm", "mm", "bmm", "convolution", "linear")
 _SOFTMAX = ("_softmax", "_log_softmax", "_safe_softmax")
 DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout,
            nn.FeatureAlphaDropout)  # fmt: skip
@@ -169,8 +169,12 @@ class Tracer(TorchDispatchMode):
 
     @property
     def nonlinear(self) -> bool:
-        return any(name not in _LINEAR and name.rstrip("_") not in _LINEAR
-                   for name in self.operations)  # fmt: skip
+        """Whether anything before the last product with weights is no linear map."""
+        last = max((i for i, name in enumerate(self.operations) if name in _PRODUCTS), default=0)
+        return any(
+            name not in _LINEAR and name.rstrip("_") not in _LINEAR
+            for name in self.operations[:last]
+        )
 
 
 def _activation(name: str, layer: str, output: Tensor) -> ActivationFacts:
