@@ -8,6 +8,7 @@ import math
 import shutil
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,7 +29,7 @@ class Sink(Protocol):
 
 
 class JsonLines:
-    """`metrics.jsonl`, `layers.jsonl` and `findings.json` of a run's directory.
+    """The records of a run's directory, and the diagnosis: findings.json and evidence.json.
 
     A run that goes on from a checkpoint first drops the rows that came after it.
     """
@@ -44,9 +45,13 @@ class JsonLines:
 
     def write(self, record: Record | Report) -> None:
         if isinstance(record, Report):
-            draft = self._directory / "findings.tmp"
-            draft.write_text(record.to_json() + "\n", encoding="utf-8")
-            draft.replace(self._directory / "findings.json")
+            for name, text in (
+                ("findings", record.to_json()),
+                ("evidence", records.dump(asdict(record.evidence))),
+            ):
+                draft = self._directory / f"{name}.tmp"
+                draft.write_text(text + "\n", encoding="utf-8")
+                draft.replace(self._directory / f"{name}.json")
             return
         file = self._files["layers" if isinstance(record, Layers) else "metrics"]
         file.write(records.encode(record) + "\n")

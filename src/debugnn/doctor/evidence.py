@@ -4,7 +4,10 @@ Everything a rule reads stands here, so that findings can be made again from a f
 without torch. `None` is what was not, or could not be, observed.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, is_dataclass
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 
 @dataclass
@@ -228,3 +231,31 @@ class Evidence:
     fork_steps: int = 0
     nonfinite: NonFinite | None = None
     troubles: list[str] = field(default_factory=list)  # what the doctor could not do, and why
+
+
+def load(data: Mapping[str, Any]) -> Evidence:
+    """Evidence from what `dataclasses.asdict` and JSON made of it.
+
+    Raises:
+        TypeError: a field that there is not.
+    """
+    return _revived(Evidence, data)
+
+
+def _revived(kind: Any, value: Any) -> Any:
+    """`value` as the type that a field is declared with: JSON has neither classes nor int keys."""
+    if get_origin(kind) in (Union, UnionType):
+        (kind,) = [k for k in get_args(kind) if k is not NoneType]
+        return None if value is None else _revived(kind, value)
+    if get_origin(kind) is list:
+        (item,) = get_args(kind)
+        return [_revived(item, v) for v in value]
+    if get_origin(kind) is dict:
+        key, item = get_args(kind)
+        return {key(k): _revived(item, v) for k, v in value.items()}
+    if is_dataclass(kind):
+        types = get_type_hints(kind)
+        if unknown := set(value) - set(types):
+            raise TypeError(f"{kind.__name__} has no {', '.join(sorted(unknown))}")
+        return kind(**{name: _revived(types[name], v) for name, v in value.items()})
+    return value

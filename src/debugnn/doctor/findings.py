@@ -2,10 +2,11 @@
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from debugnn import records
+from debugnn.doctor.evidence import Evidence
 
 # Every cause, in the order in which they are looked for: what comes first in the way from data to
 # weights explains what comes after it.
@@ -70,13 +71,17 @@ class Report:
     fork_steps: int  # extra training steps on copies, spent to tell causes apart
     fork_budget: int
     troubles: list[str] = field(default_factory=list)  # what could not be looked at, and why
+    evidence: Evidence = field(default_factory=Evidence, repr=False)  # all that it was made from
 
     @property
     def healthy(self) -> bool:
         return all(finding.severity == "note" for finding in self.findings)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"healthy": self.healthy, **asdict(self)}
+        """Without the evidence, which is long and has a file of its own."""
+        shown = {"healthy": self.healthy, **asdict(replace(self, evidence=Evidence()))}
+        del shown["evidence"]
+        return shown
 
     def to_json(self) -> str:
         """The report as strict JSON (NaN and infinities as strings)."""

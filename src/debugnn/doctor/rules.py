@@ -63,6 +63,7 @@ def diagnose(evidence: Evidence, budget: int) -> Report:
         fork_steps=evidence.fork_steps,
         fork_budget=budget,
         troubles=list(evidence.troubles),
+        evidence=evidence,
     )
 
 

@@ -37,10 +37,11 @@ _DESCRIBED = 1024  # samples that statistics of the data are taken of
 _KEPT_BYTES = 64 * 2**20
 _LATE_BATCHES = 8
 _VALIDATED = 1024  # samples of a validation set that are looked at
-_PROBED = 32  # samples of a batch that activations are looked at with
+_PROBED = 8  # samples of a batch that activations are looked at with
 _FORK_BATCHES = 8
 _FORK_STEPS = 24
 _EARLY_PROBES = (3, 8)
+_SMALL = 2**14  # values of a gradient that is looked at in every step
 _PRINTS = 50_000  # samples whose fingerprint is kept
 
 
@@ -209,17 +210,24 @@ class Doctor:
             return
         for group, kept in zip(optimizer.param_groups, self._groups, strict=False):
             kept["lr"] = max(float(kept["lr"]), float(group["lr"]))  # a warm-up starts at zero
-        gradients = [
-            p.grad.coalesce().values() if p.grad.is_sparse else p.grad.detach() for _, p in named
-        ]
-        if self.evidence.nonfinite is None and (self._due or not gradients[0].is_cuda):
-            norms = torch._foreach_norm(gradients)
-            if not math.isfinite(torch.stack([n.float() for n in norms]).sum().item()) and any(
-                not torch.isfinite(gradient).all() for gradient in gradients
-            ):
-                self._keep_broken(random_state if self._pending else torch.get_rng_state())
+        if self.evidence.nonfinite is None and self._nonfinite_gradient([p for _, p in named]):
+            self._keep_broken(random_state if self._pending else torch.get_rng_state())
         if self._due:
             self._probe_gradients(named)
+
+    def _nonfinite_gradient(self, parameters: Sequence[nn.Parameter]) -> bool:
+        """Whether a gradient holds NaN or infinity: of small tensors at every step, of all at
+        a probe. On its way to the first layers NaN passes every layer, and each has a small one."""
+        gradients = [
+            p.grad.coalesce().values() if p.grad.is_sparse else p.grad.detach()
+            for p in parameters
+            if self._due or (p.numel() <= _SMALL and not p.is_cuda)
+        ]
+        if not gradients:
+            return False
+        total = torch.stack([n.float() for n in torch._foreach_norm(gradients)]).sum().item()
+        # A norm of finite numbers can overflow.
+        return not math.isfinite(total) and any(not torch.isfinite(g).all() for g in gradients)
 
     def _probe_gradients(self, named: Sequence[tuple[str, nn.Parameter]]) -> None:
         gradients = {n: p.grad.detach() for n, p in named if not p.grad.is_sparse}
