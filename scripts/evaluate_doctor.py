@@ -9,23 +9,30 @@ import argparse
 import dataclasses
 import multiprocessing
 import os
+import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from debugnn import records
-from debugnn.doctor.findings import main_cause
+import pandas as pd
+import torch
+
+from debugnn import Doctor, records, report
+from debugnn.doctor.findings import CAUSES, main_cause
+from debugnn.figures.confusion import draw_confusion
+from programs import FAULTY, SOUND, train
 
 ROOT = Path(__file__).resolve().parent.parent
+OUTPUT = ROOT / "outputs" / "reference" / "doctor"
 
 
 def diagnose(job: tuple[str, int]) -> dict:
     """Train one program under the doctor's eyes; what was injected, what was found."""
     import torch
 
-    from debugnn import Doctor
-    from programs import FAULTY, SOUND, train
+    from programs import FAULTY, SOUND
 
     torch.set_num_threads(1)
     name, seed = job
@@ -33,7 +40,7 @@ def diagnose(job: tuple[str, int]) -> dict:
     started = time.perf_counter()
     with train(program.build(seed), seed, Doctor) as doctor:
         trained = time.perf_counter()
-        report = doctor.report()
+        diagnosis = doctor.report()
         evidence = dataclasses.asdict(doctor.evidence)
     return {
         "program": name,
@@ -41,10 +48,10 @@ def diagnose(job: tuple[str, int]) -> dict:
         "half": program.half,
         "cause": program.cause or "healthy",
         "accepted": list(program.accepted),
-        "found": main_cause(report.findings),
-        "findings": [f"{f.severity}: {f.cause}" for f in report.findings],
-        "fork_steps": report.fork_steps,
-        "troubles": report.troubles,
+        "found": main_cause(diagnosis.findings),
+        "findings": [f"{f.severity}: {f.cause}" for f in diagnosis.findings],
+        "fork_steps": diagnosis.fork_steps,
+        "troubles": diagnosis.troubles,
         "seconds": round(trained - started, 3),
         "report_seconds": round(time.perf_counter() - trained, 3),
         "evidence": evidence,
@@ -70,6 +77,83 @@ def rates(rows: list[dict]) -> dict[str, float]:
     }
 
 
+def confusion(rows: list[dict]) -> pd.DataFrame:
+    """Number of runs by injected cause (rows) and first finding (columns), `healthy` first."""
+    causes = ["healthy", *CAUSES]
+    # Where two names say the same, the accepted one counts as the injected one.
+    pairs = [(r["cause"], r["cause"] if right(r) else r["found"]) for r in rows]
+    table = pd.crosstab(
+        pd.Series([p[0] for p in pairs], name="injected"),
+        pd.Series([p[1] for p in pairs], name="found"),
+    )
+    return table.reindex(index=causes, columns=causes, fill_value=0)
+
+
+def table(rows: list[dict]) -> str:
+    """The rates of both halves as Markdown."""
+    lines = []
+    for half, name in (("held_out", "held out"), ("tuning", "used for the thresholds")):
+        part = [r for r in rows if r["half"] == half]
+        numbers = rates(part)
+        sound = [r for r in part if r["cause"] == "healthy"]
+        programs = len({r["program"] for r in part} - {r["program"] for r in sound})
+        lines.append([
+            name,
+            f"{len({r['program'] for r in sound})} sound, {programs} faulty",
+            f"{len(sound)}, {len(part) - len(sound)}",
+            *(f"{numbers[key]:.1f} %" for key in ("false alarms", "faults found", "right cause")),
+        ])  # fmt: skip
+    head = ["half", "programs", "runs", "sound called unhealthy", "faulty called unhealthy",
+            "first finding is the cause"]  # fmt: skip
+    return report.markdown(head, lines)
+
+
+def by_cause(rows: list[dict]) -> str:
+    """How many of each cause's runs are found, and named rightly, as Markdown."""
+    lines = []
+    for cause in CAUSES:
+        part = [r for r in rows if r["cause"] == cause]
+        wrong = Counter(r["found"] for r in part if not right(r))
+        lines.append([
+            f"`{cause}`",
+            str(len(part)),
+            str(sum(r["found"] != "healthy" for r in part)),
+            str(sum(map(right, part))),
+            ", ".join(f"{found} {n}" for found, n in wrong.most_common()) or "–",
+        ])  # fmt: skip
+    return report.markdown(["cause", "runs", "found", "right", "instead"], lines)
+
+
+def write(rows: list[dict], seeds: int) -> None:
+    """Tables, matrix and figure of the held-out half; the runs of both."""
+    held = [r for r in rows if r["half"] == "held_out"]
+    columns = ["program", "seed", "half", "cause", "found", "fork_steps", "seconds"]
+    frame = pd.DataFrame(rows)[columns]
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    frame.to_csv(OUTPUT / "runs.csv", index=False)
+    matrix = confusion(held)
+    matrix.to_csv(OUTPUT / "confusion.csv")
+    said = (
+        f"Seeds 0 to {seeds - 1}, torch {torch.__version__}, one thread a run, "
+        f"commit {_commit()}; `python scripts/evaluate_doctor.py --seeds {seeds} --write`."
+    )
+    draw_confusion(
+        matrix, OUTPUT / "confusion.png", "What was injected, and what the doctor named first",
+        f"Held-out half: {len(held)} runs, seeds 0 to {seeds - 1}. Orange: another name.",
+    )  # fmt: skip
+    report.fill(OUTPUT / "README.md", "rates", f"{table(rows)}\n\n{said}")
+    report.fill(OUTPUT / "README.md", "causes", by_cause(held))
+    report.fill(ROOT / "README.md", "doctor", f"{table(rows)}\n\n{said}")
+
+
+def _commit() -> str:
+    shown = subprocess.run(
+        ["git", "rev-parse", "--short=10", "HEAD"], cwd=ROOT, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    return shown.stdout.strip() or "unknown"
+
+
 def summary(rows: list[dict]) -> str:
     lines = []
     for half in ("tuning", "held_out"):
@@ -91,8 +175,6 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="write outputs/reference/doctor")
     parser.add_argument("--json", type=Path, help="file for every run with its evidence")
     options = parser.parse_args()
-    from programs import FAULTY, SOUND
-
     jobs = [
         (program.name, seed)
         for program in (*SOUND, *FAULTY)
@@ -111,6 +193,8 @@ def main() -> int:
                       f"{', '.join(row['findings']) or 'healthy'}", flush=True)  # fmt: skip
     rows.sort(key=lambda r: (r["program"], r["seed"]))
     print(summary(rows))
+    if options.write:
+        write(rows, options.seeds)
     if options.json:
         options.json.write_text(records.dump(rows))
     return 0

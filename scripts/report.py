@@ -57,6 +57,7 @@ def main() -> int:
     try:
         report.fill(README, "groups", report.groups(ROOT / "conf"))
         report.fill(README, "experiments", report.experiments(ROOT / "conf"))
+        report.fill(README, "causes", report.causes())
         if options.conf_only:
             return 0
         runs = [r for r in load_runs(options.runs) if r.data in options.data.split(",")]

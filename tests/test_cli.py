@@ -28,7 +28,7 @@ def start(*arguments, cwd=REPOSITORY, **environment):
 def launch(monkeypatch, capsys, *arguments):
     """The same in this process: exit code, standard output, standard error."""
     monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
-    monkeypatch.setattr(cli, "_failures", [])
+    monkeypatch.setattr(cli, "_exit_codes", set())
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     code = 0
     try:

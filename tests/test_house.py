@@ -31,6 +31,7 @@ ALLOWED = {
     "doctor": {"torch"},
     "sinks": {"numpy", "wandb"},
     "run": {"torch", "omegaconf"},
+    "remedy": {"omegaconf"},
     "build": {"torch", "hydra", "omegaconf"},
     "config": {"hydra", "omegaconf"},
     "cli": {"hydra", "omegaconf"},
@@ -58,8 +59,11 @@ def test_imports_point_one_way(path):
     assert foreign <= ALLOWED[room(path)]
 
 
-@pytest.mark.parametrize("module", ["debugnn.records", "debugnn.results", "debugnn.figures"])
-def test_results_and_figures_need_no_torch(module):
+@pytest.mark.parametrize(
+    "module",
+    ["debugnn", "debugnn.records", "debugnn.results", "debugnn.figures", "debugnn.doctor.rules"],
+)
+def test_results_figures_and_findings_need_no_torch(module):
     program = (
         f"import sys, {module}; print([m for m in ('torch', 'hydra', 'wandb') if m in sys.modules])"
     )

@@ -22,6 +22,7 @@ def test_tables_are_those_that_the_configuration_makes():
     """`python scripts/report.py --conf-only` writes them."""
     assert between("groups") == report.groups(CONF)
     assert between("experiments") == report.experiments(CONF)
+    assert between("causes") == report.causes()
 
 
 def test_files_that_the_readme_names_are_there():
@@ -51,6 +52,18 @@ def test_the_readmes_ablation_runs_from_its_two_files_alone(tmp_path):
     assert (tmp_path / "outputs" / "figures" / "mish_digits.png").stat().st_size > 10_000
     arms = {path.parent.parent.name.split(",")[0] for path in tmp_path.rglob("run.json")}
     assert arms == {"model=mish", "model=relu_net"}
+
+
+def test_the_readmes_watched_loop_names_its_fault(tmp_path):
+    (program,) = re.findall(r"<!-- example: watched.py -->\n```python\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "watched.py").write_text(program)
+    shown = subprocess.run(
+        [sys.executable, "watched.py"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert "✗ loss fits" in shown.stdout
+    assert "diagnosis: wrong_loss" in shown.stdout
+    assert shown.stdout.splitlines()[-1].startswith("False wrong_loss give cross_entropy")
 
 
 def test_markdown_table():

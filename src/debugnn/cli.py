@@ -38,7 +38,8 @@ def launch(main: Callable[[], None], conf: Path) -> None:
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
-    sys.exit(max(_exit_codes, default=0))
+    if _exit_codes:
+        sys.exit(max(_exit_codes))
 
 
 def guarded(job: Callable[[], object], arm: Sequence[str], launcher: str, sweep: bool) -> None:

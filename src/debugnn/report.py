@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
+from debugnn.doctor.findings import CAUSES
 from debugnn.errors import ConfigError
 from debugnn.results import Run, compare
 
@@ -76,6 +77,11 @@ def experiments(conf: Path) -> str:
         about = settings["report"]["title"]
         rows.append([f"`{path.stem}`", about, sweep or "one run"])
     return markdown(["experiment", "about", "sweeps over"], rows)
+
+
+def causes() -> str:
+    """The doctor's vocabulary, each cause with what it means."""
+    return markdown(["cause", "is"], [[f"`{name}`", text] for name, text in CAUSES.items()])
 
 
 def _short(values: str) -> str:

@@ -183,6 +183,7 @@ class OutcomeFacts:
     highest_loss: float | None = None
     nonfinite_step: int | None = None
     trend: float | None = None  # the last quarter's fall of the loss / the whole fall
+    plateau: int | None = None  # steps before the loss is 7 % below that of guessing
     initial: Score = field(default_factory=Score)
     train: Score = field(default_factory=Score)  # evaluation mode
     train_mode: Score = field(default_factory=Score)  # batch norm by batch, dropout off

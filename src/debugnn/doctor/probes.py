@@ -69,6 +69,7 @@ class LayerProbe:
         return hook
 
 
+_FLOAT32_MAX = torch.finfo(torch.float32).max
 _SAMPLED = 2**15  # values that moments and histogram of a larger tensor are taken of
 
 
@@ -105,7 +106,7 @@ def describe(tensor: Tensor, bins: int = 64, units: bool = False) -> TensorStats
         norm = torch.linalg.vector_norm(values.double()).item()
     sample = values[:: max(1, values.numel() // _SAMPLED)]
     std, mean = torch.std_mean(sample, correction=0)
-    if not math.isfinite(std) or (std == 0 and low != high):
+    if high - low > _FLOAT32_MAX or not math.isfinite(std) or (std == 0 and low != high):
         # The squares left float32's range: exploding and vanishing values are what is watched for.
         sample = sample.double()
         std, mean = torch.std_mean(sample, correction=0)

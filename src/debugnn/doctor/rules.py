@@ -70,7 +70,7 @@ def diagnose(evidence: Evidence, budget: int) -> Report:
 def arranged(found: list[Finding], evidence: Evidence) -> list[Finding]:
     """Warnings and errors, what comes first from data to weights in front, then notes.
 
-    What may be a consequence of the first stands under it.
+    What follows from the first stands under it; what would explain the same is left out.
     """
     worrying = sorted((f for f in found if f.severity != "note"), key=lambda f: place(f, evidence))
     notes = [f for f in found if f.severity == "note"]
@@ -78,7 +78,8 @@ def arranged(found: list[Finding], evidence: Evidence) -> list[Finding]:
         return notes
     main, *others = worrying
     main.consequences = [f for f in others if f.cause in SYMPTOMS]
-    return [main, *(f for f in others if f.cause not in SYMPTOMS), *notes]
+    beside = [f for f in others if f.cause not in SYMPTOMS | RIVALS]
+    return [main, *beside, *notes]
 
 
 # --- how well it went ---------------------------------------------------------------------------
@@ -168,6 +169,12 @@ def cured(evidence: Evidence, *names: str) -> str | None:
 def _gain(fork: Fork) -> float:
     """How much of the way from the best constant predictor to a perfect one was gone."""
     return max(0.0, 1 - fork.end) if fork.steps and math.isfinite(fork.end) else 0.0
+
+
+def _late(evidence: Evidence) -> bool:
+    """It learns in the end, after a plateau that took a good part of the training."""
+    plateau = evidence.outcome.plateau
+    return plateau is not None and plateau >= max(30, 0.15 * evidence.loop.steps)
 
 
 def _diverged(evidence: Evidence) -> bool:
@@ -1180,14 +1187,17 @@ def exploding_gradient(evidence: Evidence) -> Iterator[Finding]:
 
 
 def vanishing_gradient(evidence: Evidence) -> Iterator[Finding]:
-    if not short(evidence):
+    late = _late(evidence)
+    if not (short(evidence) or late) or any(exploding_gradient(evidence)):
         return
     ratios = _gradient_ratios(evidence)
     time = evidence.network.time_gradient
     if ratios and ratios[0][0] < VANISHED:
         ratio, first, last = ratios[0]
         what = f"the gradient at {first} is {ratio:.2g} of that at {last}"
-    elif time is not None and time < 1e-3:
+        if late:
+            what += f", and the first {evidence.outcome.plateau} steps taught nothing"
+    elif time is not None and time < 1e-3 and short(evidence):
         ratio, first = time, None
         what = f"of the gradient at the last time steps {time:.2g} reaches the first"
     else:
@@ -1251,11 +1261,15 @@ RULES: tuple[Rule, ...] = (
     over_regularised, lr_too_high, lr_too_low, exploding_gradient, vanishing_gradient,
     train_test_mismatch, class_imbalance, overfitting,
 )  # fmt: skip
-# Causes that may follow from another: shown under the main cause.
+# What follows from a cause: shown under it.
 SYMPTOMS = frozenset({
     "non_finite", "dead_relu", "saturated_activation", "exploding_gradient", "vanishing_gradient",
-    "lr_too_high", "lr_too_low", "init_scale_too_large", "init_scale_too_small", "symmetric_init",
-    "input_scale", "over_regularised", "overfitting", "class_imbalance", "loss_reduction",
+    "symmetric_init", "overfitting", "class_imbalance",
+})  # fmt: skip
+# Rival explanations of a failing training: not shown beside one that comes before them.
+RIVALS = frozenset({
+    "lr_too_high", "lr_too_low", "init_scale_too_large", "init_scale_too_small", "input_scale",
+    "over_regularised", "loss_reduction", "bad_labels",
 })  # fmt: skip
 
 

@@ -607,9 +607,21 @@ class Doctor:
             )
             fall = losses[0] - last
             outcome.trend = (third - last) / fall if fall > 0 and first else None
+        outcome.plateau = self._plateau()
         self._loop.loss_ratio = statistics.median(self._ratios) if self._ratios else None
         beyond = [1 - 1 / ratio for ratio in self._ratios if ratio > 1]
         self._loop.penalty = max(beyond, default=0.0)
+
+    def _plateau(self) -> int | None:
+        """Steps until a mean of ten losses is below 0.93 of the best constant predictor's."""
+        initial = self.evidence.outcome.initial.relative_loss
+        if not initial or not math.isfinite(initial) or len(self._losses) < 20:
+            return None
+        limit = 0.93 * self._losses[0] / initial
+        for end in range(10, len(self._losses) + 1):
+            if statistics.fmean(self._losses[end - 10 : end]) < limit:
+                return end - 10
+        return len(self._losses)
 
     def _batches(self) -> list[tuple[Call, Any, Any]]:
         return [*self._early, *self._late]

@@ -1,0 +1,335 @@
+"""Short trainings of a copy: the training's own objects stay, and a change does what it says."""
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits
+from torch import nn
+
+from debugnn.doctor.forks import Batch, Change, Trial, reset, run
+from debugnn.doctor.network import Call
+from debugnn.doctor.task import Task
+
+TASK = Task("classes", 10)
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=1e-2),
+    "adam": lambda p: torch.optim.Adam(p, lr=3e-3),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=3e-3, weight_decay=0.1),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=1e-3),
+}
+
+
+def bug(reason):
+    return pytest.mark.xfail(strict=True, reason=reason)
+
+
+def net(dropout=0.0, batch_norm=False):
+    torch.manual_seed(0)
+    norm = nn.BatchNorm1d(24) if batch_norm else nn.Identity()
+    return nn.Sequential(
+        nn.Linear(64, 24), norm, nn.ReLU(), nn.Dropout(dropout), nn.Linear(24, 10)
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def batches():
+    pixels, labels = load_digits(return_X_y=True)
+    inputs, targets = torch.as_tensor(pixels).float() / 8 - 0.6, torch.as_tensor(labels)
+    return [Batch(Call((inputs[i : i + 32],)), targets[i : i + 32]) for i in range(0, 160, 32)]
+
+
+def groups_of(model, optimizer):
+    """The optimiser's settings, its parameters by name."""
+    names = {id(p): n for n, p in model.named_parameters()}
+    return [
+        {k: v for k, v in group.items() if k != "params"}
+        | {"names": [names[id(p)] for p in group["params"]]}
+        for group in optimizer.param_groups
+    ]
+
+
+def trial(model, optimizer, batches, change=None, loss=F.cross_entropy):
+    groups = groups_of(model, optimizer)
+    return Trial(model, optimizer, groups, loss, batches, change or Change())
+
+
+def weights(model):
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_equal(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+
+
+def train(model, optimizer, batches, steps, loss=F.cross_entropy, clip=None):
+    """The plain loop, as anybody writes it."""
+    model.train()
+    losses = []
+    for step in range(steps):
+        batch = batches[step % len(batches)]
+        optimizer.zero_grad()
+        value = loss(model(*batch.call.args), batch.targets)
+        value.backward()
+        if clip is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+        losses.append(value.item())
+    return losses
+
+
+def stepped(fork, steps):
+    return [fork.step()[-1].item() for _ in range(steps)]
+
+
+# --- what it leaves, and what it is -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_fork_is_the_plain_loop_bit_for_bit(name, batches):
+    model = net(dropout=0.3, batch_norm=True)
+    fork = trial(model, OPTIMIZERS[name](model.parameters()), batches)
+    torch.manual_seed(5)
+    losses = stepped(fork, 12)
+    plain = copy.deepcopy(model)
+    torch.manual_seed(5)
+    assert train(plain, OPTIMIZERS[name](plain.parameters()), batches, 12) == losses
+    assert_equal(weights(plain), weights(fork.model))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_model_optimiser_and_batches_stay_as_they_were(name, batches):
+    model = net(dropout=0.3, batch_norm=True)
+    optimizer = OPTIMIZERS[name](model.parameters())
+    train(model, optimizer, batches, 3)
+    model.eval()
+    kept, state = weights(model), copy.deepcopy(optimizer.state_dict())
+    gradients = [p.grad.clone() for p in model.parameters()]
+    given = [(b.call.args[0].clone(), b.targets.clone()) for b in batches]
+    change = Change(
+        lr=3.0, regularised=False, initial=reset, inputs=lambda x: 2 * x, targets=lambda t: 9 - t,
+        trainable=True, clip=0.1,
+    )  # fmt: skip
+    run(trial(model, optimizer, batches, change), TASK, 6)
+    assert_equal(weights(model), kept)
+    assert all(map(torch.equal, gradients, [p.grad for p in model.parameters()]))
+    assert not model.training
+    assert model[3].p == 0.3
+    after = optimizer.state_dict()
+    assert after["param_groups"] == state["param_groups"]
+    for index, entry in state["state"].items():
+        for key, value in entry.items():
+            assert torch.equal(torch.as_tensor(after["state"][index][key]), torch.as_tensor(value))
+    for batch, (inputs, targets) in zip(batches, given, strict=True):
+        assert torch.equal(batch.call.args[0], inputs)
+        assert torch.equal(batch.targets, targets)
+
+
+def test_batches_come_in_turn(batches):
+    model = net()
+    fork = trial(model, OPTIMIZERS["sgd"](model.parameters()), batches[:3])
+    seen = [fork.step()[1] for _ in range(7)]
+    for step, targets in enumerate(seen):
+        assert targets is batches[step % 3].targets
+
+
+# --- changes ------------------------------------------------------------------------------------
+
+
+def test_a_rates_factor_is_a_rates_factor(batches):
+    model = net()
+    groups = [
+        {"params": model[0].parameters(), "lr": 0.2},
+        {"params": model[4].parameters(), "lr": 0.01},
+    ]
+    optimizer = torch.optim.SGD(groups)
+    fork = trial(model, optimizer, batches, Change(lr=0.1))
+    assert [g["lr"] for g in fork.optimizer.param_groups] == [pytest.approx(0.02), 0.001]
+    assert [g["lr"] for g in optimizer.param_groups] == [0.2, 0.01]
+    stepped(fork, 5)
+    plain = copy.deepcopy(model)
+    slow = torch.optim.SGD(
+        [
+            {"params": plain[0].parameters(), "lr": 0.2 * 0.1},
+            {"params": plain[4].parameters(), "lr": 0.01 * 0.1},
+        ]
+    )
+    train(plain, slow, batches, 5)
+    assert_equal(weights(plain), weights(fork.model))
+    fork.set_lr(0.5)
+    assert [g["lr"] for g in fork.optimizer.param_groups] == [0.5, 0.5]
+
+
+def test_unregularised_is_without_decay_and_dropout(batches):
+    model = net(dropout=0.6)
+    make = OPTIMIZERS["sgd"]
+    fork = trial(model, make(model.parameters()), batches, Change(regularised=False))
+    losses = stepped(fork, 5)
+    plain = net(dropout=0.0)
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9, weight_decay=0.0)
+    assert train(plain, optimizer, batches, 5) == losses
+    assert_equal(weights(plain), weights(fork.model))
+
+
+@bug("dropout that a recurrent layer or an attention does by itself stays on")
+@pytest.mark.parametrize(
+    "layer",
+    [nn.LSTM(8, 8, num_layers=2, dropout=0.7), nn.MultiheadAttention(8, 2, dropout=0.7)],
+    ids=["lstm", "attention"],
+)
+def test_unregularised_is_without_dropout_inside_a_layer(layer, batches):
+    class Rows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.out = copy.deepcopy(layer), nn.Linear(8, 10)
+
+        def forward(self, x):
+            rows = x.reshape(len(x), 8, 8).transpose(0, 1)
+            attention = isinstance(self.layer, nn.MultiheadAttention)
+            found = self.layer(rows, rows, rows) if attention else self.layer(rows)
+            return self.out(found[0][-1])
+
+    model = Rows()
+    fork = trial(model, OPTIMIZERS["adam"](model.parameters()), batches, Change(regularised=False))
+    torch.manual_seed(1)
+    first = fork.model(*batches[0].call.args)
+    assert torch.equal(first, fork.model(*batches[0].call.args))
+
+
+def test_other_initial_weights_are_those_that_are_asked_for(batches):
+    model = net()
+    nn.init.constant_(model[0].weight, 3.0)
+
+    def halves(copied):
+        for parameter in copied.parameters():
+            nn.init.constant_(parameter, 0.5)
+
+    fork = trial(model, OPTIMIZERS["sgd"](model.parameters()), batches, Change(initial=halves))
+    assert all((p == 0.5).all() for p in fork.model.parameters())
+    assert (model[0].weight == 3).all()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: net(batch_norm=True),
+        lambda: nn.Sequential(nn.Conv2d(1, 3, 3), nn.GRU(4, 5)),
+        lambda: nn.MultiheadAttention(8, 2),
+    ],
+    ids=["dense", "conv and recurrent", "attention"],
+)
+def test_reset_is_pytorchs_own_initialisation(make):
+    torch.manual_seed(3)
+    fresh = make()
+    spoilt = copy.deepcopy(fresh)
+    with torch.no_grad():
+        for parameter in spoilt.parameters():
+            parameter.fill_(50.0)
+    reset(spoilt)
+    for one, other in zip(spoilt.parameters(), fresh.parameters(), strict=True):
+        if one.dim() >= 2:
+            assert one.std() == pytest.approx(other.std(), rel=0.4)
+            assert len(one.unique()) > 1
+        assert one.abs().max() < 2
+
+
+def test_inputs_and_targets_are_changed_in_every_batch(batches):
+    model = net()
+    change = Change(inputs=lambda x: x * 3 + 1, targets=lambda t: (t + 1) % 10)
+    fork = trial(model, OPTIMIZERS["adam"](model.parameters()), batches, change)
+    losses = stepped(fork, 7)
+    other = [Batch(Call((b.call.args[0] * 3 + 1,)), (b.targets + 1) % 10) for b in batches]
+    plain = net()
+    assert train(plain, OPTIMIZERS["adam"](plain.parameters()), other, 7) == losses
+
+
+def test_another_loss_is_stepped_with(batches):
+    def other(outputs, targets):
+        return F.multi_margin_loss(outputs, targets)
+
+    model = net()
+    fork = trial(model, OPTIMIZERS["sgd"](model.parameters()), batches, Change(loss=other))
+    losses = stepped(fork, 6)
+    plain = net()
+    expected = train(plain, OPTIMIZERS["sgd"](plain.parameters()), batches, 6, loss=other)
+    assert expected == losses
+
+
+def test_clipping_bounds_the_gradients_norm(batches):
+    model = net()
+    fork = trial(model, torch.optim.SGD(model.parameters(), lr=1.0), batches, Change(clip=0.01))
+    before = weights(fork.model)
+    losses = stepped(fork, 1)
+    moved = [(t - before[n]).square().sum() for n, t in fork.model.state_dict().items()]
+    assert torch.stack(moved).sum().sqrt().item() == pytest.approx(0.01, rel=1e-3)
+    losses += stepped(fork, 5)
+    plain = net()
+    optimizer = torch.optim.SGD(plain.parameters(), lr=1.0)
+    assert train(plain, optimizer, batches, 6, clip=0.01) == losses
+
+
+def test_frozen_parameters_learn_where_they_are_asked_to(batches):
+    model = net()
+    model[0].requires_grad_(False)
+    optimizer = OPTIMIZERS["adam"](model[4].parameters())
+    kept, free = trial(model, optimizer, batches), trial(
+        model, optimizer, batches, Change(trainable=True)
+    )  # fmt: skip
+    before = weights(model)
+    for fork in (kept, free):
+        stepped(fork, 4)
+    assert torch.equal(kept.model[0].weight, before["0.weight"])
+    assert not torch.equal(kept.model[4].weight, before["4.weight"])
+    for name, tensor in free.model.state_dict().items():
+        assert not torch.equal(tensor, before[name]), name
+    # As if nothing had been frozen.
+    plain = net()
+    train(plain, OPTIMIZERS["adam"](plain.parameters()), batches, 4)
+    assert_equal(weights(plain), weights(free.model))
+
+
+def test_an_optimiser_of_another_model_trains_this_one(batches):
+    model = net()
+    optimizer = OPTIMIZERS["adam"](net().parameters())
+    fork = Trial(model, optimizer, [{"lr": 3e-3, "names": []}], F.cross_entropy, batches, Change())
+    losses = stepped(fork, 4)
+    plain = net()
+    assert train(plain, torch.optim.Adam(plain.parameters(), lr=3e-3), batches, 4) == losses
+
+
+# --- what a run of it says ----------------------------------------------------------------------
+
+
+def test_a_run_tells_first_and_last_losses_over_guessing(batches):
+    model = net()
+    fork = run(trial(model, OPTIMIZERS["adam"](model.parameters()), batches), TASK, 24)
+    plain = net()
+    losses = train(plain, OPTIMIZERS["adam"](plain.parameters()), batches, 24)
+    shares = torch.cat([b.targets for b in batches]).bincount() / 160
+    guessing = -(shares * shares.log()).sum().item()
+    assert fork.steps == 24
+    assert fork.start == pytest.approx(sum(losses[:2]) / 2 / guessing, rel=1e-4)
+    assert fork.end == pytest.approx(sum(losses[-6:]) / 6 / guessing, rel=1e-4)
+    assert fork.end < 0.8 < fork.start
+
+
+def test_a_run_ends_where_the_loss_does(batches):
+    model = net()
+    fork = run(trial(model, torch.optim.SGD(model.parameters(), lr=1e30), batches), TASK, 24)
+    assert fork.steps < 5
+    assert fork.end == math.inf
+
+
+def test_a_runs_loss_is_the_tasks_whatever_it_is_trained_with(batches):
+    """Ten times the loss is no worse a fork."""
+    forks = []
+    for factor in (1.0, 10.0):
+        model = net()
+        rate = torch.optim.SGD(model.parameters(), lr=0.1 / factor)
+        change = Change(loss=lambda o, t, f=factor: f * F.cross_entropy(o, t))
+        forks.append(run(trial(model, rate, batches, change), TASK, 12))
+    assert forks[0].end == pytest.approx(forks[1].end, rel=1e-4)
