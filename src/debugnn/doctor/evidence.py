@@ -23,6 +23,7 @@ class LossFacts:
     shift_invariant: bool | None = None  # adding a constant to all of a sample's outputs: no change
     target_entry_only: bool | None = None  # only the target class's output has a gradient
     mixes_samples: bool | None = None  # a sample's gradient depends on another sample's output
+    pairwise: bool = False  # labels count only by being equal or not
     gradient: bool = True  # it has one
     unbounded: bool = False  # it falls without end as outputs grow
     shapes: list[list[int]] = field(default_factory=list)  # of outputs and targets

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from debugnn.doctor import network, objective
+from debugnn.doctor.copies import state_of
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.network import Call
 from debugnn.doctor.task import Task, first_tensor, read
@@ -35,6 +36,9 @@ def first_look(
     evidence.classes = 2 if task.kind == "binary" else task.classes
     if loss_fn is not None:
         evidence.loss = objective.examine(loss_fn, outputs, targets, task)
+    if evidence.loss.pairwise:  # outputs are embeddings, and no classes
+        task = Task("unknown")
+        evidence.task, evidence.classes = task.kind, None
     usable = loss_fn is not None and evidence.loss.error is None
 
     def loss(value: Any) -> Tensor:
@@ -42,7 +46,7 @@ def first_look(
             return loss_fn(value, targets).float().mean()
         return first_tensor(value).float().square().mean()
 
-    kept = {name: tensor.detach().clone() for name, tensor in twin.state_dict().items()}
+    kept = state_of(twin)
     evidence.network = network.examine(twin, call, batch, loss)
     with torch.no_grad():
         twin.load_state_dict(kept)

@@ -5,6 +5,7 @@ batches, and runs a plain loop. Nothing of the training's own is touched.
 """
 
 import copy
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -74,20 +75,37 @@ class Trial:
         self.taken = 0
         self._loss_fn = change.loss or loss_fn
         self._clip = change.clip
+        closure = inspect.signature(self.optimizer.step).parameters.get("closure")
+        self._closure = closure is not None and closure.default is inspect.Parameter.empty
 
     def step(self) -> tuple[Any, Any, Tensor]:
         """Outputs, targets and loss of the next batch, before the update that it makes."""
         batch = self.batches[self.taken % len(self.batches)]
         self.taken += 1
-        self.optimizer.zero_grad()
         outputs = batch.call(self.model)
         loss = self._loss_fn(outputs, batch.targets).mean()
         if torch.isfinite(loss):
-            loss.backward()
-            if self._clip is not None:
-                nn.utils.clip_grad_norm_(self.model.parameters(), self._clip)
-            self.optimizer.step()
+            self._backward(loss)
+            if self._closure:
+                self.optimizer.step(lambda: self._again(batch))
+            else:
+                self.optimizer.step()
         return outputs, batch.targets, loss.detach()
+
+    def _again(self, batch: Batch) -> Tensor:
+        with torch.enable_grad():
+            loss = self._loss_fn(batch.call(self.model), batch.targets).mean()
+            self._backward(loss)
+        return loss
+
+    def _backward(self, loss: Tensor) -> None:
+        """Gradients of the copy's parameters alone: the loss may hold others that are not ours."""
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        found = torch.autograd.grad(loss, parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, found, strict=True):
+            parameter.grad = gradient
+        if self._clip is not None:
+            nn.utils.clip_grad_norm_(parameters, self._clip)
 
     def set_lr(self, lr: float) -> None:
         for group in self.optimizer.param_groups:

@@ -3,6 +3,7 @@
 Everything here works on a copy of the model that belongs to the doctor.
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -81,13 +82,14 @@ class Call:
     kwargs: dict[str, Any] = field(default_factory=dict)
 
     def __call__(self, model: nn.Module) -> Any:
-        return model(*self.args, **self.kwargs)
+        own = self.map(torch.clone)  # a forward may work in place
+        return model(*own.args, **own.kwargs)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Call":
         """The call with every tensor changed."""
         return Call(
-            tuple(_mapped(value, change) for value in self.args),
-            {name: _mapped(value, change) for name, value in self.kwargs.items()},
+            tuple(mapped(value, change) for value in self.args),
+            {name: mapped(value, change) for name, value in self.kwargs.items()},
         )
 
     def tensors(self) -> list[Tensor]:
@@ -96,13 +98,19 @@ class Call:
         return found
 
 
-def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A nest of tensors with each of them changed, of the same types."""
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, dict):
-        return {name: _mapped(item, change) for name, item in value.items()}
-    if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
-        return type(value)(_mapped(item, change) for item in value)
+        result = copy.copy(value)  # a subclass may know more than its items
+        for name, item in value.items():
+            result[name] = mapped(item, change)
+        return result
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(mapped(item, change) for item in value))
+    if isinstance(value, list | tuple):
+        return type(value)(mapped(item, change) for item in value)
     return value
 
 
@@ -290,7 +298,9 @@ def examine(model: nn.Module, call: Call, batch: int | None, loss: Callable) -> 
                 axis == 0 and len(shape) >= 2 and shape[0] == batch and shape == tuple(first.shape)
                 for axis, shape in tracer.softmax_axes
             )
-        facts.random_evaluation = _random(model, call)
+        # Sampling at evaluation can be meant; dropout is not.
+        dropped = {"bernoulli_", "native_dropout"} & set(tracer.operations)
+        facts.random_evaluation = bool(dropped) and _random(model, call)
         if batch is not None and batch >= 4 and not facts.random_evaluation:
             facts.mixing, facts.mixing_layer = _mixing(model, call, batch, outputs)
     with no_dropout(model, training=True):
@@ -313,7 +323,6 @@ def _time_gradient(model: nn.Module, call: Call, loss: Callable) -> float | None
         if not value.requires_grad:
             return None
         (gradient,) = torch.autograd.grad(value, inputs, allow_unused=True)
-    model.zero_grad(set_to_none=True)
     if gradient is None:
         return None
     tenth = max(1, inputs.shape[1] // 10)
@@ -464,13 +473,18 @@ def _batch_axis(tensor: Tensor, batch: int) -> int | None:
 
 def _unreached(model: nn.Module, call: Call, loss: Callable) -> tuple[list[str], list[str]]:
     """Trainable parameters without a gradient: those that outputs depend on, and those unused."""
-    model.zero_grad(set_to_none=True)
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    if not named:
+        return [], []
     with torch.enable_grad():
         value = loss(call(model))
-        if value.requires_grad:
-            value.backward()
-    without = [(n, p) for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
-    model.zero_grad(set_to_none=True)
+        # Not backward(): a loss that holds the user's own parameters would leave gradients there.
+        found = (
+            torch.autograd.grad(value, [p for _, p in named], allow_unused=True)
+            if value.requires_grad
+            else [None] * len(named)
+        )
+    without = [pair for pair, gradient in zip(named, found, strict=True) if gradient is None]
     if not without:
         return [], []
     reached, unused = [], []
@@ -489,11 +503,18 @@ def _unreached(model: nn.Module, call: Call, loss: Callable) -> tuple[list[str],
 def initial_weights(model: nn.Module, order: list[str]) -> list[WeightFacts]:
     """Scale and symmetry of each weight tensor as it stands.
 
-    `gain` is RMS · √fan_in, fan_in being the number of inputs of a unit: all axes but the first.
+    `gain` is RMS · √fan_in, fan_in being the number of inputs of a unit: all axes but the first;
+    the number of hidden units for recurrent layers, as in PyTorch's initialisation of them.
     """
     named = dict(model.named_parameters())
     # Embeddings and tokens are no maps, and have no fan-in.
     maps = {id(p) for m in model.modules() if isinstance(m, _WEIGHTED) for p in m.parameters()}
+    hidden = {
+        id(p): m.hidden_size
+        for m in model.modules()
+        if isinstance(m, nn.RNNBase | nn.RNNCellBase)
+        for p in m.parameters()
+    }
     facts = []
     names = [n for n in order if not maps or id(named[n]) in maps]
     for position, name in enumerate(names):
@@ -503,7 +524,7 @@ def initial_weights(model: nn.Module, order: list[str]) -> list[WeightFacts]:
             WeightFacts(
                 name=name,
                 size=weight.numel(),
-                gain=rms * weight.shape[1] ** 0.5,
+                gain=rms * hidden.get(id(named[name]), weight.shape[1]) ** 0.5,
                 identical_rows=len(weight) > 1 and bool((weight == weight[:1]).all()),
                 identical_columns=weight.shape[1] > 1 and bool((weight == weight[:, :1]).all()),
                 constant=bool((weight == weight[0, 0]).all()),

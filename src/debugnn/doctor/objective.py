@@ -37,7 +37,7 @@ def examine(loss_fn: Loss, outputs: Any, targets: Tensor, task: Task) -> LossFac
     def value_of(made_up: Tensor, of: Tensor = targets) -> float:
         return loss_fn(made_up, of).detach().float().mean().item()
 
-    outputs = outputs.detach()
+    outputs = outputs.detach().float()  # of half precision the differences looked for are lost
     if not torch.isfinite(outputs).all():
         outputs = torch.randn_like(outputs)
     if facts.scalar:
@@ -71,6 +71,17 @@ def _gradient(loss_fn: Loss, outputs: Tensor, targets: Tensor) -> Tensor | None:
     if not value.requires_grad:
         return None
     return torch.autograd.grad(value.mean(), leaf, allow_unused=True)[0]
+
+
+def _pairwise(value_of: Callable, outputs: Tensor, targets: Tensor, classes: int) -> bool:
+    """Whether only the equality of labels counts, as in metric learning: names do not."""
+    if targets.is_floating_point():
+        return False
+    here, renamed = value_of(outputs), value_of(outputs, (targets + 1) % classes)
+    others = value_of(outputs, torch.arange(targets.numel(), device=targets.device)
+                      .remainder(classes).reshape(targets.shape))  # fmt: skip
+    near = 1e-4 * max(abs(here), 1e-6)
+    return abs(here - renamed) < near < abs(here - others)
 
 
 def _examine_values(facts: LossFacts, value_of: Callable, outputs: Tensor, targets: Tensor) -> None:
@@ -165,8 +176,9 @@ def _examine_classes(
     if facts.output_space == "real":
         here, there = value_of(probe), value_of(probe + 3)
         facts.shift_invariant = abs(here - there) <= 1e-3 * max(abs(here), abs(there), 1e-6)
+    facts.pairwise = _pairwise(value_of, probe, targets, task.classes)
     gradient = _gradient(loss_fn, probe, targets)
-    if gradient is None:
+    if gradient is None or len(probe) < 2:
         return
     by_row = gradient.movedim(task.axis, -1).reshape(-1, task.classes)
     others = (by_row * (1 - hot)).abs().sum()

@@ -92,7 +92,9 @@ def find_origin(
         in_loss = trace.reaching(loss)
         if in_loss is not None:
             return in_loss.origin
-        in_backward = _Backward(trace).search(loss)
+        leaves = [p for p in model.parameters() if p.requires_grad]
+        leaves += [t for t in _tensors(inputs) if t.requires_grad and t.is_leaf]
+        in_backward = _Backward(trace).search(loss, leaves)
         if in_backward is not None:
             return in_backward.origin
     if in_outputs is not None and not in_outputs.excused:
@@ -281,14 +283,15 @@ class _Backward:
         self._sources: dict[tuple[Node, int], _Source] = {}  # (node, which of its inputs)
         self._reached: list[_Source] = []
 
-    def search(self, loss: Any) -> _Source | None:
+    def search(self, loss: Any, leaves: list[Tensor]) -> _Source | None:
         """Back-propagate; what the non-finite gradients go back to, None where all are finite."""
-        if not isinstance(loss, Tensor) or loss.grad_fn is None:
+        if not isinstance(loss, Tensor) or loss.grad_fn is None or not leaves:
             return None
         nodes = _graph(loss.grad_fn)
         handles = [node.register_hook(partial(self._look, node)) for node in nodes]
         try:
-            loss.backward(torch.ones_like(loss))
+            # Only into the model's own leaves: the loss may hold parameters of the caller's.
+            torch.autograd.backward(loss, torch.ones_like(loss), inputs=leaves)
         finally:
             for handle in handles:
                 handle.remove()

@@ -125,7 +125,10 @@ def failing(evidence: Evidence) -> bool:
         return False
     reached, simple = skill(evidence), evidence.data.simple_skill
     trained = [evidence.outcome.train.relative_loss, evidence.outcome.train_mode.relative_loss]
-    if evidence.loss.shift_invariant and all(loss is not None and loss > 1 for loss in trained):
+    likelihood = evidence.loss.shift_invariant or (
+        evidence.task == "binary" and (evidence.loss.floor or 1) < UNREACHABLE
+    )
+    if likelihood and all(loss is not None and loss > 1 for loss in trained):
         return True  # so sure of what it gets wrong that guessing would be better
     if simple is not None and simple > 0.15:
         # As much as nearest neighbours find on held-out samples: the data has no more to give.

@@ -4,7 +4,6 @@ import copy
 import functools
 import math
 import statistics
-import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from debugnn.doctor import forks, network, rules, samples
+from debugnn.doctor.copies import Relay, own_loss, state_of, twin_of, undisturbed
 from debugnn.doctor.evidence import (
     DataFacts,
     Evidence,
@@ -129,14 +129,17 @@ class Doctor:
         self._print_count = 0
         self._labels: list[Tensor] = []
         self._validation: tuple[Call, Any, Tensor] | None = None
-        self._pending: list[tuple[Call, bool, bool, Tensor]] = []  # forwards since the last step
+        self._pending: list[tuple[Call, bool, Tensor]] = []  # forwards since the last step
         self._outputs: Any = None
         self._last_call: Call | None = None
         self._probe: Probe | None = None
         self._before: dict[str, Tensor] = {}
         self._broken: dict[str, Any] | None = None
         self._ratios: list[float] = []
-        self._seen_backward: set[int] = set()
+        self._watched: list[nn.Parameter] = []  # small parameters whose gradients are followed
+        self._stale: dict[int, Tensor] = {}  # their gradients at the last optimiser step
+        self._residual_at: int | None = None
+        self._graded: set[str] = set()  # parameters that have had a gradient
         self._task: Task | None = None
         self._begun = False
         self._handles: list[Any] = []
@@ -145,16 +148,22 @@ class Doctor:
     # --- hooks: what happens between two calls of step ------------------------------------------
 
     def _hook(self, model: nn.Module) -> None:
-        before, after = self._before_forward, self._after_forward
-        if "torch._dynamo" in sys.modules:  # importing it takes a second
-            # The hooks are no part of what is compiled.
-            before, after = torch.compiler.disable(before), torch.compiler.disable(after)
-        self._handles += [
-            model.register_forward_pre_hook(before, with_kwargs=True),
-            model.register_forward_hook(after),
-        ]
-        self._handles.append(self.optimizer.register_step_pre_hook(self._before_update))
-        self._handles.append(self.optimizer.register_step_post_hook(self._after_update))
+        try:
+            self._handles += [
+                model.register_forward_pre_hook(Relay(self, "_before_forward"), with_kwargs=True),
+                model.register_forward_hook(Relay(self, "_after_forward")),
+            ]
+        except RuntimeError as error:  # TorchScript
+            raise TypeError(f"model takes no hooks: {one_line(error)}") from error
+        try:
+            self._handles += [
+                self.optimizer.register_step_pre_hook(Relay(self, "_before_update")),
+                self.optimizer.register_step_post_hook(Relay(self, "_after_update")),
+            ]
+        except AttributeError as error:
+            self.close()
+            kind = type(self.optimizer).__name__
+            raise TypeError(f"{kind} takes no hooks: it never called super().__init__()") from error
 
     @_harmless
     def _before_forward(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -163,7 +172,7 @@ class Doctor:
             self._begin()
         call = Call(args, kwargs)
         if learning:
-            self._pending.append((call, self.model.training, True, torch.get_rng_state()))
+            self._pending.append((call, self.model.training, torch.get_rng_state()))
             del self._pending[:-4]
             return
         self._loop.evaluations += 1
@@ -177,33 +186,50 @@ class Doctor:
     @_harmless
     def _after_forward(self, module: nn.Module, args: tuple, output: Any) -> None:
         if torch.is_grad_enabled() and self._due:
-            self._outputs = network._mapped(output, lambda tensor: tensor.detach())
+            self._outputs = network.mapped(output, lambda tensor: tensor.detach())
+
+    def _watch_gradient(self, parameter: nn.Parameter) -> None:
+        """See at each backward pass whether the gradient is added to one that was used already."""
+        found: dict[str, Tensor | None] = {"new": None}
+
+        def arriving(gradient: Tensor) -> None:
+            found["new"] = gradient.detach()
+
+        def added(parameter: nn.Parameter) -> None:  # not at torch.autograd.grad, which adds none
+            self._after_backward(parameter, found["new"])
+
+        self._handles += [
+            parameter.register_hook(arriving),
+            parameter.register_post_accumulate_grad_hook(added),
+        ]
 
     @_harmless
-    def _before_backward(self, parameter: nn.Parameter, gradient: Tensor) -> None:
-        """Before a gradient is added to `parameter.grad`: what was left there?"""
-        if id(parameter) in self._seen_backward:
-            return  # a later backward of the same step: gradients are accumulated on purpose
-        self._seen_backward.add(id(parameter))
+    def _after_backward(self, parameter: nn.Parameter, new: Tensor | None) -> None:
+        stale = self._stale.pop(id(parameter), None)
         self._loop.backwards += 1
-        if gradient.is_cuda and not self._due:
+        if stale is None or new is None or parameter.grad is None or new.is_sparse:
+            return  # a later backward of the same step: gradients are accumulated on purpose
+        if new.is_cuda and not self._due:
             return
-        left = parameter.grad is not None and self._loop.optimizer_steps > 0
-        if left and bool(parameter.grad.detach().any()):
-            self._loop.residual_steps += 1
+        scale = stale.abs().max()
+        added = parameter.grad.detach() - stale
+        if scale > 0 and torch.allclose(added, new, rtol=1e-3, atol=1e-3 * scale.item()):
+            if self._residual_at != self._loop.steps:
+                self._loop.residual_steps += 1
+            self._residual_at = self._loop.steps
             if self._loop.residual_step is None:
                 self._loop.residual_step = self._loop.steps
 
     @_harmless
     def _before_update(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
-        if self._pending:
-            call, training, _, random_state = self._pending[-1]
-            self._last_call = call
-            self._loop.training_forwards += 1
-            if not training:
-                self._loop.eval_mode_forwards += 1
-                if self._loop.first_eval_mode is None:
-                    self._loop.first_eval_mode = self._loop.steps
+        training, random_state = self.model.training, torch.get_rng_state()
+        if self._pending:  # empty where the model runs compiled
+            self._last_call, training, random_state = self._pending[-1]
+        self._loop.training_forwards += 1
+        if not training:
+            self._loop.eval_mode_forwards += 1
+            if self._loop.first_eval_mode is None:
+                self._loop.first_eval_mode = self._loop.steps
         named = [(n, p) for n, p in self.model.named_parameters() if p.grad is not None]
         if not named:
             self._loop.empty_steps += 1
@@ -211,8 +237,9 @@ class Doctor:
         for group, kept in zip(optimizer.param_groups, self._groups, strict=False):
             kept["lr"] = max(float(kept["lr"]), float(group["lr"]))  # a warm-up starts at zero
         if self.evidence.nonfinite is None and self._nonfinite_gradient([p for _, p in named]):
-            self._keep_broken(random_state if self._pending else torch.get_rng_state())
+            self._keep_broken(random_state)
         if self._due:
+            self._graded.update(name for name, _ in named)
             self._probe_gradients(named)
 
     def _nonfinite_gradient(self, parameters: Sequence[nn.Parameter]) -> bool:
@@ -244,7 +271,11 @@ class Doctor:
     @_harmless
     def _after_update(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
         self._loop.optimizer_steps += 1
-        self._seen_backward.clear()
+        self._stale = {
+            id(p): p.grad.detach().clone()
+            for p in self._watched
+            if p.grad is not None and not p.grad.is_sparse
+        }
         if self._probe is not None and self._before:
             weights = dict(self.model.named_parameters())
             moved = [weights[n].detach() - before for n, before in self._before.items()]
@@ -282,6 +313,9 @@ class Doctor:
             self._trouble(f"the loss has shape {tuple(value.shape)}: its mean is taken")
             value = value.float().mean()
         call = self._called(inputs)
+        if any(t.numel() == 0 for t in call.tensors()):
+            self._losses.append(float(value))
+            return
         self._keep(call, inputs, targets)
         if self._task is None:
             self._examine()
@@ -321,17 +355,18 @@ class Doctor:
             kept = (
                 call.map(_copied),
                 _copied(inputs) if same else rows if rows is None else _copied(rows),
-                network._mapped(targets, _copied),
+                network.mapped(targets, _copied),
             )
             (self._early if early else self._late).append(kept)
             self._kept_bytes += size if early else 0
             self._kept_samples += count if early else 0
 
+    @_harmless
     def _compare_loss(self, value: Tensor, targets: Any) -> None:
         if self.loss_fn is None or self._outputs is None:
             return
-        with self._undisturbed(), torch.no_grad():
-            own = self.loss_fn(self._outputs, targets).float().mean().item()
+        with undisturbed(), torch.no_grad():
+            own = own_loss(self.loss_fn)(self._outputs, targets).float().mean().item()
         if math.isfinite(own) and abs(own) > 1e-8 and math.isfinite(value.item()):
             self._ratios.append(value.item() / own)
 
@@ -344,7 +379,7 @@ class Doctor:
         def few(tensor: Tensor) -> Tensor:
             return tensor[:_PROBED] if tensor.dim() and len(tensor) == batch else tensor
 
-        with self._undisturbed(), network.no_dropout(twin, training=True):
+        with undisturbed(), network.no_dropout(twin, training=True):
             _, tracer = network.trace(twin, call.map(few))
         self._probe.activations, self._probe.inputs = tracer.activations, tracer.inputs
 
@@ -354,18 +389,11 @@ class Doctor:
         """Before the first forward pass: copy the model, note what the optimiser holds."""
         self._begun = True
         try:
-            twin = copy.deepcopy(self.model)
+            self._twin = twin_of(self.model)
+            self._initial = state_of(self._twin)
         except Exception as error:  # a module that holds a lock, a generator, a graph
+            self._twin = None
             self._trouble(f"the model cannot be copied ({one_line(error)}): it is not tried out")
-        else:
-            for module in twin.modules():
-                module._forward_hooks.clear()  # the user's observers, and the doctor's own
-                module._backward_hooks.clear()
-            twin._forward_pre_hooks.clear()
-            twin._forward_pre_hooks_with_kwargs.clear()
-            twin.zero_grad(set_to_none=True)
-            self._twin = twin
-            self._initial = {n: t.detach().clone() for n, t in twin.state_dict().items()}
         names = {id(p): n for n, p in self.model.named_parameters()}
         for group in self.optimizer.param_groups:
             kept = {k: copy.deepcopy(v) for k, v in group.items() if k != "params"}
@@ -376,9 +404,9 @@ class Doctor:
             (p for p in self.model.parameters() if p.requires_grad and id(p) in held),
             key=Tensor.numel,
         )
-        for parameter in watched[:2]:
-            hook = functools.partial(self._before_backward, parameter)
-            self._handles.append(parameter.register_hook(hook))
+        self._watched = watched[:2]
+        for parameter in self._watched:
+            self._watch_gradient(parameter)
 
     def _current_twin(self, load: bool = True) -> nn.Module | None:
         """The copy with the model's present weights and buffers, without gradients."""
@@ -387,33 +415,18 @@ class Doctor:
                 self._twin.load_state_dict(self.model.state_dict())
         return self._twin
 
-    @contextmanager
-    def _undisturbed(self) -> Iterator[None]:
-        """Leave the random state, the kernels' choice and autocast as they are found."""
-        devices = []
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
-            devices = list(range(torch.cuda.device_count()))
-        with (
-            torch.random.fork_rng(devices),
-            torch.inference_mode(False),
-            torch.autocast("cpu", enabled=False),
-            torch.autocast("cuda", enabled=False),
-        ):
-            yield
-
     # --- non-finite numbers ---------------------------------------------------------------------
 
     def _keep_broken(self, random_state: Tensor) -> None:
         """The weights before the update that a non-finite gradient is about to spoil."""
         if self._broken is None:
-            state = {n: t.detach().clone() for n, t in self.model.state_dict().items()}
-            self._broken = {"model": state, "random_state": random_state}
+            self._broken = {"model": state_of(self.model), "random_state": random_state}
 
     def _look_for_nonfinite(self, call: Call, targets: Any) -> None:
         if self._broken is None:
             if math.isfinite(self._losses[-1]):
                 return
-            self._keep_broken(self._pending[-1][3] if self._pending else torch.get_rng_state())
+            self._keep_broken(self._pending[-1][-1] if self._pending else torch.get_rng_state())
         step, broken = self._loop.steps, self._broken
         found = None
         if self._twin is not None:
@@ -425,33 +438,32 @@ class Doctor:
             scratch = copy.deepcopy(self._twin)
             scratch.load_state_dict(state)
             scratch.train()
-            with self._undisturbed():
+            with undisturbed():
                 torch.set_rng_state(broken["random_state"])
                 found = find_origin(
-                    scratch, self.loss_fn, call.kwargs or call.args, targets,
+                    scratch, own_loss(self.loss_fn), call.kwargs or call.args, targets,
                     call=lambda model, _: call(model),
                 )  # fmt: skip
+        if found is None:
+            self.evidence.nonfinite = NonFinite(
+                step, "unknown", "", None, "nan", [], 0, 0.0, overflow=True
+            )
+        else:
+            self.evidence.nonfinite = NonFinite(
+                step, found.where, found.name, found.layer, found.kind, list(found.samples),
+                found.count, found.magnitude, found.overflow,
+            )  # fmt: skip
         self.replay = {
             "step": step,
             "call": {"args": call.args, "kwargs": call.kwargs},
             "targets": targets,
             **broken,
         }
-        path = None
         if self.save_to is not None:
             self.save_to.mkdir(parents=True, exist_ok=True)
             path = self.save_to / f"nonfinite_step_{step}.pt"
             torch.save(self.replay, path)
-        where = str(path) if path else None
-        if found is None:
-            self.evidence.nonfinite = NonFinite(
-                step, "unknown", "", None, "nan", [], 0, 0.0, overflow=True, replay=where
-            )
-            return
-        self.evidence.nonfinite = NonFinite(
-            step, found.where, found.name, found.layer, found.kind, list(found.samples),
-            found.count, found.magnitude, found.overflow, where,
-        )  # fmt: skip
+            self.evidence.nonfinite.replay = str(path)
 
     # --- validation -----------------------------------------------------------------------------
 
@@ -482,7 +494,7 @@ class Doctor:
             return tensor[chosen.to(tensor.device)] if matches and count < batch else tensor
 
         call, targets = call.map(some), some(targets)
-        with self._undisturbed(), torch.no_grad(), network.no_dropout(twin, training=False):
+        with undisturbed(), torch.no_grad(), network.no_dropout(twin, training=False):
             outputs = _in_chunks(twin, call, count)
             loss = self._value(outputs, targets)
         task = self._task or read(outputs, targets)
@@ -495,7 +507,7 @@ class Doctor:
         """The loss function's value, a sum brought to a mean."""
         if self.loss_fn is None:
             return None
-        value = self.loss_fn(outputs, targets).detach().float().mean().item()
+        value = own_loss(self.loss_fn)(outputs, targets).detach().float().mean().item()
         summed = self.evidence.loss.reduction == "sum" and isinstance(targets, Tensor)
         return value / len(targets) if summed else value
 
@@ -587,6 +599,10 @@ class Doctor:
             (float(g.get("weight_decay") or 0) for g in self.optimizer.param_groups), default=0.0
         )
 
+        # One pass may leave out a layer at random that others reach.
+        network_facts = self.evidence.network
+        network_facts.unreached = [n for n in network_facts.unreached if n not in self._graded]
+
     def _gather_losses(self) -> None:
         outcome, losses = self.evidence.outcome, self._losses
         if not losses:
@@ -610,7 +626,8 @@ class Doctor:
         outcome.plateau = self._plateau()
         self._loop.loss_ratio = statistics.median(self._ratios) if self._ratios else None
         beyond = [1 - 1 / ratio for ratio in self._ratios if ratio > 1]
-        self._loop.penalty = max(beyond, default=0.0)
+        # Targets that only the loop knows (mixed ones) leave a rest to both sides.
+        self._loop.penalty = max(beyond) if beyond and min(self._ratios) > 0.95 else 0.0
 
     def _plateau(self) -> int | None:
         """Steps until a mean of ten losses is below 0.93 of the best constant predictor's."""
@@ -634,8 +651,8 @@ class Doctor:
             return
         call, _, targets = self._early[0]
         twin = copy.deepcopy(self._twin)
-        with self._undisturbed():
-            self._task = first_look(twin, call, targets, self.loss_fn, self.evidence)
+        with undisturbed():
+            self._task = first_look(twin, call, targets, own_loss(self.loss_fn), self.evidence)
             self.evidence.outcome.initial = self._score(twin, [self._early[0]], training=True)
 
     def _gather_data(self) -> None:
@@ -696,7 +713,7 @@ class Doctor:
         plain = len(call.args) == 1 and isinstance(call.args[0], Tensor) and not call.kwargs
         if twin is None or not plain:
             return
-        with self._undisturbed(), torch.no_grad(), network.no_dropout(twin, training=False):
+        with undisturbed(), torch.no_grad(), network.no_dropout(twin, training=False):
             trained = torch.cat(
                 [c.args[0] for c, _, _ in self._early
                  if c.args and isinstance(c.args[0], Tensor)
@@ -720,7 +737,7 @@ class Doctor:
         twin = self._current_twin()
         if twin is None or self._task is None:
             return
-        with self._undisturbed():
+        with undisturbed():
             outcome.train = self._score(twin, self._batches(), training=False)
             outcome.train_mode = self._score(twin, self._batches(), training=True)
         held = {n for group in self._groups for n in group["names"]}
@@ -776,8 +793,8 @@ class Doctor:
             self.evidence.fork_steps += fork.steps
 
     def _fork(self, name: str, steps: int) -> "forks.Fork":
-        with self._undisturbed(), torch.enable_grad():
-            torch.manual_seed(0)
+        with undisturbed(), torch.enable_grad():
+            torch.random.default_generator.manual_seed(0)  # not seeding a GPU that sleeps
             try:
                 return forks.run(self._trial(self._change(name)), self._task, steps)
             except Exception as error:
@@ -797,7 +814,8 @@ class Doctor:
                 return tensor[:size] if tensor.dim() and len(tensor) == batch else tensor
 
             batches = [forks.Batch(call.map(few), few(targets))]
-        return forks.Trial(model, self.optimizer, self._groups, self.loss_fn, batches, change)
+        loss_fn = own_loss(self.loss_fn)
+        return forks.Trial(model, self.optimizer, self._groups, loss_fn, batches, change)
 
     # --- without a training ---------------------------------------------------------------------
 
@@ -822,8 +840,8 @@ class Doctor:
         if self._twin is None or self.loss_fn is None or self.evidence.loss.error is not None:
             yield None
             return
-        with self._undisturbed(), torch.enable_grad():
-            torch.manual_seed(0)
+        with undisturbed(), torch.enable_grad():
+            torch.random.default_generator.manual_seed(0)  # not seeding a GPU that sleeps
             yield self._trial(forks.Change(), size)
 
     def score_of(self, trial: forks.Trial) -> Score:

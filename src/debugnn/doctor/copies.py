@@ -1,0 +1,135 @@
+"""What keeps the doctor apart from the training it watches: copies, relays, and restored state."""
+
+import copy
+import inspect
+import random
+import sys
+import types
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_HOOKS = (
+    "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
+    "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_backward_hooks",
+    "_backward_pre_hooks", "_state_dict_hooks", "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks",
+)  # fmt: skip
+
+
+class Relay:
+    """A hook that calls a method of its owner, as long as there is one.
+
+    It neither keeps the owner alive nor goes along with a copy or a file of what it hangs on: a
+    copied model is not the one that is watched. In compiled code it does nothing.
+    """
+
+    def __init__(self, owner: object, method: str) -> None:
+        self._owner = weakref.ref(owner)
+        self._method = method
+
+    def __call__(self, *args: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
+        owner = self._owner()
+        if owner is not None:
+            getattr(owner, self._method)(*args)
+
+    def __deepcopy__(self, memo: dict) -> Callable:
+        return nothing
+
+    def __reduce__(self) -> tuple:
+        return _inert, ()
+
+
+def nothing(*args: Any) -> None:
+    """The hook of a model that is not watched."""
+
+
+def _inert() -> Callable:
+    return nothing
+
+
+def twin_of(model: nn.Module) -> nn.Module:
+    """A copy of the model without gradients and without anybody's hooks.
+
+    Hooks that make the weights, as torch's own parametrisations do, are kept.
+
+    Raises:
+        TypeError: a forward that was replaced on the instance: the copy would run the original's.
+        Exception: whatever copying raises, of a module that holds a lock, say.
+    """
+    for name, module in model.named_modules():
+        patched = vars(module).get("forward")
+        if isinstance(patched, types.FunctionType | partial):
+            raise TypeError(f"the forward of {name or 'the model'} is replaced on the instance")
+    kept = []
+    for module in model.modules():
+        for attribute in _HOOKS:
+            hooks = vars(module).get(attribute)
+            if hooks:
+                kept.append((module, attribute, hooks))
+                own = {i: h for i, h in hooks.items() if _is_torchs(h)}
+                vars(module)[attribute] = OrderedDict(own)
+    try:
+        with torch.inference_mode(False):
+            twin = copy.deepcopy(model)
+    finally:
+        for module, attribute, hooks in kept:
+            vars(module)[attribute] = hooks
+    twin.zero_grad(set_to_none=True)
+    return twin
+
+
+def _is_torchs(hook: Any) -> bool:
+    module = type(hook).__module__ if not inspect.isfunction(hook) else hook.__module__
+    return module.startswith("torch.")
+
+
+def state_of(model: nn.Module) -> dict[str, Any]:
+    """A copy of the model's state, to be loaded again."""
+    with torch.inference_mode(False):
+        return {
+            name: value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)
+            for name, value in model.state_dict().items()
+        }
+
+
+def own_loss(loss_fn: Callable | None) -> Callable | None:
+    """The loss function, or a copy of it where it can have a state of its own."""
+    plain = types.FunctionType | types.BuiltinFunctionType | types.MethodType | partial
+    if loss_fn is None or isinstance(loss_fn, plain):
+        return loss_fn
+    try:
+        return twin_of(loss_fn) if isinstance(loss_fn, nn.Module) else copy.deepcopy(loss_fn)
+    except Exception:  # what it holds cannot be copied
+        return loss_fn
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Restore all random states afterwards; in between neither autocast nor inference mode."""
+    devices = []
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        devices = list(range(torch.cuda.device_count()))
+    python = random.getstate()
+    numpy = sys.modules.get("numpy")
+    numpys = numpy.random.get_state() if numpy else None
+    try:
+        with (
+            torch.random.fork_rng(devices),
+            torch.inference_mode(False),
+            torch.autocast("cpu", enabled=False),
+            torch.autocast("cuda", enabled=False),
+        ):
+            yield
+    finally:
+        random.setstate(python)
+        if numpy:
+            numpy.random.set_state(numpys)
