@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from debugnn import data as data_sets
+from debugnn import runtime
 from debugnn.clipping import gradient_rule
 from debugnn.config import check
 from debugnn.data import Data
@@ -31,6 +32,7 @@ def build(config: DictConfig) -> Training:
         ConfigError: a setting that cannot serve, or settings that do not fit each other.
     """
     check(config)
+    runtime.keep_freed_memory()
     try:
         return _build(config)
     except ConfigError:
@@ -113,6 +115,8 @@ def assemble(config: DictConfig, model: nn.Module, data: Data) -> Training:
         # After the initialisation: some of torch.nn.init need contiguous weights.
         model = model.to(memory_format=torch.channels_last)
     optimizer = leaf("optim", config.optim)
+    if isinstance(optimizer.func, type) and not optimizer.keywords.get("differentiable"):
+        runtime.leave_dynamo_out(optimizer.func)
     try:
         optimizer = optimizer(params=model.parameters())
     except (TypeError, ValueError) as error:
