@@ -290,7 +290,7 @@ class Benchmark:
         self.results.notes += [
             f"{cpu()}, {os.cpu_count()} hardware threads, {self.workers['fp32'].call('version')}; "
             f"data: {images}. Load average {self._load:.1f} before, {os.getloadavg()[0]:.1f} after"
-            ": above 0 before, other programs took part of the machine.",
+            " (above 0 before: other programs had their part of the machine).",
             f"Medians and quartiles of up to {effort.rounds} alternating rounds of {effort.block} "
             f"steps, or an evaluation of {effort.images} images; {seconds:.0f} s in all.",
             "A step here is one of train.py's, with the doctor at its default cadence, "

@@ -1,5 +1,6 @@
 """The results as a Markdown table, and as a figure in the house's style."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def figure(results: Mapping[str, Any], path: Path) -> None:
     """A bar a ratio with its quartiles, the targets as marks, and the plain loop as a line at 1."""
     keys = [key for key in RATIOS if key in results["ratio"]][::-1]
     with mpl.rc_context(STYLE):
-        drawn = Figure(figsize=(WIDTH, 1.3 + 0.27 * len(keys)), dpi=DPI, layout="constrained")
+        drawn = Figure(figsize=(WIDTH, 1.8 + 0.27 * len(keys)), dpi=DPI, layout="constrained")
         FigureCanvasAgg(drawn)
         drawn.suptitle(
             "Times as fast as the notebooks' loop", x=0.01, ha="left", fontsize=11.5,
@@ -105,6 +106,8 @@ def figure(results: Mapping[str, Any], path: Path) -> None:
         axes.set_yticks(range(len(keys)), [RATIOS[key] for key in keys])
         axes.set_xlabel("notebooks' seconds / seconds here; thin line: quartiles; tick: target")
         axes.grid(axis="y", visible=False)
-        drawn.supxlabel("\n".join(results["notes"][:2]), x=0.01, ha="left", fontsize=7.5)
+        axes.margins(x=0.08)
+        foot = "\n".join(textwrap.fill(note, width=165) for note in results["notes"])
+        drawn.supxlabel(foot, x=0.01, ha="left", fontsize=7.5, color="#555555")
         path.parent.mkdir(parents=True, exist_ok=True)
         drawn.savefig(path)
