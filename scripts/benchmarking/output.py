@@ -107,7 +107,7 @@ def figure(results: Mapping[str, Any], path: Path) -> None:
         axes.set_xlabel("notebooks' seconds / seconds here; thin line: quartiles; tick: target")
         axes.grid(axis="y", visible=False)
         axes.margins(x=0.08)
-        foot = "\n".join(textwrap.fill(note, width=165) for note in results["notes"])
+        foot = "\n".join(textwrap.fill(note, width=150) for note in results["notes"])
         drawn.supxlabel(foot, x=0.01, ha="left", fontsize=7.5, color="#555555")
         path.parent.mkdir(parents=True, exist_ok=True)
         drawn.savefig(path)
