@@ -12,6 +12,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from debugnn import data as data_sets
 from debugnn import shapes
 from debugnn.build import build_data
 from debugnn.data import (
@@ -337,6 +338,41 @@ def test_the_second_call_reads_the_first_ones_arrays_from_the_cache(fake_mnist, 
         assert got.dtype == wanted.dtype
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == written
     assert list(cache.iterdir()) == [folder]
+
+
+def test_a_cached_set_is_streamed_from_its_file_and_gives_the_same_batches(fake_mnist, tmp_path):
+    raw, arrays = fake_mnist
+    cached = cached_mnist(raw, tmp_path / "cache")
+    settings = {"name": "mnist", "seed": 0, "batch_size": 2, "mean": [0.1], "std": [0.3]}
+    streamed, copied = assemble(cached, **settings), assemble(arrays, **settings)
+    assert streamed.train.inputs.data_ptr() == cached.train_inputs.ctypes.data
+    assert copied.train.inputs.data_ptr() != arrays.train_inputs.ctypes.data
+    drawn = [
+        [*data.train_batches(2, torch.Generator().manual_seed(0)), *data.test_batches(2)]
+        for data in (streamed, copied)
+    ]
+    for (inputs, targets), (wanted, wanted_targets) in zip(*drawn, strict=True):
+        assert torch.equal(inputs, wanted)
+        assert torch.equal(targets, wanted_targets)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_preparing_a_batch_leaves_the_stored_images_alone(image_data, dtype):
+    data = image_data(mean=[0.4], std=[0.2])
+    stored = data.train.inputs.to(dtype)
+    before = stored.clone()
+    prepared = data.prepare(stored)
+    assert torch.equal(stored, before)
+    assert torch.equal(prepared, (before.float() / 255 - data.mean) / data.std)
+
+
+def test_a_large_sets_moments_are_those_of_its_float_copy(image_arrays, monkeypatch):
+    images = torch.from_numpy(image_arrays((3, 9, 7), train=5000).train_inputs)
+    mean, std = data_sets._moments(images)
+    monkeypatch.setattr(data_sets, "_AT_ONCE", 1000)
+    counted_mean, counted_std = data_sets._moments(images)
+    assert counted_mean == pytest.approx(mean, rel=1e-5)
+    assert counted_std == pytest.approx(std, rel=1e-5)
 
 
 def test_a_source_file_of_another_time_or_size_is_decoded_anew(fake_mnist, tmp_path):

@@ -28,6 +28,7 @@ ALLOWED = {
     "loop": {"torch"},
     "lr_finder": {"numpy", "torch"},
     "checkpoint": {"torch"},
+    "runtime": {"torch"},
     "doctor": {"torch"},
     "sinks": {"numpy", "wandb"},
     "run": {"torch", "omegaconf"},

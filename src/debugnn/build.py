@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from debugnn import data as data_sets
+from debugnn import runtime
 from debugnn.clipping import gradient_rule
 from debugnn.config import check
 from debugnn.data import Data
@@ -31,6 +32,7 @@ def build(config: DictConfig) -> Training:
         ConfigError: a setting that cannot serve, or settings that do not fit each other.
     """
     check(config)
+    runtime.keep_freed_memory()
     try:
         return _build(config)
     except ConfigError:
@@ -113,8 +115,10 @@ def assemble(config: DictConfig, model: nn.Module, data: Data) -> Training:
         # After the initialisation: some of torch.nn.init need contiguous weights.
         model = model.to(memory_format=torch.channels_last)
     optimizer = leaf("optim", config.optim)
+    if isinstance(optimizer.func, type) and not optimizer.keywords.get("differentiable"):
+        runtime.leave_dynamo_out(optimizer.func)
     try:
-        optimizer = optimizer(params=model.parameters())
+        optimizer = fused(optimizer)(params=model.parameters())
     except (TypeError, ValueError) as error:
         raise ConfigError(f"optim: {one_line(error)}") from error
     if inspect.signature(optimizer.step).parameters["closure"].default is inspect.Parameter.empty:
@@ -137,6 +141,18 @@ def assemble(config: DictConfig, model: nn.Module, data: Data) -> Training:
         channels_last=channels_last,
         test_loss_scale=config.data.test_loss_scale,
     )
+
+
+def fused(optimizer: partial) -> partial:
+    """The optimiser with its update in one pass over the parameters, where it has such a one.
+
+    A third of the time of the plain update, and equal to it but for the rounding. Settings that
+    choose another implementation are left to it.
+    """
+    plain = set(optimizer.keywords) & {"fused", "foreach", "differentiable"}
+    if plain or optimizer.func not in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW):
+        return optimizer
+    return partial(optimizer, fused=True)
 
 
 def pretrained(config: DictConfig, device: torch.device, input_shape: tuple[int, ...]) -> nn.Module:

@@ -9,6 +9,7 @@ import hashlib
 import inspect
 import json
 import logging
+import os
 import pickle
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -74,7 +75,8 @@ class Data:
         """Stored inputs as the float32 batch that the network sees."""
         if self.mean is None or self.std is None:
             return inputs.float()
-        return (inputs.float() / 255 - self.mean) / self.std
+        pixels = inputs.float() / 255
+        return pixels.sub_(self.mean).div_(self.std)  # in place: no third and fourth batch
 
     def train_batches(
         self, batch_size: int, generator: torch.Generator, limit: int | None = None
@@ -241,7 +243,7 @@ def decoded(
 ) -> Arrays:
     """What `reader` returns, from the cache where the source files are those it was made from.
 
-    Returns memory-mapped arrays. A cache that cannot be written is done without.
+    Returns memory-mapped arrays, copied on write. A cache that cannot be written is done without.
     """
     folder = Path(cache) / f"{name}-{_fingerprint(reader, root)}"
     if not folder.is_dir():
@@ -257,11 +259,19 @@ def decoded(
             log.warning("data.cache=%s cannot be written (%s): decoding anew", cache, error)
             return arrays
     try:
-        return Arrays(*(np.load(folder / f"{part}.npy", mmap_mode="r") for part in Arrays._fields))
+        return Arrays(*(_mapped(folder / f"{part}.npy") for part in Arrays._fields))
     except (OSError, ValueError, EOFError) as error:
         raise ConfigError(
             f"data.cache: {folder} is damaged ({_first_line(error)}); delete it: it is made anew"
         ) from None
+
+
+def _mapped(path: Path) -> np.ndarray:
+    """The array of a .npy file, read by the kernel as it is used, and in advance as it can."""
+    if hasattr(os, "posix_fadvise"):
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+    return np.load(path, mmap_mode="c")  # torch takes no read-only array
 
 
 def _write(folder: Path, arrays: Arrays) -> None:
@@ -354,17 +364,15 @@ def assemble(
         "train": arrays.train_targets[keep],
         "test": arrays.test_targets if test_targets == "test" else arrays.train_targets,
     }
-    inputs["train"] = inputs["train"][keep]
+    if len(keep) < len(inputs["train"]):
+        inputs["train"] = inputs["train"][keep]
 
     splits = {}
     for half in ("train", "test"):
-        # np.array copies: a memory-mapped array is read-only and would be read page by page.
-        tensor = torch.from_numpy(np.array(inputs[half]))
+        tensor = _tensor(inputs[half])
         if as_shape:
             tensor = reshape_images(tensor, as_shape)
-        splits[half] = Split(
-            tensor.to(device), torch.from_numpy(np.array(targets[half])).to(device)
-        )
+        splits[half] = Split(tensor.to(device), _tensor(targets[half]).to(device))
 
     normalised = images and scale == "normalised"
     if normalised:
@@ -380,6 +388,11 @@ def assemble(
         augment_shift=augment_shift,
         permute_labels=labels == "permuted",
     )
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    """The array as a tensor: one copy in memory, and of a memory-mapped file none."""
+    return torch.from_numpy(array if isinstance(array, np.memmap) else np.array(array))
 
 
 def reshape_images(images: Tensor, shape: Sequence[int]) -> Tensor:
@@ -461,5 +474,23 @@ def _channel_moments(
 
 def _moments(images: Tensor) -> tuple[list[float], list[float]]:
     """Mean and standard deviation per channel of uint8 images, in units of the full range."""
+    if images.numel() > _AT_ONCE:
+        return _moments_by_counts(images)
     flat = images.float().div(255).transpose(0, 1).flatten(1)
     return flat.mean(dim=1).tolist(), flat.std(dim=1).clamp_min(1e-8).tolist()
+
+
+_AT_ONCE = 64 << 20  # pixels whose float copies are no matter
+
+
+def _moments_by_counts(images: Tensor, chunk: int = 4096) -> tuple[list[float], list[float]]:
+    """The same from how often each of the 256 values occurs: no float copy of the whole set."""
+    counts = torch.zeros(images.shape[1], 256, dtype=torch.float64, device=images.device)
+    for part in images.split(chunk):
+        for channel in range(images.shape[1]):
+            counts[channel] += torch.bincount(part[:, channel].flatten(), minlength=256)
+    values = torch.arange(256, dtype=torch.float64, device=images.device) / 255
+    total = counts.sum(dim=1)
+    mean = counts @ values / total
+    variance = (counts * (values - mean[:, None]) ** 2).sum(dim=1) / (total - 1)
+    return mean.tolist(), variance.sqrt().clamp_min(1e-8).tolist()

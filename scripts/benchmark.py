@@ -1,0 +1,360 @@
+"""How fast this project is, against the notebooks' plain loop and Lightning.
+
+python scripts/benchmark.py --quick         a first look, within 5 minutes
+python scripts/benchmark.py --json FILE     all networks, more rounds
+python scripts/benchmark.py --output outputs/reference/benchmark
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarking import measures, output, startup
+from benchmarking.measures import Spread, alternate, overhead, ratio
+from benchmarking.nets import MAIN, NETS, data_overrides, net_overrides
+from benchmarking.worker import ROOT, BenchmarkError, Worker
+
+PRECISIONS = ("fp32", "bf16")
+Taken = dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured: rounds on an idle machine, at most `seconds` in all on a busy one.
+
+    A block is 20 steps, the doctor's period: it holds one step that is watched.
+    """
+
+    rounds: int
+    seconds: float
+    nets: tuple[str, ...]
+    images: int
+    starts: int
+    jobs: int
+    rss_steps: dict[str, int | None]
+    thorough: bool
+    block: int = 20
+
+
+QUICK = Effort(
+    rounds=3, seconds=200, nets=(*MAIN, "regression"), images=1000, starts=2, jobs=4,
+    rss_steps={"mnist": 21, "cifar": 21}, thorough=False,
+)  # fmt: skip
+FULL = Effort(
+    rounds=9, seconds=3600, nets=tuple(NETS), images=10_000, starts=5, jobs=8,
+    rss_steps={"mnist": None, "cifar": None}, thorough=True,
+)  # fmt: skip
+
+# Side of the alternation → its worker and what it runs there.
+VARIANTS = {
+    "notebook": ("notebook", ""),
+    "fp32": ("fp32", ""),
+    "bf16": ("bf16", ""),
+    "doctor=off": ("fp32", "doctor=off"),
+    "watch": ("notebook", "watch"),
+    "lightning": ("lightning", ""),
+    "tenfold": ("fp32", "tenfold"),
+}
+
+
+@dataclass
+class Results:
+    """What --json writes. Ratios above 1: this project is faster than the notebooks' loop."""
+
+    ratio: dict[str, float] = field(default_factory=dict)
+    overhead: dict[str, float] = field(default_factory=dict)
+    startup: dict[str, float] = field(default_factory=dict)
+    peak_rss_mb: dict[str, float] = field(default_factory=dict)
+    gflops: dict[str, float] = field(default_factory=dict)
+    peak_share: dict[str, float] = field(default_factory=dict)
+    spread: dict[str, tuple[float, float]] = field(default_factory=dict)
+    seconds: dict[str, tuple[float, float]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, group: str, key: str, value: Spread) -> None:
+        getattr(self, group)[key] = value.median
+        prefix = "" if group == "ratio" else f"{group}_"
+        self.spread[prefix + key] = (value.low, value.high)
+
+
+class Benchmark:
+    """The workers of all sides, and the phases of the measurement."""
+
+    def __init__(self, effort: Effort, directory: Path, stack: ExitStack, wandb: str) -> None:
+        self.effort, self.directory, self.results = effort, directory, Results()
+        self.root = data_root()
+        self._load = os.getloadavg()[0]
+        self.log = directory / "log.txt"
+        self.log.touch()
+        root = str(self.root) if self.root else None
+        common = {"root": root, "directory": str(directory / "runs")}
+        (directory / "runs").mkdir()
+        sides = {"notebook": ("benchmarking.notebook:Notebook", {})}
+        for precision in PRECISIONS:
+            given = {"precision": precision, "wandb": wandb}
+            sides[precision] = ("benchmarking.project:Project", given)
+        if not effort.thorough:
+            say("Lightning: left out of --quick")
+        elif any(map(importlib.util.find_spec, ("lightning", "pytorch_lightning"))):
+            sides["lightning"] = ("benchmarking.lightning_side:Lightning", {})
+        else:
+            say("Lightning: not installed, skipped")
+        self.workers = {}
+        for name, (side, extra) in sides.items():
+            worker = Worker(name, side, self.log, **common, **extra)
+            stack.callback(worker.close)
+            self.workers[name] = worker
+        self._ends = time.perf_counter() + effort.seconds
+
+    def measure(self) -> Results:
+        """All phases, in the order of what matters most."""
+        began = time.perf_counter()
+        nets = [net for net in self.effort.nets if net != "regression"]
+        steps = {net: self._steps(net) for net in self.effort.nets}
+        evaluations = {net: self._evaluations(net) for net in nets}
+        self._compare(steps, evaluations)
+        self._watching(steps)
+        self._roofline(steps, evaluations)
+        self._startup()
+        self._memory()
+        self._describe(time.perf_counter() - began)
+        return self.results
+
+    def _alternate(self, calls: dict[str, Callable[[], float]], share: float) -> Taken:
+        """The rounds of one phase, in its share of the time that is left."""
+        left = max(self._ends - time.perf_counter(), 0)
+        return alternate(calls, self.effort.rounds, share * left)
+
+    def _steps(self, net: str) -> Taken:
+        """Seconds a step, a value a round, of all that is compared on this network."""
+        sides = ["notebook", *PRECISIONS]
+        if net in MAIN:
+            sides += ["doctor=off", "watch"]
+            if self.effort.thorough:
+                sides += ["lightning"] * ("lightning" in self.workers)
+                sides += ["tenfold"] * (net == "cifar")
+        say(f"training step, {net}")
+        calls = {}
+        for side in sides:
+            worker, variant = VARIANTS[side]
+            calls[side] = self._call(
+                worker, "steps", net=net, count=self.effort.block, variant=variant
+            )
+        return self._alternate({**calls, **self._products()}, share=0.3)
+
+    def _evaluations(self, net: str) -> Taken:
+        """Seconds of an evaluation of `images` images, a value a round and side."""
+        sides = ["notebook", *PRECISIONS]
+        if self.effort.thorough and net in MAIN:
+            sides += ["lightning"] * ("lightning" in self.workers)
+        say(f"evaluation, {net}")
+        calls = {
+            side: self._call(side, "evaluate", net=net, images=self.effort.images) for side in sides
+        }
+        return self._alternate({**calls, **self._products()}, share=0.2)
+
+    def _products(self) -> dict[str, Callable[[], float]]:
+        """A matrix product in each of this project's processes, in the same rounds."""
+        return {
+            f"product_{side}": self._call(side, "product", dtype=dtype)
+            for side, dtype in zip(PRECISIONS, ("float32", "bfloat16"), strict=True)
+        }
+
+    def _call(self, side: str, method: str, **arguments: Any) -> Callable[[], float]:
+        return partial(self.workers[side].call, method, **arguments)
+
+    def _compare(self, steps: dict[str, Taken], evaluations: dict[str, Taken]) -> None:
+        """The ratios against the notebooks' loop."""
+        whole = 10_000 / self.effort.images
+        for side in (*PRECISIONS, "lightning"):
+            if not any(side in taken for taken in steps.values()):
+                continue
+            step, evaluation = (
+                {net: self._ratio(f"{kind}_{net}_{side}", taken, side, scale)
+                 for net, taken in table.items() if side in taken}
+                for kind, table, scale in (("step", steps, 1), ("eval", evaluations, whole))
+            )  # fmt: skip
+            both = {
+                name: [
+                    sum(pair)
+                    for pair in zip(*(evaluations[net][name] for net in MAIN), strict=False)
+                ]
+                for name in ("notebook", side)
+            }
+            self._ratio(f"eval_{side}", both, side, whole)
+            for net in MAIN:
+                times = [
+                    measures.epoch(a, b, net)
+                    for a, b in zip(step[net], evaluation[net], strict=True)
+                ]
+                self._projected(f"epoch_{net}_{side}", *times)
+            if side in PRECISIONS:
+                self._projected(f"article_{side}", *measures.article(step, evaluation))
+
+    def _ratio(self, key: str, taken: Taken, side: str, scale: float) -> tuple[float, float]:
+        """Note a ratio, and return the notebooks' seconds and the side's."""
+        count = min(len(taken["notebook"]), len(taken[side]))
+        faster = ratio(taken["notebook"][:count], taken[side][:count])
+        plain = Spread.of(taken["notebook"]).median * scale
+        self.results.add("ratio", key, faster)
+        self.results.seconds[key] = (plain, plain / faster.median)
+        return self.results.seconds[key]
+
+    def _projected(self, key: str, plain: float, side: float) -> None:
+        self.results.ratio[key] = plain / side
+        self.results.seconds[key] = (plain, side)
+
+    def _watching(self, steps: dict[str, Taken]) -> None:
+        """What watching adds: the less favourable of the two networks stands for both."""
+        for name, with_it, without, worst in (
+            ("doctor", "fp32", "doctor=off", max), ("wandb_watch", "watch", "notebook", min),
+        ):  # fmt: skip
+            found = {net: overhead(steps[net][with_it], steps[net][without]) for net in MAIN}
+            self.results.add("overhead", name, worst(found.values(), key=lambda s: s.median))
+            for net in MAIN:
+                self.results.add("overhead", f"{name}_{net}", found[net])
+        if "tenfold" in steps["cifar"]:
+            found = overhead(steps["cifar"]["tenfold"], steps["cifar"]["fp32"])
+            self.results.add("overhead", "tenfold_data", found)
+
+    def _roofline(self, steps: dict[str, Taken], evaluations: dict[str, Taken]) -> None:
+        """GFLOP/s, and their share of the matrix product's in the same process and round."""
+        for side in PRECISIONS:
+            product = [second for net in MAIN for second in steps[net][f"product_{side}"]]
+            peak = 2 * 2048**3 / Spread.of(product).median / 1e9
+            self.results.gflops[f"peak_{side}"] = peak
+            for net in MAIN:
+                work = self.workers[side].call("work", net=net)
+                for kind, operations, taken in (
+                    ("step", work["step"], steps[net]),
+                    ("eval", self.effort.images * work["image"], evaluations[net]),
+                ):
+                    reached = [operations / second / 1e9 for second in taken[side]]
+                    peaks = [2 * 2048**3 / second / 1e9 for second in taken[f"product_{side}"]]
+                    shares = [a / b for a, b in zip(reached, peaks, strict=True)]
+                    key = f"{kind}_{net}_{side}"
+                    self.results.gflops[key] = Spread.of(reached).median
+                    self.results.peak_share[key] = Spread.of(shares).median
+
+    def _startup(self) -> None:
+        say("start-up")
+        data = data_overrides(self.root, self.directory / "prepared")
+        net = [*net_overrides("mnist", self.root), *data]
+        runs = self.directory / "started"
+        root = str(self.root) if self.root else ""
+        fresh = iter(range(1000))
+        calls = {
+            "help_s": lambda: startup.wall([*startup.TRAIN, "--help"], self.log)[0],
+            "cfg_s": lambda: startup.wall([*startup.TRAIN, "--cfg", "job"], self.log)[0],
+            "first_step_s": lambda: startup.first_step(
+                "project", [*net, f"output_dir={runs / str(next(fresh))}"], self.log
+            ),
+            "notebook_first_step_s": lambda: startup.first_step(
+                "notebook", ["mnist", root, str(self.directory / "runs")], self.log
+            ),
+        }
+        taken = alternate(calls, self.effort.starts, 0.3 * max(self._ends - time.perf_counter(), 0))
+        for key, seconds in taken.items():
+            self.results.add("startup", key, Spread.of(seconds))
+        # On the embedded digits, whose epoch is short: what is left over is what is asked for.
+        sweep = ["trainer.epochs=1", "trainer.steps_per_epoch=5", "trainer.device=cpu"]
+        sweep.append(f"data.cache={self.directory / 'prepared'}")
+        extra = startup.extra_jobs(sweep, self.effort.jobs, self.directory / "sweep", self.log)
+        self.results.add("startup", "extra_job_s", Spread.of(extra))
+
+    def _memory(self) -> None:
+        for net, steps in self.effort.rss_steps.items():
+            say(f"peak memory, {net}")
+            command = [
+                *startup.TRAIN, *net_overrides(net, self.root),
+                *data_overrides(self.root, self.directory / "prepared"),
+                f"output_dir={self.directory / 'memory'}", "trainer.epochs=1",
+                "trainer.device=cpu", f"trainer.steps_per_epoch={steps or 'null'}",
+            ]  # fmt: skip
+            self.results.peak_rss_mb[net] = startup.wall(command, self.log)[1]
+
+    def _describe(self, seconds: float) -> None:
+        effort = self.effort
+        images = "MNIST and CIFAR-10" if self.root else "RANDOM IMAGES of MNIST's and CIFAR's size"
+        self.results.notes += [
+            f"{cpu()}, {os.cpu_count()} hardware threads, {self.workers['fp32'].call('version')}; "
+            f"data: {images}. Load average {self._load:.1f} before, {os.getloadavg()[0]:.1f} after"
+            " (above 0 before: other programs had their part of the machine).",
+            f"Medians and quartiles of up to {effort.rounds} alternating rounds of {effort.block} "
+            f"steps, or an evaluation of {effort.images} images; {seconds:.0f} s in all.",
+            "A step here is one of train.py's, with the doctor at its default cadence, "
+            "JSON lines and W&B offline; the notebooks' has no wandb.watch.",
+            "The article is projected from the times of its runs' steps and evaluations, without "
+            "start-up and without wandb.watch."
+            + ("" if "cifar_bn" in effort.nets else " The plain nets stand for their variants."),
+        ]
+
+
+def data_root() -> Path | None:
+    """Where MNIST and CIFAR-10 lie as torchvision lays them out; None where they do not."""
+    root = Path(os.environ.get("DEBUGNN_DATA") or ROOT / "data").absolute()
+    wanted = (root / "MNIST" / "raw", root / "cifar-10-batches-py")
+    return root if all(folder.is_dir() for folder in wanted) else None
+
+
+def cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if "model name" in line)
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def say(text: str) -> None:
+    print(f"  {text}", file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="within 5 minutes, fewer rounds")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="write table and figure there")
+    parser.add_argument(
+        "--wandb", choices=["offline", "disabled"], default="offline", help="this project's sink"
+    )
+    options = parser.parse_args()
+    try:
+        with ExitStack() as stack:
+            scratch = stack.enter_context(
+                tempfile.TemporaryDirectory(prefix="benchmark-", ignore_cleanup_errors=True)
+            )
+            effort = QUICK if options.quick else FULL
+            results = Benchmark(effort, Path(scratch), stack, options.wandb).measure()
+    except (BenchmarkError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    written = vars(results)
+    table = output.markdown(written)
+    print(table)
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+    if options.output:
+        options.output.mkdir(parents=True, exist_ok=True)
+        (options.output / "benchmark.md").write_text(table, encoding="utf-8")
+        numbers = json.dumps(written, indent=2) + "\n"
+        (options.output / "benchmark.json").write_text(numbers, encoding="utf-8")
+        output.figure(written, options.output / "benchmark.png")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

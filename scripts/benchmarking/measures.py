@@ -1,0 +1,83 @@
+"""Alternating measurement, its ratios with their spread, and the projected article."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from benchmarking.nets import ARTICLE, NETS
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A median with its quartiles."""
+
+    median: float
+    low: float
+    high: float
+    n: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        if len(values) == 1:
+            return cls(values[0], values[0], values[0], 1)
+        low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+        return cls(median, low, high, len(values))
+
+    def scaled(self, factor: float) -> "Spread":
+        return Spread(self.median * factor, self.low * factor, self.high * factor, self.n)
+
+
+def alternate(
+    sides: Mapping[str, Callable[[], float]], rounds: int, seconds: float
+) -> dict[str, list[float]]:
+    """Call each side in turn, round after round: a drift of the machine hits all of them.
+
+    Every other round goes backwards, so that no side always follows the same one. Ends after
+    `rounds` rounds, or with the first that ends after `seconds`.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in sides}
+    deadline = time.perf_counter() + seconds
+    for number in range(rounds):
+        for name in list(sides)[:: -1 if number % 2 else 1]:
+            taken[name].append(sides[name]())
+        if time.perf_counter() > deadline:
+            break
+    return taken
+
+
+def ratio(slow: Sequence[float], fast: Sequence[float]) -> Spread:
+    """How many times as fast as `slow` `fast` is, from the rounds' own ratios."""
+    return Spread.of([a / b for a, b in zip(slow, fast, strict=True)])
+
+
+def overhead(with_it: Sequence[float], without: Sequence[float]) -> Spread:
+    """What something adds, as a fraction of the time without it."""
+    return Spread.of([a / b - 1 for a, b in zip(with_it, without, strict=True)])
+
+
+def stand_in(net: str, measured: Mapping[str, object]) -> str:
+    """The network whose time serves for `net`: itself, or the plain one where that is all."""
+    return net if net in measured else net.split("_")[0]
+
+
+def article(
+    steps: Mapping[str, tuple[float, float]], evaluations: Mapping[str, tuple[float, float]]
+) -> tuple[float, float]:
+    """Seconds of all the article's runs by the notebooks' loop, and by the side beside it.
+
+    Args:
+        steps, evaluations: network → the seconds of both.
+    """
+    totals = [0.0, 0.0]
+    for run in ARTICLE:
+        for times, table in ((run.steps, steps), (run.evaluations, evaluations)):
+            if times:
+                seconds = table[stand_in(run.net, table)]
+                totals = [total + times * one for total, one in zip(totals, seconds, strict=True)]
+    return totals[0], totals[1]
+
+
+def epoch(step: float, evaluation: float, net: str) -> float:
+    """Seconds of the article's epoch: its training steps and one evaluation."""
+    return NETS[net].steps_per_epoch * step + evaluation

@@ -1,0 +1,113 @@
+"""The results as a Markdown table, and as a figure in the house's style."""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from debugnn.figures.canvas import DPI, FAINT, PALETTE, STYLE, WIDTH
+
+# Result's key → its row in the table; the order is the table's.
+RATIOS = {
+    "article_fp32": "whole article, fp32",
+    "article_bf16": "whole article, bf16",
+    "eval_fp32": "both evaluations, fp32",
+    "eval_bf16": "both evaluations, bf16",
+    "eval_mnist_fp32": "evaluation, MNIST net, fp32",
+    "eval_mnist_bf16": "evaluation, MNIST net, bf16",
+    "eval_cifar_fp32": "evaluation, CIFAR net, fp32",
+    "eval_cifar_bf16": "evaluation, CIFAR net, bf16",
+    "epoch_mnist_fp32": "the article's epoch, MNIST net, fp32",
+    "epoch_mnist_bf16": "the article's epoch, MNIST net, bf16",
+    "epoch_cifar_fp32": "the article's epoch, CIFAR net, fp32",
+    "epoch_cifar_bf16": "the article's epoch, CIFAR net, bf16",
+    "step_mnist_fp32": "training step, MNIST net, fp32",
+    "step_mnist_bf16": "training step, MNIST net, bf16",
+    "step_cifar_fp32": "training step, CIFAR net, fp32",
+    "step_cifar_bf16": "training step, CIFAR net, bf16",
+    "step_mnist_lightning": "training step, MNIST net, Lightning",
+    "step_cifar_lightning": "training step, CIFAR net, Lightning",
+    "eval_mnist_lightning": "evaluation, MNIST net, Lightning",
+    "eval_cifar_lightning": "evaluation, CIFAR net, Lightning",
+}
+TARGETS = {"article_fp32": 1.6, "article_bf16": 2.5, "eval_fp32": 2.0, "eval_bf16": 4.0}
+
+
+def markdown(results: Mapping[str, Any]) -> str:
+    """Ratios first, then what else was measured, then of what."""
+    rows = [["against the notebooks' loop", "times as fast", "quartiles", "notebooks", "here"]]
+    for key, title in RATIOS.items():
+        if key in results["ratio"]:
+            low, high = results["spread"].get(key, (None, None))
+            plain, side = results["seconds"].get(key, (None, None))
+            rows.append([
+                title, f"{results['ratio'][key]:.2f}",
+                "" if low is None else f"{low:.2f} – {high:.2f}", duration(plain), duration(side),
+            ])  # fmt: skip
+    blocks = [_table(rows)]
+    rows = [["", "measured", "quartiles"]]
+    for key, value in results["overhead"].items():
+        low, high = results["spread"][f"overhead_{key}"]
+        quartiles = f"{100 * low:.1f} – {100 * high:.1f} %"
+        rows.append([f"{key} adds to a step", f"{100 * value:.1f} %", quartiles])
+    for key, value in results["startup"].items():
+        low, high = results["spread"].get(f"startup_{key}", (value, value))
+        rows.append([f"start-up: {key}", f"{value:.2f} s", f"{low:.2f} – {high:.2f} s"])
+    for net, value in results["peak_rss_mb"].items():
+        rows.append([f"peak RSS, {net}", f"{value:.0f} MB", ""])
+    for key, value in results["gflops"].items():
+        share = results["peak_share"].get(key)
+        of_peak = "" if share is None else f"{100 * share:.0f} % of the matrix product"
+        rows.append([f"GFLOP/s, {key}", f"{value:.0f}", of_peak])
+    blocks.append(_table(rows))
+    blocks.append("\n".join(results["notes"]))
+    return "\n\n".join(blocks) + "\n"
+
+
+def duration(seconds: float | None) -> str:
+    """In the unit that leaves it readable."""
+    if seconds is None:
+        return ""
+    if seconds < 1:
+        return f"{1000 * seconds:.1f} ms"
+    return f"{seconds:.2f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    head, *body = (f"| {' | '.join(row)} |" for row in rows)
+    return "\n".join([head, "|" + " --- |" * len(rows[0]), *body])
+
+
+def figure(results: Mapping[str, Any], path: Path) -> None:
+    """A bar a ratio with its quartiles, the targets as marks, and the plain loop as a line at 1."""
+    keys = [key for key in RATIOS if key in results["ratio"]][::-1]
+    with mpl.rc_context(STYLE):
+        drawn = Figure(figsize=(WIDTH, 1.8 + 0.27 * len(keys)), dpi=DPI, layout="constrained")
+        FigureCanvasAgg(drawn)
+        drawn.suptitle(
+            "Times as fast as the notebooks' loop", x=0.01, ha="left", fontsize=11.5,
+            fontweight="bold",
+        )  # fmt: skip
+        axes = drawn.subplots()
+        for place, key in enumerate(keys):
+            value = results["ratio"][key]
+            colour = PALETTE[{"fp32": 0, "bf16": 1}.get(key.rpartition("_")[2], 3)]
+            axes.barh(place, value, color=colour, height=0.7)
+            low, high = results["spread"].get(key, (value, value))
+            axes.plot([low, high], [place, place], color="black", linewidth=1)
+            axes.text(max(value, high) + 0.05, place, f"{value:.2f}", va="center", fontsize=8)
+            if key in TARGETS:
+                axes.plot(TARGETS[key], place, marker="|", color="black", markersize=13)
+        axes.axvline(1, color=FAINT, linewidth=1)
+        axes.set_yticks(range(len(keys)), [RATIOS[key] for key in keys])
+        axes.set_xlabel("notebooks' seconds / seconds here; thin line: quartiles; tick: target")
+        axes.grid(axis="y", visible=False)
+        axes.margins(x=0.08)
+        foot = "\n".join(textwrap.fill(note, width=150) for note in results["notes"])
+        drawn.supxlabel(foot, x=0.01, ha="left", fontsize=7.5, color="#555555")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        drawn.savefig(path)

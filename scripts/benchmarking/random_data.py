@@ -1,0 +1,56 @@
+"""Random images in place of MNIST and CIFAR-10: a step takes as long on them.
+
+Readers for `data.reader`, and what the notebooks' loop reads in place of torchvision's classes.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from debugnn.data import Arrays
+
+SHAPES = {"mnist": (60_000, (1, 28, 28)), "cifar10": (50_000, (3, 32, 32))}
+
+
+def arrays(name: str, times: int = 1, test: int = 10_000) -> Arrays:
+    """As many images as the data set has, `times` times for training."""
+    train, shape = SHAPES[name]
+    random = np.random.default_rng(0)
+    halves = []
+    for size in (times * train, test):
+        halves += [
+            random.integers(0, 256, (size, *shape), dtype=np.uint8),
+            random.integers(0, 10, size),
+        ]
+    return Arrays(*halves)
+
+
+def mnist(root: str, download: bool) -> Arrays:
+    return arrays("mnist")
+
+
+def cifar10(root: str, download: bool) -> Arrays:
+    return arrays("cifar10")
+
+
+def tenfold(root: str, download: bool) -> Arrays:
+    """Ten times CIFAR-10's training images: 1.5 GB."""
+    return arrays("cifar10", times=10)
+
+
+class Images:
+    """A data set as torchvision's are: an image of PIL's at an index, then its transform."""
+
+    def __init__(self, name: str, train: bool, transform: Callable[[Any], Any]) -> None:
+        halves = arrays(name)
+        images, self.targets = halves[:2] if train else halves[2:]
+        self.images = images[:, 0] if images.shape[1] == 1 else images.transpose(0, 2, 3, 1)
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return self.transform(Image.fromarray(self.images[index])), int(self.targets[index])

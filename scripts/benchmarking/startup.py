@@ -1,0 +1,107 @@
+"""Start-up times and peak memory, of processes started as a person starts them."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarking.worker import ROOT, BenchmarkError, environment
+
+TRAIN = [sys.executable, str(ROOT / "train.py")]
+
+
+# Linux hands a process the peak of the one that it was forked from: a small one starts it.
+_START = """
+import os, sys
+pid = os.posix_spawnp(sys.argv[2], sys.argv[2:], os.environ)
+_, status, usage = os.wait4(pid, 0)
+with open(sys.argv[1], "w") as file:
+    file.write(str(usage.ru_maxrss))
+sys.exit(os.waitstatus_to_exitcode(status) % 256)
+"""
+
+
+def wall(command: Sequence[str], log: Path) -> tuple[float, float]:
+    """Seconds of a command, and the peak resident set of its process in MB.
+
+    Raises:
+        BenchmarkError: it failed.
+    """
+    peak = log.with_name("peak.txt")
+    started = time.perf_counter()
+    with log.open("ab") as output:
+        code = subprocess.run(
+            [sys.executable, "-S", "-E", "-c", _START, str(peak), *command],
+            stdout=output, stderr=output, env=environment(), cwd=ROOT, check=False,
+        ).returncode  # fmt: skip
+    seconds = time.perf_counter() - started
+    if code:
+        tail = "\n".join(log.read_text().splitlines()[-15:])
+        raise BenchmarkError(f"{' '.join(command)}: ended with {code}\n{tail}")
+    return seconds, int(peak.read_text()) / 1024  # Linux counts in KiB
+
+
+def first_step(side: str, arguments: Sequence[str], log: Path) -> float:
+    """Seconds from the start of the process to the end of its first training step."""
+    command = [sys.executable, "-m", "benchmarking.startup", side, *arguments]
+    mark = log.with_name("first_step.txt")
+    mark.unlink(missing_ok=True)
+    started = time.time()
+    wall([*command, str(mark)], log)
+    return float(mark.read_text()) - started
+
+
+def extra_jobs(overrides: Sequence[str], jobs: int, output: Path, log: Path) -> list[float]:
+    """What each job after the first adds to the time of its epochs, in one in-process sweep.
+
+    From one job's last write to the next one's, less the epochs' own seconds.
+    """
+    seeds = ",".join(str(seed) for seed in range(jobs))
+    wall([*TRAIN, "-m", f"seed={seeds}", f"output_dir={output}", *overrides], log)
+    ends, trained = [], []
+    for seed in range(jobs):
+        (run,) = output.glob(f"*/*/seed={seed}/run.json")
+        ends.append(run.stat().st_mtime)
+        rows = [json.loads(line) for line in (run.parent / "metrics.jsonl").open()]
+        trained.append(sum(row["seconds"] for row in rows if "seconds" in row))
+    return [ends[job] - ends[job - 1] - trained[job] for job in range(1, jobs)]
+
+
+def _project(mark: Path, arguments: list[str]) -> None:
+    """train.py until its first update is done."""
+    from debugnn.loop import Training
+
+    update = Training.update
+
+    def first(training: Training) -> object:
+        result = update(training)
+        _done(mark)
+        return result
+
+    Training.update = first
+    sys.argv = ["train.py", *arguments]
+    runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+
+
+def _notebook(mark: Path, arguments: list[str]) -> None:
+    """The notebook's loop until its first step is done."""
+    from benchmarking.notebook import Notebook
+
+    net, root, directory = arguments
+    notebook = Notebook(Path(root) if root else None, Path(directory))
+    next(notebook._train(net, ""))
+    _done(mark)
+
+
+def _done(mark: Path) -> None:
+    mark.write_text(str(time.time()))
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    side, *given, place = sys.argv[1:]
+    {"project": _project, "notebook": _notebook}[side](Path(place), given)

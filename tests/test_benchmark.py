@@ -1,0 +1,155 @@
+"""The benchmark's parts, on networks small enough to time in a test."""
+
+import json
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import benchmark
+from benchmarking import measures, nets, notebook, output, startup
+from benchmarking.measures import Spread
+from benchmarking.worker import BenchmarkError, Worker
+from debugnn.build import build
+
+
+def test_a_spread_is_the_median_and_its_quartiles():
+    assert Spread.of([3.0, 1.0, 2.0, 5.0, 4.0]) == Spread(3.0, 2.0, 4.0, 5)
+    assert Spread.of([2.0]) == Spread(2.0, 2.0, 2.0, 1)
+
+
+def test_sides_take_turns_and_every_other_round_goes_backwards():
+    order = []
+    sides = {name: lambda name=name: order.append(name) or 1.0 for name in "abc"}
+    taken = measures.alternate(sides, rounds=3, seconds=60)
+    assert "".join(order) == "abccbaabc"
+    assert taken == {"a": [1.0] * 3, "b": [1.0] * 3, "c": [1.0] * 3}
+    assert len(measures.alternate(sides, rounds=9, seconds=0)["a"]) == 1
+
+
+def test_ratios_are_of_the_same_round_so_that_drift_cancels():
+    assert measures.ratio([2, 20, 6], [1, 10, 3]).median == 2
+    assert measures.overhead([1.5, 15], [1, 10]).median == pytest.approx(0.5)
+
+
+def test_the_article_is_the_sum_of_its_runs():
+    mnist = sum(run.steps for run in nets.ARTICLE if run.net.startswith("mnist"))
+    cifar = sum(run.steps for run in nets.ARTICLE if run.net.startswith("cifar"))
+    assert (mnist, cifar) == (90 * 21 + 605, 60 * 1563)
+    steps = {"mnist": (0.06, 0.03), "cifar": (0.03, 0.02), "regression": (0.001, 0.002)}
+    evaluations = {"mnist": (4.0, 2.0), "cifar": (5.0, 1.0)}
+    plain, side = measures.article(steps, evaluations)
+    assert plain == pytest.approx(0.06 * mnist + 0.03 * cifar + 3.2 + 90 * 4 + 60 * 5)
+    assert side == pytest.approx(0.03 * mnist + 0.02 * cifar + 6.4 + 90 * 2 + 60 * 1)
+
+
+@pytest.mark.parametrize("net", nets.NETS)
+def test_both_sides_train_the_same_network(net, compose, prepared):
+    shape = nets.NETS[net].shape
+    overrides = [word for word in nets.NETS[net].overrides if not word.startswith("data=")]
+    stand_in = {"mnist": "digits", "cifar10": "shapes", "regression": "regression"}
+    settings = compose(*overrides, f"data={stand_in[nets.NETS[net].data]}")
+    ours, theirs = build(settings).model, notebook.MODELS[net]()
+    assert sorted(p.numel() for p in ours.parameters()) == sorted(
+        p.numel() for p in theirs.parameters()
+    )
+    # The same weights, layer by layer in the order of the forward pass, give the same outputs.
+    kinds = (nn.Conv2d, nn.BatchNorm2d, nn.Linear)
+    for kind in kinds:
+        pairs = zip(
+            (m for m in ours.modules() if isinstance(m, kind)),
+            (m for m in theirs.modules() if isinstance(m, kind)),
+            strict=True,
+        )
+        for module, other in pairs:
+            module.load_state_dict(other.state_dict())
+    inputs = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
+    outputs = ours.eval()(inputs)
+    if len(shape) == 3:
+        outputs = outputs.log_softmax(dim=1)
+    torch.testing.assert_close(outputs, theirs.eval()(inputs), rtol=1e-4, atol=1e-5)
+
+
+def test_the_sides_are_timed_in_processes_of_their_own(tmp_path):
+    (tmp_path / "runs").mkdir()
+    common = {"root": None, "directory": str(tmp_path / "runs")}
+    plain = Worker("a", "benchmarking.notebook:Notebook", tmp_path / "log.txt", **common)
+    ours = Worker(
+        "b", "benchmarking.project:Project", tmp_path / "log.txt", **common, precision="fp32",
+        wandb="disabled",
+    )  # fmt: skip
+    try:
+        for side in (plain, ours):
+            assert 0 < side.call("steps", net="regression", count=40) < 1
+        for variant in ("", "doctor=off"):
+            assert 0 < ours.call("steps", net="regression", count=3, variant=variant) < 1
+        assert ours.call("product", dtype="float32", size=64) > 0
+        work = ours.call("work", net="regression")
+        assert work["image"] == 2 * (20 * 25 + 25)
+        with pytest.raises(BenchmarkError, match=r"b: steps failed: .*no_such"):
+            ours.call("steps", net="no_such", count=1)
+    finally:
+        plain.close()
+        ours.close()
+    with pytest.raises(BenchmarkError, match="its process has ended"):
+        ours.call("product", dtype="float32")
+
+
+def test_random_images_stand_in_for_missing_data():
+    assert nets.net_overrides("cifar", None)[-1].endswith("random_data.cifar10")
+    train, test = notebook.data_sets("cifar", None)
+    image, label = train[0]
+    assert image.shape == (3, 32, 32)
+    assert image.abs().max() <= 1
+    assert 0 <= label < 10
+    assert (len(train), len(test)) == (50_000, 10_000)
+
+
+def test_a_process_is_timed_and_weighed(tmp_path):
+    log = tmp_path / "log.txt"
+    program = "import time; block = bytearray(200_000_000); time.sleep(0.2)"
+    seconds, megabytes = startup.wall([sys.executable, "-c", program], log)
+    assert seconds > 0.2
+    assert 190 < megabytes < 300
+    with pytest.raises(BenchmarkError, match="ended with 3"):
+        startup.wall([sys.executable, "-c", "raise SystemExit(3)"], log)
+
+
+def test_start_up_and_further_jobs_are_measured_on_train_py(tmp_path, prepared):
+    log = tmp_path / "log.txt"
+    overrides = [
+        f"data.cache={prepared}", "trainer.epochs=1", "trainer.steps_per_epoch=1",
+        "trainer.device=cpu", "wandb=disabled",
+    ]  # fmt: skip
+    first = startup.first_step("project", [*overrides, f"output_dir={tmp_path / 'one'}"], log)
+    assert 0.5 < first < 120
+    extra = startup.extra_jobs(overrides, 3, tmp_path / "sweep", log)
+    assert len(extra) == 2
+    assert all(0 < seconds < 60 for seconds in extra)
+
+
+def test_table_and_figure_show_ratios_first(tmp_path):
+    results = benchmark.Results(notes=["A processor.", "Rounds."])
+    results.add("ratio", "article_fp32", Spread(1.7, 1.6, 1.8, 5))
+    results.seconds["article_fp32"] = (3600.0, 2100.0)
+    results.add("overhead", "doctor", Spread(0.04, 0.03, 0.05, 5))
+    results.add("startup", "help_s", Spread(0.5, 0.4, 0.6, 3))
+    results.peak_rss_mb["mnist"] = 850.0
+    results.gflops["step_mnist_fp32"], results.peak_share["step_mnist_fp32"] = 120.0, 0.8
+    table = output.markdown(vars(results))
+    assert table.index("whole article, fp32 | 1.70 | 1.60 – 1.80 | 60.0 min") < table.index("4.0 %")
+    assert "80 % of the matrix product" in table
+    output.figure(vars(results), tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 5000
+    assert json.loads(json.dumps(vars(results)))["ratio"]["article_fp32"] == 1.7
+
+
+def test_help_fits_80_columns(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "--help"])
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        benchmark.main()
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    assert {"--quick", "--json", "--output"} <= set(shown.split())

@@ -1,0 +1,85 @@
+"""Process settings: they save time, and no number depends on them."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from conftest import REPOSITORY
+from debugnn import runtime
+
+STEPS = """
+import resource, sys
+import torch
+from debugnn import runtime
+if {kept}:
+    runtime.keep_freed_memory()
+torch.set_num_threads(1)
+torch.manual_seed(0)
+inputs, kernel = torch.randn(16, 32, 24, 24), torch.randn(64, 32, 3, 3, requires_grad=True)
+for step in range(12):
+    if step == 4:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    kernel.grad = None
+    torch.conv2d(inputs, kernel).relu().pow(2).mean().backward()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, kernel.grad.sum().item())
+"""
+
+
+def python(program):
+    shown = subprocess.run(
+        [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    return shown.stdout.split()
+
+
+def test_kept_memory_spares_page_faults_and_changes_no_number():
+    plain, kept = (python(STEPS.format(kept=kept)) for kept in (False, True))
+    assert kept[1] == plain[1]
+    if sys.platform == "linux" and runtime.keep_freed_memory():
+        assert int(kept[0]) < 500
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
+def test_an_optimizer_without_dynamo_takes_the_same_steps(name):
+    program = f"""
+import sys, torch
+from debugnn import runtime
+if {{spared}}:
+    runtime.leave_dynamo_out(torch.optim.{name})
+torch.manual_seed(0)
+layer = torch.nn.Linear(5, 3)
+optimizer = torch.optim.{name}(layer.parameters(), lr=0.01)
+seen = []
+optimizer.register_step_post_hook(lambda *_: seen.append(torch.is_grad_enabled()))
+for _ in range(3):
+    optimizer.zero_grad()
+    layer(torch.randn(4, 5)).square().sum().backward()
+    optimizer.step()
+optimizer.load_state_dict(optimizer.state_dict())
+print("torch._dynamo" in sys.modules, len(seen), layer.weight.tolist())
+"""
+    plain, spared = (python(program.format(spared=spared)) for spared in (False, True))
+    assert spared[1:] == plain[1:]
+    assert spared[:2] == ["False", "3"]
+
+
+def test_a_training_imports_no_compiler(tmp_path):
+    shown = subprocess.run(
+        [
+            sys.executable, "-X", "importtime", "train.py", "trainer.epochs=1",
+            "trainer.steps_per_epoch=1", "wandb=disabled", "trainer.device=cpu",
+            f"output_dir={tmp_path}",
+        ],
+        cwd=REPOSITORY, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "debugnn.runtime" in shown.stderr
+    assert not [line for line in shown.stderr.splitlines() if line.endswith(" torch._dynamo")]
+
+
+def test_an_imported_dynamo_is_left_alone(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch._dynamo", object())
+    step = torch.optim.RMSprop.step
+    runtime.leave_dynamo_out(torch.optim.RMSprop)
+    assert torch.optim.RMSprop.step is step
