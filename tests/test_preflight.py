@@ -495,7 +495,6 @@ def test_what_cannot_be_tried_is_told(fault):
     assert lines(check(model, CE, batches(digits()), optimizer))["overfits a batch"] is not True
 
 
-@bug("one sample ends the look at loss and network")
 def test_batches_of_one_sample_are_checked():
     torch.manual_seed(0)
     model = dense()

@@ -47,7 +47,7 @@ def records(settings: DictConfig, directory: Path) -> Iterator[object]:
                 group="benchmark", job_type="train",
             )
         )  # fmt: skip
-    for record in follow(settings, training):
+    for record in follow(settings, training, directory):
         for sink in sinks:
             sink.write(record)
         yield record

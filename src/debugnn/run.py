@@ -159,6 +159,8 @@ def follow(config: DictConfig, training: Training, directory: Path) -> Iterator[
             budget=config.doctor.budget,
             save_to=directory,
         ) as doctor:
+            if training.step:
+                doctor.evidence.troubles.append(f"the {training.step} steps before this start")
             yield from fit(training, config.trainer.epochs, probe, doctor)
             yield doctor.report()
 

@@ -45,6 +45,7 @@ class DataFacts:
     target_kinds: int | None = None  # how many values regression targets take
     nonfinite_samples: int = 0
     class_counts: dict[int, int] = field(default_factory=dict)
+    conflicting: float = 0.0  # share of repeated samples that came with several labels
     out_of_range: int = 0  # labels that no output stands for
     target_std: float | None = None
     target_rms: float | None = None

@@ -128,7 +128,7 @@ def failing(evidence: Evidence) -> bool:
     likelihood = evidence.loss.shift_invariant or (
         evidence.task == "binary" and (evidence.loss.floor or 1) < UNREACHABLE
     )
-    if likelihood and all(loss is not None and loss > 1 for loss in trained):
+    if likelihood and reached < 0.9 and all(loss is not None and loss > 1 for loss in trained):
         return True  # so sure of what it gets wrong that guessing would be better
     if simple is not None and simple > 0.15:
         # As much as nearest neighbours find on held-out samples: the data has no more to give.
@@ -464,6 +464,17 @@ def bad_labels(evidence: Evidence) -> Iterator[Finding]:
             evidence={"out_of_range": data.out_of_range, "classes": evidence.classes},
         )
         return
+    if data.conflicting > 0.3:
+        yield Finding(
+            "bad_labels",
+            "error",
+            f"of the samples that came again, {100 * data.conflicting:.0f} % came with another "
+            "label",
+            "look at where inputs and labels are shuffled: they must be shuffled together",
+            evidence={"conflicting": data.conflicting},
+            override="data.labels=paired",
+        )
+        return
     if evidence.loss.unbounded and (data.target_kinds or 9) <= 2:
         yield Finding(
             "bad_labels",
@@ -764,7 +775,8 @@ def loss_reduction(evidence: Evidence) -> Iterator[Finding]:
         return
     mended = cured(evidence, "mean")
     diverged = failing(evidence) and _diverged(evidence)
-    harmful = short(evidence) and (mended is not None or diverged)
+    slower = cured(evidence, "lr/10", "lr/100")  # a sum is a rate that is the batch's size higher
+    harmful = short(evidence) and (mended or slower or diverged)
     yield Finding(
         "loss_reduction",
         _severity(evidence) if harmful else "note",
@@ -1200,7 +1212,7 @@ def vanishing_gradient(evidence: Evidence) -> Iterator[Finding]:
         what = f"the gradient at {first} is {ratio:.2g} of that at {last}"
         if late:
             what += f", and the first {evidence.outcome.plateau} steps taught nothing"
-    elif time is not None and time < 1e-3 and short(evidence):
+    elif time is not None and time < 1e-3 and _findable(evidence):
         ratio, first = time, None
         what = f"of the gradient at the last time steps {time:.2g} reaches the first"
     else:
@@ -1216,6 +1228,12 @@ def vanishing_gradient(evidence: Evidence) -> Iterator[Finding]:
         evidence={"ratio": ratio},
         override="model=relu_net",
     )
+
+
+def _findable(evidence: Evidence) -> bool:
+    """A simple model finds what the training does not."""
+    simple = evidence.data.simple_skill
+    return short(evidence) and (simple is None or simple > skill(evidence) + 0.1)
 
 
 # --- rules: generalisation ----------------------------------------------------------------------

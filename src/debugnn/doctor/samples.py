@@ -5,7 +5,6 @@ number.
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -332,9 +331,15 @@ def repeats(prints: Sequence[Tensor]) -> tuple[int, float]:
     return distinct, len(every) / max(distinct, 1)
 
 
-def same_batches(prints: Sequence[Tensor]) -> bool:
-    """Whether every batch held the same samples."""
-    return len(prints) > 1 and all(
-        len(a) == len(b) and torch.equal(a.sort().values, b.sort().values)
-        for a, b in pairwise(prints)
-    )
+def conflicts(prints: Sequence[Tensor], labels: Sequence[Tensor]) -> float:
+    """Of the samples that came more than once, the share that had more than one label."""
+    pairs = [(p, t) for p, t in zip(prints, labels, strict=False) if p.shape == t.shape]
+    if not pairs:
+        return 0.0
+    rows = torch.stack([torch.cat(part).double() for part in zip(*pairs, strict=True)], dim=1)
+    samples, times = rows[:, 0].unique(return_counts=True)
+    again = samples[times > 1]
+    kinds, labels_each = rows.unique(dim=0)[:, 0].unique(return_counts=True)
+    several = kinds[labels_each > 1]
+    # Samples that look alike by nature (short token sequences) say nothing.
+    return len(several) / len(again) if len(again) >= 20 else 0.0

@@ -684,6 +684,9 @@ class Doctor:
             labels = torch.cat([samples._labels(t, self._task).cpu() for t in self._labels])
             counts = torch.bincount(labels[labels >= 0], minlength=self._task.classes or 2)
             facts.class_counts = dict(enumerate(counts.tolist()))
+        if self._task.kind in ("classes", "binary") and not facts.constant:
+            labels = [t.flatten().cpu() for t in self._labels]
+            facts.conflicting = samples.conflicts(self._prints, labels)
         seen, times = samples.repeats(self._prints)
         self.evidence.outcome.epochs = times if seen else None
         if targets is not None:
