@@ -173,12 +173,32 @@ def test_failing_and_short(reached, simple, failing, short):
     assert rules.short(given) is short
 
 
-def test_worse_than_guessing_fails_whatever_the_accuracy():
-    given = evidence(0.9)
-    given.outcome.train = given.outcome.train_mode = Score(1.2, 0.9, 0.9)
-    assert rules.failing(given)
-    given.outcome.train_mode = Score(0.9, 0.9, 0.9)
+@pytest.mark.parametrize(
+    ("reached", "losses", "expected"),
+    [
+        (0.85, (1.2, 1.2), True),
+        (0.85, (1.2, 1.0), False),  # one of the modes is better than guessing
+        (0.85, (1.2, None), False),
+        (0.90, (1.2, 1.2), False),  # a few that it is sure of, and wrong
+    ],
+)
+def test_a_loss_worse_than_guessings_fails_at_a_fair_accuracy(reached, losses, expected):
+    given = evidence(reached)
+    given.outcome.train, given.outcome.train_mode = (Score(x, reached, reached) for x in losses)
+    assert rules.failing(given) is expected
+    given.loss.shift_invariant = False  # of another loss nothing is known
     assert not rules.failing(given)
+    given.task, given.classes, given.loss.floor = "binary", 2, 1e-5
+    assert rules.failing(given) is expected
+
+
+@bug("a floor of exactly zero, as the hinge loss has it, is taken for an unknown one")
+def test_a_floor_of_zero_is_low():
+    given = evidence(0.85)
+    given.outcome.train = given.outcome.train_mode = Score(1.2, 0.85, 0.85)
+    given.task, given.classes, given.loss.shift_invariant = "binary", 2, None
+    assert given.loss.floor == 0.0
+    assert rules.failing(given)
 
 
 def test_at_chance():

@@ -11,6 +11,7 @@ import torch
 
 from conftest import REPOSITORY
 from debugnn import records
+from debugnn.doctor import evidence, rules
 from debugnn.errors import ConfigError
 from debugnn.run import arm_of, execute, label, run_name
 
@@ -225,3 +226,52 @@ def test_a_range_test_leaves_the_training_as_it_was(settings):
     suggested = next(r["lr"] for r in rows(found, "lr_suggestion") if r["rule"] == "minimum")
     assert {r["lr"] for r in rows(found, "step")} == {suggested}
     assert rows(found, "step")[0]["loss"] == rows(plain, "step")[0]["loss"]
+
+
+def test_a_runs_diagnosis_can_be_made_again_from_its_evidence(compose, tmp_path):
+    config = compose("model=sigmoid_net", "model.blocks=[]", "model.hidden=[16]",
+                     "trainer.epochs=2", "data.train_size=640", "optim.lr=1e-7")  # fmt: skip
+    config.output_dir = str(tmp_path)
+    directory = execute(config, ["optim.lr=1e-7"], None)
+    kept = records.load((directory / "findings.json").read_text())
+    seen = evidence.load(records.load((directory / "evidence.json").read_text()))
+    again = rules.diagnose(seen, budget=config.doctor.budget)
+    assert records.load(again.to_json()) == kept
+
+
+def test_without_the_doctor_there_is_no_diagnosis(compose, tmp_path):
+    config = compose("doctor=off", "trainer.epochs=1", "data.train_size=64")
+    config.output_dir = str(tmp_path)
+    directory = execute(config, ["doctor=off"], None)
+    assert not (directory / "findings.json").exists()
+
+
+def test_weights_are_the_same_with_and_without_the_doctor(compose, tmp_path):
+    """Dropout, batch norm and forks: an absurd rate makes the doctor probe."""
+    trained = []
+    for doctor in ("on", "off"):
+        config = compose(
+            f"doctor={doctor}", "reg=bn_dropout", "trainer.epochs=2", "data.train_size=640",
+            "model.blocks=[[4]]", "model.hidden=[12]", "optim.lr=3", "data.batch_size=16",
+        )  # fmt: skip
+        config.output_dir = str(tmp_path / doctor)
+        directory = execute(config, [], None)
+        trained.append(torch.load(directory / "checkpoint.pt", weights_only=False))
+        if doctor == "on":
+            assert records.load((directory / "findings.json").read_text())["fork_steps"] > 0
+    assert_same(*trained)
+
+
+def assert_same(one, other):
+    assert type(one) is type(other)
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_same(one[key], other[key])
+    elif isinstance(one, list | tuple):
+        for a, b in zip(one, other, strict=True):
+            assert_same(a, b)
+    else:
+        assert one == other

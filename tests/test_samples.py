@@ -352,14 +352,10 @@ def test_fingerprints_see_one_changed_number_and_two_exchanged_ones(seed, sample
     assert torch.equal(samples.fingerprints(exchanged) == before, same)
 
 
-def test_repeats_and_same_batches():
+def test_repeats_are_counted():
     batch = torch.tensor([1.0, 2.0, 3.0])
     assert samples.repeats([batch, batch.flip(0)]) == (3, 2.0)
     assert samples.repeats([]) == (0, 0.0)
-    assert samples.same_batches([batch, batch.flip(0)])
-    assert not samples.same_batches([batch, batch + 1])
-    assert not samples.same_batches([batch])
-    assert not samples.same_batches([batch, batch[:2]])
 
 
 def test_nothing_draws_a_random_number():

@@ -125,3 +125,26 @@ def test_disabled_writes_nothing_of_wandbs(compose, tmp_path):
     config = compose("wandb=disabled", "trainer.epochs=1", "data.train_size=64")
     config.output_dir = str(tmp_path)
     assert not (execute(config, [], None) / "wandb").exists()
+
+
+def test_a_diagnosis_is_a_table_a_summary_and_an_alert(compose, tmp_path):
+    config = compose(
+        "wandb=offline", "loss=bce_index", "trainer.epochs=2", "data.batch_size=32",
+        "data.train_size=960", "model.blocks=[]", "model.hidden=[16]",
+    )  # fmt: skip
+    config.output_dir = str(tmp_path)
+    directory = execute(config, ["loss=bce_index"], None)
+    seen = read_back(directory)
+    kept = records.load((directory / "findings.json").read_text())
+    first = kept["findings"][0]
+    assert (first["cause"], first["severity"], kept["healthy"]) == ("wrong_loss", "error", False)
+    summary = {k: v for row in seen["summary"] for k, v in row.get("update", {}).items()}
+    summary |= {k: v for h in seen["history"] for k, v in h["item"].items()}
+    assert summary["doctor/cause"] == "wrong_loss"
+    assert summary["doctor/healthy"] is False
+    assert summary["doctor/override"] == "loss=cross_entropy"
+    assert "findings._type" in summary or "findings" in summary
+    (alert,) = seen["alert"]
+    assert alert["title"] == "wrong_loss"
+    (table,) = directory.rglob("findings*.table.json")
+    assert json.loads(table.read_text())["data"][0][:2] == ["error", "wrong_loss"]
