@@ -20,6 +20,7 @@ import pandas as pd
 import torch
 
 from debugnn import Doctor, records, report
+from debugnn.doctor import evidence, rules
 from debugnn.doctor.findings import CAUSES, main_cause
 from debugnn.figures.confusion import draw_confusion
 from programs import FAULTY, SOUND, train
@@ -41,7 +42,7 @@ def diagnose(job: tuple[str, int]) -> dict:
     with train(program.build(seed), seed, Doctor) as doctor:
         trained = time.perf_counter()
         diagnosis = doctor.report()
-        evidence = dataclasses.asdict(doctor.evidence)
+        seen = dataclasses.asdict(doctor.evidence)
     return {
         "program": name,
         "seed": seed,
@@ -54,7 +55,7 @@ def diagnose(job: tuple[str, int]) -> dict:
         "troubles": diagnosis.troubles,
         "seconds": round(trained - started, 3),
         "report_seconds": round(time.perf_counter() - trained, 3),
-        "evidence": evidence,
+        "evidence": seen,
     }
 
 
@@ -164,17 +165,8 @@ def summary(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seeds", type=int, default=5, help="seeds 0 to N-1 (default: 5)")
-    parser.add_argument("--only", default="", help="programs whose name or cause holds this")
-    parser.add_argument("--half", choices=["tuning", "held_out"], help="one half of the programs")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
-    parser.add_argument("--write", action="store_true", help="write outputs/reference/doctor")
-    parser.add_argument("--json", type=Path, help="file for every run with its evidence")
-    options = parser.parse_args()
+def run(options: argparse.Namespace) -> list[dict]:
+    """Train and diagnose the programs that are asked for, each in its turn a line if wrong."""
     jobs = [
         (program.name, seed)
         for program in (*SOUND, *FAULTY)
@@ -187,10 +179,41 @@ def main() -> int:
     with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
         for row in pool.imap_unordered(diagnose, jobs, chunksize=4):
             rows.append(row)
-            if not right(row):
-                half = "T" if row["half"] == "tuning" else "H"
-                print(f"{half} {row['program']} seed {row['seed']}: {row['cause']} -> "
-                      f"{', '.join(row['findings']) or 'healthy'}", flush=True)  # fmt: skip
+            _show(row)
+    return rows
+
+
+def again(path: Path) -> list[dict]:
+    """The runs of an earlier evaluation, diagnosed from their evidence."""
+    rows = records.load(path.read_text(encoding="utf-8"))
+    for row in rows:
+        findings = rules.diagnose(evidence.load(row["evidence"]), budget=200).findings
+        row["found"] = main_cause(findings)
+        row["findings"] = [f"{f.severity}: {f.cause}" for f in findings]
+        _show(row)
+    return rows
+
+
+def _show(row: dict) -> None:
+    if not right(row):
+        half = "T" if row["half"] == "tuning" else "H"
+        found = ", ".join(row["findings"]) or "healthy"
+        print(f"{half} {row['program']} seed {row['seed']}: {row['cause']} -> {found}", flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, default=5, help="seeds 0 to N-1 (default: 5)")
+    parser.add_argument("--only", default="", help="programs whose name or cause holds this")
+    parser.add_argument("--half", choices=["tuning", "held_out"], help="one half of the programs")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
+    parser.add_argument("--write", action="store_true", help="write outputs/reference/doctor")
+    parser.add_argument("--json", type=Path, help="file for every run with its evidence")
+    parser.add_argument("--again", type=Path, help="such a file: diagnose it by today's rules")
+    options = parser.parse_args()
+    rows = again(options.again) if options.again else run(options)
     rows.sort(key=lambda r: (r["program"], r["seed"]))
     print(summary(rows))
     if options.write:

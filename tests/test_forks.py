@@ -22,10 +22,6 @@ OPTIMIZERS = {
 }
 
 
-def bug(reason):
-    return pytest.mark.xfail(strict=True, reason=reason)
-
-
 def net(dropout=0.0, batch_norm=False):
     torch.manual_seed(0)
     norm = nn.BatchNorm1d(24) if batch_norm else nn.Identity()
@@ -175,7 +171,6 @@ def test_unregularised_is_without_decay_and_dropout(batches):
     assert_equal(weights(plain), weights(fork.model))
 
 
-@bug("dropout that a recurrent layer or an attention does by itself stays on")
 @pytest.mark.parametrize(
     "layer",
     [nn.LSTM(8, 8, num_layers=2, dropout=0.7), nn.MultiheadAttention(8, 2, dropout=0.7)],

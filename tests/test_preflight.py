@@ -18,10 +18,6 @@ from conftest import REPOSITORY
 from debugnn import check
 
 
-def bug(reason):
-    return pytest.mark.xfail(strict=True, reason=reason)
-
-
 def standard(values):
     values = torch.as_tensor(values).float()
     deviations = values.std(dim=0)
@@ -159,7 +155,6 @@ def imbalanced():
     return inputs[kept], targets[kept]
 
 
-@bug("the loss over the entropy of the first batch's classes is given as if it were the loss")
 @pytest.mark.parametrize(
     ("make", "data", "size"),
     [
@@ -177,7 +172,6 @@ def test_the_initial_loss_of_guessing_is_right_for_any_classes(make, data, size)
     assert float(initial.reason.split(";")[0]) < 1.5 * math.log(10)
 
 
-@bug("200 steps at the training's own rate, whatever that is")
 def test_a_slow_rate_is_no_error():
     """SGD at 0.01 reaches 97 % on the digits, in some 30 epochs."""
     torch.manual_seed(0)
@@ -209,7 +203,6 @@ def test_validation_data_are_compared():
     assert lines(check(model, CE, train, adam(model), half))["train/test overlap"] is None
 
 
-@bug("1,024 validation samples are not nearly all of a larger training set: a leak is seen")
 def test_a_training_set_that_is_evaluated_is_no_leak():
     torch.manual_seed(0)
     model, data = dense(), table("digits")
@@ -295,7 +288,6 @@ def broadcast_inside(outputs, targets):
     return (outputs.squeeze(1) - targets).square().mean()
 
 
-CRASH = bug("the trial's backward raises, and no checklist comes back")
 FAULTS = {
     "nan": (dense, CE, with_nan, "finite inputs"),
     "constant": (dense, CE, same_inputs, "inputs differ"),
@@ -307,8 +299,7 @@ FAULTS = {
                       "loss fits"),
     "broadcast": (lambda: dense(10, 1), broadcast, column_and_row, "loss fits"),
     "broadcast inside": pytest.param(
-        lambda: dense(10, 1), broadcast_inside, friedman, "loss fits",
-        marks=bug("a floor of twice the constant's loss is let be where the shapes are equal")),
+        lambda: dense(10, 1), broadcast_inside, friedman, "loss fits"),
     "raises": (dense, lambda o, t: F.cross_entropy(o, t[:-1]), digits, "loss"),
     "large weights": (huge_weights, CE, digits, "initial loss"),
     "mixing": (lambda: Recurrent(batch_first=False), CE, rows, "samples apart"),
@@ -320,11 +311,10 @@ FAULTS = {
         "hidden activations"),
     "equal weights": (constant_weights, CE, digits, "random weights"),
     "no_grad": (NoGradient, CE, digits, "gradients"),
-    "no gradient at all": pytest.param(AllNoGradient, CE, digits, "gradients", marks=CRASH),
-    "detached loss": pytest.param(dense, detached, digits, "loss fits", marks=CRASH),
+    "no gradient at all": pytest.param(AllNoGradient, CE, digits, "gradients"),
+    "detached loss": pytest.param(dense, detached, digits, "loss fits"),
     "a loss a sample": pytest.param(
-        dense, lambda o, t: CE(o, t, reduction="none"), digits, "loss is a mean",
-        marks=bug("a vector passes for a mean, and loss.backward() will raise")),
+        dense, lambda o, t: CE(o, t, reduction="none"), digits, "loss is a mean"),
 }  # fmt: skip
 
 
@@ -337,12 +327,14 @@ def test_a_fault_fails_at_its_line(make, loss, data, line):
     assert not checklist.passed
 
 
-def test_a_rate_far_off_is_a_warning_and_fits_nothing():
+def test_a_rate_far_off_is_a_warning():
     torch.manual_seed(0)
     model = dense()
     found = lines(check(model, CE, batches(digits()), adam(model, 1e-8)))
     assert found["learning rate"] is None
-    assert found["overfits a batch"] is False
+    assert (
+        found["overfits a batch"] is None
+    )  # at its own rate it does not, at the suggested it does
 
 
 def test_a_summed_loss_and_rare_classes_are_warnings():
@@ -413,7 +405,6 @@ def test_nothing_of_the_trainings_own_is_touched(name):
     assert not any(p._backward_hooks for p in model.parameters())
 
 
-@bug("the loader's shuffling draws from the global generator, outside of what is restored")
 def test_a_shuffling_loader_does_not_move_the_random_state():
     torch.manual_seed(0)
     model = dense()
@@ -491,7 +482,6 @@ def test_a_model_without_trainable_parameters_fails_without_an_optimiser():
     assert failures(checklist) == ["gradients"]
 
 
-@bug("the trial's gradient raises: no parameter of the copy has one")
 def test_a_frozen_model_with_an_optimiser_fails():
     torch.manual_seed(0)
     model = dense().requires_grad_(False)

@@ -15,10 +15,6 @@ from debugnn.doctor.rules import LEAKED
 from debugnn.doctor.task import Task
 
 
-def bug(reason):
-    return pytest.mark.xfail(strict=True, reason=reason)
-
-
 @cache
 def bundled(name):
     """Inputs, targets and task of one of scikit-learn's sets, shuffled."""
@@ -147,7 +143,6 @@ def test_blobs_have_no_leak(classes, features):
     assert samples.describe(inputs, targets, Task("classes", classes)).leak < LEAKED
 
 
-@bug("the share is given where it is said to be no leak: classes that lie apart in all features")
 @pytest.mark.parametrize("classes", [2, 3, 10])
 @pytest.mark.parametrize("features", [8, 20])
 def test_tight_blobs_have_no_leak(classes, features):
@@ -166,7 +161,7 @@ def test_toy_sets_have_no_leak(make):
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param("iris", marks=bug("half of the features separate the classes by themselves")),
+        pytest.param("iris"),
         "digits",
         "wine",
         "breast_cancer",

@@ -5,15 +5,18 @@ configuration is composed. `model`, `optim` and `loss` stay open: whatever `_tar
 hold. torch is not imported here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from debugnn.errors import ConfigError
+from debugnn.errors import ConfigError, one_line
 
 
 @dataclass
@@ -216,8 +219,22 @@ def register() -> None:
 
 
 def compose(overrides: Sequence[str]) -> DictConfig:
-    """The configuration under other overrides, within a job that Hydra has started."""
-    return hydra_compose("config", list(overrides))
+    """The configuration under other overrides, within a job that Hydra has started.
+
+    Raises:
+        ConfigError: overrides that do not go together.
+    """
+    groups = HydraConfig.get().runtime.choices
+    try:
+        return hydra_compose("config", [_quoted(override, groups) for override in overrides])
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(f"{' '.join(overrides)}: {one_line(error)}") from error
+
+
+def _quoted(override: str, groups: Container[str]) -> str:
+    """Hydra takes 4.0 for a number and refuses it as the name of a group's option."""
+    key, _, value = override.partition("=")
+    return f"{key}='{value}'" if key in groups and value.replace(".", "", 1).isdigit() else override
 
 
 def check(config: DictConfig) -> None:

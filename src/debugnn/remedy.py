@@ -38,7 +38,8 @@ def fix(config: DictConfig, overrides: Sequence[str], experiment: str | None) ->
     report = records.load((directory / "findings.json").read_text(encoding="utf-8"))
     rows = {"before": _row(directory, "")}
     if report["healthy"]:
-        log.info("nothing to fix: the run is healthy")
+        why = "the run is healthy" if report["judged"] else "the run is too short to judge"
+        log.info("nothing to fix: %s", why)
         return directory
     first = report["findings"][0]
     if first["override"] is None:
@@ -46,6 +47,8 @@ def fix(config: DictConfig, overrides: Sequence[str], experiment: str | None) ->
         return directory
     rows["after"] = _row(_run(_with(asked, first["override"]), experiment), first["override"])
     for control in _controls(config.seed, asked, first["override"]):
+        if compose(_with(asked, control)) == compose(asked):
+            continue  # what it sets is set already
         try:
             rows["control"] = _row(_run(_with(asked, control), experiment), control)
             break

@@ -34,6 +34,7 @@ class DataFacts:
     """The samples that the doctor kept."""
 
     samples: int = 0
+    axes: int = 0  # of the inputs: 2 for tables, 3 for sequences, 4 for images
     floating: bool = True  # False: tokens
     rms: float | None = None
     mean: float | None = None
@@ -70,6 +71,7 @@ class NetworkFacts:
 
     parameters: int = 0
     weight_layers: int = 0
+    depth: int = 0  # weight layers that follow each other
     nonlinear: bool | None = None  # some operation of the forward pass is a nonlinearity
     last_op: str | None = None  # what makes the outputs: sigmoid, softmax, relu, linear, …
     batch_softmax: bool = False  # a softmax over the batch axis
@@ -168,6 +170,7 @@ class Score:
     balanced: float | None = None  # mean over the classes of their recall
     worst_recall: float | None = None  # of the classes that training has least of
     samples: int = 0
+    loss: float | None = None  # reference loss: cross-entropy in nats, or squared error
 
 
 @dataclass

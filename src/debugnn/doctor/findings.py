@@ -70,6 +70,7 @@ class Report:
     steps: int
     fork_steps: int  # extra training steps on copies, spent to tell causes apart
     fork_budget: int
+    judged: bool = True  # False: too few steps for a word on how well it learns
     troubles: list[str] = field(default_factory=list)  # what could not be looked at, and why
     evidence: Evidence = field(default_factory=Evidence, repr=False)  # all that it was made from
 
@@ -91,7 +92,8 @@ class Report:
         unhealthy = [f for f in self.findings if f.severity != "note"]
         notes = [f for f in self.findings if f.severity == "note"]
         forks = f", {self.fork_steps} of at most {self.fork_budget} probing steps"
-        head = "healthy" if self.healthy else unhealthy[0].cause
+        sound = "healthy" if self.judged else "nothing wrong so far, too short to judge"
+        head = sound if self.healthy else unhealthy[0].cause
         lines = [f"diagnosis: {head} (after {self.steps} steps{forks if self.fork_steps else ''})"]
         for number, finding in enumerate(unhealthy):
             lines += _lines(finding, indent=2, fix=number == 0)

@@ -70,6 +70,8 @@ class Trial:
             for module in self.model.modules():
                 if isinstance(module, DROPOUT):
                     module.p = 0.0
+                elif isinstance(module, nn.RNNBase | nn.MultiheadAttention):
+                    module.dropout = 0.0
         self.optimizer = _optimizer(self.model, optimizer, groups, change)
         self.batches = [_changed(batch, change) for batch in batches]
         self.taken = 0
@@ -84,7 +86,7 @@ class Trial:
         self.taken += 1
         outputs = batch.call(self.model)
         loss = self._loss_fn(outputs, batch.targets).mean()
-        if torch.isfinite(loss):
+        if torch.isfinite(loss) and loss.requires_grad:
             self._backward(loss)
             if self._closure:
                 self.optimizer.step(lambda: self._again(batch))

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
 
 from debugnn.doctor.evidence import ActivationFacts, NetworkFacts, WeightFacts
 from debugnn.doctor.task import first_tensor
@@ -128,6 +129,8 @@ class Tracer(TorchDispatchMode):
         self.inputs: dict[str, float] = {}  # weight layer → RMS of its input
         self._weights = weights  # addresses of parameters
         self._soft: set[int] = set()
+        self._depths: dict[int, int] = {}  # weight products that a tensor has gone through
+        self.depth = 0
         self._alive: list[Tensor] = []  # an address must not be taken again during the pass
         self._makers: dict[int, str] = {}  # address of a tensor's memory → what filled it last
 
@@ -146,6 +149,7 @@ class Tracer(TorchDispatchMode):
         elif args and isinstance(args[0], Tensor):
             self._makers.setdefault(output.data_ptr(), self._maker(args[0]) or plain)
         self._follow_softmax(plain, args, output)
+        self._follow_depth(name, args, output)
         if plain in _SOFTMAX:
             self.softmax_axes.append((args[1] % output.dim(), tuple(output.shape)))
         if plain in _BOUNDS and self._describe and output.is_floating_point():
@@ -166,6 +170,18 @@ class Tracer(TorchDispatchMode):
             and self.layer not in (None, *self.softmax_fed)
         ):
             self.softmax_fed.append(self.layer)
+
+    def _follow_depth(self, name: str, args: tuple, output: Tensor) -> None:
+        tensors = [t for t in tree_leaves(args) if isinstance(t, Tensor)]
+        depths = [self._depths.get(t.data_ptr(), 0) for t in tensors]
+        weighted = any(t.data_ptr() in self._weights for t in tensors)
+        depth = max(depths, default=0) + (name in _PRODUCTS and weighted)
+        self._depths[output.data_ptr()] = max(depth, self._depths.get(output.data_ptr(), 0))
+        self.depth = max(self.depth, depth)
+        varying = sum(t.numel() > 1 and d > 0 for t, d in zip(tensors, depths, strict=True))
+        if name.rstrip("_") in ("mul", "bmm", "matmul", "div") and not weighted and varying > 1:
+            # Of two things that both vary with the input, a product is no linear map.
+            self.operations[-1] = "product"
 
     def _maker(self, tensor: Tensor) -> str | None:
         return self._makers.get(tensor.data_ptr())
@@ -277,7 +293,11 @@ def examine(model: nn.Module, call: Call, batch: int | None, loss: Callable) -> 
     """
     facts = NetworkFacts(parameters=sum(p.numel() for p in model.parameters()))
     modules = list(model.modules())
-    facts.dropout = max([m.p for m in modules if isinstance(m, DROPOUT)], default=0.0)
+    facts.dropout = max(
+        [m.p for m in modules if isinstance(m, DROPOUT)]
+        + [m.dropout for m in modules if isinstance(m, nn.RNNBase | nn.MultiheadAttention)],
+        default=0.0,
+    )
     facts.mode_sensitive = facts.dropout > 0 or any(
         isinstance(m, BATCH_NORM) or (isinstance(m, nn.RNNBase) and m.dropout > 0) for m in modules
     )
@@ -290,7 +310,7 @@ def examine(model: nn.Module, call: Call, batch: int | None, loss: Callable) -> 
         with _softmax_inputs(model, call, facts.softmax_inputs), torch.no_grad():
             call(model)
         facts.softmax_inputs += [n for n in tracer.softmax_fed if n not in facts.softmax_inputs]
-        facts.nonlinear = tracer.nonlinear
+        facts.nonlinear, facts.depth = tracer.nonlinear, tracer.depth
         first = first_tensor(outputs)
         if first is not None:
             facts.last_op = tracer.made(first)
@@ -300,8 +320,9 @@ def examine(model: nn.Module, call: Call, batch: int | None, loss: Callable) -> 
             )
         # Sampling at evaluation can be meant; dropout is not.
         dropped = {"bernoulli_", "native_dropout"} & set(tracer.operations)
-        facts.random_evaluation = bool(dropped) and _random(model, call)
-        if batch is not None and batch >= 4 and not facts.random_evaluation:
+        varies = _random(model, call)
+        facts.random_evaluation = bool(dropped) and varies
+        if batch is not None and batch >= 4 and not varies:
             facts.mixing, facts.mixing_layer = _mixing(model, call, batch, outputs)
     with no_dropout(model, training=True):
         facts.unreached, facts.unused = _unreached(model, call, loss)
@@ -334,18 +355,22 @@ def _time_gradient(model: nn.Module, call: Call, loss: Callable) -> float | None
 @contextmanager
 def _softmax_inputs(model: nn.Module, call: Call, found: list[str]) -> Iterator[None]:
     """Find layers whose input is a distribution, or its logarithm, that the network itself made."""
-    given = {tensor.data_ptr() for tensor in call.tensors()}
+    given = call.tensors()
 
     def watch(name: str, axis: int) -> Callable:
         def hook(module: nn.Module, args: tuple) -> None:
             value = args[0] if args and isinstance(args[0], Tensor) else None
-            if value is None or not value.is_floating_point() or value.data_ptr() in given:
+            if value is None or not value.is_floating_point():
+                return
+            if any(value.shape == t.shape and torch.equal(value, t) for t in given):
                 return
             if value.dim() < 2 or value.shape[axis] < 3:
                 return
             value = value.detach().float()
             if (value - value[:1]).abs().max() <= 1e-4 * value.abs().max():
                 return  # a constant, whose sum is what it is
+            if bool(((value == 0) | (value == 1)).all()):
+                return  # one-hot codes: an input, wherever they are made
             sums = value.sum(dim=axis)
             distribution = value.min() >= 0 and torch.allclose(
                 sums, torch.ones_like(sums), atol=1e-3

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from debugnn import lr_finder
 from debugnn.doctor import rules
+from debugnn.doctor.copies import undisturbed
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.watch import Doctor
 
@@ -71,7 +72,9 @@ def check(
         TypeError: arguments of the wrong kind, as `Doctor` does.
         ValueError: a loader without a batch.
     """
-    batches = _first(loader)
+    with undisturbed():  # a shuffled loader draws its order
+        batches = _first(loader)
+        others = _first(validation) if validation is not None else None
     if not batches:
         raise ValueError("the loader gives no batch")
     own = optimizer
@@ -82,15 +85,15 @@ def check(
             return Checklist((Check("gradients", False, failed),))
         own = torch.optim.Adam(trainable, lr=1e-3)
     with Doctor(model, own, loss_fn) as doctor:
-        doctor.consider(batches, _first(validation) if validation is not None else None)
+        doctor.consider(batches, others)
         evidence = doctor.evidence
         checks = [
             *_data_checks(evidence),
             *_loss_checks(evidence),
             *_network_checks(evidence, doctor, held=optimizer is not None),
-            _overfits(doctor),
-            _suggested_rate(doctor),
         ]
+        rate, suggested = _suggested_rate(doctor)
+        checks += [_overfits(doctor, suggested), rate]
     checks += [Check("not tried", None, trouble) for trouble in evidence.troubles]
     return Checklist(tuple(checks))
 
@@ -138,7 +141,7 @@ def _data_checks(evidence: Evidence) -> Iterator[Check]:
         if absent:
             reason += f", {absent} of {len(data.class_counts)} classes do not occur"
         yield Check("class balance", True if balanced else None, reason)
-    leak = next(rules.label_leak(evidence), None)
+    leak = next(rules.leaking_feature(evidence), None)
     if evidence.task != "unknown":
         yield Check("no leak", leak is None, leak.summary if leak else "no feature tells it all")
     if data.overlap is not None:
@@ -166,23 +169,23 @@ def _loss_checks(evidence: Evidence) -> Iterator[Check]:
         "loss fits", wrong is None,
         f"{wrong.summary}; {wrong.fix}" if wrong else "it falls to near zero at perfect outputs",
     )  # fmt: skip
-    summed = evidence.loss.reduction == "sum"
-    yield Check(
-        "loss is a mean", None if summed else True,
-        "it is summed: the rate depends on the batch size" if summed
-        else "it does not grow with the batch",
-    )  # fmt: skip
-    initial = evidence.outcome.initial.relative_loss
-    if initial is None:
+    reductions = {
+        "mean": (True, "it does not grow with the batch"),
+        "sum": (None, "it is summed: the rate depends on the batch size"),
+        "none": (False, "it returns a value for each sample, which has no backward()"),
+    }
+    yield Check("loss is a mean", *reductions[evidence.loss.reduction])
+    initial = evidence.outcome.initial
+    if initial.loss is None or initial.relative_loss is None:
         return
     if evidence.task == "values":
-        reason = f"{initial:.3g} times the targets' variance"
-        fits = initial < 3
+        reason = f"{initial.relative_loss:.3g} times the targets' variance"
+        fits = initial.relative_loss < 3
     else:
         guess = math.log(evidence.classes)
-        reason = f"{initial * guess:.3g}; −log(1/{evidence.classes}) = {guess:.3g}"
-        fits = initial < 1.5
-    yield Check("initial loss", fits, reason if math.isfinite(initial) else "not finite")
+        reason = f"{initial.loss:.3g}; −log(1/{evidence.classes}) = {guess:.3g}"
+        fits = initial.loss < 1.5 * guess
+    yield Check("initial loss", fits, reason if math.isfinite(initial.loss) else "not finite")
 
 
 # --- network ------------------------------------------------------------------------------------
@@ -225,34 +228,44 @@ def _network_checks(evidence: Evidence, doctor: Doctor, held: bool) -> Iterator[
         )  # fmt: skip
 
 
-def _overfits(doctor: Doctor) -> Check:
+def _overfits(doctor: Doctor, suggested: float | None) -> Check:
     """Whether a copy learns a few samples by heart: what it can't learn, it won't from many."""
     name = "overfits a batch"
+    reached, passed = _fit(doctor, None)
+    if passed is False and suggested is not None:
+        # A rate that is right for many steps may be too low for these.
+        faster, passed_faster = _fit(doctor, suggested)
+        if passed_faster:
+            return Check(name, None, f"{reached}; at a rate of {suggested:.1e}: {faster}")
+    return Check(name, passed, reached)
+
+
+def _fit(doctor: Doctor, lr: float | None) -> tuple[str, bool | None]:
+    """How far a copy comes on a few samples, and whether that is all the way."""
     evidence = doctor.evidence
     with doctor.trial(_FITTED) as trial:
         if trial is None or evidence.task == "unknown":
-            return Check(name, None, "cannot be tried")
+            return "cannot be tried", None
+        if lr is not None:
+            trial.set_lr(lr)
         for step in range(_FIT_STEPS + 1):
             if step % 10 == 0:
                 score = doctor.score_of(trial)
                 if score.skill is not None and score.skill >= 0.95:
-                    return Check(name, True, f"{score.samples} samples in {step} steps")
+                    return f"{score.samples} samples in {step} steps", True
             if not math.isfinite(trial.step()[-1].item()):
-                return Check(name, False, f"the loss is not finite after {step} steps")
+                return f"the loss is not finite after {step} steps", False
     what = "R²" if evidence.task == "values" else "accuracy above guessing"
     reached = "nothing" if score.skill is None else f"{max(score.skill, 0):.2f}"
-    return Check(
-        name, bool(score.skill is not None and score.skill >= 0.95),
-        f"{score.samples} samples, {_FIT_STEPS} steps: {what} {reached}",
-    )  # fmt: skip
+    return f"{score.samples} samples, {_FIT_STEPS} steps: {what} {reached}", False
 
 
-def _suggested_rate(doctor: Doctor) -> Check:
-    """A learning rate by the steepest fall of a range test's curve."""
+def _suggested_rate(doctor: Doctor) -> tuple[Check, float | None]:
+    """A learning rate by the steepest fall of a range test's curve, and how far ours is from it."""
     name = "learning rate"
     with doctor.trial(None) as trial:
         if trial is None:
-            return Check(name, None, "cannot be tried")
+            return Check(name, None, "cannot be tried"), None
 
         def step(lr: float) -> float:
             trial.set_lr(lr)
@@ -266,8 +279,8 @@ def _suggested_rate(doctor: Doctor) -> Check:
     found = {suggestion.rule: suggestion.lr for suggestion in lr_finder.suggest(points)}
     own = doctor.evidence.optimizer.lr
     if "steepest" not in found:
-        return Check(name, None, "the range test's curve never falls")
+        return Check(name, None, "the range test's curve never falls"), None
     suggested = found["steepest"]
     far = own is not None and not suggested / 100 <= own <= suggested * 100
     reason = f"the range test suggests {suggested:.1e}" + (f"; {own:g} is set" if own else "")
-    return Check(name, None if far else True, reason)
+    return Check(name, None if far else True, reason), suggested

@@ -39,7 +39,7 @@ UNREACHABLE = 0.2  # loss of perfect outputs over that of the best constant
 GAP = 0.2  # skill on training samples above that on validation samples
 SHIFTED = 0.7
 TOLD_APART = 0.8
-LEAKED = 0.98
+LEAKED = 0.99
 MIXED = 0.01  # change of a sample's output by other samples, over the samples' spread
 RARE = 0.1  # a class's samples over the commonest one's
 MOSTLY_PENALTY = 0.5
@@ -59,6 +59,7 @@ def diagnose(evidence: Evidence, budget: int) -> Report:
             "skill": skill(evidence),
             "validation_skill": last.skill if last else None,
         },
+        judged=judged(evidence),
         steps=evidence.loop.steps,
         fork_steps=evidence.fork_steps,
         fork_budget=budget,
@@ -126,7 +127,9 @@ def failing(evidence: Evidence) -> bool:
     reached, simple = skill(evidence), evidence.data.simple_skill
     trained = [evidence.outcome.train.relative_loss, evidence.outcome.train_mode.relative_loss]
     likelihood = evidence.loss.shift_invariant or (
-        evidence.task == "binary" and (evidence.loss.floor or 1) < UNREACHABLE
+        evidence.task == "binary"
+        and evidence.loss.floor is not None
+        and evidence.loss.floor < UNREACHABLE
     )
     if likelihood and reached < 0.9 and all(loss is not None and loss > 1 for loss in trained):
         return True  # so sure of what it gets wrong that guessing would be better
@@ -151,7 +154,7 @@ def at_chance(evidence: Evidence) -> bool:
 def cured(evidence: Evidence, *names: str) -> str | None:
     """The fork among `names` that learns where the unchanged one does not; the best of them."""
     same = evidence.forks.get("same")
-    if same is None:
+    if same is None or same.steps == 0:
         return None
     gains = {name: _gain(fork) for name, fork in evidence.forks.items() if name in names}
     if not math.isfinite(same.end) or same.end > 1.5:
@@ -568,6 +571,19 @@ def rarest_share(evidence: Evidence) -> float:
 
 def label_leak(evidence: Evidence) -> Iterator[Finding]:
     data = evidence.data
+    yield from leaking_feature(evidence)
+    if data.overlap is not None and data.overlap > 0.5 and not data.same_set:
+        yield Finding(
+            "label_leak",
+            "warning",
+            f"{100 * data.overlap:.0f} % of the validation samples were trained on",
+            "split the data before anything else, and keep the validation part out of training",
+            evidence={"overlap": data.overlap},
+        )
+
+
+def leaking_feature(evidence: Evidence) -> Iterator[Finding]:
+    data = evidence.data
     if data.leak is not None and data.leak > LEAKED and data.samples >= 50:
         features = ", ".join(map(str, data.leak_features[:5]))
         yield Finding(
@@ -577,14 +593,6 @@ def label_leak(evidence: Evidence) -> Iterator[Finding]:
             f"({100 * data.leak:.1f} % of its variance)",
             "leave this feature out: it is made from the target",
             evidence={"share": data.leak, "features": data.leak_features[:32]},
-        )
-    elif data.overlap is not None and data.overlap > 0.5 and not data.same_set:
-        yield Finding(
-            "label_leak",
-            "warning",
-            f"{100 * data.overlap:.0f} % of the validation samples were trained on",
-            "split the data before anything else, and keep the validation part out of training",
-            evidence={"overlap": data.overlap},
         )
 
 
@@ -725,7 +733,7 @@ def _wrong_loss(evidence: Evidence) -> tuple[str, str] | None:
                 "output is compared with every target",
                 "bring both to one shape (outputs.squeeze(1), or targets.unsqueeze(1))",
             )
-        if failing(evidence):
+        if failing(evidence) or loss.floor > 1:
             return "perfect outputs would hardly lower the loss", proper
     if task in ("classes", "binary") and loss.floor is not None and loss.floor > UNREACHABLE:
         again = {"simplex": "a softmax", "unit": "a sigmoid"}.get(loss.output_space, "a squashing")
@@ -941,17 +949,23 @@ def missing_zero_grad(evidence: Evidence) -> Iterator[Finding]:
 # --- rules: network and initialisation ----------------------------------------------------------
 
 
+def _relu(evidence: Evidence) -> str:
+    """The override that puts ReLUs in: the article's net is for images alone."""
+    images = evidence.data.axes == 4
+    return "model=relu_net" if images else "model.activation._target_=torch.nn.ReLU"
+
+
 def no_nonlinearity(evidence: Evidence) -> Iterator[Finding]:
     network = evidence.network
-    if network.nonlinear is False and network.weight_layers >= 2:
+    if network.nonlinear is False and network.depth >= 2:
         yield Finding(
             "no_nonlinearity",
             _severity(evidence),
-            f"{network.weight_layers} weight layers follow each other without an activation: "
+            f"{network.depth} weight layers follow each other without an activation: "
             "together they are no more than one linear map",
             "put an activation (ReLU) after every hidden layer",
-            evidence={"weight_layers": network.weight_layers},
-            override="model=relu_net",
+            evidence={"weight_layers": network.depth},
+            override=_relu(evidence),
         )
 
 
@@ -966,7 +980,7 @@ def wrong_hidden_activation(evidence: Evidence) -> Iterator[Finding]:
             "use ReLU (or GELU, tanh) in hidden layers",
             layer=layers[0],
             evidence={"layers": layers},
-            override="model=relu_net",
+            override=_relu(evidence),
         )
 
 
@@ -1226,7 +1240,7 @@ def vanishing_gradient(evidence: Evidence) -> Iterator[Finding]:
         layer=first.rpartition(".")[0] if first else None,
         step=0,
         evidence={"ratio": ratio},
-        override="model=relu_net",
+        override=_relu(evidence),
     )
 
 

@@ -48,7 +48,7 @@ def fingerprints(inputs: Tensor) -> Tensor:
 
 def describe(inputs: Tensor, targets: Tensor | None, task: Task) -> DataFacts:
     """Scale of the inputs, balance of the targets, and what gives them away."""
-    facts = DataFacts(samples=len(inputs), floating=inputs.is_floating_point())
+    facts = DataFacts(samples=len(inputs), axes=inputs.dim(), floating=inputs.is_floating_point())
     rows = flat(inputs)
     finite = torch.isfinite(rows)
     facts.nonfinite_samples = int((~finite.all(dim=1)).sum())
@@ -142,8 +142,8 @@ def _leak_of_classes(rows: Tensor, labels: Tensor) -> tuple[float | None, list[i
     common = (rows != rows.mode(dim=0).values).double().mean(dim=0) > 0.01
     share = torch.where(common & (total > 1e-12), 1 - within / total.clamp_min(1e-30), 0.0)
     ranked, order = share.sort(descending=True)
-    if ranked.median() > 0.8:
-        return ranked.median().item(), []  # classes that lie apart in every feature
+    if len(ranked) >= 8 and ranked.median() > 0.8:
+        return 0.0, []  # classes that lie apart in every feature: none gives them away
     exact = int((ranked > 0.98).sum())
     few = max(len(ranked) // 4, 1)
     drops = ranked[:few] - ranked[1 : few + 1]

@@ -124,7 +124,9 @@ def constant_loss(task: Task, targets: Tensor) -> float | None:
     if task.kind == "unknown":
         return None
     if task.kind == "values":
-        variance = targets.detach().double().var(correction=0).item()
+        values = targets.detach().double()
+        columns = values.reshape(len(values), -1) if values.dim() > 1 else values[:, None]
+        variance = columns.var(dim=0, correction=0).mean().item()
         return variance if variance > 0 else None
     if task.kind == "binary":
         labels, classes = (targets.detach() > 0.5).long().reshape(-1), 2
@@ -153,7 +155,8 @@ def score(task: Task, outputs: Any, targets: Tensor, rare: Tensor | None = None)
     if task.kind == "unknown":
         return Score()
     predicted, wanted = task.pair(outputs, targets)
-    result = Score(relative_loss(task, outputs, targets), samples=len(wanted))
+    loss = reference_loss(task, outputs, targets)
+    result = Score(relative_loss(task, outputs, targets), samples=len(wanted), loss=loss)
     if not len(wanted):
         return result
     if task.kind == "values":

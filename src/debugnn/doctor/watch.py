@@ -129,6 +129,7 @@ class Doctor:
         self._print_count = 0
         self._labels: list[Tensor] = []
         self._validation: tuple[Call, Any, Tensor] | None = None
+        self._validation_size = 0
         self._pending: list[tuple[Call, bool, Tensor]] = []  # forwards since the last step
         self._outputs: Any = None
         self._last_call: Call | None = None
@@ -493,6 +494,7 @@ class Doctor:
             matches = tensor.dim() and batch is not None and len(tensor) == batch
             return tensor[chosen.to(tensor.device)] if matches and count < batch else tensor
 
+        self._validation_size = batch or 1
         call, targets = call.map(some), some(targets)
         with undisturbed(), torch.no_grad(), network.no_dropout(twin, training=False):
             outputs = _in_chunks(twin, call, count)
@@ -704,7 +706,9 @@ class Doctor:
         known = torch.cat(self._prints) if self._prints else samples.fingerprints(inputs)
         prints = samples.fingerprints(rows)
         facts.overlap = torch.isin(prints, known).double().mean().item()
-        facts.same_set = bool(torch.isin(known, prints).double().mean() > 0.95)
+        trained_on = len(known.unique())
+        whole = facts.overlap > 0.95 and self._validation_size >= 0.9 * trained_on
+        facts.same_set = whole or bool(torch.isin(known, prints).double().mean() > 0.95)
         if facts.floating:
             facts.scale_shift = samples.scale_shift(inputs, rows)
         facts.shift = samples.told_apart(inputs, rows)
@@ -867,13 +871,9 @@ class Doctor:
                 return forks.Change(initial=forks.reset)
             case "unfrozen":
                 return forks.Change(trainable=True)
-            case "clipped":
-                return forks.Change(clip=1.0)
             case "mean":
                 count = max(batch_size(self._early[0][0]) or 1, 1)
                 return forks.Change(loss=lambda o, t: self.loss_fn(o, t) / count)
-            case "reference":
-                return forks.Change(loss=functools.partial(_reference_loss, self._task))
             case "inputs":
                 rows = torch.cat([c.tensors()[0] for c, _, _ in self._early[:_FORK_BATCHES]])
                 mean, std = samples.standardise_like(rows.float())
@@ -886,19 +886,6 @@ class Doctor:
                 mean, std = values.mean(), values.std().clamp_min(1e-12)
                 return forks.Change(targets=lambda t: (t - mean) / std)
         raise ValueError(name)
-
-
-def _reference_loss(task: Task, outputs: Any, targets: Tensor) -> Tensor:
-    """The loss that belongs to the task, on outputs taken as logits or values."""
-    outputs = first_tensor(outputs)
-    if task.kind == "classes":
-        rows = outputs.movedim(task.axis, -1).reshape(-1, task.classes)
-        _, wanted = task.pair(outputs, targets)
-        return nn.functional.cross_entropy(rows, wanted)
-    wanted = targets.to(outputs.dtype).reshape(outputs.shape)
-    if task.kind == "binary":
-        return nn.functional.binary_cross_entropy_with_logits(outputs, wanted)
-    return nn.functional.mse_loss(outputs, wanted)
 
 
 def as_call(inputs: Any) -> Call:
