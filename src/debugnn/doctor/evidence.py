@@ -147,6 +147,7 @@ class LoopFacts:
     optimizer_steps: int = 0
     backwards: int = 0
     empty_steps: int = 0  # optimiser steps without any gradient
+    compared_steps: int = 0  # steps whose gradient could be held against the one before
     residual_step: int | None = None  # first step whose gradient was added to an earlier step's
     residual_steps: int = 0
     training_forwards: int = 0

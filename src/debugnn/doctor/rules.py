@@ -934,7 +934,7 @@ def train_eval_mode(evidence: Evidence) -> Iterator[Finding]:
 
 def missing_zero_grad(evidence: Evidence) -> Iterator[Finding]:
     loop = evidence.loop
-    if loop.residual_steps >= 2 and loop.residual_steps >= 0.3 * loop.steps:
+    if loop.residual_steps >= 2 and loop.residual_steps >= 0.3 * loop.compared_steps:
         yield Finding(
             "missing_zero_grad",
             _severity(evidence),

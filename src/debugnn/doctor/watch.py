@@ -140,6 +140,7 @@ class Doctor:
         self._watched: list[nn.Parameter] = []  # small parameters whose gradients are followed
         self._stale: dict[int, Tensor] = {}  # their gradients at the last optimiser step
         self._residual_at: int | None = None
+        self._compared_at: int | None = None
         self._graded: set[str] = set()  # parameters that have had a gradient
         self._task: Task | None = None
         self._begun = False
@@ -213,6 +214,9 @@ class Doctor:
         if new.is_cuda and not self._due:
             return
         scale = stale.abs().max()
+        if self._compared_at != self._loop.steps and torch.isfinite(scale):
+            self._loop.compared_steps += 1
+            self._compared_at = self._loop.steps
         added = parameter.grad.detach() - stale
         if scale > 0 and torch.allclose(added, new, rtol=1e-3, atol=1e-3 * scale.item()):
             if self._residual_at != self._loop.steps:
