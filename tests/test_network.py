@@ -10,7 +10,7 @@ from torch import nn
 from debugnn.doctor import network
 from debugnn.doctor.evidence import NetworkFacts
 from debugnn.doctor.network import Call, Tracer, examine, forward_order, initial_weights, trace
-from debugnn.doctor.rules import MIXED
+from debugnn.doctor.signals import MIXED
 
 BATCH = 16
 RECURRENT = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from debugnn.doctor import rules
+from debugnn.doctor import rules, signals
 from debugnn.doctor.evidence import (
     ActivationFacts,
     Evidence,
@@ -110,41 +110,43 @@ def test_every_cause_has_a_rule_and_every_symptom_is_a_cause():
 
 def test_skill_is_the_better_of_both_modes_and_minus_infinity_after_a_nan():
     given = evidence(0.3)
-    assert rules.skill(given) == 0.3
+    assert signals.skill(given) == 0.3
     given.outcome.train_mode = score(0.6)
-    assert rules.skill(given) == 0.6
+    assert signals.skill(given) == 0.6
     given.outcome.nonfinite_step = 17
-    assert rules.skill(given) == -math.inf
+    assert signals.skill(given) == -math.inf
 
 
 def test_skill_falls_back_to_the_losses_fall():
     given = evidence()
     given.outcome.train = given.outcome.train_mode = Score()
     given.outcome.first_loss, given.outcome.last_loss = 4.0, 1.0
-    assert rules.skill(given) == 0.75
+    assert signals.skill(given) == 0.75
     given.outcome.last_loss = None
-    assert rules.skill(given) is None
-    assert not rules.judged(given)
+    assert signals.skill(given) is None
+    assert not signals.judged(given)
 
 
 def test_skill_counts_recall_where_it_is_higher_than_accuracy():
     given = evidence()
     mean_recall = Score(0.5, 0.2, balanced=0.82)
-    assert rules.fitted(mean_recall, given) == pytest.approx((0.82 - 0.1) / 0.9)
+    assert signals.fitted(mean_recall, given) == pytest.approx((0.82 - 0.1) / 0.9)
     given.classes = None
-    assert rules.fitted(mean_recall, given) == 0.2
+    assert signals.fitted(mean_recall, given) == 0.2
 
 
 def test_too_few_steps_are_not_judged_but_for_a_nan():
     given = evidence(0.0)
-    given.loop.steps = rules.JUDGED_AFTER
-    assert rules.judged(given)
-    assert rules.failing(given)
-    given.loop.steps = rules.JUDGED_AFTER - 1
-    assert not any(f(given) for f in (rules.judged, rules.failing, rules.short, rules.at_chance))
+    given.loop.steps = signals.JUDGED_AFTER
+    assert signals.judged(given)
+    assert signals.failing(given)
+    given.loop.steps = signals.JUDGED_AFTER - 1
+    assert not any(
+        f(given) for f in (signals.judged, signals.failing, signals.short, signals.at_chance)
+    )
     given.outcome.nonfinite_step = 3
-    assert rules.judged(given)
-    assert rules.failing(given)
+    assert signals.judged(given)
+    assert signals.failing(given)
 
 
 # skill, a simple model's skill → failing, short
@@ -165,8 +167,8 @@ OUTCOMES = [
 @pytest.mark.parametrize(("reached", "simple", "failing", "short"), OUTCOMES)
 def test_failing_and_short(reached, simple, failing, short):
     given = evidence(reached, simple=simple)
-    assert rules.failing(given) is failing
-    assert rules.short(given) is short
+    assert signals.failing(given) is failing
+    assert signals.short(given) is short
 
 
 @pytest.mark.parametrize(
@@ -181,11 +183,11 @@ def test_failing_and_short(reached, simple, failing, short):
 def test_a_loss_worse_than_guessings_fails_at_a_fair_accuracy(reached, losses, expected):
     given = evidence(reached)
     given.outcome.train, given.outcome.train_mode = (Score(x, reached, reached) for x in losses)
-    assert rules.failing(given) is expected
+    assert signals.failing(given) is expected
     given.loss.shift_invariant = False  # of another loss nothing is known
-    assert not rules.failing(given)
+    assert not signals.failing(given)
     given.task, given.classes, given.loss.floor = "binary", 2, 1e-5
-    assert rules.failing(given) is expected
+    assert signals.failing(given) is expected
 
 
 def test_a_floor_of_zero_is_low():
@@ -193,12 +195,12 @@ def test_a_floor_of_zero_is_low():
     given.outcome.train = given.outcome.train_mode = Score(1.2, 0.85, 0.85)
     given.task, given.classes, given.loss.shift_invariant = "binary", 2, None
     assert given.loss.floor == 0.0
-    assert rules.failing(given)
+    assert signals.failing(given)
 
 
 def test_at_chance():
-    assert rules.at_chance(evidence(rules.AT_CHANCE - 0.01))
-    assert not rules.at_chance(evidence(rules.AT_CHANCE))
+    assert signals.at_chance(evidence(signals.AT_CHANCE - 0.01))
+    assert not signals.at_chance(evidence(signals.AT_CHANCE))
 
 
 # --- forks --------------------------------------------------------------------------------------
@@ -230,33 +232,33 @@ CURES = [
 @pytest.mark.parametrize(("same", "changed", "expected"), CURES)
 def test_cured_at_its_edges(same, changed, expected):
     given = with_forks(same=same, init=changed)
-    assert rules.cured(given, "init") == ("init" if expected else None)
+    assert signals.cured(given, "init") == ("init" if expected else None)
 
 
 def test_cured_takes_the_best_of_those_that_are_asked_for():
     given = with_forks(same=1.0, init=0.5, inputs=0.3, mean=0.9)
-    assert rules.cured(given, "init", "mean") == "init"
-    assert rules.cured(given, "init", "inputs", "mean") == "inputs"
-    assert rules.cured(given, "unfrozen") is None
+    assert signals.cured(given, "init", "mean") == "init"
+    assert signals.cured(given, "init", "inputs", "mean") == "inputs"
+    assert signals.cured(given, "unfrozen") is None
     del given.forks["same"]
-    assert rules.cured(given, "init") is None
+    assert signals.cured(given, "init") is None
 
 
 def test_a_lower_rate_must_learn_and_not_only_calm_down():
-    assert rules.cured(with_forks(same=math.inf, lr_by_10=1.01), "lr/10") is None
-    assert rules.cured(with_forks(same=math.inf, lr_by_10=0.9), "lr/10") == "lr/10"
+    assert signals.cured(with_forks(same=math.inf, lr_by_10=1.01), "lr/10") is None
+    assert signals.cured(with_forks(same=math.inf, lr_by_10=0.9), "lr/10") == "lr/10"
 
 
 def test_a_fork_that_failed_cures_nothing():
     given = with_forks(same=1.0)
     given.forks["init"] = Fork(0, math.nan, math.nan)
-    assert rules.cured(given, "init") is None
+    assert signals.cured(given, "init") is None
 
 
 def test_a_comparison_that_failed_accuses_nobody():
     given = with_forks(init=1.0)
     given.forks["same"] = Fork(0, math.nan, math.nan)
-    assert rules.cured(given, "init") is None
+    assert signals.cured(given, "init") is None
 
 
 def test_no_fork_is_wanted_for_a_healthy_training_or_a_certain_cause():
@@ -382,7 +384,8 @@ def edges():
         ("no_nonlinearity", network(nonlinear=False, depth=2),
          network(nonlinear=False, depth=1)),
         ("no_nonlinearity", network(nonlinear=False), network(nonlinear=None)),
-        ("missing_zero_grad", loop(residual_steps=60), loop(residual_steps=59)),
+        ("missing_zero_grad", loop(residual_steps=60, compared_steps=200),
+         loop(residual_steps=59, compared_steps=200)),
         ("train_eval_mode", network(random_evaluation=True), network()),
         ("wrong_loss", loss(floor=0.21), loss(floor=0.2)),
         ("wrong_loss", loop(loss_ratio=-1.0), loop(loss_ratio=-0.4)),
@@ -478,18 +481,18 @@ def gated():
         e.weights[0] = weight("first.weight", identical_rows=True, constant=True)
 
     def large(e):
-        e.weights[1].gain = rules.LARGE_GAIN + 0.1
+        e.weights[1].gain = signals.LARGE_GAIN + 0.1
         forked(e, same=5.0, init=0.5)
 
     def small(e):
-        e.weights[1].gain = rules.SMALL_GAIN - 0.01
+        e.weights[1].gain = signals.SMALL_GAIN - 0.01
         forked(e, same=1.0, init=0.5)
 
     def dead(e):
-        e.probes[0].activations = [ActivationFacts("relu", "second", 0.0, rules.DEAD, None)]
+        e.probes[0].activations = [ActivationFacts("relu", "second", 0.0, signals.DEAD, None)]
 
     def saturated(e):
-        e.probes[0].activations = [ActivationFacts("tanh", "first", 1.0, 0.0, rules.SATURATED)]
+        e.probes[0].activations = [ActivationFacts("tanh", "first", 1.0, 0.0, signals.SATURATED)]
 
     def regularised(e):
         e.optimizer.weight_decay, e.outcome.shrinkage = 1.0, 0.59
@@ -506,7 +509,7 @@ def gated():
         forked(e, same=1.0, lr_by_10=0.4)
 
     def low(e):
-        e.outcome.movement = rules.STILL
+        e.outcome.movement = signals.STILL
         e.forks = {"same": Fork(24, 1.0, 1.0), "lr*100": Fork(24, 1.0, 0.4)}
 
     def exploding(e):
@@ -567,20 +570,20 @@ def test_a_training_that_stays_behind_gets_a_warning(name):
     ("name", "quieten"),
     [
         ("input_scale", lambda e: e.forks.pop("inputs")),
-        ("input_scale", lambda e: setattr(e.data, "rms", rules.FAR_SCALE)),
+        ("input_scale", lambda e: setattr(e.data, "rms", signals.FAR_SCALE)),
         ("init_scale_too_large", lambda e: e.forks.pop("init")),
-        ("init_scale_too_large", lambda e: setattr(e.weights[1], "gain", rules.LARGE_GAIN)),
-        ("init_scale_too_small", lambda e: setattr(e.weights[1], "gain", rules.SMALL_GAIN)),
+        ("init_scale_too_large", lambda e: setattr(e.weights[1], "gain", signals.LARGE_GAIN)),
+        ("init_scale_too_small", lambda e: setattr(e.weights[1], "gain", signals.SMALL_GAIN)),
         ("over_regularised", lambda e: setattr(e.outcome, "shrinkage", 0.6)),
         ("over_regularised", lambda e: setattr(e.optimizer, "weight_decay", 0.0)),
         ("over_regularised by a penalty", lambda e: setattr(e.loop, "penalty", 0.5)),
         ("over_regularised by dropout", lambda e: setattr(e.network, "dropout", 0.69)),
-        ("lr_too_low", lambda e: setattr(e.outcome, "movement", rules.STILL + 1e-3)),
+        ("lr_too_low", lambda e: setattr(e.outcome, "movement", signals.STILL + 1e-3)),
         ("lr_too_low", lambda e: e.forks.pop("lr*100")),
         ("vanishing_gradient in time", lambda e: setattr(e.network, "time_gradient", 1e-3)),
-        ("bad_labels", lambda e: setattr(e.data, "simple_skill", rules.AT_CHANCE)),
+        ("bad_labels", lambda e: setattr(e.data, "simple_skill", signals.AT_CHANCE)),
         ("bad_labels", lambda e: setattr(e.data, "distinct", 149)),
-        ("bad_labels", lambda e: setattr(e.outcome, "movement", rules.STILL)),
+        ("bad_labels", lambda e: setattr(e.outcome, "movement", signals.STILL)),
     ],
 )
 def test_suspicions_at_their_edges(name, quieten):
@@ -694,7 +697,7 @@ def with_nan(where, step=5, overflow=False, **others) -> Evidence:
 )
 def test_an_overflow_is_told_from_an_invalid_operation(where, overflow, highest, expected):
     given = with_nan(where, overflow=overflow, highest_loss=highest)
-    assert rules.overflowed(given) is expected
+    assert signals.overflowed(given) is expected
     report = diagnosis(given)
     assert report.findings[0].cause == "non_finite"
     assert report.findings[0].samples == [3]
@@ -702,7 +705,7 @@ def test_an_overflow_is_told_from_an_invalid_operation(where, overflow, highest,
 
 
 def test_parameters_that_are_broken_at_the_start_are_no_overflow():
-    assert not rules.overflowed(with_nan("parameter", step=0, overflow=True))
+    assert not signals.overflowed(with_nan("parameter", step=0, overflow=True))
 
 
 # --- generalisation -----------------------------------------------------------------------------
@@ -750,9 +753,9 @@ def test_a_mismatch_needs_inputs_that_differ_and_a_skill_that_falls():
     given = validated(0.95, 0.5)
     given.data.shift, given.data.scale_shift = 0.9, 0.1
     assert [f.cause for f in found_by(rules.train_test_mismatch, given)] == ["train_test_mismatch"]
-    given.data.shift = rules.TOLD_APART
+    given.data.shift = signals.TOLD_APART
     assert found_by(rules.train_test_mismatch, given) == []
-    given.data.scale_shift = rules.SHIFTED + 0.01
+    given.data.scale_shift = signals.SHIFTED + 0.01
     assert found_by(rules.train_test_mismatch, given)
     given = validated(0.95, 0.85)  # nothing is lost
     given.data.shift, given.data.scale_shift = 0.9, 1.4
@@ -808,7 +811,7 @@ def test_odd_inputs_at_their_edges(facts, odd):
     given = evidence()
     for name, value in facts.items():
         setattr(given.data, name, value)
-    assert (rules.odd_inputs(given) is not None) is odd
+    assert (signals.odd_inputs(given) is not None) is odd
 
 
 # --- order --------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from debugnn import lr_finder
-from debugnn.doctor import rules
+from debugnn.doctor import rules, signals
 from debugnn.doctor.copies import undisturbed
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.watch import Doctor
@@ -125,7 +125,7 @@ def _data_checks(evidence: Evidence) -> Iterator[Check]:
         "inputs differ", constant is None,
         constant.summary if constant else f"{data.distinct} distinct of {data.samples}",
     )  # fmt: skip
-    odd = rules.odd_inputs(evidence)
+    odd = signals.odd_inputs(evidence)
     scale = "tokens" if data.rms is None else f"mean {data.mean:.3g}, deviation {data.std:.3g}"
     yield Check("input scale", None if odd else True, f"{odd}: standardise them" if odd else scale)
     if evidence.task in ("classes", "binary"):
@@ -136,7 +136,7 @@ def _data_checks(evidence: Evidence) -> Iterator[Check]:
         )  # fmt: skip
         counts = [n for n in data.class_counts.values() if n]
         absent = sum(n == 0 for n in data.class_counts.values())
-        balanced = rules.rarest_share(evidence) >= rules.RARE and not absent
+        balanced = signals.rarest_share(evidence) >= signals.RARE and not absent
         reason = f"{min(counts)} to {max(counts)} samples a class" if counts else "no label"
         if absent:
             reason += f", {absent} of {len(data.class_counts)} classes do not occur"
@@ -150,7 +150,7 @@ def _data_checks(evidence: Evidence) -> Iterator[Check]:
             f"{100 * data.overlap:.0f} % of the validation samples are in the training data",
         )  # fmt: skip
     if data.shift is not None:
-        moved = data.shift > rules.TOLD_APART or (data.scale_shift or 0) > rules.SHIFTED
+        moved = data.shift > signals.TOLD_APART or (data.scale_shift or 0) > signals.SHIFTED
         yield Check(
             "train like test", None if moved else True,
             f"a simple model tells them apart with skill {max(data.shift, 0):.2f} (0 to 1)",
