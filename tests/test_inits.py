@@ -145,9 +145,9 @@ def pretraining():
 
 
 def test_every_init_leaves_batch_norm_alone_and_the_outputs_finite(
-    cifar_net, each_init, pretraining
+    cifar_net, each_init, pretraining, request
 ):
-    others = pretraining if each_init == "pretrained" else ()
+    others = others_of(each_init, pretraining, request)
     net = cifar_net(f"init={each_init}", "reg=bn", *others)
     norms = [layer for layer in net if isinstance(layer, nn.BatchNorm2d)]
     assert len(norms) == 2
@@ -160,8 +160,15 @@ def test_every_init_leaves_batch_norm_alone_and_the_outputs_finite(
     assert torch.isfinite(net(torch.ones(1, 3, 32, 32))).all()
 
 
-def test_every_init_is_a_function_of_the_seed(cifar_net, each_init, pretraining):
-    others = pretraining if each_init == "pretrained" else ()
+def others_of(init, pretraining, request):
+    """What an initialisation needs besides: a short pre-training, the real data."""
+    if init == "pretrained_cifar10":
+        return (*pretraining, f"data.root={request.getfixturevalue('real_data')}")
+    return pretraining if init == "pretrained" else ()
+
+
+def test_every_init_is_a_function_of_the_seed(cifar_net, each_init, pretraining, request):
+    others = others_of(each_init, pretraining, request)
     first, again = (cifar_net(f"init={each_init}", *others).state_dict() for _ in range(2))
     for name, tensor in first.items():
         assert torch.equal(tensor, again[name]), name

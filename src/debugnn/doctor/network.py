@@ -118,6 +118,10 @@ def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 class Tracer(TorchDispatchMode):
     """Follows one forward pass, operation by operation, and its nonlinearities' values."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # to exempt the mode from compilation would import the compiler, for seconds
+
     def __init__(self, activations: bool = True, weights: frozenset[int] = frozenset()) -> None:
         super().__init__()
         self._describe = activations
