@@ -79,6 +79,7 @@ class TrainerConfig:
     eval_every: int = 1
     eval_batch_size: int = 128
     checkpoint_every: int = 1
+    stack: int = 1
 
 
 @dataclass
@@ -162,7 +163,7 @@ class Config:
 # Settings that say where and how a run is kept, not what it computes: they may differ between a
 # finished run and a request for the same one.
 BOOKKEEPING = ("overwrite", "output_dir", "wandb", "report", "data.root", "data.cache",
-               "data.download", "trainer.checkpoint_every")  # fmt: skip
+               "data.download", "trainer.checkpoint_every", "trainer.stack")  # fmt: skip
 
 _CHOICES = {
     "init.layers": ("all", "conv"),
@@ -191,6 +192,7 @@ _INTERVALS = {
     "trainer.eval_every": "[1, inf)",
     "trainer.eval_batch_size": "[1, inf)",
     "trainer.checkpoint_every": "[1, inf)",
+    "trainer.stack": "[1, inf)",
     "task.finder.start_lr": "(0, inf)",
     "task.finder.end_lr": "(0, inf)",
     "task.finder.iterations": "[3, inf)",
