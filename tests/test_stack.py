@@ -25,8 +25,8 @@ from debugnn.stacked import execute_together
 SMALL = ("data.train_size=100", "data.batch_size=32", "trainer.eval_every=2")
 CONV = ("model=relu_net", "model.blocks=[[4,6]]", "model.hidden=[12]")
 # PyTorch's channels-last batch norm on a CPU is itself 1e-4 to 1e-3 away from float64 (relative, in
-# all gradients), and the gradient of a convolution before the contiguous one up to 1e-4: the stack's
-# are 1e-6 away (tested below).
+# all gradients), and the gradient of a convolution before the contiguous one up to 1e-4. The
+# stack's are 1e-6 away (tested below).
 CONTIGUOUS = "trainer.channels_last=false"
 DENSE = ("model=deep_mlp", "model.hidden=[20,12]")
 # Adam divides by a gradient's size, down to eps: where the true gradient is 0 (a bias before batch
