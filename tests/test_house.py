@@ -27,6 +27,8 @@ ALLOWED = {
     "clipping": {"torch"},
     "loop": {"torch"},
     "lr_finder": {"numpy", "torch"},
+    "stack": {"torch"},
+    "stacked": {"omegaconf"},
     "checkpoint": {"torch"},
     "runtime": {"torch"},
     "doctor": {"torch"},

@@ -11,8 +11,13 @@ from debugnn.loop import Training
 
 def save(path: Path, training: Training) -> None:
     """Write the training's state at an epoch's end; the file is replaced atomically."""
+    weights = training.model.state_dict()
+    for name, tensor in weights.items():
+        # A slice, as a stack's member holds, would be written with all that it is a slice of.
+        if tensor.untyped_storage().nbytes() > tensor.nbytes:
+            weights[name] = tensor.clone()
     state: dict[str, Any] = {
-        "model": training.model.state_dict(),
+        "model": weights,
         "optimizer": training.optimizer.state_dict(),
         "epoch": training.epoch,
         "step": training.step,

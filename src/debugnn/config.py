@@ -84,6 +84,7 @@ class TrainerConfig:
     eval_every: int = 1
     eval_batch_size: int = 128
     checkpoint_every: int = 1
+    stack: int = 1
 
 
 @dataclass
@@ -168,7 +169,7 @@ class Config:
 # Settings that say where and how a run is kept, not what it computes: they may differ between a
 # finished run and a request for the same one.
 BOOKKEEPING = ("overwrite", "output_dir", "wandb", "report", "data.root", "data.cache",
-               "data.download", "trainer.checkpoint_every")  # fmt: skip
+               "data.download", "trainer.checkpoint_every", "trainer.stack")  # fmt: skip
 
 _CHOICES = {
     "init.layers": ("all", "conv"),
@@ -197,6 +198,7 @@ _INTERVALS = {
     "trainer.eval_every": "[1, inf)",
     "trainer.eval_batch_size": "[1, inf)",
     "trainer.checkpoint_every": "[1, inf)",
+    "trainer.stack": "[1, inf)",
     "task.finder.start_lr": "(0, inf)",
     "task.finder.end_lr": "(0, inf)",
     "task.finder.iterations": "[3, inf)",
@@ -257,6 +259,8 @@ def check(config: DictConfig) -> None:
             f"task.finder.end_lr={config.task.finder.end_lr}: it has to be above "
             f"task.finder.start_lr={config.task.finder.start_lr}"
         )
+    if config.trainer.stack > 1 and config.task.name == "fix":
+        raise ConfigError("trainer.stack: task=fix tries one run, and needs trainer.stack=1")
     if config.clip.rescale and config.clip.max_norm is None:
         raise ConfigError("clip.rescale=true: needs clip.max_norm, the norm to scale to")
 

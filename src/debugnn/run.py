@@ -44,6 +44,8 @@ _NOT_IN_ARM = ("experiment", "seed", "hydra", *BOOKKEEPING)
 def execute(config: DictConfig, overrides: Sequence[str], experiment: str | None) -> Path | None:
     """Run what the configuration says, or find it done, and return the run's directory.
 
+    With `trainer.stack` above 1: that many seeds, and the directory that holds theirs.
+
     Args:
         overrides: as typed; they name the arm.
         experiment: the option of the `experiment` group, None without one.
@@ -54,6 +56,10 @@ def execute(config: DictConfig, overrides: Sequence[str], experiment: str | None
     """
     if config.task.name == "check":
         return check_first(config)
+    if config.trainer.stack > 1:
+        from debugnn.stacked import execute_stack  # which is built on this module
+
+        return execute_stack(config, overrides, experiment)
     arm = arm_of(overrides)
     experiment = experiment or "adhoc"
     directory = directory_of(config, experiment, arm)

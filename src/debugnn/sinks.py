@@ -142,7 +142,11 @@ class WandB:
             "id": run_id,
             "resume": "allow" if run_id else None,
             "settings": wandb.Settings(
-                quiet=True, silent=True, console="off", init_timeout=settings["init_timeout"]
+                quiet=True,
+                silent=True,
+                console="off",
+                init_timeout=settings["init_timeout"],
+                reinit="create_new",  # a stack's runs are open side by side
             ),
         }
         before = set(directory.glob("wandb/run-*"))
