@@ -370,7 +370,7 @@ def test_a_stacks_directories_are_those_of_the_runs_alone(settings):
         own = arm / f"seed={seed}"
         alone = execute(settings(f"seed={seed}", output="alone"), ["clip=off"], None)
         kept = {p.name for p in alone.iterdir()} - {"findings.json", "evidence.json"}
-            assert {p.name for p in own.iterdir()} == kept  # a stack is not diagnosed
+        assert {p.name for p in own.iterdir()} == kept  # a stack is not diagnosed
         text = (alone / "config.yaml").read_text().replace("/alone", "/stacked")
         assert (own / "config.yaml").read_text() == text
         assert facts_of(own).keys() - facts_of(alone).keys() == {"stacked"}
