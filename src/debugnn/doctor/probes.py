@@ -87,7 +87,9 @@ def describe(tensor: Tensor, bins: int = 64, units: bool = False) -> TensorStats
             for every sample and position of the batch.
     """
     tensor = tensor.detach()
-    dead = _dead_units(tensor) if units and tensor.dim() >= 2 else None
+    dead, ends = None, None
+    if units and tensor.dim() >= 2:
+        dead, ends = _dead_units(tensor)
     values = tensor.float().flatten()
     norm = torch.linalg.vector_norm(values).item()
     size, nonfinite = values.numel(), 0
@@ -100,7 +102,9 @@ def describe(tensor: Tensor, bins: int = 64, units: bool = False) -> TensorStats
             size, nonfinite, norm, mean=float("nan"), std=float("nan"), low=float("nan"),
             high=float("nan"), zeros=0.0, histogram=[0] * bins, dead_units=dead,
         )  # fmt: skip
-    low, high = (v.item() for v in torch.aminmax(values))
+    if ends is None or nonfinite:
+        ends = torch.aminmax(values)
+    low, high = (end.item() for end in ends)
     underflowed = norm == 0 and max(abs(low), abs(high)) > 0
     if underflowed or (math.isinf(norm) and not nonfinite):
         norm = torch.linalg.vector_norm(values.double()).item()
@@ -125,10 +129,12 @@ def describe(tensor: Tensor, bins: int = 64, units: bool = False) -> TensorStats
     )
 
 
-def _dead_units(tensor: Tensor) -> float:
+def _dead_units(tensor: Tensor) -> tuple[float, tuple[Tensor, Tensor]]:
+    """Share of the units that are zero throughout, and the tensor's smallest and largest value."""
     axes = [0, *range(2, tensor.dim())]
     low, high = tensor.amin(dim=axes), tensor.amax(dim=axes)
-    return ((low == 0) & (high == 0)).float().mean().item()
+    dead = ((low == 0) & (high == 0)).float().mean().item()
+    return dead, (low.min().float(), high.max().float())
 
 
 def _histogram(values: Tensor, bins: int, low: float, high: float) -> list[int]:

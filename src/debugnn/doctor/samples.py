@@ -5,6 +5,7 @@ number.
 """
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -38,10 +39,15 @@ def features(inputs: Tensor, most: int) -> Tensor:
     return counts if hot[0].numel() > 4 * most else torch.cat([counts, hot.flatten(1)], dim=1)
 
 
+@cache
+def _weights(size: int) -> Tensor:
+    return torch.cos(torch.arange(1, size + 1, dtype=torch.float64) ** 1.5)
+
+
 def fingerprints(inputs: Tensor) -> Tensor:
     """A number a sample, equal for equal samples and hardly ever for others. float64 (N,)."""
     rows = flat(inputs, 256)
-    weights = torch.cos(torch.arange(1, rows.shape[1] + 1, dtype=torch.float64) ** 1.5)
+    weights = _weights(rows.shape[1])
     # Not a matrix product, which rounds by the batch's size; what is left is cut off.
     return (rows * weights).sum(dim=1).round(decimals=9)
 

@@ -42,6 +42,7 @@ _FORK_BATCHES = 8
 _FORK_STEPS = 24
 _EARLY_PROBES = (3, 8)
 _SMALL = 2**14  # values of a gradient that is looked at in every step
+_COMPARED = 20  # steps whose gradients are all held against the step before
 _PRINTS = 50_000  # samples whose fingerprint is kept
 
 
@@ -278,10 +279,12 @@ class Doctor:
     @_harmless
     def _after_update(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
         self._loop.optimizer_steps += 1
+        # A gradient that is never cleared shows in the first steps; after them now and then.
+        often = self._loop.compared_steps < _COMPARED or (self._loop.steps + 1) % self.every == 0
         self._stale = {
             id(p): p.grad.detach().clone()
             for p in self._watched
-            if p.grad is not None and not p.grad.is_sparse
+            if often and p.grad is not None and not p.grad.is_sparse
         }
         if self._probe is not None and self._before:
             weights = dict(self.model.named_parameters())
