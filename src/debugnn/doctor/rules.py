@@ -687,11 +687,11 @@ def missing_zero_grad(evidence: Evidence) -> Iterator[Finding]:
         yield Finding(
             "missing_zero_grad",
             _severity(evidence),
-            f"in {loop.residual_steps} of {loop.steps} steps the gradient was added to that of "
-            "earlier steps, which had been used already",
+            f"in {loop.residual_steps} of {loop.compared_steps} steps that were compared the "
+            "gradient was added to that of earlier steps, which had been used already",
             "call optimizer.zero_grad() in every step",
             step=loop.residual_step,
-            evidence={"steps": loop.residual_steps},
+            evidence={"steps": loop.residual_steps, "compared": loop.compared_steps},
         )
 
 
