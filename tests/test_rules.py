@@ -121,7 +121,9 @@ def test_skill_falls_back_to_the_losses_fall():
     given = evidence()
     given.outcome.train = given.outcome.train_mode = Score()
     given.outcome.first_loss, given.outcome.last_loss = 4.0, 1.0
-    assert signals.skill(given) == 0.75
+    assert signals.skill(given) == 1.0  # it falls: more cannot be said of an unknown loss
+    given.outcome.last_loss = 3.9
+    assert signals.skill(given) == 0.0
     given.outcome.last_loss = None
     assert signals.skill(given) is None
     assert not signals.judged(given)

@@ -48,6 +48,7 @@ class DataFacts:
     class_counts: dict[int, int] = field(default_factory=dict)
     conflicting: float = 0.0  # share of repeated samples that came with several labels
     out_of_range: int = 0  # labels that no output stands for
+    void_labels: bool = False  # all of them are one value
     target_std: float | None = None
     target_rms: float | None = None
     target_low: float | None = None
@@ -57,6 +58,7 @@ class DataFacts:
     leak_features: list[int] = field(default_factory=list)
     simple_skill: float | None = None  # of a simple model, on samples it was not fitted on
     overlap: float | None = None  # share of validation samples that were trained on
+    natural_repeats: float = 0.0  # share of validation samples that repeat another of them
     same_set: bool = False  # validation is the training set itself
     shift: float | None = None  # how well validation inputs are told from training inputs, 0 to 1
     scale_shift: float | None = None  # median over features of |Δmean|/std and |log σ ratio|

@@ -26,6 +26,8 @@ def first_look(
         twin: a copy of the model, as it starts; its weights are left as they are found.
     """
     batch = batch_size(call, len(targets) if _indexed(targets) else None)
+    if _time_first(twin, call, targets):
+        batch = None  # PyTorch's default layout of sequences: axis 0 is time throughout
     with network.no_dropout(twin, training=False):
         outputs, tracer = network.trace(twin, call, activations=False)
     first = first_tensor(outputs)
@@ -52,6 +54,17 @@ def first_look(
         twin.load_state_dict(kept)
     evidence.weights = network.initial_weights(twin, network.forward_order(twin, call))
     return task
+
+
+def _time_first(model: nn.Module, call: Call, targets: Any) -> bool:
+    shapes = [t.shape for t in call.tensors() if t.dim() == 3]
+    recurrent = (nn.RNNBase, nn.MultiheadAttention)
+    return (
+        isinstance(targets, Tensor)
+        and targets.dim() >= 2
+        and any(shape[:2] == targets.shape[:2] for shape in shapes)
+        and any(isinstance(m, recurrent) and not m.batch_first for m in model.modules())
+    )
 
 
 def batch_size(call: Call, targets: int | None = None) -> int | None:

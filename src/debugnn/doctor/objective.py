@@ -88,6 +88,20 @@ def _pairwise(value_of: Callable, outputs: Tensor, targets: Tensor, classes: int
     return abs(here - renamed) < near < abs(here - others)
 
 
+def _rewards(pairs: list[tuple[float, float]]) -> bool | None:
+    """Whether a loss is lower where the outputs are right; pairs of (right, wrong).
+
+    None where it cannot be told: a loss whose sign was flipped goes below zero, and one that does
+    not (of a distance, say) has another idea of what is right.
+    """
+    values = [value for pair in pairs for value in pair]
+    if not all(map(math.isfinite, values)):
+        return None
+    if any(right < wrong for right, wrong in pairs):
+        return True
+    return False if min(values) < 0 else None
+
+
 def _examine_values(facts: LossFacts, value_of: Callable, outputs: Tensor, targets: Tensor) -> None:
     ideal = targets.to(outputs.dtype).reshape(outputs.shape)
     spread = ideal.std(correction=0)
@@ -102,8 +116,7 @@ def _examine_values(facts: LossFacts, value_of: Callable, outputs: Tensor, targe
         perfect.append(ideal.clamp_min(0.1).log())
     constant = [torch.full_like(made_up, made_up.mean().item()) for made_up in perfect]
     values = [(value_of(best), value_of(best + 2 * noise)) for best in perfect]
-    if all(math.isfinite(v) for pair in values for v in pair):
-        facts.better_when_right = any(best < worse for best, worse in values)
+    facts.better_when_right = _rewards(values)
     best, base = min(v for v, _ in values), min(map(value_of, constant))
     if base > 0 and len(perfect) == 1:
         facts.floor = best / base
@@ -130,8 +143,8 @@ def _examine_binary(
             facts.shift_invariant = False
             right, wrong, constant = ones, 1 - ones, torch.full_like(ones, share.item())
     best, worst, base = value_of(right), value_of(wrong), value_of(constant)
-    facts.better_when_right = best < worst
-    if base > 0:
+    facts.better_when_right = _rewards([(best, worst)])
+    if base > 0 and facts.better_when_right is not None:
         facts.floor = best / base
 
 
@@ -168,7 +181,9 @@ def _examine_classes(
         right, wrong, flat = candidates[3], -candidates[3], torch.zeros_like(hot)
     values = [value_of(shaped(candidate)) for candidate in candidates]
     best, base = min(values), value_of(shaped(flat))
-    facts.better_when_right = value_of(shaped(right)) < value_of(shaped(wrong))
+    best_value, worst_value = value_of(shaped(right)), value_of(shaped(wrong))
+    if math.isfinite(best_value) and math.isfinite(worst_value):
+        facts.better_when_right = best_value < worst_value
     # Where more confidence costs again, the smallest loss lies at a finite one: smoothed labels.
     smoothed = facts.output_space == "real" and values[-1] > 1.5 * best + 1e-3
     if base > 0 and not smoothed:

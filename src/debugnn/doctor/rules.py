@@ -212,7 +212,7 @@ def constant_input(evidence: Evidence) -> Iterator[Finding]:
 
 def bad_labels(evidence: Evidence) -> Iterator[Finding]:
     data, outcome = evidence.data, evidence.outcome
-    if data.out_of_range:
+    if data.out_of_range and not (data.void_labels and evidence.loss.error is None):
         yield Finding(
             "bad_labels",
             "error",
@@ -321,7 +321,8 @@ def bad_labels(evidence: Evidence) -> Iterator[Finding]:
 def label_leak(evidence: Evidence) -> Iterator[Finding]:
     data = evidence.data
     yield from leaking_feature(evidence)
-    if data.overlap is not None and data.overlap > 0.5 and not data.same_set:
+    natural = not data.floating or data.natural_repeats > 0.05  # a small domain, or ids
+    if data.overlap is not None and data.overlap > 0.5 and not data.same_set and not natural:
         yield Finding(
             "label_leak",
             "warning",
@@ -635,9 +636,11 @@ def batch_mixing(evidence: Evidence) -> Iterator[Finding]:
     network = evidence.network
     if network.mixing is None or network.mixing <= MIXED or network.batch_softmax:
         return
+    # One graph or set, seen whole in every step, may be what is to be learnt.
+    whole = (evidence.outcome.epochs or 0) >= 0.9 * evidence.loop.steps > 0
     yield Finding(
         "batch_mixing",
-        _severity(evidence),
+        "note" if whole and not short(evidence) else _severity(evidence),
         f"a sample's output changes by {100 * network.mixing:.2g} % when only other samples of the "
         "batch change, in evaluation mode",
         "keep the batch axis apart: look for view or reshape where permute is meant, batch_first, "
@@ -707,9 +710,12 @@ def _relu(evidence: Evidence) -> str:
 def no_nonlinearity(evidence: Evidence) -> Iterator[Finding]:
     network = evidence.network
     if network.nonlinear is False and network.depth >= 2:
+        # Of several values from a narrow middle: a low-rank map, which can be meant.
+        several = evidence.task == "values" and len(evidence.loss.shapes) == 2
+        several = several and evidence.loss.shapes[1][-1] > 1 < len(evidence.loss.shapes[1])
         yield Finding(
             "no_nonlinearity",
-            _severity(evidence),
+            "note" if several and not short(evidence) else _severity(evidence),
             f"{network.depth} weight layers follow each other without an activation: "
             "together they are no more than one linear map",
             "put an activation (ReLU) after every hidden layer",

@@ -79,8 +79,11 @@ def describe(inputs: Tensor, targets: Tensor | None, task: Task) -> DataFacts:
         return facts
     labels = _labels(targets, task)
     outside = (labels < 0) | (labels >= (task.classes or 2))
-    # −100 is PyTorch's own mark for what is to be left out.
-    facts.out_of_range = int((outside & (labels != -100)).sum())
+    # −100 is PyTorch's own mark for what is to be left out; another value that a loss takes without
+    # complaint (255) is somebody's: a class too many would have raised an error.
+    beyond = labels[outside & (labels != -100)]
+    facts.out_of_range = len(beyond)
+    facts.void_labels = len(beyond.unique()) == 1
     counts = torch.bincount(labels[~outside], minlength=task.classes or 2)
     facts.class_counts = dict(enumerate(counts.tolist()))
     if labels.numel() == len(good):
@@ -342,6 +345,8 @@ def conflicts(prints: Sequence[Tensor], labels: Sequence[Tensor]) -> float:
     pairs = [(p, t) for p, t in zip(prints, labels, strict=False) if p.shape == t.shape]
     if not pairs:
         return 0.0
+    if sum(len(p.unique()) < len(p) for p, _ in pairs) > 0.2 * len(pairs):
+        return 0.0  # a small domain, whose samples come again by nature
     rows = torch.stack([torch.cat(part).double() for part in zip(*pairs, strict=True)], dim=1)
     samples, times = rows[:, 0].unique(return_counts=True)
     again = samples[times > 1]

@@ -56,8 +56,10 @@ def skill(evidence: Evidence) -> float | None:
     known = [value for value in known if value is not None]
     if known:
         return max(known)
-    if outcome.first_loss and outcome.last_loss is not None and outcome.first_loss > 0:
-        return 1 - outcome.last_loss / outcome.first_loss
+    if outcome.first_loss is not None and outcome.last_loss is not None:
+        # Of a loss that nothing is known of, only that it falls can be said.
+        fallen = outcome.first_loss - outcome.last_loss
+        return 1.0 if fallen > 0.05 * abs(outcome.first_loss) else 0.0
     return None
 
 

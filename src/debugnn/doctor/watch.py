@@ -140,6 +140,7 @@ class Doctor:
         self._ratios: list[float] = []
         self._watched: list[nn.Parameter] = []  # small parameters whose gradients are followed
         self._stale: dict[int, Tensor] = {}  # their gradients at the last optimiser step
+        self._new: dict[int, Tensor] = {}  # what has been added to them since
         self._residual_at: int | None = None
         self._compared_at: int | None = None
         self._graded: set[str] = set()  # parameters that have had a gradient
@@ -208,25 +209,38 @@ class Doctor:
 
     @_harmless
     def _after_backward(self, parameter: nn.Parameter, new: Tensor | None) -> None:
-        stale = self._stale.pop(id(parameter), None)
         self._loop.backwards += 1
-        if stale is None or new is None or parameter.grad is None or new.is_sparse:
-            return  # a later backward of the same step: gradients are accumulated on purpose
-        if new.is_cuda and not self._due:
+        if new is None or new.is_sparse or id(parameter) not in self._stale:
             return
-        scale = stale.abs().max()
-        if self._compared_at != self._loop.steps and torch.isfinite(scale):
-            self._loop.compared_steps += 1
-            self._compared_at = self._loop.steps
-        total = parameter.grad.detach()
-        as_sum = (total - stale - new).abs().max()
-        # Against a gradient that has grown a thousandfold the stale one could not be seen.
-        if scale > 1e-3 * new.abs().max() and as_sum < 0.1 * (total - new).abs().max():
-            if self._residual_at != self._loop.steps:
+        before = self._new.get(id(parameter))
+        self._new[id(parameter)] = new.clone() if before is None else before + new
+
+    def _compare_gradients(self) -> None:
+        """Whether what is stepped with is this step's gradients, or earlier steps' with them.
+
+        Compared by direction: the loop may have clipped them.
+        """
+        new, self._new = self._new, {}
+        for parameter in self._watched:
+            stale, added = self._stale.get(id(parameter)), new.get(id(parameter))
+            total = parameter.grad
+            if stale is None or added is None or total is None or total.numel() < 2:
+                continue
+            if total.is_cuda and not self._due:
+                continue
+            clean, sum_of_all = added.flatten().double(), (added + stale).flatten().double()
+            used = total.detach().flatten().double()
+            if not torch.isfinite(sum_of_all).all() or not used.any():
+                continue
+            if self._compared_at != self._loop.steps:
+                self._loop.compared_steps += 1
+                self._compared_at = self._loop.steps
+            near, far = _angle(used, sum_of_all), _angle(used, clean)
+            if near < 1e-3 and near < 0.1 * far and self._residual_at != self._loop.steps:
+                self._residual_at = self._loop.steps
                 self._loop.residual_steps += 1
-            self._residual_at = self._loop.steps
-            if self._loop.residual_step is None:
-                self._loop.residual_step = self._loop.steps
+                if self._loop.residual_step is None:
+                    self._loop.residual_step = self._loop.steps
 
     @_harmless
     def _before_update(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
@@ -238,6 +252,7 @@ class Doctor:
             self._loop.eval_mode_forwards += 1
             if self._loop.first_eval_mode is None:
                 self._loop.first_eval_mode = self._loop.steps
+        self._compare_gradients()
         named = [(n, p) for n, p in self.model.named_parameters() if p.grad is not None]
         if not named:
             self._loop.empty_steps += 1
@@ -714,6 +729,7 @@ class Doctor:
             return
         known = torch.cat(self._prints) if self._prints else samples.fingerprints(inputs)
         prints = samples.fingerprints(rows)
+        facts.natural_repeats = 1 - len(prints.unique()) / max(len(prints), 1)
         facts.overlap = torch.isin(prints, known).double().mean().item()
         trained_on = len(known.unique())
         whole = facts.overlap > 0.95 and self._validation_size >= 0.9 * trained_on
@@ -937,6 +953,13 @@ def _in_chunks(model: nn.Module, call: Call, batch: int, size: int = 256) -> Any
         for start in range(0, batch, size)
     ]
     return torch.cat(parts)
+
+
+def _angle(a: Tensor, b: Tensor) -> float:
+    """Distance of two directions: 0 for the same, 2 for opposite ones."""
+    if not b.any():
+        return 2.0
+    return torch.linalg.vector_norm(a / a.norm() - b / b.norm()).item()
 
 
 def _norms(tensors: Sequence[Tensor]) -> list[float]:
