@@ -38,7 +38,10 @@ def first_look(
     evidence.classes = 2 if task.kind == "binary" else task.classes
     if loss_fn is not None:
         evidence.loss = objective.examine(loss_fn, outputs, targets, task)
-    if evidence.loss.pairwise:  # outputs are embeddings, and no classes
+    tried = loss_fn is not None and evidence.loss.error is None and evidence.loss.gradient
+    distance = tried and task.kind == "binary" and evidence.loss.better_when_right is None
+    if evidence.loss.pairwise or distance:
+        # Outputs are embeddings, or distances, and neither classes nor logits.
         task = Task("unknown")
         evidence.task, evidence.classes = task.kind, None
     usable = loss_fn is not None and evidence.loss.error is None

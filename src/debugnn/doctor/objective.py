@@ -43,7 +43,8 @@ def examine(loss_fn: Loss, outputs: Any, targets: Tensor, task: Task) -> LossFac
         outputs = torch.randn_like(outputs)
     if facts.scalar:
         facts.reduction = _reduction(value_of, outputs, targets)
-    facts.gradient = _gradient(loss_fn, outputs, targets) is not None
+    gradient = _gradient(loss_fn, outputs, targets)
+    facts.gradient = gradient is not None and bool(gradient.any())
     if targets.is_floating_point() and task.kind == "classes" and targets.max() < 0.99:
         return facts  # soft targets: nothing can be made up for them
     if task.kind == "values":

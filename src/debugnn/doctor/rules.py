@@ -469,7 +469,10 @@ def _wrong_loss(evidence: Evidence) -> tuple[str, str] | None:
     if loss.better_when_right is False or (ratio is not None and ratio < -0.5):
         return "the loss rises as the outputs get better: its sign is flipped", proper
     if not loss.gradient:
-        return "the loss has no gradient: it is computed from detached outputs", proper
+        return (
+            "the loss has no gradient: it does not depend on the outputs, or on detached ones",
+            proper,
+        )
     if network.batch_softmax or (task == "classes" and loss.mixes_samples):
         return (
             "a softmax runs over the batch axis, so that samples compete instead of classes",
@@ -492,7 +495,7 @@ def _wrong_loss(evidence: Evidence) -> tuple[str, str] | None:
             f"{again} is applied before a loss that applies its own",
             proper,
         )
-    if task == "binary" and loss.shift_invariant is False:
+    if task == "binary" and loss.shift_invariant is False and loss.better_when_right:
         return "a squared error is used for two classes", proper
     if task == "classes":
         if loss.output_space == "real" and loss.shift_invariant is False:
