@@ -51,7 +51,7 @@ def evidence(skill=0.95, **simple) -> Evidence:
     found.probes = [probe(step) for step in (0, 3, 8, 20, 40)]
     outcome = found.outcome
     outcome.first_loss, outcome.last_loss = 2.3, 2.3 * (1 - skill)
-    outcome.lowest_loss, outcome.highest_loss = 2.3 * (1 - skill), 2.4
+    outcome.highest_loss = 2.4
     outcome.initial = Score(1.0, 0.0, 0.1, samples=32)
     outcome.train = outcome.train_mode = score(skill)
     outcome.movement, outcome.shrinkage = 0.5, 1.0

@@ -46,8 +46,9 @@ def fix(config: DictConfig, overrides: Sequence[str], experiment: str | None) ->
         log.info("no setting mends %s: %s", first["cause"], first["fix"])
         return directory
     rows["after"] = _row(_run(_with(asked, first["override"]), experiment), first["override"])
+    settings = compose(asked)
     for control in _controls(config.seed, asked, first["override"]):
-        if compose(_with(asked, control)) == compose(asked):
+        if compose(_with(asked, control)) == settings:
             continue  # what it sets is set already
         try:
             rows["control"] = _row(_run(_with(asked, control), experiment), control)

@@ -138,7 +138,6 @@ class OptimizerFacts:
     missing: list[str] = field(default_factory=list)  # trainable, reached, and not held
     foreign: int = 0  # parameters that it holds and the model does not have
     frozen_held: list[str] = field(default_factory=list)  # requires_grad=False, and held
-    frozen_apart: list[str] = field(default_factory=list)  # requires_grad=False, and not held
     lr: float | None = None
     weight_decay: float = 0.0
 
@@ -161,7 +160,6 @@ class LoopFacts:
     validations: int = 0
     loss_ratio: float | None = None  # the loss handed over / loss_fn's own value, the median
     penalty: float | None = None  # share of the loss that loss_fn does not explain, at most
-    clipped: bool | None = None
 
 
 @dataclass
@@ -187,10 +185,8 @@ class Validation:
 class OutcomeFacts:
     first_loss: float | None = None
     last_loss: float | None = None  # median of the last tenth
-    lowest_loss: float | None = None
     highest_loss: float | None = None
     nonfinite_step: int | None = None
-    trend: float | None = None  # the last quarter's fall of the loss / the whole fall
     plateau: int | None = None  # steps before the loss is 7 % below that of guessing
     initial: Score = field(default_factory=Score)
     train: Score = field(default_factory=Score)  # evaluation mode

@@ -143,7 +143,11 @@ def constant_loss(task: Task, targets: Tensor) -> float | None:
 
 def relative_loss(task: Task, outputs: Any, targets: Tensor) -> float | None:
     """The reference loss over that of the best constant predictor: 1 is no better than it."""
-    loss, constant = reference_loss(task, outputs, targets), constant_loss(task, targets)
+    return _over_constant(task, reference_loss(task, outputs, targets), targets)
+
+
+def _over_constant(task: Task, loss: float | None, targets: Tensor) -> float | None:
+    constant = constant_loss(task, targets)
     return None if loss is None or constant is None else loss / constant
 
 
@@ -157,7 +161,7 @@ def score(task: Task, outputs: Any, targets: Tensor, rare: Tensor | None = None)
         return Score()
     predicted, wanted = task.pair(outputs, targets)
     loss = reference_loss(task, outputs, targets)
-    result = Score(relative_loss(task, outputs, targets), samples=len(wanted), loss=loss)
+    result = Score(_over_constant(task, loss, targets), samples=len(wanted), loss=loss)
     if not len(wanted):
         return result
     if task.kind == "values" and bool((wanted.abs() == 1).all()):  # two classes, coded ±1

@@ -619,7 +619,6 @@ class Doctor:
         facts.foreign = len(held - own)
         frozen = {n: p for n, p in parameters.items() if not p.requires_grad}
         facts.frozen_held = [n for n, p in frozen.items() if id(p) in held]
-        facts.frozen_apart = [n for n, p in frozen.items() if id(p) not in held]
         facts.lr = max((float(g["lr"]) for g in self._groups), default=None)
         facts.weight_decay = max(
             (float(g.get("weight_decay") or 0) for g in self.optimizer.param_groups), default=0.0
@@ -641,14 +640,7 @@ class Doctor:
         if finite:
             tenth = max(1, len(losses) // 10)
             outcome.last_loss = statistics.median(losses[-tenth:])
-            outcome.lowest_loss, outcome.highest_loss = min(finite), max(finite)
-        if len(finite) == len(losses) >= 40:
-            fifth = len(losses) // 5
-            first, third, last = (
-                statistics.fmean(losses[i : i + fifth]) for i in (0, 3 * fifth, 4 * fifth)
-            )
-            fall = losses[0] - last
-            outcome.trend = (third - last) / fall if fall > 0 and first else None
+            outcome.highest_loss = max(finite)
         outcome.plateau = self._plateau()
         self._loop.loss_ratio = statistics.median(self._ratios) if self._ratios else None
         beyond = [1 - 1 / ratio for ratio in self._ratios if ratio > 1]
