@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from debugnn import records
-from debugnn.config import compose
+from debugnn.config import check, compose
 from debugnn.errors import ConfigError
 from debugnn.run import arm_of, directory_of, execute
 
@@ -33,6 +33,7 @@ def fix(config: DictConfig, overrides: Sequence[str], experiment: str | None) ->
     Raises:
         ConfigError: a remedy that cannot be composed with the settings.
     """
+    check(config)
     asked = [o for o in overrides if not o.startswith("task")]
     directory = _run(asked, experiment)
     report = records.load((directory / "findings.json").read_text(encoding="utf-8"))
