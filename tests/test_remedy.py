@@ -129,7 +129,7 @@ def test_without_the_doctor_it_is_refused(monkeypatch, capsys, here):
 
 
 def test_of_a_stack_it_is_refused(monkeypatch, capsys, here):
-    code, out, err = launch(monkeypatch, capsys, *SMALL, "trainer.stack=2")
+    code, _, err = launch(monkeypatch, capsys, *SMALL, "trainer.stack=2")
     assert code == 2
     assert "trainer.stack" in err
     assert not list(here.rglob("run.json"))
