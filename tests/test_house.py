@@ -33,6 +33,8 @@ ALLOWED = {
     "runtime": {"torch"},
     "doctor": {"torch"},
     "sinks": {"numpy", "wandb"},
+    "writer": set(),
+    "directory": {"torch", "omegaconf"},
     "run": {"torch", "omegaconf"},
     "remedy": {"omegaconf"},
     "build": {"torch", "hydra", "omegaconf"},

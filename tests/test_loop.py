@@ -313,3 +313,38 @@ def test_channels_last_computes_the_same(small_training):
     other.model.to(memory_format=torch.channels_last)
     losses = [[step.loss for step in run(training, 1)[0]] for training in (plain, other)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+# --- when numbers are read ------------------------------------------------------------------------
+
+
+def test_numbers_are_read_every_so_many_steps_and_are_the_same_however_often(small_training):
+    trained = {}
+    for every in (1, 4, 1000):
+        training = small_training(steps_per_epoch=6, batch_size=8, read_every=every)
+        counts, steps, epochs = [], [], []
+        for record in fit(training, 2, UNWATCHED):
+            if isinstance(record, Step):
+                steps.append(record)
+                counts.append(training.step)  # how far the training is when the step is told
+            else:
+                epochs.append(record)
+        trained[every] = steps, timeless(epochs)
+        told = {1: [*range(1, 13)], 4: [4] * 4 + [6] * 2 + [8] * 2 + [12] * 4}
+        assert counts == told.get(every, [6] * 6 + [12] * 6)
+    assert trained[1] == trained[4] == trained[1000]
+
+
+def test_the_steps_before_a_failure_are_told(small_training):
+    training = small_training(steps_per_epoch=6, batch_size=8)
+    update, calls = training.update, []
+
+    def fail_at_the_fourth() -> torch.Tensor:
+        calls.append(1)
+        return update() if len(calls) < 4 else 1 / 0
+
+    training.update = fail_at_the_fourth
+    told = []
+    with pytest.raises(ZeroDivisionError):
+        told.extend(record.step for record in fit(training, 1, UNWATCHED))
+    assert told == [0, 1, 2]

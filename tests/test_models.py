@@ -11,7 +11,7 @@ from torch import nn
 from debugnn.build import build_model
 from debugnn.data import Arrays, assemble
 from debugnn.errors import ConfigError
-from debugnn.models import Maxout, network, parameter_count
+from debugnn.models import Flatten, Maxout, network, parameter_count
 
 MNIST, CIFAR, FEATURES = (1, 28, 28), (3, 32, 32), (20,)
 
@@ -127,7 +127,7 @@ def test_the_regularisers_stand_where_the_article_puts_them(build_on, reg):
 def test_without_blocks_the_regularisers_stand_around_every_hidden_activation(build_on):
     net = build_on(FEATURES, "model=regressor", "model.hidden=[9,7]", reg="bn_dropout")
     assert [(name, type(layer)) for name, layer in net.named_children()] == [
-        ("flatten", nn.Flatten),
+        ("flatten", Flatten),
         ("fc1", nn.Linear), ("fc1_bn", nn.BatchNorm1d), ("fc1_act", nn.ReLU),
         ("fc1_dropout", nn.Dropout),
         ("fc2", nn.Linear), ("fc2_bn", nn.BatchNorm1d), ("fc2_act", nn.ReLU),

@@ -180,10 +180,9 @@ def test_statistics_are_of_the_gradients_before_clipping_and_the_weights_before_
 ):
     training = small_training(gradient_rule=lambda p: clip_norm(p, 1e-3), lr=1.0)
     before = {name: p.detach().clone() for name, p in training.model.named_parameters()}
-    records = fit(training, 1, LayerProbe(every=1, bins=8))
-    layers, step = next(records), next(records)
-    assert isinstance(layers, Layers)
-    assert isinstance(step, Step)
+    records = list(fit(training, 1, LayerProbe(every=1, bins=8)))
+    layers = next(record for record in records if isinstance(record, Layers))
+    step = next(record for record in records if isinstance(record, Step))
     assert (layers.epoch, layers.step) == (step.epoch, step.step) == (0, 0)
     assert set(layers.gradients) == set(layers.parameters) == set(before)
     for name, tensor in before.items():

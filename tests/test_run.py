@@ -11,9 +11,10 @@ import torch
 
 from conftest import REPOSITORY
 from debugnn import records
+from debugnn.directory import arm_of, label, run_name
 from debugnn.doctor import evidence, rules
 from debugnn.errors import ConfigError
-from debugnn.run import arm_of, execute, label, run_name
+from debugnn.run import execute
 
 SMALL = ("model=deep_mlp", "reg=bn_dropout", "data.batch_size=64", "trainer.steps_per_epoch=4")
 
@@ -109,12 +110,12 @@ import sys
 from omegaconf import OmegaConf
 from debugnn import config, run, checkpoint
 import os, signal
-save = checkpoint.save
-def save_then_die(path, training):
-    save(path, training)
-    if training.epoch == 2:
+write = checkpoint.write
+def write_then_die(path, state):
+    write(path, state)
+    if state["epoch"] == 2:
         os.kill(os.getpid(), signal.SIGKILL)
-checkpoint.save = save_then_die
+checkpoint.write = write_then_die
 run.execute(OmegaConf.load(sys.argv[1]), ["killed"], None)
 """
     config = settings("trainer.epochs=4")

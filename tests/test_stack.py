@@ -288,17 +288,17 @@ def test_a_member_can_be_saved_and_goes_on_alone(compose, tmp_path, reg):
     members = built(configs)
     train_stacked(Stack(members), epochs=1)
     with members[1].randomness():
-        checkpoint.save(tmp_path / "member.pt", members[1].training)
+        checkpoint.write(tmp_path / "member.pt", checkpoint.state_of(members[1].training))
     whole, expected, _ = train_alone(configs[1])
     resumed = build(configs[1])
-    checkpoint.save(tmp_path / "run.pt", resumed)
+    checkpoint.write(tmp_path / "run.pt", checkpoint.state_of(resumed))
     checkpoint.restore(tmp_path / "member.pt", resumed)
     rows = list(fit(resumed, 2, LayerProbe(3)))
     assert_close(rows, whole[-len(rows) :], 1e-4)
     assert_weights_close(resumed.model, expected.model, 1e-4)
     state = sum(t.nbytes for t in resumed.optimizer.state_dict()["state"][0].values())
     assert state > 0
-    checkpoint.save(tmp_path / "run.pt", resumed)
+    checkpoint.write(tmp_path / "run.pt", checkpoint.state_of(resumed))
     sizes = [(tmp_path / name).stat().st_size for name in ("member.pt", "run.pt")]
     assert sizes[0] == pytest.approx(sizes[1], rel=0.02)
 
@@ -398,16 +398,16 @@ def test_finished_members_are_skipped_whoever_ran_them(settings, caplog):
 @pytest.mark.parametrize("saved", [4, 5], ids=["between_epochs", "between_two_members"])
 def test_a_stack_that_was_cut_off_goes_on(settings, monkeypatch, saved):
     whole = execute(settings("trainer.stack=2", output="whole"), [], None)
-    save, count = checkpoint.save, 0
+    write, count = checkpoint.write, 0
 
-    def save_then_stop(path, training):
+    def write_then_stop(path, state):
         nonlocal count
-        save(path, training)
+        write(path, state)
         count += 1
         if count == saved:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, "save", save_then_stop)
+    monkeypatch.setattr(checkpoint, "write", write_then_stop)
     with pytest.raises(KeyboardInterrupt):
         execute(settings("trainer.stack=2"), [], None)
     arm = execute(settings("trainer.stack=2"), [], None)

@@ -3,6 +3,7 @@
 `records` is the one place that knows how a run is put together.
 """
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -10,17 +11,18 @@ from pathlib import Path
 
 import hydra
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarking.nets import data_overrides, net_overrides
+from benchmarking.nets import NETS, data_overrides, net_overrides
 from debugnn import cli, config
 from debugnn.build import build
 from debugnn.data import Split
+from debugnn.directory import RunDirectory
 from debugnn.loop import Training, evaluate
 from debugnn.records import Step
 from debugnn.run import follow
-from debugnn.sinks import JsonLines, WandB
+from debugnn.writer import Writer
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -31,33 +33,22 @@ def compose(overrides: Sequence[str]) -> DictConfig:
         return hydra.compose("config", cli.quote_numbers(overrides, CONF))
 
 
-def records(settings: DictConfig, directory: Path) -> Iterator[object]:
-    """A run's records, each written to the sinks that train.py gives it: JSON lines and W&B.
-
-    The doctor and its cadence are those of the configuration.
-    """
+def records(settings: DictConfig) -> Iterator[object]:
+    """A run's records, each written as train.py writes it."""
     training = build(settings)
-    resolved = OmegaConf.to_container(settings, resolve=True)
-    directory.mkdir(parents=True)
-    sinks = [JsonLines(directory)]
-    if settings.wandb.mode != "disabled":
-        sinks.append(
-            WandB(
-                directory, resolved["wandb"], config=resolved, name=directory.name,
-                group="benchmark", job_type="train",
-            )
-        )  # fmt: skip
-    for record in follow(settings, training, directory):
-        for sink in sinks:
-            sink.write(record)
-        yield record
+    directory = RunDirectory(settings, [], "benchmark")
+    directory.claim(training)
+    with Writer() as writer, directory.recording(training, writer) as write:
+        for record in follow(settings, training, directory.path):
+            write(record)
+            yield record
 
 
 class Project:
     """Side (b). Variants: "" as train.py does it, "doctor=off", "tenfold" ten times the images."""
 
     def __init__(self, root: Path | None, directory: Path, precision: str, wandb: str) -> None:
-        self.root, self.directory = root, directory
+        self.root, self.directory, self.precision = root, directory, precision
         self.common = ["trainer.device=cpu", f"trainer.precision={precision}", f"wandb={wandb}"]
         self.running: dict[tuple[str, str], Iterator[object]] = {}
         self.trainings: dict[str, Training] = {}
@@ -65,8 +56,7 @@ class Project:
     def steps(self, net: str, count: int, variant: str = "") -> float:
         """Mean seconds of `count` steps that go on from the last ones."""
         if (net, variant) not in self.running:
-            place = self.directory / f"{net}-{variant}-{self.common[1]}"
-            self.running[net, variant] = records(self._settings(net, variant), place)
+            self.running[net, variant] = records(self._settings(net, variant))
             self._advance(net, variant, 4)
         started = time.perf_counter()
         self._advance(net, variant, count)
@@ -110,7 +100,10 @@ class Project:
     def _settings(self, net: str, variant: str) -> DictConfig:
         overrides = net_overrides(net, self.root) + self.common
         overrides += data_overrides(self.root, self.directory.parent / "prepared")
-        overrides.append("trainer.epochs=1000000")
+        place = self.directory / self.precision / (variant.partition("=")[0] or "plain") / net
+        overrides += ["trainer.epochs=1000000", f"output_dir={place}"]
+        # As dense as in a run of the article's ten epochs.
+        overrides.append(f"wandb.every={math.ceil(10 * NETS[net].steps_per_epoch / 1000)}")
         if variant == "tenfold":
             overrides += [
                 "data.name=tenfold", "data.reader._target_=benchmarking.random_data.tenfold",

@@ -136,6 +136,7 @@ def assemble(config: DictConfig, model: nn.Module, data: Data) -> Training:
         steps_per_epoch=config.trainer.steps_per_epoch,
         eval_every=config.trainer.eval_every,
         eval_batch_size=config.trainer.eval_batch_size,
+        read_every=config.trainer.read_every,
         gradient_rule=gradient_rule(config.clip.max_norm, config.clip.rescale),
         bf16=config.trainer.precision == "bf16",
         channels_last=channels_last,

@@ -9,15 +9,10 @@ import torch
 from debugnn.loop import Training
 
 
-def save(path: Path, training: Training) -> None:
-    """Write the training's state at an epoch's end; the file is replaced atomically."""
-    weights = training.model.state_dict()
-    for name, tensor in weights.items():
-        # A slice, as a stack's member holds, would be written with all that it is a slice of.
-        if tensor.untyped_storage().nbytes() > tensor.nbytes:
-            weights[name] = tensor.clone()
+def state_of(training: Training) -> dict[str, Any]:
+    """A copy of the training's state at an epoch's end: the training may go on meanwhile."""
     state: dict[str, Any] = {
-        "model": weights,
+        "model": training.model.state_dict(),
         "optimizer": training.optimizer.state_dict(),
         "epoch": training.epoch,
         "step": training.step,
@@ -25,6 +20,11 @@ def save(path: Path, training: Training) -> None:
     }
     if torch.cuda.is_available():
         state["cuda_rng"] = torch.cuda.get_rng_state_all()
+    return _copied(state)
+
+
+def write(path: Path, state: dict[str, Any]) -> None:
+    """Write what `state_of` returned; the file is replaced atomically."""
     draft = path.with_suffix(".tmp")
     torch.save(state, draft)
     os.replace(draft, path)
@@ -43,3 +43,14 @@ def restore(path: Path, training: Training) -> None:
     torch.set_rng_state(state["torch_rng"].cpu())
     if "cuda_rng" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda_rng"]])
+
+
+def _copied(value: Any) -> Any:
+    # Not copy.deepcopy: of a slice, as a stack's member holds, it copies all that it is a slice of.
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_copied(item) for item in value]
+    return value

@@ -37,8 +37,9 @@ def rescale_norm(parameters: Iterable[Tensor], norm: float) -> Tensor:
     """
     parameters = list(parameters)
     before = global_norm(parameters)
-    if before > 0:
-        torch._foreach_mul_(_gradients(parameters), (norm / before).item())
+    factor = torch.where(before > 0, norm / before, 1.0)
+    for gradient in _gradients(parameters):
+        gradient.mul_(factor)
     return before
 
 
@@ -49,6 +50,8 @@ def global_norm(parameters: list[Tensor]) -> Tensor:
     gradients explode or vanish, the norm is taken again in float64.
     """
     gradients = _gradients(parameters)
+    if any(g.is_cuda for g in gradients):  # in float64 at once: to look at a norm is to wait for it
+        return get_total_norm([g.double() for g in gradients])
     norm = get_total_norm(gradients)
     if norm == 0 or torch.isinf(norm):
         norm = get_total_norm([g.double() for g in gradients])

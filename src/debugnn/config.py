@@ -83,6 +83,7 @@ class TrainerConfig:
     channels_last: bool = True
     eval_every: int = 1
     eval_batch_size: int = 128
+    read_every: int = 20
     checkpoint_every: int = 1
     stack: int = 1
 
@@ -120,6 +121,7 @@ class WandbConfig:
     entity: str | None = None
     tags: list[str] = field(default_factory=list)
     checkpoint: bool = False
+    every: int | None = None  # steps between two rows of single steps; None for 1,000 rows a run
     init_timeout: float = 30.0
 
 
@@ -169,7 +171,8 @@ class Config:
 # Settings that say where and how a run is kept, not what it computes: they may differ between a
 # finished run and a request for the same one.
 BOOKKEEPING = ("overwrite", "output_dir", "wandb", "report", "data.root", "data.cache",
-               "data.download", "trainer.checkpoint_every", "trainer.stack")  # fmt: skip
+               "data.download", "trainer.checkpoint_every", "trainer.read_every",
+               "trainer.stack")  # fmt: skip
 
 _CHOICES = {
     "init.layers": ("all", "conv"),
@@ -197,6 +200,7 @@ _INTERVALS = {
     "trainer.steps_per_epoch": "[1, inf)",
     "trainer.eval_every": "[1, inf)",
     "trainer.eval_batch_size": "[1, inf)",
+    "trainer.read_every": "[1, inf)",
     "trainer.checkpoint_every": "[1, inf)",
     "trainer.stack": "[1, inf)",
     "task.finder.start_lr": "(0, inf)",
@@ -211,6 +215,7 @@ _INTERVALS = {
     "init.pretrain.epochs": "[1, inf)",
     "init.pretrain.steps_per_epoch": "[1, inf)",
     "optim.lr": "(0, inf)",
+    "wandb.every": "[1, inf)",
     "wandb.init_timeout": "(0, inf)",
 }
 

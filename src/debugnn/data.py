@@ -86,11 +86,11 @@ class Data:
         All randomness comes from `generator`: the epoch can be drawn again.
         """
         order = torch.randperm(len(self.train), generator=generator)
-        batches = order.split(batch_size)[:limit]
         device = self.train.inputs.device
-        for index in batches:
-            inputs = self.prepare(self.train.inputs[index.to(device)])
-            targets = self.train.targets[index.to(device)]
+        # To the device at once: a GPU is waited for at each copy.
+        for index in order.to(device).split(batch_size)[:limit]:
+            inputs = self.prepare(self.train.inputs[index])
+            targets = self.train.targets[index]
             if self.augment_shift:
                 inputs = shift_randomly(inputs, self.augment_shift, generator)
             if self.permute_labels:

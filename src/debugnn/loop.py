@@ -4,8 +4,9 @@ Whoever iterates decides what becomes of the records. Between two of them the tr
 still, so that it can be saved, or left.
 """
 
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -46,7 +47,8 @@ NOBODY = Unwatched()
 class Training:
     """Everything that changes while training, and what it is trained with.
 
-    `epoch` and `step` count what is done: the next epoch's index and the next step's.
+    `epoch` and `step` count what is done: the next epoch's index and the next step's. `read_every`
+    is how many steps' losses are read off the device at once: a GPU has to finish them for that.
     """
 
     model: nn.Module
@@ -58,6 +60,7 @@ class Training:
     steps_per_epoch: int | None = None
     eval_every: int = 1
     eval_batch_size: int = 128
+    read_every: int = 20
     gradient_rule: GradientRule = keep
     bf16: bool = False
     channels_last: bool = False
@@ -107,8 +110,9 @@ def fit(
 ) -> Iterator[Step | Layers | Epoch]:
     """Train up to `epochs` epochs from where `training` stands.
 
-    Yields a `Step` each step, `Layers` before it where the probe is due, and an `Epoch` at each
-    epoch's end. NaN is an outcome like any other: the training goes on with it.
+    Yields a `Step` for each step, up to `read_every` of them together when their losses are read;
+    `Layers` at a step where the probe is due, and an `Epoch` at each epoch's end. NaN is an outcome
+    like any other: the training goes on with it.
     """
     while training.epoch < epochs:
         last = training.epoch + 1 == epochs
@@ -121,48 +125,99 @@ def train_one_epoch(
 ) -> Iterator[Step | Layers | Epoch]:
     """One pass over the training batches, then, where asked, the evaluation on the test set."""
     started = time.perf_counter()
-    model = training.model
-    epoch, samples, loss_sum, correct = training.epoch, 0, 0.0, 0
+    model, epoch = training.model, training.epoch
     classes = training.data.classes is not None
+    tally, unread = Tally(epoch, classes), Unread()
     model.train()
-    for inputs, targets in training.batches(epoch):
-        step = training.step
-        with probe.watch(model, step) as seen:
-            outputs, loss = training.backward(inputs, targets)
-        if seen is not None:
-            yield Layers(epoch, step, **seen)
-        norm = training.update()
-        watcher.step(loss, inputs, targets)
-
-        right = int((outputs.detach().argmax(dim=1) == targets).sum()) if classes else 0
-        batch_loss = loss.item()
-        samples += len(targets)
-        loss_sum += batch_loss * len(targets)
-        correct += right
-        training.step += 1
-        yield Step(
-            epoch=epoch,
-            step=step,
-            loss=batch_loss,
-            accuracy=100 * right / len(targets) if classes else None,
-            lr=training.optimizer.param_groups[0]["lr"],
-            grad_norm=norm.item(),
-        )
-    test_loss, test_accuracy = None, None
+    try:
+        for inputs, targets in training.batches(epoch):
+            step = training.step
+            if step % training.read_every == 0:
+                yield from tally.steps(unread.read())
+            with probe.watch(model, step) as seen:
+                outputs, loss = training.backward(inputs, targets)
+            if seen is not None:
+                yield Layers(epoch, step, **seen)
+            norm = training.update()
+            watcher.step(loss, inputs, targets)
+            right = correct(outputs.detach(), targets) if classes else None
+            lr = training.optimizer.param_groups[0]["lr"]
+            unread.note((step, lr, len(targets)), loss.detach(), norm, right)
+            training.step += 1
+    except Exception:
+        yield from tally.steps(unread.read())  # the steps before a failure, which explain it
+        raise
+    yield from tally.steps(unread.read())
+    tested = None, None
     if evaluated:
-        test_loss, test_accuracy = evaluate(training)
+        tested = evaluate(training)
         watcher.validate(*training.data.test_sample(_WATCHED))
     training.epoch += 1
-    yield Epoch(
-        epoch=epoch,
-        step=training.step - 1,
-        train_loss=loss_sum / samples,
-        last_batch_loss=batch_loss,
-        train_accuracy=100 * correct / samples if classes else None,
-        test_loss=test_loss,
-        test_accuracy=test_accuracy,
-        seconds=time.perf_counter() - started,
-    )
+    yield tally.epoch_of(training.step, tested, time.perf_counter() - started)
+
+
+def correct(outputs: Tensor, targets: Tensor) -> Tensor:
+    """How many of outputs (…, B, C) are largest at their target's class (…, B)."""
+    return (outputs.argmax(dim=-1) == targets).sum(dim=-1)
+
+
+class Unread:
+    """Steps whose numbers still lie on the device. A GPU is waited for once to read them all."""
+
+    def __init__(self) -> None:
+        self._known: list[tuple] = []
+        self._columns: list[tuple[Tensor | None, ...]] = []
+
+    def note(self, known: tuple, *numbers: Tensor | None) -> None:
+        """A step, by what is known of it and the tensors that are read later."""
+        self._known.append(known)
+        self._columns.append(numbers)
+
+    def read(self) -> list[tuple]:
+        """The steps since the last call: what was known, then the numbers (None for None)."""
+        known, columns = self._known, self._columns
+        self._known, self._columns = [], []
+        if not known:
+            return []
+        read = [
+            [None] * len(known) if column[0] is None else torch.stack(column).tolist()
+            for column in zip(*columns, strict=True)
+        ]
+        return [(*k, *numbers) for k, *numbers in zip(known, *read, strict=True)]
+
+
+class Tally:
+    """The sums of one epoch, and the records that they come from and lead to."""
+
+    def __init__(self, epoch: int, classes: bool) -> None:
+        self._epoch, self._classes = epoch, classes
+        self._samples, self._correct, self._loss_sum = 0, 0, 0.0
+        self._last_loss = math.nan
+
+    def steps(self, read: Iterable[tuple]) -> Iterator[Step]:
+        """A record for each step's index, learning rate, size, loss, norm and correct samples."""
+        for step, lr, size, loss, norm, right in read:
+            self._samples += size
+            self._loss_sum += loss * size
+            self._correct += right or 0
+            self._last_loss = loss
+            accuracy = 100 * right / size if self._classes else None
+            yield Step(self._epoch, step, loss, accuracy, lr, grad_norm=norm)
+
+    def epoch_of(
+        self, steps: int, tested: tuple[float | None, float | None], seconds: float
+    ) -> Epoch:
+        """The epoch's record after `steps` steps in all, and the test's loss and accuracy."""
+        return Epoch(
+            epoch=self._epoch,
+            step=steps - 1,
+            train_loss=self._loss_sum / self._samples,
+            last_batch_loss=self._last_loss,
+            train_accuracy=100 * self._correct / self._samples if self._classes else None,
+            test_loss=tested[0],
+            test_accuracy=tested[1],
+            seconds=seconds,
+        )
 
 
 @torch.inference_mode()
@@ -173,15 +228,18 @@ def evaluate(training: Training) -> tuple[float, float | None]:
     """
     was_training = training.model.training
     training.model.eval()
-    loss_sum, correct = 0.0, 0
+    classes = training.data.classes is not None
+    # Summed up where they are: a GPU is waited for once.
+    loss_sum = torch.zeros((), dtype=torch.float64, device=training.device)
+    right = torch.zeros((), dtype=torch.int64, device=training.device)
     try:
         for inputs, targets in training.data.test_batches(training.eval_batch_size):
             outputs = training.outputs(inputs)
-            loss_sum += training.loss(outputs, targets).item() * len(targets)
-            if training.data.classes is not None:
-                correct += int((outputs.argmax(dim=1) == targets).sum())
+            loss_sum += training.loss(outputs, targets).double() * len(targets)
+            if classes:
+                right += correct(outputs, targets)
     finally:
         training.model.train(was_training)
     size = len(training.data.test)
-    accuracy = 100 * correct / size if training.data.classes is not None else None
-    return training.test_loss_scale * loss_sum / size, accuracy
+    accuracy = 100 * right.item() / size if classes else None
+    return training.test_loss_scale * loss_sum.item() / size, accuracy

@@ -6,7 +6,6 @@ kinds. Epochs and steps count from 0: the loss of step 0 is the loss at initiali
 Needs the standard library only: records can be read where torch is not installed.
 """
 
-import dataclasses
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -99,12 +98,29 @@ Record = Step | Epoch | LrPoint | LrSuggestion | Layers
 
 def encode(record: Record) -> str:
     """The record as one line of strict JSON."""
-    return dump({"kind": record.kind, **dataclasses.asdict(record)})
+    return dump({"kind": record.kind, **_fields(record)})
+
+
+def _fields(record: Any) -> dict[str, Any]:
+    """The fields by name, one level deep: `asdict` copies each number of each histogram."""
+    return {name: getattr(record, name) for name in record.__slots__}
 
 
 def dump(value: Any, *, indent: int | None = None) -> str:
     """`value` as strict JSON: NaN and the infinities become strings, as in protobuf's mapping."""
-    return json.dumps(_finite(value), allow_nan=False, indent=indent, ensure_ascii=False)
+    encode = json.JSONEncoder(
+        allow_nan=False, indent=indent, ensure_ascii=False, default=_stats
+    ).encode
+    try:
+        return encode(value)
+    except ValueError:  # a number that is none: few records hold one, and the search takes longest
+        return encode(_finite(value))
+
+
+def _stats(value: object) -> dict[str, Any]:
+    if isinstance(value, TensorStats):
+        return _fields(value)
+    raise TypeError(f"{type(value).__name__} is not JSON")
 
 
 def load(text: str | bytes) -> Any:
@@ -136,6 +152,8 @@ def _finite(value: Any) -> Any:
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
+    if isinstance(value, TensorStats):
+        return _finite(_fields(value))
     return value
 
 

@@ -10,8 +10,9 @@ from omegaconf import DictConfig
 
 from debugnn import records
 from debugnn.config import check, compose
+from debugnn.directory import arm_of, directory_of
 from debugnn.errors import ConfigError
-from debugnn.run import arm_of, directory_of, execute
+from debugnn.run import execute
 
 log = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ from torch.func import functional_call, vmap
 from debugnn.clipping import GradientRule, clip_norm, keep, rescale_norm
 from debugnn.doctor.probes import LayerProbe
 from debugnn.errors import ConfigError, one_line
-from debugnn.loop import Training, evaluate
+from debugnn.loop import Tally, Training, Unread, correct, evaluate
 from debugnn.records import Epoch, Layers, Step
 
 log = logging.getLogger(__name__)
@@ -150,9 +150,11 @@ class Stack:
         started = time.perf_counter()
         lead, trainings, members = self._lead, self.trainings, range(len(self.members))
         epoch, classes = lead.epoch, lead.data.classes is not None
-        samples, loss_sums, corrects = 0, [0.0] * len(members), [0] * len(members)
+        tallies, unread = [Tally(epoch, classes) for _ in members], Unread()
         for batches in zip(*(t.batches(epoch) for t in trainings), strict=True):
-            step, size = lead.step, len(batches[0][1])
+            step = lead.step
+            if step % lead.read_every == 0:
+                yield from _steps(tallies, unread)
             if not self.at_once or any(probe.due(step) for probe in probes):
                 outputs, losses, gradients, seen = self._one_by_one(batches, probes)
                 for index in members:
@@ -164,47 +166,21 @@ class Stack:
             norms = self._apply_rules(gradients)
             optimizer.step(gradients)
 
-            rights = [0] * len(members)
+            rights = None
             if classes:
-                targets = torch.stack([targets for _, targets in batches])
-                rights = (outputs.argmax(dim=2) == targets).sum(dim=1).tolist()
-            samples += size
-            losses, norms = losses.tolist(), norms.tolist()
-            for index, training in enumerate(trainings):
-                loss_sums[index] += losses[index] * size
-                corrects[index] += rights[index]
+                rights = correct(outputs, torch.stack([targets for _, targets in batches]))
+            rates = [t.optimizer.param_groups[0]["lr"] for t in trainings]
+            unread.note((step, rates, len(batches[0][1])), losses, norms, rights)
+            for training in trainings:
                 training.step += 1
-            for index, training in enumerate(trainings):
-                yield (
-                    index,
-                    Step(
-                        epoch=epoch,
-                        step=step,
-                        loss=losses[index],
-                        accuracy=100 * rights[index] / size if classes else None,
-                        lr=training.optimizer.param_groups[0]["lr"],
-                        grad_norm=norms[index],
-                    ),
-                )
+        yield from _steps(tallies, unread)
         tested = self.evaluate() if evaluated else [(None, None)] * len(members)
         optimizer.hand_out()
         seconds = time.perf_counter() - started
         for training in trainings:
             training.epoch += 1
-        for index, training in enumerate(trainings):
-            yield (
-                index,
-                Epoch(
-                    epoch=epoch,
-                    step=training.step - 1,
-                    train_loss=loss_sums[index] / samples,
-                    last_batch_loss=losses[index],
-                    train_accuracy=100 * corrects[index] / samples if classes else None,
-                    test_loss=tested[index][0],
-                    test_accuracy=tested[index][1],
-                    seconds=seconds,
-                ),
-            )
+        for index, tally in enumerate(tallies):
+            yield index, tally.epoch_of(lead.step, tested[index], seconds)
 
     def _at_once(
         self, inputs: Tensor, targets: Tensor
@@ -347,7 +323,7 @@ class Stack:
             losses = vmap(lead.loss)(outputs, targets)
             loss_sums += losses.double() * targets.shape[1]
             if lead.data.classes is not None:
-                corrects += (outputs.argmax(dim=2) == targets).sum(dim=1)
+                corrects += correct(outputs, targets)
         size = len(lead.data.test)
         if lead.data.classes is None:
             accuracies = [None] * count
@@ -378,6 +354,16 @@ class Stack:
         finally:
             for name, buffer in self._buffers.items():
                 buffer.copy_(before[name])
+
+
+def _steps(tallies: Sequence[Tally], unread: Unread) -> Iterator[tuple[int, Step]]:
+    """The unread steps of all members, step by step."""
+    for step, rates, size, losses, norms, rights in unread.read():
+        for index, tally in enumerate(tallies):
+            right = None if rights is None else rights[index]
+            row = (step, rates[index], size, losses[index], norms[index], right)
+            for record in tally.steps([row]):
+                yield index, record
 
 
 # --- what is stacked ------------------------------------------------------------------------------
@@ -645,11 +631,12 @@ class _Graph:
             self._results = compute(*self._arguments)
 
     def __call__(self, *arguments: Tensor) -> tuple:
-        """The results' memory is the graph's own: they hold until the next call."""
+        """Outputs and gradients lie in the graph's own memory: they hold until the next call."""
         for static, argument in zip(self._arguments, arguments, strict=True):
             static.copy_(argument)
         self._graph.replay()
-        return self._results
+        outputs, losses, gradients = self._results
+        return outputs, losses.clone(), gradients  # the losses are read later
 
 
 def _capture(

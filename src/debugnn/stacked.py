@@ -10,20 +10,20 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from debugnn import checkpoint, records, run
+from debugnn import run
 from debugnn.build import build
 from debugnn.config import BOOKKEEPING, check
+from debugnn.directory import RunDirectory, Write, flat
 from debugnn.doctor.probes import LayerProbe
 from debugnn.errors import ConfigError
-from debugnn.models import parameter_count
-from debugnn.records import Epoch, Record
-from debugnn.sinks import JsonLines, Sink, WandB
+from debugnn.records import Epoch
 from debugnn.stack import Member, Stack, share_data
+from debugnn.writer import Writer
 
 log = logging.getLogger(__name__)
 
@@ -57,24 +57,21 @@ def execute_together(
         ConfigError: before anything is written; a stack that cannot be, too.
     """
     _check_same(config for config, _ in requests)
-    runs = [_Run(config, overrides, experiment or "adhoc") for config, overrides in requests]
-    directories = [each.directory for each in runs]
-    if len(set(directories)) < len(runs):
+    runs = [RunDirectory(config, overrides, experiment) for config, overrides in requests]
+    paths = [each.path for each in runs]
+    if len(set(paths)) < len(runs):
         raise ConfigError("trainer.stack: two members have one directory; name their arms apart")
-    open_runs = [each for each in runs if each.status != "finished"]
     trains = runs[0].config.task.name == "train"
-    if trains and len(open_runs) > 1:
-        for each in runs:
-            if each not in open_runs:
-                each.execute_alone()  # says that it is skipped
-        _train(open_runs)
-    else:
-        for each in runs:
-            each.execute_alone()
-    return directories
+    together = [each for each in runs if each.status != "finished"] if trains else []
+    for each, (config, overrides) in zip(runs, requests, strict=True):
+        if each not in together or len(together) == 1:
+            run.execute(config, overrides, experiment)  # a finished one says that it is skipped
+    if len(together) > 1:
+        _train(together)
+    return paths
 
 
-def _train(runs: Sequence["_Run"]) -> None:
+def _train(runs: Sequence[RunDirectory]) -> None:
     members: list[Member] = []
     for each in runs:
         each.compare()
@@ -82,7 +79,8 @@ def _train(runs: Sequence["_Run"]) -> None:
         share_data(members[-1].training, members[0].training)
     stack = Stack(members)
     for each, member in zip(runs, members, strict=True):
-        each.claim(member)
+        with member.randomness():
+            each.claim(member.training)
     by_epoch: dict[int, list[int]] = {}
     for index, member in enumerate(members):
         by_epoch.setdefault(member.training.epoch, []).append(index)
@@ -92,127 +90,44 @@ def _train(runs: Sequence["_Run"]) -> None:
         _train_stack(stack, [runs[index] for index in chosen])
 
 
-def _train_stack(stack: Stack, runs: Sequence["_Run"]) -> None:
+def _train_stack(stack: Stack, runs: Sequence[RunDirectory]) -> None:
     config, started = runs[0].config, time.perf_counter()
     epochs = config.trainer.epochs
     log.info("%s and %d more at once", runs[0].title, len(runs) - 1)
     if stack.members[0].training.epoch:
         log.info("  go on from epoch %d", stack.members[0].training.epoch)
-    failed = True
-    try:
-        for each in runs:
-            each.open(stacked=len(runs))
-        for each in runs:
-            each.find_lr()
+    with Writer() as writer, ExitStack() as recordings:
+        writes = [
+            recordings.enter_context(each.recording(member.training, writer, len(runs)))
+            for each, member in zip(runs, stack.members, strict=True)
+        ]
+        for each, member, write in zip(runs, stack.members, writes, strict=True):
+            _find_lr(each, member, write)
         probes = [LayerProbe(each.config.doctor.every, each.config.doctor.bins) for each in runs]
         ended: list[Epoch] = []
         for index, record in stack.fit(epochs, probes):
-            runs[index].write(record)
-            if isinstance(record, Epoch):
-                ended.append(record)
+            if not isinstance(record, Epoch):
+                writes[index](record)
+                continue
+            with stack.members[index].randomness():  # which the checkpoint holds
+                writes[index](record)
+            ended.append(record)
             if len(ended) == len(runs):
                 if record.epoch % math.ceil(epochs / 10) == 0 or record.epoch + 1 == epochs:
                     log.info("%s", epoch_line(ended, epochs))
                 ended = []
-        failed = False
-    except Exception as error:
-        for each in runs:
-            each.note(error)
-        raise
-    finally:
-        for each in runs:
-            each.close(failed, time.perf_counter() - started)
-    log.info("  %.1f s, in %s", time.perf_counter() - started, runs[0].directory.parent)
+    log.info("  %.1f s, in %s", time.perf_counter() - started, runs[0].path.parent)
 
 
-class _Run:
-    """What `debugnn.run.execute` keeps for a run alone, opened, written and closed from outside."""
-
-    def __init__(self, config: DictConfig, overrides: Sequence[str], experiment: str) -> None:
-        self.config = config
-        self.overrides = overrides
-        self.experiment = experiment
-        self.arm = run.arm_of(overrides)
-        self.directory = run.directory_of(config, experiment, self.arm)
-        self.title = f"{experiment} {run.label(self.arm)} seed={config.seed}"
-        self.status = None if config.overwrite else run._status(self.directory)
-        self.facts: dict[str, Any] = {}  # none before it is opened
-        self._sinks: list[Sink] = []
-
-    def execute_alone(self) -> None:
-        run.execute(self.config, self.overrides, self.experiment)
-
-    def compare(self) -> None:
-        """Raise ConfigError where the directory holds another configuration's run."""
-        if self.status is not None:
-            run._compare(self.directory, OmegaConf.to_container(self.config, resolve=True))
-
-    def claim(self, member: Member) -> None:
-        """Make the directory ready, and take the member up where its checkpoint left it."""
-        self._member = member
-        run._claim(self.directory, fresh=self.status is None)
-        path = self.directory / "checkpoint.pt"
-        if path.exists():
-            with member.randomness():
-                checkpoint.restore(path, member.training)
-
-    def open(self, stacked: int) -> None:
-        training, directory = self._member.training, self.directory
-        resolved = OmegaConf.to_container(self.config, resolve=True)
-        facts = run._facts(self.config, self.experiment, self.arm)
-        facts |= {"classes": training.data.classes, "parameters": parameter_count(training.model)}
-        facts["stacked"] = stacked
-        if self.status is not None:
-            facts["wandb_id"] = records.load((directory / "run.json").read_text()).get("wandb_id")
-        self.facts = facts
-        run._replace(directory / "config.yaml", OmegaConf.to_yaml(self.config, resolve=True))
-        run._write_facts(directory, facts)
-        self._sinks.append(JsonLines(directory, training.step))
-        if self.config.wandb.mode != "disabled":
-            sink = WandB(
-                directory,
-                resolved["wandb"],
-                config=resolved,
-                name=run.run_name(self.config, self.experiment, self.arm),
-                group=self.experiment,
-                job_type=self.config.task.name,
-                run_id=facts["wandb_id"],
-            )
-            facts["wandb_id"] = sink.id
-            self._sinks.append(sink)
-            run._write_facts(directory, facts)
-
-    def find_lr(self) -> None:
-        """The range test that `task.lr_from` asks for, as the run alone makes it."""
-        if self.config.task.lr_from is None:
-            return
-        search = copy.deepcopy(self.config)
-        search.task.name = "lr_find"  # the test and its choice, without the training after it
-        if self._member.training.step == 0:
-            with self._member.randomness():
-                for record in run.follow(search, self._member.training, self.directory):
-                    self.write(record)
-
-    def write(self, record: Record) -> None:
-        for sink in self._sinks:
-            sink.write(record)
-        training = self._member.training
-        if isinstance(record, Epoch) and run._checkpoint_due(self.config, training):
-            with self._member.randomness():
-                checkpoint.save(self.directory / "checkpoint.pt", training)
-
-    def note(self, error: Exception) -> None:
-        if self.facts:
-            self.facts["error"] = f"{type(error).__name__}: {error}"
-
-    def close(self, failed: bool, seconds: float) -> None:
-        """Close the sinks; `seconds` is the whole stack's time."""
-        for sink in self._sinks:
-            sink.close(failed)
-        if self.facts:
-            self.facts["seconds"] = round(seconds, 3)
-            self.facts["status"] = "failed" if failed else "finished"
-            run._write_facts(self.directory, self.facts)
+def _find_lr(directory: RunDirectory, member: Member, write: Write) -> None:
+    """The range test that `task.lr_from` asks for, as the run alone makes it."""
+    if directory.config.task.lr_from is None or member.training.step > 0:
+        return
+    search = copy.deepcopy(directory.config)
+    search.task.name = "lr_find"  # the test and its choice, without the training after it
+    with member.randomness():
+        for record in run.follow(search, member.training, directory.path):
+            write(record)
 
 
 def epoch_line(epochs: Sequence[Epoch], total: int) -> str:
@@ -243,7 +158,7 @@ def _alone(config: DictConfig, seed: int) -> DictConfig:
 
 
 def _check_same(configs: Iterable[DictConfig]) -> None:
-    first, *others = (run._flat(OmegaConf.to_container(c, resolve=True)) for c in configs)
+    first, *others = (flat(OmegaConf.to_container(c, resolve=True)) for c in configs)
     for other in others:
         for name in sorted(first.keys() | other.keys()):
             own = any(name == o or name.startswith(f"{o}.") for o in _OWN)
