@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarking import measures, output, startup
 from benchmarking.measures import Spread, alternate, overhead, ratio
-from benchmarking.nets import MAIN, NETS, data_overrides, net_overrides
+from benchmarking.nets import MAIN, NETS, STACKED, data_overrides, net_overrides
 from benchmarking.worker import ROOT, BenchmarkError, Worker
 
 PRECISIONS = ("fp32", "bf16")
@@ -43,17 +43,18 @@ class Effort:
     starts: int
     jobs: int
     rss_steps: dict[str, int | None]
+    stacked: tuple[str, ...]
     thorough: bool
     block: int = 20
 
 
 QUICK = Effort(
     rounds=3, seconds=200, nets=(*MAIN, "regression"), images=1000, starts=2, jobs=4,
-    rss_steps={"mnist": 21, "cifar": 21}, thorough=False,
+    rss_steps={"mnist": 21, "cifar": 21}, stacked=("mlp",), thorough=False,
 )  # fmt: skip
 FULL = Effort(
     rounds=9, seconds=3600, nets=tuple(NETS), images=10_000, starts=5, jobs=8,
-    rss_steps={"mnist": None, "cifar": None}, thorough=True,
+    rss_steps={"mnist": None, "cifar": None}, stacked=tuple(STACKED), thorough=True,
 )  # fmt: skip
 
 # Side of the alternation → its worker and what it runs there.
@@ -63,6 +64,7 @@ VARIANTS = {
     "bf16": ("bf16", ""),
     "doctor=off": ("fp32", "doctor=off"),
     "watch": ("notebook", "watch"),
+    "unwatched": ("notebook", "unwatched"),
     "lightning": ("lightning", ""),
     "tenfold": ("fp32", "tenfold"),
 }
@@ -74,6 +76,7 @@ class Results:
 
     ratio: dict[str, float] = field(default_factory=dict)
     overhead: dict[str, float] = field(default_factory=dict)
+    stack: dict[str, float] = field(default_factory=dict)
     startup: dict[str, float] = field(default_factory=dict)
     peak_rss_mb: dict[str, float] = field(default_factory=dict)
     gflops: dict[str, float] = field(default_factory=dict)
@@ -126,6 +129,7 @@ class Benchmark:
         self._compare(steps, evaluations)
         self._watching(steps)
         self._roofline(steps, evaluations)
+        self._stacks()
         self._startup()
         self._memory()
         self._describe(time.perf_counter() - began)
@@ -140,7 +144,7 @@ class Benchmark:
         """Seconds a step, a value a round, of all that is compared on this network."""
         sides = ["notebook", *PRECISIONS]
         if net in MAIN:
-            sides += ["doctor=off", "watch"]
+            sides += ["doctor=off", "watch", "unwatched"]
             if self.effort.thorough:
                 sides += ["lightning"] * ("lightning" in self.workers)
                 sides += ["tenfold"] * (net == "cifar")
@@ -218,7 +222,7 @@ class Benchmark:
     def _watching(self, steps: dict[str, Taken]) -> None:
         """What watching adds: the less favourable of the two networks stands for both."""
         for name, with_it, without, worst in (
-            ("doctor", "fp32", "doctor=off", max), ("wandb_watch", "watch", "notebook", min),
+            ("doctor", "fp32", "doctor=off", max), ("wandb_watch", "watch", "unwatched", min),
         ):  # fmt: skip
             found = {net: overhead(steps[net][with_it], steps[net][without]) for net in MAIN}
             self.results.add("overhead", name, worst(found.values(), key=lambda s: s.median))
@@ -246,6 +250,23 @@ class Benchmark:
                     key = f"{kind}_{net}_{side}"
                     self.results.gflops[key] = Spread.of(reached).median
                     self.results.peak_share[key] = Spread.of(shares).median
+
+    def _stacks(self, members: int = 8) -> None:
+        """Members × steps a second of a stack, against as many runs one after the other."""
+        for net in self.effort.stacked:
+            say(f"{members} members, {net}")
+            calls = {
+                name: self._call(
+                    "fp32", "stack_steps", net=net, members=members, count=self.effort.block,
+                    stacked=name == "stacked",
+                )
+                for name in ("alone", "stacked")
+            }  # fmt: skip
+            taken = self._alternate(calls, share=0.2)
+            self.results.add("stack", net, ratio(taken["alone"], taken["stacked"]))
+            for name, seconds in taken.items():
+                rate = members * self.effort.block / Spread.of(seconds).median
+                self.results.stack[f"{net}_{name}_per_s"] = rate
 
     def _startup(self) -> None:
         say("start-up")
@@ -294,9 +315,9 @@ class Benchmark:
             f"Medians and quartiles of up to {effort.rounds} alternating rounds of {effort.block} "
             f"steps, or an evaluation of {effort.images} images; {seconds:.0f} s in all.",
             "A step here is one of train.py's, with the doctor at its default cadence, "
-            "JSON lines and W&B offline; the notebooks' has no wandb.watch.",
+            "JSON lines and W&B offline; the notebooks' has wandb.watch(net, log='all').",
             "The article is projected from the times of its runs' steps and evaluations, without "
-            "start-up and without wandb.watch."
+            "start-up."
             + ("" if "cifar_bn" in effort.nets else " The plain nets stand for their variants."),
         ]
 

@@ -84,6 +84,13 @@ def test_the_sides_are_timed_in_processes_of_their_own(tmp_path):
             assert 0 < side.call("steps", net="regression", count=40) < 1
         for variant in ("", "doctor=off"):
             assert 0 < ours.call("steps", net="regression", count=3, variant=variant) < 1
+        for variant in ("watch", "unwatched"):
+            assert 0 < plain.call("steps", net="regression", count=3, variant=variant) < 1
+        for stacked in (True, False):
+            seconds = ours.call(
+                "stack_steps", net="regression", members=2, count=30, stacked=stacked
+            )
+            assert 0 < seconds < 10
         assert ours.call("product", dtype="float32", size=64) > 0
         work = ours.call("work", net="regression")
         assert work["image"] == 2 * (20 * 25 + 25)
@@ -134,12 +141,15 @@ def test_table_and_figure_show_ratios_first(tmp_path):
     results.add("ratio", "article_fp32", Spread(1.7, 1.6, 1.8, 5))
     results.seconds["article_fp32"] = (3600.0, 2100.0)
     results.add("overhead", "doctor", Spread(0.04, 0.03, 0.05, 5))
+    results.add("stack", "mlp", Spread(3.0, 2.8, 3.2, 5))
+    results.stack |= {"mlp_alone_per_s": 300.0, "mlp_stacked_per_s": 900.0}
     results.add("startup", "help_s", Spread(0.5, 0.4, 0.6, 3))
     results.peak_rss_mb["mnist"] = 850.0
     results.gflops["step_mnist_fp32"], results.peak_share["step_mnist_fp32"] = 120.0, 0.8
     table = output.markdown(vars(results))
     assert table.index("whole article, fp32 | 1.70 | 1.60 – 1.80 | 60.0 min") < table.index("4.0 %")
     assert "80 % of the matrix product" in table
+    assert "900 members × steps a second, 300 one after the other | 3.00 ×" in table
     output.figure(vars(results), tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 5000
     assert json.loads(json.dumps(vars(results)))["ratio"]["article_fp32"] == 1.7

@@ -9,7 +9,15 @@ from torch import nn
 
 from debugnn.doctor import network
 from debugnn.doctor.evidence import NetworkFacts
-from debugnn.doctor.network import Call, Tracer, examine, forward_order, initial_weights, trace
+from debugnn.doctor.network import (
+    Call,
+    Signals,
+    Tracer,
+    examine,
+    forward_order,
+    initial_weights,
+    trace,
+)
 from debugnn.doctor.signals import MIXED
 
 BATCH = 16
@@ -52,6 +60,13 @@ def look(model, inputs=FLAT) -> NetworkFacts:
 def traced(model, inputs=FLAT) -> tuple[torch.Tensor, Tracer]:
     with network.no_dropout(model, training=False):
         return trace(model, Call((inputs,)))
+
+
+def signals_of(model, inputs=FLAT) -> Signals:
+    signals = Signals()
+    with network.no_dropout(model, training=False):
+        signals.watch(model, Call((inputs,)))
+    return signals
 
 
 def mlp(hidden=None, end=None):
@@ -158,15 +173,15 @@ def test_values_of_activations_are_those_of_the_forward_pass():
         model[0].weight.mul_(20)
         model[0].bias.zero_()
         hidden = model[:2](FLAT)
-    _, tracer = traced(model)
-    (facts,) = tracer.activations
+    signals = signals_of(model)
+    (facts,) = signals.activations
     assert (facts.op, facts.layer) == ("tanh", "0")
     assert facts.rms == pytest.approx(hidden.square().mean().sqrt().item(), rel=1e-5)
     assert facts.saturated == pytest.approx((hidden.abs() > 0.95).float().mean().item(), abs=1e-6)
     assert facts.saturated > 0.5
     assert facts.dead == 0
-    assert tracer.inputs["2"] == pytest.approx(facts.rms, rel=1e-5)
-    assert tracer.inputs["0"] == pytest.approx(FLAT.square().mean().sqrt().item(), rel=1e-5)
+    assert signals.inputs["2"] == pytest.approx(facts.rms, rel=1e-5)
+    assert signals.inputs["0"] == pytest.approx(FLAT.square().mean().sqrt().item(), rel=1e-5)
 
 
 def test_dead_units_and_channels_are_counted():
@@ -174,14 +189,14 @@ def test_dead_units_and_channels_are_counted():
     with torch.no_grad():
         model[0].bias[:5] = -1e3
         alive = (model[:2](FLAT) > 0).any(dim=0)
-    (facts,) = traced(model)[1].activations
+    (facts,) = signals_of(model).activations
     assert facts.dead == pytest.approx((~alive).float().mean().item())
     assert facts.dead >= 5 / 20
     assert facts.saturated is None  # ReLU has no upper bound
     conv = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
     with torch.no_grad():
         conv[0].bias[:] = torch.tensor([-1e3, 5.0, 5.0, 5.0])
-    (facts,) = traced(conv, IMAGES)[1].activations
+    (facts,) = signals_of(conv, IMAGES).activations
     assert facts.dead == pytest.approx(1 / 4)
 
 

@@ -47,6 +47,13 @@ NETS = {
 }  # fmt: skip
 MAIN = ("mnist", "cifar")
 
+# What is trained in stacks: nets whose steps are mostly overhead, and one of convolutions.
+STACKED = {
+    "regression": NETS["regression"].overrides,
+    "mlp": ("model=deep_mlp", "data=digits"),
+    "mnist": NETS["mnist"].overrides,
+}
+
 
 @dataclass(frozen=True)
 class Run:
@@ -90,7 +97,7 @@ def data_overrides(root: Path | None, cache: Path) -> list[str]:
 
 def net_overrides(net: str, root: Path | None) -> list[str]:
     """The network and its data."""
-    overrides = list(NETS[net].overrides)
-    if root is None and NETS[net].data != "regression":
+    overrides = list(NETS[net].overrides if net in NETS else STACKED[net])
+    if root is None and net in NETS and NETS[net].data != "regression":
         overrides.append(f"data.reader._target_=benchmarking.random_data.{NETS[net].data}")
     return overrides

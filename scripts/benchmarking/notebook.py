@@ -133,7 +133,8 @@ def test(net, loader, criterion):
 
 
 class Notebook:
-    """Side (a). Variants: "" as the notebooks are, "watch" with `wandb.watch` at every step."""
+    """Side (a). Variants: "" as the notebooks are, "watch" with `wandb.watch` at every step, and
+    "unwatched" without it."""
 
     def __init__(self, root: Path | None, directory: Path) -> None:
         self.root, self.directory = root, directory
@@ -168,8 +169,9 @@ class Notebook:
         if wandb.run is None:
             settings = wandb.Settings(silent=True, console="off")
             wandb.init(mode="offline", project="benchmark", dir=self.directory, settings=settings)
-        if variant == "watch":
-            wandb.watch(model, log="all", log_freq=1, idx=len(self.running))
+        if variant != "unwatched":
+            options = {"log_freq": 1} if variant == "watch" else {}
+            wandb.watch(model, log="all", idx=len(self.running), **options)
         train_set, test_set = self._data(net)
         loader = DataLoader(train_set, NETS[net].batch, shuffle=True)
         criterion, optimizer = F.nll_loss, torch.optim.Adam(model.parameters())

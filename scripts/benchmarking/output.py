@@ -54,6 +54,13 @@ def markdown(results: Mapping[str, Any]) -> str:
         low, high = results["spread"][f"overhead_{key}"]
         quartiles = f"{100 * low:.1f} – {100 * high:.1f} %"
         rows.append([f"{key} adds to a step", f"{100 * value:.1f} %", quartiles])
+    for net in (key for key in results["stack"] if not key.endswith("_per_s")):
+        low, high = results["spread"][f"stack_{net}"]
+        alone, stacked = (results["stack"][f"{net}_{side}_per_s"] for side in ("alone", "stacked"))
+        rows.append([
+            f"8 seeds stacked, {net}: {stacked:.0f} members × steps a second, {alone:.0f} one "
+            "after the other", f"{results['stack'][net]:.2f} ×", f"{low:.2f} – {high:.2f}",
+        ])  # fmt: skip
     for key, value in results["startup"].items():
         low, high = results["spread"].get(f"startup_{key}", (value, value))
         rows.append([f"start-up: {key}", f"{value:.2f} s", f"{low:.2f} – {high:.2f} s"])

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import hydra
@@ -19,9 +20,11 @@ from debugnn import cli, config
 from debugnn.build import build
 from debugnn.data import Split
 from debugnn.directory import RunDirectory
-from debugnn.loop import Training, evaluate
+from debugnn.doctor.probes import LayerProbe
+from debugnn.loop import Training, evaluate, fit
 from debugnn.records import Step
 from debugnn.run import follow
+from debugnn.stack import Member, Stack, share_data
 from debugnn.writer import Writer
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -86,6 +89,36 @@ class Project:
         counts["image"] = counter.get_total_flops()
         return counts
 
+    def stack_steps(self, net: str, members: int, count: int, stacked: bool) -> float:
+        """Seconds of `count` steps of all members, at once or one run after the other.
+
+        Nobody watches and nothing is logged, on either side.
+        """
+        key = (net, f"{members}-{stacked}")
+        if key not in self.running:
+            self.running[key] = self._members(net, members, stacked)
+            self._advance(*key, 4 * members)
+        started = time.perf_counter()
+        self._advance(*key, count * members)
+        return time.perf_counter() - started
+
+    def _members(self, net: str, members: int, stacked: bool) -> Iterator[object]:
+        trainings = []
+        for seed in range(members):
+            # A step is told when it is done: the blocks are counted by what is told.
+            overrides = [f"seed={seed}", "doctor=off", "trainer.read_every=1"]
+            trainings.append(Member(build(self._settings(net, "", *overrides))))
+            share_data(trainings[-1].training, trainings[0].training)
+        unwatched = LayerProbe(every=None)
+        if stacked:
+            for _, record in Stack(trainings).fit(1_000_000, [unwatched] * members):
+                yield record
+        runs = [fit(member.training, 1_000_000, unwatched) for member in trainings]
+        while True:
+            for run in runs:
+                # One run after the other, as far as a block of them goes: each finds its caches.
+                yield from islice((r for r in run if isinstance(r, Step)), 20)
+
     def version(self) -> str:
         return f"torch {torch.__version__} with {torch.get_num_threads()} threads"
 
@@ -97,20 +130,21 @@ class Project:
         torch.mm(left, left)
         return time.perf_counter() - started
 
-    def _settings(self, net: str, variant: str) -> DictConfig:
+    def _settings(self, net: str, variant: str, *more: str) -> DictConfig:
         overrides = net_overrides(net, self.root) + self.common
         overrides += data_overrides(self.root, self.directory.parent / "prepared")
         place = self.directory / self.precision / (variant.partition("=")[0] or "plain") / net
         overrides += ["trainer.epochs=1000000", f"output_dir={place}"]
-        # As dense as in a run of the article's ten epochs.
-        overrides.append(f"wandb.every={math.ceil(10 * NETS[net].steps_per_epoch / 1000)}")
+        if net in NETS:  # W&B's rows as dense as in a run of the article's ten epochs
+            every = math.ceil(10 * NETS[net].steps_per_epoch / 1000)
+            overrides.append(f"wandb.every={every}")
         if variant == "tenfold":
             overrides += [
                 "data.name=tenfold", "data.reader._target_=benchmarking.random_data.tenfold",
             ]  # fmt: skip
         elif variant:
             overrides.append(variant)
-        return compose(overrides)
+        return compose([*overrides, *more])
 
     def _training(self, net: str) -> Training:
         if net not in self.trainings:

@@ -30,6 +30,12 @@ def keep_freed_memory() -> bool:
     return bool(kept and libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_TOTAL))
 
 
+def give_back_memory() -> None:
+    """Hand what malloc keeps back to the kernel, after what took more than a step does."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def leave_dynamo_out(optimizer: type[torch.optim.Optimizer]) -> None:
     """Spare the import of torch.compile's front end (1.5 s, 150 MB), which nothing here uses.
 

@@ -29,7 +29,7 @@ def first_look(
     if _time_first(twin, call, targets):
         batch = None  # PyTorch's default layout of sequences: axis 0 is time throughout
     with network.no_dropout(twin, training=False):
-        outputs, tracer = network.trace(twin, call, activations=False)
+        outputs, tracer = network.trace(twin, call)
     first = first_tensor(outputs)
     task = read(outputs, targets)
     squashed = first is not None and tracer.made(first) in network.SQUASHING

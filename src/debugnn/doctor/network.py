@@ -4,6 +4,7 @@ Everything here works on a copy of the model that belongs to the doctor.
 """
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 
 from debugnn.doctor.evidence import ActivationFacts, NetworkFacts, WeightFacts
+from debugnn.doctor.probes import ends_of_units, in_memory_order
 from debugnn.doctor.task import first_tensor
 
 # Nonlinearities by aten's names, with the bounds at which they are flat.
@@ -115,22 +117,71 @@ def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return value
 
 
-class Tracer(TorchDispatchMode):
-    """Follows one forward pass, operation by operation, and its nonlinearities' values."""
+class Watching(TorchDispatchMode):
+    """Sees each operation of a forward pass, and which weight layer was entered last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer: str | None = None
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # to exempt the mode from compilation would import the compiler, for seconds
 
-    def __init__(self, activations: bool = True, weights: frozenset[int] = frozenset()) -> None:
+    def entered(self, layer: str, inputs: tuple) -> None:
+        self.layer = layer
+
+    def watch(self, model: nn.Module, call: Call) -> Any:
+        """The model's outputs in one forward pass without gradients."""
+
+        def entering(name: str) -> Callable:
+            return lambda module, inputs: self.entered(name, inputs)
+
+        handles = [
+            module.register_forward_pre_hook(entering(name))
+            for name, module in model.named_modules()
+            if isinstance(module, _WEIGHTED)
+        ]
+        try:
+            with torch.no_grad(), self:
+                return call(model)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+class Signals(Watching):
+    """The values of a forward pass: its nonlinearities' outputs, its weight layers' inputs."""
+
+    def __init__(self) -> None:
         super().__init__()
-        self._describe = activations
-        self.operations: list[str] = []
         self.activations: list[ActivationFacts] = []
+        self.inputs: dict[str, float] = {}  # weight layer → RMS of its input
+
+    def entered(self, layer: str, inputs: tuple) -> None:
+        self.layer = layer
+        if inputs and isinstance(inputs[0], Tensor):
+            with _disable_current_modes():
+                self.inputs[layer] = _rms(inputs[0])
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        name = function._schema.name.removeprefix("aten::").rstrip("_")
+        if name in _BOUNDS and isinstance(result, Tensor) and result.is_floating_point():
+            self.activations.append(_activation(name, self.layer or "", result))
+        return result
+
+
+class Tracer(Watching):
+    """Follows a forward pass, operation by operation: what the network is made of."""
+
+    def __init__(self, weights: frozenset[int] = frozenset()) -> None:
+        super().__init__()
+        self.operations: list[str] = []
         self.softmax_axes: list[tuple[int, tuple[int, ...]]] = []  # axis, shape
         self.softmax_fed: list[str] = []  # weight layers that a softmax's output goes straight into
-        self.layer: str | None = None  # the weight layer that was entered last
-        self.inputs: dict[str, float] = {}  # weight layer → RMS of its input
         self._weights = weights  # addresses of parameters
         self._soft: set[int] = set()
         self._depths: dict[int, int] = {}  # weight products that a tensor has gone through
@@ -156,8 +207,6 @@ class Tracer(TorchDispatchMode):
         self._follow_depth(name, args, output)
         if plain in _SOFTMAX:
             self.softmax_axes.append((args[1] % output.dim(), tuple(output.shape)))
-        if plain in _BOUNDS and self._describe and output.is_floating_point():
-            self.activations.append(_activation(plain, self.layer or "", output))
         return result
 
     def _follow_softmax(self, name: str, args: tuple, output: Tensor) -> None:
@@ -207,17 +256,23 @@ class Tracer(TorchDispatchMode):
 
 def _activation(name: str, layer: str, output: Tensor) -> ActivationFacts:
     values = output.detach().float()
-    zero = values == 0
-    # A unit is a channel (B, C, H, W), else a feature of the last axis.
-    axes = [0, *range(2, values.dim())] if values.dim() == 4 else list(range(values.dim() - 1))
-    dead = zero.all(dim=axes) if axes and name in _CLIPPING else torch.zeros(())
-    saturated = None
+    dead, saturated = 0.0, None
+    if name in _CLIPPING and values.dim() > 1 and values.numel():
+        # A unit is a channel (B, C, H, W), else a feature of the last axis.
+        rows = values if values.dim() == 4 else values.flatten(0, -2)
+        low, high = ends_of_units(rows)
+        dead = ((low == 0) & (high == 0)).float().mean().item()
     if bounds := _BOUNDS[name]:
         low, high = bounds
         edge = 0.025 * (high - low)
         saturated = ((values < low + edge) | (values > high - edge)).float().mean().item()
-    rms = values.square().mean().sqrt().item()
-    return ActivationFacts(name, layer, rms, dead.float().mean().item(), saturated)
+    return ActivationFacts(name, layer, _rms(values), dead, saturated)
+
+
+def _rms(values: Tensor) -> float:
+    """Root mean square of a tensor of any layout."""
+    flat = in_memory_order(values.float())
+    return torch.linalg.vector_norm(flat).item() / math.sqrt(max(values.numel(), 1))
 
 
 @contextmanager
@@ -237,30 +292,10 @@ def no_dropout(model: nn.Module, training: bool) -> Iterator[None]:
             module.training = mode
 
 
-def trace(model: nn.Module, call: Call, activations: bool = True) -> tuple[Any, Tracer]:
-    """One forward pass without gradients, its outputs and what was seen."""
-    tracer = Tracer(activations, frozenset(p.data_ptr() for p in model.parameters()))
-    handles = []
-
-    def enter(name: str) -> Callable:
-        def hook(module: nn.Module, args: tuple) -> None:
-            tracer.layer = name
-            if activations and args and isinstance(args[0], Tensor):
-                with _disable_current_modes():
-                    tracer.inputs[name] = args[0].float().square().mean().sqrt().item()
-
-        return hook
-
-    for name, module in model.named_modules():
-        if isinstance(module, _WEIGHTED):
-            handles.append(module.register_forward_pre_hook(enter(name)))
-    try:
-        with torch.no_grad(), tracer:
-            outputs = call(model)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return outputs, tracer
+def trace(model: nn.Module, call: Call) -> tuple[Any, Tracer]:
+    """One forward pass without gradients, its outputs and what it is made of."""
+    tracer = Tracer(frozenset(p.data_ptr() for p in model.parameters()))
+    return tracer.watch(model, call), tracer
 
 
 def forward_order(model: nn.Module, call: Call) -> list[str]:
@@ -309,7 +344,7 @@ def examine(model: nn.Module, call: Call, batch: int | None, loss: Callable) -> 
         isinstance(m, _WEIGHTED) and any(p.dim() >= 2 for p in m.parameters()) for m in modules
     )
     with no_dropout(model, training=False):
-        outputs, tracer = trace(model, call, activations=False)
+        outputs, tracer = trace(model, call)
         # A pass of its own: what the hooks compute would be traced.
         with _softmax_inputs(model, call, facts.softmax_inputs), torch.no_grad():
             call(model)

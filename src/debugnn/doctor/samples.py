@@ -20,9 +20,13 @@ _NEIGHBOURS = 5
 
 def flat(inputs: Tensor, features: int = _FEATURES) -> Tensor:
     """Inputs as (N, at most `features`) in float64, evenly thinned."""
+    return _thinned(inputs, features).cpu().double()
+
+
+def _thinned(inputs: Tensor, features: int) -> Tensor:
     rows = inputs.detach().reshape(len(inputs), -1)
     step = -(-rows.shape[1] // features)
-    return rows[:, ::step].cpu().double()
+    return rows[:, ::step]
 
 
 def features(inputs: Tensor, most: int) -> Tensor:
@@ -44,9 +48,17 @@ def _weights(size: int) -> Tensor:
     return torch.cos(torch.arange(1, size + 1, dtype=torch.float64) ** 1.5)
 
 
+_PRINTED = 256  # features
+
+
+def thinned(inputs: Tensor) -> Tensor:
+    """A copy of what `fingerprints` looks at: they are the same as the inputs'."""
+    return _thinned(inputs, _PRINTED).clone()
+
+
 def fingerprints(inputs: Tensor) -> Tensor:
     """A number a sample, equal for equal samples and hardly ever for others. float64 (N,)."""
-    rows = flat(inputs, 256)
+    rows = flat(inputs, _PRINTED)
     weights = _weights(rows.shape[1])
     # Not a matrix product, which rounds by the batch's size; what is left is cut off.
     return (rows * weights).sum(dim=1).round(decimals=9)

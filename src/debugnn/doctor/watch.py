@@ -30,6 +30,7 @@ from debugnn.doctor.network import Call
 from debugnn.doctor.origin import find_origin
 from debugnn.doctor.task import Task, first_tensor, read, score
 from debugnn.errors import one_line
+from debugnn.runtime import give_back_memory
 
 _KEPT_BATCHES = 4  # of the beginning, at least; more where they hold fewer than _KEPT_SAMPLES
 _KEPT_SAMPLES = 768
@@ -41,7 +42,7 @@ _PROBED = 8  # samples of a batch that activations are looked at with
 _FORK_BATCHES = 8
 _FORK_STEPS = 24
 _EARLY_PROBES = (3, 8)
-_SMALL = 2**14  # values of a gradient that is looked at in every step
+_SMALL = 2**13  # values of a gradient that is looked at in every step
 _COMPARED = 20  # steps whose gradients are all held against the step before
 _PRINTS = 50_000  # samples whose fingerprint is kept
 
@@ -126,7 +127,8 @@ class Doctor:
         self._early: list[tuple[Call, Any, Any]] = []  # call, inputs, targets
         self._late: deque[tuple[Call, Any, Any]] = deque(maxlen=_LATE_BATCHES)
         self._kept_bytes = self._kept_samples = 0
-        self._prints: list[Tensor] = []
+        self._prints: list[Tensor] = []  # fingerprints of the training batches
+        self._unprinted: list[Tensor] = []  # batches whose fingerprints are taken together
         self._print_count = 0
         self._labels: list[Tensor] = []
         self._validation: tuple[Call, Any, Tensor] | None = None
@@ -143,6 +145,7 @@ class Doctor:
         self._new: dict[int, Tensor] = {}  # what has been added to them since
         self._residual_at: int | None = None
         self._compared_at: int | None = None
+        self._named: list[tuple[str, nn.Parameter]] = []  # as of the last probe
         self._graded: set[str] = set()  # parameters that have had a gradient
         self._task: Task | None = None
         self._begun = False
@@ -253,7 +256,9 @@ class Doctor:
             if self._loop.first_eval_mode is None:
                 self._loop.first_eval_mode = self._loop.steps
         self._compare_gradients()
-        named = [(n, p) for n, p in self.model.named_parameters() if p.grad is not None]
+        if self._due or not self._named:
+            self._named = list(self.model.named_parameters())  # takes as long as a small layer
+        named = [(n, p) for n, p in self._named if p.grad is not None]
         if not named:
             self._loop.empty_steps += 1
             return
@@ -275,8 +280,12 @@ class Doctor:
         ]
         if not gradients:
             return False
-        total = torch.stack([n.float() for n in torch._foreach_norm(gradients)]).sum().item()
-        # A norm of finite numbers can overflow.
+        if self._due:
+            norms = torch._foreach_norm(gradients)
+            total = torch.stack([n.float() for n in norms]).sum().item()
+        else:
+            total = torch.cat([g.flatten() for g in gradients]).sum().item()
+        # Sums and norms of finite numbers can overflow.
         return not math.isfinite(total) and any(not torch.isfinite(g).all() for g in gradients)
 
     def _probe_gradients(self, named: Sequence[tuple[str, nn.Parameter]]) -> None:
@@ -369,8 +378,10 @@ class Doctor:
         if isinstance(targets, Tensor) and len(self._labels) * max(targets.numel(), 1) < 200_000:
             self._labels.append(targets.detach().clone())
         if rows is not None and self._print_count < _PRINTS and not rows.is_cuda:
-            self._prints.append(samples.fingerprints(rows))
+            self._unprinted.append(samples.thinned(rows))
             self._print_count += len(rows)
+            if self._due:
+                self._print()
         size = sum(t.numel() * t.element_size() for t in call.tensors())
         count = len(rows) if rows is not None else 1
         few = len(self._early) < _KEPT_BATCHES or self._kept_samples < _KEPT_SAMPLES
@@ -385,6 +396,15 @@ class Doctor:
             (self._early if early else self._late).append(kept)
             self._kept_bytes += size if early else 0
             self._kept_samples += count if early else 0
+
+    def _print(self) -> None:
+        """Take the fingerprints of the batches since the last probe."""
+        batches, self._unprinted = self._unprinted, []
+        if len({(batch.shape[1:], batch.dtype) for batch in batches}) > 1:
+            self._prints += [samples.fingerprints(batch) for batch in batches]
+        elif batches:
+            prints = samples.fingerprints(torch.cat(batches))
+            self._prints += prints.split([len(batch) for batch in batches])
 
     @_harmless
     def _compare_loss(self, value: Tensor, targets: Any) -> None:
@@ -405,8 +425,9 @@ class Doctor:
             return tensor[:_PROBED] if tensor.dim() and len(tensor) == batch else tensor
 
         with undisturbed(), network.no_dropout(twin, training=True):
-            _, tracer = network.trace(twin, call.map(few))
-        self._probe.activations, self._probe.inputs = tracer.activations, tracer.inputs
+            signals = network.Signals()
+            signals.watch(twin, call.map(few))
+        self._probe.activations, self._probe.inputs = signals.activations, signals.inputs
 
     # --- the copy -------------------------------------------------------------------------------
 
@@ -578,6 +599,7 @@ class Doctor:
         self._early.clear()
         self._late.clear()
         self._pending.clear()
+        self._named.clear()
         self._validation = None
 
     def __enter__(self) -> "Doctor":
@@ -595,6 +617,7 @@ class Doctor:
         """Bring the evidence up to date."""
         self._losses += [v.item() for v in self._unread]
         self._unread.clear()
+        self._print()
         self._gather_optimizer()
         self._gather_losses()
         for part in (self._gather_data, self._gather_outcome):
@@ -672,6 +695,7 @@ class Doctor:
         with undisturbed():
             self._task = first_look(twin, call, targets, own_loss(self.loss_fn), self.evidence)
             self.evidence.outcome.initial = self._score(twin, [self._early[0]], training=True)
+        give_back_memory()  # all layers' outputs, several times over: more than a step ever needs
 
     def _gather_data(self) -> None:
         batches = self._batches()
@@ -936,7 +960,7 @@ def _distinct(inputs: Tensor) -> Tensor:
     return torch.tensor(sorted(seen.values()), device=inputs.device)
 
 
-def _in_chunks(model: nn.Module, call: Call, batch: int, size: int = 256) -> Any:
+def _in_chunks(model: nn.Module, call: Call, batch: int, size: int = 128) -> Any:
     """The model's first output tensor over a batch that may be too large for one pass."""
     if batch <= size or any(t.dim() == 0 or len(t) != batch for t in call.tensors()):
         return call(model)
