@@ -24,6 +24,7 @@ from benchmarking import measures, output, startup
 from benchmarking.measures import Spread, alternate, overhead, ratio
 from benchmarking.nets import MAIN, NETS, STACKED, data_overrides, net_overrides
 from benchmarking.worker import ROOT, BenchmarkError, Worker
+from debugnn import report
 
 PRECISIONS = ("fp32", "bf16")
 Taken = dict[str, list[float]]
@@ -81,6 +82,8 @@ class Results:
     peak_rss_mb: dict[str, float] = field(default_factory=dict)
     gflops: dict[str, float] = field(default_factory=dict)
     peak_share: dict[str, float] = field(default_factory=dict)
+    bound: dict[str, float] = field(default_factory=dict)
+    profile: dict[str, dict[str, float]] = field(default_factory=dict)
     spread: dict[str, tuple[float, float]] = field(default_factory=dict)
     seconds: dict[str, tuple[float, float]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -233,13 +236,20 @@ class Benchmark:
             self.results.add("overhead", "tenfold_data", found)
 
     def _roofline(self, steps: dict[str, Taken], evaluations: dict[str, Taken]) -> None:
-        """GFLOP/s, and their share of the matrix product's in the same process and round."""
+        """GFLOP/s, and their share of the matrix product's in the same process and round; where a
+        step's time goes, and the ratio that no program could exceed."""
         for side in PRECISIONS:
             product = [second for net in MAIN for second in steps[net][f"product_{side}"]]
             peak = 2 * 2048**3 / Spread.of(product).median / 1e9
             self.results.gflops[f"peak_{side}"] = peak
             for net in MAIN:
                 work = self.workers[side].call("work", net=net)
+                self.results.profile[f"{net}_{side}"] = self.workers[side].call("profile", net=net)
+                # Were everything but the products for nothing, and they as fast as the fastest.
+                least = work["step"] / (peak * 1e9)
+                self.results.bound[f"step_{net}_{side}"] = (
+                    Spread.of(steps[net]["notebook"]).median / least
+                )
                 for kind, operations, taken in (
                     ("step", work["step"], steps[net]),
                     ("eval", self.effort.images * work["image"], evaluations[net]),
@@ -347,7 +357,12 @@ def main() -> int:
     )
     parser.add_argument("--quick", action="store_true", help="within 5 minutes, fewer rounds")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="write table and figure there")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="write table and figure there, and the README's table",
+    )
     parser.add_argument(
         "--wandb", choices=["offline", "disabled"], default="offline", help="this project's sink"
     )
@@ -374,6 +389,7 @@ def main() -> int:
         numbers = json.dumps(written, indent=2) + "\n"
         (options.output / "benchmark.json").write_text(numbers, encoding="utf-8")
         output.figure(written, options.output / "benchmark.png")
+        report.fill(ROOT / "README.md", "speed", output.summary(written))
     return 0
 
 

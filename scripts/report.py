@@ -2,6 +2,7 @@
 
 python scripts/report.py --runs outputs    from runs of scripts/reproduce.py --data article
 python scripts/report.py --conf-only       the README's tables of options and experiments
+python scripts/report.py --precision DIR   bf16 beside fp32, from runs of experiment=precision
 """
 
 import argparse
@@ -14,7 +15,7 @@ import pandas as pd
 from debugnn import report
 from debugnn.errors import ConfigError
 from debugnn.figures import draw
-from debugnn.results import Run, compare, load_runs, tidy_epochs
+from debugnn.results import Run, compare, load_runs, paired, tidy_epochs
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -42,6 +43,16 @@ def write(runs: list[Run], source: Path, output: Path) -> None:
     report.fill(README, "results", f"{table}\n\n{said}")
 
 
+def write_precision(runs: list[Run], output: Path) -> None:
+    """Every pair of runs, and their table in the README."""
+    sides = ("fp32", "bf16")
+    table = paired(runs, "trainer.precision", sides)
+    output.mkdir(parents=True, exist_ok=True)
+    table.to_csv(output / "precision.csv", index=False)
+    text = f"{report.pairs(table, sides)}\n\n{report.provenance(runs)}"
+    report.fill(README, "precision", text)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Write the evidence of finished runs.")
     parser.add_argument("--runs", type=Path, default=Path("outputs"), help="where the runs are")
@@ -52,13 +63,16 @@ def main() -> int:
         help="only runs on these data sets (default: the article's)",
     )
     parser.add_argument("--conf-only", action="store_true", help="only the README's option tables")
+    parser.add_argument("--precision", type=Path, metavar="DIR", help="where those runs are")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         report.fill(README, "groups", report.groups(ROOT / "conf"))
         report.fill(README, "experiments", report.experiments(ROOT / "conf"))
         report.fill(README, "causes", report.causes())
-        if options.conf_only:
+        if options.precision:
+            write_precision(load_runs(options.precision, "precision"), options.output)
+        if options.conf_only or options.precision:
             return 0
         runs = [r for r in load_runs(options.runs) if r.data in options.data.split(",")]
         if not runs:

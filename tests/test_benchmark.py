@@ -94,6 +94,9 @@ def test_the_sides_are_timed_in_processes_of_their_own(tmp_path):
         assert ours.call("product", dtype="float32", size=64) > 0
         work = ours.call("work", net="regression")
         assert work["image"] == 2 * (20 * 25 + 25)
+        shares = ours.call("profile", net="regression")
+        assert sum(shares.values()) == pytest.approx(1)
+        assert shares["dense layers"] > 0 == shares["convolutions"]
         with pytest.raises(BenchmarkError, match=r"b: steps failed: .*no_such"):
             ours.call("steps", net="no_such", count=1)
     finally:
@@ -146,9 +149,12 @@ def test_table_and_figure_show_ratios_first(tmp_path):
     results.add("startup", "help_s", Spread(0.5, 0.4, 0.6, 3))
     results.peak_rss_mb["mnist"] = 850.0
     results.gflops["step_mnist_fp32"], results.peak_share["step_mnist_fp32"] = 120.0, 0.8
+    results.profile["mnist_fp32"] = {"convolutions": 0.7, "else": 0.3}
+    results.bound["step_mnist_fp32"] = 2.5
     table = output.markdown(vars(results))
     assert table.index("whole article, fp32 | 1.70 | 1.60 – 1.80 | 60.0 min") < table.index("4.0 %")
     assert "80 % of the matrix product" in table
+    assert "| mnist_fp32 | 70 % | 30 % | 2.50 |" in table
     assert "900 members × steps a second, 300 one after the other | 3.00 ×" in table
     output.figure(vars(results), tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 5000

@@ -18,7 +18,7 @@ ALLOWED = {
     "errors": set(),
     "shapes": {"numpy"},
     "results": {"numpy", "pandas", "omegaconf", "yaml"},
-    "report": {"pandas", "yaml"},
+    "report": {"pandas", "scipy", "yaml"},
     "figures": {"numpy", "pandas", "matplotlib"},
     "data": {"numpy", "torch", "torchvision", "sklearn"},
     "models": {"torch"},

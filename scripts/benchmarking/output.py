@@ -34,6 +34,7 @@ RATIOS = {
     "eval_mnist_lightning": "evaluation, MNIST net, Lightning",
     "eval_cifar_lightning": "evaluation, CIFAR net, Lightning",
 }
+STACKED = {"mlp": "20-layer MLP", "regression": "regression net", "mnist": "MNIST net"}
 TARGETS = {"article_fp32": 1.6, "article_bf16": 2.5, "eval_fp32": 2.0, "eval_bf16": 4.0}
 
 
@@ -71,8 +72,48 @@ def markdown(results: Mapping[str, Any]) -> str:
         of_peak = "" if share is None else f"{100 * share:.0f} % of the matrix product"
         rows.append([f"GFLOP/s, {key}", f"{value:.0f}", of_peak])
     blocks.append(_table(rows))
+    rows = [["a bare step's time", *next(iter(results["profile"].values()), ()), "ratio's bound"]]
+    for key, shares in results["profile"].items():
+        cells = [f"{100 * share:.0f} %" for share in shares.values()]
+        rows.append([key, *cells, f"{results['bound'][f'step_{key}']:.2f}"])
+    blocks.append(_table(rows))
+    blocks.append(
+        "The bound: the notebooks' seconds over what the step's products alone take at the speed "
+        "of the large matrix product. No program that computes them on this machine can exceed it."
+    )
     blocks.append("\n".join(results["notes"]))
     return "\n\n".join(blocks) + "\n"
+
+
+def summary(results: Mapping[str, Any]) -> str:
+    """What the README says: ratios and their targets, watching, start-up, memory."""
+    rows = [["", "measured", "target"]]
+    for key in (*TARGETS, "step_mnist_fp32", "step_mnist_bf16", "step_cifar_fp32",
+                "step_cifar_bf16"):  # fmt: skip
+        bound = results["bound"].get(key)
+        target = f"{TARGETS[key]}" if key in TARGETS else f"cannot exceed {bound:.2f}"
+        rows.append([RATIOS[key], f"{results['ratio'][key]:.2f} times as fast", target])
+    for key, title in (
+        ("doctor_mnist", "the doctor, MNIST net"), ("doctor_cifar", "the doctor, CIFAR net"),
+        ("wandb_watch_mnist", "`wandb.watch` at every step, MNIST net"),
+        ("wandb_watch_cifar", "`wandb.watch` at every step, CIFAR net"),
+    ):  # fmt: skip
+        target = "5 %" if key.startswith("doctor") else ""
+        rows.append([title, f"{100 * results['overhead'][key]:+.1f} % of a step", target])
+    for net in (key for key in results["stack"] if not key.endswith("_per_s")):
+        rows.append([
+            f"8 seeds stacked, {STACKED[net]}",
+            f"{results['stack'][net]:.2f} times as fast as one by one", "",
+        ])  # fmt: skip
+    for key, title, target in (
+        ("help_s", "`train.py --help`", "1 s"), ("cfg_s", "`train.py --cfg job`", "1 s"),
+        ("first_step_s", "from the start to the first step", "5 s"),
+        ("extra_job_s", "each further job of a sweep, besides its epochs", "0.4 s"),
+    ):  # fmt: skip
+        rows.append([title, f"{results['startup'][key]:.2f} s", target])
+    for net, limit in (("mnist", 900), ("cifar", 1200)):
+        rows.append([f"peak memory, {net}", f"{results['peak_rss_mb'][net]:.0f} MB", f"{limit} MB"])
+    return "\n\n".join([_table(rows), results["notes"][0]])
 
 
 def duration(seconds: float | None) -> str:

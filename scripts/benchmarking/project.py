@@ -13,6 +13,7 @@ from pathlib import Path
 import hydra
 import torch
 from omegaconf import DictConfig
+from torch.profiler import ProfilerActivity
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarking.nets import NETS, data_overrides, net_overrides
@@ -27,6 +28,14 @@ from debugnn.run import follow
 from debugnn.stack import Member, Stack, share_data
 from debugnn.writer import Writer
 
+# Kind of operation → parts of its names in a profile; the first that fits.
+KINDS = {
+    "convolutions": ("convolution",),
+    "dense layers": ("addmm", "mm"),
+    "optimiser": ("dam", "SGD", "sgd", "foreach"),
+    "activations, pools": ("relu", "clamp", "threshold", "pool", "dropout", "norm"),
+    "copies": ("copy_", "clone", "fill_", "zero_"),
+}
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
@@ -88,6 +97,27 @@ class Project:
             training.outputs(next(training.data.test_batches(1))[0])
         counts["image"] = counter.get_total_flops()
         return counts
+
+    def profile(self, net: str, steps: int = 10) -> dict[str, float]:
+        """Share of a step's time by kind of operation, without doctor and logging."""
+        training = self._training(net)
+        batches = list(islice(training.batches(0), steps))
+
+        def train() -> None:
+            for inputs, targets in batches:
+                training.backward(inputs, targets)
+                training.update()
+
+        train()
+        with torch.profiler.profile(activities=[ProfilerActivity.CPU]) as profiler:
+            train()
+        spent = dict.fromkeys(KINDS, 0.0)
+        for event in profiler.key_averages():
+            name = event.key.removeprefix("aten::")
+            kind = next((k for k, words in KINDS.items() if any(w in name for w in words)), "else")
+            spent[kind] = spent.get(kind, 0.0) + event.self_cpu_time_total
+        whole = sum(spent.values())
+        return {kind: seconds / whole for kind, seconds in spent.items()}
 
     def stack_steps(self, net: str, members: int, count: int, stacked: bool) -> float:
         """Seconds of `count` steps of all members, at once or one run after the other.

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import yaml
+from scipy import stats
 
 from debugnn.doctor.findings import CAUSES
 from debugnn.errors import ConfigError
@@ -34,6 +35,34 @@ def comparison(runs: Sequence[Run]) -> str:
         rows.append((row.experiment, row.seed, cells))
     head = ["article's run", "experiment", "arm", "epochs", *QUANTITIES]
     return markdown(head, [cells for _, _, cells in sorted(rows, key=lambda r: r[:2])])
+
+
+def pairs(table: pd.DataFrame, values: tuple[str, str]) -> str:
+    """What `results.paired` returns as a Markdown table: accuracies and their difference.
+
+    Means with standard deviations over the seeds; of the differences the 95 % interval of their
+    mean (Student's t, paired by seed).
+    """
+    first, second = values
+    rows = []
+    for (data, arm, epochs), group in table.groupby(["data", "arm", "epochs"], sort=True):
+        sides = [f"{group[side].mean():.2f} ± {group[side].std():.2f}" for side in values]
+        low, high = interval(group[second] - group[first])
+        shown = [] if arm == "default" else [f"`{arm}`"]
+        rows.append([
+            " ".join([data, *shown]), str(epochs), str(len(group)), *sides,
+            f"{(group[second] - group[first]).mean():+.2f} ({low:+.2f} to {high:+.2f})",
+        ])  # fmt: skip
+    head = ["data", "epochs", "seeds", *(f"{side}, %" for side in values), f"{second} − {first}"]
+    return markdown(head, rows)
+
+
+def interval(differences: pd.Series) -> tuple[float, float]:
+    """The 95 % interval of the mean of at least two paired differences, by Student's t."""
+    low, high = stats.t.interval(
+        0.95, len(differences) - 1, loc=differences.mean(), scale=differences.sem()
+    )
+    return float(low), float(high)
 
 
 def provenance(runs: Sequence[Run]) -> str:

@@ -316,6 +316,34 @@ def compare(runs: Iterable[Run], article: Path = ARTICLE) -> pd.DataFrame:
     return table
 
 
+def paired(runs: Iterable[Run], setting: str, values: tuple[str, str]) -> pd.DataFrame:
+    """Runs that differ in one setting alone, seed by seed: what it does to the test accuracy.
+
+    A row a pair of runs: data, arm (without the setting), seed, epochs, and the last epoch's test
+    accuracy in % under each of the two values.
+
+    Raises:
+        ConfigError: no such pair.
+    """
+    sides: dict[tuple, dict[str, float]] = {}
+    for run in runs:
+        others = (f"{k}={v}" for k, v in run.arm.items() if k not in (setting, "data"))
+        arm = ",".join(others) or "default"
+        value = run.arm.get(setting)
+        if value in values and run.config["task"]["name"] == "train":
+            epochs = run.epochs()
+            pair = sides.setdefault((run.data, arm, run.seed, len(epochs)), {})
+            pair[value] = epochs["test_accuracy"].iloc[-1]
+    rows = [
+        {"data": data, "arm": arm, "seed": seed, "epochs": epochs, **pair}
+        for (data, arm, seed, epochs), pair in sides.items()
+        if len(pair) == 2
+    ]
+    if not rows:
+        raise ConfigError(f"no two finished runs that differ in {setting}={' and '.join(values)}")
+    return pd.DataFrame(rows)
+
+
 def _summary(epochs: pd.DataFrame) -> dict[str, float | None]:
     first, last = epochs.iloc[0], epochs.iloc[-1]
     nonfinite = first_nonfinite(epochs["last_batch_loss"])
