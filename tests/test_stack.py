@@ -18,7 +18,7 @@ from debugnn.errors import ConfigError
 from debugnn.loop import fit
 from debugnn.records import Epoch, Layers, Step
 from debugnn.run import execute
-from debugnn.stack import Member, Stack, clip_each, share_data
+from debugnn.stack import Member, Stack, clip_each, fit_captured, share_data
 from debugnn.stacked import execute_together
 
 # 100 samples in batches of 32: the last is smaller, and has masks of its own size.
@@ -380,6 +380,26 @@ def test_a_stacks_directories_are_those_of_the_runs_alone(settings):
         steps = [[row["step"] for row in records.read_jsonl(d / "layers.jsonl")]
                  for d in (own, alone)]  # fmt: skip
         assert steps[0] == steps[1] == [0]
+
+
+@pytest.mark.parametrize("reg", ["none", "bn_dropout"])
+def test_a_captured_training_is_the_plain_one_and_can_be_taken_up(compose, tmp_path, reg):
+    """On a GPU its passes are a graph; what surrounds them is the same anywhere."""
+    config = compose(*SMALL, *DENSE, f"reg={reg}", STEADY)
+    expected, plain, _ = train_alone(config)
+    training = build(config)
+    rows = []
+    for record in fit_captured(training, 2, LayerProbe(3)):
+        rows.append(record)
+        if isinstance(record, Epoch) and record.epoch == 0:
+            checkpoint.write(tmp_path / "run.pt", checkpoint.state_of(training))
+    assert_close(rows, expected, 1e-4)
+    assert_weights_close(training.model, plain.model, 1e-4)
+    resumed = build(config)
+    torch.manual_seed(99)
+    checkpoint.restore(tmp_path / "run.pt", resumed)
+    again = list(fit_captured(resumed, 2, LayerProbe(3)))
+    assert_close(again, rows[-len(again) :], 0)
 
 
 def test_finished_members_are_skipped_whoever_ran_them(settings, caplog):

@@ -21,6 +21,7 @@ from debugnn.errors import CheckFailedError, ConfigError
 from debugnn.loop import Training, fit
 from debugnn.lr_finder import range_test, suggest
 from debugnn.records import Record
+from debugnn.stack import fit_captured
 from debugnn.writer import Writer
 
 log = logging.getLogger(__name__)
@@ -94,6 +95,9 @@ def follow(config: DictConfig, training: Training, directory: Path) -> Iterator[
                 group["lr"] = chosen[0]
     if config.task.name == "train":
         probe = LayerProbe(config.doctor.every, config.doctor.bins)
+        if config.trainer.graph and training.device.type == "cuda":
+            yield from fit_captured(training, config.trainer.epochs, probe)
+            return
         if config.doctor.every is None:
             yield from fit(training, config.trainer.epochs, probe)
             return

@@ -61,6 +61,22 @@ class Member:
             _set_random_state(device, outer)
 
 
+def fit_captured(
+    training: Training, epochs: int, probe: LayerProbe
+) -> Iterator[Step | Layers | Epoch]:
+    """`debugnn.loop.fit` as a stack of one: on a GPU its passes are a CUDA graph.
+
+    Nobody can watch inside a graph; where the probe is due, the plain passes run.
+    """
+    member = Member(training)
+    for _, record in Stack([member], at_once=True).fit(epochs, [probe]):
+        if isinstance(record, Epoch):
+            with member.randomness():  # for whoever saves the training now
+                yield record
+        else:
+            yield record
+
+
 def share_data(training: Training, other: Training) -> None:
     """Let a training on the same data as another's hold no copy of its own.
 
