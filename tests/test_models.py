@@ -319,3 +319,41 @@ def test_a_model_that_does_not_fit_is_refused_in_one_line(build_on, shape, overr
     with pytest.raises(ConfigError, match=message) as caught:
         build_on(shape, *overrides)
     assert "\n" not in str(caught.value)
+
+
+# --- what saves time and changes no number --------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_flattened_tensors_gradient_has_its_layout_and_the_same_numbers(layout):
+    torch.manual_seed(0)
+    inputs = torch.randn(3, 4, 6, 6).to(memory_format=layout)
+    weight = torch.randn(5, 4 * 3 * 3)
+    gradients, arrived = [], []
+    for flatten in (Flatten(), nn.Flatten()):
+        leaf = inputs.clone().requires_grad_()
+        pooled = nn.functional.max_pool2d(leaf, 2)
+        pooled.register_hook(arrived.append)
+        (flatten(pooled) @ weight.T).square().sum().backward()
+        gradients.append(leaf.grad)
+    assert torch.equal(*gradients)
+    assert torch.equal(*arrived)
+    assert arrived[0].is_contiguous(memory_format=layout)
+
+
+def test_relus_work_in_place_on_nothing_that_is_needed():
+    inputs = torch.randn(2, 1, 28, 28)
+    before = inputs.clone()
+    gradients = []
+    for in_place in (True, False):
+        torch.manual_seed(0)
+        net = network((1, 28, 28), 10, activation=nn.ReLU, blocks=[[4, 6]], hidden=[8],
+                      batch_norm=True, dropout=0.5)  # fmt: skip
+        found = [layer for layer in net if isinstance(layer, nn.ReLU)]
+        assert [layer.inplace for layer in found] == [True] * 3
+        for layer in found:
+            layer.inplace = in_place
+        net(inputs).logsumexp(dim=1).sum().backward()
+        gradients.append([p.grad for p in net.parameters()])
+    assert torch.equal(inputs, before)
+    assert all(map(torch.equal, *gradients))

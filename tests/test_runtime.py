@@ -41,6 +41,26 @@ def test_kept_memory_spares_page_faults_and_changes_no_number():
         assert int(kept[0]) < 0.5 * int(plain[0])
 
 
+@pytest.mark.skipif(not runtime.keep_freed_memory(), reason="not glibc")
+def test_kept_memory_can_be_given_back():
+    program = """
+import torch
+from debugnn import runtime
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+runtime.keep_freed_memory()
+blocks = [torch.ones(2**20) for _ in range(40)]  # 4 MiB each
+held = resident()
+del blocks
+kept = resident()
+runtime.give_back_memory()
+print(held, kept, resident())
+"""
+    held, kept, left = map(int, python(program))
+    assert held - kept < 20 << 20
+    assert kept - left > 120 << 20
+
+
 @pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
 def test_an_optimizer_without_dynamo_takes_the_same_steps(name):
     program = f"""

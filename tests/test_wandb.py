@@ -88,6 +88,23 @@ def test_histograms_stand_under_the_keys_of_wandb_watch(seen, run):
                 assert item[f"{kind}/{name}.bins"][0] == pytest.approx(stats["low"], rel=1e-4)
 
 
+@pytest.mark.parametrize(("every", "expected"), [("3", [0, 3, 6]), ("null", [*range(0, 1200, 2)])])
+def test_single_steps_are_thinned_in_wandb_alone(compose, tmp_path, every, expected):
+    """By default to at most 1,000 rows a run."""
+    epochs, steps = (1, 7) if every == "3" else (3, 400)
+    config = compose(
+        "wandb=offline", "data=regression", "model=regressor", "loss=mse", "data.batch_size=1",
+        "doctor=off", f"trainer.epochs={epochs}", f"trainer.steps_per_epoch={steps}",
+        f"wandb.every={every}",
+    )  # fmt: skip
+    config.output_dir = str(tmp_path)
+    directory = execute(config, [], None)
+    history = [h["item"] for h in read_back(directory)["history"]]
+    assert [item["step"] for item in history if "step/loss" in item] == expected
+    kept = list(records.read_jsonl(directory / "metrics.jsonl", "step"))
+    assert len(kept) == epochs * steps
+
+
 def test_the_run_ends_well(seen):
     assert seen["exit"][0].get("exit_code", 0) == 0
 

@@ -94,7 +94,8 @@ class Data:
             if self.augment_shift:
                 inputs = shift_randomly(inputs, self.augment_shift, generator)
             if self.permute_labels:
-                targets = targets[torch.randperm(len(targets), generator=generator).to(device)]
+                shuffled = torch.randperm(len(targets), generator=generator)
+                targets = targets[shuffled.to(device, non_blocking=True)]
             yield inputs, targets
 
     def steps_per_epoch(self, batch_size: int, limit: int | None = None) -> int:
@@ -120,7 +121,7 @@ def shift_randomly(inputs: Tensor, most: int, generator: torch.Generator) -> Ten
     height, width = inputs.shape[-2:]
     padded = F.pad(inputs, (most,) * 4, mode="replicate")
     offsets = torch.randint(0, 2 * most + 1, (2, len(inputs)), generator=generator)
-    rows, columns = offsets.to(inputs.device).unsqueeze(2)
+    rows, columns = offsets.to(inputs.device, non_blocking=True).unsqueeze(2)
     rows = (rows + torch.arange(height, device=inputs.device))[:, :, None]
     columns = (columns + torch.arange(width, device=inputs.device))[:, None, :]
     samples = torch.arange(len(inputs), device=inputs.device)[:, None, None]
