@@ -108,7 +108,7 @@ class LayerFacts:
 
     gradient: float | None  # L2 norm before clipping
     weight: float
-    update: float | None = None  # ‖Δw‖
+    update: float | None = None  # ‖Δw‖, at the first probes
 
 
 @dataclass

@@ -42,6 +42,9 @@ _PROBED = 8  # samples of a batch that activations are looked at with
 _FORK_BATCHES = 8
 _FORK_STEPS = 24
 _EARLY_PROBES = (3, 8)
+# Probes that look at everything. Later ones leave out the updates, and every other one the
+# activations: what dies or saturates stays so.
+_THOROUGH_PROBES = 10
 _SMALL = 2**13  # values of a gradient that is looked at in every step
 _COMPARED = 20  # steps whose gradients are all held against the step before
 _PRINTS = 50_000  # samples whose fingerprint is kept
@@ -296,7 +299,8 @@ class Doctor:
         with torch.no_grad():
             sizes = _norms([weights[n] for n in names])
             pulls = dict(zip(pulled, _norms([gradients[n] for n in pulled]), strict=True))
-            self._before = {n: weights[n].clone() for n in names}
+            if len(self.evidence.probes) < _THOROUGH_PROBES:
+                self._before = {n: weights[n].clone() for n in names}
         layers = {n: LayerFacts(pulls.get(n), size) for n, size in zip(names, sizes, strict=True)}
         self._probe = Probe(self._loop.steps, layers)
 
@@ -416,6 +420,9 @@ class Doctor:
             self._ratios.append(value.item() / own)
 
     def _probe_activations(self, call: Call) -> None:
+        taken = len(self.evidence.probes)
+        if taken >= _THOROUGH_PROBES and taken % 2:
+            return
         twin = self._current_twin(load=self._loop.steps > 0)
         if twin is None:
             return
