@@ -10,7 +10,8 @@ import pytest
 from conftest import REPOSITORY
 
 PACKAGE = REPOSITORY / "src" / "debugnn"
-MODULES = sorted(PACKAGE.rglob("*.py"))
+PLUGINS = REPOSITORY / "src" / "hydra_plugins"
+MODULES = sorted((*PACKAGE.rglob("*.py"), *PLUGINS.rglob("*.py")))
 
 # Module → what it may import besides the standard library; the rest of the package follows.
 ALLOWED = {
@@ -40,12 +41,14 @@ ALLOWED = {
     "build": {"torch", "hydra", "omegaconf"},
     "config": {"hydra", "omegaconf"},
     "cli": {"hydra", "omegaconf"},
+    "debugnn_launcher": {"hydra", "omegaconf"},
 }
 
 
 def room(path):
-    """The module, or the folder below the package, that a file belongs to."""
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    """The module, or the folder below its package, that a file belongs to."""
+    package = PACKAGE if path.is_relative_to(PACKAGE) else PLUGINS
+    return path.relative_to(package).parts[0].removesuffix(".py")
 
 
 def imports(path):

@@ -12,6 +12,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from debugnn.errors import CheckFailedError, ConfigError, one_line
 
+# Launchers: the others' jobs run in processes of their own.
+_IN_PROCESS = ("BasicLauncher", "StackedLauncher")
+
 _exit_codes: set[int] = set()  # of the jobs that ran in this process
 _verbose = False  # HYDRA_FULL_ERROR=1: tracebacks too
 
@@ -50,17 +53,22 @@ def guarded(job: Callable[[], object], arm: Sequence[str], launcher: str, sweep:
     try:
         job()
     except CheckFailedError:
-        if not launcher.endswith("BasicLauncher"):
+        if not launcher.endswith(_IN_PROCESS):
             raise
         _exit_codes.add(1)
     except ConfigError as error:
-        if not launcher.endswith("BasicLauncher"):
+        if not launcher.endswith(_IN_PROCESS):
             raise
-        if _verbose:
-            traceback.print_exc()
-        where = f"{' '.join(arm)}: " if sweep else ""
-        print(f"error: {where}{explain(error)}", file=sys.stderr)
-        _exit_codes.add(2)
+        report(error, arm if sweep else ())
+
+
+def report(error: ConfigError, arm: Sequence[str]) -> None:
+    """Name a job's error at once, and let the command end with 2 after the other jobs."""
+    if _verbose:
+        traceback.print_exception(error)
+    where = f"{' '.join(arm)}: " if arm else ""
+    print(f"error: {where}{explain(error)}", file=sys.stderr)
+    _exit_codes.add(2)
 
 
 def quote_numbers(arguments: Sequence[str], conf: Path) -> list[str]:

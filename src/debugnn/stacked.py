@@ -8,12 +8,15 @@ stack for each epoch, and one that is left over goes on alone.
 import copy
 import logging
 import math
+import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from debugnn import run
 from debugnn.build import build
@@ -30,6 +33,8 @@ log = logging.getLogger(__name__)
 # What the arms of one stack may differ in: numbers, and where runs are kept.
 _OWN = ("seed", "init", "optim", "clip", "reg.dropout", *BOOKKEEPING)
 
+Refuse = Callable[[int, ConfigError], None]
+
 
 def execute_stack(config: DictConfig, overrides: Sequence[str], experiment: str | None) -> Path:
     """Run `trainer.stack` seeds at once, from `seed` upwards, and return the arm's directory.
@@ -43,7 +48,9 @@ def execute_stack(config: DictConfig, overrides: Sequence[str], experiment: str 
 
 
 def execute_together(
-    requests: Sequence[tuple[DictConfig, Sequence[str]]], experiment: str | None
+    requests: Sequence[tuple[DictConfig, Sequence[str]]],
+    experiment: str | None,
+    refuse: Refuse | None = None,
 ) -> list[Path]:
     """Run several configurations of one architecture at once, each in its own directory.
 
@@ -52,6 +59,8 @@ def execute_together(
     Args:
         requests: a configuration and the overrides that name its arm, for each run. They differ in
             the seed, the initialisation, the optimiser, the clipping and the dropout rate alone.
+        refuse: is told the index and the error of each run that cannot be built, and the others
+            train. Without it the error is raised.
 
     Raises:
         ConfigError: before anything is written; a stack that cannot be, too.
@@ -62,21 +71,74 @@ def execute_together(
     if len(set(paths)) < len(runs):
         raise ConfigError("trainer.stack: two members have one directory; name their arms apart")
     trains = runs[0].config.task.name == "train"
-    together = [each for each in runs if each.status != "finished"] if trains else []
-    for each, (config, overrides) in zip(runs, requests, strict=True):
-        if each not in together or len(together) == 1:
-            run.execute(config, overrides, experiment)  # a finished one says that it is skipped
-    if len(together) > 1:
-        _train(together)
+    waiting = {i: each for i, each in enumerate(runs) if trains and each.status != "finished"}
+    for index, request in enumerate(requests):
+        if index not in waiting:
+            run.execute(*request, experiment)  # a finished one says that it is skipped
+    if len(waiting) > 1:
+        members = _built(waiting, refuse)
+        waiting = {index: waiting[index] for index in members}
+        if len(members) > 1:
+            _train(list(waiting.values()), list(members.values()))
+            return paths
+    for index in waiting:  # the only one
+        run.execute(*requests[index], experiment)
     return paths
 
 
-def _train(runs: Sequence[RunDirectory]) -> None:
-    members: list[Member] = []
-    for each in runs:
-        each.compare()
-        members.append(Member(build(each.config)))
-        share_data(members[-1].training, members[0].training)
+def sets_that_fit(
+    jobs: Sequence[tuple[DictConfig, Sequence[str], str | None]], at_once: int
+) -> list[list[int]]:
+    """The indices of a sweep's jobs in sets of at most `at_once` for `execute_together`.
+
+    A job that fits no other is a set of its own. So is one that has nothing to train, or whose
+    settings or directory are refused: run alone, it says why.
+
+    Args:
+        jobs: configuration, overrides that name the arm, and experiment, for each.
+    """
+    sets: list[list[int]] = []
+    with_room: dict[str, list[int]] = {}
+    taken: set[Path] = set()
+    for index, (config, overrides, experiment) in enumerate(jobs):
+        try:
+            check(config)
+            directory = RunDirectory(config, overrides, experiment)
+            directory.compare()
+        except (ConfigError, OmegaConfBaseException):
+            sets.append([index])
+            continue
+        trains = config.task.name == "train" and config.trainer.stack == 1
+        if not trains or directory.status == "finished" or directory.path in taken:
+            sets.append([index])
+            continue
+        taken.add(directory.path)
+        kind = repr((experiment, sorted(_shared(config).items())))
+        if len(with_room.get(kind, ())) in (0, at_once):
+            with_room[kind] = []
+            sets.append(with_room[kind])
+        with_room[kind].append(index)
+    return sets
+
+
+def _built(runs: Mapping[int, RunDirectory], refuse: Refuse | None) -> dict[int, Member]:
+    """The members that can be built, by the index of their run."""
+    members: dict[int, Member] = {}
+    for index, each in runs.items():
+        try:
+            each.compare()
+            member = Member(build(each.config))
+        except ConfigError as error:
+            if refuse is None:
+                raise
+            refuse(index, error)
+            continue
+        members[index] = member
+        share_data(member.training, next(iter(members.values())).training)
+    return members
+
+
+def _train(runs: Sequence[RunDirectory], members: Sequence[Member]) -> None:
     stack = Stack(members)
     for each, member in zip(runs, members, strict=True):
         with member.randomness():
@@ -116,7 +178,8 @@ def _train_stack(stack: Stack, runs: Sequence[RunDirectory]) -> None:
                 if record.epoch % math.ceil(epochs / 10) == 0 or record.epoch + 1 == epochs:
                     log.info("%s", epoch_line(ended, epochs))
                 ended = []
-    log.info("  %.1f s, in %s", time.perf_counter() - started, runs[0].path.parent)
+    shared = os.path.commonpath([each.path for each in runs])
+    log.info("  %.1f s, in %s", time.perf_counter() - started, shared)
 
 
 def _find_lr(directory: RunDirectory, member: Member, write: Write) -> None:
@@ -158,12 +221,21 @@ def _alone(config: DictConfig, seed: int) -> DictConfig:
 
 
 def _check_same(configs: Iterable[DictConfig]) -> None:
-    first, *others = (flat(OmegaConf.to_container(c, resolve=True)) for c in configs)
+    first, *others = map(_shared, configs)
     for other in others:
         for name in sorted(first.keys() | other.keys()):
-            own = any(name == o or name.startswith(f"{o}.") for o in _OWN)
-            if not own and first.get(name) != other.get(name):
+            if first.get(name) != other.get(name):
                 raise ConfigError(
                     f"{name}={first.get(name)} and {name}={other.get(name)} do not stack; members "
                     "differ in seed, init, optim, clip and reg.dropout alone"
                 )
+
+
+def _shared(config: DictConfig) -> dict[str, Any]:
+    """The settings that all members of a stack have in common."""
+    settings = flat(OmegaConf.to_container(config, resolve=True))
+    return {
+        name: value
+        for name, value in settings.items()
+        if not any(name == own or name.startswith(f"{own}.") for own in _OWN)
+    }
