@@ -18,7 +18,8 @@ def start(*arguments, cwd=REPOSITORY, **environment):
     return subprocess.run(
         [sys.executable, str(REPOSITORY / "train.py"), *arguments],
         cwd=cwd,
-        env={**os.environ, **environment},
+        # Without what a W&B run in this process left there for its own service.
+        env={k: v for k, v in os.environ.items() if "WANDB" not in k} | environment,
         capture_output=True,
         text=True,
         check=False,
