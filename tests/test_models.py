@@ -1,3 +1,4 @@
+import copy
 import math
 from math import prod
 
@@ -11,7 +12,7 @@ from torch import nn
 from debugnn.build import build_model
 from debugnn.data import Arrays, assemble
 from debugnn.errors import ConfigError
-from debugnn.models import Flatten, Maxout, network, parameter_count
+from debugnn.models import BatchNorm2d, Flatten, Maxout, network, parameter_count
 
 MNIST, CIFAR, FEATURES = (1, 28, 28), (3, 32, 32), (20,)
 
@@ -116,7 +117,7 @@ def test_the_regularisers_stand_where_the_article_puts_them(build_on, reg):
     names = [name for name, _ in net.named_children()]
     tail = "flatten fc1 fc1_act fc2 fc2_act fc3"
     assert " ".join(names) == f"{CIFAR_NET_WITH[reg]} {tail}"
-    kinds = {"conv": nn.Conv2d, "bn": nn.BatchNorm2d, "dropout": nn.Dropout, "pool": nn.MaxPool2d}
+    kinds = {"conv": nn.Conv2d, "bn": BatchNorm2d, "dropout": nn.Dropout, "pool": nn.MaxPool2d}
     for name, layer in net.named_children():
         kind = kinds.get(name.rstrip("0123456789"))
         assert kind is None or type(layer) is kind, name
@@ -282,6 +283,112 @@ def test_a_maxout_net_produces_its_pieces_and_passes_its_widths_on(build_on):
     assert (net.conv1.out_channels, net.conv2.in_channels) == (96, 32)
     assert (net.conv2.out_channels, net.fc1.in_features) == (192, 9216)
     assert (net.fc1.out_features, net.fc2.in_features, net.fc2.out_features) == (384, 128, 10)
+
+
+# --- batch norm in channels-last ----------------------------------------------------------------
+
+CHANNELS_LAST = {"memory_format": torch.channels_last}
+
+
+def one_pass(layer: nn.Module, inputs, gradient, weight, bias) -> dict[str, torch.Tensor]:
+    """Everything that a training pass of a batch norm computes."""
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        layer.bias.copy_(bias)
+    inputs = inputs.detach().requires_grad_()
+    outputs = layer(inputs)
+    outputs.backward(gradient)
+    # The running statistics start at 0 and 1 and take in a tenth: the rest is the batch's own.
+    return {
+        "outputs": outputs.detach(), "mean": layer.running_mean,
+        "variance": layer.running_var - 0.9, "input gradient": inputs.grad,
+        "weight gradient": layer.weight.grad, "bias gradient": layer.bias.grad,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("seed", range(3))
+def test_batch_norm_is_as_accurate_in_channels_last(layout, seed):
+    generator = torch.Generator().manual_seed(seed)
+    shape = (32, 8, 28, 28)
+    # Far from a mean of 0, and gradients that cancel.
+    inputs = torch.randn(shape, generator=generator) + 1
+    gradient = torch.randn(shape, generator=generator) * torch.rand(shape, generator=generator)
+    weight = torch.rand(8, generator=generator) + 0.5
+    bias = torch.randn(8, generator=generator)
+    exact = one_pass(nn.BatchNorm2d(8).double(), inputs.double(), gradient.double(), weight, bias)
+    inputs, gradient = (t.contiguous(memory_format=layout) for t in (inputs, gradient))
+    found = one_pass(BatchNorm2d(8), inputs, gradient, weight, bias)
+    for name, tensor in exact.items():
+        # PyTorch's contiguous kernel reaches 4e-7, its channels-last one 2e-6 to 1e-5.
+        assert (found[name] - tensor).norm() < 1e-6 * tensor.norm(), name
+
+
+def test_channels_last_gradients_are_as_accurate_as_contiguous_ones(build_on, each_reg):
+    net = build_on(CIFAR, "model=cnn", "model.activation._target_=torch.nn.Tanh", reg=each_reg)
+    # A ReLU or a maximum that falls the other way turns a rounding error into one of 1e-3, in
+    # either layout; and each layout draws other dropout masks.
+    for name, layer in list(net.named_children()):
+        if isinstance(layer, nn.MaxPool2d):
+            setattr(net, name, nn.AvgPool2d(2))
+        elif isinstance(layer, nn.Dropout):
+            layer.p = 0.0
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(32, *CIFAR, generator=generator)
+    targets = torch.randint(10, (32,), generator=generator)
+
+    def gradients(**layout: torch.dtype | torch.memory_format) -> dict[str, torch.Tensor]:
+        own = copy.deepcopy(net).to(**layout)
+        nn.functional.cross_entropy(own(inputs.to(**layout)), targets).backward()
+        return {name: parameter.grad.double() for name, parameter in own.named_parameters()}
+
+    exact, plain, found = gradients(dtype=torch.float64), gradients(), gradients(**CHANNELS_LAST)
+    largest = max(gradient.norm() for gradient in exact.values())
+    for name, gradient in exact.items():
+        # A convolution's bias before a batch norm has a gradient of 0.
+        size = max(gradient.norm(), 1e-6 * largest)
+        reached = (plain[name] - gradient).norm() / size
+        bound = 3 * max(reached, torch.tensor(5e-7))
+        assert (found[name] - gradient).norm() / size < bound, name
+
+
+@given(
+    shape=st.tuples(st.integers(1, 5), st.integers(1, 5), st.integers(1, 6), st.integers(1, 6)),
+    channels_last=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_batch_norm_is_pytorchs(shape, channels_last, seed):
+    generator = torch.Generator().manual_seed(seed)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    ours, theirs = BatchNorm2d(shape[1]).double(), nn.BatchNorm2d(shape[1]).double()
+    if shape[0] * shape[2] * shape[3] == 1:
+        with pytest.raises(ValueError, match="more than 1 value per channel"):
+            ours(torch.randn(shape, dtype=torch.float64))
+        return
+    numbers = [
+        torch.randn(shape, generator=generator, dtype=torch.float64).contiguous(
+            memory_format=layout
+        )
+        for _ in range(2)
+    ]
+    scales = [torch.randn(shape[1], generator=generator, dtype=torch.float64) for _ in range(2)]
+    for _ in range(2):
+        found, expected = one_pass(ours, *numbers, *scales), one_pass(theirs, *numbers, *scales)
+        assert found["outputs"].stride() == expected["outputs"].stride()
+        for name, tensor in expected.items():
+            torch.testing.assert_close(found[name], tensor, rtol=1e-9, atol=1e-9, msg=name)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    assert torch.equal(ours.num_batches_tracked, theirs.num_batches_tracked)
+    theirs.load_state_dict(ours.state_dict())
+    assert torch.equal(ours.eval()(numbers[0]), theirs.eval()(numbers[0]))
+
+
+def test_batch_norm_has_a_second_derivative_in_channels_last():
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(3, 2, 4, 3, generator=generator, dtype=torch.float64)
+    inputs = inputs.contiguous(**CHANNELS_LAST).requires_grad_()
+    layer = BatchNorm2d(2).double()
+    assert torch.autograd.gradgradcheck(lambda inputs: layer(inputs).tanh(), inputs)
 
 
 # --- what cannot be built -----------------------------------------------------------------------

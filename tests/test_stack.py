@@ -24,9 +24,10 @@ from debugnn.stacked import execute_together
 # 100 samples in batches of 32: the last is smaller, and has masks of its own size.
 SMALL = ("data.train_size=100", "data.batch_size=32", "trainer.eval_every=2")
 CONV = ("model=relu_net", "model.blocks=[[4,6]]", "model.hidden=[12]")
-# PyTorch's channels-last batch norm on a CPU is itself 1e-4 to 1e-3 away from float64 (relative, in
-# all gradients), and the gradient of a convolution before the contiguous one up to 1e-4. The
-# stack's are 1e-6 away (tested below).
+# With batch norm some step of these runs has a ReLU or a max-pool that falls the other way for a
+# rounding error, and that step's gradient moves. But for it both sides are 1e-6 away from float64
+# (tested below, and in test_models.py for each layout).
+FLIPPED = 5e-3
 CONTIGUOUS = "trainer.channels_last=false"
 DENSE = ("model=deep_mlp", "model.hidden=[20,12]")
 # Adam divides by a gradient's size, down to eps: where the true gradient is 0 (a bias before batch
@@ -106,11 +107,11 @@ def assert_members_equal_runs_alone(configs, tolerance=1e-4, at_once=True):
 @pytest.mark.parametrize("clip", ["off", "4.0", "scaling"])
 @pytest.mark.parametrize("reg", ["none", "dropout", "bn", "bn_dropout"])
 def test_each_member_equals_the_run_alone(compose, net, reg, clip):
-    shared = (*SMALL, *net, f"reg={reg}", f"clip={clip}", STEADY, CONTIGUOUS)
+    shared = (*SMALL, *net, f"reg={reg}", f"clip={clip}", STEADY)
     # A norm that clips: the gradients of these nets are smaller than 4.
     threshold = ["clip.max_norm=0.5"] if clip == "4.0" else []
     configs = [compose(*shared, *threshold, f"seed={s}") for s in (0, 1, 5)]
-    assert_members_equal_runs_alone(configs, 5e-3 if net is CONV and "bn" in reg else 1e-4)
+    assert_members_equal_runs_alone(configs, FLIPPED if net is CONV and "bn" in reg else 1e-4)
 
 
 @pytest.mark.parametrize("reg", ["none", "bn"])
@@ -148,10 +149,10 @@ def test_what_else_draws_or_updates_is_each_members_own(compose, setting):
     assert_members_equal_runs_alone([compose(*shared, f"seed={s}") for s in (0, 1)])
 
 
-@pytest.mark.parametrize(("reg", "tolerance"), [("dropout", 1e-4), ("bn_dropout", 0.02)])
-def test_channels_last_draws_the_same_masks(compose, reg, tolerance):
-    configs = [compose(*SMALL, *CONV, f"reg={reg}", STEADY, f"seed={s}") for s in (0, 1)]
-    assert_members_equal_runs_alone(configs, tolerance)
+@pytest.mark.parametrize(("reg", "tolerance"), [("dropout", 1e-4), ("bn_dropout", FLIPPED)])
+def test_the_contiguous_layout_draws_the_same_masks(compose, reg, tolerance):
+    shared = (*SMALL, *CONV, f"reg={reg}", STEADY, CONTIGUOUS)
+    assert_members_equal_runs_alone([compose(*shared, f"seed={s}") for s in (0, 1)], tolerance)
 
 
 def test_a_regression_equals_the_run_alone(compose):
@@ -187,7 +188,7 @@ def test_bf16_equals_the_run_alone_within_bf16(compose):
 )  # fmt: skip
 def test_arms_that_differ_in_numbers_stack(compose, net, arms):
     """Initialisation, learning rate, threshold and dropout rate, 0 among them."""
-    assert_members_equal_runs_alone([compose(*SMALL, *net, CONTIGUOUS, *arm) for arm in arms])
+    assert_members_equal_runs_alone([compose(*SMALL, *net, *arm) for arm in arms])
 
 
 def test_each_model_stacks(compose, each_model):
