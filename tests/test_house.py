@@ -22,6 +22,7 @@ ALLOWED = {
     "report": {"pandas", "scipy", "yaml"},
     "figures": {"numpy", "pandas", "matplotlib"},
     "data": {"numpy", "torch", "torchvision", "sklearn"},
+    "batch_norm": {"torch"},
     "models": {"torch"},
     "inits": {"torch"},
     "losses": {"torch"},

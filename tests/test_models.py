@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from debugnn.batch_norm import BatchNorm2d
 from debugnn.build import build_model
 from debugnn.data import Arrays, assemble
 from debugnn.errors import ConfigError
-from debugnn.models import BatchNorm2d, Flatten, Maxout, network, parameter_count
+from debugnn.models import Flatten, Maxout, network, parameter_count
 
 MNIST, CIFAR, FEATURES = (1, 28, 28), (3, 32, 32), (20,)
 
