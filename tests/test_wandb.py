@@ -88,6 +88,20 @@ def test_histograms_stand_under_the_keys_of_wandb_watch(seen, run):
                 assert item[f"{kind}/{name}.bins"][0] == pytest.approx(stats["low"], rel=1e-4)
 
 
+def test_layers_are_thinned_with_the_steps(compose, tmp_path):
+    config = compose(
+        "wandb=offline", "data=regression", "model=regressor", "loss=mse", "doctor.every=4",
+        "trainer.epochs=3", "wandb.every=2",
+    )  # fmt: skip
+    config.output_dir = str(tmp_path)
+    directory = execute(config, [], None)
+    history = [h["item"] for h in read_back(directory)["history"]]
+    logged = [h["step"] for h in history if "gradients/fc1.weight._type" in h]
+    kept = [row["step"] for row in records.read_jsonl(directory / "layers.jsonl")]
+    assert kept == [*range(0, 48, 4)]
+    assert logged == [0, 12, 24, 36]  # at least ten steps apart
+
+
 @pytest.mark.parametrize(("every", "expected"), [("3", [0, 3, 6]), ("null", [*range(0, 1200, 2)])])
 def test_single_steps_are_thinned_in_wandb_alone(compose, tmp_path, every, expected):
     """By default to at most 1,000 rows a run."""
