@@ -48,9 +48,11 @@ def pairs(table: pd.DataFrame, values: tuple[str, str]) -> str:
     for (data, arm, epochs), group in table.groupby(["data", "arm", "epochs"], sort=True):
         sides = [f"{group[side].mean():.2f} ± {group[side].std():.2f}" for side in values]
         low, high = interval(group[second] - group[first])
-        shown = [] if arm == "default" else [f"`{arm}`"]
+        # How long a run takes is said in the next column.
+        shown = [part for part in arm.split(",") if "=" in part and not part.startswith("trainer.")]
+        name = " ".join([data, *(f"`{part}`" for part in shown)])
         rows.append([
-            " ".join([data, *shown]), str(epochs), str(len(group)), *sides,
+            name, str(epochs), str(len(group)), *sides,
             f"{(group[second] - group[first]).mean():+.2f} ({low:+.2f} to {high:+.2f})",
         ])  # fmt: skip
     head = ["data", "epochs", "seeds", *(f"{side}, %" for side in values), f"{second} − {first}"]
