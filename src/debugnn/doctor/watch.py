@@ -46,6 +46,7 @@ _EARLY_PROBES = (3, 8)
 # activations: what dies or saturates stays so.
 _THOROUGH_PROBES = 10
 _SMALL = 2**13  # values of a gradient that is looked at in every step
+_TIDIED = 200  # steps after which memory is given back: what is kept leaves holes between blocks
 _COMPARED = 20  # steps whose gradients are all held against the step before
 _PRINTS = 50_000  # samples whose fingerprint is kept
 
@@ -136,6 +137,7 @@ class Doctor:
         self._labels: list[Tensor] = []
         self._validation: tuple[Call, Any, Tensor] | None = None
         self._validation_size = 0
+        self._validated: tuple[int, Any] = (-1, None)  # at which step, the copy's outputs
         self._pending: list[tuple[Call, bool, Tensor]] = []  # forwards since the last step
         self._outputs: Any = None
         self._last_call: Call | None = None
@@ -332,6 +334,8 @@ class Doctor:
             targets: what `loss_fn` compares the outputs with.
         """
         self._note(loss, inputs, targets)
+        if (self._loop.steps + 1) % _TIDIED == 0:
+            give_back_memory()
         # Counted whatever happens above, so that probes stay where they belong.
         self._loop.steps += 1
         self._pending.clear()
@@ -537,6 +541,7 @@ class Doctor:
         twin = self._current_twin()
         if twin is None or not isinstance(targets, Tensor):
             return
+        give_back_memory()  # what the loop's own evaluation took
         call = self._like_training(as_call(inputs))
         batch = batch_size(call, len(targets))
         count = min(batch or 1, _VALIDATED)
@@ -556,6 +561,7 @@ class Doctor:
             Validation(self._loop.steps, loss, score(task, outputs, targets, self._rare(task)))
         )
         self._validation = (call.map(_copied), _copied(some(_rows(inputs))), _copied(targets))
+        self._validated = (self._loop.steps, outputs)
 
     def _value(self, outputs: Any, targets: Any) -> float | None:
         """The loss function's value, a sum brought to a mean."""
@@ -778,7 +784,9 @@ class Doctor:
                 brought = Call((samples.matched(trained, call.args[0]),))
                 outputs = _in_chunks(twin, brought, len(rows))
                 facts.matched_skill = score(self._task, outputs, targets).skill
-            outputs = _in_chunks(twin, call, len(rows))
+            step, outputs = self._validated
+            if step != self._loop.steps:
+                outputs = _in_chunks(twin, call, len(rows))
         if self._task.kind == "classes" and first_tensor(outputs) is not None:
             predicted, wanted = self._task.pair(outputs, targets)
             size = self._task.classes
@@ -967,14 +975,17 @@ def _distinct(inputs: Tensor) -> Tensor:
     return torch.tensor(sorted(seen.values()), device=inputs.device)
 
 
-def _in_chunks(model: nn.Module, call: Call, batch: int, size: int = 128) -> Any:
-    """The model's first output tensor over a batch that may be too large for one pass."""
+def _in_chunks(model: nn.Module, call: Call, batch: int, size: int = 64) -> Any:
+    """The model's outputs over a batch that may be too large for one pass; a plain tensor alone is
+    put together from several."""
     if batch <= size or any(t.dim() == 0 or len(t) != batch for t in call.tensors()):
         return call(model)
-    parts = [
-        first_tensor(call.map(lambda t, start=start: t[start : start + size])(model))
-        for start in range(0, batch, size)
-    ]
+    parts = []
+    for start in range(0, batch, size):
+        part = call.map(lambda t, start=start: t[start : start + size])(model)
+        if not isinstance(part, Tensor) or part.dim() == 0:
+            return call(model)
+        parts.append(part)
     return torch.cat(parts)
 
 
