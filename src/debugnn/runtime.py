@@ -9,6 +9,7 @@ import torch
 # mallopt's parameters, from glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
+_M_ARENA_MAX = -8
 
 # Above this a freed block goes back to the kernel after all (32 MiB is the most that glibc takes):
 # the activations of a batch of these nets stay below.
@@ -26,8 +27,10 @@ def keep_freed_memory() -> bool:
     if platform.libc_ver()[0] != "glibc":
         return False
     libc = ctypes.CDLL(None)
-    kept = libc.mallopt(_M_MMAP_THRESHOLD, _KEPT_BLOCK)
-    return bool(kept and libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_TOTAL))
+    # One store of freed memory for all threads: what one gives back the others can take.
+    settings = ((_M_MMAP_THRESHOLD, _KEPT_BLOCK), (_M_TRIM_THRESHOLD, _KEPT_TOTAL),
+                (_M_ARENA_MAX, 1))  # fmt: skip
+    return all(libc.mallopt(parameter, value) for parameter, value in settings)
 
 
 def give_back_memory() -> None:
