@@ -86,12 +86,13 @@ def describe(tensor: Tensor, bins: int = 64, units: bool = False) -> TensorStats
         units: count dead units too; the tensor is (B, units, …), and a unit is dead where it is 0
             for every sample and position of the batch.
     """
-    tensor = tensor.detach()
+    # Brought to float32 first: reductions of bfloat16 columns are ten to sixty times as slow.
+    tensor = tensor.detach().float()
     dead, ends = None, None
     if units and tensor.dim() >= 2 and tensor.numel():
         dead, ends = _dead_units(tensor)
     laid_out = in_memory_order(tensor)
-    values = laid_out.flatten().float()
+    values = laid_out.flatten()
     if not values.numel():
         return _of_nothing(0, 0, 0.0, bins, dead)
     low, high = torch.aminmax(values) if ends is None else ends
@@ -180,7 +181,7 @@ def _dead_units(tensor: Tensor) -> tuple[float, tuple[Tensor, Tensor]]:
     """Share of the units that are zero throughout, and the tensor's smallest and largest value."""
     low, high = ends_of_units(tensor)
     dead = ((low == 0) & (high == 0)).float().mean().item()
-    return dead, (low.min().float(), high.max().float())
+    return dead, (low.min(), high.max())
 
 
 def ends_of_units(tensor: Tensor) -> tuple[Tensor, Tensor]:
