@@ -28,6 +28,7 @@ from debugnn.doctor.examine import batch_size, first_look
 from debugnn.doctor.findings import Report
 from debugnn.doctor.network import Call
 from debugnn.doctor.origin import find_origin
+from debugnn.doctor.signals import SHIFTED
 from debugnn.doctor.task import Task, first_tensor, read, score
 from debugnn.errors import one_line
 from debugnn.runtime import give_back_memory
@@ -707,7 +708,9 @@ class Doctor:
         twin = copy.deepcopy(self._twin)
         with undisturbed():
             self._task = first_look(twin, call, targets, own_loss(self.loss_fn), self.evidence)
-            self.evidence.outcome.initial = self._score(twin, [self._early[0]], training=True)
+            self.evidence.outcome.initial = self._score(
+                self._outputs_of(twin, [self._early[0]], training=True)
+            )
         give_back_memory()  # all layers' outputs, several times over: more than a step ever needs
 
     def _gather_data(self) -> None:
@@ -774,14 +777,16 @@ class Doctor:
         plain = len(call.args) == 1 and isinstance(call.args[0], Tensor) and not call.kwargs
         if twin is None or not plain:
             return
+        # Whether the scale is all that was lost: asked where it has moved.
+        moved = (facts.scale_shift or 0) > SHIFTED and call.args[0].is_floating_point()
+        trained = [
+            c.args[0] for c, _, _ in self._early
+            if moved and c.args and isinstance(c.args[0], Tensor)
+            and c.args[0].shape[1:] == call.args[0].shape[1:]
+        ]  # fmt: skip
         with undisturbed(), torch.no_grad(), network.no_dropout(twin, training=False):
-            trained = torch.cat(
-                [c.args[0] for c, _, _ in self._early
-                 if c.args and isinstance(c.args[0], Tensor)
-                 and c.args[0].shape[1:] == call.args[0].shape[1:]]
-            )  # fmt: skip
-            if call.args[0].is_floating_point() and len(trained):
-                brought = Call((samples.matched(trained, call.args[0]),))
+            if trained:
+                brought = Call((samples.matched(torch.cat(trained), call.args[0]),))
                 outputs = _in_chunks(twin, brought, len(rows))
                 facts.matched_skill = score(self._task, outputs, targets).skill
             step, outputs = self._validated
@@ -801,8 +806,13 @@ class Doctor:
         if twin is None or self._task is None:
             return
         with undisturbed():
-            outcome.train = self._score(twin, self._batches(), training=False)
-            outcome.train_mode = self._score(twin, self._batches(), training=True)
+            batches = self._batches()
+            plain = self._outputs_of(twin, batches, training=False)
+            outcome.train = outcome.train_mode = self._score(plain)
+            last = self._outputs_of(twin, batches[-1:], training=True)
+            # Without batch norm the mode is the same to most models, dropout left out.
+            if not (plain and last and torch.equal(plain[0][0], last[0][0])):
+                outcome.train_mode = self._score(self._outputs_of(twin, batches, training=True))
         held = {n for group in self._groups for n in group["names"]}
         moved, sizes = [], []
         for name, parameter in self.model.named_parameters():
@@ -816,10 +826,12 @@ class Doctor:
         ratios = [(now / start).item() for now, start in sizes if start > 0]
         outcome.shrinkage = statistics.median(ratios) if ratios else None
 
-    def _score(
+    def _outputs_of(
         self, twin: nn.Module, batches: Sequence[tuple[Call, Any, Any]], training: bool
-    ) -> Score:
-        found, count = [], 0
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Outputs and targets of the latest batches, the last one first, without dropout."""
+        found: list[tuple[Tensor, Tensor]] = []
+        count = 0
         with torch.no_grad(), network.no_dropout(twin, training):
             for call, _, targets in reversed(batches):
                 if isinstance(targets, Tensor) and count < 2 * _DESCRIBED:
@@ -827,6 +839,9 @@ class Doctor:
                     outputs = first_tensor(call(twin))
                     if outputs is not None:
                         found.append((outputs, targets))
+        return found
+
+    def _score(self, found: list[tuple[Tensor, Tensor]]) -> Score:
         if not found:
             return Score()
         shapes = {(o.shape[1:], t.shape[1:]) for o, t in found}
@@ -909,9 +924,8 @@ class Doctor:
 
     def score_of(self, trial: forks.Trial) -> Score:
         """How well a trial's model fits its own batches."""
-        return self._score(
-            trial.model, [(b.call, None, b.targets) for b in trial.batches], training=True
-        )
+        batches = [(b.call, None, b.targets) for b in trial.batches]
+        return self._score(self._outputs_of(trial.model, batches, training=True))
 
     def _change(self, name: str) -> forks.Change:
         """What each fork that a rule can ask for does differently."""
