@@ -50,6 +50,10 @@ def test_help_names_every_group_and_option_within_80_columns():
             assert {path.parent.name, path.stem} <= words, path
 
 
+def test_help_is_what_hydra_prints_of_the_same_page():
+    assert start("--help").stdout == start("--help", "seed=0").stdout == start("-h").stdout
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"]])
 def test_help_and_cfg_do_not_import_torch(arguments):
     shown = subprocess.run(
