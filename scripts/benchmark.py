@@ -24,10 +24,12 @@ from typing import Any
 from benchmarking import measures, output, startup
 from benchmarking.measures import Spread, alternate, overhead, ratio
 from benchmarking.nets import MAIN, NETS, STACKED, data_overrides, net_overrides
-from benchmarking.worker import ROOT, BenchmarkError, Worker
+from benchmarking.worker import ROOT, BenchmarkError, Together, Worker
 from debugnn import report
+from reproduce import runs_at_once
 
 PRECISIONS = ("fp32", "bf16")
+TOGETHER = ("notebook", *PRECISIONS)  # sides of which several runs are timed at once, too
 Taken = dict[str, list[float]]
 
 
@@ -59,15 +61,11 @@ FULL = Effort(
     rss_steps={"mnist": None, "cifar": None}, stacked=tuple(STACKED), thorough=True,
 )  # fmt: skip
 
-# Side of the alternation → its worker and what it runs there.
+# Side of the alternation → its worker and what it runs there, where that is not the plain thing.
 VARIANTS = {
-    "notebook": ("notebook", ""),
-    "fp32": ("fp32", ""),
-    "bf16": ("bf16", ""),
     "doctor=off": ("fp32", "doctor=off"),
     "watch": ("notebook", "watch"),
     "unwatched": ("notebook", "unwatched"),
-    "lightning": ("lightning", ""),
     "tenfold": ("fp32", "tenfold"),
 }
 
@@ -117,11 +115,22 @@ class Benchmark:
             sides["lightning"] = ("benchmarking.lightning_side:Lightning", {})
         else:
             say("Lightning: not installed, skipped")
-        self.workers = {}
+        self.workers: dict[str, Worker | Together] = {}
         for name, (side, extra) in sides.items():
             worker = Worker(name, side, self.log, **common, **extra)
             stack.callback(worker.close)
             self.workers[name] = worker
+        self.at_once = runs_at_once()
+        self.threads = max(1, (os.cpu_count() or 1) // self.at_once)
+        for name in TOGETHER:
+            side, extra = sides[name]
+            members = []
+            for number in range(self.at_once):
+                given = {**common, **extra, "directory": str(directory / f"runs-{name}-{number}")}
+                Path(given["directory"]).mkdir()
+                members.append(Worker(f"{name} {number}", side, self.log, self.threads, **given))
+                stack.callback(members[-1].close)
+            self.workers[f"{name}_together"] = Together(members)
         self._ends = time.perf_counter() + effort.seconds
 
     def measure(self) -> Results:
@@ -156,7 +165,7 @@ class Benchmark:
 
     def _steps(self, net: str) -> Taken:
         """Seconds a step, a value a round, of all that is compared on this network."""
-        sides = ["notebook", *PRECISIONS]
+        sides = ["notebook", *PRECISIONS, *(f"{side}_together" for side in TOGETHER)]
         if net in MAIN:
             sides += ["doctor=off", "watch", "unwatched"]
             if self.effort.thorough:
@@ -165,7 +174,7 @@ class Benchmark:
         say(f"training step, {net}")
         calls = {}
         for side in sides:
-            worker, variant = VARIANTS[side]
+            worker, variant = VARIANTS.get(side, (side, ""))
             calls[side] = self._call(
                 worker, "steps", net=net, count=self.effort.block, variant=variant
             )
@@ -173,7 +182,7 @@ class Benchmark:
 
     def _evaluations(self, net: str) -> Taken:
         """Seconds of an evaluation of `images` images, a value a round and side."""
-        sides = ["notebook", *PRECISIONS]
+        sides = ["notebook", *PRECISIONS, *(f"{side}_together" for side in TOGETHER)]
         if self.effort.thorough and net in MAIN:
             sides += ["lightning"] * ("lightning" in self.workers)
         say(f"evaluation, {net}")
@@ -193,9 +202,10 @@ class Benchmark:
         return partial(self.workers[side].call, method, **arguments)
 
     def _compare(self, steps: dict[str, Taken], evaluations: dict[str, Taken]) -> None:
-        """The ratios against the notebooks' loop."""
+        """The ratios against the notebooks' loop, one run of it at a time."""
         whole = 10_000 / self.effort.images
-        for side in (*PRECISIONS, "lightning"):
+        together = [f"{side}_together" for side in TOGETHER]
+        for side in (*PRECISIONS, *together, "lightning"):
             if not any(side in taken for taken in steps.values()):
                 continue
             step, evaluation = (
@@ -217,8 +227,25 @@ class Benchmark:
                     for a, b in zip(step[net], evaluation[net], strict=True)
                 ]
                 self._projected(f"epoch_{net}_{side}", *times)
-            if side in PRECISIONS:
-                self._projected(f"article_{side}", *measures.article(step, evaluation))
+            if side != "lightning":
+                self._article(side, step, evaluation)
+
+    def _article(
+        self, side: str, step: dict[str, tuple[float, float]],
+        evaluation: dict[str, tuple[float, float]],
+    ) -> None:  # fmt: skip
+        """The whole article: `article_fp32` as scripts/reproduce.py trains it, several runs at
+        once, `article_fp32_alone` one run after the other."""
+        name = side.removesuffix("_together")
+        key = name if side != name else f"{name}_alone"
+        plain, ours = (
+            [{net: pair[i] for net, pair in table.items()} for table in (step, evaluation)]
+            for i in (0, 1)
+        )
+        at_once = 1 if side == name else self.at_once
+        self._projected(
+            f"article_{key}", measures.article(*plain), measures.article(*ours, at_once)
+        )
 
     def _ratio(self, key: str, taken: Taken, side: str, scale: float) -> tuple[float, float]:
         """Note a ratio, and return the notebooks' seconds and the side's."""
@@ -333,6 +360,9 @@ class Benchmark:
             f"{cpu()}, {os.cpu_count()} hardware threads, {self.workers['fp32'].call('version')}; "
             f"data: {images}. Load average {self._load:.1f} before, {os.getloadavg()[0]:.1f} after"
             " (above 0 before: other programs had their part of the machine).",
+            f"Where several runs are trained at once, they are {self.at_once}, each with "
+            f"{self.threads} of the threads, and a step's time is "
+            "the time until all have done it, over how many they are.",
             f"Medians and quartiles of up to {effort.rounds} alternating rounds of {effort.block} "
             f"steps, or an evaluation of {effort.images} images; {seconds:.0f} s in all.",
             "A step here is one of train.py's, with the doctor at its default cadence, "

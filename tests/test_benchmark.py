@@ -1,6 +1,7 @@
 """The benchmark's parts, on networks small enough to time in a test."""
 
 import json
+import os
 import sys
 
 import pytest
@@ -8,9 +9,9 @@ import torch
 from torch import nn
 
 import benchmark
-from benchmarking import measures, nets, notebook, output, startup
+from benchmarking import measures, nets, notebook, output, startup, worker
 from benchmarking.measures import Spread
-from benchmarking.worker import BenchmarkError, Worker
+from benchmarking.worker import BenchmarkError, Together, Worker
 from debugnn.build import build
 
 
@@ -37,11 +38,20 @@ def test_the_article_is_the_sum_of_its_runs():
     mnist = sum(run.steps for run in nets.ARTICLE if run.net.startswith("mnist"))
     cifar = sum(run.steps for run in nets.ARTICLE if run.net.startswith("cifar"))
     assert (mnist, cifar) == (90 * 21 + 605, 60 * 1563)
-    steps = {"mnist": (0.06, 0.03), "cifar": (0.03, 0.02), "regression": (0.001, 0.002)}
-    evaluations = {"mnist": (4.0, 2.0), "cifar": (5.0, 1.0)}
-    plain, side = measures.article(steps, evaluations)
-    assert plain == pytest.approx(0.06 * mnist + 0.03 * cifar + 3.2 + 90 * 4 + 60 * 5)
-    assert side == pytest.approx(0.03 * mnist + 0.02 * cifar + 6.4 + 90 * 2 + 60 * 1)
+    steps = {"mnist": 0.06, "cifar": 0.03, "regression": 0.001}
+    evaluations = {"mnist": 4.0, "cifar": 5.0}
+    whole = measures.article(steps, evaluations)
+    assert whole == pytest.approx(0.06 * mnist + 0.03 * cifar + 3.2 + 90 * 4 + 60 * 5)
+
+
+def test_the_article_side_by_side_takes_as_long_as_its_busiest_process(monkeypatch):
+    lengths = (5, 3, 3, 2)  # two processes: 5 then 2 beside 3 then 3
+    runs = tuple(nets.Run(str(n), "mnist", n, 1) for n in lengths)
+    monkeypatch.setattr(measures, "ARTICLE", runs)
+    steps, evaluations = {"mnist": 1.0}, {"mnist": 0.5}
+    assert measures.article(steps, evaluations) == sum(lengths) + 4 * 0.5
+    assert measures.article(steps, evaluations, at_once=2) == 2 * (5 + 2 + 2 * 0.5)
+    assert measures.article(steps, evaluations, at_once=9) == 9 * 5.5  # no run is split
 
 
 @pytest.mark.parametrize("net", nets.NETS)
@@ -97,6 +107,8 @@ def test_the_sides_are_timed_in_processes_of_their_own(tmp_path):
         shares = ours.call("profile", net="regression")
         assert sum(shares.values()) == pytest.approx(1)
         assert shares["dense layers"] > 0 == shares["convolutions"]
+        with pytest.raises(BenchmarkError, match=r"b: prepare failed: .*no_such"):
+            Together([ours]).call("steps", net="no_such", count=1)
         with pytest.raises(BenchmarkError, match=r"b: steps failed: .*no_such"):
             ours.call("steps", net="no_such", count=1)
     finally:
@@ -104,6 +116,32 @@ def test_the_sides_are_timed_in_processes_of_their_own(tmp_path):
         ours.close()
     with pytest.raises(BenchmarkError, match="its process has ended"):
         ours.call("product", dtype="float32")
+
+
+def test_processes_together_are_timed_until_the_last_is_done(tmp_path, monkeypatch):
+    """Of a side whose processes sleep, so that it is known how long they take."""
+    (tmp_path / "sleeping.py").write_text(
+        "import time\n"
+        "class Side:\n"
+        "    def __init__(self, root, directory): self.pause = float(str(root))\n"
+        "    def prepare(self, kind, net, variant=''): time.sleep(1)\n"
+        "    def steps(self, net, count, variant=''): time.sleep(self.pause * count); return 0\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    given = {"side": "sleeping:Side", "log": tmp_path / "log.txt", "directory": None}
+    members = [Worker(f"{pause}", root=str(pause), **given) for pause in (0.02, 0.04)]
+    try:
+        seconds = Together(members).call("steps", net="any", count=10)
+    finally:
+        for member in members:
+            member.close()
+    # The slower one's 10 steps take 0.4 s: 0.02 s a step and process, without the preparation.
+    assert 0.02 <= seconds < 0.06
+
+
+def test_a_process_has_the_threads_that_it_is_given():
+    assert worker.environment(3)["OMP_NUM_THREADS"] == "3"
+    assert worker.environment().get("OMP_NUM_THREADS") == os.environ.get("OMP_NUM_THREADS")
 
 
 def test_random_images_stand_in_for_missing_data():
@@ -152,7 +190,8 @@ def test_table_and_figure_show_ratios_first(tmp_path):
     results.profile["mnist_fp32"] = {"convolutions": 0.7, "else": 0.3}
     results.bound["step_mnist_fp32"] = 2.5
     table = output.markdown(vars(results))
-    assert table.index("whole article, fp32 | 1.70 | 1.60 – 1.80 | 60.0 min") < table.index("4.0 %")
+    row = "whole article, fp32, runs side by side | 1.70 | 1.60 – 1.80 | 60.0 min"
+    assert table.index(row) < table.index("4.0 %")
     assert "80 % of the matrix product" in table
     assert "| mnist_fp32 | 70 % | 30 % | 2.50 |" in table
     assert "900 members × steps a second, 300 one after the other | 3.00 ×" in table

@@ -62,20 +62,24 @@ def stand_in(net: str, measured: Mapping[str, object]) -> str:
 
 
 def article(
-    steps: Mapping[str, tuple[float, float]], evaluations: Mapping[str, tuple[float, float]]
-) -> tuple[float, float]:
-    """Seconds of all the article's runs by the notebooks' loop, and by the side beside it.
+    steps: Mapping[str, float], evaluations: Mapping[str, float], at_once: int = 1
+) -> float:
+    """Seconds of all the article's runs, `at_once` of them side by side.
+
+    Each run goes to the process that is free first, in the article's order. A run that is left
+    alone in the end is counted as slow as beside others.
 
     Args:
-        steps, evaluations: network → the seconds of both.
+        steps, evaluations: network → the seconds of one, over the runs that work at the same time.
     """
-    totals = [0.0, 0.0]
+    busy = [0.0] * at_once
     for run in ARTICLE:
-        for times, table in ((run.steps, steps), (run.evaluations, evaluations)):
-            if times:
-                seconds = table[stand_in(run.net, table)]
-                totals = [total + times * one for total, one in zip(totals, seconds, strict=True)]
-    return totals[0], totals[1]
+        seconds = run.steps * steps[stand_in(run.net, steps)]
+        if run.evaluations:
+            seconds += run.evaluations * evaluations[stand_in(run.net, evaluations)]
+        first = busy.index(min(busy))
+        busy[first] += at_once * seconds
+    return max(busy)
 
 
 def epoch(step: float, evaluation: float, net: str) -> float:

@@ -141,12 +141,19 @@ class Notebook:
         self.running: dict[tuple[str, str], Iterator[None]] = {}
         self.data, self.models = {}, {}
 
-    def steps(self, net: str, count: int, variant: str = "") -> float:
-        """Mean seconds of `count` steps that go on from the last ones."""
-        if (net, variant) not in self.running:
+    def prepare(self, kind: str, net: str, variant: str = "") -> None:
+        """All that steps or evaluate do once, before what they time."""
+        if kind == "evaluate" and net not in self.models:
+            self.models[net] = MODELS[net]()
+            self.evaluate(net, 32)  # oneDNN prepares its kernels at their first use
+        if kind == "steps" and (net, variant) not in self.running:
             self.running[net, variant] = self._train(net, variant)
             for _ in range(3):
                 next(self.running[net, variant])
+
+    def steps(self, net: str, count: int, variant: str = "") -> float:
+        """Mean seconds of `count` steps that go on from the last ones."""
+        self.prepare("steps", net, variant)
         started = time.perf_counter()
         for _ in range(count):
             next(self.running[net, variant])
@@ -154,9 +161,7 @@ class Notebook:
 
     def evaluate(self, net: str, images: int) -> float:
         """Seconds of one evaluation on the first `images` of the test set."""
-        if net not in self.models:
-            self.models[net] = MODELS[net]()
-            self.evaluate(net, 32)  # oneDNN prepares its kernels at their first use
+        self.prepare("evaluate", net)
         model, criterion = self.models[net], F.nll_loss
         loader = DataLoader(Subset(self._data(net)[1], range(images)), NETS[net].test_batch)
         started = time.perf_counter()

@@ -65,13 +65,19 @@ class Project:
         self.running: dict[tuple[str, str], Iterator[object]] = {}
         self.trainings: dict[str, Training] = {}
 
-    def steps(self, net: str, count: int, variant: str = "") -> float:
-        """Mean seconds of `count` steps that go on from the last ones."""
-        if (net, variant) not in self.running:
+    def prepare(self, kind: str, net: str, variant: str = "") -> None:
+        """All that steps or evaluate do once, before what they time."""
+        if kind == "evaluate":
+            self._training(net)
+        elif (net, variant) not in self.running:
             self.running[net, variant] = records(self._settings(net, variant))
             # A CIFAR run is 15,630 steps, of which the doctor looks more closely at the first 200;
             # one of MNIST ends there.
             self._advance(net, variant, 244 if net.startswith("cifar") else 4)
+
+    def steps(self, net: str, count: int, variant: str = "") -> float:
+        """Mean seconds of `count` steps that go on from the last ones."""
+        self.prepare("steps", net, variant)
         started = time.perf_counter()
         self._advance(net, variant, count)
         return (time.perf_counter() - started) / count
