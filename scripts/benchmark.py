@@ -192,10 +192,12 @@ class Benchmark:
         return self._alternate({**calls, **self._products()}, share=0.2)
 
     def _products(self) -> dict[str, Callable[[], float]]:
-        """A matrix product in each of this project's processes, in the same rounds."""
+        """A matrix product and a convolution in each of this project's processes, in the same
+        rounds."""
         return {
-            f"product_{side}": self._call(side, "product", dtype=dtype)
+            f"{kind}_{side}": self._call(side, kind, dtype=dtype)
             for side, dtype in zip(PRECISIONS, ("float32", "bfloat16"), strict=True)
+            for kind in measures.FLOPS
         }
 
     def _call(self, side: str, method: str, **arguments: Any) -> Callable[[], float]:
@@ -277,14 +279,17 @@ class Benchmark:
         """GFLOP/s, and their share of the matrix product's in the same process and round; where a
         step's time goes, and the ratio that no program could exceed."""
         for side in PRECISIONS:
-            product = [second for net in MAIN for second in steps[net][f"product_{side}"]]
-            peak = 2 * 2048**3 / Spread.of(product).median / 1e9
-            self.results.gflops[f"peak_{side}"] = peak
+            peaks = {}
+            for kind, operations in measures.FLOPS.items():
+                taken = [second for net in MAIN for second in steps[net][f"{kind}_{side}"]]
+                peaks[kind] = operations / Spread.of(taken).median / 1e9
+            self.results.gflops[f"peak_{side}"] = peaks["product"]
+            self.results.gflops[f"convolution_{side}"] = peaks["convolution"]
             for net in MAIN:
                 work = self.workers[side].call("work", net=net)
                 self.results.profile[f"{net}_{side}"] = self.workers[side].call("profile", net=net)
                 # Were everything but the products for nothing, and they as fast as the fastest.
-                least = work["step"] / (peak * 1e9)
+                least = work["step"] / (max(peaks.values()) * 1e9)
                 self.results.bound[f"step_{net}_{side}"] = (
                     Spread.of(steps[net]["notebook"]).median / least
                 )
@@ -293,8 +298,11 @@ class Benchmark:
                     ("eval", self.effort.images * work["image"], evaluations[net]),
                 ):
                     reached = [operations / second / 1e9 for second in taken[side]]
-                    peaks = [2 * 2048**3 / second / 1e9 for second in taken[f"product_{side}"]]
-                    shares = [a / b for a, b in zip(reached, peaks, strict=True)]
+                    product = measures.FLOPS["product"] / 1e9
+                    shares = [
+                        a / (product / b)
+                        for a, b in zip(reached, taken[f"product_{side}"], strict=True)
+                    ]
                     key = f"{kind}_{net}_{side}"
                     self.results.gflops[key] = Spread.of(reached).median
                     self.results.peak_share[key] = Spread.of(shares).median

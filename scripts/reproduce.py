@@ -1,14 +1,16 @@
-"""Run the article's experiments one after the other, then draw their figures.
+"""Run the article's experiments, several runs at once, then draw their figures.
 
     python scripts/reproduce.py                   the seven notebooks, embedded
     python scripts/reproduce.py --experiments all --seeds 0,1,2
     python scripts/reproduce.py --data article    on MNIST and CIFAR-10
+    python scripts/reproduce.py --jobs 1          one after the other
     python scripts/reproduce.py optim.lr=3e-4     a setting for every run
 
 What is finished is not run again.
 """
 
 import argparse
+import io
 import itertools
 import logging
 import sys
@@ -18,10 +20,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import joblib
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -30,6 +34,7 @@ from debugnn import cli, config
 from debugnn.errors import ConfigError
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,8 @@ class Job:
     overrides: tuple[str, ...]
 
     def __str__(self) -> str:
-        return f"{self.experiment} {' '.join(self.overrides)}"
+        told = [word for word in self.overrides if not word.startswith("output_dir=")]
+        return " ".join([self.experiment, *told])
 
 
 def arms(experiment: str, data: str, given: Sequence[str] = ()) -> Iterator[list[str]]:
@@ -84,8 +90,22 @@ def experiments(wanted: str) -> list[str]:
     return names
 
 
-def run(job: Job) -> str | None:
-    """Run the job; return what went wrong, in a line, or None."""
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended: what went wrong, in a line, or None; how long it took."""
+
+    error: str | None
+    seconds: float
+
+
+def run(job: Job) -> Outcome:
+    """Run the job in this process."""
+    started = time.perf_counter()
+    error = attempt(job)
+    return Outcome(error, time.perf_counter() - started)
+
+
+def attempt(job: Job) -> str | None:
     from debugnn.run import execute
 
     try:
@@ -99,14 +119,57 @@ def run(job: Job) -> str | None:
     return None
 
 
-def summary(done: dict[Job, tuple[str | None, float]]) -> str:
+def run_aside(number: int, job: Job) -> tuple[int, Outcome, str]:
+    """Run the job in a process that others run beside; what it logs comes back with its number."""
+    said = io.StringIO()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=said, force=True)
+    config.register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        outcome = run(job)
+    return number, outcome, said.getvalue()
+
+
+def outcomes(jobs: Sequence[Job], at_once: int) -> Iterator[tuple[Job, Outcome]]:
+    """Run all jobs, and yield each as it ends.
+
+    Each of several at once has its share of the processor's cores: a thread a run leaves no core
+    waiting for another inside a training step, as the threads of one run do.
+    """
+    if at_once == 1:
+        for job in jobs:
+            yield job, run(job)
+        return
+    threads = max(1, joblib.cpu_count() // at_once)
+    with joblib.parallel_config("loky", n_jobs=at_once, inner_max_num_threads=threads):
+        # A job is taken from `announced` when a process is free for it.
+        workers = joblib.Parallel(
+            return_as="generator_unordered", batch_size=1, pre_dispatch=at_once
+        )
+        for number, outcome, said in workers(announced(jobs)):
+            log.info("%s", said.rstrip("\n"))  # the lines of a run stay together
+            yield jobs[number], outcome
+
+
+def announced(jobs: Sequence[Job]) -> Iterator[tuple]:
+    for number, job in enumerate(jobs):
+        log.info("starts %s", job)
+        yield joblib.delayed(run_aside)(number, job)
+
+
+def summary(done: dict[Job, Outcome]) -> str:
     """A table of the experiments: how many runs, how many failed, seconds."""
     rows = [f"{'experiment':20} {'runs':>5} {'failed':>7} {'seconds':>8}"]
     for name in dict.fromkeys(job.experiment for job in done):
         results = [result for job, result in done.items() if job.experiment == name]
-        failed = sum(error is not None for error, _ in results)
-        rows.append(f"{name:20} {len(results):5} {failed:7} {sum(s for _, s in results):8.0f}")
+        failed = sum(result.error is not None for result in results)
+        seconds = sum(result.seconds for result in results)
+        rows.append(f"{name:20} {len(results):5} {failed:7} {seconds:8.0f}")
     return "\n".join(rows)
+
+
+def runs_at_once() -> int:
+    """How many runs are trained side by side unless asked otherwise."""
+    return min(joblib.cpu_count(), 4)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -122,10 +185,16 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         help="digits and shapes, which need no download, or MNIST and CIFAR-10",
     )  # fmt: skip
     parser.add_argument("--output", default="outputs", help="where runs and figures go")
+    parser.add_argument(
+        "--jobs", type=int, default=runs_at_once(), metavar="N",
+        help="runs at once (default: one a core, 4 at most), about 1 GB of memory each",
+    )  # fmt: skip
     parser.add_argument("overrides", nargs="*", help="settings for every run: key=value")
     options = parser.parse_args(arguments)
     if not all(seed.isdigit() for seed in options.seeds.split(",")):
         parser.error(f"--seeds={options.seeds}: whole numbers with commas are needed")
+    if options.jobs < 1:
+        parser.error(f"--jobs={options.jobs}: allowed is [1, inf)")
     return options
 
 
@@ -133,7 +202,7 @@ def main(arguments: list[str]) -> int:
     options = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     config.register()
-    done: dict[Job, tuple[str | None, float]] = {}
+    done: dict[Job, Outcome] = {}
     with initialize_config_dir(str(CONF), version_base="1.3"):
         try:
             given = cli.quote_numbers(options.overrides, CONF)
@@ -146,20 +215,27 @@ def main(arguments: list[str]) -> int:
         except (ConfigError, HydraException, OmegaConfBaseException) as error:
             print(f"error: {cli.explain(error)}", file=sys.stderr)
             return 2
-        with logging_redirect_tqdm(), tqdm(jobs, unit="run", dynamic_ncols=True) as bar:
-            for job in bar:
-                bar.set_description(job.experiment)
-                started = time.perf_counter()
-                done[job] = (run(job), time.perf_counter() - started)
+        try:
+            with logging_redirect_tqdm(), tqdm(total=len(jobs), unit="run", ncols=80) as bar:
+                for job, outcome in outcomes(jobs, min(options.jobs, len(jobs))):
+                    done[job] = outcome
+                    bar.update()
+        except KeyboardInterrupt:
+            print("interrupted: the same command goes on from there", file=sys.stderr)
+            return 130
+        except TerminatedWorkerError:
+            print(f"error: a run's process was killed, for want of memory perhaps: "
+                  f"--jobs {max(1, options.jobs // 2)} needs less, and goes on from there",
+                  file=sys.stderr)  # fmt: skip
+            return 1
 
     print(f"\n{summary(done)}")
-    for job, (error, _) in done.items():
-        if error is not None:
-            print(f"failed: {job}: {error}", file=sys.stderr)
-    failed = sum(error is not None for error, _ in done.values())
-    if failed < len(done):
-        draw_figures(Path(options.output), [*dict.fromkeys(job.experiment for job in done)])
-    return 1 if failed else 0
+    failures = {job: result.error for job, result in done.items() if result.error is not None}
+    for job, error in failures.items():
+        print(f"failed: {job}: {error}", file=sys.stderr)
+    if len(failures) < len(done):
+        draw_figures(Path(options.output), [*dict.fromkeys(job.experiment for job in jobs)])
+    return 1 if failures else 0
 
 
 def draw_figures(runs: Path, names: list[str]) -> None:

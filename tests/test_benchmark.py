@@ -102,6 +102,7 @@ def test_the_sides_are_timed_in_processes_of_their_own(tmp_path):
             )
             assert 0 < seconds < 10
         assert ours.call("product", dtype="float32", size=64) > 0
+        assert ours.call("convolution", dtype="bfloat16", images=1) > 0
         work = ours.call("work", net="regression")
         assert work["image"] == 2 * (20 * 25 + 25)
         shares = ours.call("profile", net="regression")

@@ -145,3 +145,15 @@ def test_the_readmes_sweep_runs_as_typed_from_a_clean_start(tmp_path):
     arms = {path.parent.parent.name for path in (tmp_path / "outputs").rglob("run.json")}
     assert arms == {"init=kaiming,trainer.epochs=1", "init=xavier,trainer.epochs=1"}
     assert list((tmp_path / "outputs").rglob("*.wandb"))
+
+
+def test_a_sweep_side_by_side_leaves_the_runs_and_names_the_refused_one(tmp_path, prepared):
+    shown = start(
+        "-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "optim.lr=-1,1e-3,1e-2",
+        "model=regressor", "data=regression", "loss=mse", "trainer.epochs=2", "wandb=disabled",
+        f"data.cache={prepared}", f"output_dir={tmp_path}",
+    )  # fmt: skip
+    assert shown.returncode == 2
+    assert "error: optim.lr=-1" in shown.stderr
+    assert "Traceback" not in shown.stderr
+    assert len(list(tmp_path.rglob("findings.json"))) == 2

@@ -23,6 +23,7 @@ def start(*arguments, cwd):
 
 @pytest.fixture
 def composing():
+    config.register()
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         yield
 
@@ -46,7 +47,6 @@ def test_arms_are_the_sweeps_product(composing, name):
 @pytest.mark.parametrize("data", ["embedded", "article"])
 @pytest.mark.parametrize("name", sorted(p.stem for p in (CONF / "experiment").glob("*.yaml")))
 def test_every_arm_composes_on_either_kind_of_data(composing, name, data):
-    config.register()
     composed = [
         hydra.compose("config", [f"experiment={name}", *arm]) for arm in reproduce.arms(name, data)
     ]
@@ -86,6 +86,44 @@ def test_arms_are_those_that_train_py_sweeps_over(tmp_path):
     assert "nan_loss                 6       0" in looped.stdout
 
 
+def test_runs_at_once_are_what_they_are_one_by_one(tmp_path):
+    small = ("--experiments", "nan_loss,overfit_small", "trainer.epochs=2", "wandb=disabled")
+    losses = {}
+    for jobs in ("1", "3"):
+        output = tmp_path / jobs
+        shown = start(*small, "--output", str(output), "--jobs", jobs, cwd=tmp_path)
+        assert shown.returncode == 0, shown.stderr
+        # A run's lines follow each other, whatever ran beside it.
+        titles = [line for line in shown.stdout.splitlines() if "seed=0" in line.split()]
+        spoken = [line for line in titles if not line.startswith("starts")]
+        assert len(spoken) == 14
+        assert shown.stdout.count("  epoch 0 of 2") == 14
+        for part in shown.stdout.split("\n  epoch 0 of 2")[1:]:
+            assert "  epoch 1 of 2" in part
+        assert sum(line.startswith("starts") for line in titles) == (14 if jobs == "3" else 0)
+        losses[jobs] = {
+            path.parent.relative_to(output): [
+                (row.get("loss"), row.get("grad_norm"), row.get("test_loss"))
+                for row in records.read_jsonl(path)
+            ]
+            for path in output.rglob("metrics.jsonl")
+        }
+    assert len(losses["1"]) == 14
+    assert repr(losses["1"]) == repr(losses["3"])  # of NaN too
+
+
+def test_a_killed_process_is_said_with_what_to_do(tmp_path):
+    shown = start(
+        "--experiments", "vanishing_gradient", "--output", str(tmp_path), "--jobs", "2",
+        "wandb=disabled", "model.activation._target_=os.abort", cwd=tmp_path,
+    )  # fmt: skip
+    assert shown.returncode == 1
+    last = shown.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: a run's process was killed")
+    assert "--jobs 1" in last
+    assert "Traceback" not in shown.stderr
+
+
 def test_a_failing_arm_is_named_and_the_rest_runs(tmp_path):
     shown = start(
         "--experiments", "mnist_baseline,nan_loss", "--output", str(tmp_path),
@@ -103,6 +141,8 @@ def test_a_failing_arm_is_named_and_the_rest_runs(tmp_path):
     [
         (["--experiments", "nope"], "--experiments=nope"),
         (["--seeds", "a"], "--seeds=a"),
+        (["--jobs", "0"], "--jobs=0"),
+        (["--jobs", "two"], "--jobs"),
         (["--data", "real"], "invalid choice"),
         (["trainer.epoch=1"], "trainer.epoch"),
     ],

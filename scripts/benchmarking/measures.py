@@ -7,6 +7,14 @@ from dataclasses import dataclass
 
 from benchmarking.nets import ARTICLE, NETS
 
+# Floating-point operations of what is timed to know the machine: a product of two square matrices,
+# and a 3×3 convolution of 64 images, 64 channels wide, as the nets' are.
+MATRIX, IMAGES, CHANNELS, SIDE = 2048, 64, 64, 24
+FLOPS = {
+    "product": 2 * MATRIX**3,
+    "convolution": 2 * IMAGES * CHANNELS * (SIDE - 2) ** 2 * CHANNELS * 9,
+}
+
 
 @dataclass(frozen=True)
 class Spread:

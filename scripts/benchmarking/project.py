@@ -5,7 +5,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from torch.profiler import ProfilerActivity
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarking.measures import CHANNELS, IMAGES, MATRIX, SIDE
 from benchmarking.nets import NETS, data_overrides, net_overrides
 from debugnn import cli, config
 from debugnn.build import build
@@ -160,13 +161,19 @@ class Project:
     def version(self) -> str:
         return f"torch {torch.__version__} with {torch.get_num_threads()} threads"
 
-    def product(self, dtype: str, size: int = 2048) -> float:
+    def product(self, dtype: str, size: int = MATRIX) -> float:
         """Seconds of a matrix product of two (size, size) matrices."""
         left = torch.ones(size, size, dtype=getattr(torch, dtype))
-        torch.mm(left, left)
-        started = time.perf_counter()
-        torch.mm(left, left)
-        return time.perf_counter() - started
+        return _second_time(lambda: torch.mm(left, left))
+
+    def convolution(self, dtype: str, images: int = IMAGES) -> float:
+        """Seconds of a convolution as the nets have them, in their layout."""
+        given = {"dtype": getattr(torch, dtype)}
+        weight = torch.ones(CHANNELS, CHANNELS, 3, 3, **given).to(memory_format=torch.channels_last)
+        inputs = torch.ones(images, CHANNELS, SIDE, SIDE, **given)
+        inputs = inputs.to(memory_format=torch.channels_last)
+        with torch.no_grad():
+            return _second_time(lambda: torch.conv2d(inputs, weight))
 
     def _settings(self, net: str, variant: str, *more: str) -> DictConfig:
         overrides = net_overrides(net, self.root) + self.common
@@ -195,3 +202,11 @@ class Project:
             count -= isinstance(record, Step)
             if not count:
                 return
+
+
+def _second_time(work: Callable[[], object]) -> float:
+    """Seconds of what was done once before: libraries prepare their kernels at their first use."""
+    work()
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
