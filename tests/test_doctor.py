@@ -633,6 +633,41 @@ def test_the_main_cause_stands_first_and_what_it_explains_under_it():
     assert [f.cause for f in arranged[0].consequences] == ["dead_relu", "overfitting"]
 
 
+@pytest.mark.parametrize("middle", [(), (nn.BatchNorm1d(12),), (nn.Dropout(0.5),)])
+def test_the_training_score_is_the_models_in_either_mode(middle):
+    torch.manual_seed(0)
+    model = mlp(*copy.deepcopy(middle))
+    with Doctor(model, sgd(model), loss_fn=cross_entropy) as doctor:
+        train(doctor, model, doctor.optimizer)
+        doctor.report()
+        kept = doctor._batches()
+        outcome = doctor.evidence.outcome
+    for mode, score in (("eval", outcome.train), ("train", outcome.train_mode)):
+        alike = copy.deepcopy(model).train(mode == "train")
+        for module in alike.modules():
+            if isinstance(module, nn.Dropout):
+                module.eval()
+        with torch.no_grad():
+            outputs = torch.cat([call(alike) for call, _, _ in kept])
+        expected = cross_entropy(outputs, torch.cat([targets for _, _, targets in kept]))
+        assert score.loss == pytest.approx(expected.item(), rel=1e-5)
+    assert (outcome.train == outcome.train_mode) == (not isinstance(model[1], nn.BatchNorm1d))
+
+
+@pytest.mark.parametrize(("factor", "moved"), [(1.0, False), (5.0, True)])
+def test_the_skill_at_the_training_scale_is_told_where_the_scale_has_moved(factor, moved):
+    torch.manual_seed(0)
+    model, (inputs, targets) = mlp(), data()
+    with Doctor(model, sgd(model), loss_fn=cross_entropy) as doctor:
+        train(doctor, model, doctor.optimizer, steps=60)
+        doctor.validate(factor * inputs + (2 if moved else 0), targets)
+        doctor.report()
+        facts = doctor.evidence.data
+    assert (facts.matched_skill is not None) == moved
+    if moved:  # brought back, the same samples are recognised as they are in training
+        assert facts.matched_skill > 0.8
+
+
 def test_every_rule_is_silent_on_no_evidence():
     evidence = Evidence()
     evidence.optimizer.trainable = evidence.optimizer.held = 4
