@@ -29,4 +29,4 @@ def main(settings: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    cli.launch(main, CONF)
+    cli.start(main, CONF)

@@ -351,15 +351,17 @@ class Benchmark:
         self.results.add("startup", "extra_job_s", Spread.of(extra))
 
     def _memory(self) -> None:
+        """Peaks of a first run, which decodes the images, and of one that finds them decoded."""
         for net, steps in self.effort.rss_steps.items():
             say(f"peak memory, {net}")
-            command = [
-                *startup.TRAIN, *net_overrides(net, self.root),
-                *data_overrides(self.root, self.directory / "prepared"),
-                f"output_dir={self.directory / 'memory'}", "trainer.epochs=1",
-                "trainer.device=cpu", f"trainer.steps_per_epoch={steps or 'null'}",
-            ]  # fmt: skip
-            self.results.peak_rss_mb[net] = startup.wall(command, self.log)[1]
+            for key, length in ((f"{net}_first", 21), (net, steps)):
+                command = [
+                    *startup.TRAIN, *net_overrides(net, self.root),
+                    *data_overrides(self.root, self.directory / "decoded"),
+                    f"output_dir={self.directory / 'memory' / key}", "trainer.epochs=1",
+                    "trainer.device=cpu", f"trainer.steps_per_epoch={length or 'null'}",
+                ]  # fmt: skip
+                self.results.peak_rss_mb[key] = startup.wall(command, self.log)[1]
 
     def _describe(self, seconds: float) -> None:
         effort = self.effort

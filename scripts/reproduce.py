@@ -229,12 +229,13 @@ def main(arguments: list[str]) -> int:
                   file=sys.stderr)  # fmt: skip
             return 1
 
+    done = {job: done[job] for job in jobs}  # as asked for, not as they ended
     print(f"\n{summary(done)}")
     failures = {job: result.error for job, result in done.items() if result.error is not None}
     for job, error in failures.items():
         print(f"failed: {job}: {error}", file=sys.stderr)
     if len(failures) < len(done):
-        draw_figures(Path(options.output), [*dict.fromkeys(job.experiment for job in jobs)])
+        draw_figures(Path(options.output), [*dict.fromkeys(job.experiment for job in done)])
     return 1 if failures else 0
 
 

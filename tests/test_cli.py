@@ -40,6 +40,47 @@ def launch(monkeypatch, capsys, *arguments):
     return code, out, err
 
 
+ENDING = """
+import atexit, sys, threading, time
+import torch
+from pathlib import Path
+from debugnn import cli
+
+def main():
+    atexit.register(print, "atexit")
+    threading.Thread(target=lambda: (held.wait(), print("thread"))).start()
+    threading.Timer(0.1, held.set).start()
+    print("main")
+    sys.exit(int(sys.argv[1]))
+
+held = threading.Event()
+cli.start(main, Path())
+"""
+
+
+@pytest.mark.parametrize("code", [0, 3])
+@pytest.mark.parametrize("options", [[], ["-X", "utf8"]])  # started on the script alone, and not
+def test_a_process_ends_with_its_code_after_threads_and_exit_functions(tmp_path, options, code):
+    (tmp_path / "script.py").write_text(ENDING)
+    shown = subprocess.run(
+        [sys.executable, *options, "script.py", str(code)],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (shown.returncode, shown.stderr) == (code, "")
+    assert shown.stdout.split() == ["main", "thread", "atexit"]
+
+
+def test_a_profiler_of_the_whole_script_still_reports(tmp_path, prepared):
+    shown = subprocess.run(
+        [sys.executable, "-m", "cProfile", "train.py", "model=regressor", "data=regression",
+         "loss=mse", "trainer.epochs=1", "wandb=disabled", f"data.cache={prepared}",
+         f"output_dir={tmp_path}"],
+        cwd=REPOSITORY, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert shown.returncode == 0, shown.stderr
+    assert "function calls" in shown.stdout
+
+
 def test_help_names_every_group_and_option_within_80_columns():
     shown = start("--help")
     assert shown.returncode == 0

@@ -1,8 +1,10 @@
 """The command line around Hydra: what Hydra cannot parse, and errors as one line."""
 
+import atexit
 import os
 import re
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +20,28 @@ _IN_PROCESS = ("BasicLauncher", "StackedLauncher")
 
 _exit_codes: set[int] = set()  # of the jobs that ran in this process
 _verbose = False  # HYDRA_FULL_ERROR=1: tracebacks too
+
+
+def start(main: Callable[[], None], conf: Path) -> None:
+    """`launch`, and the end of the process.
+
+    Where torch was imported, its libraries are left to the kernel: to take them down one by one
+    costs 0.4 s and touches 70 to 120 MB that no run has needed. Under a profiler, a debugger or
+    `python -i`, which have something to do after the script, Python ends as it does.
+    """
+    code: object = 0
+    try:
+        launch(main, conf)
+    except SystemExit as stop:
+        code = 0 if stop.code is None else stop.code
+    alone = sys.orig_argv[1:2] == sys.argv[:1]
+    if not alone or "torch" not in sys.modules or not isinstance(code, int):
+        sys.exit(code)
+    threading._shutdown()  # what Python does first: threads are waited for,
+    atexit._run_exitfuncs()  # then W&B and logging finish
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def launch(main: Callable[[], None], conf: Path) -> None:
