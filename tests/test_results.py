@@ -304,7 +304,7 @@ def test_runs_are_paired_by_all_but_one_setting(tmp_path: Path) -> None:
     for seed, (plain, other) in enumerate([(90.0, 91.0), (92.0, 92.0), (94.0, 96.0)]):
         for precision, accuracy in (("fp32", plain), ("bf16", other)):
             arm = {"data": "mnist", "model": "tanh", "trainer.precision": precision}
-            rows = [epoch(0, accuracy=1.0), epoch(1, accuracy=accuracy)]
+            rows = [epoch(0, accuracy=1.0), epoch(1, loss=accuracy / 100, accuracy=accuracy)]
             write_run(tmp_path, arm, rows, seed=seed, data="mnist")
     # Neither a run without its partner nor one that ran for longer makes a pair.
     lonely = {"model": "relu_net", "trainer.precision": "bf16"}
@@ -312,12 +312,14 @@ def test_runs_are_paired_by_all_but_one_setting(tmp_path: Path) -> None:
     table = paired(load_runs(tmp_path), "trainer.precision", ("fp32", "bf16"))
     assert table.to_dict("list") == {
         "data": ["mnist"] * 3, "arm": ["model=tanh"] * 3, "seed": [0, 1, 2], "epochs": [2] * 3,
-        "fp32": [90.0, 92.0, 94.0], "bf16": [91.0, 92.0, 96.0],
+        "fp32": [90.0, 92.0, 94.0], "train_loss_fp32": [0.9, 0.92, 0.94],
+        "bf16": [91.0, 92.0, 96.0], "train_loss_bf16": [0.91, 0.92, 0.96],
     }  # fmt: skip
     # Differences 1, 0, 2: mean 1, standard error 1/√3, and t(2) reaches 0.975 at 4.303.
     low, high = report.interval(table["bf16"] - table["fp32"])
     assert (low, high) == pytest.approx((1 - 4.3027 / 3**0.5, 1 + 4.3027 / 3**0.5), abs=1e-3)
     shown = report.pairs(table, ("fp32", "bf16"))
     assert "| mnist `model=tanh` | 2 | 3 | 92.00 ± 2.00 | 93.00 ± 2.65 | +1.00 (" in shown
+    assert shown.endswith(f"| +0.0100 ({low / 100:+.4f} to {high / 100:+.4f}) |")
     with pytest.raises(ConfigError, match="differ in optim=adam and sgd"):
         paired(load_runs(tmp_path), "optim", ("adam", "sgd"))

@@ -38,7 +38,7 @@ def comparison(runs: Sequence[Run]) -> str:
 
 
 def pairs(table: pd.DataFrame, values: tuple[str, str]) -> str:
-    """What `results.paired` returns as a Markdown table: accuracies and their difference.
+    """What `results.paired` returns as a Markdown table: accuracies, and what differs.
 
     Means with standard deviations over the seeds; of the differences the 95 % interval of their
     mean (Student's t, paired by seed).
@@ -47,16 +47,23 @@ def pairs(table: pd.DataFrame, values: tuple[str, str]) -> str:
     rows = []
     for (data, arm, epochs), group in table.groupby(["data", "arm", "epochs"], sort=True):
         sides = [f"{group[side].mean():.2f} ± {group[side].std():.2f}" for side in values]
-        low, high = interval(group[second] - group[first])
+        differences = [
+            _difference(group[f"{prefix}{second}"] - group[f"{prefix}{first}"], form)
+            for prefix, form in (("", "{:+.2f}"), ("train_loss_", "{:+.4f}"))
+        ]
         # How long a run takes is said in the next column.
         shown = [part for part in arm.split(",") if "=" in part and not part.startswith("trainer.")]
         name = " ".join([data, *(f"`{part}`" for part in shown)])
-        rows.append([
-            name, str(epochs), str(len(group)), *sides,
-            f"{(group[second] - group[first]).mean():+.2f} ({low:+.2f} to {high:+.2f})",
-        ])  # fmt: skip
-    head = ["data", "epochs", "seeds", *(f"{side}, %" for side in values), f"{second} − {first}"]
-    return markdown(head, rows)
+        rows.append([name, str(epochs), str(len(group)), *sides, *differences])
+    change = f"{second} − {first}"
+    head = ["data", "epochs", "seeds", *(f"test accuracy, {side} (%)" for side in values)]
+    return markdown([*head, change, f"training loss, {change}"], rows)
+
+
+def _difference(differences: pd.Series, form: str) -> str:
+    """Mean and interval."""
+    low, high = (form.format(end) for end in interval(differences))
+    return f"{form.format(differences.mean())} ({low} to {high})"
 
 
 def interval(differences: pd.Series) -> tuple[float, float]:

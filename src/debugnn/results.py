@@ -317,10 +317,11 @@ def compare(runs: Iterable[Run], article: Path = ARTICLE) -> pd.DataFrame:
 
 
 def paired(runs: Iterable[Run], setting: str, values: tuple[str, str]) -> pd.DataFrame:
-    """Runs that differ in one setting alone, seed by seed: what it does to the test accuracy.
+    """Runs that differ in one setting alone, seed by seed: what it does to accuracy and loss.
 
-    A row a pair of runs: data, arm (without the setting), seed, epochs, and the last epoch's test
-    accuracy in % under each of the two values.
+    A row a pair of runs: data, arm (without the setting), seed, epochs, and of the last epoch the
+    test accuracy in % under each of the two values, and the training loss (`train_loss_…`), which
+    hangs less on the very last steps.
 
     Raises:
         ConfigError: no such pair.
@@ -334,10 +335,11 @@ def paired(runs: Iterable[Run], setting: str, values: tuple[str, str]) -> pd.Dat
             epochs = run.epochs()
             pair = sides.setdefault((run.data, arm, run.seed, len(epochs)), {})
             pair[value] = epochs["test_accuracy"].iloc[-1]
+            pair[f"train_loss_{value}"] = epochs["train_loss"].iloc[-1]
     rows = [
         {"data": data, "arm": arm, "seed": seed, "epochs": epochs, **pair}
         for (data, arm, seed, epochs), pair in sides.items()
-        if len(pair) == 2
+        if set(values) <= set(pair)
     ]
     if not rows:
         raise ConfigError(f"no two finished runs that differ in {setting}={' and '.join(values)}")
