@@ -57,7 +57,7 @@ QUICK = Effort(
     rss_steps={"mnist": 21, "cifar": 21}, stacked=("mlp",), thorough=False,
 )  # fmt: skip
 FULL = Effort(
-    rounds=9, seconds=1500, nets=tuple(NETS), images=10_000, starts=5, jobs=8,
+    rounds=6, seconds=1200, nets=tuple(NETS), images=10_000, starts=5, jobs=8,
     rss_steps={"mnist": None, "cifar": None}, stacked=tuple(STACKED), thorough=True,
 )  # fmt: skip
 

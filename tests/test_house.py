@@ -23,6 +23,7 @@ ALLOWED = {
     "figures": {"numpy", "pandas", "matplotlib"},
     "data": {"numpy", "torch", "torchvision", "sklearn"},
     "batch_norm": {"torch"},
+    "dropout": {"torch"},
     "models": {"torch"},
     "inits": {"torch"},
     "losses": {"torch"},
@@ -41,7 +42,7 @@ ALLOWED = {
     "remedy": {"omegaconf"},
     "build": {"torch", "hydra", "omegaconf"},
     "config": {"hydra", "omegaconf"},
-    "cli": {"hydra", "omegaconf"},
+    "cli": {"hydra", "omegaconf", "yaml"},
     "debugnn_launcher": {"hydra", "omegaconf"},
 }
 

@@ -12,6 +12,7 @@ from torch import nn
 from debugnn.batch_norm import BatchNorm2d
 from debugnn.build import build_model
 from debugnn.data import Arrays, assemble
+from debugnn.dropout import Dropout
 from debugnn.errors import ConfigError
 from debugnn.models import Flatten, Maxout, network, parameter_count
 
@@ -118,7 +119,7 @@ def test_the_regularisers_stand_where_the_article_puts_them(build_on, reg):
     names = [name for name, _ in net.named_children()]
     tail = "flatten fc1 fc1_act fc2 fc2_act fc3"
     assert " ".join(names) == f"{CIFAR_NET_WITH[reg]} {tail}"
-    kinds = {"conv": nn.Conv2d, "bn": BatchNorm2d, "dropout": nn.Dropout, "pool": nn.MaxPool2d}
+    kinds = {"conv": nn.Conv2d, "bn": BatchNorm2d, "dropout": Dropout, "pool": nn.MaxPool2d}
     for name, layer in net.named_children():
         kind = kinds.get(name.rstrip("0123456789"))
         assert kind is None or type(layer) is kind, name
@@ -131,9 +132,9 @@ def test_without_blocks_the_regularisers_stand_around_every_hidden_activation(bu
     assert [(name, type(layer)) for name, layer in net.named_children()] == [
         ("flatten", Flatten),
         ("fc1", nn.Linear), ("fc1_bn", nn.BatchNorm1d), ("fc1_act", nn.ReLU),
-        ("fc1_dropout", nn.Dropout),
+        ("fc1_dropout", Dropout),
         ("fc2", nn.Linear), ("fc2_bn", nn.BatchNorm1d), ("fc2_act", nn.ReLU),
-        ("fc2_dropout", nn.Dropout),
+        ("fc2_dropout", Dropout),
         ("fc3", nn.Linear),
     ]  # fmt: skip
 

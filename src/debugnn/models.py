@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from debugnn.batch_norm import BatchNorm2d
+from debugnn.dropout import Dropout
 from debugnn.errors import ConfigError
 
 
@@ -117,7 +118,7 @@ def network(
             layers[f"act{convolutions}"] = activation()
             shape = (width, shape[1] - 2, shape[2] - 2)
         if dropout:
-            layers[f"dropout{number}"] = nn.Dropout(dropout)
+            layers[f"dropout{number}"] = Dropout(dropout)
         layers[f"pool{number}"] = nn.MaxPool2d(2)
         shape = (shape[0], shape[1] // 2, shape[2] // 2)
         if min(shape) < 1:
@@ -133,7 +134,7 @@ def network(
             layers[f"fc{number}_bn"] = nn.BatchNorm1d(width * expansion)
         layers[f"fc{number}_act"] = activation()
         if dropout and not blocks:
-            layers[f"fc{number}_dropout"] = nn.Dropout(dropout)
+            layers[f"fc{number}_dropout"] = Dropout(dropout)
         features = width
     layers[f"fc{len(hidden) + 1}"] = nn.Linear(features, outputs, bias=bias)
 

@@ -20,7 +20,6 @@ from dataclasses import fields
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
@@ -114,11 +113,15 @@ class Stack:
         _check_alike(trainings)
         self._lead = trainings[0]
         # Dropout that a member lacks is dropout at a rate of 0.
-        self._rates = [
-            {name: m.p for name, m in t.model.named_modules() if type(m) is nn.Dropout}
+        self._dropouts = [
+            {
+                name: copy.deepcopy(m).train()
+                for name, m in t.model.named_modules()
+                if isinstance(m, nn.Dropout)
+            }
             for t in trainings
         ]
-        self._widest = max(range(len(trainings)), key=lambda i: len(self._rates[i]))
+        self._widest = max(range(len(trainings)), key=lambda i: len(self._dropouts[i]))
         self._tape: list[Tensor] = []
         self._skeleton = _without_dropout(trainings[self._widest].model, self._tape)
         self._parameters = _stack_in_place([dict(t.model.named_parameters()) for t in trainings])
@@ -282,20 +285,20 @@ class Stack:
     def _draw_masks(self, inputs: Tensor) -> tuple[Tensor, ...]:
         """A mask (N, B, …) for each dropout in the order of the pass, at each member's rate.
 
-        `F.dropout` of ones is the mask that it would multiply an input by. Drawn on ones of the
+        Dropout of ones is the mask that it would multiply an input by. Drawn on ones of the
         same shape, layout and type, in the same order and from the same state, the masks are those
         of the run alone, on any device.
         """
-        if not self._rates[self._widest]:
+        if not self._dropouts[self._widest]:
             return ()
         size = len(inputs)
         if size not in self._templates:
             self._templates[size] = self._trace(inputs)
         drawn = []
-        for member, rates in zip(self.members, self._rates, strict=True):
+        for member, dropouts in zip(self.members, self._dropouts, strict=True):
             with member.randomness():
                 drawn.append([
-                    F.dropout(ones, rates[name]) if name in rates else ones
+                    dropouts[name](ones) if name in dropouts else ones
                     for name, ones in self._templates[size]
                 ])  # fmt: skip
         return tuple(torch.stack(masks) for masks in zip(*drawn, strict=True))
@@ -307,7 +310,7 @@ class Stack:
         training.model = copy.deepcopy(training.model).train()  # its buffers will change
         met: list[tuple[str, Tensor]] = []
         for name, module in training.model.named_modules():
-            if type(module) is nn.Dropout:
+            if isinstance(module, nn.Dropout):
                 module.register_forward_pre_hook(
                     lambda _, given, name=name: met.append((name, torch.ones_like(given[0])))
                 )
@@ -358,7 +361,7 @@ class Stack:
         try:
             masks = [
                 torch.stack([ones] * count)
-                for _, ones in (self._trace(inputs) if self._rates[self._widest] else ())
+                for _, ones in (self._trace(inputs) if self._dropouts[self._widest] else ())
             ]
             outputs = self._outputs(torch.stack([inputs] * count), masks)
             vmap(self._lead.loss)(outputs, torch.stack([targets] * count))
@@ -401,7 +404,7 @@ def _without_dropout(model: nn.Module, tape: list[Tensor]) -> nn.Module:
     skeleton = copy.deepcopy(model)
     for parent in list(skeleton.modules()):
         for name, child in parent.named_children():
-            if type(child) is nn.Dropout:
+            if isinstance(child, nn.Dropout):
                 setattr(parent, name, _MaskedDropout(tape))
     return skeleton
 
@@ -458,7 +461,7 @@ def _architecture(model: nn.Module) -> list:
     modules = [
         (name, type(m), repr(m) if not list(m.children()) else None)
         for name, m in model.named_modules()
-        if type(m) is not nn.Dropout
+        if not isinstance(m, nn.Dropout)
     ]
     tensors = [*model.named_parameters(), *model.named_buffers()]
     return [modules, [(n, t.shape, t.dtype, t.stride(), t.requires_grad) for n, t in tensors]]
