@@ -111,7 +111,7 @@ def test_each_member_equals_the_run_alone(compose, net, reg, clip):
     # A norm that clips: the gradients of these nets are smaller than 4.
     threshold = ["clip.max_norm=0.5"] if clip == "4.0" else []
     # Under dropout a ReLU of these runs falls the other way for a rounding error: a smooth
-    # activation shows that the masks are the same. (With ReLUs two of the seeds are compared below.)
+    # activation shows that the masks are the same. (Below two of the seeds have ReLUs.)
     smooth = ["model.activation._target_=torch.nn.Tanh"] if net is CONV and reg == "dropout" else []
     configs = [compose(*shared, *threshold, *smooth, f"seed={s}") for s in (0, 1, 5)]
     assert_members_equal_runs_alone(configs, FLIPPED if net is CONV and "bn" in reg else 1e-4)
