@@ -2,6 +2,8 @@ import math
 import os
 import pickle
 import struct
+import subprocess
+import sys
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -431,6 +433,55 @@ def test_a_cache_that_cannot_be_written_is_done_without(fake_mnist, tmp_path, ca
         assert np.array_equal(got, wanted)
     assert f"data.cache={blocked / 'cache'} cannot be written" in caplog.text
     assert blocked.read_text() == "in the way"
+
+
+# No `if __name__ == "__main__"`: a process that ran the caller's script again would never end.
+DECODE = """
+import sys
+import numpy as np
+from debugnn.data import decoded, mnist
+from debugnn.errors import ConfigError
+try:
+    arrays = decoded(mnist, "mnist", *sys.argv[1:3], False)
+except ConfigError as error:
+    sys.exit(str(error))
+np.save(sys.argv[3], arrays.train_inputs)
+print("torchvision" in sys.modules)
+"""
+
+
+def run_decode(tmp_path: Path, root: Path, cache: Path) -> subprocess.CompletedProcess:
+    script = tmp_path / "decode.py"
+    script.write_text(DECODE)
+    command = [sys.executable, str(script), str(root), str(cache), str(tmp_path / "seen.npy")]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_a_process_that_decodes_does_not_carry_torchvision_along(fake_mnist, tmp_path):
+    raw, arrays = fake_mnist
+    ended = run_decode(tmp_path, raw.parent.parent, tmp_path / "cache")
+    assert (ended.returncode, ended.stdout) == (0, "False\n"), ended.stderr
+    assert np.array_equal(np.load(tmp_path / "seen.npy"), arrays.train_inputs)
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_what_the_other_process_refuses_is_refused_in_the_same_words(fake_mnist, tmp_path):
+    raw, _ = fake_mnist
+    (raw / "train-labels-idx1-ubyte").write_bytes(b"cut off")
+    with pytest.raises(ConfigError) as caught:
+        read_mnist(raw)  # in this process
+    ended = run_decode(tmp_path, raw.parent.parent, tmp_path / "cache")
+    assert (ended.returncode, ended.stderr) == (1, f"{caught.value}\n")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_where_the_other_process_cannot_write_this_one_decodes(fake_mnist, tmp_path):
+    raw, arrays = fake_mnist
+    (tmp_path / "file").write_text("in the way")
+    ended = run_decode(tmp_path, raw.parent.parent, tmp_path / "file" / "cache")
+    assert ended.returncode == 0
+    assert ended.stderr.count("cannot be written") == 1
+    assert np.array_equal(np.load(tmp_path / "seen.npy"), arrays.train_inputs)
 
 
 def test_of_two_that_decode_at_once_the_second_leaves_nothing_behind(tmp_path):

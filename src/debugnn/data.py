@@ -11,6 +11,8 @@ import json
 import logging
 import os
 import pickle
+import signal
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -246,25 +248,58 @@ def decoded(
 
     Returns memory-mapped arrays, copied on write. A cache that cannot be written is done without.
     """
-    folder = Path(cache) / f"{name}-{_fingerprint(reader, root)}"
+    folder = _folder(reader, name, root, cache)
     if not folder.is_dir():
-        arrays = reader(root=root, download=download)
-        if not isinstance(arrays, tuple) or len(arrays) != len(Arrays._fields):
-            raise ConfigError(f"data.reader: data={name} is read by a function without four arrays")
-        arrays = Arrays(*arrays)
-        # The reader may have downloaded: name the cache after the files that it read.
-        folder = Path(cache) / f"{name}-{_fingerprint(reader, root)}"
+        log.info("data=%s: decoding once, into %s", name, cache)
         try:
-            _write(folder, arrays)
-        except OSError as error:
+            folder = _fill_apart(reader, name, root, cache, download)
+        except _UnwritableError as error:
             log.warning("data.cache=%s cannot be written (%s): decoding anew", cache, error)
-            return arrays
+            return _read(reader, name, root, download)
     try:
         return Arrays(*(_mapped(folder / f"{part}.npy") for part in Arrays._fields))
     except (OSError, ValueError, EOFError) as error:
         raise ConfigError(
             f"data.cache: {folder} is damaged ({_first_line(error)}); delete it: it is made anew"
         ) from None
+
+
+class _UnwritableError(Exception):
+    """The cache cannot be written; the message says why."""
+
+
+def _fill_apart(reader: Callable, name: str, root: str, cache: str, download: bool) -> Path:
+    """`_fill`, for torchvision's readers in a process of its own, which takes its memory with it.
+
+    torchvision imports torch.compile's front end: 110 MB that the training would carry along.
+    """
+    if _function(reader) not in (mnist, cifar10) or "torchvision" in sys.modules:
+        return _fill(reader, name, root, cache, download)
+    # Of joblib, not the standard library's: it does not run the caller's script again.
+    from joblib.externals.loky import ProcessPoolExecutor
+
+    quiet = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_DFL)}
+    with ProcessPoolExecutor(max_workers=1, **quiet) as process:  # Ctrl-C: no traceback of its own
+        return process.submit(_fill, reader, name, root, cache, download).result()
+
+
+def _fill(reader: Callable, name: str, root: str, cache: str, download: bool) -> Path:
+    """Write what `reader` returns to a folder of the cache, unless it is there by then."""
+    arrays = _read(reader, name, root, download)
+    # The reader may have downloaded: name the cache after the files that it read.
+    folder = _folder(reader, name, root, cache)
+    try:
+        _write(folder, arrays)
+    except OSError as error:
+        raise _UnwritableError(str(error)) from None
+    return folder
+
+
+def _read(reader: Callable, name: str, root: str, download: bool) -> Arrays:
+    arrays = reader(root=root, download=download)
+    if not isinstance(arrays, tuple) or len(arrays) != len(Arrays._fields):
+        raise ConfigError(f"data.reader: data={name} is read by a function without four arrays")
+    return Arrays(*arrays)
 
 
 def _mapped(path: Path) -> np.ndarray:
@@ -289,9 +324,13 @@ def _write(folder: Path, arrays: Arrays) -> None:
                 raise
 
 
+def _folder(reader: Callable, name: str, root: str, cache: str) -> Path:
+    return Path(cache) / f"{name}-{_fingerprint(reader, root)}"
+
+
 def _fingerprint(reader: Callable, root: str) -> str:
     """A hash of the reader's module and of its source files' sizes and times."""
-    function = getattr(reader, "func", reader)  # a configured reader comes as a partial
+    function = _function(reader)
     code = Path(inspect.getsourcefile(function)).read_bytes()
     arguments = repr((getattr(reader, "args", ()), getattr(reader, "keywords", {})))
     marks: list = [function.__qualname__, arguments, hashlib.sha256(code).hexdigest()]
@@ -300,6 +339,10 @@ def _fingerprint(reader: Callable, root: str) -> str:
             status = path.stat()
             marks.append([str(path.absolute()), status.st_size, status.st_mtime_ns])
     return hashlib.sha256(json.dumps(marks).encode()).hexdigest()[:12]
+
+
+def _function(reader: Callable) -> Callable:
+    return getattr(reader, "func", reader)  # a configured reader comes as a partial
 
 
 _SOURCES = {"mnist": ("MNIST/raw",), "cifar10": ("cifar-10-batches-py",)}
