@@ -96,42 +96,45 @@ class Results:
 class Benchmark:
     """The workers of all sides, and the phases of the measurement."""
 
-    def __init__(self, effort: Effort, directory: Path, stack: ExitStack, wandb: str) -> None:
+    def __init__(self, effort: Effort, directory: Path) -> None:
         self.effort, self.directory, self.results = effort, directory, Results()
         self.root = data_root()
         self._load = os.getloadavg()[0]
         self.log = directory / "log.txt"
         self.log.touch()
+        self.at_once = runs_at_once()
+        self.threads = max(1, (os.cpu_count() or 1) // self.at_once)
+        self.workers: dict[str, Worker | Together] = {}
+        self._ends = time.perf_counter() + effort.seconds
+
+    def start_workers(self, stack: ExitStack, wandb: str) -> None:
+        """A process for each side, which `stack` ends, and one a run for those side by side."""
+        (self.directory / "runs").mkdir()
         root = str(self.root) if self.root else None
-        common = {"root": root, "directory": str(directory / "runs")}
-        (directory / "runs").mkdir()
+        common = {"root": root, "directory": str(self.directory / "runs")}
         sides = {"notebook": ("benchmarking.notebook:Notebook", {})}
         for precision in PRECISIONS:
             given = {"precision": precision, "wandb": wandb}
             sides[precision] = ("benchmarking.project:Project", given)
-        if not effort.thorough:
+        if not self.effort.thorough:
             say("Lightning: left out of --quick")
         elif any(map(importlib.util.find_spec, ("lightning", "pytorch_lightning"))):
             sides["lightning"] = ("benchmarking.lightning_side:Lightning", {})
         else:
             say("Lightning: not installed, skipped")
-        self.workers: dict[str, Worker | Together] = {}
         for name, (side, extra) in sides.items():
-            worker = Worker(name, side, self.log, **common, **extra)
-            stack.callback(worker.close)
-            self.workers[name] = worker
-        self.at_once = runs_at_once()
-        self.threads = max(1, (os.cpu_count() or 1) // self.at_once)
+            self.workers[name] = Worker(name, side, self.log, **common, **extra)
+            stack.callback(self.workers[name].close)
         for name in TOGETHER:
             side, extra = sides[name]
             members = []
             for number in range(self.at_once):
-                given = {**common, **extra, "directory": str(directory / f"runs-{name}-{number}")}
-                Path(given["directory"]).mkdir()
+                own = self.directory / f"runs-{name}-{number}"
+                own.mkdir()
+                given = {**common, **extra, "directory": str(own)}
                 members.append(Worker(f"{name} {number}", side, self.log, self.threads, **given))
                 stack.callback(members[-1].close)
             self.workers[f"{name}_together"] = Together(members)
-        self._ends = time.perf_counter() + effort.seconds
 
     def measure(self) -> Results:
         """All phases, in the order of what matters most."""
@@ -165,12 +168,10 @@ class Benchmark:
 
     def _steps(self, net: str) -> Taken:
         """Seconds a step, a value a round, of all that is compared on this network."""
-        sides = ["notebook", *PRECISIONS, *(f"{side}_together" for side in TOGETHER)]
+        sides = self._compared(net)
         if net in MAIN:
             sides += ["doctor=off", "watch", "unwatched"]
-            if self.effort.thorough:
-                sides += ["lightning"] * ("lightning" in self.workers)
-                sides += ["tenfold"] * (net == "cifar")
+            sides += ["tenfold"] * (net == "cifar" and self.effort.thorough)
         say(f"training step, {net}")
         calls = {}
         for side in sides:
@@ -182,14 +183,16 @@ class Benchmark:
 
     def _evaluations(self, net: str) -> Taken:
         """Seconds of an evaluation of `images` images, a value a round and side."""
-        sides = ["notebook", *PRECISIONS, *(f"{side}_together" for side in TOGETHER)]
-        if self.effort.thorough and net in MAIN:
-            sides += ["lightning"] * ("lightning" in self.workers)
         say(f"evaluation, {net}")
         calls = {
-            side: self._call(side, "evaluate", net=net, images=self.effort.images) for side in sides
+            side: self._call(side, "evaluate", net=net, images=self.effort.images)
+            for side in self._compared(net)
         }
         return self._alternate({**calls, **self._products()}, share=0.2)
+
+    def _compared(self, net: str) -> list[str]:
+        """The sides that a network's steps and evaluations are compared over."""
+        return [side for side in self.workers if side != "lightning" or net in MAIN]
 
     def _products(self) -> dict[str, Callable[[], float]]:
         """A matrix product and a convolution in each of this project's processes, in the same
@@ -428,13 +431,14 @@ def main() -> int:
                 tempfile.TemporaryDirectory(prefix="benchmark-", ignore_cleanup_errors=True)
             )
             effort = QUICK if options.quick else FULL
-            benchmark = Benchmark(effort, Path(scratch), stack, options.wandb)
+            benchmark = Benchmark(effort, Path(scratch))
             if options.again:
                 if options.output is None:
                     parser.error("--again needs --output, whose numbers it keeps")
                 kept = (options.output / "benchmark.json").read_text(encoding="utf-8")
                 results = benchmark.measure_again(Results(**json.loads(kept)))
             else:
+                benchmark.start_workers(stack, options.wandb)
                 results = benchmark.measure()
     except (BenchmarkError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -100,23 +100,18 @@ class Outcome:
 
 def run(job: Job) -> Outcome:
     """Run the job in this process."""
-    started = time.perf_counter()
-    error = attempt(job)
-    return Outcome(error, time.perf_counter() - started)
-
-
-def attempt(job: Job) -> str | None:
     from debugnn.run import execute
 
+    started, error = time.perf_counter(), None
     try:
         settings = compose("config", [f"experiment={job.experiment}", *job.overrides])
         execute(settings, job.overrides, job.experiment)
-    except (ConfigError, HydraException, OmegaConfBaseException, OSError) as error:
-        return cli.explain(error)
-    except Exception as error:  # one arm's bug must not cost the others
+    except (ConfigError, HydraException, OmegaConfBaseException, OSError) as fault:
+        error = cli.explain(fault)
+    except Exception as fault:  # one arm's bug must not cost the others
         traceback.print_exc()
-        return f"{type(error).__name__}: {error}"
-    return None
+        error = f"{type(fault).__name__}: {fault}"
+    return Outcome(error, time.perf_counter() - started)
 
 
 def run_aside(number: int, job: Job) -> tuple[int, Outcome, str]:

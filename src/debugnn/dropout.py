@@ -34,10 +34,10 @@ def dropout(inputs: Tensor, p: float) -> Tensor:
     values = bits.view(torch.int16)[:count].float()  # exact, and compared four times as fast
     lowest = torch.iinfo(torch.int16).min
     noise = values.ge_(lowest + dropped).mul_(_LEVELS / (_LEVELS - dropped)).to(inputs.dtype)
-    return inputs * _laid_out_as(inputs, noise)
+    return inputs * _arranged_as(inputs, noise)
 
 
-def _laid_out_as(inputs: Tensor, values: Tensor) -> Tensor:
+def _arranged_as(inputs: Tensor, values: Tensor) -> Tensor:
     """The values (N,) in the inputs' shape and, where it is one of the two usual, their layout."""
     if inputs.dim() == 4 and inputs.is_contiguous(memory_format=torch.channels_last):
         batch, channels, height, width = inputs.shape
