@@ -328,3 +328,16 @@ def test_a_runs_loss_is_the_tasks_whatever_it_is_trained_with(batches):
         change = Change(loss=lambda o, t, f=factor: f * F.cross_entropy(o, t))
         forks.append(run(trial(model, rate, batches, change), TASK, 12))
     assert forks[0].end == pytest.approx(forks[1].end, rel=1e-4)
+
+
+def test_a_fork_learns_as_the_loop_where_gradients_lie_in_memory_as_no_weight_does():
+    """Of channels-last images and contiguous weights; the fused optimiser takes memory as it is."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 6 * 6, 10))
+    images = torch.randn(2, 16, 3, 8, 8).unbind()
+    images = [part.contiguous(memory_format=torch.channels_last) for part in images]
+    batches = [Batch(Call((part,)), torch.arange(16) % 10) for part in images]
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, fused=True)
+    fork = trial(model, optimizer, batches)
+    forked = [fork.step()[-1].item() for _ in range(6)]
+    assert forked == pytest.approx(train(model, optimizer, batches, 6), rel=1e-4)

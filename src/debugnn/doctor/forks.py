@@ -103,9 +103,12 @@ class Trial:
     def _backward(self, loss: Tensor) -> None:
         """Gradients of the copy's parameters alone: the loss may hold others that are not ours."""
         parameters = [p for p in self.model.parameters() if p.requires_grad]
-        found = torch.autograd.grad(loss, parameters, allow_unused=True)
-        for parameter, gradient in zip(parameters, found, strict=True):
-            parameter.grad = gradient
+        for parameter in parameters:
+            parameter.grad = None
+        # Not `autograd.grad`, whose gradients may lie in memory as no weight does: PyTorch's fused
+        # optimisers on a CPU then add up numbers of different places.
+        if parameters:
+            torch.autograd.backward(loss, inputs=parameters)
         if self._clip is not None:
             nn.utils.clip_grad_norm_(parameters, self._clip)
 
