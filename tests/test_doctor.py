@@ -28,6 +28,7 @@ from debugnn import Doctor, records
 from debugnn.doctor import rules
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.findings import CAUSES, SEVERITIES, Finding, Report
+from debugnn.random_state import set_random_state
 
 NAN = math.nan
 SAMPLES, FEATURES, CLASSES, BATCH = 128, 6, 3, 16
@@ -1417,6 +1418,29 @@ def test_a_divergence_is_not_called_an_invalid_operation():
     assert "non_finite" in [f.cause for f in report.findings[0].consequences]
 
 
+def test_a_loss_that_was_read_too_late_is_not_blamed_on_the_weights():
+    """On a GPU losses are read at a probe: by then the weights hold the NaN."""
+    model = mlp()
+    optimizer = sgd(model)
+    with Doctor(model, optimizer, cross_entropy) as doctor:
+        for step, (x, t) in enumerate(batches(9)):
+            optimizer.zero_grad()
+            loss = cross_entropy(model(x), t)
+            if step == 5:
+                loss = loss * NAN
+            loss.backward()
+            optimizer.step()
+            if step in (5, 6, 7):  # left on the device
+                doctor._unread.append(loss.detach())
+                doctor._loop.steps += 1
+            else:
+                doctor.step(loss, x, t)
+        report = doctor.report()
+    (finding,) = (f for f in report.findings if f.cause == "non_finite")
+    assert (finding.step, finding.evidence["where"]) == (5, "unknown")
+    assert doctor.replay is None
+
+
 @pytest.mark.usefixtures("seeded")
 def test_the_saved_batch_and_weights_repeat_the_nan(tmp_path):
     class Risky(nn.Module):
@@ -1438,7 +1462,7 @@ def test_the_saved_batch_and_weights_repeat_the_nan(tmp_path):
     assert replay["step"] == finding.step
     fresh = Risky()
     fresh.load_state_dict(replay["model"])
-    torch.set_rng_state(replay["random_state"])
+    set_random_state(torch.device("cpu"), replay["random_state"])
     call = replay["call"]
     outputs = fresh(*call["args"], **call["kwargs"])
     loss = cross_entropy(outputs, replay["targets"])

@@ -614,3 +614,13 @@ def test_a_call_is_changed_wherever_its_tensors_stand():
     assert doubled.args[1][1] == 3
     assert torch.equal(doubled.kwargs["mask"]["a"], 2 * FLAT)
     assert torch.equal(call.args[0], FLAT)
+
+
+def test_a_recurrent_layer_without_dropout_stays_in_its_mode():
+    """In evaluation cuDNN gives its recurrent layers no backward pass."""
+    model = nn.LSTM(FLAT.shape[-1], 5, num_layers=2, dropout=0.5)
+    with network.no_dropout(model, training=True):
+        assert model.training
+        first, again = (model(FLAT[:, None])[0] for _ in range(2))
+        assert torch.equal(first, again)
+    assert (model.training, model.dropout) == (True, 0.5)

@@ -18,7 +18,7 @@ from debugnn.errors import ConfigError
 from debugnn.loop import fit
 from debugnn.records import Epoch, Layers, Step
 from debugnn.run import execute
-from debugnn.stack import Member, Stack, clip_each, fit_captured, share_data
+from debugnn.stack import Member, NormLimits, Stack, clip_each, fit_captured, share_data
 from debugnn.stacked import execute_together
 
 # 100 samples in batches of 32: the last is smaller, and has masks of its own size.
@@ -253,7 +253,7 @@ def test_clipping_a_stack_equals_clipping_each(rule):
         norms.append(rule(parameters).double())
         expected.append([parameter.grad for parameter in parameters])
     limit = {keep: (math.inf, False)}.get(rule) or (4.0, rule.func is rescale_norm)
-    found = clip_each(gradients, [limit] * 8)
+    found = clip_each(gradients, NormLimits.of([limit] * 8, torch.device("cpu")))
     torch.testing.assert_close(found, torch.stack(norms), equal_nan=True, rtol=1e-6, atol=0)
     for gradient, own in zip(gradients, zip(*expected, strict=True), strict=True):
         torch.testing.assert_close(gradient, torch.stack(own), equal_nan=True, rtol=1e-5, atol=0)
@@ -507,8 +507,7 @@ def test_each_member_has_a_wandb_run_of_its_own(settings):
 def test_a_cuda_graph_equals_plain_execution(compose):
     settings = (*SMALL, *CONV, "reg=bn_dropout", STEADY, "trainer.device=cuda")
     configs = [compose(*settings, f"seed={s}") for s in (0, 1)]
-    graphed, plain = Stack(built(configs)), Stack(built(configs))
-    plain._graphs = dict.fromkeys(range(100))  # None: not captured
+    graphed, plain = Stack(built(configs), graph=True), Stack(built(configs))
     found, expected = train_stacked(graphed), train_stacked(plain)
     assert any(graphed._graphs.values())
     for rows, others in zip(found, expected, strict=True):

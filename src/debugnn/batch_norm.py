@@ -22,6 +22,8 @@ class BatchNorm2d(nn.BatchNorm2d):
     def forward(self, inputs: Tensor) -> Tensor:
         values = inputs.numel() // inputs.shape[1]
         plain = self.affine and self.track_running_stats and self.momentum is not None
+        if inputs.device.type == "cuda" and plain and values > 1:
+            return self._on_gpu(inputs)
         if (
             not (self.training and plain)
             or inputs.device.type != "cpu"
@@ -35,6 +37,17 @@ class BatchNorm2d(nn.BatchNorm2d):
             self.momentum, self.eps,
         )  # fmt: skip
         return outputs
+
+    def _on_gpu(self, inputs: Tensor) -> Tensor:
+        """By PyTorch's own kernel in float32: cuDNN's asks for the memory layout, which nobody can
+        know inside of `vmap`, and half precision there has no backward pass."""
+        if self.training:
+            self.num_batches_tracked.add_(1)
+        outputs, *_ = torch.native_batch_norm(
+            inputs.float(), self.weight, self.bias, self.running_mean, self.running_var,
+            self.training, self.momentum, self.eps,
+        )  # fmt: skip
+        return outputs.to(inputs.dtype)
 
 
 class _BatchNorm(torch.autograd.Function):

@@ -48,6 +48,8 @@ def build(config: DictConfig) -> Training:
 def _build(config: DictConfig) -> Training:
     torch.manual_seed(config.seed)
     device = choose_device(config.trainer.device)
+    # fp32 is fp32: in TF32, PyTorch's choice for convolutions on a GPU, inputs have 10 bits.
+    torch.backends.cudnn.allow_tf32 = False
     data = build_data(config, config.data, device)
     model = build_model(config, data)
     if config.init.pretrain is not None:
@@ -105,7 +107,7 @@ def build_model(config: DictConfig, data: Data) -> nn.Module:
         )
     except TypeError as error:
         raise ConfigError(f"model: {one_line(error)}") from error
-    return model.to(data.train.inputs.device)
+    return model
 
 
 def assemble(config: DictConfig, model: nn.Module, data: Data) -> Training:
@@ -114,6 +116,8 @@ def assemble(config: DictConfig, model: nn.Module, data: Data) -> Training:
     if channels_last:
         # After the initialisation: some of torch.nn.init need contiguous weights.
         model = model.to(memory_format=torch.channels_last)
+    # After it, too: one seed gives the same weights on every device.
+    model = model.to(data.train.inputs.device)
     optimizer = leaf("optim", config.optim)
     if isinstance(optimizer.func, type) and not optimizer.keywords.get("differentiable"):
         runtime.leave_dynamo_out(optimizer.func)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from debugnn.loop import Training
+from debugnn.random_state import random_state, set_random_state
 
 
 def state_of(training: Training) -> dict[str, Any]:
@@ -16,10 +17,8 @@ def state_of(training: Training) -> dict[str, Any]:
         "optimizer": training.optimizer.state_dict(),
         "epoch": training.epoch,
         "step": training.step,
-        "torch_rng": torch.get_rng_state(),
+        "random_state": random_state(training.device),
     }
-    if torch.cuda.is_available():
-        state["cuda_rng"] = torch.cuda.get_rng_state_all()
     return _copied(state)
 
 
@@ -40,9 +39,7 @@ def restore(path: Path, training: Training) -> None:
     training.optimizer.load_state_dict(state["optimizer"])
     training.epoch = state["epoch"]
     training.step = state["step"]
-    torch.set_rng_state(state["torch_rng"].cpu())
-    if "cuda_rng" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda_rng"]])
+    set_random_state(training.device, state["random_state"])
 
 
 def _copied(value: Any) -> Any:

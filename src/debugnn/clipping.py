@@ -50,7 +50,8 @@ def global_norm(parameters: list[Tensor]) -> Tensor:
     gradients explode or vanish, the norm is taken again in float64.
     """
     gradients = _gradients(parameters)
-    if any(g.is_cuda for g in gradients):  # in float64 at once: to look at a norm is to wait for it
+    if any(g.device.type != "cpu" for g in gradients):
+        # In float64 at once: to look at a norm is to wait for it.
         return get_total_norm([g.double() for g in gradients])
     norm = get_total_norm(gradients)
     if norm == 0 or torch.isinf(norm):

@@ -7,7 +7,7 @@ still, so that it can be saved, or left.
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -76,7 +76,7 @@ class Training:
         """The network's outputs as float32, computed in the training's precision and layout."""
         if self.channels_last and inputs.dim() == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
-        with self._autocast():
+        with self.autocast():
             return self.model(inputs).float()
 
     def backward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,8 +93,11 @@ class Training:
         self.optimizer.step()
         return norm
 
-    def _autocast(self) -> AbstractContextManager:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+    def autocast(self, cache: bool = True) -> AbstractContextManager:
+        """What the passes run in; `cache` keeps weights that have been cast for a second use."""
+        if not self.bf16:
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=cache)
 
     def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The training batches of one epoch, the same at every call."""
@@ -144,8 +147,12 @@ def train_one_epoch(
             lr = training.optimizer.param_groups[0]["lr"]
             unread.note((step, lr, len(targets)), loss.detach(), norm, right)
             training.step += 1
-    except Exception:
-        yield from tally.steps(unread.read())  # the steps before a failure, which explain it
+    except Exception as error:
+        try:
+            before = unread.read()
+        except RuntimeError:  # a GPU that an assertion has stopped answers no more
+            raise error from None
+        yield from tally.steps(before)  # the steps before a failure, which explain it
         raise
     yield from tally.steps(unread.read())
     tested = None, None
@@ -179,9 +186,12 @@ class Unread:
         self._known, self._columns = [], []
         if not known:
             return []
+        present = [column for column in zip(*columns, strict=True) if column[0] is not None]
+        # As float64, which holds losses and counts exactly: one transfer for all.
+        numbers = iter(torch.stack([torch.stack(column).double() for column in present]).tolist())
         read = [
-            [None] * len(known) if column[0] is None else torch.stack(column).tolist()
-            for column in zip(*columns, strict=True)
+            [None] * len(known) if absent else next(numbers)
+            for absent in (number is None for number in columns[0])
         ]
         return [(*k, *numbers) for k, *numbers in zip(known, *read, strict=True)]
 
@@ -231,7 +241,7 @@ def evaluate(training: Training) -> tuple[float, float | None]:
     classes = training.data.classes is not None
     # Summed up where they are: a GPU is waited for once.
     loss_sum = torch.zeros((), dtype=torch.float64, device=training.device)
-    right = torch.zeros((), dtype=torch.int64, device=training.device)
+    right = torch.zeros((), dtype=torch.float64, device=training.device)
     try:
         for inputs, targets in training.data.test_batches(training.eval_batch_size):
             outputs = training.outputs(inputs)
@@ -241,5 +251,6 @@ def evaluate(training: Training) -> tuple[float, float | None]:
     finally:
         training.model.train(was_training)
     size = len(training.data.test)
-    accuracy = 100 * right.item() / size if classes else None
-    return training.test_loss_scale * loss_sum.item() / size, accuracy
+    loss_sum, right = torch.stack([loss_sum, right]).tolist()
+    accuracy = 100 * right / size if classes else None
+    return training.test_loss_scale * loss_sum / size, accuracy

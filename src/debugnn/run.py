@@ -20,6 +20,7 @@ from debugnn.doctor.watch import Doctor
 from debugnn.errors import CheckFailedError, ConfigError
 from debugnn.loop import Training, fit
 from debugnn.lr_finder import range_test, suggest
+from debugnn.random_state import gpus
 from debugnn.records import Record
 from debugnn.stack import fit_captured
 from debugnn.writer import Writer
@@ -83,7 +84,7 @@ def check_first(config: DictConfig) -> None:
 def follow(config: DictConfig, training: Training, directory: Path) -> Iterator[Record | Report]:
     """The records of the task: range tests where asked for, the training, its diagnosis."""
     if training.step == 0 and (config.task.name == "lr_find" or config.task.lr_from):
-        with torch.random.fork_rng():  # the training's random numbers stay its own
+        with torch.random.fork_rng(gpus(training.device)):  # the training's numbers stay its own
             rates = yield from find_lr(config, training)
         if config.task.lr_from:
             chosen = rates.get(config.task.lr_from)

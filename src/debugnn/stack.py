@@ -16,7 +16,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from functools import partial
 
 import torch
@@ -27,6 +27,7 @@ from debugnn.clipping import GradientRule, clip_norm, keep, rescale_norm
 from debugnn.doctor.probes import LayerProbe
 from debugnn.errors import ConfigError, one_line
 from debugnn.loop import Tally, Training, Unread, correct, evaluate
+from debugnn.random_state import gpus, random_state, set_random_state
 from debugnn.records import Epoch, Layers, Step
 
 log = logging.getLogger(__name__)
@@ -45,19 +46,19 @@ class Member:
 
     def __init__(self, training: Training) -> None:
         self.training = training
-        self._state = _random_state(training.device)
+        self._state = random_state(training.device)
 
     @contextmanager
     def randomness(self) -> Iterator[None]:
         """Let torch's global generators be the member's, and put the others' back at the end."""
         device = self.training.device
-        outer = _random_state(device)
-        _set_random_state(device, self._state)
+        outer = random_state(device)
+        set_random_state(device, self._state)
         try:
             yield
         finally:
-            self._state = _random_state(device)
-            _set_random_state(device, outer)
+            self._state = random_state(device)
+            set_random_state(device, outer)
 
 
 def fit_captured(
@@ -68,7 +69,7 @@ def fit_captured(
     Nobody can watch inside a graph; where the probe is due, the plain passes run.
     """
     member = Member(training)
-    for _, record in Stack([member], at_once=True).fit(epochs, [probe]):
+    for _, record in Stack([member], at_once=True, graph=True).fit(epochs, [probe]):
         if isinstance(record, Epoch):
             with member.randomness():  # for whoever saves the training now
                 yield record
@@ -102,12 +103,15 @@ class Stack:
 
     Args:
         at_once: run the members' passes as one, or one after the other; None takes what is faster.
+        graph: on a GPU, capture the passes as a CUDA graph, one for each size of a batch.
 
     Raises:
         ConfigError: the members do not fit each other, or a layer or loss cannot be stacked.
     """
 
-    def __init__(self, members: Sequence[Member], at_once: bool | None = None) -> None:
+    def __init__(
+        self, members: Sequence[Member], at_once: bool | None = None, graph: bool = False
+    ) -> None:
         self.members = list(members)
         trainings = self.trainings
         _check_alike(trainings)
@@ -130,7 +134,10 @@ class Stack:
         for name in self._trained:
             self._parameters[name].requires_grad_()
         self._templates: dict[int, list[tuple[str, Tensor]]] = {}
+        self._graph = graph and self._lead.device.type == "cuda"
         self._graphs: dict[int, _Graph | None] = {}
+        limits = [_limit(t.gradient_rule) for t in trainings]
+        self._limits = None if None in limits else NormLimits.of(limits, self._lead.device)
         # Stacked convolutions are grouped ones, which take longer on a CPU than one after the
         # other: 1.3 times as long for 4 members of the MNIST net, twice as long for 16.
         layers = self._skeleton.modules()
@@ -208,7 +215,7 @@ class Stack:
         self._skeleton.train()
         masks = self._draw_masks(inputs[self._widest])
         size = inputs.shape[1]
-        if inputs.device.type == "cuda" and size not in self._graphs:
+        if self._graph and size not in self._graphs:
             arguments = (inputs, targets, *masks)
             self._graphs[size] = _capture(self._compute, arguments, self._buffers)
         graph = self._graphs.get(size)
@@ -239,10 +246,8 @@ class Stack:
 
         # Random operations inside raise: they would not draw what the run alone draws.
         at_once = vmap(one, in_dims=(0, 0, None if shared else 0, 0), randomness="error")
-        with torch.autocast(
-            inputs.device.type, torch.bfloat16, enabled=self._lead.bf16,
-            cache_enabled=False,  # each weight is cast once a pass, and a graph must hold no cache
-        ):  # fmt: skip
+        # Each weight is cast once a pass, and a graph must hold no cache.
+        with self._lead.autocast(cache=False):
             return at_once(self._parameters, self._buffers, inputs, tuple(masks))
 
     def _one_by_one(
@@ -267,11 +272,9 @@ class Stack:
     @torch.no_grad()
     def _apply_rules(self, gradients: dict[str, Tensor | None]) -> Tensor:
         """Each member's gradient rule on its slice, in place; the norms (N,) before it."""
-        rules = [t.gradient_rule for t in self.trainings]
         present = [g for g in gradients.values() if g is not None]
-        known = [_limit(rule) for rule in rules]
-        if present and all(known):
-            return clip_each(present, known)
+        if present and self._limits is not None:
+            return clip_each(present, self._limits)
         norms = []
         for index, training in enumerate(self.trainings):
             own = dict(training.model.named_parameters())
@@ -314,8 +317,7 @@ class Stack:
                 module.register_forward_pre_hook(
                     lambda _, given, name=name: met.append((name, torch.ones_like(given[0])))
                 )
-        devices = [inputs.device] if inputs.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
+        with torch.random.fork_rng(gpus(inputs.device)):
             training.outputs(inputs)
         return met
 
@@ -331,7 +333,7 @@ class Stack:
         self._skeleton.eval()
         count, device = len(trainings), lead.device
         loss_sums = torch.zeros(count, dtype=torch.float64, device=device)
-        corrects = torch.zeros(count, dtype=torch.int64, device=device)
+        corrects = torch.zeros(count, dtype=torch.float64, device=device)
         sources = trainings[:1] if shared else trainings
         for batches in zip(
             *(t.data.test_batches(lead.eval_batch_size) for t in sources), strict=True
@@ -344,13 +346,11 @@ class Stack:
             if lead.data.classes is not None:
                 corrects += correct(outputs, targets)
         size = len(lead.data.test)
+        loss_sums, corrects = torch.stack([loss_sums, corrects]).tolist()
+        means = [t.test_loss_scale * s / size for t, s in zip(trainings, loss_sums, strict=True)]
         if lead.data.classes is None:
-            accuracies = [None] * count
-        else:
-            accuracies = [100 * correct / size for correct in corrects.tolist()]
-        sums = zip(trainings, loss_sums.tolist(), strict=True)
-        means = [t.test_loss_scale * loss_sum / size for t, loss_sum in sums]
-        return list(zip(means, accuracies, strict=True))
+            return [(mean, None) for mean in means]
+        return [(mean, 100 * right / size) for mean, right in zip(means, corrects, strict=True)]
 
     def _try_one_batch(self) -> None:
         """Two samples forwards in training mode, and back to where everything stood."""
@@ -506,27 +506,47 @@ def _limit(rule: GradientRule) -> tuple[float, bool] | None:
     return None
 
 
-def clip_each(gradients: Sequence[Tensor], limits: Sequence[tuple[float, bool]]) -> Tensor:
+@dataclass(frozen=True)
+class NormLimits:
+    """The members' gradient rules as tensors, on their device once: a copy there is waited for."""
+
+    norms: Tensor | None  # (N,), float64, infinite for no limit; None where nobody has one
+    rescales: Tensor  # (N,), whether smaller gradients are scaled up to it
+
+    @classmethod
+    def of(cls, limits: Sequence[tuple[float, bool]], device: torch.device) -> "NormLimits":
+        """From a norm and whether it rescales, for each member."""
+        norms, rescales = zip(*limits, strict=True)
+        limited = not all(map(math.isinf, norms))
+        return cls(
+            torch.tensor(norms, dtype=torch.float64, device=device) if limited else None,
+            torch.tensor(rescales, device=device),
+        )
+
+
+def clip_each(gradients: Sequence[Tensor], limits: NormLimits) -> Tensor:
     """`keep`, `clip_norm` or `rescale_norm` for each member, in place.
 
     Args:
         gradients: (N, …) each.
-        limits: the norm, infinite for none, and whether smaller gradients are scaled up to it.
 
     Returns:
         The members' global L2 norms before, (N,), as float64.
     """
-    norms = _norms(gradients)
     # As in `clipping.global_norm`: squares of float32 overflow above 1e19 and vanish below 1e-23.
-    beyond = (norms == 0) | torch.isinf(norms)
-    if beyond.any():
-        norms = torch.where(beyond, _norms([g.double() for g in gradients]), norms)
-    if all(math.isinf(limit) for limit, _ in limits):
+    # There the norm is taken again in float64; on a GPU at once, for to look at it is to wait.
+    if gradients[0].device.type != "cpu":
+        norms = _norms([g.double() for g in gradients])
+    else:
+        norms = _norms(gradients)
+        beyond = (norms == 0) | torch.isinf(norms)
+        if beyond.any():
+            norms = torch.where(beyond, _norms([g.double() for g in gradients]), norms)
+    limit = limits.norms
+    if limit is None:
         return norms
-    limit = norms.new_tensor([limit for limit, _ in limits])
-    rescales = torch.tensor([rescale for _, rescale in limits], device=norms.device)
     down = (limit / (norms + 1e-6)).clamp(max=1.0)
-    factors = torch.where(rescales, torch.where(norms > 0, limit / norms, 1.0), down)
+    factors = torch.where(limits.rescales, torch.where(norms > 0, limit / norms, 1.0), down)
     factors = torch.where(torch.isinf(limit), 1.0, factors)
     for gradient in gradients:
         gradient.mul_(factors.to(gradient.dtype).view(-1, *[1] * (gradient.dim() - 1)))
@@ -639,14 +659,19 @@ class _Graph:
 
     def __init__(self, compute: Callable, arguments: Sequence[Tensor]) -> None:
         self._arguments = [argument.clone() for argument in arguments]
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):  # as PyTorch's notes on CUDA graphs ask, before capturing
-            for _ in range(3):
+        # Warmed up and captured on a stream of its own, as `torch.cuda.make_graphed_callables`
+        # does: graphs that share one also share the workspace that goes with the first of them.
+        own = torch.cuda.Stream()
+        own.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(own):
+            for _ in range(2):
                 compute(*self._arguments)
-        torch.cuda.current_stream().wait_stream(aside)
+            with _nothing_waited_for():
+                compute(*self._arguments)
+        torch.cuda.current_stream().wait_stream(own)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        # Another thread may be writing a checkpoint meanwhile, which is not to be captured.
+        with torch.cuda.graph(self._graph, stream=own, capture_error_mode="thread_local"):
             self._results = compute(*self._arguments)
 
     def __call__(self, *arguments: Tensor) -> tuple:
@@ -658,6 +683,18 @@ class _Graph:
         return outputs, losses.clone(), gradients  # the losses are read later
 
 
+@contextmanager
+def _nothing_waited_for() -> Iterator[None]:
+    """Raise RuntimeError at what cannot be captured, before a capture: one that fails half-way
+    leaves torch's generators believing in it."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
 def _capture(
     compute: Callable, arguments: Sequence[Tensor], buffers: dict[str, Tensor]
 ) -> _Graph | None:
@@ -666,25 +703,14 @@ def _capture(
     Not tested on a GPU yet: none was at hand.
     """
     before = {name: buffer.clone() for name, buffer in buffers.items()}
+    stream = torch.cuda.current_stream()
     try:
         return _Graph(compute, arguments)
     except RuntimeError as error:
         log.info("  no CUDA graph, plain execution: %s", one_line(error))
         return None
     finally:
+        torch.cuda.set_stream(stream)  # a capture that fails stays on its own
+        torch.cuda.synchronize()
         for name, buffer in buffers.items():
             buffer.copy_(before[name])
-
-
-# --- random numbers -------------------------------------------------------------------------------
-
-
-def _random_state(device: torch.device) -> list[Tensor]:
-    states = [torch.get_rng_state()]
-    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
-
-
-def _set_random_state(device: torch.device, states: Sequence[Tensor]) -> None:
-    torch.set_rng_state(states[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states[1], device)

@@ -139,7 +139,8 @@ def _built(runs: Mapping[int, RunDirectory], refuse: Refuse | None) -> dict[int,
 
 
 def _train(runs: Sequence[RunDirectory], members: Sequence[Member]) -> None:
-    stack = Stack(members)
+    graph = runs[0].config.trainer.graph
+    stack = Stack(members, graph=graph)
     for each, member in zip(runs, members, strict=True):
         with member.randomness():
             each.claim(member.training)
@@ -148,7 +149,7 @@ def _train(runs: Sequence[RunDirectory], members: Sequence[Member]) -> None:
         by_epoch.setdefault(member.training.epoch, []).append(index)
     for chosen in by_epoch.values():
         if len(chosen) < len(members):
-            stack = Stack([members[index] for index in chosen])
+            stack = Stack([members[index] for index in chosen], graph=graph)
         _train_stack(stack, [runs[index] for index in chosen])
 
 

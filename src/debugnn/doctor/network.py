@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 
 from debugnn.doctor.evidence import ActivationFacts, NetworkFacts, WeightFacts
-from debugnn.doctor.probes import ends_of_units, in_memory_order
+from debugnn.doctor.probes import ends_of_units, in_memory_order, read_together
 from debugnn.doctor.task import first_tensor
 
 # Nonlinearities by aten's names, with the bounds at which they are flat.
@@ -157,12 +157,15 @@ class Signals(Watching):
         super().__init__()
         self.activations: list[ActivationFacts] = []
         self.inputs: dict[str, float] = {}  # weight layer → RMS of its input
+        # What they will be made of, as scalars that are read after the pass.
+        self._entered: dict[str, _Scalars] = {}
+        self._made: list[tuple[str, str, _Scalars]] = []  # operation, layer
 
     def entered(self, layer: str, inputs: tuple) -> None:
         self.layer = layer
         if inputs and isinstance(inputs[0], Tensor):
             with _disable_current_modes():
-                self.inputs[layer] = _rms(inputs[0])
+                self._entered[layer] = _size(inputs[0])
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None
@@ -170,8 +173,21 @@ class Signals(Watching):
         result = function(*args, **(kwargs or {}))
         name = function._schema.name.removeprefix("aten::").rstrip("_")
         if name in _BOUNDS and isinstance(result, Tensor) and result.is_floating_point():
-            self.activations.append(_activation(name, self.layer or "", result))
+            self._made.append((name, self.layer or "", _activation(name, result)))
         return result
+
+    def watch(self, model: nn.Module, call: Call) -> Any:
+        outputs = super().watch(model, call)
+        scalars = [*self._entered.values(), *(made for *_, made in self._made)]
+        numbers = iter(read_together([tensor for each in scalars for tensor in each.tensors]))
+        for layer, size in self._entered.items():
+            self.inputs[layer] = next(numbers) / size.root
+        for name, layer, made in self._made:
+            rms = next(numbers) / made.root
+            dead = next(numbers) if name in _CLIPPING and made.units else 0.0
+            saturated = next(numbers) if _BOUNDS[name] else None
+            self.activations.append(ActivationFacts(name, layer, rms, dead, saturated))
+        return outputs
 
 
 class Tracer(Watching):
@@ -254,42 +270,59 @@ class Tracer(Watching):
         )
 
 
-def _activation(name: str, layer: str, output: Tensor) -> ActivationFacts:
+class _Scalars(NamedTuple):
+    """Statistics of one tensor that have not been read yet."""
+
+    tensors: list[Tensor]  # L2 norm; share of dead units, where it has some; share saturated
+    root: float  # of the number of values: the norm over it is their root mean square
+    units: bool = False
+
+
+def _activation(name: str, output: Tensor) -> _Scalars:
     values = output.detach().float()
-    dead, saturated = 0.0, None
-    if name in _CLIPPING and values.dim() > 1 and values.numel():
+    (norm,), root, _ = _size(values)
+    found, units = [norm], values.dim() > 1 and values.numel() > 0
+    if name in _CLIPPING and units:
         # A unit is a channel (B, C, H, W), else a feature of the last axis.
         rows = values if values.dim() == 4 else values.flatten(0, -2)
         low, high = ends_of_units(rows)
-        dead = ((low == 0) & (high == 0)).float().mean().item()
+        found.append(((low == 0) & (high == 0)).float().mean())
     if bounds := _BOUNDS[name]:
         low, high = bounds
         edge = 0.025 * (high - low)
-        saturated = ((values < low + edge) | (values > high - edge)).float().mean().item()
-    return ActivationFacts(name, layer, _rms(values), dead, saturated)
+        found.append(((values < low + edge) | (values > high - edge)).float().mean())
+    return _Scalars(found, root, units)
 
 
-def _rms(values: Tensor) -> float:
-    """Root mean square of a tensor of any layout."""
-    flat = in_memory_order(values.float())
-    return torch.linalg.vector_norm(flat).item() / math.sqrt(max(values.numel(), 1))
+def _size(values: Tensor) -> _Scalars:
+    """The norm of a tensor of any layout."""
+    norm = torch.linalg.vector_norm(in_memory_order(values.float()))
+    return _Scalars([norm], math.sqrt(max(values.numel(), 1)))
 
 
 @contextmanager
 def no_dropout(model: nn.Module, training: bool) -> Iterator[None]:
     """The model in training or evaluation mode for a while, its dropout layers off."""
     modes = [(module, module.training) for module in model.modules()]
+    # By their rate, not their mode: cuDNN's recurrent layers have no backward pass in evaluation.
+    rates = [
+        (module, module.dropout)
+        for module in model.modules()
+        if isinstance(module, nn.RNNBase | nn.MultiheadAttention)
+    ]
     model.train(training)
     for module in model.modules():
-        if isinstance(module, DROPOUT) or (
-            isinstance(module, nn.RNNBase | nn.MultiheadAttention) and module.dropout
-        ):
+        if isinstance(module, DROPOUT):
             module.eval()
+    for module, _ in rates:
+        module.dropout = 0.0
     try:
         yield
     finally:
         for module, mode in modes:
             module.training = mode
+        for module, rate in rates:
+            module.dropout = rate
 
 
 def trace(model: nn.Module, call: Call) -> tuple[Any, Tracer]:

@@ -1,12 +1,13 @@
 """Tests of a loss function on outputs that are made up: what it rewards, and what it can reach."""
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from debugnn.doctor.evidence import LossFacts
 from debugnn.doctor.task import Task, first_tensor, space
@@ -35,6 +36,12 @@ def examine(loss_fn: Loss, outputs: Any, targets: Tensor, task: Task) -> LossFac
     if not isinstance(outputs, Tensor) or task.kind == "unknown":
         return facts
 
+    if outputs.device.type != "cpu":
+        try:
+            loss_fn, outputs, targets = _on_cpu(loss_fn, outputs, targets)
+        except Exception:  # a function that holds tensors of its device
+            return facts
+
     def value_of(made_up: Tensor, of: Tensor = targets) -> float:
         return loss_fn(made_up, of).detach().float().mean().item()
 
@@ -54,6 +61,16 @@ def examine(loss_fn: Loss, outputs: Any, targets: Tensor, task: Task) -> LossFac
     else:
         _examine_classes(facts, loss_fn, value_of, outputs, targets, task)
     return facts
+
+
+def _on_cpu(loss_fn: Loss, outputs: Tensor, targets: Tensor) -> tuple[Loss, Tensor, Tensor]:
+    """All three on the CPU. There an output outside of a loss's domain is an exception; on a GPU
+    an assertion, after which the process can do nothing more with it."""
+    if isinstance(loss_fn, nn.Module):
+        loss_fn = copy.deepcopy(loss_fn).cpu()
+    outputs, targets = outputs.detach().cpu(), targets.cpu()
+    loss_fn(outputs, targets)
+    return loss_fn, outputs, targets
 
 
 def _reduction(value_of: Callable, outputs: Tensor, targets: Tensor) -> str:

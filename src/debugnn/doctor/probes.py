@@ -5,8 +5,9 @@ same, bit for bit, with and without it.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -42,8 +43,9 @@ class LayerProbe:
             return
         seen: Seen = {}
         activations: dict[str, TensorStats] = {}
+        copies: dict[str, Tensor] = {}
         handles = [
-            module.register_forward_hook(self._describe_output(activations, name))
+            module.register_forward_hook(self._describe_output(activations, copies, name))
             for name, module in model.named_modules()
             if not list(module.children()) and not isinstance(module, _TRANSPARENT)
         ]
@@ -53,20 +55,34 @@ class LayerProbe:
             for handle in handles:
                 handle.remove()
         with torch.no_grad():
-            named = list(model.named_parameters())
-            seen["gradients"] = {
-                n: describe(p.grad, self.bins) for n, p in named if p.grad is not None
-            }
-            seen["parameters"] = {n: describe(p, self.bins) for n, p in named}
-            seen["activations"] = activations
+            parameters = dict(model.named_parameters())
+            gradients = {n: p.grad for n, p in parameters.items() if p.grad is not None}
+            seen["gradients"] = describe_all(gradients, self.bins)
+            seen["parameters"] = describe_all(parameters, self.bins)
+            seen["activations"] = activations | describe_all(copies, self.bins, units=True)
 
-    def _describe_output(self, activations: dict[str, TensorStats], name: str) -> Callable:
-        # At once, not after the pass: a following layer may work in place on this output.
+    def _describe_output(
+        self, activations: dict[str, TensorStats], copies: dict[str, Tensor], name: str
+    ) -> Callable:
+        # At once, not after the pass: a following layer may work in place on this output. On a GPU
+        # a copy is taken instead, for the pass would wait at each layer.
         def hook(module: nn.Module, inputs: tuple, output: object) -> None:
             if isinstance(output, Tensor):
-                activations[name] = describe(output, self.bins, units=True)
+                if output.device.type == "cpu":
+                    activations[name] = describe(output, self.bins, units=True)
+                else:
+                    copies[name] = output.detach().clone()
 
         return hook
+
+
+def read_together(scalars: Sequence[Tensor]) -> list[float]:
+    """The values of scalar tensors, in one transfer: a GPU is waited for once."""
+    if len({scalar.device for scalar in scalars}) > 1:  # a model that is spread over several
+        return [scalar.item() for scalar in scalars]
+    if not scalars:
+        return []
+    return torch.stack([scalar.detach().double().reshape(()) for scalar in scalars]).tolist()
 
 
 _FLOAT32_MAX = torch.finfo(torch.float32).max
@@ -86,35 +102,78 @@ def describe(tensor: Tensor, bins: int = 64, units: bool = False) -> TensorStats
         units: count dead units too; the tensor is (B, units, …), and a unit is dead where it is 0
             for every sample and position of the batch.
     """
+    return describe_all({"": tensor}, bins, units)[""]
+
+
+def describe_all(
+    tensors: Mapping[str, Tensor], bins: int = 64, units: bool = False
+) -> dict[str, TensorStats]:
+    """`describe` each of the tensors; a GPU is waited for twice in all."""
+    measured = {name: _measure(tensor.detach(), units) for name, tensor in tensors.items()}
+    numbers = iter(read_together([n for m in measured.values() for n in m.numbers]))
+    samples = _brought([m.sample for m in measured.values()])
+    return {
+        name: _summary(m, [next(numbers) for _ in m.numbers], sample, bins)
+        for (name, m), sample in zip(measured.items(), samples, strict=True)
+    }
+
+
+class _Measured(NamedTuple):
+    """A tensor's statistics where it lies, before any of them has been read."""
+
+    values: Tensor  # flat, float32
+    sample: Tensor  # evenly thinned
+    numbers: list[Tensor]  # norm, mean, std, low, high, how many are not 0, share of dead units
+
+
+def _measure(tensor: Tensor, units: bool) -> _Measured:
     # Brought to float32 first: reductions of bfloat16 columns are ten to sixty times as slow.
-    tensor = tensor.detach().float()
-    dead, ends = None, None
-    if units and tensor.dim() >= 2 and tensor.numel():
-        dead, ends = _dead_units(tensor)
+    tensor = tensor.float()
+    if not tensor.numel():
+        return _Measured(tensor.flatten(), tensor.flatten(), [])
+    dead, ends = [], None
+    if units and tensor.dim() >= 2:
+        share, ends = _dead_units(tensor)
+        dead = [share]
     laid_out = in_memory_order(tensor)
     values = laid_out.flatten()
-    if not values.numel():
-        return _of_nothing(0, 0, 0.0, bins, dead)
     low, high = torch.aminmax(values) if ends is None else ends
     sample = _thinned(values, laid_out.shape[-1] if laid_out.dim() else 1)
     mean = sample.mean()
     std = (sample - mean).square_().mean().sqrt()
     present = torch.count_nonzero(sample)
-    # One transfer: on a GPU each number read by itself would wait for it.
-    numbers = torch.stack([torch.linalg.vector_norm(values), mean, std, low, high, present])
-    norm, mean, std, low, high, present = numbers.tolist()
+    norm = torch.linalg.vector_norm(values)
+    return _Measured(values, sample, [norm, mean, std, low, high, present, *dead])
+
+
+def _brought(samples: list[Tensor]) -> Sequence[Tensor]:
+    """The samples on the CPU, in one transfer."""
+    if len({sample.device for sample in samples}) != 1 or samples[0].device.type == "cpu":
+        return [sample.cpu() for sample in samples]
+    return torch.cat(samples).cpu().split([len(sample) for sample in samples])
+
+
+def _summary(
+    measured: _Measured, numbers: Sequence[float], sample: Tensor, bins: int
+) -> TensorStats:
+    """The statistics that have been read, taken again in float64 where float32 did not do."""
+    size = measured.values.numel()
+    if not size:
+        return _of_nothing(0, 0, 0.0, bins, None)
+    norm, mean, std, low, high, present, *dead = numbers
+    dead = dead[0] if dead else None
     usual = norm > 0 and high - low <= _FLOAT32_MAX and (std > 0 or low == high)
     if not usual or not math.isfinite(norm + std):
-        return _describe_extremes(values, bins, dead)
+        return _describe_extremes(measured.values, bins, dead)
     return TensorStats(
-        size=values.numel(),
+        size=size,
         nonfinite=0,
         norm=norm,
         mean=mean,
         std=std,
         low=low,
         high=high,
-        zeros=1 - present / sample.numel(),
+        zeros=1 - present / len(sample),
         histogram=_histogram(sample, bins, low, high),
         dead_units=dead,
     )
@@ -177,10 +236,10 @@ def _of_nothing(
     )  # fmt: skip
 
 
-def _dead_units(tensor: Tensor) -> tuple[float, tuple[Tensor, Tensor]]:
+def _dead_units(tensor: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Share of the units that are zero throughout, and the tensor's smallest and largest value."""
     low, high = ends_of_units(tensor)
-    dead = ((low == 0) & (high == 0)).float().mean().item()
+    dead = ((low == 0) & (high == 0)).float().mean()
     return dead, (low.min(), high.max())
 
 

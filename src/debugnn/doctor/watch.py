@@ -28,9 +28,11 @@ from debugnn.doctor.examine import batch_size, first_look
 from debugnn.doctor.findings import Report
 from debugnn.doctor.network import Call
 from debugnn.doctor.origin import find_origin
+from debugnn.doctor.probes import read_together
 from debugnn.doctor.signals import SHIFTED
 from debugnn.doctor.task import Task, first_tensor, read, score
 from debugnn.errors import one_line
+from debugnn.random_state import random_state, set_random_state
 from debugnn.runtime import give_back_memory
 
 _KEPT_BATCHES = 4  # of the beginning, at least; more where they hold fewer than _KEPT_SAMPLES
@@ -49,6 +51,7 @@ _THOROUGH_PROBES = 10
 _SMALL = 2**13  # values of a gradient that is looked at in every step
 _TIDIED = 200  # steps after which memory is given back: what is kept leaves holes between blocks
 _COMPARED = 20  # steps whose gradients are all held against the step before
+_NOTHING = torch.empty(0)
 _PRINTS = 50_000  # samples whose fingerprint is kept
 
 
@@ -139,7 +142,8 @@ class Doctor:
         self._validation: tuple[Call, Any, Tensor] | None = None
         self._validation_size = 0
         self._validated: tuple[int, Any] = (-1, None)  # at which step, the copy's outputs
-        self._pending: list[tuple[Call, bool, Tensor]] = []  # forwards since the last step
+        # Forwards since the last step, with the mode and the random state before each.
+        self._pending: list[tuple[Call, bool, list[Tensor]]] = []
         self._outputs: Any = None
         self._last_call: Call | None = None
         self._probe: Probe | None = None
@@ -185,7 +189,7 @@ class Doctor:
             self._begin()
         call = Call(args, kwargs)
         if learning:
-            self._pending.append((call, self.model.training, torch.get_rng_state()))
+            self._pending.append((call, self.model.training, self._random_state()))
             del self._pending[:-4]
             return
         self._loop.evaluations += 1
@@ -235,7 +239,7 @@ class Doctor:
             total = parameter.grad
             if stale is None or added is None or total is None or total.numel() < 2:
                 continue
-            if total.is_cuda and not self._due:
+            if _waits(total) and not self._due:
                 continue
             clean, sum_of_all = added.flatten().double(), (added + stale).flatten().double()
             used = total.detach().flatten().double()
@@ -253,9 +257,9 @@ class Doctor:
 
     @_harmless
     def _before_update(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
-        training, random_state = self.model.training, torch.get_rng_state()
+        training, state = self.model.training, self._random_state()
         if self._pending:  # empty where the model runs compiled
-            self._last_call, training, random_state = self._pending[-1]
+            self._last_call, training, state = self._pending[-1]
         self._loop.training_forwards += 1
         if not training:
             self._loop.eval_mode_forwards += 1
@@ -271,7 +275,7 @@ class Doctor:
         for group, kept in zip(optimizer.param_groups, self._groups, strict=False):
             kept["lr"] = max(float(kept["lr"]), float(group["lr"]))  # a warm-up starts at zero
         if self.evidence.nonfinite is None and self._nonfinite_gradient([p for _, p in named]):
-            self._keep_broken(random_state)
+            self._keep_broken(state)
         if self._due:
             self._graded.update(name for name, _ in named)
             self._probe_gradients(named)
@@ -282,7 +286,7 @@ class Doctor:
         gradients = [
             p.grad.coalesce().values() if p.grad.is_sparse else p.grad.detach()
             for p in parameters
-            if self._due or (p.numel() <= _SMALL and not p.is_cuda)
+            if self._due or (p.numel() <= _SMALL and not _waits(p))
         ]
         if not gradients:
             return False
@@ -357,24 +361,29 @@ class Doctor:
             value = value.float().mean()
         call = self._called(inputs)
         if any(t.numel() == 0 for t in call.tensors()):
-            self._losses.append(float(value))
+            self._unread.append(value)
             return
         self._keep(call, inputs, targets)
         if self._task is None:
             self._examine()
-        if value.is_cuda and not self._due:
-            self._unread.append(value)
-        else:
-            self._losses += [v.item() for v in self._unread] + [value.item()]
-            self._unread.clear()
+        self._unread.append(value)
+        if self._due or not _waits(value):
+            *earlier, _ = self._read_losses()
             if self.evidence.nonfinite is None:
-                self._look_for_nonfinite(call, targets)
+                self._look_for_nonfinite(call, targets, earlier)
         if self._due:
             self._compare_loss(value, targets)
             if self._probe is None:
                 self._probe = Probe(self._loop.steps)
             self._probe_activations(call)
             self.evidence.probes.append(self._probe)
+
+    def _read_losses(self) -> list[float]:
+        """Fetch the losses since the last call, all at once."""
+        read = read_together(self._unread)
+        self._unread.clear()
+        self._losses += read
+        return read
 
     def _called(self, inputs: Any) -> Call:
         """How the model was called in this step: by the hook's word, else by the inputs given."""
@@ -386,7 +395,7 @@ class Doctor:
         rows = leading(call, inputs)
         if isinstance(targets, Tensor) and len(self._labels) * max(targets.numel(), 1) < 200_000:
             self._labels.append(targets.detach().clone())
-        if rows is not None and self._print_count < _PRINTS and not rows.is_cuda:
+        if rows is not None and self._print_count < _PRINTS:
             self._unprinted.append(samples.thinned(rows))
             self._print_count += len(rows)
             if self._due:
@@ -475,16 +484,27 @@ class Doctor:
 
     # --- non-finite numbers ---------------------------------------------------------------------
 
-    def _keep_broken(self, random_state: Tensor) -> None:
+    def _random_state(self) -> list[Tensor]:
+        return random_state(next(self.model.parameters(), _NOTHING).device)
+
+    def _keep_broken(self, state: list[Tensor]) -> None:
         """The weights before the update that a non-finite gradient is about to spoil."""
         if self._broken is None:
-            self._broken = {"model": state_of(self.model), "random_state": random_state}
+            self._broken = {"model": state_of(self.model), "random_state": state}
 
-    def _look_for_nonfinite(self, call: Call, targets: Any) -> None:
+    def _look_for_nonfinite(self, call: Call, targets: Any, earlier: Sequence[float]) -> None:
+        """Replay a step that was not finite; `earlier` losses were read with this step's own."""
+        late = next((i for i, loss in enumerate(earlier) if not math.isfinite(loss)), None)
+        if late is not None:  # on a GPU: by now the weights hold it, and tell nothing
+            first = self._loop.steps - len(earlier) + late
+            self.evidence.nonfinite = NonFinite(
+                first, "unknown", "", None, "nan", [], 0, 0.0, overflow=True
+            )
+            return
         if self._broken is None:
             if math.isfinite(self._losses[-1]):
                 return
-            self._keep_broken(self._pending[-1][-1] if self._pending else torch.get_rng_state())
+            self._keep_broken(self._pending[-1][-1] if self._pending else self._random_state())
         step, broken = self._loop.steps, self._broken
         found = None
         if self._twin is not None:
@@ -497,7 +517,8 @@ class Doctor:
             scratch.load_state_dict(state)
             scratch.train()
             with undisturbed():
-                torch.set_rng_state(broken["random_state"])
+                device = next(scratch.parameters(), _NOTHING).device
+                set_random_state(device, broken["random_state"])
                 found = find_origin(
                     scratch, own_loss(self.loss_fn), call.kwargs or call.args, targets,
                     call=lambda model, _: call(model),
@@ -592,7 +613,7 @@ class Doctor:
         """Classes with less than a fifth of the commonest one's training samples."""
         if task.kind not in ("classes", "binary") or not self._labels:
             return None
-        labels = torch.cat([samples._labels(t, task).cpu() for t in self._labels])
+        labels = torch.cat([samples._labels(t, task) for t in self._labels]).cpu()
         counts = torch.bincount(labels[labels >= 0], minlength=task.classes or 2)
         return (counts < 0.2 * counts.max()).nonzero().flatten()
 
@@ -629,8 +650,7 @@ class Doctor:
     @_harmless
     def _gather(self) -> None:
         """Bring the evidence up to date."""
-        self._losses += [v.item() for v in self._unread]
-        self._unread.clear()
+        self._read_losses()
         self._print()
         self._gather_optimizer()
         self._gather_losses()
@@ -739,11 +759,12 @@ class Doctor:
         facts.constant_batches = same / len(several) if several else 0.0
         self.evidence.data = facts
         if self._labels and self._task.kind in ("classes", "binary"):
-            labels = torch.cat([samples._labels(t, self._task).cpu() for t in self._labels])
+            labels = torch.cat([samples._labels(t, self._task) for t in self._labels]).cpu()
             counts = torch.bincount(labels[labels >= 0], minlength=self._task.classes or 2)
             facts.class_counts = dict(enumerate(counts.tolist()))
         if self._task.kind in ("classes", "binary") and not facts.constant:
-            labels = [t.flatten().cpu() for t in self._labels]
+            sizes = [t.numel() for t in self._labels]
+            labels = torch.cat([t.flatten() for t in self._labels]).cpu().split(sizes)
             facts.conflicting = samples.conflicts(self._prints, labels)
         seen, times = samples.repeats(self._prints)
         self.evidence.outcome.epochs = times if seen else None
@@ -1003,6 +1024,11 @@ def _in_chunks(model: nn.Module, call: Call, batch: int, size: int = 64) -> Any:
     return torch.cat(parts)
 
 
+def _waits(tensor: Tensor) -> bool:
+    """Whether to read the tensor is to wait for a device."""
+    return tensor.device.type != "cpu"
+
+
 def _angle(a: Tensor, b: Tensor) -> float:
     """Distance of two directions: 0 for the same, 2 for opposite ones."""
     if not b.any():
@@ -1014,7 +1040,7 @@ def _norms(tensors: Sequence[Tensor]) -> list[float]:
     """L2 norms with one synchronisation; in float64 where float32's squares overflow."""
     if not tensors:
         return []
-    norms = torch.stack([n.float() for n in torch._foreach_norm(list(tensors))]).tolist()
+    norms = read_together(torch._foreach_norm(list(tensors)))
     return [
         n if math.isfinite(n) and n > 0 else torch.linalg.vector_norm(t.double()).item()
         for n, t in zip(norms, tensors, strict=True)
