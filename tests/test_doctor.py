@@ -641,7 +641,7 @@ def test_the_training_score_is_the_models_in_either_mode(middle):
     with Doctor(model, sgd(model), loss_fn=cross_entropy) as doctor:
         train(doctor, model, doctor.optimizer)
         doctor.report()
-        kept = doctor._batches()
+        kept = doctor._kept.batches
         outcome = doctor.evidence.outcome
     for mode, score in (("eval", outcome.train), ("train", outcome.train_mode)):
         alike = copy.deepcopy(model).train(mode == "train")

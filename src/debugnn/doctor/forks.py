@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from debugnn.doctor import samples
 from debugnn.doctor.evidence import Fork
+from debugnn.doctor.examine import batch_size
 from debugnn.doctor.network import DROPOUT, Call
 from debugnn.doctor.task import Task, constant_loss, reference_loss
 
@@ -180,6 +182,39 @@ def _optimizer(
 def _required(group: dict[str, Any]) -> dict[str, Any]:
     """Arguments without a default that some optimisers ask for."""
     return {"lr": group["lr"]}
+
+
+def change(name: str, loss_fn: Callable[[Any, Any], Tensor], batches: Sequence[Batch]) -> Change:
+    """What the fork of a name that a rule can ask for does differently.
+
+    Raises:
+        ValueError: no fork of that name.
+    """
+    if name.startswith("lr"):  # lr*10, lr/10
+        factor = float(name[3:])
+        return Change(lr=factor if name[2] == "*" else 1 / factor)
+    match name:
+        case "same":
+            return Change()
+        case "unregularised":
+            return Change(regularised=False)
+        case "init":
+            return Change(initial=reset)
+        case "unfrozen":
+            return Change(trainable=True)
+        case "mean":
+            count = max(batch_size(batches[0].call) or 1, 1)
+            return Change(loss=lambda o, t: loss_fn(o, t) / count)
+        case "inputs":
+            rows = torch.cat([batch.call.tensors()[0] for batch in batches])
+            mean, std = samples.standardise_like(rows.float())
+            shape = rows.shape[1:]
+            return Change(inputs=lambda x: (x - mean) / std if x.shape[1:] == shape else x)
+        case "targets":
+            values = torch.cat([batch.targets.float() for batch in batches])
+            mean, std = values.mean(), values.std().clamp_min(1e-12)
+            return Change(targets=lambda t: (t - mean) / std)
+    raise ValueError(name)
 
 
 def reset(model: nn.Module) -> None:

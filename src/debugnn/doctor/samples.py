@@ -89,7 +89,7 @@ def describe(inputs: Tensor, targets: Tensor | None, task: Task) -> DataFacts:
     if task.kind == "values":
         _describe_values(facts, rows, targets, good, inputs.dim())
         return facts
-    labels = _labels(targets, task)
+    labels = labels_of(targets, task)
     outside = (labels < 0) | (labels >= (task.classes or 2))
     # −100 is PyTorch's own mark for what is to be left out; another value that a loss takes without
     # complaint (255) is somebody's: a class too many would have raised an error.
@@ -135,7 +135,8 @@ def _describe_values(
         facts.leak_features = [best]
 
 
-def _labels(targets: Tensor, task: Task) -> Tensor:
+def labels_of(targets: Tensor, task: Task) -> Tensor:
+    """The targets as indices of classes, (N,), whatever they came as."""
     if targets.is_floating_point():
         if task.kind == "classes":
             return targets.reshape(-1, task.classes).argmax(dim=1)
@@ -190,7 +191,7 @@ def simple_skill(inputs: Tensor, targets: Tensor, task: Task) -> float | None:
     if task.kind == "values":
         wanted = targets.detach().cpu().double().reshape(len(rows), -1)
     else:
-        labels = _labels(targets, task).cpu()
+        labels = labels_of(targets, task).cpu()
         if len(labels) != len(rows):
             return None
         wanted = F.one_hot(labels.clamp_min(0)).double()
@@ -218,7 +219,7 @@ def transfer_skill(
         true = wanted.detach().cpu().double().reshape(len(asked), -1)
     else:
         size = task.classes or 2
-        labels = [_labels(t, task).cpu().clamp_min(0) for t in (targets, wanted)]
+        labels = [labels_of(t, task).cpu().clamp_min(0) for t in (targets, wanted)]
         if len(labels[0]) != len(rows) or len(labels[1]) != len(asked):
             return None
         known, true = (F.one_hot(t, size).double() for t in labels)

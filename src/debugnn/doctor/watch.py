@@ -3,8 +3,6 @@
 import copy
 import functools
 import math
-import statistics
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,33 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from debugnn.doctor import forks, network, rules, samples
+from debugnn.doctor import forks, gather, network, rules
 from debugnn.doctor.copies import Relay, own_loss, state_of, twin_of, undisturbed
-from debugnn.doctor.evidence import (
-    DataFacts,
-    Evidence,
-    LayerFacts,
-    NonFinite,
-    Probe,
-    Score,
-    Validation,
-)
+from debugnn.doctor.evidence import Evidence, LayerFacts, NonFinite, Probe, Score, Validation
 from debugnn.doctor.examine import batch_size, first_look
 from debugnn.doctor.findings import Report
+from debugnn.doctor.kept import Batch, Kept, ValidationSet, copied, rows_of
 from debugnn.doctor.network import Call
 from debugnn.doctor.origin import find_origin
 from debugnn.doctor.probes import read_together
-from debugnn.doctor.signals import SHIFTED
-from debugnn.doctor.task import Task, first_tensor, read, score
+from debugnn.doctor.residue import Residue
+from debugnn.doctor.task import Task, read, score
 from debugnn.errors import one_line
 from debugnn.random_state import random_state, set_random_state
 from debugnn.runtime import give_back_memory
 
-_KEPT_BATCHES = 4  # of the beginning, at least; more where they hold fewer than _KEPT_SAMPLES
-_KEPT_SAMPLES = 768
-_DESCRIBED = 1024  # samples that statistics of the data are taken of
-_KEPT_BYTES = 64 * 2**20
-_LATE_BATCHES = 8
 _VALIDATED = 1024  # samples of a validation set that are looked at
 _PROBED = 8  # samples of a batch that activations are looked at with
 _FORK_BATCHES = 8
@@ -50,9 +36,7 @@ _EARLY_PROBES = (3, 8)
 _THOROUGH_PROBES = 10
 _SMALL = 2**13  # values of a gradient that is looked at in every step
 _TIDIED = 200  # steps after which memory is given back: what is kept leaves holes between blocks
-_COMPARED = 20  # steps whose gradients are all held against the step before
 _NOTHING = torch.empty(0)
-_PRINTS = 50_000  # samples whose fingerprint is kept
 
 
 def _harmless(method: Callable) -> Callable:
@@ -63,8 +47,7 @@ def _harmless(method: Callable) -> Callable:
         try:
             return method(self, *args, **kwargs)
         except Exception as error:  # a model, a loss or a batch that nobody has thought of
-            what = method.__name__.strip("_")
-            self._trouble(f"{what}: {type(error).__name__}: {one_line(error)}")
+            self._failed(method, error)
             return None
 
     return guarded
@@ -132,16 +115,8 @@ class Doctor:
         self._twin: nn.Module | None = None
         self._initial: dict[str, Tensor] = {}
         self._groups: list[dict[str, Any]] = []
-        self._early: list[tuple[Call, Any, Any]] = []  # call, inputs, targets
-        self._late: deque[tuple[Call, Any, Any]] = deque(maxlen=_LATE_BATCHES)
-        self._kept_bytes = self._kept_samples = 0
-        self._prints: list[Tensor] = []  # fingerprints of the training batches
-        self._unprinted: list[Tensor] = []  # batches whose fingerprints are taken together
-        self._print_count = 0
-        self._labels: list[Tensor] = []
-        self._validation: tuple[Call, Any, Tensor] | None = None
-        self._validation_size = 0
-        self._validated: tuple[int, Any] = (-1, None)  # at which step, the copy's outputs
+        self._kept = Kept()
+        self._validation: ValidationSet | None = None
         # Forwards since the last step, with the mode and the random state before each.
         self._pending: list[tuple[Call, bool, list[Tensor]]] = []
         self._outputs: Any = None
@@ -150,11 +125,7 @@ class Doctor:
         self._before: dict[str, Tensor] = {}
         self._broken: dict[str, Any] | None = None
         self._ratios: list[float] = []
-        self._watched: list[nn.Parameter] = []  # small parameters whose gradients are followed
-        self._stale: dict[int, Tensor] = {}  # their gradients at the last optimiser step
-        self._new: dict[int, Tensor] = {}  # what has been added to them since
-        self._residual_at: int | None = None
-        self._compared_at: int | None = None
+        self._residue = Residue(self._loop, self._guarded)
         self._named: list[tuple[str, nn.Parameter]] = []  # as of the last probe
         self._graded: set[str] = set()  # parameters that have had a gradient
         self._task: Task | None = None
@@ -205,56 +176,6 @@ class Doctor:
         if torch.is_grad_enabled() and self._due:
             self._outputs = network.mapped(output, lambda tensor: tensor.detach())
 
-    def _watch_gradient(self, parameter: nn.Parameter) -> None:
-        """See at each backward pass whether the gradient is added to one that was used already."""
-        found: dict[str, Tensor | None] = {"new": None}
-
-        def arriving(gradient: Tensor) -> None:
-            found["new"] = gradient.detach()
-
-        def added(parameter: nn.Parameter) -> None:  # not at torch.autograd.grad, which adds none
-            self._after_backward(parameter, found["new"])
-
-        self._handles += [
-            parameter.register_hook(arriving),
-            parameter.register_post_accumulate_grad_hook(added),
-        ]
-
-    @_harmless
-    def _after_backward(self, parameter: nn.Parameter, new: Tensor | None) -> None:
-        self._loop.backwards += 1
-        if new is None or new.is_sparse or id(parameter) not in self._stale:
-            return
-        before = self._new.get(id(parameter))
-        self._new[id(parameter)] = new.clone() if before is None else before + new
-
-    def _compare_gradients(self) -> None:
-        """Whether what is stepped with is this step's gradients, or earlier steps' with them.
-
-        Compared by direction: the loop may have clipped them.
-        """
-        new, self._new = self._new, {}
-        for parameter in self._watched:
-            stale, added = self._stale.get(id(parameter)), new.get(id(parameter))
-            total = parameter.grad
-            if stale is None or added is None or total is None or total.numel() < 2:
-                continue
-            if _waits(total) and not self._due:
-                continue
-            clean, sum_of_all = added.flatten().double(), (added + stale).flatten().double()
-            used = total.detach().flatten().double()
-            if not torch.isfinite(sum_of_all).all() or not used.any():
-                continue
-            if self._compared_at != self._loop.steps:
-                self._loop.compared_steps += 1
-                self._compared_at = self._loop.steps
-            near, far = _angle(used, sum_of_all), _angle(used, clean)
-            if near < 1e-3 and near < 0.1 * far and self._residual_at != self._loop.steps:
-                self._residual_at = self._loop.steps
-                self._loop.residual_steps += 1
-                if self._loop.residual_step is None:
-                    self._loop.residual_step = self._loop.steps
-
     @_harmless
     def _before_update(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
         training, state = self.model.training, self._random_state()
@@ -265,7 +186,7 @@ class Doctor:
             self._loop.eval_mode_forwards += 1
             if self._loop.first_eval_mode is None:
                 self._loop.first_eval_mode = self._loop.steps
-        self._compare_gradients()
+        self._residue.compare(self._due)
         if self._due or not self._named:
             self._named = list(self.model.named_parameters())  # takes as long as a small layer
         named = [(n, p) for n, p in self._named if p.grad is not None]
@@ -314,13 +235,7 @@ class Doctor:
     @_harmless
     def _after_update(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
         self._loop.optimizer_steps += 1
-        # A gradient that is never cleared shows in the first steps; after them now and then.
-        often = self._loop.compared_steps < _COMPARED or (self._loop.steps + 1) % self.every == 0
-        self._stale = {
-            id(p): p.grad.detach().clone()
-            for p in self._watched
-            if often and p.grad is not None and not p.grad.is_sparse
-        }
+        self._residue.keep(self.every)
         if self._probe is not None and self._before:
             weights = dict(self.model.named_parameters())
             moved = [weights[n].detach() - before for n, before in self._before.items()]
@@ -363,7 +278,7 @@ class Doctor:
         if any(t.numel() == 0 for t in call.tensors()):
             self._unread.append(value)
             return
-        self._keep(call, inputs, targets)
+        self._kept.take(call, inputs, targets, self._due)
         if self._task is None:
             self._examine()
         self._unread.append(value)
@@ -390,39 +305,6 @@ class Doctor:
         if len(self._pending) == 1:
             return self._pending[0][0]
         return as_call(inputs)
-
-    def _keep(self, call: Call, inputs: Any, targets: Any) -> None:
-        rows = leading(call, inputs)
-        if isinstance(targets, Tensor) and len(self._labels) * max(targets.numel(), 1) < 200_000:
-            self._labels.append(targets.detach().clone())
-        if rows is not None and self._print_count < _PRINTS:
-            self._unprinted.append(samples.thinned(rows))
-            self._print_count += len(rows)
-            if self._due:
-                self._print()
-        size = sum(t.numel() * t.element_size() for t in call.tensors())
-        count = len(rows) if rows is not None else 1
-        few = len(self._early) < _KEPT_BATCHES or self._kept_samples < _KEPT_SAMPLES
-        early = few and self._kept_bytes + size <= _KEPT_BYTES
-        if early or (self._due and size <= _KEPT_BYTES // _LATE_BATCHES):
-            same = rows is not None and isinstance(inputs, Tensor) and inputs is not rows
-            kept = (
-                call.map(_copied),
-                _copied(inputs) if same else rows if rows is None else _copied(rows),
-                network.mapped(targets, _copied),
-            )
-            (self._early if early else self._late).append(kept)
-            self._kept_bytes += size if early else 0
-            self._kept_samples += count if early else 0
-
-    def _print(self) -> None:
-        """Take the fingerprints of the batches since the last probe."""
-        batches, self._unprinted = self._unprinted, []
-        if len({(batch.shape[1:], batch.dtype) for batch in batches}) > 1:
-            self._prints += [samples.fingerprints(batch) for batch in batches]
-        elif batches:
-            prints = samples.fingerprints(torch.cat(batches))
-            self._prints += prints.split([len(batch) for batch in batches])
 
     @_harmless
     def _compare_loss(self, value: Tensor, targets: Any) -> None:
@@ -471,9 +353,7 @@ class Doctor:
             (p for p in self.model.parameters() if p.requires_grad and id(p) in held),
             key=Tensor.numel,
         )
-        self._watched = watched[:2]
-        for parameter in self._watched:
-            self._watch_gradient(parameter)
+        self._handles += self._residue.watch(watched[:2])
 
     def _current_twin(self, load: bool = True) -> nn.Module | None:
         """The copy with the model's present weights and buffers, without gradients."""
@@ -573,17 +453,18 @@ class Doctor:
             matches = tensor.dim() and batch is not None and len(tensor) == batch
             return tensor[chosen.to(tensor.device)] if matches and count < batch else tensor
 
-        self._validation_size = batch or 1
         call, targets = call.map(some), some(targets)
         with undisturbed(), torch.no_grad(), network.no_dropout(twin, training=False):
-            outputs = _in_chunks(twin, call, count)
+            outputs = gather.in_chunks(twin, call, count)
             loss = self._value(outputs, targets)
-        task = self._task or read(outputs, targets)
+        task, step = self._task or read(outputs, targets), self._loop.steps
         self.evidence.outcome.validations.append(
-            Validation(self._loop.steps, loss, score(task, outputs, targets, self._rare(task)))
+            Validation(step, loss, score(task, outputs, targets, self._kept.rare(task)))
         )
-        self._validation = (call.map(_copied), _copied(some(_rows(inputs))), _copied(targets))
-        self._validated = (self._loop.steps, outputs)
+        rows = copied(some(rows_of(inputs)))
+        self._validation = ValidationSet(
+            call.map(copied), rows, copied(targets), batch or 1, step, outputs
+        )
 
     def _value(self, outputs: Any, targets: Any) -> float | None:
         """The loss function's value, a sum brought to a mean."""
@@ -609,14 +490,6 @@ class Doctor:
             return Call((given.reshape(-1, *seen.shape[1:]), *call.args[1:]), call.kwargs)
         return call
 
-    def _rare(self, task: Task) -> Tensor | None:
-        """Classes with less than a fifth of the commonest one's training samples."""
-        if task.kind not in ("classes", "binary") or not self._labels:
-            return None
-        labels = torch.cat([samples._labels(t, task) for t in self._labels]).cpu()
-        counts = torch.bincount(labels[labels >= 0], minlength=task.classes or 2)
-        return (counts < 0.2 * counts.max()).nonzero().flatten()
-
     # --- the diagnosis --------------------------------------------------------------------------
 
     def report(self) -> Report:
@@ -631,8 +504,7 @@ class Doctor:
             handle.remove()
         self._handles.clear()
         self._twin, self._initial = None, {}
-        self._early.clear()
-        self._late.clear()
+        self._kept.clear()
         self._pending.clear()
         self._named.clear()
         self._validation = None
@@ -643,6 +515,21 @@ class Doctor:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    def _guarded(self, hook: Callable) -> Callable:
+        """The same for a hook that is no method of this class."""
+
+        def guarded(*args: Any) -> None:
+            try:
+                hook(*args)
+            except Exception as error:
+                self._failed(hook, error)
+
+        return guarded
+
+    def _failed(self, what: Callable, error: Exception) -> None:
+        name = what.__name__.strip("_")
+        self._trouble(f"{name}: {type(error).__name__}: {one_line(error)}")
+
     def _trouble(self, text: str) -> None:
         if text not in self.evidence.troubles:
             self.evidence.troubles.append(text)
@@ -651,232 +538,52 @@ class Doctor:
     def _gather(self) -> None:
         """Bring the evidence up to date."""
         self._read_losses()
-        self._print()
-        self._gather_optimizer()
-        self._gather_losses()
-        for part in (self._gather_data, self._gather_outcome):
-            _harmless(part.__func__)(self)
-
-    def _gather_optimizer(self) -> None:
-        facts = self.evidence.optimizer
-        parameters = dict(self.model.named_parameters())
-        own = {id(p) for p in parameters.values()}
-        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
-        trainable = {n: p for n, p in parameters.items() if p.requires_grad}
-        facts.name = type(self.optimizer).__name__
-        facts.trainable = len(trainable)
-        facts.held = sum(id(p) in held for p in trainable.values())
-        # What another optimiser moves is not missing.
-        facts.missing = [
-            n
-            for n, p in trainable.items()
-            if id(p) not in held
-            and (n not in self._initial or torch.equal(self._initial[n], p.detach()))
-        ]
-        facts.foreign = len(held - own)
-        frozen = {n: p for n, p in parameters.items() if not p.requires_grad}
-        facts.frozen_held = [n for n, p in frozen.items() if id(p) in held]
-        facts.lr = max((float(g["lr"]) for g in self._groups), default=None)
-        facts.weight_decay = max(
-            (float(g.get("weight_decay") or 0) for g in self.optimizer.param_groups), default=0.0
+        self._kept.print()
+        gather.optimizer(
+            self.evidence, self.model, self.optimizer, self._groups, self._initial, self._graded
         )
+        gather.losses(self.evidence, self._losses, self._ratios)
+        self._gather_data()
+        self._gather_outcome()
 
-        # One pass may leave out a layer at random that others reach.
-        network_facts = self.evidence.network
-        network_facts.unreached = [n for n in network_facts.unreached if n not in self._graded]
+    @_harmless
+    def _gather_data(self) -> None:
+        gather.data(
+            self.evidence, self._kept, self._validation, self._task, self._current_twin(),
+            self._loop.steps,
+        )  # fmt: skip
 
-    def _gather_losses(self) -> None:
-        outcome, losses = self.evidence.outcome, self._losses
-        if not losses:
-            return
-        finite = [v for v in losses if math.isfinite(v)]
-        outcome.nonfinite_step = next(
-            (i for i, v in enumerate(losses) if not math.isfinite(v)), None
-        )
-        outcome.first_loss = losses[0]
-        if finite:
-            tenth = max(1, len(losses) // 10)
-            outcome.last_loss = statistics.median(losses[-tenth:])
-            outcome.highest_loss = max(finite)
-        outcome.plateau = self._plateau()
-        self._loop.loss_ratio = statistics.median(self._ratios) if self._ratios else None
-        beyond = [1 - 1 / ratio for ratio in self._ratios if ratio > 1]
-        # Targets that only the loop knows (mixed ones) leave a rest to both sides.
-        self._loop.penalty = max(beyond) if beyond and min(self._ratios) > 0.95 else 0.0
-
-    def _plateau(self) -> int | None:
-        """Steps until a mean of ten losses is below 0.93 of the best constant predictor's."""
-        initial = self.evidence.outcome.initial.relative_loss
-        if not initial or not math.isfinite(initial) or len(self._losses) < 20:
-            return None
-        limit = 0.93 * self._losses[0] / initial
-        for end in range(10, len(self._losses) + 1):
-            if statistics.fmean(self._losses[end - 10 : end]) < limit:
-                return end - 10
-        return len(self._losses)
-
-    def _batches(self) -> list[tuple[Call, Any, Any]]:
-        return [*self._early, *self._late]
+    @_harmless
+    def _gather_outcome(self) -> None:
+        twin = self._current_twin()
+        if twin is not None and self._task is not None:
+            gather.outcome(
+                self.evidence, self._kept, self._task, self.model, twin, self._groups,
+                self._initial,
+            )  # fmt: skip
 
     @_harmless
     def _examine(self) -> None:
         """The network and the loss function as they are at the start, tried out on a batch."""
         self._task = Task("unknown")
-        if self._twin is None or not self._early:
+        if self._twin is None or not self._kept.early:
             return
-        call, _, targets = self._early[0]
+        call, _, targets = self._kept.early[0]
         twin = copy.deepcopy(self._twin)
         with undisturbed():
             self._task = first_look(twin, call, targets, own_loss(self.loss_fn), self.evidence)
-            self.evidence.outcome.initial = self._score(
-                self._outputs_of(twin, [self._early[0]], training=True)
-            )
+            self.evidence.outcome.initial = gather.score_of(
+                gather.outputs_of(twin, self._kept.early[:1], training=True),
+                self._task, self._kept,
+            )  # fmt: skip
         give_back_memory()  # all layers' outputs, several times over: more than a step ever needs
-
-    def _gather_data(self) -> None:
-        batches = self._batches()
-        pairs = [(rows, t) for _, rows, t in batches if isinstance(rows, Tensor)]
-        if not pairs or self._task is None:
-            return
-        shape = pairs[0][0].shape[1:]
-        pairs = [(rows, t) for rows, t in pairs if rows.shape[1:] == shape]
-        inputs = torch.cat([rows for rows, _ in pairs])
-        tensors = [t for _, t in pairs if isinstance(t, Tensor)]
-        whole = len(tensors) == len(pairs) and all(
-            len(r) == len(t) and t.shape[1:] == tensors[0].shape[1:] for r, t in pairs
-        )
-        targets = torch.cat(tensors) if whole else None
-        # Steps over the whole set would be the same samples again and again.
-        count, distinct = len(inputs), _distinct(inputs)
-        chosen = distinct[:_DESCRIBED] if count > _DESCRIBED else slice(None)
-        inputs = inputs[chosen]
-        targets = targets[chosen] if targets is not None else None
-        facts = samples.describe(inputs, targets, self._task)
-        facts.samples, facts.distinct = count, len(distinct)
-        facts.constant = facts.constant or len(distinct) == 1
-        several = [p for p in self._prints if len(p) > 1]
-        same = sum(bool((p == p[0]).all()) for p in several)
-        facts.constant_batches = same / len(several) if several else 0.0
-        self.evidence.data = facts
-        if self._labels and self._task.kind in ("classes", "binary"):
-            labels = torch.cat([samples._labels(t, self._task) for t in self._labels]).cpu()
-            counts = torch.bincount(labels[labels >= 0], minlength=self._task.classes or 2)
-            facts.class_counts = dict(enumerate(counts.tolist()))
-        if self._task.kind in ("classes", "binary") and not facts.constant:
-            sizes = [t.numel() for t in self._labels]
-            labels = torch.cat([t.flatten() for t in self._labels]).cpu().split(sizes)
-            facts.conflicting = samples.conflicts(self._prints, labels)
-        seen, times = samples.repeats(self._prints)
-        self.evidence.outcome.epochs = times if seen else None
-        if targets is not None:
-            keep = _distinct(inputs)
-            facts.simple_skill = samples.simple_skill(inputs[keep], targets[keep], self._task)
-        if self._validation is not None:
-            self._compare_validation(facts, inputs, targets)
-
-    def _compare_validation(
-        self, facts: DataFacts, inputs: Tensor, known_targets: Tensor | None
-    ) -> None:
-        call, rows, targets = self._validation
-        if rows is None or rows.shape[1:] != inputs.shape[1:]:
-            return
-        known = torch.cat(self._prints) if self._prints else samples.fingerprints(inputs)
-        prints = samples.fingerprints(rows)
-        facts.natural_repeats = 1 - len(prints.unique()) / max(len(prints), 1)
-        facts.overlap = torch.isin(prints, known).double().mean().item()
-        trained_on = len(known.unique())
-        whole = facts.overlap > 0.95 and self._validation_size >= 0.9 * trained_on
-        facts.same_set = whole or bool(torch.isin(known, prints).double().mean() > 0.95)
-        if facts.floating:
-            facts.scale_shift = samples.scale_shift(inputs, rows)
-        facts.shift = samples.told_apart(inputs, rows)
-        if known_targets is not None:
-            facts.transfer_skill = samples.transfer_skill(
-                inputs, known_targets, rows, targets, self._task
-            )
-        twin = self._current_twin()
-        plain = len(call.args) == 1 and isinstance(call.args[0], Tensor) and not call.kwargs
-        if twin is None or not plain:
-            return
-        # Whether the scale is all that was lost: asked where it has moved.
-        moved = (facts.scale_shift or 0) > SHIFTED and call.args[0].is_floating_point()
-        trained = [
-            c.args[0] for c, _, _ in self._early
-            if moved and c.args and isinstance(c.args[0], Tensor)
-            and c.args[0].shape[1:] == call.args[0].shape[1:]
-        ]  # fmt: skip
-        with undisturbed(), torch.no_grad(), network.no_dropout(twin, training=False):
-            if trained:
-                brought = Call((samples.matched(torch.cat(trained), call.args[0]),))
-                outputs = _in_chunks(twin, brought, len(rows))
-                facts.matched_skill = score(self._task, outputs, targets).skill
-            step, outputs = self._validated
-            if step != self._loop.steps:
-                outputs = _in_chunks(twin, call, len(rows))
-        if self._task.kind == "classes" and first_tensor(outputs) is not None:
-            predicted, wanted = self._task.pair(outputs, targets)
-            size = self._task.classes
-            pairs = wanted * size + predicted.argmax(dim=1)
-            confusion = torch.bincount(pairs, minlength=size * size).reshape(size, size)
-            renamed, other = samples.renamed_skill(confusion.cpu())
-            facts.relabelled_skill = renamed if other else None
-
-    def _gather_outcome(self) -> None:
-        outcome = self.evidence.outcome
-        twin = self._current_twin()
-        if twin is None or self._task is None:
-            return
-        with undisturbed():
-            batches = self._batches()
-            plain = self._outputs_of(twin, batches, training=False)
-            outcome.train = outcome.train_mode = self._score(plain)
-            last = self._outputs_of(twin, batches[-1:], training=True)
-            # Without batch norm the mode is the same to most models, dropout left out.
-            if not (plain and last and torch.equal(plain[0][0], last[0][0])):
-                outcome.train_mode = self._score(self._outputs_of(twin, batches, training=True))
-        held = {n for group in self._groups for n in group["names"]}
-        moved, sizes = [], []
-        for name, parameter in self.model.named_parameters():
-            if name in held and parameter.requires_grad and parameter.dim() >= 2:
-                start = self._initial[name].float()
-                norm = torch.linalg.vector_norm(start)
-                change = torch.linalg.vector_norm(parameter.detach().float() - start)
-                moved.append((change / norm).item() if norm > 0 else math.inf)
-                sizes.append((torch.linalg.vector_norm(parameter.detach().float()), norm))
-        outcome.movement = statistics.median(moved) if moved else None
-        ratios = [(now / start).item() for now, start in sizes if start > 0]
-        outcome.shrinkage = statistics.median(ratios) if ratios else None
-
-    def _outputs_of(
-        self, twin: nn.Module, batches: Sequence[tuple[Call, Any, Any]], training: bool
-    ) -> list[tuple[Tensor, Tensor]]:
-        """Outputs and targets of the latest batches, the last one first, without dropout."""
-        found: list[tuple[Tensor, Tensor]] = []
-        count = 0
-        with torch.no_grad(), network.no_dropout(twin, training):
-            for call, _, targets in reversed(batches):
-                if isinstance(targets, Tensor) and count < 2 * _DESCRIBED:
-                    count += len(targets) if targets.dim() else 1
-                    outputs = first_tensor(call(twin))
-                    if outputs is not None:
-                        found.append((outputs, targets))
-        return found
-
-    def _score(self, found: list[tuple[Tensor, Tensor]]) -> Score:
-        if not found:
-            return Score()
-        shapes = {(o.shape[1:], t.shape[1:]) for o, t in found}
-        if len(shapes) > 1:  # sequences of several lengths
-            found = found[:1]
-        outputs, targets = (torch.cat(parts) for parts in zip(*found, strict=True))
-        return score(self._task, outputs, targets, self._rare(self._task))
 
     # --- forks ----------------------------------------------------------------------------------
 
     @_harmless
     def _probe_causes(self) -> None:
         """Run the forks that the rules ask for, one after the other, within the budget."""
-        if self._twin is None or self._task is None or not self._early:
+        if self._twin is None or self._task is None or not self._kept.early:
             return
         if self.loss_fn is None or self.evidence.loss.error is not None:
             return
@@ -895,7 +602,8 @@ class Doctor:
         with undisturbed(), torch.enable_grad():
             torch.random.default_generator.manual_seed(0)  # not seeding a GPU that sleeps
             try:
-                return forks.run(self._trial(self._change(name)), self._task, steps)
+                change = forks.change(name, self.loss_fn, self._fork_batches)
+                return forks.run(self._trial(change), self._task, steps)
             except Exception as error:
                 self._trouble(f"fork {name}: {type(error).__name__}: {one_line(error)}")
                 return forks.Fork(0, math.nan, math.nan)
@@ -904,7 +612,7 @@ class Doctor:
         """A training from the start, on the first batches, or on `size` samples alone."""
         model = copy.deepcopy(self._twin)
         model.load_state_dict(self._initial)
-        batches = [forks.Batch(c, t) for c, _, t in self._early[:_FORK_BATCHES]]
+        batches = self._fork_batches
         if size is not None:
             call, targets = batches[0].call, batches[0].targets
             batch = batch_size(call, len(targets))
@@ -916,6 +624,10 @@ class Doctor:
         loss_fn = own_loss(self.loss_fn)
         return forks.Trial(model, self.optimizer, self._groups, loss_fn, batches, change)
 
+    @property
+    def _fork_batches(self) -> list[forks.Batch]:
+        return [forks.Batch(b.call, b.targets) for b in self._kept.early[:_FORK_BATCHES]]
+
     # --- without a training ---------------------------------------------------------------------
 
     def consider(
@@ -924,7 +636,7 @@ class Doctor:
         """Take note of batches that nothing is trained on: for a check before the training."""
         self._begin()
         for inputs, targets in batches:
-            self._keep(as_call(inputs), inputs, targets)
+            self._kept.take(as_call(inputs), inputs, targets, self._due)
         self._examine()
         if validation:
             inputs, targets = validation[0]
@@ -945,38 +657,9 @@ class Doctor:
 
     def score_of(self, trial: forks.Trial) -> Score:
         """How well a trial's model fits its own batches."""
-        batches = [(b.call, None, b.targets) for b in trial.batches]
-        return self._score(self._outputs_of(trial.model, batches, training=True))
-
-    def _change(self, name: str) -> forks.Change:
-        """What each fork that a rule can ask for does differently."""
-        if name.startswith("lr"):
-            factor = float(name[3:])
-            return forks.Change(lr=factor if name[2] == "*" else 1 / factor)
-        match name:
-            case "same":
-                return forks.Change()
-            case "unregularised":
-                return forks.Change(regularised=False)
-            case "init":
-                return forks.Change(initial=forks.reset)
-            case "unfrozen":
-                return forks.Change(trainable=True)
-            case "mean":
-                count = max(batch_size(self._early[0][0]) or 1, 1)
-                return forks.Change(loss=lambda o, t: self.loss_fn(o, t) / count)
-            case "inputs":
-                rows = torch.cat([c.tensors()[0] for c, _, _ in self._early[:_FORK_BATCHES]])
-                mean, std = samples.standardise_like(rows.float())
-                shape = rows.shape[1:]
-                return forks.Change(
-                    inputs=lambda x: (x - mean) / std if x.shape[1:] == shape else x
-                )
-            case "targets":
-                values = torch.cat([t.float() for _, _, t in self._early[:_FORK_BATCHES]])
-                mean, std = values.mean(), values.std().clamp_min(1e-12)
-                return forks.Change(targets=lambda t: (t - mean) / std)
-        raise ValueError(name)
+        batches = [Batch(b.call, None, b.targets) for b in trial.batches]
+        found = gather.outputs_of(trial.model, batches, training=True)
+        return gather.score_of(found, self._task, self._kept)
 
 
 def as_call(inputs: Any) -> Call:
@@ -988,52 +671,9 @@ def as_call(inputs: Any) -> Call:
     return Call((inputs,))
 
 
-def leading(call: Call, inputs: Any) -> Tensor | None:
-    """The tensor that holds the samples: the inputs themselves, or the first the model took."""
-    return _rows(inputs) if _rows(inputs) is not None else next(iter(call.tensors()), None)
-
-
-def _rows(inputs: Any) -> Tensor | None:
-    tensor = first_tensor(inputs) if isinstance(inputs, Tensor | list | tuple | dict) else None
-    return tensor if tensor is not None and tensor.dim() else None
-
-
-def _copied(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.detach().clone()
-
-
-def _distinct(inputs: Tensor) -> Tensor:
-    """Index of the first of each group of equal samples."""
-    seen: dict[float, int] = {}
-    for index, value in enumerate(samples.fingerprints(inputs).tolist()):
-        seen.setdefault(value, index)
-    return torch.tensor(sorted(seen.values()), device=inputs.device)
-
-
-def _in_chunks(model: nn.Module, call: Call, batch: int, size: int = 64) -> Any:
-    """The model's outputs over a batch that may be too large for one pass; a plain tensor alone is
-    put together from several."""
-    if batch <= size or any(t.dim() == 0 or len(t) != batch for t in call.tensors()):
-        return call(model)
-    parts = []
-    for start in range(0, batch, size):
-        part = call.map(lambda t, start=start: t[start : start + size])(model)
-        if not isinstance(part, Tensor) or part.dim() == 0:
-            return call(model)
-        parts.append(part)
-    return torch.cat(parts)
-
-
 def _waits(tensor: Tensor) -> bool:
     """Whether to read the tensor is to wait for a device."""
     return tensor.device.type != "cpu"
-
-
-def _angle(a: Tensor, b: Tensor) -> float:
-    """Distance of two directions: 0 for the same, 2 for opposite ones."""
-    if not b.any():
-        return 2.0
-    return torch.linalg.vector_norm(a / a.norm() - b / b.norm()).item()
 
 
 def _norms(tensors: Sequence[Tensor]) -> list[float]:

@@ -1,0 +1,119 @@
+"""What the doctor keeps of a training's data: some batches, and fingerprints and labels of more."""
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from debugnn.doctor import samples
+from debugnn.doctor.network import Call, mapped
+from debugnn.doctor.task import Task, first_tensor
+
+_EARLY = 4  # batches of the beginning, at least; more where they hold fewer than _EARLY_SAMPLES
+_EARLY_SAMPLES = 768
+_LATE = 8
+_BYTES = 64 * 2**20
+_PRINTED = 50_000  # samples whose fingerprint is kept
+_LABELS = 200_000
+
+
+class Batch(NamedTuple):
+    """A copy of a training batch: how the model was called, the inputs given, the targets."""
+
+    call: Call
+    inputs: Any  # the samples, a tensor, where there is one
+    targets: Any
+
+
+@dataclass
+class ValidationSet:
+    """The samples of the latest validation, and what a copy of the model made of them."""
+
+    call: Call
+    inputs: Tensor | None
+    targets: Tensor
+    size: int  # samples that it was given, of which these were chosen
+    step: int
+    outputs: Any
+
+
+class Kept:
+    """Copies of the first batches and of late ones, at most 64 MiB of each."""
+
+    def __init__(self) -> None:
+        self.early: list[Batch] = []
+        self.late: deque[Batch] = deque(maxlen=_LATE)
+        self.prints: list[Tensor] = []  # fingerprints of the training batches, in turn
+        self.labels: list[Tensor] = []
+        self._bytes = self._samples = self._printed = 0
+        self._unprinted: list[Tensor] = []  # batches whose fingerprints are taken together
+
+    @property
+    def batches(self) -> list[Batch]:
+        return [*self.early, *self.late]
+
+    def take(self, call: Call, inputs: Any, targets: Any, due: bool) -> None:
+        """Note a batch; late ones are copied, and fingerprints taken, where a probe is `due`."""
+        rows = leading(call, inputs)
+        if isinstance(targets, Tensor) and len(self.labels) * max(targets.numel(), 1) < _LABELS:
+            self.labels.append(targets.detach().clone())
+        if rows is not None and self._printed < _PRINTED:
+            self._unprinted.append(samples.thinned(rows))
+            self._printed += len(rows)
+            if due:
+                self.print()
+        size = sum(t.numel() * t.element_size() for t in call.tensors())
+        count = len(rows) if rows is not None else 1
+        few = len(self.early) < _EARLY or self._samples < _EARLY_SAMPLES
+        early = few and self._bytes + size <= _BYTES
+        if early or (due and size <= _BYTES // _LATE):
+            same = rows is not None and isinstance(inputs, Tensor) and inputs is not rows
+            kept = Batch(
+                call.map(copied),
+                copied(inputs) if same else rows if rows is None else copied(rows),
+                mapped(targets, copied),
+            )
+            (self.early if early else self.late).append(kept)
+            self._bytes += size if early else 0
+            self._samples += count if early else 0
+
+    def print(self) -> None:
+        """Take the fingerprints of the batches since the last call."""
+        batches, self._unprinted = self._unprinted, []
+        if len({(batch.shape[1:], batch.dtype) for batch in batches}) > 1:
+            self.prints += [samples.fingerprints(batch) for batch in batches]
+        elif batches:
+            prints = samples.fingerprints(torch.cat(batches))
+            self.prints += prints.split([len(batch) for batch in batches])
+
+    def class_counts(self, task: Task) -> Tensor | None:
+        """How often each class came, (classes,); None where there are none."""
+        if task.kind not in ("classes", "binary") or not self.labels:
+            return None
+        labels = torch.cat([samples.labels_of(t, task) for t in self.labels]).cpu()
+        return torch.bincount(labels[labels >= 0], minlength=task.classes or 2)
+
+    def rare(self, task: Task) -> Tensor | None:
+        """Classes with less than a fifth of the commonest one's training samples."""
+        counts = self.class_counts(task)
+        return None if counts is None else (counts < 0.2 * counts.max()).nonzero().flatten()
+
+    def clear(self) -> None:
+        self.early.clear()
+        self.late.clear()
+
+
+def leading(call: Call, inputs: Any) -> Tensor | None:
+    """The tensor that holds the samples: the inputs themselves, or the first the model took."""
+    return rows_of(inputs) if rows_of(inputs) is not None else next(iter(call.tensors()), None)
+
+
+def rows_of(inputs: Any) -> Tensor | None:
+    tensor = first_tensor(inputs) if isinstance(inputs, Tensor | list | tuple | dict) else None
+    return tensor if tensor is not None and tensor.dim() else None
+
+
+def copied(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach().clone()

@@ -1,0 +1,98 @@
+"""Gradients that nobody cleared: whether a step is taken with earlier steps' gradients too."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from debugnn.doctor.evidence import LoopFacts
+
+_COMPARED = 20  # steps whose gradients are all held against the step before
+
+
+class Residue:
+    """Follows the gradients of a few small parameters from one update to the next.
+
+    Args:
+        guard: wraps the hooks, which run inside of the user's backward pass.
+    """
+
+    def __init__(self, loop: LoopFacts, guard: Callable[[Callable], Callable]) -> None:
+        self._loop = loop
+        self._guard = guard
+        self._watched: list[nn.Parameter] = []
+        self._stale: dict[int, Tensor] = {}  # their gradients at the last optimiser step
+        self._new: dict[int, Tensor] = {}  # what has been added to them since
+        self._residual_at: int | None = None
+        self._compared_at: int | None = None
+
+    def watch(self, parameters: Sequence[nn.Parameter]) -> list[Any]:
+        """Begin with these parameters; returns the handles of the hooks."""
+        self._watched = list(parameters)
+        return [handle for parameter in parameters for handle in self._hooks(parameter)]
+
+    def _hooks(self, parameter: nn.Parameter) -> list[Any]:
+        found: dict[str, Tensor | None] = {"new": None}
+
+        def arriving(gradient: Tensor) -> None:
+            found["new"] = gradient.detach()
+
+        def added(parameter: nn.Parameter) -> None:  # not at torch.autograd.grad, which adds none
+            self._loop.backwards += 1
+            new = found["new"]
+            if new is None or new.is_sparse or id(parameter) not in self._stale:
+                return
+            before = self._new.get(id(parameter))
+            self._new[id(parameter)] = new.clone() if before is None else before + new
+
+        return [
+            parameter.register_hook(arriving),
+            parameter.register_post_accumulate_grad_hook(self._guard(added)),
+        ]
+
+    def compare(self, due: bool) -> None:
+        """Before an update: whether it steps with this step's gradients, or with earlier ones' too.
+
+        Compared by direction: the loop may have clipped them. On a GPU only where a probe is `due`.
+        """
+        loop = self._loop
+        new, self._new = self._new, {}
+        for parameter in self._watched:
+            stale, added = self._stale.get(id(parameter)), new.get(id(parameter))
+            total = parameter.grad
+            if stale is None or added is None or total is None or total.numel() < 2:
+                continue
+            if total.device.type != "cpu" and not due:
+                continue
+            clean, sum_of_all = added.flatten().double(), (added + stale).flatten().double()
+            used = total.detach().flatten().double()
+            if not torch.isfinite(sum_of_all).all() or not used.any():
+                continue
+            if self._compared_at != loop.steps:
+                loop.compared_steps += 1
+                self._compared_at = loop.steps
+            near, far = _angle(used, sum_of_all), _angle(used, clean)
+            if near < 1e-3 and near < 0.1 * far and self._residual_at != loop.steps:
+                self._residual_at = loop.steps
+                loop.residual_steps += 1
+                if loop.residual_step is None:
+                    loop.residual_step = loop.steps
+
+    def keep(self, every: int) -> None:
+        """After an update: the gradients that it was made with, in the first steps and now and
+        then, once in `every`, after them: one that is never cleared shows at once."""
+        loop = self._loop
+        often = loop.compared_steps < _COMPARED or (loop.steps + 1) % every == 0
+        self._stale = {
+            id(p): p.grad.detach().clone()
+            for p in self._watched
+            if often and p.grad is not None and not p.grad.is_sparse
+        }
+
+
+def _angle(a: Tensor, b: Tensor) -> float:
+    """Distance of two directions: 0 for the same, 2 for opposite ones."""
+    if not b.any():
+        return 2.0
+    return torch.linalg.vector_norm(a / a.norm() - b / b.norm()).item()
