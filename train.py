@@ -17,10 +17,7 @@ config.register()
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def main(settings: DictConfig) -> None:
     # torch takes seconds to import: --help and --cfg never come here.
-    if settings.task.name == "fix":
-        from debugnn.remedy import fix as execute
-    else:
-        from debugnn.run import execute
+    from debugnn.tasks import execute
 
     job = HydraConfig.get()
     arm, experiment = job.overrides.task, job.runtime.choices.get("experiment")

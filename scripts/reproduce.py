@@ -100,7 +100,7 @@ class Outcome:
 
 def run(job: Job) -> Outcome:
     """Run the job in this process."""
-    from debugnn.run import execute
+    from debugnn.tasks import execute
 
     started, error = time.perf_counter(), None
     try:

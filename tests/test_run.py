@@ -14,7 +14,7 @@ from debugnn import records
 from debugnn.directory import arm_of, label, run_name
 from debugnn.doctor import evidence, rules
 from debugnn.errors import ConfigError
-from debugnn.run import execute
+from debugnn.tasks import execute
 
 SMALL = ("model=deep_mlp", "reg=bn_dropout", "data.batch_size=64", "trainer.steps_per_epoch=4")
 

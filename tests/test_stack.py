@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import math
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,14 +11,14 @@ from torch import nn
 
 from debugnn import checkpoint, records
 from debugnn.build import build
-from debugnn.clipping import clip_norm, keep, rescale_norm
+from debugnn.clipping import keep
 from debugnn.doctor.probes import LayerProbe
 from debugnn.errors import ConfigError
 from debugnn.loop import fit
 from debugnn.records import Epoch, Layers, Step
-from debugnn.run import execute
-from debugnn.stack import Member, NormLimits, Stack, clip_each, fit_captured, share_data
+from debugnn.stack import Member, Stack, fit_captured, share_data
 from debugnn.stacked import execute_together
+from debugnn.tasks import execute
 
 # 100 samples in batches of 32: the last is smaller, and has masks of its own size.
 SMALL = ("data.train_size=100", "data.batch_size=32", "trainer.eval_every=2")
@@ -232,31 +231,6 @@ def test_nan_in_one_member_does_not_touch_the_others(compose, net, clip):
     for index in (0, 2):
         assert_close(poisoned[index], sound[index], rel=0)
         assert_weights_close(others[index], models[index], 0)
-
-
-RULES = [keep, partial(clip_norm, max_norm=4.0), partial(rescale_norm, norm=4.0)]
-
-
-@pytest.mark.parametrize("rule", RULES, ids=["keep", "clip", "rescale"])
-def test_clipping_a_stack_equals_clipping_each(rule):
-    """At every scale that gradients have: vanished, exploded, and no number at all."""
-    scales = torch.tensor([0.0, 1e-30, 1e-3, 1.0, 10.0, 1e25, math.inf, math.nan])
-    shapes = [(3, 4), (5,), ()]
-    generator = torch.Generator().manual_seed(0)
-    gradients = [torch.randn(8, *s, generator=generator) for s in shapes]
-    gradients = [g.mul_(scales.view(-1, *[1] * (g.dim() - 1))) for g in gradients]
-    expected, norms = [], []
-    for index in range(8):
-        parameters = [nn.Parameter(torch.zeros(shape)) for shape in shapes]
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient[index].clone()
-        norms.append(rule(parameters).double())
-        expected.append([parameter.grad for parameter in parameters])
-    limit = {keep: (math.inf, False)}.get(rule) or (4.0, rule.func is rescale_norm)
-    found = clip_each(gradients, NormLimits.of([limit] * 8, torch.device("cpu")))
-    torch.testing.assert_close(found, torch.stack(norms), equal_nan=True, rtol=1e-6, atol=0)
-    for gradient, own in zip(gradients, zip(*expected, strict=True), strict=True):
-        torch.testing.assert_close(gradient, torch.stack(own), equal_nan=True, rtol=1e-5, atol=0)
 
 
 def test_a_rule_from_elsewhere_is_asked_member_by_member(small_training):

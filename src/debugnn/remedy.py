@@ -10,7 +10,6 @@ from omegaconf import DictConfig
 
 from debugnn import records
 from debugnn.config import check, compose
-from debugnn.directory import arm_of, directory_of
 from debugnn.errors import ConfigError
 from debugnn.run import execute
 
@@ -24,7 +23,7 @@ CONTROLS = (
 )  # fmt: skip
 
 
-def fix(config: DictConfig, overrides: Sequence[str], experiment: str | None) -> Path | None:
+def fix(config: DictConfig, overrides: Sequence[str], experiment: str | None) -> Path:
     """Train, apply the first finding's override, and train again for the same budget.
 
     Prints accuracy, loss and diagnosis of three runs: before, after, and under an override that
@@ -66,8 +65,7 @@ def _run(overrides: Sequence[str], experiment: str | None) -> Path:
     config = compose(overrides)
     if config.doctor.every is None:
         raise ConfigError("doctor=off: task=fix needs the doctor's findings")
-    directory = execute(config, overrides, experiment)
-    return directory or directory_of(config, experiment or "adhoc", arm_of(overrides))
+    return execute(config, overrides, experiment)
 
 
 def _with(overrides: Sequence[str], change: str) -> list[str]:

@@ -14,10 +14,9 @@ from omegaconf import DictConfig
 from debugnn.build import build
 from debugnn.directory import RunDirectory
 from debugnn.doctor.findings import Report
-from debugnn.doctor.preflight import check
 from debugnn.doctor.probes import LayerProbe
 from debugnn.doctor.watch import Doctor
-from debugnn.errors import CheckFailedError, ConfigError
+from debugnn.errors import ConfigError
 from debugnn.loop import Training, fit
 from debugnn.lr_finder import range_test, suggest
 from debugnn.random_state import gpus
@@ -28,10 +27,8 @@ from debugnn.writer import Writer
 log = logging.getLogger(__name__)
 
 
-def execute(config: DictConfig, overrides: Sequence[str], experiment: str | None) -> Path | None:
+def execute(config: DictConfig, overrides: Sequence[str], experiment: str | None) -> Path:
     """Run what the configuration says, or find it done, and return the run's directory.
-
-    With `trainer.stack` above 1: that many seeds, and the directory that holds theirs.
 
     Args:
         overrides: as typed; they name the arm.
@@ -39,14 +36,7 @@ def execute(config: DictConfig, overrides: Sequence[str], experiment: str | None
 
     Raises:
         ConfigError: before anything is written.
-        CheckFailedError: `task=check` found an error; it writes nothing.
     """
-    if config.task.name == "check":
-        return check_first(config)
-    if config.trainer.stack > 1:
-        from debugnn.stacked import execute_stack  # which is built on this module
-
-        return execute_stack(config, overrides, experiment)
     directory = RunDirectory(config, overrides, experiment)
     directory.compare()
     if directory.status == "finished":
@@ -64,21 +54,6 @@ def execute(config: DictConfig, overrides: Sequence[str], experiment: str | None
             write(record)
     log.info("  %.1f s, in %s", time.perf_counter() - started, directory.path)
     return directory.path
-
-
-def check_first(config: DictConfig) -> None:
-    """Print the checks before a training; nothing is trained or written."""
-    training = build(config)
-    checklist = check(
-        training.model,
-        training.loss,
-        training.batches(0),
-        training.optimizer,
-        [training.data.test_sample(1024)],
-    )
-    log.info("%s", checklist)
-    if not checklist.passed:
-        raise CheckFailedError
 
 
 def follow(config: DictConfig, training: Training, directory: Path) -> Iterator[Record | Report]:

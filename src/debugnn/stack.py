@@ -12,20 +12,20 @@ Each member ends where the run alone ends, up to the order in which floats are a
 
 import copy
 import logging
-import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from debugnn.clipping import GradientRule, clip_norm, keep, rescale_norm
+from debugnn.clipping import NormLimits, clip_each, limit_of
 from debugnn.doctor.probes import LayerProbe
 from debugnn.errors import ConfigError, one_line
+from debugnn.graph import Graph, capture
 from debugnn.loop import Tally, Training, Unread, correct, evaluate
 from debugnn.random_state import gpus, random_state, set_random_state
 from debugnn.records import Epoch, Layers, Step
@@ -135,8 +135,8 @@ class Stack:
             self._parameters[name].requires_grad_()
         self._templates: dict[int, list[tuple[str, Tensor]]] = {}
         self._graph = graph and self._lead.device.type == "cuda"
-        self._graphs: dict[int, _Graph | None] = {}
-        limits = [_limit(t.gradient_rule) for t in trainings]
+        self._graphs: dict[int, Graph | None] = {}
+        limits = [limit_of(t.gradient_rule) for t in trainings]
         self._limits = None if None in limits else NormLimits.of(limits, self._lead.device)
         # Stacked convolutions are grouped ones, which take longer on a CPU than one after the
         # other: 1.3 times as long for 4 members of the MNIST net, twice as long for 16.
@@ -217,7 +217,7 @@ class Stack:
         size = inputs.shape[1]
         if self._graph and size not in self._graphs:
             arguments = (inputs, targets, *masks)
-            self._graphs[size] = _capture(self._compute, arguments, self._buffers)
+            self._graphs[size] = capture(self._compute, arguments, self._buffers)
         graph = self._graphs.get(size)
         return (graph or self._compute)(inputs, targets, *masks)
 
@@ -488,80 +488,6 @@ def _settings(training: Training) -> tuple:
     )  # fmt: skip
 
 
-# --- the gradients' norms -------------------------------------------------------------------------
-
-
-def _limit(rule: GradientRule) -> tuple[float, bool] | None:
-    """The norm that one of `debugnn.clipping`'s rules holds, and whether it scales up to it.
-
-    (inf, False) for `keep`; None for a rule from elsewhere.
-    """
-    if rule is keep:
-        return math.inf, False
-    if isinstance(rule, partial) and not rule.args:
-        if rule.func is clip_norm and rule.keywords.keys() == {"max_norm"}:
-            return rule.keywords["max_norm"], False
-        if rule.func is rescale_norm and rule.keywords.keys() == {"norm"}:
-            return rule.keywords["norm"], True
-    return None
-
-
-@dataclass(frozen=True)
-class NormLimits:
-    """The members' gradient rules as tensors, on their device once: a copy there is waited for."""
-
-    norms: Tensor | None  # (N,), float64, infinite for no limit; None where nobody has one
-    rescales: Tensor  # (N,), whether smaller gradients are scaled up to it
-
-    @classmethod
-    def of(cls, limits: Sequence[tuple[float, bool]], device: torch.device) -> "NormLimits":
-        """From a norm and whether it rescales, for each member."""
-        norms, rescales = zip(*limits, strict=True)
-        limited = not all(map(math.isinf, norms))
-        return cls(
-            torch.tensor(norms, dtype=torch.float64, device=device) if limited else None,
-            torch.tensor(rescales, device=device),
-        )
-
-
-def clip_each(gradients: Sequence[Tensor], limits: NormLimits) -> Tensor:
-    """`keep`, `clip_norm` or `rescale_norm` for each member, in place.
-
-    Args:
-        gradients: (N, …) each.
-
-    Returns:
-        The members' global L2 norms before, (N,), as float64.
-    """
-    # As in `clipping.global_norm`: squares of float32 overflow above 1e19 and vanish below 1e-23.
-    # There the norm is taken again in float64; on a GPU at once, for to look at it is to wait.
-    if gradients[0].device.type != "cpu":
-        norms = _norms([g.double() for g in gradients])
-    else:
-        norms = _norms(gradients)
-        beyond = (norms == 0) | torch.isinf(norms)
-        if beyond.any():
-            norms = torch.where(beyond, _norms([g.double() for g in gradients]), norms)
-    limit = limits.norms
-    if limit is None:
-        return norms
-    down = (limit / (norms + 1e-6)).clamp(max=1.0)
-    factors = torch.where(limits.rescales, torch.where(norms > 0, limit / norms, 1.0), down)
-    factors = torch.where(torch.isinf(limit), 1.0, factors)
-    for gradient in gradients:
-        gradient.mul_(factors.to(gradient.dtype).view(-1, *[1] * (gradient.dim() - 1)))
-    return norms
-
-
-def _norms(gradients: Sequence[Tensor]) -> Tensor:
-    # Over all dimensions but the first. A number a member has no others, and is its own norm.
-    of_each = [
-        torch.linalg.vector_norm(g, dim=tuple(range(1, g.dim()))) if g.dim() > 1 else g.abs()
-        for g in gradients
-    ]
-    return torch.linalg.vector_norm(torch.stack(of_each), dim=0).double()
-
-
 # --- the optimiser --------------------------------------------------------------------------------
 
 
@@ -646,71 +572,3 @@ def _together(key: str, values: Sequence) -> object:
     if not isinstance(values[0], Tensor):
         return values[0]
     return values[0].clone() if key == "step" else torch.stack(list(values))
-
-
-# --- CUDA graphs ----------------------------------------------------------------------------------
-
-
-class _Graph:
-    """A stack's passes for one batch size as a CUDA graph: one launch in place of hundreds.
-
-    The optimiser, the norms and the masks stay outside, where the host may look at them.
-    """
-
-    def __init__(self, compute: Callable, arguments: Sequence[Tensor]) -> None:
-        self._arguments = [argument.clone() for argument in arguments]
-        # Warmed up and captured on a stream of its own, as `torch.cuda.make_graphed_callables`
-        # does: graphs that share one also share the workspace that goes with the first of them.
-        own = torch.cuda.Stream()
-        own.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(own):
-            for _ in range(2):
-                compute(*self._arguments)
-            with _nothing_waited_for():
-                compute(*self._arguments)
-        torch.cuda.current_stream().wait_stream(own)
-        self._graph = torch.cuda.CUDAGraph()
-        # Another thread may be writing a checkpoint meanwhile, which is not to be captured.
-        with torch.cuda.graph(self._graph, stream=own, capture_error_mode="thread_local"):
-            self._results = compute(*self._arguments)
-
-    def __call__(self, *arguments: Tensor) -> tuple:
-        """Outputs and gradients lie in the graph's own memory: they hold until the next call."""
-        for static, argument in zip(self._arguments, arguments, strict=True):
-            static.copy_(argument)
-        self._graph.replay()
-        outputs, losses, gradients = self._results
-        return outputs, losses.clone(), gradients  # the losses are read later
-
-
-@contextmanager
-def _nothing_waited_for() -> Iterator[None]:
-    """Raise RuntimeError at what cannot be captured, before a capture: one that fails half-way
-    leaves torch's generators believing in it."""
-    before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
-
-
-def _capture(
-    compute: Callable, arguments: Sequence[Tensor], buffers: dict[str, Tensor]
-) -> _Graph | None:
-    """The graph of `compute`, or None where it cannot be captured. The buffers stay as they are.
-
-    Not tested on a GPU yet: none was at hand.
-    """
-    before = {name: buffer.clone() for name, buffer in buffers.items()}
-    stream = torch.cuda.current_stream()
-    try:
-        return _Graph(compute, arguments)
-    except RuntimeError as error:
-        log.info("  no CUDA graph, plain execution: %s", one_line(error))
-        return None
-    finally:
-        torch.cuda.set_stream(stream)  # a capture that fails stays on its own
-        torch.cuda.synchronize()
-        for name, buffer in buffers.items():
-            buffer.copy_(before[name])
