@@ -69,6 +69,11 @@ def probe(step, gradients=(1.0, 1.0, 1.0), update=0.005) -> Probe:
     return Probe(step, layers, {"first": 1.0, "second": 0.6, "out": 0.5}, activations)
 
 
+def rule_of(cause):
+    (rule,) = (rule for rule in rules.RULES if rule.__name__ == cause)
+    return rule
+
+
 def found_by(rule, given):
     findings = list(rule(given))
     assert all(isinstance(f, Finding) for f in findings)
@@ -273,7 +278,7 @@ def test_no_fork_is_wanted_for_a_healthy_training_or_a_certain_cause():
 
 def test_forks_are_asked_for_by_what_is_odd():
     given = evidence(0.0)
-    assert list(rules.forks_wanted(given)) == ["same", *rules._FASTER]
+    assert list(rules.forks_wanted(given)) == ["same", *signals.FASTER]
     given.data.rms = 100.0
     given.optimizer.weight_decay = 0.1
     given.optimizer.frozen_held = ["first.weight"]
@@ -288,7 +293,7 @@ def test_forks_are_asked_for_by_what_is_odd():
 def test_higher_rates_are_tried_until_one_learns():
     given = with_forks(same=1.0)
     given.forks["lr*10"] = Fork(24, 1.0, 0.99)
-    assert list(rules.forks_wanted(given)) == ["same", *rules._FASTER]
+    assert list(rules.forks_wanted(given)) == ["same", *signals.FASTER]
     given.forks["lr*100"] = Fork(24, 1.0, 0.5)
     assert list(rules.forks_wanted(given)) == ["same"]
 
@@ -353,7 +358,7 @@ def test_what_is_certain_is_said_whatever_the_outcome(cause):
      "wrong_hidden_activation"],
 )  # fmt: skip
 def test_its_severity_is_that_of_the_outcome(cause):
-    rule = getattr(rules, cause)
+    rule = rule_of(cause)
     for skill, expected in ((0.95, "warning"), (0.0, "error")):
         given = evidence(skill)
         certain()[cause](given)
@@ -403,7 +408,7 @@ def edges():
 
 @pytest.mark.parametrize(("cause", "beyond", "within"), edges())
 def test_thresholds_at_their_edges(cause, beyond, within):
-    rule = getattr(rules, cause)
+    rule = rule_of(cause)
     given = evidence()
     beyond(given)
     assert [f.cause for f in found_by(rule, given)] == [cause]
@@ -415,14 +420,14 @@ def test_thresholds_at_their_edges(cause, beyond, within):
 def test_an_unsound_loss_that_cannot_be_called_is_not_accused():
     given = evidence(0.0)
     given.loss.better_when_right, given.loss.error = False, "TypeError: two tensors needed"
-    assert found_by(rules.wrong_loss, given) == []
+    assert found_by(rules.loss.wrong_loss, given) == []
 
 
 def test_the_fix_of_a_wrong_loss_is_the_tasks():
     for task, override in (("classes", "loss=cross_entropy"), ("values", "loss=mse")):
         given = evidence()
         given.task, given.loss.better_when_right = task, False
-        assert found_by(rules.wrong_loss, given)[0].override == override
+        assert found_by(rules.loss.wrong_loss, given)[0].override == override
 
 
 def test_outputs_that_cannot_reach_the_targets():
@@ -430,36 +435,36 @@ def test_outputs_that_cannot_reach_the_targets():
     given.task, given.loss.shift_invariant = "values", None
     given.network.last_op = "sigmoid"
     given.data.target_low, given.data.target_high = 0.0, 1.0
-    assert found_by(rules.wrong_loss, given) == []
+    assert found_by(rules.loss.wrong_loss, given) == []
     given.data.target_low = -0.04
-    assert found_by(rules.wrong_loss, given) == []
+    assert found_by(rules.loss.wrong_loss, given) == []
     given.data.target_high = 2.0
-    assert "sigmoid" in found_by(rules.wrong_loss, given)[0].summary
+    assert "sigmoid" in found_by(rules.loss.wrong_loss, given)[0].summary
 
 
 def test_evaluation_in_training_mode_is_a_warning_where_modes_differ():
     given = evidence()
     given.loop.train_mode_evaluations = 3
-    assert found_by(rules.train_eval_mode, given) == []
+    assert found_by(rules.loop.train_eval_mode, given) == []
     given.network.mode_sensitive = True
-    (finding,) = found_by(rules.train_eval_mode, given)
+    (finding,) = found_by(rules.loop.train_eval_mode, given)
     assert finding.severity == "warning"
     # A look or two in evaluation mode is no training in it.
     given = evidence()
     given.network.mode_sensitive, given.loop.eval_mode_forwards = True, int(0.05 * STEPS)
-    assert found_by(rules.train_eval_mode, given) == []
+    assert found_by(rules.loop.train_eval_mode, given) == []
 
 
 def test_an_optimiser_that_never_steps_holds_nothing_or_is_of_no_model():
     given = evidence()
     given.loop.optimizer_steps = 0
-    assert "never called" in found_by(rules.optimizer_mismatch, given)[0].summary
+    assert "never called" in found_by(rules.loop.optimizer_mismatch, given)[0].summary
     given = evidence()
     given.optimizer.held = 0
-    assert "none" in found_by(rules.optimizer_mismatch, given)[0].summary
+    assert "none" in found_by(rules.loop.optimizer_mismatch, given)[0].summary
     given = evidence()
     given.optimizer.missing = given.network.unused = ["spare.weight"]
-    assert found_by(rules.optimizer_mismatch, given) == []
+    assert found_by(rules.loop.optimizer_mismatch, given) == []
 
 
 # --- findings that the outcome must bear out ----------------------------------------------------
@@ -592,19 +597,19 @@ def test_suspicions_at_their_edges(name, quieten):
     given = evidence(0.02)
     gated()[name](given)
     quieten(given)
-    assert found_by(getattr(rules, name.split()[0]), given) == []
+    assert found_by(rule_of(name.split()[0]), given) == []
 
 
 @pytest.mark.parametrize(
     ("rule", "gradients", "expected"),
     [
-        (rules.vanishing_gradient, (0.0199, 1.0, 1.0), True),
-        (rules.vanishing_gradient, (0.02, 1.0, 1.0), False),
-        (rules.vanishing_gradient, (1.0, 1e-9, 1.0), False),
-        (rules.exploding_gradient, (30.1, 1.0, 1.0), True),
-        (rules.exploding_gradient, (30.0, 1.0, 1.0), False),
-        (rules.exploding_gradient, (math.inf, 1.0, 1.0), False),
-        (rules.vanishing_gradient, (0.0, 0.0, 0.0), False),
+        (rules.training.vanishing_gradient, (0.0199, 1.0, 1.0), True),
+        (rules.training.vanishing_gradient, (0.02, 1.0, 1.0), False),
+        (rules.training.vanishing_gradient, (1.0, 1e-9, 1.0), False),
+        (rules.training.exploding_gradient, (30.1, 1.0, 1.0), True),
+        (rules.training.exploding_gradient, (30.0, 1.0, 1.0), False),
+        (rules.training.exploding_gradient, (math.inf, 1.0, 1.0), False),
+        (rules.training.vanishing_gradient, (0.0, 0.0, 0.0), False),
     ],
 )
 def test_gradients_are_compared_from_the_first_layer_to_the_last(rule, gradients, expected):
@@ -619,12 +624,12 @@ def test_gradients_are_compared_from_the_first_layer_to_the_last(rule, gradients
 def test_a_rate_is_too_high_by_a_fork_or_by_far_at_chance():
     given = evidence(0.02)
     given.probes = [probe(step, update=0.06) for step in (0, 3)]
-    assert found_by(rules.lr_too_high, given) == []
+    assert found_by(rules.training.lr_too_high, given) == []
     given.probes = [probe(step, update=0.21) for step in (0, 3)]
-    (finding,) = found_by(rules.lr_too_high, given)
+    (finding,) = found_by(rules.training.lr_too_high, given)
     assert finding.override == "optim.lr=0.0001"
     given.forks = {"same": Fork(24, 1.0, 1.0), "lr/100": Fork(24, 1.0, 0.4)}
-    (finding,) = found_by(rules.lr_too_high, given)
+    (finding,) = found_by(rules.training.lr_too_high, given)
     assert finding.override == "optim.lr=1e-05"
     assert finding.layer in ("first", "second", "out")
 
@@ -648,7 +653,7 @@ def test_a_dead_layer_is_dated_by_the_first_probe_that_has_it():
             ActivationFacts("relu", "first", 0.1, 0.76, None),
             ActivationFacts("relu", "second", 0.0, share, None),
         ]
-    (finding,) = found_by(rules.dead_relu, given)
+    (finding,) = found_by(rules.training.dead_relu, given)
     assert (finding.step, finding.layer) == (8, "second")
     assert finding.evidence["dead_units"] == 0.8
 
@@ -656,10 +661,10 @@ def test_a_dead_layer_is_dated_by_the_first_probe_that_has_it():
 def test_a_frozen_parameter_of_the_optimiser_is_a_note_where_all_goes_well():
     given = evidence()
     given.optimizer.frozen_held = ["first.weight"]
-    (finding,) = found_by(rules.frozen_parameters, given)
+    (finding,) = found_by(rules.loop.frozen_parameters, given)
     assert finding.severity == "note"
     given.network.unreached = ["first.weight"]
-    (finding,) = found_by(rules.frozen_parameters, given)
+    (finding,) = found_by(rules.loop.frozen_parameters, given)
     assert (finding.severity, finding.layer) == ("error", "first")
 
 
@@ -736,42 +741,44 @@ def validated(train, *held_out, losses=None) -> Evidence:
     ],
 )
 def test_overfitting_at_its_edges(held_out, losses, expected):
-    found = found_by(rules.overfitting, validated(0.95, *held_out, losses=losses))
+    found = found_by(rules.training.overfitting, validated(0.95, *held_out, losses=losses))
     assert bool(found) is expected
     assert all(f.severity == "warning" for f in found)
 
 
 def test_overfitting_is_dated_by_the_lowest_loss():
     given = validated(0.95, 0.6, 0.7, 0.6, 0.5, losses=[1.0, 0.8, 1.0, 1.2])
-    (finding,) = found_by(rules.overfitting, given)
+    (finding,) = found_by(rules.training.overfitting, given)
     assert finding.step == 20
     assert finding.evidence["validation_loss_over_lowest"] == pytest.approx(1.5)
     few = validated(0.95, 0.2)
     few.outcome.validations[-1].score.samples = 19
-    assert found_by(rules.overfitting, few) == []
+    assert found_by(rules.training.overfitting, few) == []
 
 
 def test_a_mismatch_needs_inputs_that_differ_and_a_skill_that_falls():
     given = validated(0.95, 0.5)
     given.data.shift, given.data.scale_shift = 0.9, 0.1
-    assert [f.cause for f in found_by(rules.train_test_mismatch, given)] == ["train_test_mismatch"]
+    assert [f.cause for f in found_by(rules.data.train_test_mismatch, given)] == [
+        "train_test_mismatch"
+    ]
     given.data.shift = signals.TOLD_APART
-    assert found_by(rules.train_test_mismatch, given) == []
+    assert found_by(rules.data.train_test_mismatch, given) == []
     given.data.scale_shift = signals.SHIFTED + 0.01
-    assert found_by(rules.train_test_mismatch, given)
+    assert found_by(rules.data.train_test_mismatch, given)
     given = validated(0.95, 0.85)  # nothing is lost
     given.data.shift, given.data.scale_shift = 0.9, 1.4
-    assert found_by(rules.train_test_mismatch, given) == []
+    assert found_by(rules.data.train_test_mismatch, given) == []
     given.data.scale_shift = 1.6
-    assert found_by(rules.train_test_mismatch, given)
+    assert found_by(rules.data.train_test_mismatch, given)
 
 
 def test_labels_that_are_coded_otherwise_in_validation():
     given = validated(0.95, 0.0)
     given.data.relabelled_skill = 0.9
-    assert [f.cause for f in found_by(rules.bad_labels, given)] == ["bad_labels"]
+    assert [f.cause for f in found_by(rules.data.bad_labels, given)] == ["bad_labels"]
     given.data.relabelled_skill = 0.5
-    assert found_by(rules.bad_labels, given) == []
+    assert found_by(rules.data.bad_labels, given) == []
 
 
 @pytest.mark.parametrize(
@@ -782,7 +789,7 @@ def test_rare_classes_that_are_not_recognised(rarest, recall, expected):
     given = evidence()
     given.data.class_counts[4] = rarest
     given.outcome.train.worst_recall = recall
-    found = found_by(rules.class_imbalance, given)
+    found = found_by(rules.data.class_imbalance, given)
     assert bool(found) is expected
     if expected:
         assert found[0].severity == "warning"

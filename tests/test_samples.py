@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sklearn import datasets
 
 from debugnn.doctor import samples
-from debugnn.doctor.rules import LEAKED
+from debugnn.doctor.signals import LEAKED
 from debugnn.doctor.task import Task
 
 

@@ -40,6 +40,8 @@ MIXED = 0.01  # change of a sample's output by other samples, over the samples' 
 RARE = 0.1  # a class's samples over the commonest one's
 MOSTLY_PENALTY = 0.5
 
+FASTER = ("lr*10", "lr*100", "lr*1000", "lr*10000")  # forks at higher learning rates
+
 
 # --- how well it went ---------------------------------------------------------------------------
 
