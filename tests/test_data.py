@@ -1,6 +1,7 @@
 import math
 import os
 import pickle
+import signal
 import struct
 import subprocess
 import sys
@@ -480,8 +481,44 @@ def test_where_the_other_process_cannot_write_this_one_decodes(fake_mnist, tmp_p
     (tmp_path / "file").write_text("in the way")
     ended = run_decode(tmp_path, raw.parent.parent, tmp_path / "file" / "cache")
     assert ended.returncode == 0
+    assert ended.stdout == "True\n"  # torchvision was imported here
     assert ended.stderr.count("cannot be written") == 1
     assert np.array_equal(np.load(tmp_path / "seen.npy"), arrays.train_inputs)
+
+
+DAEMON = """
+import multiprocessing, sys
+from debugnn.data import decoded, mnist
+def decode():
+    decoded(mnist, "mnist", *sys.argv[1:3], False)
+worker = multiprocessing.get_context("fork").Process(target=decode, daemon=True)
+worker.start()
+worker.join()
+sys.exit(worker.exitcode)
+"""
+
+
+def test_a_process_that_may_have_no_workers_decodes_too(fake_mnist, tmp_path):
+    raw, _ = fake_mnist
+    command = [sys.executable, "-c", DAEMON, str(raw.parent.parent), str(tmp_path / "cache")]
+    subprocess.run(command, check=True, timeout=120)
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_an_interrupted_decoding_leaves_nothing_behind(real_data, tmp_path):
+    command = [sys.executable, str(tmp_path / "decode.py"), str(real_data), str(tmp_path / "cache")]
+    (tmp_path / "decode.py").write_text(DECODE)
+    started = subprocess.Popen(
+        [*command, str(tmp_path / "seen.npy")], stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    drafts = tmp_path / "cache"
+    while not (drafts.is_dir() and list(drafts.glob("tmp*"))) and started.poll() is None:
+        pass
+    os.killpg(started.pid, signal.SIGINT)
+    _, said = started.communicate(timeout=60)
+    assert said.count("Traceback") <= 1  # the parent's own
+    assert [path for path in drafts.iterdir() if path.name.startswith("tmp")] == []
 
 
 def test_of_two_that_decode_at_once_the_second_leaves_nothing_behind(tmp_path):

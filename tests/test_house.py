@@ -21,7 +21,7 @@ ALLOWED = {
     "results": {"numpy", "pandas", "omegaconf", "yaml"},
     "report": {"pandas", "scipy", "yaml"},
     "figures": {"numpy", "pandas", "matplotlib"},
-    "data": {"numpy", "torch", "torchvision", "sklearn", "joblib"},
+    "data": {"numpy", "torch", "torchvision", "sklearn"},
     "random_state": {"torch"},
     "batch_norm": {"torch"},
     "dropout": {"torch"},

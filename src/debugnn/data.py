@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import pickle
-import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -251,11 +251,16 @@ def decoded(
     folder = _folder(reader, name, root, cache)
     if not folder.is_dir():
         log.info("data=%s: decoding once, into %s", name, cache)
+        _decode_apart(reader, name, root, cache, download)
+        folder = _folder(reader, name, root, cache)  # named after the files that it read
+    if not folder.is_dir():
+        arrays = _read(reader, name, root, download)
+        folder = _folder(reader, name, root, cache)  # again: they may have been downloaded
         try:
-            folder = _fill_apart(reader, name, root, cache, download)
-        except _UnwritableError as error:
+            _write(folder, arrays)
+        except OSError as error:
             log.warning("data.cache=%s cannot be written (%s): decoding anew", cache, error)
-            return _read(reader, name, root, download)
+            return arrays
     try:
         return Arrays(*(_mapped(folder / f"{part}.npy") for part in Arrays._fields))
     except (OSError, ValueError, EOFError) as error:
@@ -264,35 +269,56 @@ def decoded(
         ) from None
 
 
-class _UnwritableError(Exception):
-    """The cache cannot be written; the message says why."""
+# What it prints goes to stderr: its standard output is the answer.
+_CHILD = """
+import logging, os, pickle, signal, sys
+signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
+answer = os.fdopen(os.dup(1), "wb")
+os.dup2(2, 1)
+sys.path[:] = pickle.load(sys.stdin.buffer)
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+from debugnn import data
+reader, name, root, cache, download = pickle.load(sys.stdin.buffer)
+refusal = None
+try:
+    arrays = data._read(reader, name, root, download)
+    data._write(data._folder(reader, name, root, cache), arrays)
+except data.ConfigError as error:
+    refusal = error
+except OSError:
+    sys.exit(1)
+pickle.dump(refusal, answer)
+"""
 
 
-def _fill_apart(reader: Callable, name: str, root: str, cache: str, download: bool) -> Path:
-    """`_fill`, for torchvision's readers in a process of its own, which takes its memory with it.
+def _decode_apart(reader: Callable, name: str, root: str, cache: str, download: bool) -> None:
+    """Let a process of its own fill the cache, where the reader is one of torchvision's.
 
-    torchvision imports torch.compile's front end: 110 MB that the training would carry along.
+    torchvision imports torch.compile's front end: 110 MB that the training would carry along. The
+    process takes them with it; while it decodes, the two hold 340 MB more than one would. Where
+    there can be no such process, or no cache, nothing is done.
+
+    Raises:
+        ConfigError: as the reader's own.
     """
     if _function(reader) not in (mnist, cifar10) or "torchvision" in sys.modules:
-        return _fill(reader, name, root, cache, download)
-    # Of joblib, not the standard library's: it does not run the caller's script again.
-    from joblib.externals.loky import ProcessPoolExecutor
-
-    quiet = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_DFL)}
-    with ProcessPoolExecutor(max_workers=1, **quiet) as process:  # Ctrl-C: no traceback of its own
-        return process.submit(_fill, reader, name, root, cache, download).result()
-
-
-def _fill(reader: Callable, name: str, root: str, cache: str, download: bool) -> Path:
-    """Write what `reader` returns to a folder of the cache, unless it is there by then."""
-    arrays = _read(reader, name, root, download)
-    # The reader may have downloaded: name the cache after the files that it read.
-    folder = _folder(reader, name, root, cache)
+        return
+    above = Path(cache).absolute()
+    while not above.exists():
+        above = above.parent
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        return
     try:
-        _write(folder, arrays)
-    except OSError as error:
-        raise _UnwritableError(str(error)) from None
-    return folder
+        request = pickle.dumps(sys.path) + pickle.dumps((reader, name, root, cache, download))
+        child = subprocess.run(
+            [sys.executable, "-c", _CHILD], input=request, stdout=subprocess.PIPE, check=True
+        )
+        refusal = pickle.loads(child.stdout)
+    except (OSError, subprocess.CalledProcessError, pickle.PickleError, EOFError) as error:
+        log.debug("data=%s: not decoded apart: %s", name, error)
+        return
+    if refusal is not None:
+        raise refusal
 
 
 def _read(reader: Callable, name: str, root: str, download: bool) -> Arrays:
