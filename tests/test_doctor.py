@@ -6,6 +6,7 @@ A program is a training as somebody else would write it. It is run twice, with a
 
 import contextlib
 import copy
+import gc
 import io
 import json
 import math
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import threading
 import warnings
+import weakref
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 
@@ -23,9 +25,10 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
 
 from debugnn import Doctor, records
-from debugnn.doctor import rules
+from debugnn.doctor import rules, watch
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.findings import CAUSES, SEVERITIES, Finding, Report
 from debugnn.random_state import set_random_state
@@ -1418,27 +1421,84 @@ def test_a_divergence_is_not_called_an_invalid_operation():
     assert "non_finite" in [f.cause for f in report.findings[0].consequences]
 
 
-def test_a_loss_that_was_read_too_late_is_not_blamed_on_the_weights():
+def train_with_a_nan_at(doctor, model, optimizer, steps, at, looked_at=None):
+    for step, (x, t) in enumerate(batches(steps)):
+        optimizer.zero_grad()
+        loss = cross_entropy(model(x), t)
+        if step == at:
+            loss = loss * NAN
+        loss.backward()
+        optimizer.step()
+        doctor.step(loss, x, t)
+        if step == looked_at:
+            doctor.report()
+
+
+@pytest.mark.parametrize("looked_at", [None, 6, 9])
+def test_a_loss_that_was_read_too_late_is_not_blamed_on_the_weights(monkeypatch, looked_at):
     """On a GPU losses are read at a probe: by then the weights hold the NaN."""
+    monkeypatch.setattr(watch, "_waits", lambda tensor: True)
     model = mlp()
     optimizer = sgd(model)
     with Doctor(model, optimizer, cross_entropy) as doctor:
-        for step, (x, t) in enumerate(batches(9)):
-            optimizer.zero_grad()
-            loss = cross_entropy(model(x), t)
-            if step == 5:
-                loss = loss * NAN
-            loss.backward()
-            optimizer.step()
-            if step in (5, 6, 7):  # left on the device
-                doctor._unread.append(loss.detach())
-                doctor._loop.steps += 1
-            else:
-                doctor.step(loss, x, t)
+        train_with_a_nan_at(doctor, model, optimizer, steps=30, at=5, looked_at=looked_at)
         report = doctor.report()
     (finding,) = (f for f in report.findings if f.cause == "non_finite")
-    assert (finding.step, finding.evidence["where"]) == (5, "unknown")
+    assert (finding.step, finding.layer, finding.override) == (5, None, None)
     assert doctor.replay is None
+
+
+def test_the_loss_of_an_empty_batch_is_no_broken_training():
+    model = mlp()
+    optimizer = sgd(model)
+    with Doctor(model, optimizer, cross_entropy) as doctor:
+        for step, (x, t) in enumerate(batches(20)):
+            if step == 6:
+                x, t = x[:0], t[:0]
+            if step == 12:
+                x[3, 2] = NAN
+            optimizer.zero_grad()
+            loss = cross_entropy(model(x), t)
+            loss.backward()
+            optimizer.step()
+            doctor.step(loss, x, t)
+        report = doctor.report()
+    (finding,) = (f for f in report.findings if f.cause == "non_finite")
+    assert (finding.step, finding.samples) == (12, [3])
+
+
+def test_what_the_data_show_is_told_of_a_model_that_was_changed_on_the_way():
+    """Its copy cannot take the weights of the pruned one."""
+    torch.manual_seed(0)
+    model = mlp()
+    optimizer = sgd(model)
+    with Doctor(model, optimizer, cross_entropy) as doctor:
+        for step, (x, t) in enumerate(batches(40)):
+            x[:, 1] = 7 * t
+            if step == 20:
+                prune.l1_unstructured(model[0], "weight", amount=0.3)
+            optimizer.zero_grad()
+            loss = cross_entropy(model(x), t)
+            loss.backward()
+            optimizer.step()
+            doctor.step(loss, x, t)
+        report = doctor.report()
+    assert "label_leak" in [f.cause for f in report.findings], str(report)
+
+
+def test_a_doctor_that_is_let_go_of_is_gone():
+    """Whether or not it was closed: no hook and no circle holds it."""
+    model = mlp()
+    optimizer = sgd(model)
+    doctor = Doctor(model, optimizer, cross_entropy)
+    train_with_a_nan_at(doctor, model, optimizer, steps=3, at=None)
+    alive = weakref.ref(doctor)
+    gc.disable()
+    try:
+        del doctor
+        assert alive() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.usefixtures("seeded")

@@ -624,3 +624,23 @@ def test_a_recurrent_layer_without_dropout_stays_in_its_mode():
         first, again = (model(FLAT[:, None])[0] for _ in range(2))
         assert torch.equal(first, again)
     assert (model.training, model.dropout) == (True, 0.5)
+
+
+def test_in_evaluation_a_recurrent_layers_rate_stays():
+    """One that drops out by hand, mode or not, is to be seen."""
+    model = nn.LSTM(4, 5, dropout=0.5, num_layers=2)
+    with network.no_dropout(model, training=False):
+        assert (model.training, model.dropout) == (False, 0.5)
+
+
+def test_a_recurrent_layer_may_call_a_module_of_its_own_dropout():
+    class Named(nn.GRU):
+        def __init__(self):
+            super().__init__(4, 5)
+            del self.dropout
+            self.dropout = nn.Dropout(0.5)
+
+    model = Named()
+    with network.no_dropout(model, training=True):
+        assert not model.dropout.training
+    assert model.dropout.training

@@ -22,7 +22,8 @@ class BatchNorm2d(nn.BatchNorm2d):
     def forward(self, inputs: Tensor) -> Tensor:
         values = inputs.numel() // inputs.shape[1]
         plain = self.affine and self.track_running_stats and self.momentum is not None
-        if inputs.device.type == "cuda" and plain and values > 1:
+        single = plain and self.weight.dtype == torch.float32
+        if inputs.device.type == "cuda" and single and values > 1:
             return self._on_gpu(inputs)
         if (
             not (self.training and plain)

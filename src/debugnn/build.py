@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 def build(config: DictConfig) -> Training:
     """Build data, model, initialisation, loss and optimiser, in this order, from the seed.
 
+    Sets two things for the whole process: malloc keeps freed memory, and cuDNN leaves TF32 alone.
+
     Raises:
         ConfigError: a setting that cannot serve, or settings that do not fit each other.
     """

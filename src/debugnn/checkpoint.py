@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from debugnn.errors import ConfigError
 from debugnn.loop import Training
 from debugnn.random_state import random_state, set_random_state
 
@@ -33,8 +34,13 @@ def restore(path: Path, training: Training) -> None:
     """Put the saved state into a training that was built from the same configuration.
 
     The order of batches needs no state: it is a function of the seed and the epoch.
+
+    Raises:
+        ConfigError: a checkpoint of another version of this project.
     """
     state = torch.load(path, map_location=training.device, weights_only=True)
+    if "random_state" not in state:
+        raise ConfigError(f"{path}: of another version; overwrite=true begins the run anew")
     training.model.load_state_dict(state["model"])
     training.optimizer.load_state_dict(state["optimizer"])
     training.epoch = state["epoch"]

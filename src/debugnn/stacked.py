@@ -139,7 +139,7 @@ def _built(runs: Mapping[int, RunDirectory], refuse: Refuse | None) -> dict[int,
 
 
 def _train(runs: Sequence[RunDirectory], members: Sequence[Member]) -> None:
-    graph = runs[0].config.trainer.graph
+    graph = all(each.config.trainer.graph for each in runs)
     stack = Stack(members, graph=graph)
     for each, member in zip(runs, members, strict=True):
         with member.randomness():

@@ -27,6 +27,7 @@ class LossFacts:
     gradient: bool = True  # it has one
     unbounded: bool = False  # it falls without end as outputs grow
     shapes: list[list[int]] = field(default_factory=list)  # of outputs and targets
+    tried: bool = True  # False: not on made-up outputs, which could end a GPU's context
 
 
 @dataclass

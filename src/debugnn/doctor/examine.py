@@ -38,6 +38,8 @@ def first_look(
     evidence.classes = 2 if task.kind == "binary" else task.classes
     if loss_fn is not None:
         evidence.loss = objective.examine(loss_fn, outputs, targets, task)
+        if not evidence.loss.tried:
+            evidence.troubles.append("the loss function cannot be tried out on the CPU")
     tried = loss_fn is not None and evidence.loss.error is None and evidence.loss.gradient
     distance = tried and task.kind == "binary" and evidence.loss.better_when_right is None
     if evidence.loss.pairwise or distance:

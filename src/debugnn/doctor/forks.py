@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from debugnn.doctor import samples
 from debugnn.doctor.evidence import Fork
 from debugnn.doctor.examine import batch_size
-from debugnn.doctor.network import DROPOUT, Call
+from debugnn.doctor.network import DROPOUT, Call, with_rate
 from debugnn.doctor.task import Task, constant_loss, reference_loss
 
 _SMOOTHED = 6  # steps of which the first and the last relative loss are the mean
@@ -72,8 +72,8 @@ class Trial:
             for module in self.model.modules():
                 if isinstance(module, DROPOUT):
                     module.p = 0.0
-                elif isinstance(module, nn.RNNBase | nn.MultiheadAttention):
-                    module.dropout = 0.0
+            for module in with_rate(self.model):
+                module.dropout = 0.0
         self.optimizer = _optimizer(self.model, optimizer, groups, change)
         self.batches = [_changed(batch, change) for batch in batches]
         self.taken = 0

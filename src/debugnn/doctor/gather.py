@@ -5,7 +5,7 @@ Each function fills in one part of the evidence.
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from debugnn.doctor import network, samples
 from debugnn.doctor.copies import undisturbed
 from debugnn.doctor.evidence import DataFacts, Evidence, Score
-from debugnn.doctor.kept import Batch, Kept, ValidationSet
+from debugnn.doctor.kept import Kept, KeptBatch, ValidationSet
 from debugnn.doctor.network import Call
 from debugnn.doctor.signals import SHIFTED
 from debugnn.doctor.task import Task, first_tensor, score
@@ -101,10 +101,15 @@ def data(
     kept: Kept,
     validation: ValidationSet | None,
     task: Task | None,
-    twin: nn.Module | None,
+    current: Callable[[], nn.Module | None],
     steps: int,
 ) -> None:
-    """The samples that were kept, and how those of the latest validation differ from them."""
+    """The samples that were kept, and how those of the latest validation differ from them.
+
+    Args:
+        current: brings a copy of the model up to date, which can fail; None without a copy.
+        steps: how many have been taken.
+    """
     pairs = [(b.inputs, b.targets) for b in kept.batches if isinstance(b.inputs, Tensor)]
     if not pairs or task is None:
         return
@@ -141,7 +146,7 @@ def data(
         keep = _distinct(inputs)
         facts.simple_skill = samples.simple_skill(inputs[keep], targets[keep], task)
     if validation is not None:
-        _compare(facts, inputs, targets, kept, validation, task, twin, steps)
+        _compare(facts, inputs, targets, kept, validation, task, current, steps)
 
 
 def _compare(
@@ -151,7 +156,7 @@ def _compare(
     kept: Kept,
     validation: ValidationSet,
     task: Task,
-    twin: nn.Module | None,
+    current: Callable[[], nn.Module | None],
     steps: int,
 ) -> None:
     """How the validation samples differ from the training's, and what the model makes of them."""
@@ -170,6 +175,7 @@ def _compare(
     facts.shift = samples.told_apart(inputs, rows)
     if known_targets is not None:
         facts.transfer_skill = samples.transfer_skill(inputs, known_targets, rows, targets, task)
+    twin = current()
     plain = len(call.args) == 1 and isinstance(call.args[0], Tensor) and not call.kwargs
     if twin is None or not plain:
         return
@@ -231,7 +237,7 @@ def outcome(
 
 
 def outputs_of(
-    model: nn.Module, batches: Sequence[Batch], training: bool
+    model: nn.Module, batches: Sequence[KeptBatch], training: bool
 ) -> list[tuple[Tensor, Tensor]]:
     """Outputs and targets of the latest batches, the last one first, without dropout."""
     found: list[tuple[Tensor, Tensor]] = []

@@ -16,10 +16,10 @@ _EARLY_SAMPLES = 768
 _LATE = 8
 _BYTES = 64 * 2**20
 _PRINTED = 50_000  # samples whose fingerprint is kept
-_LABELS = 200_000
+_LABELS = 200_000  # values of batches of the size of the latest
 
 
-class Batch(NamedTuple):
+class KeptBatch(NamedTuple):
     """A copy of a training batch: how the model was called, the inputs given, the targets."""
 
     call: Call
@@ -43,15 +43,15 @@ class Kept:
     """Copies of the first batches and of late ones, at most 64 MiB of each."""
 
     def __init__(self) -> None:
-        self.early: list[Batch] = []
-        self.late: deque[Batch] = deque(maxlen=_LATE)
+        self.early: list[KeptBatch] = []
+        self.late: deque[KeptBatch] = deque(maxlen=_LATE)
         self.prints: list[Tensor] = []  # fingerprints of the training batches, in turn
         self.labels: list[Tensor] = []
         self._bytes = self._samples = self._printed = 0
         self._unprinted: list[Tensor] = []  # batches whose fingerprints are taken together
 
     @property
-    def batches(self) -> list[Batch]:
+    def batches(self) -> list[KeptBatch]:
         return [*self.early, *self.late]
 
     def take(self, call: Call, inputs: Any, targets: Any, due: bool) -> None:
@@ -70,7 +70,7 @@ class Kept:
         early = few and self._bytes + size <= _BYTES
         if early or (due and size <= _BYTES // _LATE):
             same = rows is not None and isinstance(inputs, Tensor) and inputs is not rows
-            kept = Batch(
+            kept = KeptBatch(
                 call.map(copied),
                 copied(inputs) if same else rows if rows is None else copied(rows),
                 mapped(targets, copied),

@@ -300,23 +300,29 @@ def _size(values: Tensor) -> _Scalars:
     return _Scalars([norm], math.sqrt(max(values.numel(), 1)))
 
 
+def with_rate(model: nn.Module) -> list[nn.Module]:
+    """Layers that drop out by a rate of their own, `dropout`, without a layer for it."""
+    return [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.RNNBase | nn.MultiheadAttention)
+        and isinstance(module.dropout, int | float)
+    ]
+
+
 @contextmanager
 def no_dropout(model: nn.Module, training: bool) -> Iterator[None]:
     """The model in training or evaluation mode for a while, its dropout layers off."""
     modes = [(module, module.training) for module in model.modules()]
     # By their rate, not their mode: cuDNN's recurrent layers have no backward pass in evaluation.
-    rates = [
-        (module, module.dropout)
-        for module in model.modules()
-        if isinstance(module, nn.RNNBase | nn.MultiheadAttention)
-    ]
-    model.train(training)
-    for module in model.modules():
-        if isinstance(module, DROPOUT):
-            module.eval()
-    for module, _ in rates:
-        module.dropout = 0.0
+    rates = [(module, module.dropout) for module in with_rate(model)] if training else []
     try:
+        model.train(training)
+        for module in model.modules():
+            if isinstance(module, DROPOUT):
+                module.eval()
+        for module, _ in rates:
+            module.dropout = 0.0
         yield
     finally:
         for module, mode in modes:
@@ -366,8 +372,7 @@ def examine(model: nn.Module, call: Call, batch: int | None, loss: Callable) -> 
     facts = NetworkFacts(parameters=sum(p.numel() for p in model.parameters()))
     modules = list(model.modules())
     facts.dropout = max(
-        [m.p for m in modules if isinstance(m, DROPOUT)]
-        + [m.dropout for m in modules if isinstance(m, nn.RNNBase | nn.MultiheadAttention)],
+        [*(m.p for m in modules if isinstance(m, DROPOUT)), *(m.dropout for m in with_rate(model))],
         default=0.0,
     )
     facts.mode_sensitive = facts.dropout > 0 or any(

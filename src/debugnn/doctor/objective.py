@@ -40,6 +40,7 @@ def examine(loss_fn: Loss, outputs: Any, targets: Tensor, task: Task) -> LossFac
         try:
             loss_fn, outputs, targets = _on_cpu(loss_fn, outputs, targets)
         except Exception:  # a function that holds tensors of its device
+            facts.tried = False
             return facts
 
     def value_of(made_up: Tensor, of: Tensor = targets) -> float:

@@ -77,12 +77,11 @@ class LayerProbe:
 
 
 def read_together(scalars: Sequence[Tensor]) -> list[float]:
-    """The values of scalar tensors, in one transfer: a GPU is waited for once."""
-    if len({scalar.device for scalar in scalars}) > 1:  # a model that is spread over several
+    """The values of scalar tensors; of those on one GPU in one transfer, which it is waited for."""
+    devices = {scalar.device for scalar in scalars}
+    if len(devices) != 1 or next(iter(devices)).type == "cpu":
         return [scalar.item() for scalar in scalars]
-    if not scalars:
-        return []
-    return torch.stack([scalar.detach().double().reshape(()) for scalar in scalars]).tolist()
+    return torch.stack([scalar.detach().reshape(()) for scalar in scalars]).tolist()
 
 
 _FLOAT32_MAX = torch.finfo(torch.float32).max
@@ -102,20 +101,28 @@ def describe(tensor: Tensor, bins: int = 64, units: bool = False) -> TensorStats
         units: count dead units too; the tensor is (B, units, …), and a unit is dead where it is 0
             for every sample and position of the batch.
     """
-    return describe_all({"": tensor}, bins, units)[""]
+    measured = _measure(tensor.detach(), units)
+    return _summary(measured, read_together(measured.numbers), measured.sample.cpu(), bins)
 
 
 def describe_all(
     tensors: Mapping[str, Tensor], bins: int = 64, units: bool = False
 ) -> dict[str, TensorStats]:
-    """`describe` each of the tensors; a GPU is waited for twice in all."""
-    measured = {name: _measure(tensor.detach(), units) for name, tensor in tensors.items()}
-    numbers = iter(read_together([n for m in measured.values() for n in m.numbers]))
-    samples = _brought([m.sample for m in measured.values()])
+    """`describe` each of the tensors; a GPU that holds them is waited for twice in all."""
+    if len({tensor.device for tensor in tensors.values()}) != 1 or _near(tensors):
+        return {name: describe(tensor, bins, units) for name, tensor in tensors.items()}
+    measured = [_measure(tensor.detach(), units) for tensor in tensors.values()]
+    numbers = iter(read_together([number for m in measured for number in m.numbers]))
+    samples = torch.cat([m.sample for m in measured]).cpu()
+    parts = samples.split([len(m.sample) for m in measured])
     return {
         name: _summary(m, [next(numbers) for _ in m.numbers], sample, bins)
-        for (name, m), sample in zip(measured.items(), samples, strict=True)
+        for name, m, sample in zip(tensors, measured, parts, strict=True)
     }
+
+
+def _near(tensors: Mapping[str, Tensor]) -> bool:
+    return next(iter(tensors.values())).device.type == "cpu"
 
 
 class _Measured(NamedTuple):
@@ -144,13 +151,6 @@ def _measure(tensor: Tensor, units: bool) -> _Measured:
     present = torch.count_nonzero(sample)
     norm = torch.linalg.vector_norm(values)
     return _Measured(values, sample, [norm, mean, std, low, high, present, *dead])
-
-
-def _brought(samples: list[Tensor]) -> Sequence[Tensor]:
-    """The samples on the CPU, in one transfer."""
-    if len({sample.device for sample in samples}) != 1 or samples[0].device.type == "cpu":
-        return [sample.cpu() for sample in samples]
-    return torch.cat(samples).cpu().split([len(sample) for sample in samples])
 
 
 def _summary(

@@ -1,55 +1,52 @@
 """Gradients that nobody cleared: whether a step is taken with earlier steps' gradients too."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from debugnn.doctor.copies import Relay
 from debugnn.doctor.evidence import LoopFacts
 
 _COMPARED = 20  # steps whose gradients are all held against the step before
 
 
 class Residue:
-    """Follows the gradients of a few small parameters from one update to the next.
+    """Follows the gradients of a few small parameters from one update to the next."""
 
-    Args:
-        guard: wraps the hooks, which run inside of the user's backward pass.
-    """
-
-    def __init__(self, loop: LoopFacts, guard: Callable[[Callable], Callable]) -> None:
+    def __init__(self, loop: LoopFacts) -> None:
         self._loop = loop
-        self._guard = guard
         self._watched: list[nn.Parameter] = []
         self._stale: dict[int, Tensor] = {}  # their gradients at the last optimiser step
         self._new: dict[int, Tensor] = {}  # what has been added to them since
+        self._arrived: dict[int, Tensor] = {}
         self._residual_at: int | None = None
         self._compared_at: int | None = None
 
     def watch(self, parameters: Sequence[nn.Parameter]) -> list[Any]:
         """Begin with these parameters; returns the handles of the hooks."""
         self._watched = list(parameters)
-        return [handle for parameter in parameters for handle in self._hooks(parameter)]
+        handles = []
+        for parameter in parameters:
+            arrives = partial(Relay(self, "_note_arrival"), id(parameter))
+            handles.append(parameter.register_hook(arrives))
+            # Not at torch.autograd.grad, which adds to no gradient.
+            added = parameter.register_post_accumulate_grad_hook(Relay(self, "_note_sum"))
+            handles.append(added)
+        return handles
 
-    def _hooks(self, parameter: nn.Parameter) -> list[Any]:
-        found: dict[str, Tensor | None] = {"new": None}
+    def _note_arrival(self, key: int, gradient: Tensor) -> None:
+        self._arrived[key] = gradient.detach()
 
-        def arriving(gradient: Tensor) -> None:
-            found["new"] = gradient.detach()
-
-        def added(parameter: nn.Parameter) -> None:  # not at torch.autograd.grad, which adds none
-            self._loop.backwards += 1
-            new = found["new"]
-            if new is None or new.is_sparse or id(parameter) not in self._stale:
-                return
-            before = self._new.get(id(parameter))
-            self._new[id(parameter)] = new.clone() if before is None else before + new
-
-        return [
-            parameter.register_hook(arriving),
-            parameter.register_post_accumulate_grad_hook(self._guard(added)),
-        ]
+    def _note_sum(self, parameter: nn.Parameter) -> None:
+        self._loop.backwards += 1
+        new = self._arrived.pop(id(parameter), None)
+        if new is None or new.is_sparse or id(parameter) not in self._stale:
+            return
+        before = self._new.get(id(parameter))
+        self._new[id(parameter)] = new.clone() if before is None else before + new
 
     def compare(self, due: bool) -> None:
         """Before an update: whether it steps with this step's gradients, or with earlier ones' too.

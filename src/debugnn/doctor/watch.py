@@ -16,7 +16,7 @@ from debugnn.doctor.copies import Relay, own_loss, state_of, twin_of, undisturbe
 from debugnn.doctor.evidence import Evidence, LayerFacts, NonFinite, Probe, Score, Validation
 from debugnn.doctor.examine import batch_size, first_look
 from debugnn.doctor.findings import Report
-from debugnn.doctor.kept import Batch, Kept, ValidationSet, copied, rows_of
+from debugnn.doctor.kept import Kept, KeptBatch, ValidationSet, copied, rows_of
 from debugnn.doctor.network import Call
 from debugnn.doctor.origin import find_origin
 from debugnn.doctor.probes import read_together
@@ -36,7 +36,6 @@ _EARLY_PROBES = (3, 8)
 _THOROUGH_PROBES = 10
 _SMALL = 2**13  # values of a gradient that is looked at in every step
 _TIDIED = 200  # steps after which memory is given back: what is kept leaves holes between blocks
-_NOTHING = torch.empty(0)
 
 
 def _harmless(method: Callable) -> Callable:
@@ -47,7 +46,8 @@ def _harmless(method: Callable) -> Callable:
         try:
             return method(self, *args, **kwargs)
         except Exception as error:  # a model, a loss or a batch that nobody has thought of
-            self._failed(method, error)
+            what = method.__name__.strip("_")
+            self._trouble(f"{what}: {type(error).__name__}: {one_line(error)}")
             return None
 
     return guarded
@@ -67,7 +67,7 @@ class Doctor:
 
     The training stays as it is, bit for bit: probes and forks run on a copy of the model, and the
     random state is restored after them. The copy and the initial weights cost twice the model's
-    memory, kept batches at most 64 MiB.
+    memory, kept batches some 128 MiB at most.
 
     Args:
         model: any module; one from `torch.compile` too.
@@ -111,7 +111,9 @@ class Doctor:
         self.evidence = Evidence()
         self._loop = self.evidence.loop
         self._losses: list[float] = []
-        self._unread: list[Tensor] = []  # losses on a GPU, read together at a probe
+        # Losses on a GPU, read together at a probe, with their steps; None for an empty batch's.
+        self._unread: list[tuple[int | None, Tensor]] = []
+        self._broke_at: int | None = None  # first step whose loss was not finite
         self._twin: nn.Module | None = None
         self._initial: dict[str, Tensor] = {}
         self._groups: list[dict[str, Any]] = []
@@ -125,11 +127,12 @@ class Doctor:
         self._before: dict[str, Tensor] = {}
         self._broken: dict[str, Any] | None = None
         self._ratios: list[float] = []
-        self._residue = Residue(self._loop, self._guarded)
+        self._residue = Residue(self._loop)
         self._named: list[tuple[str, nn.Parameter]] = []  # as of the last probe
         self._graded: set[str] = set()  # parameters that have had a gradient
         self._task: Task | None = None
         self._begun = False
+        self._device = torch.device("cpu")  # the model's
         self._handles: list[Any] = []
         self._hook(model)
 
@@ -178,9 +181,10 @@ class Doctor:
 
     @_harmless
     def _before_update(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
-        training, state = self.model.training, self._random_state()
-        if self._pending:  # empty where the model runs compiled
+        if self._pending:
             self._last_call, training, state = self._pending[-1]
+        else:  # the model runs compiled
+            training, state = self.model.training, self._random_state()
         self._loop.training_forwards += 1
         if not training:
             self._loop.eval_mode_forwards += 1
@@ -212,8 +216,7 @@ class Doctor:
         if not gradients:
             return False
         if self._due:
-            norms = torch._foreach_norm(gradients)
-            total = torch.stack([n.float() for n in norms]).sum().item()
+            total = sum(read_together(torch._foreach_norm(gradients)))
         else:
             total = torch.cat([g.flatten() for g in gradients]).sum().item()
         # Sums and norms of finite numbers can overflow.
@@ -276,16 +279,20 @@ class Doctor:
             value = value.float().mean()
         call = self._called(inputs)
         if any(t.numel() == 0 for t in call.tensors()):
-            self._unread.append(value)
+            self._unread.append((None, value))
             return
         self._kept.take(call, inputs, targets, self._due)
         if self._task is None:
             self._examine()
-        self._unread.append(value)
+        step = self._loop.steps
+        self._unread.append((step, value))
         if self._due or not _waits(value):
-            *earlier, _ = self._read_losses()
-            if self.evidence.nonfinite is None:
-                self._look_for_nonfinite(call, targets, earlier)
+            self._read_losses()
+            # Of a loss that is read late, on a GPU, the weights hold it by now, and tell nothing.
+            broke = self._broke_at
+            late = _waits(value) and broke is not None and broke < step
+            if self.evidence.nonfinite is None and not late:
+                self._look_for_nonfinite(call, targets)
         if self._due:
             self._compare_loss(value, targets)
             if self._probe is None:
@@ -293,12 +300,14 @@ class Doctor:
             self._probe_activations(call)
             self.evidence.probes.append(self._probe)
 
-    def _read_losses(self) -> list[float]:
+    def _read_losses(self) -> None:
         """Fetch the losses since the last call, all at once."""
-        read = read_together(self._unread)
+        values = read_together([loss for _, loss in self._unread])
+        for (step, _), value in zip(self._unread, values, strict=True):
+            if self._broke_at is None and step is not None and not math.isfinite(value):
+                self._broke_at = step
+        self._losses += values
         self._unread.clear()
-        self._losses += read
-        return read
 
     def _called(self, inputs: Any) -> Call:
         """How the model was called in this step: by the hook's word, else by the inputs given."""
@@ -337,6 +346,7 @@ class Doctor:
     def _begin(self) -> None:
         """Before the first forward pass: copy the model, note what the optimiser holds."""
         self._begun = True
+        self._device = next((p.device for p in self.model.parameters()), self._device)
         try:
             self._twin = twin_of(self.model)
             self._initial = state_of(self._twin)
@@ -365,22 +375,14 @@ class Doctor:
     # --- non-finite numbers ---------------------------------------------------------------------
 
     def _random_state(self) -> list[Tensor]:
-        return random_state(next(self.model.parameters(), _NOTHING).device)
+        return random_state(self._device)
 
     def _keep_broken(self, state: list[Tensor]) -> None:
         """The weights before the update that a non-finite gradient is about to spoil."""
         if self._broken is None:
             self._broken = {"model": state_of(self.model), "random_state": state}
 
-    def _look_for_nonfinite(self, call: Call, targets: Any, earlier: Sequence[float]) -> None:
-        """Replay a step that was not finite; `earlier` losses were read with this step's own."""
-        late = next((i for i, loss in enumerate(earlier) if not math.isfinite(loss)), None)
-        if late is not None:  # on a GPU: by now the weights hold it, and tell nothing
-            first = self._loop.steps - len(earlier) + late
-            self.evidence.nonfinite = NonFinite(
-                first, "unknown", "", None, "nan", [], 0, 0.0, overflow=True
-            )
-            return
+    def _look_for_nonfinite(self, call: Call, targets: Any) -> None:
         if self._broken is None:
             if math.isfinite(self._losses[-1]):
                 return
@@ -397,8 +399,7 @@ class Doctor:
             scratch.load_state_dict(state)
             scratch.train()
             with undisturbed():
-                device = next(scratch.parameters(), _NOTHING).device
-                set_random_state(device, broken["random_state"])
+                set_random_state(self._device, broken["random_state"])
                 found = find_origin(
                     scratch, own_loss(self.loss_fn), call.kwargs or call.args, targets,
                     call=lambda model, _: call(model),
@@ -515,21 +516,6 @@ class Doctor:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _guarded(self, hook: Callable) -> Callable:
-        """The same for a hook that is no method of this class."""
-
-        def guarded(*args: Any) -> None:
-            try:
-                hook(*args)
-            except Exception as error:
-                self._failed(hook, error)
-
-        return guarded
-
-    def _failed(self, what: Callable, error: Exception) -> None:
-        name = what.__name__.strip("_")
-        self._trouble(f"{name}: {type(error).__name__}: {one_line(error)}")
-
     def _trouble(self, text: str) -> None:
         if text not in self.evidence.troubles:
             self.evidence.troubles.append(text)
@@ -549,7 +535,7 @@ class Doctor:
     @_harmless
     def _gather_data(self) -> None:
         gather.data(
-            self.evidence, self._kept, self._validation, self._task, self._current_twin(),
+            self.evidence, self._kept, self._validation, self._task, self._current_twin,
             self._loop.steps,
         )  # fmt: skip
 
@@ -657,7 +643,7 @@ class Doctor:
 
     def score_of(self, trial: forks.Trial) -> Score:
         """How well a trial's model fits its own batches."""
-        batches = [Batch(b.call, None, b.targets) for b in trial.batches]
+        batches = [KeptBatch(b.call, None, b.targets) for b in trial.batches]
         found = gather.outputs_of(trial.model, batches, training=True)
         return gather.score_of(found, self._task, self._kept)
 
