@@ -558,14 +558,14 @@ MIXED = 0.01  # of the spread over the samples
 
 def _difference(before: Tensor, after: Tensor) -> float:
     """Largest change, over how much the samples differ among themselves."""
-    if before.shape != after.shape or len(before) < 2 or not torch.isfinite(before).all():
+    if before.shape != after.shape or len(before) < 2:
         return 0.0
     change = (after - before).abs().max().item()
-    spread = (before - before.mean(dim=0)).abs().max().item()
     # Products of other shapes are rounded differently, by some 1e-6 of the values.
-    if change <= 1e-5 * before.abs().max().item() or spread == 0:
+    if change <= 1e-5 * before.abs().max().item() or not torch.isfinite(before).all():
         return 0.0
-    return change / spread
+    spread = (before - before.mean(dim=0)).abs().max().item()
+    return change / spread if spread > 0 else 0.0
 
 
 def _batch_axis(tensor: Tensor, batch: int) -> int | None:
