@@ -35,7 +35,7 @@ _EARLY_PROBES = (3, 8)
 # activations: what dies or saturates stays so.
 _THOROUGH_PROBES = 10
 _SMALL = 2**13  # values of a gradient that is looked at in every step
-_TIDIED = 200  # steps after which memory is given back: what is kept leaves holes between blocks
+_TIDIED = 20  # steps after which memory is given back: what probes took leaves holes between blocks
 
 
 def _harmless(method: Callable) -> Callable:
