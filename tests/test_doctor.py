@@ -26,6 +26,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from debugnn import Doctor, records
 from debugnn.doctor import rules, watch
@@ -943,6 +944,49 @@ def test_two_models_with_an_optimiser_each_are_watched():
     undisturbed(program)
 
 
+class Counted(TorchDispatchMode):
+    """How many operations are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+def operations_of_watching(lr, dead=False):
+    """What the doctor adds to the 18 steps between two probes, in operations."""
+
+    def counted(doctor_of):
+        torch.manual_seed(0)
+        model = mlp()
+        if dead:  # no gradient but the last bias's, which is not trained
+            nn.init.constant_(model[0].bias, -1e6)
+            model[2].bias.requires_grad_(False)
+        optimizer = sgd(model, lr)
+        doctor = doctor_of(model, optimizer, loss_fn=cross_entropy)
+        counts = []
+        with Counted() as counter:
+            for inputs, targets in batches(79):
+                optimizer.zero_grad()
+                loss = cross_entropy(model(inputs), targets)
+                loss.backward()
+                optimizer.step()
+                doctor.step(loss, inputs, targets)
+                counts.append(counter.count)
+        return counts[78] - counts[60]
+
+    return counted(Doctor) - counted(lambda *_, **__: Nobody())
+
+
+def test_a_broken_training_costs_no_more_to_watch_than_a_healthy_one():
+    healthy = operations_of_watching(lr=0.1)
+    assert 0 < operations_of_watching(lr=1e30) <= healthy
+    assert 0 < operations_of_watching(lr=0.1, dead=True) <= healthy
+
+
 @pytest.mark.parametrize("once", [True, False], ids=["a step an update", "a step a batch"])
 def test_accumulated_gradients_are_no_missing_zero_grad(once):
     def program(doctor):
@@ -1596,3 +1640,21 @@ def test_a_diagnosis_can_be_made_again_without_torch(tmp_path):
         print(report.to_json())
     """
     assert in_a_process(code) == report.to_json()
+
+
+def test_no_tensor_a_step_is_kept():
+    """Of a long training: small tensors that stay split the heap for the large ones."""
+    model = mlp()
+    optimizer = sgd(model)
+    doctor = Doctor(model, optimizer, cross_entropy)
+    alive = {}
+    for step, (inputs, targets) in enumerate(batches(401)):
+        optimizer.zero_grad()
+        loss = cross_entropy(model(inputs), targets)
+        loss.backward()
+        optimizer.step()
+        doctor.step(loss, inputs, targets)
+        if step in (200, 400):
+            gc.collect()
+            alive[step] = sum(issubclass(type(held), torch.Tensor) for held in gc.get_objects())
+    assert alive[400] == alive[200]  # both after a probe

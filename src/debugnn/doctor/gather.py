@@ -129,18 +129,17 @@ def data(
     facts = samples.describe(inputs, targets, task)
     facts.samples, facts.distinct = count, len(distinct)
     facts.constant = facts.constant or len(distinct) == 1
-    several = [p for p in kept.prints if len(p) > 1]
+    prints = kept.prints.each()
+    several = [p for p in prints if len(p) > 1]
     same = sum(bool((p == p[0]).all()) for p in several)
     facts.constant_batches = same / len(several) if several else 0.0
     evidence.data = facts
     counts = kept.class_counts(task)
     if counts is not None:
         facts.class_counts = dict(enumerate(counts.tolist()))
-    if task.kind in ("classes", "binary") and kept.labels and not facts.constant:
-        sizes = [t.numel() for t in kept.labels]
-        labels = torch.cat([t.flatten() for t in kept.labels]).cpu().split(sizes)
-        facts.conflicting = samples.conflicts(kept.prints, labels)
-    seen, times = samples.repeats(kept.prints)
+    if task.kind in ("classes", "binary") and not facts.constant:
+        facts.conflicting = samples.conflicts(prints, kept.labels.each())
+    seen, times = samples.repeats(prints)
     evidence.outcome.epochs = times if seen else None
     if targets is not None:
         keep = _distinct(inputs)
@@ -163,7 +162,7 @@ def _compare(
     call, rows, targets = validation.call, validation.inputs, validation.targets
     if rows is None or rows.shape[1:] != inputs.shape[1:]:
         return
-    known = torch.cat(kept.prints) if kept.prints else samples.fingerprints(inputs)
+    known = kept.prints.together() if kept.prints else samples.fingerprints(inputs)
     prints = samples.fingerprints(rows)
     facts.natural_repeats = 1 - len(prints.unique()) / max(len(prints), 1)
     facts.overlap = torch.isin(prints, known).double().mean().item()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from debugnn.doctor.copies import Relay
 from debugnn.doctor.evidence import LoopFacts
 
-_COMPARED = 20  # steps whose gradients are all held against the step before
+_COMPARED = 20  # first steps whose gradients are all held against the step before
 
 
 class Residue:
@@ -24,6 +24,7 @@ class Residue:
         self._arrived: dict[int, Tensor] = {}
         self._residual_at: int | None = None
         self._compared_at: int | None = None
+        self._kept = 0  # steps whose gradients were kept
 
     def watch(self, parameters: Sequence[nn.Parameter]) -> list[Any]:
         """Begin with these parameters; returns the handles of the hooks."""
@@ -79,13 +80,14 @@ class Residue:
     def keep(self, every: int) -> None:
         """After an update: the gradients that it was made with, in the first steps and now and
         then, once in `every`, after them: one that is never cleared shows at once."""
-        loop = self._loop
-        often = loop.compared_steps < _COMPARED or (loop.steps + 1) % every == 0
+        # Not until as many could be compared: gradients of zero or NaN may stay so.
+        often = self._kept < _COMPARED or (self._loop.steps + 1) % every == 0
         self._stale = {
             id(p): p.grad.detach().clone()
             for p in self._watched
             if often and p.grad is not None and not p.grad.is_sparse
         }
+        self._kept += bool(self._stale)
 
 
 def _angle(a: Tensor, b: Tensor) -> float:

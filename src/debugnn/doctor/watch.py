@@ -35,7 +35,6 @@ _EARLY_PROBES = (3, 8)
 # activations: what dies or saturates stays so.
 _THOROUGH_PROBES = 10
 _SMALL = 2**13  # values of a gradient that is looked at in every step
-_TIDIED = 20  # steps after which memory is given back: what probes took leaves holes between blocks
 
 
 def _harmless(method: Callable) -> Callable:
@@ -257,8 +256,6 @@ class Doctor:
             targets: what `loss_fn` compares the outputs with.
         """
         self._note(loss, inputs, targets)
-        if (self._loop.steps + 1) % _TIDIED == 0:
-            give_back_memory()
         # Counted whatever happens above, so that probes stay where they belong.
         self._loop.steps += 1
         self._pending.clear()
