@@ -35,7 +35,9 @@ class Flatten(nn.Flatten):
     """
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return super().forward(_GradientLaidOut.apply(inputs))
+        if inputs.dim() == 4:
+            inputs = _GradientLaidOut.apply(inputs)
+        return super().forward(inputs)
 
 
 class _GradientLaidOut(torch.autograd.Function):
