@@ -30,15 +30,15 @@ from reproduce import runs_at_once
 
 PRECISIONS = ("fp32", "bf16")
 TOGETHER = ("notebook", *PRECISIONS)  # sides of which several runs are timed at once, too
+WATCHED = (*MAIN, "regression")  # nets that are timed with and without the doctor
+REFERENCE = ROOT / "outputs" / "reference" / "benchmark"  # what the README's table is made from
+STACK_STEPS = 20  # that are timed as one, of a stack and of its members one by one
 Taken = dict[str, list[float]]
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is measured: rounds on an idle machine, at most `seconds` in all on a busy one.
-
-    A block is 20 steps, the doctor's period: it holds one step that is watched.
-    """
+    """How much is measured: rounds on an idle machine, at most `seconds` in all on a busy one."""
 
     rounds: int
     seconds: float
@@ -50,7 +50,6 @@ class Effort:
     rss_steps: dict[str, int | None]
     stacked: tuple[str, ...]
     thorough: bool
-    block: int = 20
 
 
 QUICK = Effort(
@@ -170,16 +169,17 @@ class Benchmark:
     def _steps(self, net: str) -> Taken:
         """Seconds a step, a value a round, of all that is compared on this network."""
         sides = self._compared(net)
+        if net in WATCHED:
+            sides.append("doctor=off")
         if net in MAIN:
-            sides += ["doctor=off", "watch", "unwatched"]
+            sides += ["watch", "unwatched"]
             sides += ["tenfold"] * (net == "cifar" and self.effort.thorough)
         say(f"training step, {net}")
         calls = {}
         for side in sides:
             worker, variant = VARIANTS.get(side, (side, ""))
-            calls[side] = self._call(
-                worker, "steps", net=net, count=self.effort.block, variant=variant
-            )
+            count = NETS[net].block
+            calls[side] = self._call(worker, "steps", net=net, count=count, variant=variant)
         return self._alternate({**calls, **self._products()}, share=0.3)
 
     def _evaluations(self, net: str) -> Taken:
@@ -267,13 +267,15 @@ class Benchmark:
         self.results.seconds[key] = (plain, side)
 
     def _watching(self, steps: dict[str, Taken]) -> None:
-        """What watching adds: the less favourable of the two networks stands for both."""
-        for name, with_it, without, worst in (
-            ("doctor", "fp32", "doctor=off", max), ("wandb_watch", "watch", "unwatched", min),
-        ):  # fmt: skip
-            found = {net: overhead(steps[net][with_it], steps[net][without]) for net in MAIN}
-            self.results.add("overhead", name, worst(found.values(), key=lambda s: s.median))
-            for net in MAIN:
+        """What watching adds: the less favourable of the two image nets stands for both."""
+        for name, with_it, without, worst, nets in (
+            ("doctor", "fp32", "doctor=off", max, WATCHED),
+            ("wandb_watch", "watch", "unwatched", min, MAIN),
+        ):
+            found = {net: overhead(steps[net][with_it], steps[net][without]) for net in nets}
+            main = [found[net] for net in MAIN]
+            self.results.add("overhead", name, worst(main, key=lambda s: s.median))
+            for net in nets:
                 self.results.add("overhead", f"{name}_{net}", found[net])
         if "tenfold" in steps["cifar"]:
             found = overhead(steps["cifar"]["tenfold"], steps["cifar"]["fp32"])
@@ -317,7 +319,7 @@ class Benchmark:
             say(f"{members} members, {net}")
             calls = {
                 name: self._call(
-                    "fp32", "stack_steps", net=net, members=members, count=self.effort.block,
+                    "fp32", "stack_steps", net=net, members=members, count=STACK_STEPS,
                     stacked=name == "stacked",
                 )
                 for name in ("alone", "stacked")
@@ -325,7 +327,7 @@ class Benchmark:
             taken = self._alternate(calls, share=0.2)
             self.results.add("stack", net, ratio(taken["alone"], taken["stacked"]))
             for name, seconds in taken.items():
-                rate = members * self.effort.block / Spread.of(seconds).median
+                rate = members * STACK_STEPS / Spread.of(seconds).median
                 self.results.stack[f"{net}_{name}_per_s"] = rate
 
     def _startup(self) -> None:
@@ -384,8 +386,9 @@ class Benchmark:
             f"Where several runs are trained at once, they are {self.at_once}, each with "
             f"{self.threads} of the threads, and a step's time is "
             "the time until all have done it, over how many they are.",
-            f"Medians and quartiles of up to {effort.rounds} alternating rounds of {effort.block} "
-            f"steps, or an evaluation of {effort.images} images; {seconds:.0f} s in all.",
+            f"Medians and quartiles of up to {effort.rounds} alternating rounds of 20 steps "
+            f"(regression {NETS['regression'].block}), or an evaluation of {effort.images} images; "
+            f"{seconds:.0f} s in all.",
             "A step here is one of train.py's, with the doctor at its default cadence, "
             "JSON lines and W&B offline; the notebooks' has wandb.watch(net, log='all').",
             "The article is projected from the times of its runs' steps and evaluations, without "
@@ -423,7 +426,7 @@ def main() -> int:
         "--output",
         type=Path,
         metavar="DIR",
-        help="write table and figure there, and the README's table",
+        help="write table and figure there; outputs/reference/benchmark: the README's table, too",
     )
     parser.add_argument(
         "--again", action="store_true",
@@ -463,7 +466,8 @@ def main() -> int:
         numbers = json.dumps(written, indent=2) + "\n"
         (options.output / "benchmark.json").write_text(numbers, encoding="utf-8")
         output.figure(written, options.output / "benchmark.png")
-        report.fill(ROOT / "README.md", "speed", output.summary(written))
+        if options.output.resolve() == REFERENCE:
+            report.fill(ROOT / "README.md", "speed", output.summary(written))
     return 0
 
 

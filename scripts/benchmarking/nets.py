@@ -11,6 +11,8 @@ class Net:
     Attributes:
         overrides: of this project's configuration.
         test_batch: what such notebooks evaluate in.
+        block: steps that are timed as one: whole periods of the doctor, 20 steps, each of which
+            has one that is watched closely; of short steps enough to time them.
     """
 
     overrides: tuple[str, ...]
@@ -19,6 +21,7 @@ class Net:
     test_batch: int
     test_size: int
     steps_per_epoch: int
+    block: int = 20
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -42,7 +45,7 @@ NETS = {
     "cifar_bn_dropout": _cifar("reg=bn_dropout"),
     "regression": Net(
         ("model=regressor", "data=regression", "loss=mse", "optim=sgd", "optim.momentum=0.9"),
-        "regression", 32, 500, 500, 16,
+        "regression", 32, 500, 500, 16, block=320,
     ),
 }  # fmt: skip
 MAIN = ("mnist", "cifar")

@@ -29,6 +29,7 @@ RATIOS = {
     **{f"step_{net}_{side}_together": f"training step, {net.upper()} net, {title}, side by side"
        for net in ("mnist", "cifar")
        for side, title in (("fp32", "fp32"), ("bf16", "bf16"), ("notebook", "notebooks"))},
+    "step_regression_fp32": "training step, regression net, fp32",
     **{f"{kind}_{net}_lightning": f"{title}, {net.upper()} net, Lightning"
        for kind, title in (("step", "training step"), ("eval", "evaluation"))
        for net in ("mnist", "cifar")},
@@ -91,7 +92,7 @@ def summary(results: Mapping[str, Any]) -> str:
     for key in (
         "article_fp32", "article_bf16", "article_fp32_alone", "article_bf16_alone",
         "article_notebook", "eval_fp32", "eval_bf16", "step_mnist_fp32", "step_mnist_bf16",
-        "step_cifar_fp32", "step_cifar_bf16",
+        "step_cifar_fp32", "step_cifar_bf16", "step_regression_fp32",
     ):  # fmt: skip
         target = str(TARGETS.get(key, ""))
         if key in results["bound"]:
@@ -99,10 +100,11 @@ def summary(results: Mapping[str, Any]) -> str:
         rows.append([RATIOS[key], f"{results['ratio'][key]:.2f} times as fast", target])
     for key, title in (
         ("doctor_mnist", "the doctor, MNIST net"), ("doctor_cifar", "the doctor, CIFAR net"),
+        ("doctor_regression", "the doctor, regression net"),
         ("wandb_watch_mnist", "`wandb.watch` at every step, MNIST net"),
         ("wandb_watch_cifar", "`wandb.watch` at every step, CIFAR net"),
     ):  # fmt: skip
-        target = "5 %" if key.startswith("doctor") else ""
+        target = "5 %" if key in ("doctor_mnist", "doctor_cifar") else ""
         rows.append([title, f"{100 * results['overhead'][key]:+.1f} % of a step", target])
     for net in (key for key in results["stack"] if not key.endswith("_per_s")):
         rows.append([
