@@ -1,5 +1,6 @@
 """The README's tables, examples and commands hold."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -7,6 +8,7 @@ import sys
 
 import pytest
 
+from benchmarking import output
 from conftest import CONF, REPOSITORY
 from debugnn import report
 
@@ -23,6 +25,12 @@ def test_tables_are_those_that_the_configuration_makes():
     assert between("groups") == report.groups(CONF)
     assert between("experiments") == report.experiments(CONF)
     assert between("causes") == report.causes()
+
+
+def test_the_speed_table_is_that_of_the_measured_numbers():
+    """`python scripts/benchmark.py --output outputs/reference/benchmark` writes both."""
+    kept = REPOSITORY / "outputs" / "reference" / "benchmark" / "benchmark.json"
+    assert between("speed") == output.summary(json.loads(kept.read_text(encoding="utf-8")))
 
 
 def test_files_that_the_readme_names_are_there():
