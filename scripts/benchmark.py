@@ -41,6 +41,7 @@ class Effort:
     """How much is measured: rounds on an idle machine, at most `seconds` in all on a busy one."""
 
     rounds: int
+    watched_rounds: int  # with and without the doctor, whose share is small
     seconds: float
     nets: tuple[str, ...]
     images: int
@@ -53,17 +54,18 @@ class Effort:
 
 
 QUICK = Effort(
-    rounds=3, seconds=200, nets=(*MAIN, "regression"), images=1000, starts=2, sweeps=1, jobs=4,
+    rounds=3, watched_rounds=8, seconds=200, nets=(*MAIN, "regression"), images=1000, starts=2,
+    sweeps=1, jobs=4,
     rss_steps={"mnist": 21, "cifar": 21}, stacked=("mlp",), thorough=False,
 )  # fmt: skip
 FULL = Effort(
-    rounds=6, seconds=1200, nets=tuple(NETS), images=10_000, starts=5, sweeps=3, jobs=8,
+    rounds=6, watched_rounds=40, seconds=1200, nets=tuple(NETS), images=10_000, starts=5,
+    sweeps=3, jobs=8,
     rss_steps={"mnist": None, "cifar": None}, stacked=tuple(STACKED), thorough=True,
 )  # fmt: skip
 
 # Side of the alternation → its worker and what it runs there, where that is not the plain thing.
 VARIANTS = {
-    "doctor=off": ("fp32", "doctor=off"),
     "watch": ("notebook", "watch"),
     "unwatched": ("notebook", "unwatched"),
     "tenfold": ("fp32", "tenfold"),
@@ -107,8 +109,9 @@ class Benchmark:
         self.workers: dict[str, Worker | Together] = {}
         self._ends = time.perf_counter() + effort.seconds
 
-    def start_workers(self, stack: ExitStack, wandb: str) -> None:
-        """A process for each side, which `stack` ends, and one a run for those side by side."""
+    def start_workers(self, stack: ExitStack, wandb: str, only: str | None = None) -> None:
+        """A process for each side, which `stack` ends, and one a run for those side by side; or
+        one process for one side."""
         (self.directory / "runs").mkdir()
         root = str(self.root) if self.root else None
         common = {"root": root, "directory": str(self.directory / "runs")}
@@ -116,16 +119,18 @@ class Benchmark:
         for precision in PRECISIONS:
             given = {"precision": precision, "wandb": wandb}
             sides[precision] = ("benchmarking.project:Project", given)
-        if not self.effort.thorough:
-            say("Lightning: left out of --quick")
+        if only is not None or not self.effort.thorough:
+            say("Lightning: left out")
         elif any(map(importlib.util.find_spec, ("lightning", "pytorch_lightning"))):
             sides["lightning"] = ("benchmarking.lightning_side:Lightning", {})
         else:
             say("Lightning: not installed, skipped")
         for name, (side, extra) in sides.items():
+            if only not in (None, name):
+                continue
             self.workers[name] = Worker(name, side, self.log, **common, **extra)
             stack.callback(self.workers[name].close)
-        for name in TOGETHER:
+        for name in TOGETHER if only is None else ():
             side, extra = sides[name]
             members = []
             for number in range(self.at_once):
@@ -143,7 +148,8 @@ class Benchmark:
         steps = {net: self._steps(net) for net in self.effort.nets}
         evaluations = {net: self._evaluations(net) for net in nets}
         self._compare(steps, evaluations)
-        self._watching(steps)
+        self._doctor()
+        self._wandb_watch(steps)
         self._roofline(steps, evaluations)
         self._stacks()
         self._startup()
@@ -152,25 +158,29 @@ class Benchmark:
         return self.results
 
     def measure_again(self, results: Results) -> Results:
-        """Start-up and memory in place of those that were measured before."""
+        """The doctor's share, start-up and memory in place of those that were measured before."""
         self.results = results
+        self._doctor()
         self._startup()
         self._memory()
-        again = "Start-up and memory were measured again, on a later day or state of the code."
+        again = (
+            "The doctor's share, start-up and memory were measured again, on a later day or state "
+            "of the code."
+        )
         if again not in results.notes:
             results.notes.append(again)
         return results
 
-    def _alternate(self, calls: dict[str, Callable[[], float]], share: float) -> Taken:
+    def _alternate(
+        self, calls: dict[str, Callable[[], float]], share: float, rounds: int | None = None
+    ) -> Taken:
         """The rounds of one phase, in its share of the time that is left."""
         left = max(self._ends - time.perf_counter(), 0)
-        return alternate(calls, self.effort.rounds, share * left)
+        return alternate(calls, rounds or self.effort.rounds, share * left)
 
     def _steps(self, net: str) -> Taken:
         """Seconds a step, a value a round, of all that is compared on this network."""
         sides = self._compared(net)
-        if net in WATCHED:
-            sides.append("doctor=off")
         if net in MAIN:
             sides += ["watch", "unwatched"]
             sides += ["tenfold"] * (net == "cifar" and self.effort.thorough)
@@ -266,20 +276,35 @@ class Benchmark:
         self.results.ratio[key] = plain / side
         self.results.seconds[key] = (plain, side)
 
-    def _watching(self, steps: dict[str, Taken]) -> None:
-        """What watching adds: the less favourable of the two image nets stands for both."""
-        for name, with_it, without, worst, nets in (
-            ("doctor", "fp32", "doctor=off", max, WATCHED),
-            ("wandb_watch", "watch", "unwatched", min, MAIN),
-        ):
-            found = {net: overhead(steps[net][with_it], steps[net][without]) for net in nets}
-            main = [found[net] for net in MAIN]
-            self.results.add("overhead", name, worst(main, key=lambda s: s.median))
-            for net in nets:
-                self.results.add("overhead", f"{name}_{net}", found[net])
+    def _doctor(self) -> None:
+        """What the doctor adds to a step: so little that nothing else is timed between."""
+        found = {}
+        for net in WATCHED:
+            say(f"the doctor, {net}")
+            calls = {
+                variant: self._call(
+                    "fp32", "steps", net=net, count=NETS[net].block, variant=variant
+                )
+                for variant in ("", "doctor=off")
+            }
+            taken = self._alternate(calls, share=0.2, rounds=self.effort.watched_rounds)
+            found[net] = overhead(taken[""], taken["doctor=off"])
+        self._overheads("doctor", found, max)
+
+    def _wandb_watch(self, steps: dict[str, Taken]) -> None:
+        """What `wandb.watch` adds, and data of ten times the size."""
+        found = {net: overhead(steps[net]["watch"], steps[net]["unwatched"]) for net in MAIN}
+        self._overheads("wandb_watch", found, min)
         if "tenfold" in steps["cifar"]:
-            found = overhead(steps["cifar"]["tenfold"], steps["cifar"]["fp32"])
-            self.results.add("overhead", "tenfold_data", found)
+            tenfold = overhead(steps["cifar"]["tenfold"], steps["cifar"]["fp32"])
+            self.results.add("overhead", "tenfold_data", tenfold)
+
+    def _overheads(self, name: str, found: dict[str, Spread], worst: Callable) -> None:
+        """Each network's, and for all the less favourable of the two image nets'."""
+        main = [found[net] for net in MAIN]
+        self.results.add("overhead", name, worst(main, key=lambda spread: spread.median))
+        for net, spread in found.items():
+            self.results.add("overhead", f"{name}_{net}", spread)
 
     def _roofline(self, steps: dict[str, Taken], evaluations: dict[str, Taken]) -> None:
         """GFLOP/s, and their share of the matrix product's in the same process and round; where a
@@ -386,7 +411,8 @@ class Benchmark:
             f"Where several runs are trained at once, they are {self.at_once}, each with "
             f"{self.threads} of the threads, and a step's time is "
             "the time until all have done it, over how many they are.",
-            f"Medians and quartiles of up to {effort.rounds} alternating rounds of 20 steps "
+            f"Medians and quartiles of up to {effort.rounds} alternating rounds "
+            f"({effort.watched_rounds} of the doctor's share) of 20 steps "
             f"(regression {NETS['regression'].block}), or an evaluation of {effort.images} images; "
             f"{seconds:.0f} s in all.",
             "A step here is one of train.py's, with the doctor at its default cadence, "
@@ -430,7 +456,7 @@ def main() -> int:
     )
     parser.add_argument(
         "--again", action="store_true",
-        help="only start-up and memory; the rest of DIR's numbers stay",
+        help="only the doctor's share, start-up, memory; the rest of DIR's numbers stay",
     )  # fmt: skip
     parser.add_argument(
         "--wandb", choices=["offline", "disabled"], default="offline", help="this project's sink"
@@ -447,6 +473,7 @@ def main() -> int:
                 if options.output is None:
                     parser.error("--again needs --output, whose numbers it keeps")
                 kept = (options.output / "benchmark.json").read_text(encoding="utf-8")
+                benchmark.start_workers(stack, options.wandb, only="fp32")
                 results = benchmark.measure_again(Results(**json.loads(kept)))
             else:
                 benchmark.start_workers(stack, options.wandb)

@@ -31,7 +31,7 @@ _PROBED = 8  # samples of a batch that activations are looked at with
 _FORK_BATCHES = 8
 _FORK_STEPS = 24
 _EARLY_PROBES = (3, 8)
-# Probes that look at everything. Later ones leave out the updates, and every other one the
+# Probes that look at everything. Later ones leave out the updates, and three of four the
 # activations: what dies or saturates stays so.
 _THOROUGH_PROBES = 10
 _SMALL = 2**13  # values of a gradient that is looked at in every step
@@ -323,7 +323,7 @@ class Doctor:
 
     def _probe_activations(self, call: Call) -> None:
         taken = len(self.evidence.probes)
-        if taken >= _THOROUGH_PROBES and taken % 2:
+        if taken >= _THOROUGH_PROBES and taken % 4:
             return
         twin = self._current_twin(load=self._loop.steps > 0)
         if twin is None:
