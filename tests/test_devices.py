@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from debugnn import Doctor
 from debugnn.clipping import NormLimits, clip_each, clip_norm, keep, rescale_norm
 from debugnn.data import Data, Split
-from debugnn.doctor.probes import LayerProbe, describe, describe_all
+from debugnn.doctor.probes import LayerProbe, describe
 from debugnn.loop import Training, train_one_epoch
 from debugnn.models import network
 from debugnn.stack import Member, Stack
@@ -47,7 +47,7 @@ def far_training(rule=keep, classes=True, **decisions) -> Training:
     optimizer = torch.optim.Adam(model.parameters())
     return Training(
         model, loss, optimizer, data, batch_size=16, seed=0, gradient_rule=rule, channels_last=True,
-        read_every=1000,
+        read_every=1000, step=1,
     )  # fmt: skip
 
 
@@ -57,7 +57,7 @@ def test_no_step_waits_for_the_device_between_two_readings(rule, classes):
     training = far_training(RULES[rule], classes, augment_shift=2, permute_labels=classes)
     with pytest.raises(NotImplementedError, match="meta"):
         list(train_one_epoch(training, LayerProbe(every=None)))
-    assert training.step == STEPS  # it was the reading after the last that failed
+    assert training.step == 1 + STEPS  # it was the reading after the last that failed
 
 
 def test_a_reading_waits_once():
@@ -65,7 +65,7 @@ def test_a_reading_waits_once():
     training.read_every = 4
     with pytest.raises(NotImplementedError, match="meta"):
         list(train_one_epoch(training, LayerProbe(every=None)))
-    assert training.step == 4
+    assert training.step == 5  # after step 4
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -74,7 +74,7 @@ def test_no_step_of_a_stack_waits_for_the_device(rule):
     stack = Stack([Member(training) for training in trainings], at_once=True)
     with pytest.raises(NotImplementedError, match="meta"):
         list(stack.fit(1, [LayerProbe(every=None)] * 2))
-    assert [training.step for training in trainings] == [STEPS, STEPS]
+    assert [training.step for training in trainings] == [1 + STEPS, 1 + STEPS]
 
 
 def test_the_doctor_waits_for_the_device_only_where_it_is_due():
@@ -109,17 +109,19 @@ def test_tensors_described_together_are_described_alike():
     tensors = {
         "image": torch.randn(4, 3, 5, 5, generator=generator).relu(),
         "large": torch.randn(300, 100, generator=generator),
-        "half": torch.randn(8, 8, generator=generator).bfloat16(),
+        "bfloat16": torch.randn(8, 8, generator=generator).bfloat16(),
         "tiny": torch.full((7,), 1e-30),
         "broken": torch.tensor([1.0, float("nan"), float("inf")]),
         "number": torch.tensor(3.0),
         "nothing": torch.empty(0, 3),
     }
-    for units in (False, True):
-        together = describe_all(tensors, bins=8, units=units)
-        alone = {name: describe(tensor, 8, units) for name, tensor in tensors.items()}
-        assert repr(together) == repr(alone)  # NaN equals itself there
-    assert describe_all({}) == {}
+    model = nn.Module()
+    for name, tensor in tensors.items():
+        model.register_parameter(f"{name}_", nn.Parameter(tensor))
+    with LayerProbe(every=1, bins=8).watch(model, 0) as seen:
+        pass
+    alone = {f"{name}_": describe(tensor, 8) for name, tensor in tensors.items()}
+    assert repr(seen["parameters"]) == repr(alone)  # NaN equals itself there
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -48,7 +48,8 @@ class Training:
     """Everything that changes while training, and what it is trained with.
 
     `epoch` and `step` count what is done: the next epoch's index and the next step's. `read_every`
-    is how many steps' losses are read off the device at once: a GPU has to finish them for that.
+    is how many steps' losses are read off the device at once, after each step that it divides: a
+    GPU has to finish them for that.
     """
 
     model: nn.Module
@@ -135,18 +136,20 @@ def train_one_epoch(
     try:
         for inputs, targets in training.batches(epoch):
             step = training.step
-            if step % training.read_every == 0:
-                yield from tally.steps(unread.read())
             with probe.watch(model, step) as seen:
                 outputs, loss = training.backward(inputs, targets)
-            if seen is not None:
-                yield Layers(epoch, step, **seen)
             norm = training.update()
             watcher.step(loss, inputs, targets)
             right = correct(outputs.detach(), targets) if classes else None
             lr = training.optimizer.param_groups[0]["lr"]
             unread.note((step, lr, len(targets)), loss.detach(), norm, right)
             training.step += 1
+            # After all that this step does in Python, which who writes the records would hold up:
+            # during a pass of the next they are free to run.
+            if seen is not None:
+                yield Layers(epoch, step, **seen)
+            if step % training.read_every == 0:
+                yield from tally.steps(unread.read())
     except Exception as error:
         try:
             before = unread.read()

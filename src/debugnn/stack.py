@@ -178,14 +178,9 @@ class Stack:
         epoch, classes = lead.epoch, lead.data.classes is not None
         tallies, unread = [Tally(epoch, classes) for _ in members], Unread()
         for batches in zip(*(t.batches(epoch) for t in trainings), strict=True):
-            step = lead.step
-            if step % lead.read_every == 0:
-                yield from _steps(tallies, unread)
+            step, seen = lead.step, [None] * len(members)
             if not self.at_once or any(probe.due(step) for probe in probes):
                 outputs, losses, gradients, seen = self._one_by_one(batches, probes)
-                for index in members:
-                    if seen[index] is not None:
-                        yield index, Layers(epoch, step, **seen[index])
             else:
                 inputs, targets = (torch.stack(part) for part in zip(*batches, strict=True))
                 outputs, losses, gradients = self._at_once(inputs, targets)
@@ -199,6 +194,11 @@ class Stack:
             unread.note((step, rates, len(batches[0][1])), losses, norms, rights)
             for training in trainings:
                 training.step += 1
+            for index in members:
+                if seen[index] is not None:
+                    yield index, Layers(epoch, step, **seen[index])
+            if step % lead.read_every == 0:
+                yield from _steps(tallies, unread)
         yield from _steps(tallies, unread)
         tested = self.evaluate() if evaluated else [(None, None)] * len(members)
         optimizer.hand_out()

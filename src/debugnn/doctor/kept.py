@@ -51,17 +51,25 @@ class Batches:
         self._room: Tensor | None = None
         self._sizes: list[int] = []
         self._used = 0
+        self._waiting: list[Tensor] = []
 
     def __len__(self) -> int:
         """How many batches there are."""
-        return len(self._sizes)
+        return len(self._sizes) + len(self._waiting)
 
     def append(self, batch: Tensor) -> None:
-        """Note a batch, of any shape."""
-        self.extend(batch.detach().flatten(), [batch.numel()])
+        """Note a batch, of any shape, until `gather` brings it to the others."""
+        self._waiting.append(batch.detach().clone())
+
+    def gather(self) -> None:
+        """Bring what has been appended to the others: one by one would take five times as long."""
+        batches, self._waiting = self._waiting, []
+        if batches:
+            self.extend(torch.cat([b.flatten() for b in batches]), [b.numel() for b in batches])
 
     def extend(self, numbers: Tensor, sizes: Sequence[int]) -> None:
         """Note several batches of these sizes, (sum of sizes,)."""
+        self.gather()
         end, room = self._used + len(numbers), self._room
         dtype = numbers.dtype if room is None else torch.promote_types(room.dtype, numbers.dtype)
         if room is None or end > len(room) or dtype != room.dtype:
@@ -75,11 +83,13 @@ class Batches:
 
     def together(self) -> Tensor:
         """All numbers, (N,)."""
+        self.gather()
         return torch.empty(0) if self._room is None else self._room[: self._used]
 
     def each(self) -> list[Tensor]:
         """The batches one by one, flat, on the CPU."""
-        return list(self.together().cpu().split(self._sizes)) if self else []
+        numbers = self.together().cpu()
+        return list(numbers.split(self._sizes)) if self._sizes else []
 
 
 class Kept:
@@ -98,7 +108,7 @@ class Kept:
         return [*self.early, *self.late]
 
     def take(self, call: Call, inputs: Any, targets: Any, due: bool) -> None:
-        """Note a batch; late ones are copied, and fingerprints taken, where a probe is `due`."""
+        """Note a batch; late ones are copied, the rest is gathered, where a probe is `due`."""
         rows = leading(call, inputs)
         if (
             isinstance(targets, Tensor)
@@ -107,6 +117,8 @@ class Kept:
             and len(self.labels) * max(targets.numel(), 1) < _LABELS
         ):
             self.labels.append(targets)
+            if due:
+                self.labels.gather()
         if rows is not None and self._printed < _PRINTED:
             self._unprinted.append(samples.thinned(rows))
             self._printed += len(rows)

@@ -5,7 +5,7 @@ same, bit for bit, with and without it.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -42,10 +42,10 @@ class LayerProbe:
             yield None
             return
         seen: Seen = {}
-        activations: dict[str, TensorStats] = {}
+        looks: dict[str, _Look] = {}
         copies: dict[str, Tensor] = {}
         handles = [
-            module.register_forward_hook(self._describe_output(activations, copies, name))
+            module.register_forward_hook(self._look_at_output(looks, copies, name))
             for name, module in model.named_modules()
             if not list(module.children()) and not isinstance(module, _TRANSPARENT)
         ]
@@ -57,19 +57,24 @@ class LayerProbe:
         with torch.no_grad():
             parameters = dict(model.named_parameters())
             gradients = {n: p.grad for n, p in parameters.items() if p.grad is not None}
-            seen["gradients"] = describe_all(gradients, self.bins)
-            seen["parameters"] = describe_all(parameters, self.bins)
-            seen["activations"] = activations | describe_all(copies, self.bins, units=True)
+            kinds = {"gradients": gradients, "parameters": parameters, "activations": copies}
+            named = {(kind, n): t for kind, tensors in kinds.items() for n, t in tensors.items()}
+            units = [kind == "activations" for kind, _ in named]
+            found = dict(zip(named, _look(list(named.values()), units), strict=True))
+            found |= {("activations", name): look for name, look in looks.items()}
+            seen.update({kind: {} for kind in kinds})
+            for (kind, name), look in found.items():
+                seen[kind][name] = _described(look, self.bins)
 
-    def _describe_output(
-        self, activations: dict[str, TensorStats], copies: dict[str, Tensor], name: str
+    def _look_at_output(
+        self, looks: dict[str, "_Look"], copies: dict[str, Tensor], name: str
     ) -> Callable:
         # At once, not after the pass: a following layer may work in place on this output. On a GPU
         # a copy is taken instead, for the pass would wait at each layer.
         def hook(module: nn.Module, inputs: tuple, output: object) -> None:
             if isinstance(output, Tensor):
                 if output.device.type == "cpu":
-                    activations[name] = describe(output, self.bins, units=True)
+                    looks[name] = _look([output.detach()], [True])[0]
                 else:
                     copies[name] = output.detach().clone()
 
@@ -84,53 +89,69 @@ def read_together(scalars: Sequence[Tensor]) -> list[float]:
     return torch.stack([scalar.detach().reshape(()) for scalar in scalars]).tolist()
 
 
-_FLOAT32_MAX = torch.finfo(torch.float32).max
-_SAMPLED = 2**12  # values that moments and histogram of a larger tensor are taken of
+_SAMPLED = 2**12  # most values that moments and histogram are taken of
+_TINY = 1e-15  # a norm below it may lack squares that left float32's range
 
 
 def describe(tensor: Tensor, bins: int = 64, units: bool = False) -> TensorStats:
     """Summarise a tensor of any shape.
 
     Norm, range, dead units and the count of non-finite values are exact. Mean, standard deviation,
-    zeros and histogram of more than 4,096 values are those of an evenly spaced sample, of that
-    size or twice it: all of them would cost a tenth of a training step. NaN and infinite values
-    are counted apart, and left out of the moments and the histogram.
+    zeros and histogram of more than 4,096 values are those of an evenly spaced sample of at most
+    as many: all of them would cost a tenth of a training step. NaN and infinite values are counted
+    apart, and left out of the moments and the histogram.
 
     Args:
         bins: number of equal histogram bins between the smallest and the largest finite value.
         units: count dead units too; the tensor is (B, units, …), and a unit is dead where it is 0
             for every sample and position of the batch.
     """
-    measured = _measure(tensor.detach(), units)
-    return _summary(measured, read_together(measured.numbers), measured.sample.cpu(), bins)
+    return _described(_look([tensor.detach()], [units])[0], bins)
 
 
-def describe_all(
-    tensors: Mapping[str, Tensor], bins: int = 64, units: bool = False
-) -> dict[str, TensorStats]:
-    """`describe` each of the tensors; a GPU that holds them is waited for twice in all."""
-    if len({tensor.device for tensor in tensors.values()}) != 1 or _near(tensors):
-        return {name: describe(tensor, bins, units) for name, tensor in tensors.items()}
-    measured = [_measure(tensor.detach(), units) for tensor in tensors.values()]
-    numbers = iter(read_together([number for m in measured for number in m.numbers]))
-    samples = torch.cat([m.sample for m in measured]).cpu()
-    parts = samples.split([len(m.sample) for m in measured])
-    return {
-        name: _summary(m, [next(numbers) for _ in m.numbers], sample, bins)
-        for name, m, sample in zip(tensors, measured, parts, strict=True)
-    }
+class _Look(NamedTuple):
+    """What was taken of a tensor: exact numbers, and values that tell of the rest."""
+
+    size: int
+    nonfinite: int
+    norm: float
+    low: float  # of the finite values, as all that follows
+    high: float
+    dead: float | None  # share of dead units
+    sample: Tensor  # (n,), evenly thinned, a copy on the CPU
 
 
-def _near(tensors: Mapping[str, Tensor]) -> bool:
-    return next(iter(tensors.values())).device.type == "cpu"
+def _look(tensors: Sequence[Tensor], units: Sequence[bool]) -> list[_Look]:
+    """A look at each tensor, whose `units` are counted or not; a GPU is waited for twice in all."""
+    measured = [_measure(tensor, counted) for tensor, counted in zip(tensors, units, strict=True)]
+    norms = torch._foreach_norm([m.values for m in measured]) if measured else []
+    numbers = iter(read_together([*norms, *(end for m in measured for end in m.ends)]))
+    norms = [next(numbers) for _ in measured]
+    samples = _brought_near([m.sample for m in measured])
+    looks = []
+    for (values, _, ends), norm, sample in zip(measured, norms, samples, strict=True):
+        low, high, *dead = (next(numbers) for _ in ends) if ends else (math.nan, math.nan)
+        dead = dead[0] if dead else None
+        if norm < math.inf and (norm > _TINY or low == high == 0):
+            looks.append(_Look(values.numel(), 0, norm, low, high, dead, sample))
+        else:
+            looks.append(_look_at_extremes(values, norm, dead))
+    return looks
+
+
+def _brought_near(samples: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The samples on the CPU; those of one GPU in one transfer."""
+    if len({sample.device for sample in samples}) != 1 or samples[0].device.type == "cpu":
+        return [sample.cpu() for sample in samples]
+    return torch.cat(list(samples)).cpu().split([len(sample) for sample in samples])
 
 
 class _Measured(NamedTuple):
-    """A tensor's statistics where it lies, before any of them has been read."""
+    """A tensor's numbers where it lies, before any of them has been read."""
 
     values: Tensor  # flat, float32
     sample: Tensor  # evenly thinned
-    numbers: list[Tensor]  # norm, mean, std, low, high, how many are not 0, share of dead units
+    ends: list[Tensor]  # lowest, highest, share of dead units; [] of nothing
 
 
 def _measure(tensor: Tensor, units: bool) -> _Measured:
@@ -138,44 +159,56 @@ def _measure(tensor: Tensor, units: bool) -> _Measured:
     tensor = tensor.float()
     if not tensor.numel():
         return _Measured(tensor.flatten(), tensor.flatten(), [])
-    dead, ends = [], None
-    if units and tensor.dim() >= 2:
-        share, ends = _dead_units(tensor)
-        dead = [share]
     laid_out = in_memory_order(tensor)
     values = laid_out.flatten()
-    low, high = torch.aminmax(values) if ends is None else ends
-    sample = _thinned(values, laid_out.shape[-1] if laid_out.dim() else 1)
-    mean = sample.mean()
-    std = (sample - mean).square_().mean().sqrt()
-    present = torch.count_nonzero(sample)
-    norm = torch.linalg.vector_norm(values)
-    return _Measured(values, sample, [norm, mean, std, low, high, present, *dead])
+    if units and tensor.dim() >= 2:
+        low, high = ends_of_units(tensor)
+        ends = [low.min(), high.max(), low.logical_or(high).logical_not_().float().mean()]
+    else:
+        ends = list(torch.aminmax(values))
+    return _Measured(values, _thinned(values, laid_out.shape[-1] if laid_out.dim() else 1), ends)
 
 
-def _summary(
-    measured: _Measured, numbers: Sequence[float], sample: Tensor, bins: int
-) -> TensorStats:
-    """The statistics that have been read, taken again in float64 where float32 did not do."""
-    size = measured.values.numel()
-    if not size:
-        return _of_nothing(0, 0, 0.0, bins, None)
-    norm, mean, std, low, high, present, *dead = numbers
-    dead = dead[0] if dead else None
-    usual = norm > 0 and high - low <= _FLOAT32_MAX and (std > 0 or low == high)
-    if not usual or not math.isfinite(norm + std):
-        return _describe_extremes(measured.values, bins, dead)
+def _look_at_extremes(values: Tensor, norm: float, dead: float | None) -> _Look:
+    """A look at values that are not finite, or whose squares leave float32's range, or at none."""
+    size, nonfinite = values.numel(), 0
+    if not math.isfinite(norm):
+        # The squares of finite values can overflow too, so count before believing it.
+        finite = values[torch.isfinite(values)]
+        nonfinite, values = size - finite.numel(), finite
+    if not values.numel():
+        return _Look(size, nonfinite, norm, math.nan, math.nan, dead, values.cpu())
+    low, high = (end.item() for end in torch.aminmax(values))
+    if not nonfinite:
+        norm = torch.linalg.vector_norm(values.double()).item()
+    return _Look(size, nonfinite, norm, low, high, dead, _thinned(values).cpu())
+
+
+def _described(look: _Look, bins: int) -> TensorStats:
+    """The statistics, of which the sample tells moments, zeros and histogram."""
+    count = len(look.sample)
+    mean = std = math.nan
+    zeros, histogram = 0.0, [0] * bins
+    if count:
+        sample = look.sample.double()  # whose squares are finite
+        std, mean = (moment.item() for moment in torch.std_mean(sample, correction=0))
+        present = torch.count_nonzero(sample).item() / count
+        zeros = (1 - present) * (1 - look.nonfinite / look.size)
+        if look.low == look.high:
+            histogram[bins // 2] = count
+        else:
+            histogram = torch.histc(sample, bins, look.low, look.high).long().tolist()
     return TensorStats(
-        size=size,
-        nonfinite=0,
-        norm=norm,
+        size=look.size,
+        nonfinite=look.nonfinite,
+        norm=look.norm,
         mean=mean,
         std=std,
-        low=low,
-        high=high,
-        zeros=1 - present / len(sample),
-        histogram=_histogram(sample, bins, low, high),
-        dead_units=dead,
+        low=look.low,
+        high=look.high,
+        zeros=zeros,
+        histogram=histogram,
+        dead_units=look.dead,
     )
 
 
@@ -187,60 +220,11 @@ def in_memory_order(tensor: Tensor) -> Tensor:
 
 
 def _thinned(values: Tensor, width: int = 1) -> Tensor:
-    """Every so manieth of many values, from all columns of rows that are `width` long."""
-    step = max(1, values.numel() // _SAMPLED)
+    """Every so manieth of many values, from all columns of rows that are `width` long; a copy."""
+    step = max(1, -(-values.numel() // _SAMPLED))
     while math.gcd(step, width) > 1:
-        step -= 1
-    return values[::step].contiguous()  # looked at several times
-
-
-def _describe_extremes(values: Tensor, bins: int, dead: float | None) -> TensorStats:
-    """`describe` for values that are not finite, or whose squares leave float32's range."""
-    norm = torch.linalg.vector_norm(values).item()
-    size, nonfinite = values.numel(), 0
-    if not math.isfinite(norm):
-        # The squares of finite values can overflow too, so count before believing it.
-        finite = values[torch.isfinite(values)]
-        nonfinite, values = size - finite.numel(), finite
-    if not values.numel():
-        return _of_nothing(size, nonfinite, norm, bins, dead)
-    low, high = (end.item() for end in torch.aminmax(values))
-    underflowed = norm == 0 and max(abs(low), abs(high)) > 0
-    if underflowed or (math.isinf(norm) and not nonfinite):
-        norm = torch.linalg.vector_norm(values.double()).item()
-    sample = _thinned(values)
-    # Exploding and vanishing values are what is watched for.
-    std, mean = torch.std_mean(sample.double(), correction=0)
-    zeros = 1 - torch.count_nonzero(sample).item() / sample.numel()
-    return TensorStats(
-        size=size,
-        nonfinite=nonfinite,
-        norm=norm,
-        mean=mean.item(),
-        std=std.item(),
-        low=low,
-        high=high,
-        zeros=zeros * values.numel() / size,
-        histogram=_histogram(sample.double(), bins, low, high),
-        dead_units=dead,
-    )
-
-
-def _of_nothing(
-    size: int, nonfinite: int, norm: float, bins: int, dead: float | None
-) -> TensorStats:
-    """Of a tensor without a finite value."""
-    return TensorStats(
-        size, nonfinite, norm, mean=math.nan, std=math.nan, low=math.nan, high=math.nan, zeros=0.0,
-        histogram=[0] * bins, dead_units=dead,
-    )  # fmt: skip
-
-
-def _dead_units(tensor: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """Share of the units that are zero throughout, and the tensor's smallest and largest value."""
-    low, high = ends_of_units(tensor)
-    dead = ((low == 0) & (high == 0)).float().mean()
-    return dead, (low.min(), high.max())
+        step += 1
+    return values[::step].clone()
 
 
 def ends_of_units(tensor: Tensor) -> tuple[Tensor, Tensor]:
@@ -251,11 +235,3 @@ def ends_of_units(tensor: Tensor) -> tuple[Tensor, Tensor]:
         return tensor.amin(dim=axes), tensor.amax(dim=axes)
     rows = laid_out.flatten(0, 2)
     return rows.amin(dim=0), rows.amax(dim=0)
-
-
-def _histogram(values: Tensor, bins: int, low: float, high: float) -> list[int]:
-    if low == high:
-        counts = [0] * bins
-        counts[bins // 2] = values.numel()
-        return counts
-    return torch.histc(values.cpu(), bins, low, high).long().tolist()

@@ -39,12 +39,13 @@ class Residue:
         return handles
 
     def _note_arrival(self, key: int, gradient: Tensor) -> None:
-        self._arrived[key] = gradient.detach()
+        if key in self._stale:
+            self._arrived[key] = gradient.detach()
 
     def _note_sum(self, parameter: nn.Parameter) -> None:
         self._loop.backwards += 1
         new = self._arrived.pop(id(parameter), None)
-        if new is None or new.is_sparse or id(parameter) not in self._stale:
+        if new is None or new.is_sparse:
             return
         before = self._new.get(id(parameter))
         self._new[id(parameter)] = new.clone() if before is None else before + new
@@ -54,8 +55,10 @@ class Residue:
 
         Compared by direction: the loop may have clipped them. On a GPU only where a probe is `due`.
         """
-        loop = self._loop
         new, self._new = self._new, {}
+        if not self._stale:
+            return
+        loop = self._loop
         for parameter in self._watched:
             stale, added = self._stale.get(id(parameter)), new.get(id(parameter))
             total = parameter.grad

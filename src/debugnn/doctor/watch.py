@@ -128,6 +128,7 @@ class Doctor:
         self._ratios: list[float] = []
         self._residue = Residue(self._loop)
         self._named: list[tuple[str, nn.Parameter]] = []  # as of the last probe
+        self._small: list[nn.Parameter] = []  # of these, those looked at in every step
         self._graded: set[str] = set()  # parameters that have had a gradient
         self._task: Task | None = None
         self._begun = False
@@ -190,35 +191,31 @@ class Doctor:
             if self._loop.first_eval_mode is None:
                 self._loop.first_eval_mode = self._loop.steps
         self._residue.compare(self._due)
-        if self._due or not self._named:
-            self._named = list(self.model.named_parameters())  # takes as long as a small layer
-        named = [(n, p) for n, p in self._named if p.grad is not None]
-        if not named:
+        if self._due or not self._named:  # listing them takes as long as a small layer
+            self._named = list(self.model.named_parameters())
+            self._small = [p for _, p in self._named if p.numel() <= _SMALL and not _waits(p)]
+        if all(p.grad is None for _, p in self._named):
             self._loop.empty_steps += 1
             return
         for group, kept in zip(optimizer.param_groups, self._groups, strict=False):
             kept["lr"] = max(float(kept["lr"]), float(group["lr"]))  # a warm-up starts at zero
-        if self.evidence.nonfinite is None and self._nonfinite_gradient([p for _, p in named]):
+        if self.evidence.nonfinite is None and self._nonfinite_gradient():
             self._keep_broken(state)
         if self._due:
+            named = [(n, p) for n, p in self._named if p.grad is not None]
             self._graded.update(name for name, _ in named)
             self._probe_gradients(named)
 
-    def _nonfinite_gradient(self, parameters: Sequence[nn.Parameter]) -> bool:
+    def _nonfinite_gradient(self) -> bool:
         """Whether a gradient holds NaN or infinity: of small tensors at every step, of all at
         a probe. On its way to the first layers NaN passes every layer, and each has a small one."""
-        gradients = [
-            p.grad.coalesce().values() if p.grad.is_sparse else p.grad.detach()
-            for p in parameters
-            if self._due or (p.numel() <= _SMALL and not _waits(p))
-        ]
+        parameters = [p for _, p in self._named] if self._due else self._small
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        gradients = [g.coalesce().values() if g.is_sparse else g.detach() for g in gradients]
         if not gradients:
             return False
-        if self._due:
-            total = sum(read_together(torch._foreach_norm(gradients)))
-        else:
-            total = torch.cat([g.flatten() for g in gradients]).sum().item()
-        # Sums and norms of finite numbers can overflow.
+        total = sum(read_together(torch._foreach_norm(gradients)))
+        # Norms of finite numbers can overflow.
         return not math.isfinite(total) and any(not torch.isfinite(g).all() for g in gradients)
 
     def _probe_gradients(self, named: Sequence[tuple[str, nn.Parameter]]) -> None:
@@ -505,6 +502,7 @@ class Doctor:
         self._kept.clear()
         self._pending.clear()
         self._named.clear()
+        self._small.clear()
         self._validation = None
 
     def __enter__(self) -> "Doctor":
