@@ -68,7 +68,6 @@ FULL = Effort(
 VARIANTS = {
     "watch": ("notebook", "watch"),
     "unwatched": ("notebook", "unwatched"),
-    "tenfold": ("fp32", "tenfold"),
 }
 
 
@@ -109,37 +108,44 @@ class Benchmark:
         self.workers: dict[str, Worker | Together] = {}
         self._ends = time.perf_counter() + effort.seconds
 
-    def start_workers(self, stack: ExitStack, wandb: str, only: str | None = None) -> None:
-        """A process for each side, which `stack` ends, and one a run for those side by side; or
-        one process for one side."""
-        (self.directory / "runs").mkdir()
-        root = str(self.root) if self.root else None
-        common = {"root": root, "directory": str(self.directory / "runs")}
+    def start_workers(self, stack: ExitStack, wandb: str) -> None:
+        """A process for each side, which `stack` ends, and one a run for those side by side."""
         sides = {"notebook": ("benchmarking.notebook:Notebook", {})}
         for precision in PRECISIONS:
-            given = {"precision": precision, "wandb": wandb}
-            sides[precision] = ("benchmarking.project:Project", given)
-        if only is not None or not self.effort.thorough:
+            sides[precision] = ("benchmarking.project:Project", _settings(precision, wandb))
+        if not self.effort.thorough:
             say("Lightning: left out")
         elif any(map(importlib.util.find_spec, ("lightning", "pytorch_lightning"))):
             sides["lightning"] = ("benchmarking.lightning_side:Lightning", {})
         else:
             say("Lightning: not installed, skipped")
-        for name, (side, extra) in sides.items():
-            if only not in (None, name):
-                continue
-            self.workers[name] = Worker(name, side, self.log, **common, **extra)
-            stack.callback(self.workers[name].close)
-        for name in TOGETHER if only is None else ():
-            side, extra = sides[name]
-            members = []
-            for number in range(self.at_once):
-                own = self.directory / f"runs-{name}-{number}"
-                own.mkdir()
-                given = {**common, **extra, "directory": str(own)}
-                members.append(Worker(f"{name} {number}", side, self.log, self.threads, **given))
-                stack.callback(members[-1].close)
+        for name, (side, settings) in sides.items():
+            self.workers[name] = self._started(stack, name, side, settings)
+        for name in TOGETHER:
+            members = [
+                self._started(stack, f"{name}-{number}", *sides[name], self.threads)
+                for number in range(self.at_once)
+            ]
             self.workers[f"{name}_together"] = Together(members)
+
+    def start_watched(self, stack: ExitStack, wandb: str) -> None:
+        """The one process that is needed to measure again what `measure_again` does."""
+        settings = _settings("fp32", wandb)
+        self.workers["fp32"] = self._started(
+            stack, "fp32", "benchmarking.project:Project", settings
+        )
+
+    def _started(
+        self, stack: ExitStack, name: str, side: str, settings: dict[str, str],
+        threads: int | None = None,
+    ) -> Worker:  # fmt: skip
+        runs = self.directory / f"runs-{name}"
+        runs.mkdir()
+        root = str(self.root) if self.root else None
+        given = {"root": root, "directory": str(runs), **settings}
+        worker = Worker(name, side, self.log, threads, **given)
+        stack.callback(worker.close)
+        return worker
 
     def measure(self) -> Results:
         """All phases, in the order of what matters most."""
@@ -148,7 +154,7 @@ class Benchmark:
         steps = {net: self._steps(net) for net in self.effort.nets}
         evaluations = {net: self._evaluations(net) for net in nets}
         self._compare(steps, evaluations)
-        self._doctor()
+        self._watching()
         self._wandb_watch(steps)
         self._roofline(steps, evaluations)
         self._stacks()
@@ -158,17 +164,16 @@ class Benchmark:
         return self.results
 
     def measure_again(self, results: Results) -> Results:
-        """The doctor's share, start-up and memory in place of those that were measured before."""
+        """What is small in a step, start-up and memory in place of what was measured before."""
         self.results = results
-        self._doctor()
+        self._watching()
         self._startup()
         self._memory()
-        again = (
-            "The doctor's share, start-up and memory were measured again, on a later day or state "
-            "of the code."
+        results.notes = [note for note in results.notes if "measured again" not in note]
+        results.notes.append(
+            f"The doctor's share and tenfold data (up to {self.effort.watched_rounds} rounds), "
+            "start-up and memory were measured again, on a later day or state of the code."
         )
-        if again not in results.notes:
-            results.notes.append(again)
         return results
 
     def _alternate(
@@ -183,7 +188,6 @@ class Benchmark:
         sides = self._compared(net)
         if net in MAIN:
             sides += ["watch", "unwatched"]
-            sides += ["tenfold"] * (net == "cifar" and self.effort.thorough)
         say(f"training step, {net}")
         calls = {}
         for side in sides:
@@ -276,28 +280,27 @@ class Benchmark:
         self.results.ratio[key] = plain / side
         self.results.seconds[key] = (plain, side)
 
-    def _doctor(self) -> None:
-        """What the doctor adds to a step: so little that nothing else is timed between."""
-        found = {}
-        for net in WATCHED:
-            say(f"the doctor, {net}")
-            calls = {
-                variant: self._call(
-                    "fp32", "steps", net=net, count=NETS[net].block, variant=variant
-                )
-                for variant in ("", "doctor=off")
-            }
-            taken = self._alternate(calls, share=0.2, rounds=self.effort.watched_rounds)
-            found[net] = overhead(taken[""], taken["doctor=off"])
+    def _watching(self) -> None:
+        """What the doctor adds to a step, and data of ten times the size: so little that nothing
+        else is timed between."""
+        found = {net: self._added(net, "", "doctor=off") for net in WATCHED}
         self._overheads("doctor", found, max)
+        if self.effort.thorough:
+            self.results.add("overhead", "tenfold_data", self._added("cifar", "tenfold", ""))
+
+    def _added(self, net: str, variant: str, without: str) -> Spread:
+        say(f"{variant or 'the doctor'}, {net}")
+        calls = {
+            each: self._call("fp32", "steps", net=net, count=NETS[net].block, variant=each)
+            for each in (variant, without)
+        }
+        taken = self._alternate(calls, share=0.2, rounds=self.effort.watched_rounds)
+        return overhead(taken[variant], taken[without])
 
     def _wandb_watch(self, steps: dict[str, Taken]) -> None:
-        """What `wandb.watch` adds, and data of ten times the size."""
+        """What `wandb.watch` adds to the notebooks' loop."""
         found = {net: overhead(steps[net]["watch"], steps[net]["unwatched"]) for net in MAIN}
         self._overheads("wandb_watch", found, min)
-        if "tenfold" in steps["cifar"]:
-            tenfold = overhead(steps["cifar"]["tenfold"], steps["cifar"]["fp32"])
-            self.results.add("overhead", "tenfold_data", tenfold)
 
     def _overheads(self, name: str, found: dict[str, Spread], worst: Callable) -> None:
         """Each network's, and for all the less favourable of the two image nets'."""
@@ -369,7 +372,7 @@ class Benchmark:
                 "project", [*net, f"output_dir={runs / str(next(fresh))}"], self.log
             ),
             "notebook_first_step_s": lambda: startup.first_step(
-                "notebook", ["mnist", root, str(self.directory / "runs")], self.log
+                "notebook", ["mnist", root, str(self.directory)], self.log
             ),
         }
         taken = alternate(calls, self.effort.starts, 0.3 * max(self._ends - time.perf_counter(), 0))
@@ -412,7 +415,7 @@ class Benchmark:
             f"{self.threads} of the threads, and a step's time is "
             "the time until all have done it, over how many they are.",
             f"Medians and quartiles of up to {effort.rounds} alternating rounds "
-            f"({effort.watched_rounds} of the doctor's share) of 20 steps "
+            f"({effort.watched_rounds} of the doctor's share and tenfold data) of 20 steps "
             f"(regression {NETS['regression'].block}), or an evaluation of {effort.images} images; "
             f"{seconds:.0f} s in all.",
             "A step here is one of train.py's, with the doctor at its default cadence, "
@@ -421,6 +424,11 @@ class Benchmark:
             "start-up."
             + ("" if "cifar_bn" in effort.nets else " The plain nets stand for their variants."),
         ]
+
+
+def _settings(precision: str, wandb: str) -> dict[str, str]:
+    """This project's side."""
+    return {"precision": precision, "wandb": wandb}
 
 
 def data_root() -> Path | None:
@@ -456,7 +464,7 @@ def main() -> int:
     )
     parser.add_argument(
         "--again", action="store_true",
-        help="only the doctor's share, start-up, memory; the rest of DIR's numbers stay",
+        help="only what adds little to a step, start-up, memory; the rest of DIR's numbers stay",
     )  # fmt: skip
     parser.add_argument(
         "--wandb", choices=["offline", "disabled"], default="offline", help="this project's sink"
@@ -473,7 +481,7 @@ def main() -> int:
                 if options.output is None:
                     parser.error("--again needs --output, whose numbers it keeps")
                 kept = (options.output / "benchmark.json").read_text(encoding="utf-8")
-                benchmark.start_workers(stack, options.wandb, only="fp32")
+                benchmark.start_watched(stack, options.wandb)
                 results = benchmark.measure_again(Results(**json.loads(kept)))
             else:
                 benchmark.start_workers(stack, options.wandb)
