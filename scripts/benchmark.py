@@ -25,7 +25,7 @@ from benchmarking import measures, output, startup
 from benchmarking.measures import Spread, alternate, overhead, ratio
 from benchmarking.nets import MAIN, NETS, STACKED, data_overrides, net_overrides
 from benchmarking.worker import ROOT, BenchmarkError, Together, Worker
-from debugnn import report
+from debugnn.analysis import tables as report
 from reproduce import runs_at_once
 
 PRECISIONS = ("fp32", "bf16")

@@ -19,10 +19,12 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from debugnn import Doctor, records, report
-from debugnn.doctor import evidence, rules
-from debugnn.doctor.findings import CAUSES, main_cause
-from debugnn.figures.confusion import draw_confusion
+from debugnn import Doctor, records
+from debugnn.analysis import tables as report
+from debugnn.doctor import evidence
+from debugnn.doctor import causes as rules
+from debugnn.doctor.report import CAUSES, main_cause
+from debugnn.analysis.figures.confusion import draw_confusion
 from programs import FAULTY, SOUND, train
 
 ROOT = Path(__file__).resolve().parent.parent

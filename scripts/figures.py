@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from debugnn.errors import ConfigError
-from debugnn.figures import draw
+from debugnn.analysis.figures import draw
 
 
 def main() -> int:

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from debugnn import report
+from debugnn.analysis import tables as report
 from debugnn.errors import ConfigError
-from debugnn.figures import draw
-from debugnn.results import Run, compare, load_runs, paired, tidy_epochs
+from debugnn.analysis.figures import draw
+from debugnn.analysis.runs import Run, compare, load_runs, paired, tidy_epochs
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"

@@ -100,7 +100,7 @@ class Outcome:
 
 def run(job: Job) -> Outcome:
     """Run the job in this process."""
-    from debugnn.tasks import execute
+    from debugnn.runs.tasks import execute
 
     started, error = time.perf_counter(), None
     try:
@@ -235,7 +235,7 @@ def main(arguments: list[str]) -> int:
 
 
 def draw_figures(runs: Path, names: list[str]) -> None:
-    from debugnn.figures import draw
+    from debugnn.analysis.figures import draw
 
     drawn = draw(runs, runs / "figures", names)
     print(f"{len(drawn)} figures in {runs / 'figures'}")

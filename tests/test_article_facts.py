@@ -7,8 +7,8 @@ import torch
 from omegaconf import DictConfig
 
 from debugnn.build import build
-from debugnn.doctor.probes import LayerProbe
-from debugnn.loop import Training, evaluate, fit
+from debugnn.training.layer_stats import LayerProbe
+from debugnn.training.loop import Training, evaluate, fit
 from debugnn.records import Epoch, Layers, Step
 
 UNWATCHED = LayerProbe(every=None)

@@ -7,7 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
 
-from debugnn.clipping import (
+from debugnn.training.clipping import (
     NormLimits,
     clip_each,
     clip_norm,

@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 from conftest import CONF
 from debugnn import cli, config
 from debugnn.build import build
-from debugnn.doctor.probes import LayerProbe
-from debugnn.loop import train_one_epoch
+from debugnn.training.layer_stats import LayerProbe
+from debugnn.training.loop import train_one_epoch
 from debugnn.records import Step
 
 GROUPS = {

@@ -15,8 +15,8 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from debugnn import data as data_sets
-from debugnn import shapes
+from debugnn.data import dataset as data_sets
+from debugnn.data import shapes
 from debugnn.build import build_data
 from debugnn.data import (
     Arrays,

@@ -15,12 +15,12 @@ from torch.func import functional_call, vmap
 from torch.nn.functional import cross_entropy
 
 from debugnn import Doctor
-from debugnn.clipping import NormLimits, clip_each, clip_norm, keep, rescale_norm
+from debugnn.training.clipping import NormLimits, clip_each, clip_norm, keep, rescale_norm
 from debugnn.data import Data, Split
-from debugnn.doctor.probes import LayerProbe, describe
-from debugnn.loop import Training, train_one_epoch
-from debugnn.models import network
-from debugnn.stack import Member, Stack
+from debugnn.training.layer_stats import LayerProbe, describe
+from debugnn.training.loop import Training, train_one_epoch
+from debugnn.nn.networks import network
+from debugnn.stacking.stack import Member, Stack
 
 STEPS = 6
 RULES = {

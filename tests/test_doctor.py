@@ -30,9 +30,10 @@ from torch.nn.utils import prune
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from debugnn import Doctor, records
-from debugnn.doctor import rules, watch
+from debugnn.doctor import watch
+from debugnn.doctor import causes as rules
 from debugnn.doctor.evidence import Evidence
-from debugnn.doctor.findings import CAUSES, SEVERITIES, Finding, Report
+from debugnn.doctor.report import CAUSES, SEVERITIES, Finding, Report
 from debugnn.random_state import set_random_state
 
 NAN = math.nan
@@ -1634,7 +1635,7 @@ def test_a_diagnosis_can_be_made_again_without_torch(tmp_path):
     (tmp_path / "evidence").write_bytes(pickle.dumps(evidence))
     code = f"""if True:
         import pickle, sys
-        from debugnn.doctor import rules
+        from debugnn.doctor import causes as rules
         with open({str(tmp_path / "evidence")!r}, "rb") as file:
             report = rules.diagnose(pickle.load(file), budget=200)
         assert "torch" not in sys.modules, "torch was imported"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from debugnn.dropout import Dropout, dropout
+from debugnn.nn.dropout import Dropout, dropout
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 

@@ -15,10 +15,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from debugnn.errors import ConfigError
-from debugnn.figures import KINDS, draw
-from debugnn.figures.layers import magnitudes, rebin
+from debugnn.analysis.figures import KINDS, draw
+from debugnn.analysis.figures.layers import magnitudes, rebin
 from debugnn.records import Layers, LrPoint, LrSuggestion, Step
-from debugnn.results import ARTICLE, Run, article_epochs, load_runs
+from debugnn.analysis.runs import ARTICLE, Run, article_epochs, load_runs
 from test_results import epoch, stats, write_run
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -393,7 +393,7 @@ def test_the_command_ends_with_one_line(tmp_path: Path, folder: str) -> None:
 
 def test_figures_need_neither_torch_nor_hydra_nor_wandb() -> None:
     code = (
-        "import sys, debugnn.figures; "
+        "import sys, debugnn.analysis.figures; "
         "print({'torch', 'hydra', 'wandb', 'sklearn'} & {m.split('.')[0] for m in sys.modules})"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

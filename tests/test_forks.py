@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import nn
 
-from debugnn.doctor.forks import Batch, Change, Trial, reset, run
-from debugnn.doctor.network import Call
-from debugnn.doctor.task import Task
+from debugnn.doctor.trials import Batch, Change, Trial, reset, run
+from debugnn.doctor.observe.network import Call
+from debugnn.doctor.observe.task import Task
 
 TASK = Task("classes", 10)
 OPTIMIZERS = {

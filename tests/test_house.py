@@ -74,7 +74,7 @@ def test_imports_point_one_way(path):
 
 @pytest.mark.parametrize(
     "module",
-    ["debugnn", "debugnn.records", "debugnn.results", "debugnn.figures", "debugnn.doctor.rules"],
+    ["debugnn", "debugnn.records", "debugnn.analysis.runs", "debugnn.analysis.figures", "debugnn.doctor.causes"],
 )
 def test_results_figures_and_findings_need_no_torch(module):
     program = (

@@ -6,8 +6,8 @@ from torch import nn
 
 from debugnn.build import build
 from debugnn.errors import ConfigError
-from debugnn.inits import initialise, transfer
-from debugnn.models import network
+from debugnn.nn.inits import initialise, transfer
+from debugnn.nn.networks import network
 
 LAYERS = (nn.Conv2d, nn.Linear)
 # The CIFAR net on embedded images of its size, and one small batch of them.

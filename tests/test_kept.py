@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from debugnn.doctor.kept import Batches, Kept
-from debugnn.doctor.task import Task
+from debugnn.doctor.observe.kept import Batches, Kept
+from debugnn.doctor.observe.task import Task
 from debugnn.doctor.watch import as_call
 
 SIZES = [3, 1, 4096, 0, 7, 9000, 2]

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from conftest import REPOSITORY
-from debugnn.stack import Stack
+from debugnn.stacking.stack import Stack
 from test_cli import launch, start
 from test_stack import assert_rows_close, facts_of, rows_of
 

@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from debugnn.build import build
-from debugnn.clipping import clip_norm, keep, rescale_norm
+from debugnn.training.clipping import clip_norm, keep, rescale_norm
 from debugnn.data import assemble as assemble_data
 from debugnn.data import regression
-from debugnn.doctor.probes import LayerProbe
-from debugnn.loop import Training, evaluate, fit
-from debugnn.losses import cross_entropy, mse
+from debugnn.training.layer_stats import LayerProbe
+from debugnn.training.loop import Training, evaluate, fit
+from debugnn.nn.losses import cross_entropy, mse
 from debugnn.records import Epoch, Step
 
 UNWATCHED = LayerProbe(every=None)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from debugnn import losses
+from debugnn.nn import losses
 from debugnn.build import leaf
 
 

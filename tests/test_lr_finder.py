@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from debugnn.clipping import clip_norm
-from debugnn.doctor.probes import LayerProbe
-from debugnn.loop import Training, fit
-from debugnn.losses import cross_entropy
-from debugnn.lr_finder import RULES, range_test, suggest
+from debugnn.training.clipping import clip_norm
+from debugnn.training.layer_stats import LayerProbe
+from debugnn.training.loop import Training, fit
+from debugnn.nn.losses import cross_entropy
+from debugnn.training.range_test import RULES, range_test, suggest
 from debugnn.records import LrPoint, Step
 
 ARTICLE = {

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from debugnn.doctor import network
+from debugnn.doctor.observe import network
 from debugnn.doctor.evidence import NetworkFacts
-from debugnn.doctor.network import (
+from debugnn.doctor.observe.network import (
     Call,
     Signals,
     Tracer,
@@ -18,7 +18,7 @@ from debugnn.doctor.network import (
     initial_weights,
     trace,
 )
-from debugnn.doctor.signals import MIXED
+from debugnn.doctor.causes.signals import MIXED
 
 BATCH = 16
 RECURRENT = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}

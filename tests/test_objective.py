@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from debugnn.doctor.objective import examine
-from debugnn.doctor.task import Task, read
+from debugnn.doctor.observe.loss import examine
+from debugnn.doctor.observe.task import Task, read
 
 BATCH, CLASSES = 32, 5
 LABELS = torch.arange(BATCH) % CLASSES

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.checkpoint import checkpoint
 
-from debugnn.doctor.origin import Origin, find_origin
+from debugnn.doctor.nonfinite import Origin, find_origin
 
 NAN, INF = math.nan, math.inf
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from torch import nn
 
-from debugnn.clipping import clip_norm
-from debugnn.doctor.probes import LayerProbe, describe
-from debugnn.loop import fit
+from debugnn.training.clipping import clip_norm
+from debugnn.training.layer_stats import LayerProbe, describe
+from debugnn.training.loop import fit
 from debugnn.records import Layers, Step
 
 NAN, INF = math.nan, math.inf

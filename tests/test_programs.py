@@ -6,7 +6,7 @@
 import pytest
 
 from debugnn import Doctor
-from debugnn.doctor.findings import CAUSES, main_cause
+from debugnn.doctor.report import CAUSES, main_cause
 from programs import FAULTY, SOUND, train
 
 SEED = 11

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarking import output
 from conftest import CONF, REPOSITORY
-from debugnn import report
+from debugnn.analysis import tables as report
 
 README = (REPOSITORY / "README.md").read_text()
 EXAMPLES = re.findall(r"<!-- example: (\S+) -->\n```yaml\n(.*?)```", README, re.DOTALL)

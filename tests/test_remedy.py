@@ -9,7 +9,8 @@ import pytest
 import train
 
 from conftest import CONF, REPOSITORY
-from debugnn import cli, records, remedy
+from debugnn import cli, records
+from debugnn.runs import fix as remedy
 
 # A dense net on 320 digits: 50 steps in all, enough to be judged.
 SMALL = ("wandb=disabled", "trainer.device=cpu", "data=digits", "data.train_size=320",

@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from debugnn import records, report
+from debugnn import records
+from debugnn.analysis import tables as report
 from debugnn.errors import ConfigError
 from debugnn.records import Epoch, Layers, LrPoint, LrSuggestion, Record, Step, TensorStats
-from debugnn.results import (
+from debugnn.analysis.runs import (
     ARTICLE,
     article_epochs,
     compare,
@@ -53,7 +54,7 @@ def write_run(
         "started": f"2026-01-01T00:00:{seed:02d}+00:00",
     }
     config = {
-        "loss": {"_target_": f"debugnn.losses.{loss}"},
+        "loss": {"_target_": f"debugnn.nn.losses.{loss}"},
         "data": {"batch_size": 4, "train_size": None},
         "trainer": {"steps_per_epoch": 21},
         "task": {"name": task},

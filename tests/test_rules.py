@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from debugnn.doctor import rules, signals
+from debugnn.doctor import causes as rules
+from debugnn.doctor.causes import signals
 from debugnn.doctor.evidence import (
     ActivationFacts,
     Evidence,
@@ -17,7 +18,7 @@ from debugnn.doctor.evidence import (
     Validation,
     WeightFacts,
 )
-from debugnn.doctor.findings import CAUSES, SEVERITIES, Finding, main_cause
+from debugnn.doctor.report import CAUSES, SEVERITIES, Finding, main_cause
 
 STEPS = 200
 

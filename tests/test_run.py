@@ -11,10 +11,11 @@ import torch
 
 from conftest import REPOSITORY
 from debugnn import records
-from debugnn.directory import arm_of, label, run_name
-from debugnn.doctor import evidence, rules
+from debugnn.runs.directory import arm_of, label, run_name
+from debugnn.doctor import evidence
+from debugnn.doctor import causes as rules
 from debugnn.errors import ConfigError
-from debugnn.tasks import execute
+from debugnn.runs.tasks import execute
 
 SMALL = ("model=deep_mlp", "reg=bn_dropout", "data.batch_size=64", "trainer.steps_per_epoch=4")
 
@@ -108,7 +109,9 @@ def test_a_killed_run_goes_on_bit_for_bit(settings, tmp_path):
     program = """
 import sys
 from omegaconf import OmegaConf
-from debugnn import config, run, checkpoint
+from debugnn import config
+from debugnn.runs import execute as run
+from debugnn.training import checkpoint
 import os, signal
 write = checkpoint.write
 def write_then_die(path, state):

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from conftest import REPOSITORY
-from debugnn import runtime
+from debugnn.training import process as runtime
 
 STEPS = """
 import resource, sys
 import torch
-from debugnn import runtime
+from debugnn.training import process as runtime
 if {kept}:
     runtime.keep_freed_memory()
 torch.set_num_threads(1)
@@ -45,7 +45,7 @@ def test_kept_memory_spares_page_faults_and_changes_no_number():
 def test_kept_memory_can_be_given_back():
     program = """
 import torch
-from debugnn import runtime
+from debugnn.training import process as runtime
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096
 runtime.keep_freed_memory()
@@ -65,7 +65,7 @@ print(held, kept, resident())
 def test_an_optimizer_without_dynamo_takes_the_same_steps(name):
     program = f"""
 import sys, torch
-from debugnn import runtime
+from debugnn.training import process as runtime
 if {{spared}}:
     runtime.leave_dynamo_out(torch.optim.{name})
 torch.manual_seed(0)
@@ -94,7 +94,7 @@ def test_a_training_imports_no_compiler(tmp_path):
         ],
         cwd=REPOSITORY, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert "debugnn.runtime" in shown.stderr
+    assert "debugnn.training.process" in shown.stderr
     assert not [line for line in shown.stderr.splitlines() if line.endswith(" torch._dynamo")]
 
 

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import datasets
 
-from debugnn.doctor import samples
-from debugnn.doctor.signals import LEAKED
-from debugnn.doctor.task import Task
+from debugnn.doctor.observe import samples
+from debugnn.doctor.causes.signals import LEAKED
+from debugnn.doctor.observe.task import Task
 
 
 @cache

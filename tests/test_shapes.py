@@ -1,9 +1,9 @@
-"""`debugnn.shapes`: the contract of the images, the silhouettes, and how weak the hue is."""
+"""`debugnn.data.shapes`: the contract of the images, the silhouettes, and how weak the hue is."""
 
 import numpy as np
 import pytest
 
-from debugnn import shapes
+from debugnn.data import shapes
 
 SAMPLES = 200
 EXTENT = 1.1

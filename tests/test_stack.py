@@ -9,16 +9,17 @@ import pytest
 import torch
 from torch import nn
 
-from debugnn import checkpoint, records
+from debugnn import records
+from debugnn.training import checkpoint
 from debugnn.build import build
-from debugnn.clipping import keep
-from debugnn.doctor.probes import LayerProbe
+from debugnn.training.clipping import keep
+from debugnn.training.layer_stats import LayerProbe
 from debugnn.errors import ConfigError
-from debugnn.loop import fit
+from debugnn.training.loop import fit
 from debugnn.records import Epoch, Layers, Step
-from debugnn.stack import Member, Stack, fit_captured, share_data
-from debugnn.stacked import execute_together
-from debugnn.tasks import execute
+from debugnn.stacking.stack import Member, Stack, fit_captured, share_data
+from debugnn.stacking.sweep import execute_together
+from debugnn.runs.tasks import execute
 
 # 100 samples in batches of 32: the last is smaller, and has masks of its own size.
 SMALL = ("data.train_size=100", "data.batch_size=32", "trainer.eval_every=2")

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics
 
-from debugnn.doctor.task import (
+from debugnn.doctor.observe.task import (
     Task,
     constant_loss,
     first_tensor,

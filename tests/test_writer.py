@@ -2,7 +2,7 @@ import threading
 
 import pytest
 
-from debugnn.writer import Writer
+from debugnn.runs.writer import Writer
 
 
 def test_calls_are_made_in_order_and_the_caller_does_not_wait():

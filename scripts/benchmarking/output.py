@@ -9,7 +9,7 @@ import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from debugnn.figures.canvas import DPI, FAINT, PALETTE, STYLE, WIDTH
+from debugnn.analysis.figures.canvas import DPI, FAINT, PALETTE, STYLE, WIDTH
 
 # Result's key → its row in the table; the order is the table's.
 RATIOS = {

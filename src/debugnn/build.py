@@ -12,15 +12,15 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from debugnn import data as data_sets
-from debugnn import runtime
-from debugnn.clipping import gradient_rule
+from debugnn.data import dataset as data_sets
+from debugnn.training import process as runtime
+from debugnn.training.clipping import gradient_rule
 from debugnn.config import check
 from debugnn.data import Data
-from debugnn.doctor.probes import LayerProbe
+from debugnn.training.layer_stats import LayerProbe
 from debugnn.errors import ConfigError, one_line
-from debugnn.inits import initialise, transfer
-from debugnn.loop import Training, fit
+from debugnn.nn.inits import initialise, transfer
+from debugnn.training.loop import Training, fit
 
 log = logging.getLogger(__name__)
 

@@ -11,20 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from debugnn.doctor import forks, gather, network, rules
+from debugnn.doctor import trials as forks
+from debugnn.doctor.observe import gather
+from debugnn.doctor.observe import network
+from debugnn.doctor import causes as rules
 from debugnn.doctor.copies import Relay, own_loss, state_of, twin_of, undisturbed
 from debugnn.doctor.evidence import Evidence, LayerFacts, NonFinite, Probe, Score, Validation
-from debugnn.doctor.examine import batch_size, first_look
-from debugnn.doctor.findings import Report
-from debugnn.doctor.kept import Kept, KeptBatch, ValidationSet, copied, rows_of
-from debugnn.doctor.network import Call
-from debugnn.doctor.origin import find_origin
-from debugnn.doctor.probes import read_together
-from debugnn.doctor.residue import Residue
-from debugnn.doctor.task import Task, read, score
+from debugnn.doctor.observe.first_look import batch_size, first_look
+from debugnn.doctor.report import Report
+from debugnn.doctor.observe.kept import Kept, KeptBatch, ValidationSet, copied, rows_of
+from debugnn.doctor.observe.network import Call
+from debugnn.doctor.nonfinite import find_origin
+from debugnn.training.layer_stats import read_together
+from debugnn.doctor.observe.stale_gradients import Residue
+from debugnn.doctor.observe.task import Task, read, score
 from debugnn.errors import one_line
 from debugnn.random_state import random_state, set_random_state
-from debugnn.runtime import give_back_memory
+from debugnn.training.process import give_back_memory
 
 _VALIDATED = 1024  # samples of a validation set that are looked at
 _PROBED = 8  # samples of a batch that activations are looked at with
