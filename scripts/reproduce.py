@@ -100,7 +100,7 @@ class Outcome:
 
 def run(job: Job) -> Outcome:
     """Run the job in this process."""
-    from debugnn.runs.tasks import execute
+    from debugnn.runs.execute import execute
 
     started, error = time.perf_counter(), None
     try:
