@@ -84,7 +84,6 @@ class TrainerConfig:
     eval_every: int = 1
     eval_batch_size: int = 128
     read_every: int = 20
-    graph: bool = False  # on a GPU: the passes as a CUDA graph, without the doctor's diagnosis
     checkpoint_every: int = 1
     stack: int = 1
 
@@ -173,7 +172,7 @@ class Config:
 # finished run and a request for the same one.
 BOOKKEEPING = ("overwrite", "output_dir", "wandb", "report", "data.root", "data.cache",
                "data.download", "trainer.checkpoint_every", "trainer.read_every",
-               "trainer.graph", "trainer.stack")  # fmt: skip
+               "trainer.stack")  # fmt: skip
 
 _CHOICES = {
     "init.layers": ("all", "conv"),
