@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 from omegaconf import OmegaConf
@@ -138,7 +138,7 @@ def _load(path: Path) -> Run | None:
         raise ConfigError(f"{path}: not a run's record ({type(error).__name__}: {error})") from None
     settings = path.with_name("config.yaml")
     try:
-        config = OmegaConf.to_container(OmegaConf.load(settings))
+        config = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(settings)))
     except Exception as error:  # YAML's and OmegaConf's errors have no common base
         reason = one_line(error)
         raise ConfigError(f"{settings}: not a run's configuration ({reason})") from None

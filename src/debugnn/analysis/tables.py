@@ -101,7 +101,7 @@ def provenance(runs: Sequence[Run]) -> str:
 
 def groups(conf: Path) -> str:
     """Return the configuration groups and their options, with the default first and in bold."""
-    defaults = {}
+    defaults: dict[str, str] = {}
     for item in yaml.safe_load((conf / "config.yaml").read_text(encoding="utf-8"))["defaults"]:
         defaults |= item if isinstance(item, dict) else {}
     rows = []

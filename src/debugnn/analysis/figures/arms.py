@@ -145,7 +145,9 @@ def first_loss(runs: Sequence[Run], figure: Mapping[str, Any]) -> Figure:
     return whole
 
 
-def _bars(axes: Axes, labels: Sequence[str], values: Sequence[float], name: str, **style: Any):
+def _bars(
+    axes: Axes, labels: Sequence[str], values: Sequence[float], name: str, **style: Any
+) -> None:
     style = {"color": PALETTE[0], "ecolor": FAINT, **style}
     axes.barh(range(len(labels)), values, height=0.7, **style)
     axes.set_yticks(range(len(labels)), labels)

@@ -2,12 +2,13 @@
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.lines import Line2D
 
 from debugnn.analysis.runs import Run, select, varying
 from debugnn.errors import ConfigError
@@ -15,7 +16,8 @@ from debugnn.errors import ConfigError
 # The palette of Okabe and Ito (2008), which colour-blind readers can tell apart. Its yellow is left
 # out: it is hardly visible on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
+Dash = Literal["-"] | tuple[float, tuple[float, ...]]
+DASHES: tuple[Dash, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
 FAINT = "#767676"
 
 WIDTH = 9.0  # inches; at 150 dots per inch the text is readable at a README's 900 pixels
@@ -29,7 +31,7 @@ DATA = {
     "cifar10": "CIFAR-10",
 }
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 9.5,
     "axes.spines.top": False,
@@ -42,8 +44,6 @@ STYLE = {
     "legend.fontsize": 8.5,
     "lines.linewidth": 1.6,
 }
-
-Arm = tuple[tuple[str, str], ...]
 
 
 def chosen(runs: Sequence[Run], figure: Mapping[str, Any]) -> list[Run]:
@@ -76,7 +76,8 @@ def canvas(
     foot_height = 0.13 * len(lines) + 0.07
     whole = Figure(figsize=(WIDTH, height + foot_height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(whole)
-    body, foot = whole.subfigures(2, 1, height_ratios=[height, foot_height])
+    parts = whole.subfigures(2, 1, squeeze=False, height_ratios=[height, foot_height])
+    body, foot = parts[:, 0]
     title = figure["title"]
     body.suptitle(title, x=0.01, ha="left", fontsize=11.5, fontweight="bold")
     foot.text(0.01, 0.98, "\n".join(lines), va="top", fontsize=7.5, color="#555555")
@@ -112,7 +113,7 @@ def arm_label(run: Run, keys: Sequence[str]) -> str:
     return ", ".join(run.arm.get(key, "default") for key in keys) or "ours"
 
 
-def arm_styles(runs: Sequence[Run]) -> dict[str, tuple[str, Any]]:
+def arm_styles(runs: Sequence[Run]) -> dict[str, tuple[str, Dash]]:
     """Return arm label → (colour, dash), the same in all figures of an experiment.
 
     If there are more arms than colours and two keys vary, colours encode the key with more values
@@ -138,9 +139,9 @@ def arm_styles(runs: Sequence[Run]) -> dict[str, tuple[str, Any]]:
     }
 
 
-def legend_below(body: SubFigure, handles: list, title: str | None = None) -> None:
+def legend_below(body: SubFigure, handles: Sequence[Line2D], title: str | None = None) -> None:
     """Add a legend below the panels, where it cannot hide a curve."""
-    widest = max(len(handle.get_label()) for handle in handles)
+    widest = max(len(str(handle.get_label())) for handle in handles)
     rows = -(-len(handles) // (4 if widest > 18 else 6))
     columns = -(-len(handles) // rows)
     body.legend(handles=handles, title=title, loc="outside lower center", ncols=columns)

@@ -16,6 +16,7 @@ from debugnn.analysis.figures.canvas import (
     DATA,
     FAINT,
     PALETTE,
+    Dash,
     arm_label,
     arm_styles,
     canvas,
@@ -25,7 +26,7 @@ from debugnn.analysis.figures.canvas import (
 )
 from debugnn.analysis.runs import Run, by_arm, first_nonfinite, over_seeds, varying
 
-_TRAIN_DASH = (0, (3, 1.5))
+_TRAIN_DASH: Dash = (0, (3, 1.5))
 
 # The columns that each panel draws: the training's first, the one with the article's points last.
 _TRAIN = ("last_batch_loss",), ("train_accuracy",)
@@ -114,7 +115,7 @@ def _draw_panels(
 
 
 def _draw_curve(
-    axes: Axes, curve: pd.DataFrame, colour: str, dash: Any, thin: bool, seeds: int
+    axes: Axes, curve: pd.DataFrame, colour: str, dash: Dash, thin: bool, seeds: int
 ) -> None:
     axes.plot(
         curve.index,
@@ -230,8 +231,8 @@ def _loss_axis(axes: Axes, shown: Sequence[Run]) -> None:
     losses = {run.config["loss"]["_target_"].rpartition(".")[2] for run in shown}
     unit = "nats" if losses == {"cross_entropy"} else "each loss in its own unit"
     axes.set_ylabel(f"loss ({unit})")
-    drawn = [np.asarray(line.get_ydata(), float) for line in axes.lines if line.get_gid() != "lost"]
-    drawn = np.concatenate(drawn)
+    curves = (line.get_ydata() for line in axes.lines if line.get_gid() != "lost")
+    drawn = np.concatenate([np.asarray(curve, float) for curve in curves])
     drawn = drawn[np.isfinite(drawn)]
     if not len(drawn):
         return

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -30,7 +31,9 @@ _BINS_PER_DECADE = 6
 _FAINTEST = 1e-3  # smallest share of a tensor's values that a heatmap shows
 
 
-def rebin(counts: Sequence[int], low: float, high: float, edges: np.ndarray) -> np.ndarray:
+def rebin(
+    counts: Sequence[int] | np.ndarray, low: float, high: float, edges: np.ndarray
+) -> np.ndarray:
     """Redistribute the counts of equal bins from `low` to `high` to bins with other edges.
 
     A bin that crosses an edge is split as if its values were spread evenly over it. The total is
@@ -159,11 +162,11 @@ def _visible(
     return edges[start:], [np.delete(share, np.s_[1 : start + 1], axis=0) for share in shares]
 
 
-def _heatmap(axes: Axes, steps: np.ndarray, shares: np.ndarray, edges: np.ndarray):
+def _heatmap(axes: Axes, steps: np.ndarray, shares: np.ndarray, edges: np.ndarray) -> QuadMesh:
     """Draw the shares by step (x) and |gradient| (y), with a separate row for exact zeros."""
     width = np.diff(steps).min() if len(steps) > 1 else 1
     across = np.append(steps, steps[-1] + width)
-    style = {"norm": LogNorm(_FAINTEST, 1), "cmap": "viridis", "rasterized": True}
+    style: dict[str, Any] = {"norm": LogNorm(_FAINTEST, 1), "cmap": "viridis", "rasterized": True}
     axes.set_facecolor("#f2f2f2")
     axes.grid(False)
     image = axes.pcolormesh(across, edges, _blank(shares[1:]), **style)
@@ -335,6 +338,5 @@ def _profiles(group: Sequence[Run]) -> tuple[np.ndarray, np.ndarray]:
         spreads.append(_after_activation(activations[activations["step"] == 0])["std"].to_numpy())
         first = gradients[gradients["step"] == 0]
         norms.append(_weights(first, {})["norm"].to_numpy())
-    return tuple(
-        np.where((mean := np.mean(rows, axis=0)) > 0, mean, np.nan) for rows in (spreads, norms)
-    )
+    spread, norm = np.mean(spreads, axis=0), np.mean(norms, axis=0)
+    return np.where(spread > 0, spread, np.nan), np.where(norm > 0, norm, np.nan)
