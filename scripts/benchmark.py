@@ -25,7 +25,7 @@ from benchmarking import measures, output, startup
 from benchmarking.measures import Spread, alternate, overhead, ratio
 from benchmarking.nets import MAIN, NETS, STACKED, data_overrides, net_overrides
 from benchmarking.worker import ROOT, BenchmarkError, Together, Worker
-from debugnn.analysis import tables as report
+from debugnn.analysis import tables
 from reproduce import runs_at_once
 
 PRECISIONS = ("fp32", "bf16")
@@ -502,7 +502,7 @@ def main() -> int:
         (options.output / "benchmark.json").write_text(numbers, encoding="utf-8")
         output.figure(written, options.output / "benchmark.png")
         if options.output.resolve() == REFERENCE:
-            report.fill(ROOT / "README.md", "speed", output.summary(written))
+            tables.fill(ROOT / "README.md", "speed", output.summary(written))
     return 0
 
 

@@ -20,11 +20,10 @@ import pandas as pd
 import torch
 
 from debugnn import Doctor, records
-from debugnn.analysis import tables as report
-from debugnn.doctor import evidence
-from debugnn.doctor import causes as rules
-from debugnn.doctor.report import CAUSES, main_cause
+from debugnn.analysis import tables
 from debugnn.analysis.figures.confusion import draw_confusion
+from debugnn.doctor import causes, evidence
+from debugnn.doctor.report import CAUSES, main_cause
 from programs import FAULTY, SOUND, train
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -108,7 +107,7 @@ def table(rows: list[dict]) -> str:
         ])  # fmt: skip
     head = ["half", "programs", "runs", "sound called unhealthy", "faulty called unhealthy",
             "first finding is the cause"]  # fmt: skip
-    return report.markdown(head, lines)
+    return tables.markdown(head, lines)
 
 
 def by_cause(rows: list[dict]) -> str:
@@ -124,7 +123,7 @@ def by_cause(rows: list[dict]) -> str:
             str(sum(map(right, part))),
             ", ".join(f"{found} {n}" for found, n in wrong.most_common()) or "–",
         ])  # fmt: skip
-    return report.markdown(["cause", "runs", "found", "right", "instead"], lines)
+    return tables.markdown(["cause", "runs", "found", "right", "instead"], lines)
 
 
 def write(rows: list[dict], seeds: int) -> None:
@@ -144,9 +143,9 @@ def write(rows: list[dict], seeds: int) -> None:
         matrix, OUTPUT / "confusion.png", "What was injected, and what the doctor named first",
         f"Held-out half: {len(held)} runs, seeds 0 to {seeds - 1}. Orange: another name.",
     )  # fmt: skip
-    report.fill(OUTPUT / "README.md", "rates", f"{table(rows)}\n\n{said}")
-    report.fill(OUTPUT / "README.md", "causes", by_cause(held))
-    report.fill(ROOT / "README.md", "doctor", f"{table(rows)}\n\n{said}")
+    tables.fill(OUTPUT / "README.md", "rates", f"{table(rows)}\n\n{said}")
+    tables.fill(OUTPUT / "README.md", "causes", by_cause(held))
+    tables.fill(ROOT / "README.md", "doctor", f"{table(rows)}\n\n{said}")
 
 
 def _commit() -> str:
@@ -189,7 +188,7 @@ def again(path: Path) -> list[dict]:
     """The runs of an earlier evaluation, diagnosed from their evidence."""
     rows = records.load(path.read_text(encoding="utf-8"))
     for row in rows:
-        findings = rules.diagnose(evidence.load(row["evidence"]), budget=200).findings
+        findings = causes.diagnose(evidence.load(row["evidence"]), budget=200).findings
         row["found"] = main_cause(findings)
         row["findings"] = [f"{f.severity}: {f.cause}" for f in findings]
         _show(row)

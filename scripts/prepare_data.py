@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 
-from debugnn.data import dataset as data
+from debugnn import data
 from debugnn.errors import ConfigError
 
 READERS = {"mnist": data.mnist, "cifar10": data.cifar10}

@@ -12,9 +12,9 @@ from omegaconf import OmegaConf
 from conftest import CONF
 from debugnn import cli, config
 from debugnn.build import build
+from debugnn.records import Step
 from debugnn.training.layer_stats import LayerProbe
 from debugnn.training.loop import train_one_epoch
-from debugnn.records import Step
 
 GROUPS = {
     folder.name: sorted(path.stem for path in folder.glob("*.yaml"))

@@ -11,14 +11,14 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from debugnn.data import dataset as data_sets
-from debugnn.training import process as runtime
-from debugnn.training.clipping import gradient_rule
+from debugnn import data as data_sets
 from debugnn.config import check
 from debugnn.data import Data
-from debugnn.training.layer_stats import LayerProbe
 from debugnn.errors import ConfigError, one_line
 from debugnn.nn.inits import initialise, transfer
+from debugnn.training import process
+from debugnn.training.clipping import gradient_rule
+from debugnn.training.layer_stats import LayerProbe
 from debugnn.training.loop import Training, fit
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ def build(config: DictConfig) -> Training:
         ConfigError: a setting that cannot serve, or settings that do not fit each other.
     """
     check(config)
-    runtime.keep_freed_memory()
+    process.keep_freed_memory()
     try:
         return _build(config)
     except ConfigError:
@@ -121,7 +121,7 @@ def assemble(config: DictConfig, model: nn.Module, data: Data) -> Training:
     model = model.to(data.train.inputs.device)
     optimizer = leaf("optim", config.optim)
     if isinstance(optimizer.func, type) and not optimizer.keywords.get("differentiable"):
-        runtime.leave_dynamo_out(optimizer.func)
+        process.leave_dynamo_out(optimizer.func)
     try:
         optimizer = fused(optimizer)(params=model.parameters())
     except (TypeError, ValueError) as error:

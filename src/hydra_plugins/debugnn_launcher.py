@@ -2,7 +2,8 @@
 
     python train.py -m hydra/launcher=stacked model=deep_mlp init=kaiming,xavier seed=0,1,2
 
-Jobs fit that differ in numbers alone (`debugnn.stacking.sweep`), up to `hydra.launcher.at_once` of them.
+Jobs fit that differ in numbers alone (`debugnn.stacking.sweep`), up to
+`hydra.launcher.at_once` of them.
 Each leaves the run that Hydra's own launcher would leave, but for the diagnosis: runs of a stack
 are not diagnosed. Jobs that fit no other run as under Hydra's launcher.
 

@@ -7,9 +7,9 @@ import pandas as pd
 import yaml
 from scipy import stats
 
+from debugnn.analysis.runs import Run, compare
 from debugnn.doctor.report import CAUSES
 from debugnn.errors import ConfigError
-from debugnn.analysis.runs import Run, compare
 
 # Heading → (column of `results.compare`, format).
 QUANTITIES = {

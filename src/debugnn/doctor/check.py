@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from debugnn.training import range_test as lr_finder
-from debugnn.doctor import causes as rules
+from debugnn.doctor import causes
 from debugnn.doctor.causes import signals
 from debugnn.doctor.copies import undisturbed
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.watch import Doctor
+from debugnn.training import range_test as lr_finder
 
 _SAMPLES = 1024  # of the loader that are looked at
 _FITTED = 32  # samples that are to be overfitted
@@ -121,7 +121,7 @@ def _data_checks(evidence: Evidence) -> Iterator[Check]:
         f"{bad} of {data.samples} samples hold NaN or infinity" if bad
         else f"{data.samples} samples looked at",
     )  # fmt: skip
-    constant = next(rules.data.constant_input(evidence), None)
+    constant = next(causes.data.constant_input(evidence), None)
     yield Check(
         "inputs differ", constant is None,
         constant.summary if constant else f"{data.distinct} distinct of {data.samples}",
@@ -142,7 +142,7 @@ def _data_checks(evidence: Evidence) -> Iterator[Check]:
         if absent:
             reason += f", {absent} of {len(data.class_counts)} classes do not occur"
         yield Check("class balance", True if balanced else None, reason)
-    leak = next(rules.data.leaking_feature(evidence), None)
+    leak = next(causes.data.leaking_feature(evidence), None)
     if evidence.task != "unknown":
         yield Check("no leak", leak is None, leak.summary if leak else "no feature tells it all")
     if data.overlap is not None:
@@ -165,7 +165,7 @@ def _loss_checks(evidence: Evidence) -> Iterator[Check]:
     if evidence.loss.error is not None:
         yield Check("loss", False, f"it cannot be called: {evidence.loss.error}")
         return
-    wrong = next(rules.loss.wrong_loss(evidence), None)
+    wrong = next(causes.loss.wrong_loss(evidence), None)
     yield Check(
         "loss fits", wrong is None,
         f"{wrong.summary}; {wrong.fix}" if wrong else "it falls to near zero at perfect outputs",
@@ -193,7 +193,7 @@ def _loss_checks(evidence: Evidence) -> Iterator[Check]:
 
 
 def _network_checks(evidence: Evidence, doctor: Doctor, held: bool) -> Iterator[Check]:
-    mixed = next(rules.loop.batch_mixing(evidence), None)
+    mixed = next(causes.loop.batch_mixing(evidence), None)
     if evidence.network.mixing is not None:
         yield Check(
             "samples apart", mixed is None,
@@ -201,14 +201,14 @@ def _network_checks(evidence: Evidence, doctor: Doctor, held: bool) -> Iterator[
             else "a sample's output depends on that sample alone",
         )  # fmt: skip
     for rule, name in (
-        (rules.loop.train_eval_mode, "evaluation is fixed"),
-        (rules.network.no_nonlinearity, "nonlinear"),
-        (rules.network.wrong_hidden_activation, "hidden activations"),
-        (rules.network.symmetric_init, "random weights"),
+        (causes.loop.train_eval_mode, "evaluation is fixed"),
+        (causes.network.no_nonlinearity, "nonlinear"),
+        (causes.network.wrong_hidden_activation, "hidden activations"),
+        (causes.network.symmetric_init, "random weights"),
     ):
         for finding in rule(evidence):
             yield Check(name, False, finding.summary)
-    found = next(rules.loop.frozen_parameters(evidence), None)
+    found = next(causes.loop.frozen_parameters(evidence), None)
     if found is not None and found.severity == "error":
         yield Check("gradients", False, found.summary)
     else:

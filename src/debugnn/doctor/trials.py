@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from debugnn.doctor.observe import samples
 from debugnn.doctor.evidence import Fork
+from debugnn.doctor.observe import samples
 from debugnn.doctor.observe.first_look import batch_size
 from debugnn.doctor.observe.network import DROPOUT, Call, with_rate
 from debugnn.doctor.observe.task import Task, constant_loss, reference_loss

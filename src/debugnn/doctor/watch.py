@@ -11,22 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from debugnn.doctor import trials as forks
-from debugnn.doctor.observe import gather
-from debugnn.doctor.observe import network
-from debugnn.doctor import causes as rules
+from debugnn.doctor import causes, trials
 from debugnn.doctor.copies import Relay, own_loss, state_of, twin_of, undisturbed
 from debugnn.doctor.evidence import Evidence, LayerFacts, NonFinite, Probe, Score, Validation
+from debugnn.doctor.nonfinite import find_origin
+from debugnn.doctor.observe import gather, network
 from debugnn.doctor.observe.first_look import batch_size, first_look
-from debugnn.doctor.report import Report
 from debugnn.doctor.observe.kept import Kept, KeptBatch, ValidationSet, copied, rows_of
 from debugnn.doctor.observe.network import Call
-from debugnn.doctor.nonfinite import find_origin
-from debugnn.training.layer_stats import read_together
 from debugnn.doctor.observe.stale_gradients import Residue
 from debugnn.doctor.observe.task import Task, read, score
+from debugnn.doctor.report import Report
 from debugnn.errors import one_line
 from debugnn.random_state import random_state, set_random_state
+from debugnn.tensor_stats import read_together
 from debugnn.training.process import give_back_memory
 
 _VALIDATED = 1024  # samples of a validation set that are looked at
@@ -494,7 +492,7 @@ class Doctor:
         """The diagnosis so far. Forks run here, where something looks wrong, within the budget."""
         self._gather()
         self._probe_causes()
-        return rules.diagnose(self.evidence, budget=self.budget)
+        return causes.diagnose(self.evidence, budget=self.budget)
 
     def close(self) -> None:
         """Take all hooks off the model and the optimiser, and let go of copies and batches."""
@@ -572,7 +570,7 @@ class Doctor:
         if self.loss_fn is None or self.evidence.loss.error is not None:
             return
         while wanted := [
-            name for name in rules.forks_wanted(self.evidence) if name not in self.evidence.forks
+            name for name in causes.forks_wanted(self.evidence) if name not in self.evidence.forks
         ]:
             name = wanted[0]
             steps = min(_FORK_STEPS, self.budget - self.evidence.fork_steps)
@@ -582,17 +580,17 @@ class Doctor:
             self.evidence.forks[name] = fork
             self.evidence.fork_steps += fork.steps
 
-    def _fork(self, name: str, steps: int) -> "forks.Fork":
+    def _fork(self, name: str, steps: int) -> "trials.Fork":
         with undisturbed(), torch.enable_grad():
             torch.random.default_generator.manual_seed(0)  # not seeding a GPU that sleeps
             try:
-                change = forks.change(name, self.loss_fn, self._fork_batches)
-                return forks.run(self._trial(change), self._task, steps)
+                change = trials.change(name, self.loss_fn, self._fork_batches)
+                return trials.run(self._trial(change), self._task, steps)
             except Exception as error:
                 self._trouble(f"fork {name}: {type(error).__name__}: {one_line(error)}")
-                return forks.Fork(0, math.nan, math.nan)
+                return trials.Fork(0, math.nan, math.nan)
 
-    def _trial(self, change: forks.Change, size: int | None = None) -> forks.Trial:
+    def _trial(self, change: trials.Change, size: int | None = None) -> trials.Trial:
         """A training from the start, on the first batches, or on `size` samples alone."""
         model = copy.deepcopy(self._twin)
         model.load_state_dict(self._initial)
@@ -604,13 +602,13 @@ class Doctor:
             def few(tensor: Tensor) -> Tensor:
                 return tensor[:size] if tensor.dim() and len(tensor) == batch else tensor
 
-            batches = [forks.Batch(call.map(few), few(targets))]
+            batches = [trials.Batch(call.map(few), few(targets))]
         loss_fn = own_loss(self.loss_fn)
-        return forks.Trial(model, self.optimizer, self._groups, loss_fn, batches, change)
+        return trials.Trial(model, self.optimizer, self._groups, loss_fn, batches, change)
 
     @property
-    def _fork_batches(self) -> list[forks.Batch]:
-        return [forks.Batch(b.call, b.targets) for b in self._kept.early[:_FORK_BATCHES]]
+    def _fork_batches(self) -> list[trials.Batch]:
+        return [trials.Batch(b.call, b.targets) for b in self._kept.early[:_FORK_BATCHES]]
 
     # --- without a training ---------------------------------------------------------------------
 
@@ -630,16 +628,16 @@ class Doctor:
         self._gather()
 
     @contextmanager
-    def trial(self, size: int | None) -> Iterator[forks.Trial | None]:
+    def trial(self, size: int | None) -> Iterator[trials.Trial | None]:
         """A training of a copy that the caller steps through; None where it cannot be copied."""
         if self._twin is None or self.loss_fn is None or self.evidence.loss.error is not None:
             yield None
             return
         with undisturbed(), torch.enable_grad():
             torch.random.default_generator.manual_seed(0)  # not seeding a GPU that sleeps
-            yield self._trial(forks.Change(), size)
+            yield self._trial(trials.Change(), size)
 
-    def score_of(self, trial: forks.Trial) -> Score:
+    def score_of(self, trial: trials.Trial) -> Score:
         """How well a trial's model fits its own batches."""
         batches = [KeptBatch(b.call, None, b.targets) for b in trial.batches]
         found = gather.outputs_of(trial.model, batches, training=True)

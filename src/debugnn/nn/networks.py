@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from debugnn.errors import ConfigError
 from debugnn.nn.batch_norm import BatchNorm2d
 from debugnn.nn.dropout import Dropout
-from debugnn.errors import ConfigError
 
 
 class Maxout(nn.Module):

@@ -22,15 +22,15 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from debugnn import records
-from debugnn.training import checkpoint
 from debugnn.config import BOOKKEEPING, settings_of
 from debugnn.doctor.report import Report
 from debugnn.errors import ConfigError
-from debugnn.training.loop import Training
 from debugnn.nn.networks import parameter_count
 from debugnn.records import Epoch, Record
 from debugnn.runs.sinks import Console, JsonLines, Sink, WandB
 from debugnn.runs.writer import Writer
+from debugnn.training import checkpoint
+from debugnn.training.loop import Training
 
 # Overrides that are no part of an arm's name: the directory says them elsewhere, or they do not
 # change what is computed.

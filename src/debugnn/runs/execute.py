@@ -12,17 +12,18 @@ import torch
 from omegaconf import DictConfig
 
 from debugnn.build import build
-from debugnn.runs.directory import RunDirectory
 from debugnn.doctor.report import Report
-from debugnn.training.layer_stats import LayerProbe
 from debugnn.doctor.watch import Doctor
 from debugnn.errors import ConfigError
-from debugnn.training.loop import Training, fit
-from debugnn.training.range_test import range_test, suggest
+from debugnn.lr_curve import suggest
 from debugnn.random_state import gpus
 from debugnn.records import Record
-from debugnn.stacking.stack import fit_captured
+from debugnn.runs.directory import RunDirectory
 from debugnn.runs.writer import Writer
+from debugnn.stacking.stack import fit_captured
+from debugnn.training.layer_stats import LayerProbe
+from debugnn.training.loop import Training, fit
+from debugnn.training.range_test import range_test
 
 log = logging.getLogger(__name__)
 

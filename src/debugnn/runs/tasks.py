@@ -6,12 +6,12 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from debugnn.runs import fix as remedy
-from debugnn.runs import execute as run
-from debugnn.stacking import sweep as stacked
 from debugnn.build import build
 from debugnn.doctor.check import check
 from debugnn.errors import CheckFailedError
+from debugnn.runs import fix
+from debugnn.runs.execute import execute as execute_run
+from debugnn.stacking import sweep
 
 log = logging.getLogger(__name__)
 
@@ -30,10 +30,10 @@ def execute(config: DictConfig, overrides: Sequence[str], experiment: str | None
     if config.task.name == "check":
         return check_first(config)
     if config.task.name == "fix":
-        return remedy.fix(config, overrides, experiment)
+        return fix.fix(config, overrides, experiment)
     if config.trainer.stack > 1:
-        return stacked.execute_stack(config, overrides, experiment)
-    return run.execute(config, overrides, experiment)
+        return sweep.execute_stack(config, overrides, experiment)
+    return execute_run(config, overrides, experiment)
 
 
 def check_first(config: DictConfig) -> None:

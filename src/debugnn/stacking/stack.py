@@ -22,13 +22,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from debugnn.training.clipping import NormLimits, clip_each, limit_of
-from debugnn.training.layer_stats import LayerProbe
 from debugnn.errors import ConfigError, one_line
-from debugnn.stacking.graph import Graph, capture
-from debugnn.training.loop import Tally, Training, Unread, correct, evaluate
 from debugnn.random_state import gpus, random_state, set_random_state
 from debugnn.records import Epoch, Layers, Step
+from debugnn.stacking.clipping import NormLimits, clip_each, limit_of
+from debugnn.stacking.graph import Graph, capture
+from debugnn.training.layer_stats import LayerProbe
+from debugnn.training.loop import Tally, Training, Unread, correct, evaluate
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +158,7 @@ class Stack:
     ) -> Iterator[tuple[int, Step | Layers | Epoch]]:
         """Train all members up to `epochs` epochs from where they stand.
 
-        Yields what `debugnn.training.loop.fit` yields for each member, with the member's index before it.
+        Yields what `training.loop.fit` yields for each member, with the member's index before it.
         All members stand at the epoch's end before the first `Epoch` is yielded.
 
         Args:

@@ -18,15 +18,15 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from debugnn.runs import execute as run
 from debugnn.build import build
 from debugnn.config import BOOKKEEPING, check
-from debugnn.runs.directory import RunDirectory, Write, flat
-from debugnn.training.layer_stats import LayerProbe
 from debugnn.errors import ConfigError
 from debugnn.records import Epoch
-from debugnn.stacking.stack import Member, Stack, share_data
+from debugnn.runs import execute
+from debugnn.runs.directory import RunDirectory, Write, flat
 from debugnn.runs.writer import Writer
+from debugnn.stacking.stack import Member, Stack, share_data
+from debugnn.training.layer_stats import LayerProbe
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def execute_together(
     waiting = {i: each for i, each in enumerate(runs) if trains and each.status != "finished"}
     for index, request in enumerate(requests):
         if index not in waiting:
-            run.execute(*request, experiment)  # a finished one says that it is skipped
+            execute.execute(*request, experiment)  # a finished one says that it is skipped
     if len(waiting) > 1:
         members = _built(waiting, refuse)
         waiting = {index: waiting[index] for index in members}
@@ -82,7 +82,7 @@ def execute_together(
             _train(list(waiting.values()), list(members.values()))
             return paths
     for index in waiting:  # the only one
-        run.execute(*requests[index], experiment)
+        execute.execute(*requests[index], experiment)
     return paths
 
 
@@ -190,7 +190,7 @@ def _find_lr(directory: RunDirectory, member: Member, write: Write) -> None:
     search = copy.deepcopy(directory.config)
     search.task.name = "lr_find"  # the test and its choice, without the training after it
     with member.randomness():
-        for record in run.follow(search, member.training, directory.path):
+        for record in execute.follow(search, member.training, directory.path):
             write(record)
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from debugnn.errors import ConfigError
-from debugnn.training.loop import Training
 from debugnn.random_state import random_state, set_random_state
+from debugnn.training.loop import Training
 
 
 def state_of(training: Training) -> dict[str, Any]:

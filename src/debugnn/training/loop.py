@@ -14,10 +14,10 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from debugnn.training.clipping import GradientRule, keep
 from debugnn.data import Data
-from debugnn.training.layer_stats import LayerProbe
 from debugnn.records import Epoch, Layers, Step
+from debugnn.training.clipping import GradientRule, keep
+from debugnn.training.layer_stats import LayerProbe
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 

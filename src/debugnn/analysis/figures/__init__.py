@@ -12,7 +12,6 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from debugnn.errors import ConfigError
 from debugnn.analysis.figures.arms import final_accuracy, first_loss
 from debugnn.analysis.figures.canvas import STYLE
 from debugnn.analysis.figures.curves import curves, lr_curve, nan_loss
@@ -24,6 +23,7 @@ from debugnn.analysis.figures.layers import (
     layer_profile,
 )
 from debugnn.analysis.runs import ARTICLE, Run, load_runs, select
+from debugnn.errors import ConfigError
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
-from debugnn.errors import ConfigError
 from debugnn.analysis.figures.canvas import (
     FAINT,
     PALETTE,
@@ -22,6 +21,7 @@ from debugnn.analysis.figures.canvas import (
     short,
 )
 from debugnn.analysis.runs import Run, by_arm, varying
+from debugnn.errors import ConfigError
 
 
 def final_accuracy(runs: Sequence[Run], article: Path, figure: Mapping[str, Any]) -> Figure:

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
 
-from debugnn.errors import ConfigError
 from debugnn.analysis.runs import Run, select, varying
+from debugnn.errors import ConfigError
 
 # Okabe and Ito's palette, told apart by colour-blind readers too; without its yellow, which white
 # paper swallows.

@@ -13,7 +13,6 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from debugnn.errors import ConfigError
 from debugnn.analysis.figures.canvas import (
     DASHES,
     PALETTE,
@@ -26,6 +25,7 @@ from debugnn.analysis.figures.canvas import (
     short,
 )
 from debugnn.analysis.runs import Run, by_arm, over_seeds, varying
+from debugnn.errors import ConfigError
 
 _BINS_PER_DECADE = 6
 _FAINTEST = 1e-3  # smallest share of a tensor's values that a heatmap shows

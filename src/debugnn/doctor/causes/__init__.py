@@ -8,8 +8,6 @@ not learn, and a fork that changed just this one thing did, or no other cause ca
 
 from collections.abc import Callable, Iterator
 
-from debugnn.doctor.evidence import Evidence
-from debugnn.doctor.report import CAUSES, Finding, Report
 from debugnn.doctor.causes import data, loop, loss, network, training
 from debugnn.doctor.causes.signals import (
     FAR_SCALE,
@@ -29,6 +27,8 @@ from debugnn.doctor.causes.signals import (
     short,
     skill,
 )
+from debugnn.doctor.evidence import Evidence
+from debugnn.doctor.report import CAUSES, Finding, Report
 
 Rule = Callable[[Evidence], Iterator[Finding]]
 

@@ -2,9 +2,6 @@
 
 from collections.abc import Iterator
 
-from debugnn.doctor.evidence import Evidence
-from debugnn.doctor.report import Finding
-from debugnn.doctor.causes.wording import fork_numbers, severity
 from debugnn.doctor.causes.signals import (
     AT_CHANCE,
     LEAKED,
@@ -21,6 +18,9 @@ from debugnn.doctor.causes.signals import (
     short,
     skill,
 )
+from debugnn.doctor.causes.wording import fork_numbers, severity
+from debugnn.doctor.evidence import Evidence
+from debugnn.doctor.report import Finding
 
 
 def non_finite(evidence: Evidence) -> Iterator[Finding]:

@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator
 
-from debugnn.doctor.evidence import Evidence
-from debugnn.doctor.report import Finding
-from debugnn.doctor.causes.wording import fork_numbers, listed, severity
 from debugnn.doctor.causes.signals import (
     MIXED,
     cured,
     short,
 )
+from debugnn.doctor.causes.wording import fork_numbers, listed, severity
+from debugnn.doctor.evidence import Evidence
+from debugnn.doctor.report import Finding
 
 
 def optimizer_mismatch(evidence: Evidence) -> Iterator[Finding]:

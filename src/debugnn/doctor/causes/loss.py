@@ -3,9 +3,6 @@
 import math
 from collections.abc import Iterator
 
-from debugnn.doctor.evidence import Evidence
-from debugnn.doctor.report import Finding
-from debugnn.doctor.causes.wording import fork_numbers, severity
 from debugnn.doctor.causes.signals import (
     UNREACHABLE,
     cured,
@@ -14,6 +11,9 @@ from debugnn.doctor.causes.signals import (
     short,
     skill,
 )
+from debugnn.doctor.causes.wording import fork_numbers, severity
+from debugnn.doctor.evidence import Evidence
+from debugnn.doctor.report import Finding
 
 
 def wrong_loss(evidence: Evidence) -> Iterator[Finding]:

@@ -2,9 +2,6 @@
 
 from collections.abc import Iterator
 
-from debugnn.doctor.evidence import Evidence
-from debugnn.doctor.report import Finding
-from debugnn.doctor.causes.wording import fork_numbers, listed, relu_override, severity
 from debugnn.doctor.causes.signals import (
     SMALL_GAIN,
     cured,
@@ -15,6 +12,9 @@ from debugnn.doctor.causes.signals import (
     short,
     symmetric_layer,
 )
+from debugnn.doctor.causes.wording import fork_numbers, listed, relu_override, severity
+from debugnn.doctor.evidence import Evidence
+from debugnn.doctor.report import Finding
 
 
 def no_nonlinearity(evidence: Evidence) -> Iterator[Finding]:

@@ -3,9 +3,6 @@
 import math
 from collections.abc import Iterator
 
-from debugnn.doctor.evidence import Evidence
-from debugnn.doctor.report import Finding
-from debugnn.doctor.causes.wording import fork_numbers, relu_override, severity
 from debugnn.doctor.causes.signals import (
     EXPLODED,
     FAR_SCALE,
@@ -29,6 +26,9 @@ from debugnn.doctor.causes.signals import (
     saturated_values,
     short,
 )
+from debugnn.doctor.causes.wording import fork_numbers, relu_override, severity
+from debugnn.doctor.evidence import Evidence
+from debugnn.doctor.report import Finding
 
 
 def dead_relu(evidence: Evidence) -> Iterator[Finding]:

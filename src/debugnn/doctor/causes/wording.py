@@ -1,7 +1,7 @@
 """What several rules say in the same words."""
 
-from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.causes.signals import failing
+from debugnn.doctor.evidence import Evidence
 
 
 def severity(evidence: Evidence) -> str:

@@ -6,10 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from debugnn.doctor.observe import network
-from debugnn.doctor.observe import loss as objective
 from debugnn.doctor.copies import state_of
 from debugnn.doctor.evidence import Evidence
+from debugnn.doctor.observe import loss_function, network
 from debugnn.doctor.observe.network import Call
 from debugnn.doctor.observe.task import Task, first_tensor, read
 
@@ -38,7 +37,7 @@ def first_look(
     evidence.task = task.kind
     evidence.classes = 2 if task.kind == "binary" else task.classes
     if loss_fn is not None:
-        evidence.loss = objective.examine(loss_fn, outputs, targets, task)
+        evidence.loss = loss_function.examine(loss_fn, outputs, targets, task)
         if not evidence.loss.tried:
             evidence.troubles.append("the loss function cannot be tried out on the CPU")
     tried = loss_fn is not None and evidence.loss.error is None and evidence.loss.gradient

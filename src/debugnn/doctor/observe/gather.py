@@ -11,13 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from debugnn.doctor.observe import network
-from debugnn.doctor.observe import samples
+from debugnn.doctor.causes.signals import SHIFTED
 from debugnn.doctor.copies import undisturbed
 from debugnn.doctor.evidence import DataFacts, Evidence, Score
+from debugnn.doctor.observe import network, samples
 from debugnn.doctor.observe.kept import Kept, KeptBatch, ValidationSet
 from debugnn.doctor.observe.network import Call
-from debugnn.doctor.causes.signals import SHIFTED
 from debugnn.doctor.observe.task import Task, first_tensor, score
 
 _DESCRIBED = 1024  # samples that statistics of the data are taken of

@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 
 from debugnn.doctor.evidence import ActivationFacts, NetworkFacts, WeightFacts
-from debugnn.training.layer_stats import ends_of_units, in_memory_order, read_together
 from debugnn.doctor.observe.task import first_tensor
+from debugnn.tensor_stats import ends_of_units, in_memory_order, read_together
 
 # Nonlinearities by aten's names, with the bounds at which they are flat.
 _BOUNDS = {

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from debugnn.doctor.observe import network
+from debugnn.doctor.causes.signals import MIXED
 from debugnn.doctor.evidence import NetworkFacts
+from debugnn.doctor.observe import network
 from debugnn.doctor.observe.network import (
     Call,
     Signals,
@@ -18,7 +19,6 @@ from debugnn.doctor.observe.network import (
     initial_weights,
     trace,
 )
-from debugnn.doctor.causes.signals import MIXED
 
 BATCH = 16
 RECURRENT = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}

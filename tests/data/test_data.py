@@ -15,21 +15,20 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from debugnn.data import dataset as data_sets
-from debugnn.data import shapes
 from debugnn.build import build_data
 from debugnn.data import (
     Arrays,
     Data,
     assemble,
     cifar10,
+    dataset,
     decoded,
     digits,
     mnist,
     regression,
-    reshape_images,
-    shift_randomly,
+    shapes,
 )
+from debugnn.data.dataset import reshape_images, shift_randomly
 from debugnn.errors import ConfigError
 
 NAMES = {"train-images-idx3-ubyte", "train-labels-idx1-ubyte",
@@ -371,9 +370,9 @@ def test_preparing_a_batch_leaves_the_stored_images_alone(image_data, dtype):
 
 def test_a_large_sets_moments_are_those_of_its_float_copy(image_arrays, monkeypatch):
     images = torch.from_numpy(image_arrays((3, 9, 7), train=5000).train_inputs)
-    mean, std = data_sets._moments(images)
-    monkeypatch.setattr(data_sets, "_AT_ONCE", 1000)
-    counted_mean, counted_std = data_sets._moments(images)
+    mean, std = dataset._moments(images)
+    monkeypatch.setattr(dataset, "_AT_ONCE", 1000)
+    counted_mean, counted_std = dataset._moments(images)
     assert counted_mean == pytest.approx(mean, rel=1e-5)
     assert counted_std == pytest.approx(std, rel=1e-5)
 

@@ -10,16 +10,16 @@ import torch
 from torch import nn
 
 from debugnn import records
-from debugnn.training import checkpoint
 from debugnn.build import build
-from debugnn.training.clipping import keep
-from debugnn.training.layer_stats import LayerProbe
 from debugnn.errors import ConfigError
-from debugnn.training.loop import fit
 from debugnn.records import Epoch, Layers, Step
+from debugnn.runs.tasks import execute
 from debugnn.stacking.stack import Member, Stack, fit_captured, share_data
 from debugnn.stacking.sweep import execute_together
-from debugnn.runs.tasks import execute
+from debugnn.training import checkpoint
+from debugnn.training.clipping import keep
+from debugnn.training.layer_stats import LayerProbe
+from debugnn.training.loop import fit
 
 # 100 samples in batches of 32: the last is smaller, and has masks of its own size.
 SMALL = ("data.train_size=100", "data.batch_size=32", "trainer.eval_every=2")

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from debugnn.nn.batch_norm import BatchNorm2d
 from debugnn.build import build_model
 from debugnn.data import Arrays, assemble
-from debugnn.nn.dropout import Dropout
 from debugnn.errors import ConfigError
+from debugnn.nn.batch_norm import BatchNorm2d
+from debugnn.nn.dropout import Dropout
 from debugnn.nn.networks import Flatten, Maxout, network, parameter_count
 
 MNIST, CIFAR, FEATURES = (1, 28, 28), (3, 32, 32), (20,)
@@ -420,7 +420,11 @@ def test_convolutions_are_refused_on_features():
         (FEATURES, ["model=regressor", "model.outputs=3"], r"model\.outputs=3.*needs one value"),
         (FEATURES, ["model=relu_net"], r"model\.blocks"),
         (MNIST, ["model=relu_net", "+model.widths=3"], r"model: .*widths"),
-        (MNIST, ["model=relu_net", "model._target_=debugnn.nn.networks.nothing"], r"model: .*nothing"),
+        (
+            MNIST,
+            ["model=relu_net", "model._target_=debugnn.nn.networks.nothing"],
+            r"model: .*nothing",
+        ),
         (MNIST, ["model=relu_net", "+model.activation.p=0.3"], r"model: .*'p'"),
     ],
 )

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import datasets
 
-from debugnn.doctor.observe import samples
 from debugnn.doctor.causes.signals import LEAKED
+from debugnn.doctor.observe import samples
 from debugnn.doctor.observe.task import Task
 
 

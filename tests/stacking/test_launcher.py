@@ -5,11 +5,11 @@ import subprocess
 import sys
 
 import pytest
+from test_stack import assert_rows_close, facts_of, rows_of
 
 from conftest import REPOSITORY
 from debugnn.stacking.stack import Stack
 from test_cli import launch, start
-from test_stack import assert_rows_close, facts_of, rows_of
 
 STACKED = "hydra/launcher=stacked"
 TINY = (

@@ -11,10 +11,9 @@ import torch
 
 from conftest import REPOSITORY
 from debugnn import records
-from debugnn.runs.directory import arm_of, label, run_name
-from debugnn.doctor import evidence
-from debugnn.doctor import causes as rules
+from debugnn.doctor import causes, evidence
 from debugnn.errors import ConfigError
+from debugnn.runs.directory import arm_of, label, run_name
 from debugnn.runs.tasks import execute
 
 SMALL = ("model=deep_mlp", "reg=bn_dropout", "data.batch_size=64", "trainer.steps_per_epoch=4")
@@ -110,7 +109,7 @@ def test_a_killed_run_goes_on_bit_for_bit(settings, tmp_path):
 import sys
 from omegaconf import OmegaConf
 from debugnn import config
-from debugnn.runs import execute as run
+from debugnn.runs import execute
 from debugnn.training import checkpoint
 import os, signal
 write = checkpoint.write
@@ -119,7 +118,7 @@ def write_then_die(path, state):
     if state["epoch"] == 2:
         os.kill(os.getpid(), signal.SIGKILL)
 checkpoint.write = write_then_die
-run.execute(OmegaConf.load(sys.argv[1]), ["killed"], None)
+execute.execute(OmegaConf.load(sys.argv[1]), ["killed"], None)
 """
     config = settings("trainer.epochs=4")
     from omegaconf import OmegaConf
@@ -243,7 +242,7 @@ def test_a_runs_diagnosis_can_be_made_again_from_its_evidence(compose, tmp_path)
     directory = execute(config, ["optim.lr=1e-7"], None)
     kept = records.load((directory / "findings.json").read_text())
     seen = evidence.load(records.load((directory / "evidence.json").read_text()))
-    again = rules.diagnose(seen, budget=config.doctor.budget)
+    again = causes.diagnose(seen, budget=config.doctor.budget)
     assert records.load(again.to_json()) == kept
 
 

@@ -13,15 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from test_runs import epoch, stats, write_run
 
-from debugnn.errors import ConfigError
+from conftest import REPOSITORY
 from debugnn.analysis.figures import KINDS, draw
 from debugnn.analysis.figures.layers import magnitudes, rebin
-from debugnn.records import Layers, LrPoint, LrSuggestion, Step
 from debugnn.analysis.runs import ARTICLE, Run, article_epochs, load_runs
-from test_results import epoch, stats, write_run
+from debugnn.errors import ConfigError
+from debugnn.records import Layers, LrPoint, LrSuggestion, Step
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 WEIGHTS = ("conv1.weight", "fc1.weight", "fc2.weight")
 ACTIVATIONS = ("conv1", "act1", "fc1", "fc1_act", "fc2")
 

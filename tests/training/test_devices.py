@@ -15,12 +15,14 @@ from torch.func import functional_call, vmap
 from torch.nn.functional import cross_entropy
 
 from debugnn import Doctor
-from debugnn.training.clipping import NormLimits, clip_each, clip_norm, keep, rescale_norm
 from debugnn.data import Data, Split
-from debugnn.training.layer_stats import LayerProbe, describe
-from debugnn.training.loop import Training, train_one_epoch
 from debugnn.nn.networks import network
+from debugnn.stacking.clipping import NormLimits, clip_each
 from debugnn.stacking.stack import Member, Stack
+from debugnn.tensor_stats import describe
+from debugnn.training.clipping import clip_norm, keep, rescale_norm
+from debugnn.training.layer_stats import LayerProbe
+from debugnn.training.loop import Training, train_one_epoch
 
 STEPS = 6
 RULES = {

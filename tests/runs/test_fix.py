@@ -10,7 +10,7 @@ import train
 
 from conftest import CONF, REPOSITORY
 from debugnn import cli, records
-from debugnn.runs import fix as remedy
+from debugnn.runs import fix
 
 # A dense net on 320 digits: 50 steps in all, enough to be judged.
 SMALL = ("wandb=disabled", "trainer.device=cpu", "data=digits", "data.train_size=320",
@@ -76,7 +76,7 @@ def test_the_remedy_mends_more_than_the_control(rows):
 
 
 def test_the_control_is_another_change(rows):
-    assert rows["control"]["override"] in remedy.CONTROLS
+    assert rows["control"]["override"] in fix.CONTROLS
     key = rows["after"]["override"].partition("=")[0].partition(".")[0]
     assert rows["control"]["override"].partition("=")[0].partition(".")[0] != key
     assert rows["control"]["override"] not in TOO_SLOW
@@ -158,18 +158,18 @@ def test_a_remedy_fits_the_data(monkeypatch, capsys, here):
 @pytest.mark.parametrize("seed", range(4))
 def test_controls_leave_out_the_remedys_group_and_what_is_set(seed):
     asked = ["init=xavier", "optim.lr=1"]
-    found = remedy._controls(seed, asked, "optim.lr=0.1")
-    assert found == remedy._controls(seed, asked, "optim.lr=0.1")
-    assert set(found) <= set(remedy.CONTROLS)
+    found = fix._controls(seed, asked, "optim.lr=0.1")
+    assert found == fix._controls(seed, asked, "optim.lr=0.1")
+    assert set(found) <= set(fix.CONTROLS)
     assert not any(control.startswith("optim") for control in found)
     assert "init=xavier" not in found
     assert "init=kaiming" in found
 
 
 def test_controls_differ_between_seeds():
-    assert len({remedy._controls(seed, [], "clip=4.0")[0] for seed in range(8)}) > 2
+    assert len({fix._controls(seed, [], "clip=4.0")[0] for seed in range(8)}) > 2
 
 
 def test_an_override_is_replaced_or_added():
-    assert remedy._with(["a=1", "b.c=2"], "b.c=3") == ["a=1", "b.c=3"]
-    assert remedy._with(["a=1"], "init=kaiming") == ["a=1", "init=kaiming"]
+    assert fix._with(["a=1", "b.c=2"], "b.c=3") == ["a=1", "b.c=3"]
+    assert fix._with(["a=1"], "init=kaiming") == ["a=1", "init=kaiming"]

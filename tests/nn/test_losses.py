@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from debugnn.nn import losses
 from debugnn.build import leaf
+from debugnn.nn import losses
 
 
 @st.composite

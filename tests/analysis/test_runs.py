@@ -10,9 +10,7 @@ import pandas as pd
 import pytest
 
 from debugnn import records
-from debugnn.analysis import tables as report
-from debugnn.errors import ConfigError
-from debugnn.records import Epoch, Layers, LrPoint, LrSuggestion, Record, Step, TensorStats
+from debugnn.analysis import tables
 from debugnn.analysis.runs import (
     ARTICLE,
     article_epochs,
@@ -24,6 +22,8 @@ from debugnn.analysis.runs import (
     tidy_epochs,
     varying,
 )
+from debugnn.errors import ConfigError
+from debugnn.records import Epoch, Layers, LrPoint, LrSuggestion, Record, Step, TensorStats
 
 
 def write_run(
@@ -317,9 +317,9 @@ def test_runs_are_paired_by_all_but_one_setting(tmp_path: Path) -> None:
         "bf16": [91.0, 92.0, 96.0], "train_loss_bf16": [0.91, 0.92, 0.96],
     }  # fmt: skip
     # Differences 1, 0, 2: mean 1, standard error 1/√3, and t(2) reaches 0.975 at 4.303.
-    low, high = report.interval(table["bf16"] - table["fp32"])
+    low, high = tables.interval(table["bf16"] - table["fp32"])
     assert (low, high) == pytest.approx((1 - 4.3027 / 3**0.5, 1 + 4.3027 / 3**0.5), abs=1e-3)
-    shown = report.pairs(table, ("fp32", "bf16"))
+    shown = tables.pairs(table, ("fp32", "bf16"))
     assert "| mnist `model=tanh` | 2 | 3 | 92.00 ± 2.00 | 93.00 ± 2.65 | +1.00 (" in shown
     assert shown.endswith(f"| +0.0100 ({low / 100:+.4f} to {high / 100:+.4f}) |")
     with pytest.raises(ConfigError, match="differ in optim=adam and sgd"):

@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from conftest import REPOSITORY
-from debugnn.training import process as runtime
+from debugnn.training import process
 
 STEPS = """
 import resource, sys
 import torch
-from debugnn.training import process as runtime
+from debugnn.training import process
 if {kept}:
-    runtime.keep_freed_memory()
+    process.keep_freed_memory()
 torch.set_num_threads(1)
 torch.manual_seed(0)
 inputs, kernel = torch.randn(16, 32, 24, 24), torch.randn(64, 32, 3, 3, requires_grad=True)
@@ -37,23 +37,23 @@ def python(program):
 def test_kept_memory_spares_page_faults_and_changes_no_number():
     plain, kept = (python(STEPS.format(kept=kept)) for kept in (False, True))
     assert kept[1] == plain[1]
-    if sys.platform == "linux" and runtime.keep_freed_memory():
+    if sys.platform == "linux" and process.keep_freed_memory():
         assert int(kept[0]) < 0.5 * int(plain[0])
 
 
-@pytest.mark.skipif(not runtime.keep_freed_memory(), reason="not glibc")
+@pytest.mark.skipif(not process.keep_freed_memory(), reason="not glibc")
 def test_kept_memory_can_be_given_back():
     program = """
 import torch
-from debugnn.training import process as runtime
+from debugnn.training import process
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096
-runtime.keep_freed_memory()
+process.keep_freed_memory()
 blocks = [torch.ones(2**20) for _ in range(40)]  # 4 MiB each
 held = resident()
 del blocks
 kept = resident()
-runtime.give_back_memory()
+process.give_back_memory()
 print(held, kept, resident())
 """
     held, kept, left = map(int, python(program))
@@ -65,9 +65,9 @@ print(held, kept, resident())
 def test_an_optimizer_without_dynamo_takes_the_same_steps(name):
     program = f"""
 import sys, torch
-from debugnn.training import process as runtime
+from debugnn.training import process
 if {{spared}}:
-    runtime.leave_dynamo_out(torch.optim.{name})
+    process.leave_dynamo_out(torch.optim.{name})
 torch.manual_seed(0)
 layer = torch.nn.Linear(5, 3)
 optimizer = torch.optim.{name}(layer.parameters(), lr=0.01)
@@ -101,5 +101,5 @@ def test_a_training_imports_no_compiler(tmp_path):
 def test_an_imported_dynamo_is_left_alone(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch._dynamo", object())
     step = torch.optim.RMSprop.step
-    runtime.leave_dynamo_out(torch.optim.RMSprop)
+    process.leave_dynamo_out(torch.optim.RMSprop)
     assert torch.optim.RMSprop.step is step

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from debugnn.doctor import causes as rules
+from debugnn.doctor import causes
 from debugnn.doctor.causes import signals
 from debugnn.doctor.evidence import (
     ActivationFacts,
@@ -71,7 +71,7 @@ def probe(step, gradients=(1.0, 1.0, 1.0), update=0.005) -> Probe:
 
 
 def rule_of(cause):
-    (rule,) = (rule for rule in rules.RULES if rule.__name__ == cause)
+    (rule,) = (rule for rule in causes.RULES if rule.__name__ == cause)
     return rule
 
 
@@ -83,7 +83,7 @@ def found_by(rule, given):
 
 
 def diagnosis(given):
-    return rules.diagnose(given, budget=200)
+    return causes.diagnose(given, budget=200)
 
 
 # --- nothing to say -----------------------------------------------------------------------------
@@ -105,10 +105,10 @@ def test_without_any_evidence_nothing_is_found():
 
 
 def test_every_cause_has_a_rule_and_every_symptom_is_a_cause():
-    assert len(set(rules.RULES)) == len(rules.RULES)
-    assert {rule.__name__ for rule in rules.RULES} == set(CAUSES)
-    assert set(CAUSES) > rules.SYMPTOMS
-    assert set(rules.CERTAIN) <= set(rules.RULES)
+    assert len(set(causes.RULES)) == len(causes.RULES)
+    assert {rule.__name__ for rule in causes.RULES} == set(CAUSES)
+    assert set(CAUSES) > causes.SYMPTOMS
+    assert set(causes.CERTAIN) <= set(causes.RULES)
 
 
 # --- how well it went ---------------------------------------------------------------------------
@@ -270,23 +270,23 @@ def test_a_comparison_that_failed_accuses_nobody():
 
 
 def test_no_fork_is_wanted_for_a_healthy_training_or_a_certain_cause():
-    assert list(rules.forks_wanted(evidence())) == []
+    assert list(causes.forks_wanted(evidence())) == []
     given = evidence(0.0)
-    assert next(rules.forks_wanted(given)) == "same"
+    assert next(causes.forks_wanted(given)) == "same"
     given.loop.residual_steps = STEPS
-    assert list(rules.forks_wanted(given)) == []
+    assert list(causes.forks_wanted(given)) == []
 
 
 def test_forks_are_asked_for_by_what_is_odd():
     given = evidence(0.0)
-    assert list(rules.forks_wanted(given)) == ["same", *signals.FASTER]
+    assert list(causes.forks_wanted(given)) == ["same", *signals.FASTER]
     given.data.rms = 100.0
     given.optimizer.weight_decay = 0.1
     given.optimizer.frozen_held = ["first.weight"]
     given.loss.reduction = "sum"
     given.weights[0].gain = 9.0
     given.outcome.highest_loss = 1e4
-    assert list(rules.forks_wanted(given)) == [
+    assert list(causes.forks_wanted(given)) == [
         "same", "inputs", "mean", "init", "unregularised", "unfrozen", "lr/10", "lr/100"
     ]  # fmt: skip
 
@@ -294,9 +294,9 @@ def test_forks_are_asked_for_by_what_is_odd():
 def test_higher_rates_are_tried_until_one_learns():
     given = with_forks(same=1.0)
     given.forks["lr*10"] = Fork(24, 1.0, 0.99)
-    assert list(rules.forks_wanted(given)) == ["same", *signals.FASTER]
+    assert list(causes.forks_wanted(given)) == ["same", *signals.FASTER]
     given.forks["lr*100"] = Fork(24, 1.0, 0.5)
-    assert list(rules.forks_wanted(given)) == ["same"]
+    assert list(causes.forks_wanted(given)) == ["same"]
 
 
 # --- certain findings, at any outcome -----------------------------------------------------------
@@ -350,7 +350,7 @@ def test_what_is_certain_is_said_whatever_the_outcome(cause):
         assert report.findings[0].severity in severities
         assert not report.healthy
         assert max(map(len, str(report).splitlines())) <= 80
-    assert {rule.__name__ for rule in rules.CERTAIN} == set(certain())
+    assert {rule.__name__ for rule in causes.CERTAIN} == set(certain())
 
 
 @pytest.mark.parametrize(
@@ -421,14 +421,14 @@ def test_thresholds_at_their_edges(cause, beyond, within):
 def test_an_unsound_loss_that_cannot_be_called_is_not_accused():
     given = evidence(0.0)
     given.loss.better_when_right, given.loss.error = False, "TypeError: two tensors needed"
-    assert found_by(rules.loss.wrong_loss, given) == []
+    assert found_by(causes.loss.wrong_loss, given) == []
 
 
 def test_the_fix_of_a_wrong_loss_is_the_tasks():
     for task, override in (("classes", "loss=cross_entropy"), ("values", "loss=mse")):
         given = evidence()
         given.task, given.loss.better_when_right = task, False
-        assert found_by(rules.loss.wrong_loss, given)[0].override == override
+        assert found_by(causes.loss.wrong_loss, given)[0].override == override
 
 
 def test_outputs_that_cannot_reach_the_targets():
@@ -436,36 +436,36 @@ def test_outputs_that_cannot_reach_the_targets():
     given.task, given.loss.shift_invariant = "values", None
     given.network.last_op = "sigmoid"
     given.data.target_low, given.data.target_high = 0.0, 1.0
-    assert found_by(rules.loss.wrong_loss, given) == []
+    assert found_by(causes.loss.wrong_loss, given) == []
     given.data.target_low = -0.04
-    assert found_by(rules.loss.wrong_loss, given) == []
+    assert found_by(causes.loss.wrong_loss, given) == []
     given.data.target_high = 2.0
-    assert "sigmoid" in found_by(rules.loss.wrong_loss, given)[0].summary
+    assert "sigmoid" in found_by(causes.loss.wrong_loss, given)[0].summary
 
 
 def test_evaluation_in_training_mode_is_a_warning_where_modes_differ():
     given = evidence()
     given.loop.train_mode_evaluations = 3
-    assert found_by(rules.loop.train_eval_mode, given) == []
+    assert found_by(causes.loop.train_eval_mode, given) == []
     given.network.mode_sensitive = True
-    (finding,) = found_by(rules.loop.train_eval_mode, given)
+    (finding,) = found_by(causes.loop.train_eval_mode, given)
     assert finding.severity == "warning"
     # A look or two in evaluation mode is no training in it.
     given = evidence()
     given.network.mode_sensitive, given.loop.eval_mode_forwards = True, int(0.05 * STEPS)
-    assert found_by(rules.loop.train_eval_mode, given) == []
+    assert found_by(causes.loop.train_eval_mode, given) == []
 
 
 def test_an_optimiser_that_never_steps_holds_nothing_or_is_of_no_model():
     given = evidence()
     given.loop.optimizer_steps = 0
-    assert "never called" in found_by(rules.loop.optimizer_mismatch, given)[0].summary
+    assert "never called" in found_by(causes.loop.optimizer_mismatch, given)[0].summary
     given = evidence()
     given.optimizer.held = 0
-    assert "none" in found_by(rules.loop.optimizer_mismatch, given)[0].summary
+    assert "none" in found_by(causes.loop.optimizer_mismatch, given)[0].summary
     given = evidence()
     given.optimizer.missing = given.network.unused = ["spare.weight"]
-    assert found_by(rules.loop.optimizer_mismatch, given) == []
+    assert found_by(causes.loop.optimizer_mismatch, given) == []
 
 
 # --- findings that the outcome must bear out ----------------------------------------------------
@@ -604,13 +604,13 @@ def test_suspicions_at_their_edges(name, quieten):
 @pytest.mark.parametrize(
     ("rule", "gradients", "expected"),
     [
-        (rules.training.vanishing_gradient, (0.0199, 1.0, 1.0), True),
-        (rules.training.vanishing_gradient, (0.02, 1.0, 1.0), False),
-        (rules.training.vanishing_gradient, (1.0, 1e-9, 1.0), False),
-        (rules.training.exploding_gradient, (30.1, 1.0, 1.0), True),
-        (rules.training.exploding_gradient, (30.0, 1.0, 1.0), False),
-        (rules.training.exploding_gradient, (math.inf, 1.0, 1.0), False),
-        (rules.training.vanishing_gradient, (0.0, 0.0, 0.0), False),
+        (causes.training.vanishing_gradient, (0.0199, 1.0, 1.0), True),
+        (causes.training.vanishing_gradient, (0.02, 1.0, 1.0), False),
+        (causes.training.vanishing_gradient, (1.0, 1e-9, 1.0), False),
+        (causes.training.exploding_gradient, (30.1, 1.0, 1.0), True),
+        (causes.training.exploding_gradient, (30.0, 1.0, 1.0), False),
+        (causes.training.exploding_gradient, (math.inf, 1.0, 1.0), False),
+        (causes.training.vanishing_gradient, (0.0, 0.0, 0.0), False),
     ],
 )
 def test_gradients_are_compared_from_the_first_layer_to_the_last(rule, gradients, expected):
@@ -625,12 +625,12 @@ def test_gradients_are_compared_from_the_first_layer_to_the_last(rule, gradients
 def test_a_rate_is_too_high_by_a_fork_or_by_far_at_chance():
     given = evidence(0.02)
     given.probes = [probe(step, update=0.06) for step in (0, 3)]
-    assert found_by(rules.training.lr_too_high, given) == []
+    assert found_by(causes.training.lr_too_high, given) == []
     given.probes = [probe(step, update=0.21) for step in (0, 3)]
-    (finding,) = found_by(rules.training.lr_too_high, given)
+    (finding,) = found_by(causes.training.lr_too_high, given)
     assert finding.override == "optim.lr=0.0001"
     given.forks = {"same": Fork(24, 1.0, 1.0), "lr/100": Fork(24, 1.0, 0.4)}
-    (finding,) = found_by(rules.training.lr_too_high, given)
+    (finding,) = found_by(causes.training.lr_too_high, given)
     assert finding.override == "optim.lr=1e-05"
     assert finding.layer in ("first", "second", "out")
 
@@ -654,7 +654,7 @@ def test_a_dead_layer_is_dated_by_the_first_probe_that_has_it():
             ActivationFacts("relu", "first", 0.1, 0.76, None),
             ActivationFacts("relu", "second", 0.0, share, None),
         ]
-    (finding,) = found_by(rules.training.dead_relu, given)
+    (finding,) = found_by(causes.training.dead_relu, given)
     assert (finding.step, finding.layer) == (8, "second")
     assert finding.evidence["dead_units"] == 0.8
 
@@ -662,10 +662,10 @@ def test_a_dead_layer_is_dated_by_the_first_probe_that_has_it():
 def test_a_frozen_parameter_of_the_optimiser_is_a_note_where_all_goes_well():
     given = evidence()
     given.optimizer.frozen_held = ["first.weight"]
-    (finding,) = found_by(rules.loop.frozen_parameters, given)
+    (finding,) = found_by(causes.loop.frozen_parameters, given)
     assert finding.severity == "note"
     given.network.unreached = ["first.weight"]
-    (finding,) = found_by(rules.loop.frozen_parameters, given)
+    (finding,) = found_by(causes.loop.frozen_parameters, given)
     assert (finding.severity, finding.layer) == ("error", "first")
 
 
@@ -742,44 +742,44 @@ def validated(train, *held_out, losses=None) -> Evidence:
     ],
 )
 def test_overfitting_at_its_edges(held_out, losses, expected):
-    found = found_by(rules.training.overfitting, validated(0.95, *held_out, losses=losses))
+    found = found_by(causes.training.overfitting, validated(0.95, *held_out, losses=losses))
     assert bool(found) is expected
     assert all(f.severity == "warning" for f in found)
 
 
 def test_overfitting_is_dated_by_the_lowest_loss():
     given = validated(0.95, 0.6, 0.7, 0.6, 0.5, losses=[1.0, 0.8, 1.0, 1.2])
-    (finding,) = found_by(rules.training.overfitting, given)
+    (finding,) = found_by(causes.training.overfitting, given)
     assert finding.step == 20
     assert finding.evidence["validation_loss_over_lowest"] == pytest.approx(1.5)
     few = validated(0.95, 0.2)
     few.outcome.validations[-1].score.samples = 19
-    assert found_by(rules.training.overfitting, few) == []
+    assert found_by(causes.training.overfitting, few) == []
 
 
 def test_a_mismatch_needs_inputs_that_differ_and_a_skill_that_falls():
     given = validated(0.95, 0.5)
     given.data.shift, given.data.scale_shift = 0.9, 0.1
-    assert [f.cause for f in found_by(rules.data.train_test_mismatch, given)] == [
+    assert [f.cause for f in found_by(causes.data.train_test_mismatch, given)] == [
         "train_test_mismatch"
     ]
     given.data.shift = signals.TOLD_APART
-    assert found_by(rules.data.train_test_mismatch, given) == []
+    assert found_by(causes.data.train_test_mismatch, given) == []
     given.data.scale_shift = signals.SHIFTED + 0.01
-    assert found_by(rules.data.train_test_mismatch, given)
+    assert found_by(causes.data.train_test_mismatch, given)
     given = validated(0.95, 0.85)  # nothing is lost
     given.data.shift, given.data.scale_shift = 0.9, 1.4
-    assert found_by(rules.data.train_test_mismatch, given) == []
+    assert found_by(causes.data.train_test_mismatch, given) == []
     given.data.scale_shift = 1.6
-    assert found_by(rules.data.train_test_mismatch, given)
+    assert found_by(causes.data.train_test_mismatch, given)
 
 
 def test_labels_that_are_coded_otherwise_in_validation():
     given = validated(0.95, 0.0)
     given.data.relabelled_skill = 0.9
-    assert [f.cause for f in found_by(rules.data.bad_labels, given)] == ["bad_labels"]
+    assert [f.cause for f in found_by(causes.data.bad_labels, given)] == ["bad_labels"]
     given.data.relabelled_skill = 0.5
-    assert found_by(rules.data.bad_labels, given) == []
+    assert found_by(causes.data.bad_labels, given) == []
 
 
 @pytest.mark.parametrize(
@@ -790,7 +790,7 @@ def test_rare_classes_that_are_not_recognised(rarest, recall, expected):
     given = evidence()
     given.data.class_counts[4] = rarest
     given.outcome.train.worst_recall = recall
-    found = found_by(rules.data.class_imbalance, given)
+    found = found_by(causes.data.class_imbalance, given)
     assert bool(found) is expected
     if expected:
         assert found[0].severity == "warning"
@@ -836,7 +836,7 @@ def test_findings_stand_from_data_to_weights_and_symptoms_under_the_first():
         finding("dead_relu"), finding("batch_mixing"), finding("overfitting"),
         finding("wrong_loss"), finding("loss_reduction", "note"), finding("vanishing_gradient"),
     ]  # fmt: skip
-    arranged = rules.arranged(found, evidence(0.0))
+    arranged = causes.arranged(found, evidence(0.0))
     assert [f.cause for f in arranged] == ["wrong_loss", "batch_mixing", "loss_reduction"]
     assert [f.cause for f in arranged[0].consequences] == [
         "dead_relu", "vanishing_gradient", "overfitting"
@@ -846,11 +846,11 @@ def test_findings_stand_from_data_to_weights_and_symptoms_under_the_first():
 
 def test_of_rival_explanations_the_first_is_shown():
     rivals = [finding(c) for c in ("lr_too_high", "input_scale", "init_scale_too_large")]
-    (only,) = rules.arranged(rivals, evidence(0.0))
+    (only,) = causes.arranged(rivals, evidence(0.0))
     assert only.cause == "input_scale"
     assert only.consequences == []
-    assert not rules.RIVALS & rules.SYMPTOMS
-    assert set(CAUSES) > rules.RIVALS
+    assert not causes.RIVALS & causes.SYMPTOMS
+    assert set(CAUSES) > causes.RIVALS
 
 
 def test_every_order_of_findings_gives_the_same_report():
@@ -858,7 +858,7 @@ def test_every_order_of_findings_gives_the_same_report():
     expected = None
     for shift in range(len(causes)):
         found = [finding(c) for c in causes[shift:] + causes[:shift]]
-        (first, *others) = rules.arranged(found, evidence(0.0))
+        (first, *others) = causes.arranged(found, evidence(0.0))
         seen = first.cause, [f.cause for f in first.consequences], others
         expected = expected or seen
         assert seen == expected
@@ -867,27 +867,27 @@ def test_every_order_of_findings_gives_the_same_report():
 
 def test_notes_alone_leave_the_training_healthy():
     notes = [finding("loss_reduction", "note"), finding("frozen_parameters", "note")]
-    assert rules.arranged(list(notes), evidence()) == notes
+    assert causes.arranged(list(notes), evidence()) == notes
     assert main_cause(notes) == "healthy"
 
 
 def test_units_that_died_on_the_way_come_after_what_killed_them():
     at_start = [finding("lr_too_high"), finding("dead_relu", step=0)]
-    assert rules.arranged(at_start, evidence(0.0))[0].cause == "dead_relu"
+    assert causes.arranged(at_start, evidence(0.0))[0].cause == "dead_relu"
     later = [finding("lr_too_high"), finding("dead_relu", step=40)]
-    assert rules.arranged(later, evidence(0.0))[0].cause == "lr_too_high"
+    assert causes.arranged(later, evidence(0.0))[0].cause == "lr_too_high"
 
 
 def test_a_nan_comes_first_unless_it_ends_a_divergence():
     found = [finding("lr_too_high"), finding("non_finite")]
-    assert rules.arranged(list(found), with_nan("forward"))[0].cause == "non_finite"
+    assert causes.arranged(list(found), with_nan("forward"))[0].cause == "non_finite"
     overflowed = with_nan("forward", overflow=True)
-    assert rules.arranged(list(found), overflowed)[0].cause == "lr_too_high"
+    assert causes.arranged(list(found), overflowed)[0].cause == "lr_too_high"
 
 
 def test_place_follows_the_vocabulary():
     given = evidence()
-    places = [rules.place(finding(cause), given) for cause in CAUSES]
+    places = [causes.place(finding(cause), given) for cause in CAUSES]
     assert places == sorted(places)
     with pytest.raises(ValueError, match="no such finding"):
         finding("bad_luck")

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import nn
 
-from debugnn.doctor.trials import Batch, Change, Trial, reset, run
 from debugnn.doctor.observe.network import Call
 from debugnn.doctor.observe.task import Task
+from debugnn.doctor.trials import Batch, Change, Trial, reset, run
 
 TASK = Task("classes", 10)
 OPTIMIZERS = {

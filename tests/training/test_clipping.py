@@ -7,14 +7,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
 
-from debugnn.training.clipping import (
-    NormLimits,
-    clip_each,
-    clip_norm,
-    gradient_rule,
-    keep,
-    rescale_norm,
-)
+from debugnn.stacking.clipping import NormLimits, clip_each
+from debugnn.training.clipping import clip_norm, gradient_rule, keep, rescale_norm
 
 # Rounding of float32 sums over the few hundred numbers below.
 ROUNDING = 2e-6

@@ -9,12 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from debugnn.lr_curve import RULES, suggest
+from debugnn.nn.losses import cross_entropy
+from debugnn.records import LrPoint, Step
 from debugnn.training.clipping import clip_norm
 from debugnn.training.layer_stats import LayerProbe
 from debugnn.training.loop import Training, fit
-from debugnn.nn.losses import cross_entropy
-from debugnn.training.range_test import RULES, range_test, suggest
-from debugnn.records import LrPoint, Step
+from debugnn.training.range_test import range_test
 
 ARTICLE = {
     "start_lr": 1e-9, "end_lr": 10.0, "iterations": 100, "smoothing": 0.05, "diverge_at": 8.0

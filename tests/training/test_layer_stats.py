@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from torch import nn
 
-from debugnn.training.clipping import clip_norm
-from debugnn.training.layer_stats import LayerProbe, describe
-from debugnn.training.loop import fit
 from debugnn.records import Layers, Step
+from debugnn.tensor_stats import describe
+from debugnn.training.clipping import clip_norm
+from debugnn.training.layer_stats import LayerProbe
+from debugnn.training.loop import fit
 
 NAN, INF = math.nan, math.inf
 moderate = st.floats(-1e6, 1e6, width=32).filter(lambda x: x == 0 or abs(x) > 1e-6)

@@ -7,9 +7,9 @@ import torch
 from omegaconf import DictConfig
 
 from debugnn.build import build
+from debugnn.records import Epoch, Layers, Step
 from debugnn.training.layer_stats import LayerProbe
 from debugnn.training.loop import Training, evaluate, fit
-from debugnn.records import Epoch, Layers, Step
 
 UNWATCHED = LayerProbe(every=None)
 

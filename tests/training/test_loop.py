@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 from debugnn.build import build
-from debugnn.training.clipping import clip_norm, keep, rescale_norm
 from debugnn.data import assemble as assemble_data
 from debugnn.data import regression
-from debugnn.training.layer_stats import LayerProbe
-from debugnn.training.loop import Training, evaluate, fit
 from debugnn.nn.losses import cross_entropy, mse
 from debugnn.records import Epoch, Step
+from debugnn.training.clipping import clip_norm, keep, rescale_norm
+from debugnn.training.layer_stats import LayerProbe
+from debugnn.training.loop import Training, evaluate, fit
 
 UNWATCHED = LayerProbe(every=None)
 

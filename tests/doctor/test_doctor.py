@@ -30,8 +30,7 @@ from torch.nn.utils import prune
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from debugnn import Doctor, records
-from debugnn.doctor import watch
-from debugnn.doctor import causes as rules
+from debugnn.doctor import causes, watch
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.report import CAUSES, SEVERITIES, Finding, Report
 from debugnn.random_state import set_random_state
@@ -182,7 +181,7 @@ def sound(report):
     assert report.healthy == (not any(worrying))
 
 
-def causes(report):
+def accused(report):
     return [f.cause for f in report.findings if f.severity != "note"]
 
 
@@ -264,7 +263,7 @@ def test_a_closure_is_watched(net):
             watcher.step(optimizer.step(closure), x, t)
         return model, optimizer
 
-    assert "missing_zero_grad" not in causes(undisturbed(program))
+    assert "missing_zero_grad" not in accused(undisturbed(program))
 
 
 @pytest.mark.parametrize("net", ["dropout", "batch_norm", "functional"])
@@ -519,7 +518,7 @@ def test_an_averaged_models_evaluations_are_no_fault_of_the_models():
             with torch.no_grad():
                 average(x.clone())
             doctor.step(loss, x, t)
-        assert causes(doctor.report()) == []
+        assert accused(doctor.report()) == []
 
 
 def test_a_model_whose_inputs_have_gradients_can_be_copied():
@@ -631,7 +630,7 @@ def test_the_main_cause_stands_first_and_what_it_explains_under_it():
         Finding("train_test_mismatch", "warning", "-", "-"),
         Finding("missing_zero_grad", "warning", "-", "-"),
     ]
-    arranged = rules.arranged(found, Evidence())
+    arranged = causes.arranged(found, Evidence())
     assert [f.cause for f in arranged] == [
         "missing_zero_grad",
         "train_test_mismatch",
@@ -678,7 +677,7 @@ def test_the_skill_at_the_training_scale_is_told_where_the_scale_has_moved(facto
 def test_every_rule_is_silent_on_no_evidence():
     evidence = Evidence()
     evidence.optimizer.trainable = evidence.optimizer.held = 4
-    report = rules.diagnose(evidence, budget=0)
+    report = causes.diagnose(evidence, budget=0)
     sound(report)
     assert report.findings == []
 
@@ -915,7 +914,7 @@ def test_a_model_of_another_precision_is_sound(dtype):
         return model
 
     report = undisturbed(program)
-    assert (causes(report), report.troubles) == ([], [])
+    assert (accused(report), report.troubles) == ([], [])
 
 
 def test_two_models_with_an_optimiser_each_are_watched():
@@ -1005,7 +1004,7 @@ def test_accumulated_gradients_are_no_missing_zero_grad(once):
                 watcher.step(loss, x, t)
         return model
 
-    assert causes(undisturbed(program)) == []
+    assert accused(undisturbed(program)) == []
 
 
 def test_gradients_that_are_only_looked_at_are_no_missing_zero_grad():
@@ -1022,7 +1021,7 @@ def test_gradients_that_are_only_looked_at_are_no_missing_zero_grad():
             watcher.step(loss, x, t)
         return model
 
-    assert causes(undisturbed(program)) == []
+    assert accused(undisturbed(program)) == []
 
 
 def test_a_missing_zero_grad_is_found_and_counted_in_steps():
@@ -1059,7 +1058,7 @@ def test_a_zero_grad_after_the_step_is_seen(zero):
             watcher.step(loss, x, t)
         return model, optimizer
 
-    assert causes(undisturbed(program)) == []
+    assert accused(undisturbed(program)) == []
 
 
 def test_a_scheduler_is_left_alone():
@@ -1077,7 +1076,7 @@ def test_a_scheduler_is_left_alone():
             watcher.step(loss, x, t)
         return model, optimizer, schedule.state_dict()
 
-    assert causes(undisturbed(program)) == []
+    assert accused(undisturbed(program)) == []
 
 
 # What a step may be told, and what may be odd about a loop. `False`: no backward, no update.
@@ -1145,7 +1144,7 @@ def test_a_batch_of_one_is_watched():
 
     report = undisturbed(program)
     assert report.troubles == []
-    assert causes(report) == []
+    assert accused(report) == []
 
 
 def test_an_empty_batch_among_others_does_no_harm():
@@ -1164,7 +1163,7 @@ def test_an_empty_batch_among_others_does_no_harm():
         return model
 
     report = undisturbed(program)
-    assert causes(report) == []
+    assert accused(report) == []
     assert report.outcome["skill"] > 0.3
 
 
@@ -1277,7 +1276,7 @@ def test_an_optimiser_of_another_model_is_found(own):
             watcher.step(loss, x, t)
         return model, other
 
-    assert causes(undisturbed(program)) == ["optimizer_mismatch"]
+    assert accused(undisturbed(program)) == ["optimizer_mismatch"]
 
 
 def test_sparse_gradients_are_no_hindrance():
@@ -1324,7 +1323,7 @@ def test_layers_left_out_at_random_are_not_frozen(seed):
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     with Doctor(model, optimizer, cross_entropy) as doctor:
         train(doctor, model, optimizer, steps=60)
-        assert causes(doctor.report()) == []
+        assert accused(doctor.report()) == []
 
 
 def test_an_embedding_that_is_learnt_from_classes_is_no_wrong_loss():
@@ -1344,7 +1343,7 @@ def test_an_embedding_that_is_learnt_from_classes_is_no_wrong_loss():
             optimizer.step()
             doctor.step(loss, x, t)
         report = doctor.report()
-    assert "wrong_loss" not in causes(report)
+    assert "wrong_loss" not in accused(report)
 
 
 # --- non-finite numbers -------------------------------------------------------------------------
@@ -1624,7 +1623,7 @@ def test_evidence_is_plain_numbers(name):
     evidence, report = evidence_of(name)
     kept = records.load(records.dump(asdict(evidence)))
     assert records.dump(kept) == records.dump(asdict(evidence))
-    assert rules.diagnose(evidence, budget=200).to_json() == report.to_json()
+    assert causes.diagnose(evidence, budget=200).to_json() == report.to_json()
     assert report.healthy == (name == "sound")
     losses = [p.step for p in evidence.probes]
     assert all(a < b for a, b in pairwise(losses))
@@ -1635,9 +1634,9 @@ def test_a_diagnosis_can_be_made_again_without_torch(tmp_path):
     (tmp_path / "evidence").write_bytes(pickle.dumps(evidence))
     code = f"""if True:
         import pickle, sys
-        from debugnn.doctor import causes as rules
+        from debugnn.doctor import causes
         with open({str(tmp_path / "evidence")!r}, "rb") as file:
-            report = rules.diagnose(pickle.load(file), budget=200)
+            report = causes.diagnose(pickle.load(file), budget=200)
         assert "torch" not in sys.modules, "torch was imported"
         print(report.to_json())
     """

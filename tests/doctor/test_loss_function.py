@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from debugnn.doctor.observe.loss import examine
+from debugnn.doctor.observe.loss_function import examine
 from debugnn.doctor.observe.task import Task, read
 
 BATCH, CLASSES = 32, 5
