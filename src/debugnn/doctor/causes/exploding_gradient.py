@@ -18,8 +18,7 @@ from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.trials import STANDARDISED_TARGETS, Trial
 
 # Gradient at the first layer over that at the last, and growth of activations or of gradients in
-# time. AUTOTRAINER (Zhang et al. 2021) warns above 70; deep nets of large gain reach it in a few
-# layers, sound ones of the tuning half stay below 10.
+# time. AUTOTRAINER (Zhang et al. 2021) warns above 70; sound programs have up to 1.8.
 EXPLODED = 30.0
 
 
