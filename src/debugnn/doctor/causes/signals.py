@@ -2,7 +2,7 @@
 
 The thresholds that more than one cause uses stand here; a threshold of a single cause stands in
 that cause's file. All of them compare ratios or shares, never absolute sizes: the size of a
-gradient changes with the batch, the width and the scale of the loss. "Sound" and "faulty" programs are
+gradient changes with the batch, the width and the loss. "Sound" and "faulty" programs are
 those of the half of `debugnn.faults` that thresholds were set on, with seed 0; how far each
 threshold can be moved before a diagnosis of that half changes is measured by
 `scripts/evaluate_doctor.py --sensitivity` and stands in the doctor's README.
