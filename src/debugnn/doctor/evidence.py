@@ -92,7 +92,9 @@ class NetworkFacts:
     last_op: str | None = None  # the operation that makes the outputs: sigmoid, softmax, relu, …
     batch_softmax: bool = False  # a softmax over the batch axis
     mixing: float | None = None  # relative change of a sample's output by other samples' inputs
-    mixing_layers: dict[str, float] = field(default_factory=dict)  # the same at each module's output
+    mixing_layers: dict[str, float] = field(
+        default_factory=dict
+    )  # the same at each module's output
     evaluation_change: float | None = None  # relative difference of two evaluations of one batch
     drops_in_evaluation: bool = False  # the forward pass draws dropout masks in evaluation mode
     softmax_inputs: list[str] = field(default_factory=list)  # layers fed with (log-)probabilities

@@ -7,7 +7,14 @@ import itertools
 import math
 from collections.abc import Callable
 
-from debugnn.doctor.evidence import ActivationFacts, Evidence, Fork, Probe, Score, WeightFacts
+from debugnn.doctor.evidence import (
+    ActivationFacts,
+    Evidence,
+    Probe,
+    Score,
+    TrialOutcome,
+    WeightFacts,
+)
 
 # --- thresholds ---------------------------------------------------------------------------------
 # Ratios, never absolute sizes. Set on the suite's tuning half; reported on the other.
@@ -134,7 +141,7 @@ def cured(evidence: Evidence, *names: str) -> str | None:
     return max(better, key=better.__getitem__) if better else None
 
 
-def _gain(fork: Fork) -> float:
+def _gain(fork: TrialOutcome) -> float:
     """How much of the way from the best constant predictor to a perfect one was gone."""
     return max(0.0, 1 - fork.end) if fork.steps and math.isfinite(fork.end) else 0.0
 
