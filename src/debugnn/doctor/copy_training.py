@@ -1,7 +1,7 @@
-"""Short trainings of a copy under one change, to see which change mends a training.
+"""Training of a copy of the model, under the one change that a trial names.
 
-A fork starts from the weights and the optimiser state that the training began with, sees its first
-batches, and runs a plain loop. Nothing of the training's own is touched.
+The copy starts from the weights that the training began with, sees its first batches, and runs a
+plain loop. Nothing of the training's own is touched.
 """
 
 import copy
@@ -15,42 +15,38 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from debugnn.doctor.evidence import Fork
+from debugnn.doctor.evidence import TrialOutcome
 from debugnn.doctor.observe import samples
 from debugnn.doctor.observe.first_look import batch_size
 from debugnn.doctor.observe.network import DROPOUT, Call, with_rate
 from debugnn.doctor.observe.task import Task, constant_loss, reference_loss
+from debugnn.doctor.trials import Trial
 
-_SMOOTHED = 6  # steps of which the first and the last relative loss are the mean
+_FIRST, _LAST = 2, 6  # steps that the relative loss at the start and at the end is the mean of
 
 
 @dataclass(frozen=True)
 class Batch:
+    """How the model is called with a batch, and the targets."""
+
     call: Call
     targets: Any
 
 
-@dataclass(frozen=True)
-class Change:
-    """What a fork does differently."""
-
-    lr: float = 1.0  # factor
-    regularised: bool = True  # False: no weight decay, no dropout
-    initial: Callable[[nn.Module], None] | None = None  # fills the weights anew
-    inputs: Callable[[Tensor], Tensor] | None = None
-    targets: Callable[[Any], Any] | None = None
-    loss: Callable[[Any, Any], Tensor] | None = None
-    trainable: bool = False  # True: parameters that were frozen learn too
-    clip: float | None = None
-
-
-class Trial:
+class CopyTraining:
     """A plain training loop over a copy of a model, on given batches in turn.
 
     Args:
         model: copied as it stands.
         optimizer: gives the class; its state is not used.
-        groups: settings of its groups at the start, `names` being the parameters' names.
+        groups: settings of its parameter groups at the start; `names` holds the parameters' names.
+        loss_fn: called as `loss_fn(outputs, targets)`.
+        batches: at least one.
+        trial: what is different from the training.
+
+    Raises:
+        Exception: whatever the model, its optimiser or the batches raise where the change does not
+            fit them.
     """
 
     def __init__(
@@ -60,165 +56,156 @@ class Trial:
         groups: Sequence[dict[str, Any]],
         loss_fn: Callable[[Any, Any], Tensor],
         batches: Sequence[Batch],
-        change: Change,
+        trial: Trial,
     ) -> None:
         self.model = copy.deepcopy(model)
         self.model.train()
-        if change.trainable:
+        if trial.unfrozen:
             self.model.requires_grad_(True)
-        if change.initial is not None:
-            change.initial(self.model)
-        if not change.regularised:
-            for module in self.model.modules():
-                if isinstance(module, DROPOUT):
-                    module.p = 0.0
-            for module in with_rate(self.model):
-                module.dropout = 0.0
-        self.optimizer = _optimizer(self.model, optimizer, groups, change)
-        self.batches = [_changed(batch, change) for batch in batches]
+        if trial.reinitialised:
+            reset(self.model)
+        if not trial.regularised:
+            _turn_dropout_off(self.model)
+        self.optimizer = _optimizer(self.model, optimizer, groups, trial)
+        self.batches = list(batches)
+        if trial.standardised_inputs:
+            self.batches = _with_standardised_inputs(self.batches)
+        if trial.standardised_targets:
+            self.batches = _with_standardised_targets(self.batches)
         self.taken = 0
-        self._loss_fn = change.loss or loss_fn
-        self._clip = change.clip
+        self._loss_fn = loss_fn
+        self._divisor = max(batch_size(batches[0].call) or 1, 1) if trial.averaged_loss else None
         closure = inspect.signature(self.optimizer.step).parameters.get("closure")
-        self._closure = closure is not None and closure.default is inspect.Parameter.empty
+        self._needs_closure = closure is not None and closure.default is inspect.Parameter.empty
 
     def step(self) -> tuple[Any, Any, Tensor]:
-        """Outputs, targets and loss of the next batch, before the update that it makes."""
+        """Train on the next batch.
+
+        Returns:
+            Its outputs, targets and loss (a scalar), before the update.
+        """
         batch = self.batches[self.taken % len(self.batches)]
         self.taken += 1
         outputs = batch.call(self.model)
-        loss = self._loss_fn(outputs, batch.targets).mean()
+        loss = self._loss(outputs, batch.targets)
         if torch.isfinite(loss) and loss.requires_grad:
             self._backward(loss)
-            if self._closure:
-                self.optimizer.step(lambda: self._again(batch))
+            if self._needs_closure:
+                self.optimizer.step(lambda: self._repeat(batch))
             else:
                 self.optimizer.step()
         return outputs, batch.targets, loss.detach()
 
-    def _again(self, batch: Batch) -> Tensor:
+    def set_lr(self, lr: float) -> None:
+        """Set the learning rate of all parameter groups."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+
+    def _loss(self, outputs: Any, targets: Any) -> Tensor:
+        loss = self._loss_fn(outputs, targets)
+        return (loss if self._divisor is None else loss / self._divisor).mean()
+
+    def _repeat(self, batch: Batch) -> Tensor:
         with torch.enable_grad():
-            loss = self._loss_fn(batch.call(self.model), batch.targets).mean()
+            loss = self._loss(batch.call(self.model), batch.targets)
             self._backward(loss)
         return loss
 
     def _backward(self, loss: Tensor) -> None:
-        """Gradients of the copy's parameters alone: the loss may hold others that are not ours."""
+        """Compute the gradients of the copy's parameters alone; the loss may hold others."""
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         for parameter in parameters:
             parameter.grad = None
-        # Not `autograd.grad`, whose gradients may lie in memory as no weight does: PyTorch's fused
-        # optimisers on a CPU then add up numbers of different places.
+        # `autograd.grad` may return gradients whose memory layout differs from the weights'.
+        # PyTorch's fused optimisers on a CPU then combine values of different positions.
         if parameters:
             torch.autograd.backward(loss, inputs=parameters)
-        if self._clip is not None:
-            nn.utils.clip_grad_norm_(parameters, self._clip)
-
-    def set_lr(self, lr: float) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
 
 
-def _changed(batch: Batch, change: Change) -> Batch:
-    return Batch(
-        batch.call if change.inputs is None else batch.call.map(change.inputs),
-        batch.targets if change.targets is None else change.targets(batch.targets),
-    )
-
-
-def run(trial: Trial, task: Task, steps: int) -> Fork:
+def run(training: CopyTraining, task: Task, steps: int) -> TrialOutcome:
     """Train for `steps` steps, or until the loss is not finite."""
-    constant = _constant(task, trial.batches)
+    targets = [batch.targets for batch in training.batches if isinstance(batch.targets, Tensor)]
+    # Of all batches together: the targets of one alone vary less.
+    constant = constant_loss(task, torch.cat(targets)) if targets else None
     curve: list[float] = []
     while len(curve) < steps and (not curve or math.isfinite(curve[-1])):
-        curve.append(_relative(task, *trial.step(), constant))
+        curve.append(_relative_loss(task, *training.step(), constant))
     finite = math.isfinite(curve[-1])
-    return Fork(
+    return TrialOutcome(
         steps=len(curve),
-        start=fmean(curve[:2]),
-        end=fmean(curve[-_SMOOTHED:]) if finite else math.inf,
+        start=fmean(curve[:_FIRST]),
+        end=fmean(curve[-_LAST:]) if finite else math.inf,
     )
 
 
-def _constant(task: Task, batches: Sequence[Batch]) -> float | None:
-    """The best constant predictor's loss over all batches: of one batch it would be too low."""
-    targets = [batch.targets for batch in batches if isinstance(batch.targets, Tensor)]
-    return constant_loss(task, torch.cat(targets)) if targets else None
-
-
-def _relative(
+def _relative_loss(
     task: Task, outputs: Any, targets: Any, loss: Tensor, constant: float | None
 ) -> float:
+    """The task's own loss over the best constant predictor's; else the loss as it is."""
     value = reference_loss(task, outputs, targets) if isinstance(targets, Tensor) else None
     if value is None or constant is None:
         return loss.detach().float().mean().item()
     return value / constant
 
 
+def _turn_dropout_off(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, DROPOUT):
+            module.p = 0.0
+    for module in with_rate(model):
+        module.dropout = 0.0
+
+
+def _with_standardised_inputs(batches: Sequence[Batch]) -> list[Batch]:
+    """Each batch with inputs of mean 0 and standard deviation 1, a channel or feature each."""
+    rows = torch.cat([batch.call.tensors()[0] for batch in batches])
+    mean, std = samples.standardise_like(rows.float())
+
+    def standardise(tensor: Tensor) -> Tensor:
+        return (tensor - mean) / std if tensor.shape[1:] == rows.shape[1:] else tensor
+
+    return [Batch(batch.call.map(standardise), batch.targets) for batch in batches]
+
+
+def _with_standardised_targets(batches: Sequence[Batch]) -> list[Batch]:
+    """Each batch with targets of mean 0 and standard deviation 1."""
+    values = torch.cat([batch.targets.float() for batch in batches])
+    mean, std = values.mean(), values.std().clamp_min(1e-12)
+    return [Batch(batch.call, (batch.targets - mean) / std) for batch in batches]
+
+
 def _optimizer(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     groups: Sequence[dict[str, Any]],
-    change: Change,
+    trial: Trial,
 ) -> torch.optim.Optimizer:
+    """A new optimiser of the same class and settings for the model, changed as the trial says.
+
+    It holds all parameters where the trial unfreezes them, or where the training's optimiser holds
+    none of this model.
+    """
     named = dict(model.named_parameters())
-    held = set()
+    held: set[str] = set()
     settings = []
     for group in groups:
         own = {key: value for key, value in group.items() if key != "names"}
         own["params"] = [named[name] for name in group["names"] if name in named]
         held |= set(group["names"])
-        own["lr"] = own["lr"] * change.lr
-        if not change.regularised and "weight_decay" in own:
+        own["lr"] = own["lr"] * trial.lr
+        if not trial.regularised and "weight_decay" in own:
             own["weight_decay"] = 0.0
         settings.append(own)
     rest = [p for name, p in named.items() if name not in held]
-    if (change.trainable or not any(group["params"] for group in settings)) and rest:
+    if (trial.unfrozen or not any(group["params"] for group in settings)) and rest:
         settings.append({**settings[0], "params": rest})
     settings = [group for group in settings if group["params"]]
-    return type(optimizer)(settings, **_required(settings[0]))
-
-
-def _required(group: dict[str, Any]) -> dict[str, Any]:
-    """Arguments without a default that some optimisers ask for."""
-    return {"lr": group["lr"]}
-
-
-def change(name: str, loss_fn: Callable[[Any, Any], Tensor], batches: Sequence[Batch]) -> Change:
-    """What the fork of a name that a rule can ask for does differently.
-
-    Raises:
-        ValueError: no fork of that name.
-    """
-    if name.startswith("lr"):  # lr*10, lr/10
-        factor = float(name[3:])
-        return Change(lr=factor if name[2] == "*" else 1 / factor)
-    match name:
-        case "same":
-            return Change()
-        case "unregularised":
-            return Change(regularised=False)
-        case "init":
-            return Change(initial=reset)
-        case "unfrozen":
-            return Change(trainable=True)
-        case "mean":
-            count = max(batch_size(batches[0].call) or 1, 1)
-            return Change(loss=lambda o, t: loss_fn(o, t) / count)
-        case "inputs":
-            rows = torch.cat([batch.call.tensors()[0] for batch in batches])
-            mean, std = samples.standardise_like(rows.float())
-            shape = rows.shape[1:]
-            return Change(inputs=lambda x: (x - mean) / std if x.shape[1:] == shape else x)
-        case "targets":
-            values = torch.cat([batch.targets.float() for batch in batches])
-            mean, std = values.mean(), values.std().clamp_min(1e-12)
-            return Change(targets=lambda t: (t - mean) / std)
-    raise ValueError(name)
+    # Some optimisers have no default rate.
+    return type(optimizer)(settings, lr=settings[0]["lr"])
 
 
 def reset(model: nn.Module) -> None:
-    """PyTorch's own initialisation, of every module that has one."""
+    """Draw all weights anew, by the initialisation of each module that has one."""
     for module in model.modules():
         if callable(getattr(module, "reset_parameters", None)):
             module.reset_parameters()
