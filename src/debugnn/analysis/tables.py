@@ -9,6 +9,7 @@ from scipy import stats
 
 from debugnn.analysis.article import compare
 from debugnn.analysis.runs import Run
+from debugnn.doctor.causes import CAUSES
 from debugnn.errors import ConfigError
 
 # Heading → (column of `article.compare`, format).
@@ -127,9 +128,7 @@ def experiments(conf: Path) -> str:
 
 def causes() -> str:
     """Return the doctor's causes and their meanings."""
-    from debugnn.doctor.report import CAUSES
-
-    return markdown(["cause", "is"], [[f"`{name}`", text] for name, text in CAUSES.items()])
+    return markdown(["cause", "is"], [[f"`{name}`", cause.meaning] for name, cause in CAUSES.items()])
 
 
 def _short(values: str) -> str:
