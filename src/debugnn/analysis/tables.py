@@ -128,7 +128,9 @@ def experiments(conf: Path) -> str:
 
 def causes() -> str:
     """Return the doctor's causes and their meanings."""
-    return markdown(["cause", "is"], [[f"`{name}`", cause.meaning] for name, cause in CAUSES.items()])
+    return markdown(
+        ["cause", "is"], [[f"`{name}`", cause.meaning] for name, cause in CAUSES.items()]
+    )
 
 
 def _short(values: str) -> str:
