@@ -31,7 +31,8 @@ from reproduce import runs_at_once
 PRECISIONS = ("fp32", "bf16")
 TOGETHER = ("notebook", *PRECISIONS)  # sides of which several runs are timed at once, too
 WATCHED = (*MAIN, "regression")  # nets that are timed with and without the doctor
-REFERENCE = ROOT / "outputs" / "reference" / "benchmark"  # what the README's table is made from
+REFERENCE = ROOT / "outputs" / "reference" / "benchmark"  # what the results page shows
+RESULTS_PAGE = REFERENCE.parent / "README.md"
 STACK_STEPS = 20  # that are timed as one, of a stack and of its members one by one
 Taken = dict[str, list[float]]
 
@@ -460,7 +461,7 @@ def main() -> int:
         "--output",
         type=Path,
         metavar="DIR",
-        help="write table and figure there; outputs/reference/benchmark: the README's table, too",
+        help="write table and figure there; outputs/reference/benchmark: the results page, too",
     )
     parser.add_argument(
         "--again", action="store_true",
@@ -502,7 +503,7 @@ def main() -> int:
         (options.output / "benchmark.json").write_text(numbers, encoding="utf-8")
         output.figure(written, options.output / "benchmark.png")
         if options.output.resolve() == REFERENCE:
-            tables.fill(ROOT / "README.md", "speed", output.summary(written))
+            tables.fill(RESULTS_PAGE, "speed", output.summary(written))
     return 0
 
 

@@ -1,6 +1,7 @@
 """Tables in Markdown, from finished runs and from the configuration's own files."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -93,16 +94,64 @@ def provenance(runs: Sequence[Run]) -> str:
 
 def groups(conf: Path) -> str:
     """The configuration groups with their options, the default one first and in bold."""
-    defaults = {}
-    for item in yaml.safe_load((conf / "config.yaml").read_text(encoding="utf-8"))["defaults"]:
-        defaults |= item if isinstance(item, dict) else {}
     rows = []
-    for group, default in defaults.items():
-        if group != "experiment" and not group.startswith("override "):
-            others = sorted(path.stem for path in (conf / group).glob("*.yaml"))
-            others.remove(default)
-            rows.append([f"`{group}`", ", ".join([f"**{default}**", *others])])
+    for group, default in _default_options(conf).items():
+        others = sorted(path.stem for path in (conf / group).glob("*.yaml"))
+        others.remove(default)
+        rows.append([f"`{group}`", ", ".join([f"**{default}**", *others])])
     return markdown(["group", "options"], rows)
+
+
+def keys(conf: Path) -> str:
+    """Return every key with its default and its meaning, as the configuration's files give them.
+
+    A key's meaning is the comment behind it, or the lines of comment above it. The keys of a group
+    are those of its default option.
+    """
+    rows = [[f"`{key}`", *cells] for key, *cells in _commented_keys(conf / "config.yaml")]
+    for group, default in _default_options(conf).items():
+        for key, *cells in _commented_keys(conf / group / f"{default}.yaml"):
+            rows.append([f"`{group}.{key}`", *cells])
+    return markdown(["key", "default", "meaning"], rows)
+
+
+def _default_options(conf: Path) -> dict[str, str]:
+    """Return group → default option, as conf/config.yaml lists them."""
+    listed = yaml.safe_load((conf / "config.yaml").read_text(encoding="utf-8"))["defaults"]
+    options = {
+        group: name for item in listed if isinstance(item, dict) for group, name in item.items()
+    }
+    return {
+        group: name
+        for group, name in options.items()
+        if group != "experiment" and not group.startswith("override ")
+    }
+
+
+_KEY = re.compile(r"(?P<indent> *)(?P<key>[\w.]+):(?: (?P<value>[^#]*?))?(?: *# (?P<comment>.*))?")
+
+
+def _commented_keys(path: Path) -> Iterator[tuple[str, str, str]]:
+    """Yield dotted key, default value and comment of each key in a file of the configuration.
+
+    The sections `defaults` and `hydra` are Hydra's own and left out. A key that holds other keys
+    is yielded, with an empty value, if it has a comment.
+    """
+    above: list[str] = []  # lines of comment since the last key or empty line
+    parents: list[str] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        found = _KEY.fullmatch(line)
+        if found is None:
+            # Comments before the first key describe the option, not the key.
+            is_comment = bool(parents) and line.lstrip().startswith("# ")
+            above = [*above, line.strip(" #")] if is_comment else []
+            continue
+        del parents[len(found["indent"]) // 2 :]
+        parents.append(found["key"])
+        comment, above = found["comment"] or " ".join(above), []
+        if parents[0] not in ("defaults", "hydra") and (found["value"] or comment):
+            value = f"`{found['value']}`" if found["value"] else ""
+            yield ".".join(parents), value, comment
 
 
 def experiments(conf: Path) -> str:
