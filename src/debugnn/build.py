@@ -4,7 +4,6 @@ import inspect
 import logging
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from hydra.errors import HydraException
@@ -165,9 +164,10 @@ def fused(optimizer: partial) -> partial:
 def pretrained(config: DictConfig, device: torch.device, input_shape: tuple[int, ...]) -> nn.Module:
     """The same network trained on `init.pretrain.data`, from PyTorch's default initialisation."""
     section = config.init.pretrain
-    places = {key: config.data[key] for key in ("root", "cache", "download")}
-    source = OmegaConf.merge(config.data, neutral(section.data), places)
-    data = build_data(config, source, device)
+    shared = {key: config.data[key] for key in ("root", "cache", "download")}
+    if section.data.as_shape is None:
+        shared["as_shape"] = config.data.as_shape
+    data = build_data(config, OmegaConf.merge(section.data, shared), device)
     if data.input_shape != input_shape:  # said before minutes of training
         raise ConfigError(
             f"init.pretrain.data={data.name}: its inputs are {data.input_shape}, those of "
@@ -179,13 +179,6 @@ def pretrained(config: DictConfig, device: torch.device, input_shape: tuple[int,
     *_, last = fit(training, section.epochs, LayerProbe(every=None))
     log.info("  pre-trained on %s: test accuracy %.1f %%", data.name, last.test_accuracy)
     return training.model
-
-
-def neutral(section: Any) -> dict[str, Any]:
-    """A source data set's own settings, and none of the decisions made about the target's."""
-    kept = OmegaConf.to_container(section, resolve=True)
-    plain = {"train_size": None, "scale": "normalised", "labels": "paired", "imbalance": 1.0}
-    return {**plain, "mean": None, "std": None, "augment_shift": 0, "test_targets": "test", **kept}
 
 
 def leaf(name: str, section: DictConfig) -> Callable | None:

@@ -103,8 +103,16 @@ def short(key: str) -> str:
 
 
 def arm_label(run: Run, keys: Sequence[str]) -> str:
-    """The run's values of these keys; "ours" where there is no key to tell it from others."""
-    return ", ".join(run.arm.get(key, "default") for key in keys) or "ours"
+    """Return the run's values of these keys, as `key=value` where it has some of them alone.
+
+    "ours" stands for a run that no key distinguishes, "default" for one that has none of them.
+    """
+    if not keys:
+        return "ours"
+    given = {key: run.arm[key] for key in keys if key in run.arm}
+    if len(given) == len(keys):
+        return ", ".join(given.values())
+    return ", ".join(f"{short(key)}={value}" for key, value in given.items()) or "default"
 
 
 def arm_styles(runs: Sequence[Run]) -> dict[str, tuple[str, Any]]:
