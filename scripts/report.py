@@ -13,8 +13,9 @@ from pathlib import Path
 import pandas as pd
 
 from debugnn.analysis import tables
+from debugnn.analysis.article import compare
 from debugnn.analysis.figures import draw
-from debugnn.analysis.runs import Run, compare, load_runs, paired, tidy_epochs
+from debugnn.analysis.runs import Run, load_runs, paired, tidy_epochs
 from debugnn.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,4 +1,4 @@
-"""Tables in Markdown, from finished runs and from the configuration's own files."""
+"""Markdown tables of finished runs and of the configuration's options."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -8,11 +8,11 @@ import pandas as pd
 import yaml
 from scipy import stats
 
-from debugnn.analysis.runs import Run, compare
-from debugnn.doctor.report import CAUSES
+from debugnn.analysis.article import compare
+from debugnn.analysis.runs import Run
 from debugnn.errors import ConfigError
 
-# Heading → (column of `results.compare`, format).
+# Heading → (column of `article.compare`, format).
 QUANTITIES = {
     "test accuracy, last epoch (%)": ("final_test_accuracy", "{:.1f}"),
     "test loss, lowest": ("min_test_loss", "{:.3g}"),
@@ -23,7 +23,11 @@ QUANTITIES = {
 
 
 def comparison(runs: Sequence[Run]) -> str:
-    """Ours beside the article's as a Markdown table, a row a run: ours / the article's."""
+    """Return the comparison with the article, one row per run; cells are ours / the article's.
+
+    Raises:
+        ConfigError: none of the runs repeats one of the article's.
+    """
     table = compare(runs)
     if table.empty:
         raise ConfigError("no finished run repeats one of the article's")
@@ -39,10 +43,14 @@ def comparison(runs: Sequence[Run]) -> str:
 
 
 def pairs(table: pd.DataFrame, values: tuple[str, str]) -> str:
-    """What `results.paired` returns as a Markdown table: accuracies, and what differs.
+    """Return the pairs of runs that differ in one setting, one row per data set and arm.
 
-    Means with standard deviations over the seeds; of the differences the 95 % interval of their
-    mean (Student's t, paired by seed).
+    Accuracies are means ± standard deviations over the seeds; differences are means with 95 %
+    intervals (Student's t, paired by seed).
+
+    Args:
+        table: the result of `runs.paired`.
+        values: the setting's values in the first and the second run of a pair.
     """
     first, second = values
     rows = []
@@ -52,7 +60,7 @@ def pairs(table: pd.DataFrame, values: tuple[str, str]) -> str:
             _difference(group[f"{prefix}{second}"] - group[f"{prefix}{first}"], form)
             for prefix, form in (("", "{:+.2f}"), ("train_loss_", "{:+.4f}"))
         ]
-        # How long a run takes is said in the next column.
+        # The next column shows the number of epochs.
         shown = [part for part in arm.split(",") if "=" in part and not part.startswith("trainer.")]
         name = " ".join([data, *(f"`{part}`" for part in shown)])
         rows.append([name, str(epochs), str(len(group)), *sides, *differences])
@@ -62,13 +70,13 @@ def pairs(table: pd.DataFrame, values: tuple[str, str]) -> str:
 
 
 def _difference(differences: pd.Series, form: str) -> str:
-    """Mean and interval."""
+    """Return the mean of the differences and its 95 % interval as text."""
     low, high = (form.format(end) for end in interval(differences))
     return f"{form.format(differences.mean())} ({low} to {high})"
 
 
 def interval(differences: pd.Series) -> tuple[float, float]:
-    """The 95 % interval of the mean of at least two paired differences, by Student's t."""
+    """Return the 95 % interval (Student's t) of the mean of at least two paired differences."""
     low, high = stats.t.interval(
         0.95, len(differences) - 1, loc=differences.mean(), scale=differences.sem()
     )
@@ -76,7 +84,7 @@ def interval(differences: pd.Series) -> tuple[float, float]:
 
 
 def provenance(runs: Sequence[Run]) -> str:
-    """On what the runs were made, in a sentence."""
+    """Return a sentence with the runs' seeds, precision, versions, hardware and commits."""
     devices = sorted({run.facts["device"] for run in runs})
     precisions = sorted({run.config["trainer"]["precision"] for run in runs})
     threads = sorted({str(run.facts["threads"]) for run in runs})
@@ -93,7 +101,7 @@ def provenance(runs: Sequence[Run]) -> str:
 
 
 def groups(conf: Path) -> str:
-    """The configuration groups with their options, the default one first and in bold."""
+    """Return the configuration groups and their options, with the default first and in bold."""
     rows = []
     for group, default in _default_options(conf).items():
         others = sorted(path.stem for path in (conf / group).glob("*.yaml"))
@@ -155,7 +163,7 @@ def _commented_keys(path: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def experiments(conf: Path) -> str:
-    """The experiments: what each is about, and what its sweep goes over."""
+    """Return the experiments with their titles and the parameters that they sweep."""
     rows = []
     for path in sorted((conf / "experiment").glob("*.yaml")):
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -167,7 +175,9 @@ def experiments(conf: Path) -> str:
 
 
 def causes() -> str:
-    """The doctor's vocabulary, each cause with what it means."""
+    """Return the doctor's causes and their meanings."""
+    from debugnn.doctor.report import CAUSES
+
     return markdown(["cause", "is"], [[f"`{name}`", text] for name, text in CAUSES.items()])
 
 
@@ -177,16 +187,16 @@ def _short(values: str) -> str:
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
+    """Return a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def fill(path: Path, name: str, text: str) -> None:
-    """Replace what stands between `<!-- name -->` and `<!-- /name -->` in a Markdown file.
+    """Replace the text between `<!-- name -->` and `<!-- /name -->` in a Markdown file.
 
     Raises:
-        ConfigError: a file without the two marks.
+        ConfigError: the file lacks the two marks.
     """
     before, start, rest = path.read_text(encoding="utf-8").partition(f"<!-- {name} -->\n")
     _, end, after = rest.partition(f"<!-- /{name} -->")
@@ -200,7 +210,7 @@ def _arm(arm: str) -> str:
 
 
 def _number(row: pd.Series, column: str, side: str, form: str) -> str:
-    """A cell: `–` for what was not measured, NaN for a loss that was."""
+    """Format a cell: `–` if the value was not measured, NaN if it is a loss that was NaN."""
     value = row[f"{column}{side}"]
     if not pd.isna(value):
         return form.format(value)
