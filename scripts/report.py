@@ -26,7 +26,8 @@ DOCTOR_PAGE = ROOT / "src" / "debugnn" / "doctor" / "README.md"
 def write(runs: list[Run], source: Path, output: Path) -> None:
     """The tables, the figures and the page that shows them."""
     output.mkdir(parents=True, exist_ok=True)
-    compare(runs).to_csv(output / "comparison.csv", index=False, na_rep="NaN")
+    compared = compare(runs)
+    compared.to_csv(output / "comparison.csv", index=False, na_rep="NaN")
     tidy_epochs(runs).to_csv(output / "epochs.csv", index=False, na_rep="NaN")
     suggestions = [
         run.lr_suggestions().assign(arm=run.arm["task"], seed=run.seed, data=run.data)
@@ -37,7 +38,7 @@ def write(runs: list[Run], source: Path, output: Path) -> None:
         pd.concat(suggestions).to_csv(output / "lr_suggestions.csv", index=False)
     names = sorted({run.experiment for run in runs})
     drawn = draw(source, output / "figures", names, data={run.data for run in runs})
-    table = f"{tables.comparison(runs)}\n\n{tables.provenance(runs)}"
+    table = f"{tables.comparison(compared)}\n\n{tables.provenance(runs)}"
     pictures = "\n\n".join(f"![{path.stem}](figures/{path.name})" for path in sorted(drawn))
     tables.fill(output / "README.md", "results", table)
     tables.fill(output / "README.md", "figures", pictures)

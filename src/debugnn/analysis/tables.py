@@ -8,7 +8,6 @@ import pandas as pd
 import yaml
 from scipy import stats
 
-from debugnn.analysis.article import compare
 from debugnn.analysis.runs import Run
 from debugnn.errors import ConfigError
 
@@ -22,13 +21,15 @@ QUANTITIES = {
 }
 
 
-def comparison(runs: Sequence[Run]) -> str:
+def comparison(table: pd.DataFrame) -> str:
     """Return the comparison with the article, one row per run; cells are ours / the article's.
+
+    Args:
+        table: the result of `article.compare`.
 
     Raises:
         ConfigError: none of the runs repeats one of the article's.
     """
-    table = compare(runs)
     if table.empty:
         raise ConfigError("no finished run repeats one of the article's")
     rows = []
