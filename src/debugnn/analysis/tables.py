@@ -34,12 +34,13 @@ def comparison(table: pd.DataFrame) -> str:
         raise ConfigError("no finished run repeats one of the article's")
     rows = []
     for _, row in table.iterrows():
-        cells = [f"`{row.article_run}`", row.experiment, _arm(row.arm), str(row.epochs)]
+        place = "<br>".join([row.experiment, *_parts(row.arm)])
+        cells = [f"`{row.article_run}`", place, str(row.epochs)]
         for column, form in QUANTITIES.values():
             sides = [_number(row, column, side, form) for side in ("", "_article")]
             cells.append(" / ".join(sides))
         rows.append((row.experiment, row.seed, cells))
-    head = ["article's run", "experiment", "arm", "epochs", *QUANTITIES]
+    head = ["article's run", "experiment and arm", "epochs", *QUANTITIES]
     return markdown(head, [cells for _, _, cells in sorted(rows, key=lambda r: r[:2])])
 
 
@@ -206,8 +207,9 @@ def fill(path: Path, name: str, text: str) -> None:
     path.write_text(f"{before}{start}{text}\n{end}{after}", encoding="utf-8")
 
 
-def _arm(arm: str) -> str:
-    return "<br>".join(part for part in arm.split(",") if not part.startswith("data="))
+def _parts(arm: str) -> list[str]:
+    """Split an arm into its settings, without the data set, which a caption names."""
+    return [part for part in arm.split(",") if "=" in part and not part.startswith("data=")]
 
 
 def _number(row: pd.Series, column: str, side: str, form: str) -> str:
