@@ -50,7 +50,7 @@ class Job:
 
 
 def arms(experiment: str, data: str, given: Sequence[str] = ()) -> Iterator[list[str]]:
-    """The overrides of each arm, as `train.py -m experiment=... GIVEN` would sweep over them.
+    """The overrides of each arm, as `train.py experiment=... GIVEN` would sweep over them.
 
     What is given, and what the experiment sets for this kind of data, replaces the sweep over the
     same key.
@@ -196,6 +196,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str]) -> int:
     options = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    # On a user's first run, importing it logs "generated new fontManager".
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
     config.register()
     done: dict[Job, Outcome] = {}
     with initialize_config_dir(str(CONF), version_base="1.3"):

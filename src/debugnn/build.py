@@ -3,7 +3,7 @@
 import inspect
 import logging
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 
 import torch
 from hydra.errors import HydraException
@@ -49,6 +49,8 @@ def build(config: DictConfig) -> Training:
 def _build(config: DictConfig) -> Training:
     torch.manual_seed(config.seed)
     device = choose_device(config.trainer.device)
+    if config.trainer.precision == "bf16" and device.type == "cpu" and not process.has_bf16():
+        warn_of_slow_bf16()
     # fp32 is fp32: in TF32, PyTorch's choice for convolutions on a GPU, inputs have 10 bits.
     torch.backends.cudnn.allow_tf32 = False
     data = build_data(config, config.data, device)
@@ -70,6 +72,13 @@ def _build(config: DictConfig) -> Training:
     training = assemble(config, model, data)
     try_one_batch(training, config)
     return training
+
+
+@cache  # once a process, not for each run of a sweep
+def warn_of_slow_bf16() -> None:
+    log.warning(
+        "trainer.precision=bf16: this processor has no bfloat16 instructions, and is faster in fp32"
+    )
 
 
 def build_data(config: DictConfig, section: DictConfig, device: torch.device) -> Data:

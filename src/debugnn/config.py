@@ -68,12 +68,6 @@ def choice(default: str | None, *others: str) -> Any:
     return field(default=default, metadata={"allowed": Choice((default, *others))})
 
 
-def open_group(**intervals: str) -> Any:
-    """Declare a group of free keys. `intervals` bound those of them that every option has."""
-    allowed = {key: Interval(text) for key, text in intervals.items()}
-    return field(default_factory=dict, metadata={"keys": allowed})
-
-
 # --- the schema ----------------------------------------------------------------------------------
 
 
@@ -229,9 +223,12 @@ class Config:
     seed: int = number(0, "[0, 2147483647]")
     overwrite: bool = False
     output_dir: str = "outputs"
-    model: dict[str, Any] = open_group()
-    optim: dict[str, Any] = open_group(lr="(0, inf)")
-    loss: dict[str, Any] = open_group()
+    model: dict[str, Any] = field(default_factory=dict)
+    optim: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={"keys": {"lr": Interval("(0, inf)")}},  # which every optimiser has
+    )
+    loss: dict[str, Any] = field(default_factory=dict)
     init: InitConfig = field(default_factory=InitConfig)
     reg: RegConfig = field(default_factory=RegConfig)
     clip: ClipConfig = field(default_factory=ClipConfig)

@@ -60,6 +60,7 @@ def test_classes_are_counted_over_all_batches(hot):
         inputs = torch.zeros(len(labels), 5)
         kept.take(as_call(inputs), inputs, targets, due=step % 20 == 0)
     assert kept.class_counts(Task("classes", 4)).tolist() == [40, 30, 20, 0]
+    assert kept.rarest(Task("classes", 4)) == [3, 2, 1, 0]
 
 
 def test_targets_that_are_no_plain_tensors_are_left_out():

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from debugnn.doctor.causes.signals import MIXED
 from debugnn.doctor.evidence import NetworkFacts
 from debugnn.doctor.observe import network
 from debugnn.doctor.observe.network import (
@@ -331,8 +330,8 @@ def recurrent(kind, batch_first, bidirectional=False):
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_a_recurrence_over_the_batch_axis_mixes(kind, bidirectional):
     facts = look(recurrent(kind, False, bidirectional), SEQUENCES)
-    assert facts.mixing > MIXED
-    assert facts.mixing_layer == "recurrent"
+    assert facts.mixing > 0.01
+    assert facts.mixing_layers["recurrent"] > 0.01
     assert look(recurrent(kind, True, bidirectional), SEQUENCES).mixing == 0
 
 
@@ -364,8 +363,39 @@ MIXING = {
 def test_what_depends_on_other_samples_is_found(name):
     make, inputs = MIXING[name]
     facts = look(make(), inputs)
-    assert facts.mixing > MIXED
-    assert facts.mixing_layer is not None
+    assert facts.mixing > 0.01
+    assert max(facts.mixing_layers.values()) > 0.01
+
+
+def test_the_layers_that_mix_are_told_in_the_order_of_the_pass():
+    """Also of a layer that is called several times: each call beside its own."""
+
+    class Centre(nn.Module):
+        def forward(self, x):
+            return x - x.mean(dim=0)
+
+    model = Net(
+        lambda s, x: s.out(s.act(s.centre(s.act(s.first(x))))),
+        first=nn.Linear(10, 8), act=nn.Tanh(), centre=Centre(), out=nn.Linear(8, 3),
+    )  # fmt: skip
+    facts = look(model)
+    assert list(facts.mixing_layers) == ["first", "act", "centre", "out"]
+    assert facts.mixing_layers["first"] == 0
+    assert min(facts.mixing_layers[n] for n in ("act", "centre", "out")) > 0.01
+    before = Net(
+        lambda s, x: s.out(s.act(s.act(s.first(x)))),
+        first=nn.Linear(10, 8), act=nn.Tanh(), out=nn.Linear(8, 3),
+    )  # fmt: skip
+    assert set(look(before).mixing_layers.values()) == {0.0}
+
+
+def test_of_many_layers_those_that_mix_are_told():
+    layers = [nn.Identity() for _ in range(80)]
+    model = Net(
+        lambda s, x: s.last(s.many(x) - s.many(x).mean(dim=0)),
+        many=nn.Sequential(*layers), last=nn.Linear(10, 3),
+    )  # fmt: skip
+    assert list(look(model).mixing_layers) == ["last"]
 
 
 APART = {
@@ -415,8 +445,9 @@ def test_what_keeps_samples_apart_is_not_accused(name):
     make, inputs = APART[name]
     facts = look(make(), inputs)
     assert facts.mixing == 0
-    assert facts.mixing_layer is None
-    assert not facts.random_evaluation
+    assert set(facts.mixing_layers.values()) == {0.0}
+    assert facts.evaluation_change == 0
+    assert not facts.drops_in_evaluation
 
 
 def test_a_trained_batch_norm_does_not_mix_in_evaluation():
@@ -426,26 +457,29 @@ def test_a_trained_batch_norm_does_not_mix_in_evaluation():
     assert look(model).mixing == 0
 
 
-def test_functional_dropout_is_random_in_evaluation_and_not_called_mixing():
+def test_functional_dropout_is_random_in_evaluation():
     facts = look(
         Net(lambda s, x: s.b(F.dropout(s.a(x), 0.5)), a=nn.Linear(10, 8), b=nn.Linear(8, 3))
     )
-    assert facts.random_evaluation
-    assert facts.mixing is None
+    assert facts.drops_in_evaluation
+    assert facts.evaluation_change > 0.1
 
 
-def test_sampling_in_evaluation_is_no_mixing():
+def test_sampling_in_evaluation_is_no_dropout():
     """As a variational autoencoder does it."""
     model = Net(
         lambda s, x: s.b(s.a(x) + 0.1 * torch.randn(len(x), 8)),
         a=nn.Linear(10, 8), b=nn.Linear(8, 3),
     )  # fmt: skip
-    assert not look(model).mixing
+    facts = look(model)
+    assert facts.evaluation_change > 0.01
+    assert not facts.drops_in_evaluation
 
 
 def test_dropout_layers_are_not_random_in_evaluation():
     facts = look(mlp(nn.Sequential(nn.ReLU(), nn.Dropout(0.4))))
-    assert not facts.random_evaluation
+    assert facts.evaluation_change == 0
+    assert not facts.drops_in_evaluation
     assert facts.dropout == 0.4
     assert facts.mode_sensitive
     assert not look(mlp()).mode_sensitive

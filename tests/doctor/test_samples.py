@@ -8,9 +8,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn import datasets
+from sklearn import datasets, feature_selection
 
-from debugnn.doctor.causes.signals import LEAKED
 from debugnn.doctor.observe import samples
 from debugnn.doctor.observe.task import Task
 
@@ -29,6 +28,9 @@ def bundled(name):
 def generated(make, *arguments, **settings):
     inputs, targets = make(*arguments, random_state=0, **settings)[:2]
     return torch.as_tensor(inputs).float(), torch.as_tensor(targets)
+
+
+LEAKED = 0.99  # no natural feature's share
 
 
 CLASSES = ["iris", "digits", "wine", "breast_cancer"]
@@ -51,7 +53,7 @@ def test_scale_is_numpys(name):
     deviations = deviations[deviations > 1e-9 * facts.rms]
     spread = deviations.max() / np.quantile(deviations, 0.1)
     assert facts.feature_spread == pytest.approx(spread, rel=1e-6)
-    assert not facts.constant
+    assert facts.largest_std == pytest.approx(deviations.max())
     assert facts.nonfinite_samples == 0
 
 
@@ -75,15 +77,18 @@ def test_regression_targets_are_described():
     assert facts.target_std == pytest.approx(values.std(), rel=1e-6)
     assert (facts.target_low, facts.target_high) == (values.min(), values.max())
     assert facts.target_kinds == len(np.unique(values))
-    assert not facts.integer_values
+    assert not facts.target_consecutive
 
 
 def test_class_numbers_as_values_are_known():
     inputs, targets, _ = bundled("digits")
-    assert samples.describe(inputs, targets.float().unsqueeze(1), Task("values")).integer_values
+    facts = samples.describe(inputs, targets.float().unsqueeze(1), Task("values"))
+    assert facts.target_consecutive
+    assert facts.target_kinds == 10
+    assert facts.target_rarest == pytest.approx(targets.bincount().min().item() / len(targets))
     # Not 0, 1, …: a scale of its own.
     shifted = targets.float().unsqueeze(1) * 2
-    assert not samples.describe(inputs, shifted, Task("values")).integer_values
+    assert not samples.describe(inputs, shifted, Task("values")).target_consecutive
 
 
 def test_labels_out_of_range_are_counted_and_ignored_ones_are_not():
@@ -104,24 +109,27 @@ def test_non_finite_samples_are_counted_and_left_out_of_the_scale():
     assert facts.nonfinite_samples == 2
     kept = np.delete(inputs.numpy(), [3, 5], axis=0)
     assert facts.mean == pytest.approx(kept.mean(), rel=1e-5)
-    assert facts.leak < LEAKED
+    assert max(facts.feature_shares) < LEAKED
 
 
 @pytest.mark.parametrize("value", [0.0, 3.7, 1e6])
-def test_samples_that_do_not_differ_are_constant(value):
+def test_samples_that_do_not_differ_have_no_deviation(value):
+    def largest(inputs):
+        return samples.describe(inputs, torch.arange(40) % 2, Task("classes", 2)).largest_std
+
     inputs = torch.full((40, 5), value)
-    assert samples.describe(inputs, torch.arange(40) % 2, Task("classes", 2)).constant
+    assert largest(inputs) == 0
     inputs = inputs + torch.arange(5.0)  # every sample (v, v + 1, …)
-    assert samples.describe(inputs, torch.arange(40) % 2, Task("classes", 2)).constant
+    assert largest(inputs) == 0
     inputs[7, 2] += 1 + value / 10
-    assert not samples.describe(inputs, torch.arange(40) % 2, Task("classes", 2)).constant
+    assert largest(inputs) == pytest.approx((1 + value / 10) * math.sqrt(39) / 40, rel=1e-3)
 
 
 def test_tokens_have_no_scale():
     facts = samples.describe(torch.arange(60).reshape(20, 3), torch.arange(20) % 2, Task("binary"))
     assert not facts.floating
     assert facts.rms is None
-    assert facts.leak is None
+    assert facts.feature_shares == []
 
 
 # --- leaks --------------------------------------------------------------------------------------
@@ -133,29 +141,62 @@ def test_no_bundled_set_has_a_leak(name, standardise):
     inputs, targets, task = bundled(name)
     if standardise:
         inputs = samples.standardised(inputs.double()).float()
-    assert samples.describe(inputs, targets, task).leak < LEAKED
+    facts = samples.describe(inputs, targets, task)
+    assert facts.features == inputs.shape[1]
+    assert max(facts.feature_shares) < LEAKED
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_the_shares_are_those_of_scikit_learns_analysis_of_variance(name):
+    """η² = F / (F + (n − k) / (k − 1)), for n samples of k classes."""
+    inputs, targets, task = bundled(name)
+    facts = samples.describe(inputs, targets, task)
+    with np.errstate(all="ignore"):
+        ratio = feature_selection.f_classif(inputs.double().numpy(), targets.numpy())[0]
+    share = np.nan_to_num(ratio / (ratio + (len(inputs) - task.classes) / (task.classes - 1)))
+    varying = [(c != np.unique(c)[np.unique(c, return_counts=True)[1].argmax()]).mean() > 0.01
+               for c in inputs.numpy().T]  # fmt: skip
+    share = np.where(varying, share, 0)
+    count = max(inputs.shape[1] // 4, 1) + 1
+    assert facts.feature_shares == pytest.approx(np.sort(share)[::-1][:count], abs=1e-5)
+    assert share[facts.feature_order] == pytest.approx(facts.feature_shares, abs=1e-5)
+    assert facts.feature_share_median == pytest.approx(
+        np.sort(share)[(len(share) - 1) // 2], abs=1e-5
+    )
+
+
+def test_the_shares_of_a_regression_are_squared_correlations():
+    inputs, targets, task = bundled("diabetes")
+    facts = samples.describe(inputs, targets, task)
+    table = np.column_stack([inputs.numpy(), targets.numpy()])
+    share = np.corrcoef(table.T)[-1, :-1] ** 2
+    assert facts.feature_shares == pytest.approx(np.sort(share)[::-1][:3], abs=1e-5)
+    assert facts.feature_order == np.argsort(-share)[:3].tolist()
 
 
 @pytest.mark.parametrize("classes", [2, 3, 10])
 @pytest.mark.parametrize("features", [2, 8, 20])
 def test_blobs_have_no_leak(classes, features):
     inputs, targets = generated(datasets.make_blobs, 400, n_features=features, centers=classes)
-    assert samples.describe(inputs, targets, Task("classes", classes)).leak < LEAKED
+    facts = samples.describe(inputs, targets, Task("classes", classes))
+    assert max(facts.feature_shares) < LEAKED
 
 
 @pytest.mark.parametrize("classes", [2, 3, 10])
 @pytest.mark.parametrize("features", [8, 20])
-def test_tight_blobs_have_no_leak(classes, features):
+def test_of_tight_blobs_most_features_tell_the_class(classes, features):
     inputs, targets = generated(
         datasets.make_blobs, 400, n_features=features, centers=classes, cluster_std=0.3
     )
-    assert samples.describe(inputs, targets, Task("classes", classes)).leak < LEAKED
+    facts = samples.describe(inputs, targets, Task("classes", classes))
+    assert facts.feature_share_median > 0.8
 
 
 @pytest.mark.parametrize("make", [datasets.make_moons, datasets.make_circles])
 def test_toy_sets_have_no_leak(make):
     inputs, targets = generated(make, 400)
-    assert samples.describe(inputs, targets, Task("classes", 2)).leak < LEAKED
+    facts = samples.describe(inputs, targets, Task("classes", 2))
+    assert max(facts.feature_shares) < LEAKED
 
 
 @pytest.mark.parametrize(
@@ -174,26 +215,40 @@ def test_a_column_made_from_the_label_is_found(name, noise):
     made = 3.0 * targets.float() + torch.as_tensor(random.normal(0, noise, len(targets))).float()
     leaky = torch.cat([inputs, made.unsqueeze(1)], dim=1)
     facts = samples.describe(leaky, targets, task)
-    assert facts.leak > LEAKED
-    assert facts.leak_features == [inputs.shape[1]]
+    assert facts.feature_shares[0] > LEAKED
+    assert facts.feature_order[0] == inputs.shape[1]
 
 
 def test_a_one_hot_label_among_the_inputs_is_found_column_by_column():
     inputs, targets, task = bundled("digits")
     leaky = torch.cat([inputs, torch.nn.functional.one_hot(targets).float()], dim=1)
     facts = samples.describe(leaky, targets, task)
-    assert facts.leak > LEAKED
-    assert sorted(facts.leak_features) == list(range(64, 74))
+    shares = facts.feature_shares
+    # One column of ten tells its own class alone, and more than any pixel does.
+    assert sorted(facts.feature_order[:10]) == list(range(64, 74))
+    assert shares[:10] == pytest.approx([1] * 10, abs=1e-6)
+    assert shares[10] < 0.8
 
 
 def test_a_label_drawn_into_images_is_found():
     inputs, targets, task = bundled("digits")
     images = inputs.reshape(-1, 1, 8, 8).clone()
-    assert samples.describe(images, targets, task).leak < LEAKED
+    assert max(samples.describe(images, targets, task).feature_shares) < LEAKED
     images[:, 0, 0, 0] = targets.float()
     facts = samples.describe(images, targets, task)
-    assert facts.leak > LEAKED
-    assert facts.leak_features == [0]
+    assert facts.feature_shares[0] > LEAKED
+    assert facts.feature_order[0] == 0
+
+
+def test_a_feature_of_a_wide_input_is_told_by_its_index_there():
+    """Of 3,072 features every third is looked at."""
+    inputs, targets, task = bundled("digits")
+    wide = torch.rand(len(inputs), 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    wide[:, 1, 2, 4] = targets.float()
+    facts = samples.describe(wide, targets, task)
+    assert facts.features == 1024
+    assert len(facts.feature_shares) == len(facts.feature_order) == 64
+    assert facts.feature_order[0] == 1024 + 2 * 32 + 4
 
 
 def test_a_column_made_from_a_regressions_target_is_found():
@@ -201,8 +256,8 @@ def test_a_column_made_from_a_regressions_target_is_found():
     leaky = inputs.clone()
     leaky[:, 4] = -0.01 * targets.squeeze(1) + 3
     facts = samples.describe(leaky, targets, task)
-    assert facts.leak == pytest.approx(1, abs=1e-6)
-    assert facts.leak_features == [4]
+    assert facts.feature_shares[0] == pytest.approx(1, abs=1e-6)
+    assert facts.feature_order[0] == 4
 
 
 # --- simple models ------------------------------------------------------------------------------
@@ -351,6 +406,19 @@ def test_repeats_are_counted():
     batch = torch.tensor([1.0, 2.0, 3.0])
     assert samples.repeats([batch, batch.flip(0)]) == (3, 2.0)
     assert samples.repeats([]) == (0, 0.0)
+
+
+def test_labels_of_repeated_samples_are_compared():
+    prints = [torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 2.0, 4.0])]
+    labels = [torch.tensor([0, 1, 2]), torch.tensor([0, 2, 2])]
+    # 1 and 2 came again, 2 with another label; no batch holds a sample twice.
+    assert samples.conflicts(prints, labels) == (0.5, 2, 0.0)
+    again = torch.tensor([5.0, 5.0, 6.0])
+    assert samples.conflicts([*prints, again], [*labels, labels[0]]) == (
+        pytest.approx(2 / 3), 3, pytest.approx(1 / 3),
+    )  # fmt: skip
+    assert samples.conflicts(prints[:1], labels[:1]) == (0.0, 0, 0.0)
+    assert samples.conflicts([], []) == (0.0, 0, 0.0)
 
 
 def test_nothing_draws_a_random_number():

@@ -1,5 +1,6 @@
 """Markdown tables of finished runs and of the configuration's options."""
 
+import inspect
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,6 +10,8 @@ import yaml
 from scipy import stats
 
 from debugnn.analysis.runs import Run
+from debugnn.doctor.causes import CAUSES
+from debugnn.doctor.causes.cause import Cause, no_trials
 from debugnn.errors import ConfigError
 
 # Heading → (column of `article.compare`, format).
@@ -177,10 +180,20 @@ def experiments(conf: Path) -> str:
 
 
 def causes() -> str:
-    """Return the doctor's causes and their meanings."""
-    from debugnn.doctor.report import CAUSES
+    """Return the doctor's causes in their order, with kind, meaning, trials and source."""
+    rows = [
+        [f"`{cause.name}`", cause.kind.value, cause.meaning, _wish(cause), cause.source]
+        for cause in CAUSES.values()
+    ]
+    return markdown(["cause", "kind", "meaning", "trials", "source"], rows)
 
-    return markdown(["cause", "is"], [[f"`{name}`", text] for name, text in CAUSES.items()])
+
+def _wish(cause: Cause) -> str:
+    """Return when the cause asks for which trials, as the first line of its function says it."""
+    said = inspect.getdoc(cause.trials)
+    if cause.trials is no_trials or said is None:
+        return "–"
+    return said.splitlines()[0]
 
 
 def _short(values: str) -> str:

@@ -1,5 +1,6 @@
 """The first look at a training: task, loss function, network and initial weights, on one batch."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -41,7 +42,7 @@ def first_look(
         if not evidence.loss.tried:
             evidence.troubles.append("the loss function cannot be tried out on the CPU")
     tried = loss_fn is not None and evidence.loss.error is None and evidence.loss.gradient
-    distance = tried and task.kind == "binary" and evidence.loss.better_when_right is None
+    distance = tried and task.kind == "binary" and not _takes_sides(evidence.loss.rewards)
     if evidence.loss.pairwise or distance:
         # Outputs are embeddings, or distances, and neither classes nor logits.
         task = Task("unknown")
@@ -59,6 +60,21 @@ def first_look(
         twin.load_state_dict(kept)
     evidence.weights = network.initial_weights(twin, network.forward_order(twin, call))
     return task
+
+
+def _takes_sides(rewards: list[list[float]]) -> bool:
+    """True if the loss tells right outputs from wrong ones.
+
+    It is lower at the right ones; or higher and below zero at one of them, where its sign is
+    flipped. Any other loss (of a distance, say) has another idea of what is right.
+
+    Args:
+        rewards: pairs of its values, [at right outputs, at wrong outputs].
+    """
+    values = [value for pair in rewards for value in pair]
+    if not values or not all(map(math.isfinite, values)):
+        return False
+    return any(right < wrong for right, wrong in rewards) or min(values) < 0
 
 
 def _time_first(model: nn.Module, call: Call, targets: Any) -> bool:

@@ -3,6 +3,7 @@
 Each function fills in one part of the evidence.
 """
 
+import bisect
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from debugnn.doctor.causes.signals import SHIFTED
 from debugnn.doctor.copies import undisturbed
 from debugnn.doctor.evidence import DataFacts, Evidence, Score
 from debugnn.doctor.observe import network, samples
@@ -20,6 +20,8 @@ from debugnn.doctor.observe.network import Call
 from debugnn.doctor.observe.task import Task, first_tensor, score
 
 _DESCRIBED = 1024  # samples that statistics of the data are taken of
+_SMOOTHED = 10  # losses that a running mean is taken of
+_LEVELS = tuple(round(0.99 - index / 100, 2) for index in range(50))  # 0.99, 0.98, …, 0.50
 
 
 def optimizer(
@@ -78,22 +80,31 @@ def losses(evidence: Evidence, losses: Sequence[float], ratios: Sequence[float])
         tenth = max(1, len(losses) // 10)
         outcome.last_loss = statistics.median(losses[-tenth:])
         outcome.highest_loss = max(finite)
-    outcome.plateau = _plateau(losses, outcome.initial.relative_loss)
-    loop.loss_ratio = statistics.median(ratios) if ratios else None
-    beyond = [1 - 1 / ratio for ratio in ratios if ratio > 1]
-    # Targets that only the loop knows (mixed ones) leave a rest to both sides.
-    loop.penalty = max(beyond) if beyond and min(ratios) > 0.95 else 0.0
+    outcome.first_below = _first_below(losses, outcome.initial.relative_loss)
+    if ratios:
+        loop.loss_ratio = statistics.median(ratios)
+        loop.loss_ratio_low, loop.loss_ratio_high = min(ratios), max(ratios)
 
 
-def _plateau(losses: Sequence[float], initial: float | None) -> int | None:
-    """Steps until a mean of ten losses is below 0.93 of the best constant predictor's."""
-    if not initial or not math.isfinite(initial) or len(losses) < 20:
-        return None
-    limit = 0.93 * losses[0] / initial
-    for end in range(10, len(losses) + 1):
-        if statistics.fmean(losses[end - 10 : end]) < limit:
-            return end - 10
-    return len(losses)
+def _first_below(losses: Sequence[float], initial: float | None) -> dict[float, int]:
+    """Level → steps until a mean of ten losses is below level × the loss of guessing.
+
+    The loss of guessing is the first loss / `initial`, the initial relative loss. All steps where
+    the mean never is below it. Empty of fewer than 20 losses, which have no course.
+    """
+    if not initial or not math.isfinite(initial) or len(losses) < 2 * _SMOOTHED:
+        return {}
+    lowest: list[tuple[float, int]] = []  # each mean below all before it, and its first step
+    for start in range(len(losses) - _SMOOTHED + 1):
+        mean = statistics.fmean(losses[start : start + _SMOOTHED])
+        if mean < (lowest[-1][0] if lowest else math.inf):
+            lowest.append((mean, start))
+    steps = {}
+    for level in _LEVELS:
+        limit = level * losses[0] / initial
+        index = bisect.bisect_right(lowest, -limit, key=lambda found: -found[0])
+        steps[level] = lowest[index][1] if index < len(lowest) else len(losses)
+    return steps
 
 
 def data(
@@ -128,7 +139,6 @@ def data(
     targets = targets[chosen] if targets is not None else None
     facts = samples.describe(inputs, targets, task)
     facts.samples, facts.distinct = count, len(distinct)
-    facts.constant = facts.constant or len(distinct) == 1
     prints = kept.prints.each()
     several = [p for p in prints if len(p) > 1]
     same = sum(bool((p == p[0]).all()) for p in several)
@@ -137,8 +147,10 @@ def data(
     counts = kept.class_counts(task)
     if counts is not None:
         facts.class_counts = dict(enumerate(counts.tolist()))
-    if task.kind in ("classes", "binary") and not facts.constant:
-        facts.conflicting = samples.conflicts(prints, kept.labels.each())
+    if task.kind in ("classes", "binary"):
+        facts.conflicting, facts.repeated, facts.repeats_within = samples.conflicts(
+            prints, kept.labels.each()
+        )
     seen, times = samples.repeats(prints)
     evidence.outcome.epochs = times if seen else None
     if targets is not None:
@@ -166,9 +178,8 @@ def _compare(
     prints = samples.fingerprints(rows)
     facts.natural_repeats = 1 - len(prints.unique()) / max(len(prints), 1)
     facts.overlap = torch.isin(prints, known).double().mean().item()
-    trained_on = len(known.unique())
-    whole = facts.overlap > 0.95 and validation.size >= 0.9 * trained_on
-    facts.same_set = whole or bool(torch.isin(known, prints).double().mean() > 0.95)
+    facts.covered = torch.isin(known, prints).double().mean().item()
+    facts.trained_on, facts.validation_size = len(known.unique()), validation.size
     if facts.floating:
         facts.scale_shift = samples.scale_shift(inputs, rows)
     facts.shift = samples.told_apart(inputs, rows)
@@ -178,21 +189,20 @@ def _compare(
     plain = len(call.args) == 1 and isinstance(call.args[0], Tensor) and not call.kwargs
     if twin is None or not plain:
         return
-    # Whether the scale is all that was lost: asked where it has moved.
-    moved = (facts.scale_shift or 0) > SHIFTED and call.args[0].is_floating_point()
+    given = call.args[0]
     trained = [
         b.call.args[0] for b in kept.early
-        if moved and b.call.args and isinstance(b.call.args[0], Tensor)
-        and b.call.args[0].shape[1:] == call.args[0].shape[1:]
+        if b.call.args and isinstance(b.call.args[0], Tensor)
+        and b.call.args[0].shape[1:] == given.shape[1:]
     ]  # fmt: skip
     with undisturbed(), torch.no_grad(), network.no_dropout(twin, training=False):
-        if trained:
-            brought = Call((samples.matched(torch.cat(trained), call.args[0]),))
-            outputs = in_chunks(twin, brought, len(rows))
-            facts.matched_skill = score(task, outputs, targets).skill
         outputs = validation.outputs
         if validation.step != steps:
             outputs = in_chunks(twin, call, len(rows))
+        if trained and given.is_floating_point() and not _indexes(twin, given):
+            brought = Call((samples.matched(torch.cat(trained), given),))
+            matched = in_chunks(twin, brought, len(rows))
+            facts.matched_skill = score(task, matched, targets).skill
     if task.kind == "classes" and first_tensor(outputs) is not None:
         predicted, wanted = task.pair(outputs, targets)
         size = task.classes
@@ -200,6 +210,12 @@ def _compare(
         confusion = torch.bincount(pairs, minlength=size * size).reshape(size, size)
         renamed, other = samples.renamed_skill(confusion.cpu())
         facts.relabelled_skill = renamed if other else None
+
+
+def _indexes(model: nn.Module, inputs: Tensor) -> bool:
+    """True if the inputs may hold indices, of which one out of range ends a GPU's context."""
+    embeds = any(isinstance(m, nn.Embedding | nn.EmbeddingBag) for m in model.modules())
+    return embeds and inputs.device.type != "cpu"
 
 
 def outcome(
@@ -259,7 +275,7 @@ def score_of(found: list[tuple[Tensor, Tensor]], task: Task, kept: Kept) -> Scor
     if len(shapes) > 1:  # sequences of several lengths
         found = found[:1]
     outputs, targets = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return score(task, outputs, targets, kept.rare(task))
+    return score(task, outputs, targets, kept.rarest(task))
 
 
 def _distinct(inputs: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ _LATE = 8
 _BYTES = 64 * 2**20
 _PRINTED = 50_000  # samples whose fingerprint is kept
 _LABELS = 200_000  # values of batches of the size of the latest
+_RAREST = 64  # classes whose recall is noted
 
 
 class KeptBatch(NamedTuple):
@@ -156,10 +157,10 @@ class Kept:
         labels = samples.labels_of(self.labels.together(), task).cpu()
         return torch.bincount(labels[labels >= 0], minlength=task.classes or 2)
 
-    def rare(self, task: Task) -> Tensor | None:
-        """Classes with less than a fifth of the commonest one's training samples."""
+    def rarest(self, task: Task) -> list[int]:
+        """The classes, 64 at most, that training has least samples of, the rarest first."""
         counts = self.class_counts(task)
-        return None if counts is None else (counts < 0.2 * counts.max()).nonzero().flatten()
+        return [] if counts is None else counts.argsort(stable=True)[:_RAREST].tolist()
 
     def clear(self) -> None:
         self.early.clear()

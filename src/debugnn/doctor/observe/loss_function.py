@@ -1,7 +1,6 @@
 """Tests of a loss function on outputs that are made up: what it rewards, and what it can reach."""
 
 import copy
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +12,11 @@ from debugnn.doctor.evidence import LossFacts
 from debugnn.doctor.observe.task import Task, first_tensor, space
 
 Loss = Callable[[Any, Any], Tensor]
+
+# Numerical tolerances, of rounding and of reading, not of verdicts.
+_ZERO_LOSS = 1e-9  # a loss of this size has no ratio to another that means anything
+_SOFT_LABELS = 0.99  # targets whose largest value is smaller are distributions, not one-hot
+_EQUAL_LOSSES = 1e-4  # relative difference of two losses that are the same but for rounding
 
 
 @torch.enable_grad()
@@ -31,8 +35,6 @@ def examine(loss_fn: Loss, outputs: Any, targets: Tensor, task: Task) -> LossFac
         facts.error = f"{type(error).__name__}: {error}"
         return facts
     facts.scalar = isinstance(value, Tensor) and value.numel() == 1
-    if not facts.scalar:
-        facts.reduction = "none"
     if not isinstance(outputs, Tensor) or task.kind == "unknown":
         return facts
 
@@ -50,10 +52,10 @@ def examine(loss_fn: Loss, outputs: Any, targets: Tensor, task: Task) -> LossFac
     if not torch.isfinite(outputs).all():
         outputs = torch.randn_like(outputs)
     if facts.scalar:
-        facts.reduction = _reduction(value_of, outputs, targets)
+        facts.doubling = _doubling(value_of, outputs, targets)
     gradient = _gradient(loss_fn, outputs, targets)
     facts.gradient = gradient is not None and bool(gradient.any())
-    if targets.is_floating_point() and task.kind == "classes" and targets.max() < 0.99:
+    if targets.is_floating_point() and task.kind == "classes" and targets.max() < _SOFT_LABELS:
         return facts  # soft targets: nothing can be made up for them
     if task.kind == "values":
         _examine_values(facts, value_of, outputs, targets)
@@ -74,18 +76,20 @@ def _on_cpu(loss_fn: Loss, outputs: Tensor, targets: Tensor) -> tuple[Loss, Tens
     return loss_fn, outputs, targets
 
 
-def _reduction(value_of: Callable, outputs: Tensor, targets: Tensor) -> str:
+def _doubling(value_of: Callable, outputs: Tensor, targets: Tensor) -> float | None:
+    """The loss of every sample twice over the loss of every sample once: 1 for a mean, 2 for a sum.
+
+    None where outputs and targets have no common batch axis, or the function takes only one batch
+    size, or the loss is 0. A loss that broadcasts to (B, B) gives 1.
+    """
     if outputs.shape[:1] != targets.shape[:1]:
-        return "mean"
+        return None
     once = value_of(outputs)
     try:
         twice = value_of(torch.cat([outputs, outputs]), torch.cat([targets, targets]))
     except Exception:  # a function for one batch size alone
-        return "mean"
-    if abs(once) < 1e-9:
-        return "mean"
-    # A broadcast (B, B) loss is a mean here and is found by its floor.
-    return "sum" if abs(twice / once - 2) < 0.02 else "mean"
+        return None
+    return None if abs(once) < _ZERO_LOSS else twice / once
 
 
 def _gradient(loss_fn: Loss, outputs: Tensor, targets: Tensor) -> Tensor | None:
@@ -103,22 +107,8 @@ def _pairwise(value_of: Callable, outputs: Tensor, targets: Tensor, classes: int
     here, renamed = value_of(outputs), value_of(outputs, (targets + 1) % classes)
     others = value_of(outputs, torch.arange(targets.numel(), device=targets.device)
                       .remainder(classes).reshape(targets.shape))  # fmt: skip
-    near = 1e-4 * max(abs(here), 1e-6)
+    near = _EQUAL_LOSSES * max(abs(here), 1e-6)
     return abs(here - renamed) < near < abs(here - others)
-
-
-def _rewards(pairs: list[tuple[float, float]]) -> bool | None:
-    """Whether a loss is lower where the outputs are right; pairs of (right, wrong).
-
-    None where it cannot be told: a loss whose sign was flipped goes below zero, and one that does
-    not (of a distance, say) has another idea of what is right.
-    """
-    values = [value for pair in pairs for value in pair]
-    if not all(map(math.isfinite, values)):
-        return None
-    if any(right < wrong for right, wrong in pairs):
-        return True
-    return False if min(values) < 0 else None
 
 
 def _examine_values(facts: LossFacts, value_of: Callable, outputs: Tensor, targets: Tensor) -> None:
@@ -134,15 +124,14 @@ def _examine_values(facts: LossFacts, value_of: Callable, outputs: Tensor, targe
     if ideal.min() >= 0:  # counts: the output may be the logarithm of a rate
         perfect.append(ideal.clamp_min(0.1).log())
     constant = [torch.full_like(made_up, made_up.mean().item()) for made_up in perfect]
-    values = [(value_of(best), value_of(best + 2 * noise)) for best in perfect]
-    facts.better_when_right = _rewards(values)
-    best, base = min(v for v, _ in values), min(map(value_of, constant))
-    if base > 0 and len(perfect) == 1:
-        facts.floor = best / base
-    # Nothing holds the loss: a log-likelihood whose targets are no probabilities.
+    facts.rewards = [[value_of(right), value_of(right + 2 * noise)] for right in perfect]
+    facts.best = min(right for right, _ in facts.rewards)
+    if len(perfect) == 1:  # of two readings of the outputs, one is not what the loss is for
+        facts.constant = min(map(value_of, constant))
+    # Far out a log-likelihood whose targets are no probabilities falls without end.
     side = (ideal - ideal.mean()).sign()
-    far = [value_of(1e3 * sign) for sign in (side, -side, side.abs(), -side.abs())]
-    facts.unbounded = min(far) < min(best, -10.0)
+    far = (1e3 * sign for sign in (side, -side, side.abs(), -side.abs()))
+    facts.far = min(map(value_of, far))
 
 
 def _examine_binary(
@@ -158,13 +147,11 @@ def _examine_binary(
         right = (2 * ones - 1) * 12
         wrong, constant = -right, torch.full_like(ones, share.logit().item())
         # A squared error of {0, 1} by a real output: the regression's ideal is not far out.
-        if value_of(ones) < min(value_of(right), value_of(constant)):
-            facts.shift_invariant = False
+        facts.squared = value_of(ones) < min(value_of(right), value_of(constant))
+        if facts.squared:
             right, wrong, constant = ones, 1 - ones, torch.full_like(ones, share.item())
-    best, worst, base = value_of(right), value_of(wrong), value_of(constant)
-    facts.better_when_right = _rewards([(best, worst)])
-    if base > 0 and facts.better_when_right is not None:
-        facts.floor = best / base
+    facts.best, facts.constant = value_of(right), value_of(constant)
+    facts.rewards = [[facts.best, value_of(wrong)]]
 
 
 def _examine_classes(
@@ -199,14 +186,10 @@ def _examine_classes(
         candidates = [hot * size for size in (1.0, 2.0, 4.0, 6.0, 8.0, 12.0, 30.0)]
         right, wrong, flat = candidates[3], -candidates[3], torch.zeros_like(hot)
     values = [value_of(shaped(candidate)) for candidate in candidates]
-    best, base = min(values), value_of(shaped(flat))
-    best_value, worst_value = value_of(shaped(right)), value_of(shaped(wrong))
-    if math.isfinite(best_value) and math.isfinite(worst_value):
-        facts.better_when_right = best_value < worst_value
-    # Where more confidence costs again, the smallest loss lies at a finite one: smoothed labels.
-    smoothed = facts.output_space == "real" and values[-1] > 1.5 * best + 1e-3
-    if base > 0 and not smoothed:
-        facts.floor = best / base
+    facts.best, facts.constant = min(values), value_of(shaped(flat))
+    facts.rewards = [[value_of(shaped(right)), value_of(shaped(wrong))]]
+    if facts.output_space == "real":
+        facts.confident = values[-1]
     probe = torch.randn(rows.shape, generator=torch.Generator().manual_seed(0)).to(rows)
     if facts.output_space == "simplex":
         probe = probe.softmax(dim=1)
@@ -217,18 +200,21 @@ def _examine_classes(
     probe = shaped(probe)
     if facts.output_space == "real":
         here, there = value_of(probe), value_of(probe + 3)
-        # A small term beside the cross-entropy (on the logits' size) is none of these.
-        facts.shift_invariant = abs(here - there) <= 0.01 * max(abs(here), abs(there), 1e-6)
+        facts.shift_change = abs(here - there) / max(abs(here), abs(there), 1e-6)
     facts.pairwise = _pairwise(value_of, probe, targets, task.classes)
     gradient = _gradient(loss_fn, probe, targets)
     if gradient is None or len(probe) < 2:
         return
     by_row = gradient.movedim(task.axis, -1).reshape(-1, task.classes)
-    others = (by_row * (1 - hot)).abs().sum()
-    facts.target_entry_only = bool(others <= 1e-6 * by_row.abs().sum())
+    facts.other_entries = _share((by_row * (1 - hot)).abs().sum(), by_row.abs().sum())
     changed = probe.clone()
     half = len(probe) // 2
     changed[half:] = probe[half:].flip(0) * 0.5 if len(probe) - half > 1 else probe[half:] * 0.5
     again = _gradient(loss_fn, changed, targets)
     difference = (again[:half] - gradient[:half]).abs().max()
-    facts.mixes_samples = bool(difference > 1e-3 * gradient[:half].abs().max())
+    facts.cross_gradient = _share(difference, gradient[:half].abs().max())
+
+
+def _share(part: Tensor, whole: Tensor) -> float:
+    """The ratio of two scalars; 0 where both are 0."""
+    return (part / whole).item() if part != 0 else 0.0

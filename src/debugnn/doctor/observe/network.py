@@ -4,6 +4,7 @@ Everything here works on a copy of the model that belongs to the doctor.
 """
 
 import copy
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -68,6 +69,9 @@ _PASSED = {
     *_VIEWS, "max_pool2d_with_indices", "max_pool1d_with_indices", "avg_pool2d", "avg_pool1d",
     "_adaptive_avg_pool2d", "native_dropout", "mean", "cat",
 }  # fmt: skip
+_LEAST_BATCH = 4  # samples, of which two halves can be compared
+_LISTED = 64  # layers whose change is kept
+_ROUNDING = 1e-5  # products of other shapes are rounded differently, by some 1e-6 of the values
 _PRODUCTS = ("addmm", "mm", "bmm", "convolution", "linear")
 _SOFTMAX = ("_softmax", "_log_softmax", "_safe_softmax")
 DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout,
@@ -395,12 +399,12 @@ def examine(model: nn.Module, call: Call, batch: int | None, loss: Callable) -> 
                 axis == 0 and len(shape) >= 2 and shape[0] == batch and shape == tuple(first.shape)
                 for axis, shape in tracer.softmax_axes
             )
-        # Sampling at evaluation can be meant; dropout is not.
-        dropped = {"bernoulli_", "native_dropout"} & set(tracer.operations)
-        varies = _random(model, call)
-        facts.random_evaluation = bool(dropped) and varies
-        if batch is not None and batch >= 4 and not varies:
-            facts.mixing, facts.mixing_layer = _mixing(model, call, batch, outputs)
+        # Sampling in evaluation can be meant, dropout is not.
+        masks = {"bernoulli_", "native_dropout"}
+        facts.drops_in_evaluation = not masks.isdisjoint(tracer.operations)
+        facts.evaluation_change = _evaluation_change(model, call)
+        if batch is not None and batch >= _LEAST_BATCH:
+            facts.mixing, facts.mixing_layers = _mixing(model, call, batch, outputs)
     with no_dropout(model, training=True):
         facts.unreached, facts.unused = _unreached(model, call, loss)
         facts.time_gradient = _time_gradient(model, call, loss)
@@ -474,25 +478,25 @@ def _softmax_inputs(model: nn.Module, call: Call, found: list[str]) -> Iterator[
             handle.remove()
 
 
-def _random(model: nn.Module, call: Call) -> bool:
-    """Whether the same batch gives other outputs at a second evaluation."""
+def _evaluation_change(model: nn.Module, call: Call) -> float | None:
+    """Relative difference of two evaluations of the same batch."""
     with torch.no_grad():
         first, again = (first_tensor(call(model)) for _ in range(2))
-    return first is not None and _difference(first.float(), again.float()) > MIXED
+    return None if first is None else _difference(first.float(), again.float())
 
 
 def _mixing(
     model: nn.Module, call: Call, batch: int, outputs: Any
-) -> tuple[float | None, str | None]:
-    """How much one half's outputs change when the other half's inputs do; and where first.
+) -> tuple[float | None, dict[str, float]]:
+    """How much one half's outputs change with the other half's inputs: the model's, each layer's.
 
-    In evaluation mode, so that batch norm does not count. Each half in turn: a recurrence over the
-    batch axis passes information one way only.
+    In evaluation mode, so that batch norm does not count. Each half in turn, and the one that
+    changes more: a recurrence over the batch axis passes information one way only.
     """
     if first_tensor(outputs) is None or not any(
         _batch_axis(t, batch) is not None for t in call.tensors()
     ):
-        return None, None
+        return None, {}
     half = batch // 2
     found = [_influence(model, call, batch, half, changed) for changed in ("second", "first")]
     return max(found, key=lambda pair: pair[0] or 0.0)
@@ -500,7 +504,7 @@ def _mixing(
 
 def _influence(
     model: nn.Module, call: Call, batch: int, half: int, changed: str
-) -> tuple[float | None, str | None]:
+) -> tuple[float | None, dict[str, float]]:
     axes = {id(t): _batch_axis(t, batch) for t in call.tensors()}
 
     def swap(tensor: Tensor) -> Tensor:
@@ -524,17 +528,19 @@ def _influence(
         rows = tensor.detach().float()
         return rows[:edge] if changed == "second" else rows[edge:]
 
-    before: dict[str, Tensor | None] = {}
-    changes: list[tuple[str, float]] = []
+    before: dict[str, list[Tensor | None]] = {}  # of each call of a module, in turn
+    changes: dict[str, float] = {}
     watching = "before"
 
     def compare(name: str) -> Callable:
         def hook(module: nn.Module, args: tuple, output: Any) -> None:
             value = unchanged(output)
             if watching == "before":
-                before[name] = value
-            elif value is not None and before.get(name) is not None:
-                changes.append((name, _difference(before[name], value)))
+                before.setdefault(name, []).append(value)
+                return
+            earlier = before[name].pop(0) if before.get(name) else None
+            if value is not None and earlier is not None:
+                changes[name] = max(_difference(earlier, value), changes.get(name, 0.0))
 
         return hook
 
@@ -547,13 +553,10 @@ def _influence(
     finally:
         for handle in handles:
             handle.remove()
-    total = next((change for name, change in changes if name == ""), None)
-    if total is None or total <= MIXED:
-        return total, None
-    return total, next((name for name, change in changes if change > MIXED and name), None)
-
-
-MIXED = 0.01  # of the spread over the samples
+    total = changes.pop("", None)
+    if len(changes) > _LISTED:  # what changes comes after what does not
+        changes = {name: change for name, change in changes.items() if change > 0}
+    return total, dict(itertools.islice(changes.items(), _LISTED))
 
 
 def _difference(before: Tensor, after: Tensor) -> float:
@@ -561,8 +564,7 @@ def _difference(before: Tensor, after: Tensor) -> float:
     if before.shape != after.shape or len(before) < 2:
         return 0.0
     change = (after - before).abs().max().item()
-    # Products of other shapes are rounded differently, by some 1e-6 of the values.
-    if change <= 1e-5 * before.abs().max().item() or not torch.isfinite(before).all():
+    if change <= _ROUNDING * before.abs().max().item() or not torch.isfinite(before).all():
         return 0.0
     spread = (before - before.mean(dim=0)).abs().max().item()
     return change / spread if spread > 0 else 0.0

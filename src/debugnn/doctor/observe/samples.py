@@ -16,6 +16,12 @@ from debugnn.doctor.observe.task import Task
 
 _FEATURES = 1024  # of wider inputs every so manieth feature is looked at
 _NEIGHBOURS = 5
+_RANKED = 64  # features whose share is kept, at most
+
+# What a share of variance can be computed from.
+_LEAST_SAMPLES = 30
+_LEAST_OF_CLASS = 8  # of fewer samples every class's mean is close to them
+_VARYING = 0.01  # share of samples that differ from the commonest value of a feature, at least
 
 
 def flat(inputs: Tensor, features: int = _FEATURES) -> Tensor:
@@ -24,9 +30,12 @@ def flat(inputs: Tensor, features: int = _FEATURES) -> Tensor:
 
 
 def _thinned(inputs: Tensor, features: int) -> Tensor:
-    rows = inputs.detach().reshape(len(inputs), -1)
-    step = -(-rows.shape[1] // features)
-    return rows[:, ::step]
+    return inputs.detach().reshape(len(inputs), -1)[:, :: _step(inputs, features)]
+
+
+def _step(inputs: Tensor, features: int) -> int:
+    """Every which feature of the flat inputs is taken, to have at most `features`."""
+    return max(1, -(-inputs[0].numel() // features))
 
 
 def features(inputs: Tensor, most: int) -> Tensor:
@@ -70,7 +79,6 @@ def describe(inputs: Tensor, targets: Tensor | None, task: Task) -> DataFacts:
     rows = flat(inputs)
     finite = torch.isfinite(rows)
     facts.nonfinite_samples = int((~finite.all(dim=1)).sum())
-    facts.constant = len(rows) > 1 and bool((rows == rows[:1]).all())
     good = finite.all(dim=1)
     rows = rows[good]
     if facts.floating and len(rows) > 1:
@@ -78,8 +86,7 @@ def describe(inputs: Tensor, targets: Tensor | None, task: Task) -> DataFacts:
         facts.rms = rows.square().mean().sqrt().item()
         facts.mean = rows.mean().item()
         facts.std = rows.std(correction=0).item()
-        # Near-identical samples: the differences are rounding.
-        facts.constant = facts.constant or bool(deviations.max() <= 1e-6 * max(facts.rms, 1e-30))
+        facts.largest_std = deviations.max().item()
         varying = deviations[deviations > 1e-9 * facts.rms]
         if len(varying) > 1:
             low, high = varying.quantile(0.1), varying.max()
@@ -87,7 +94,7 @@ def describe(inputs: Tensor, targets: Tensor | None, task: Task) -> DataFacts:
     if targets is None or task.kind == "unknown":
         return facts
     if task.kind == "values":
-        _describe_values(facts, rows, targets, good, inputs.dim())
+        _describe_values(facts, rows, targets, good, inputs)
         return facts
     labels = labels_of(targets, task)
     outside = (labels < 0) | (labels >= (task.classes or 2))
@@ -102,14 +109,12 @@ def describe(inputs: Tensor, targets: Tensor | None, task: Task) -> DataFacts:
         usable = ~outside.cpu() & good
         # Of a sequence one moment may well decide.
         if facts.floating and inputs.dim() in (2, 4):
-            facts.leak, facts.leak_features = _leak_of_classes(
-                flat(inputs)[usable], labels.cpu()[usable]
-            )
+            _rank(facts, _shares_of_classes(flat(inputs)[usable], labels.cpu()[usable]), inputs)
     return facts
 
 
 def _describe_values(
-    facts: DataFacts, rows: Tensor, targets: Tensor, good: Tensor, inputs_axes: int
+    facts: DataFacts, rows: Tensor, targets: Tensor, good: Tensor, inputs: Tensor
 ) -> None:
     values = targets.detach().cpu().double()
     facts.target_rms = values.square().mean().sqrt().item()
@@ -120,19 +125,15 @@ def _describe_values(
     if column.shape[1] != 1 or len(values) != len(good):
         return
     kinds, counts = column.unique(return_counts=True)
-    facts.integer_values = (
-        3 <= len(kinds) <= 20
-        and bool((kinds == torch.arange(len(kinds))).all())
-        and counts.min().item() >= 0.02 * len(column)
-    )
-    if facts.floating and inputs_axes == 2 and rows.shape[1] >= 3 and len(rows) >= 30:
+    facts.target_consecutive = bool((kinds == torch.arange(len(kinds))).all())
+    facts.target_rarest = counts.min().item() / len(column)
+    table = facts.floating and inputs.dim() == 2 and rows.shape[1] >= 3
+    if table and len(rows) >= _LEAST_SAMPLES:
         centred = rows - rows.mean(dim=0)
         wanted = column[good] - column[good].mean()
         power = centred.square().sum(dim=0) * wanted.square().sum()
         share = (centred * wanted).sum(dim=0).square() / power.clamp_min(1e-30)
-        best = share.argmax().item()
-        facts.leak = share[best].item()
-        facts.leak_features = [best]
+        _rank(facts, share, inputs)
 
 
 def labels_of(targets: Tensor, task: Task) -> Tensor:
@@ -144,37 +145,37 @@ def labels_of(targets: Tensor, task: Task) -> Tensor:
     return targets.reshape(-1).long()
 
 
-def _leak_of_classes(rows: Tensor, labels: Tensor) -> tuple[float | None, list[int]]:
-    """Share of a feature's variance that lies between the classes; which features tell all.
+def _rank(facts: DataFacts, shares: Tensor | None, inputs: Tensor) -> None:
+    """Note the features with the largest shares, (features,), by their index in the flat input."""
+    if shares is None:
+        return
+    ranked, order = shares.sort(descending=True)
+    kept = min(max(len(ranked) // 4, 1) + 1, _RANKED)
+    facts.feature_shares = ranked[:kept].tolist()
+    facts.feature_order = (order[:kept] * _step(inputs, _FEATURES)).tolist()
+    facts.feature_share_median = ranked.median().item()
+    facts.features = len(ranked)
 
-    A feature that stands out from all others counts as telling from a lower share on: no feature
-    of a natural set does.
+
+def _shares_of_classes(rows: Tensor, labels: Tensor) -> Tensor | None:
+    """Share of each feature's variance that lies between the classes, (features,).
+
+    1 − (sum of squares within the classes) / (total sum of squares), the correlation ratio η².
+    None of too few samples.
     """
     counts = torch.bincount(labels)
-    enough = counts[labels] >= 8  # of few samples every class's mean is close to them
+    enough = counts[labels] >= _LEAST_OF_CLASS
     rows, labels = rows[enough], labels[enough]
-    if len(rows) < 30 or rows.shape[1] < 2 or len(labels.unique()) < 2:
-        return None, []
+    if len(rows) < _LEAST_SAMPLES or rows.shape[1] < 2 or len(labels.unique()) < 2:
+        return None
     hot = F.one_hot(labels).double()
     hot = hot[:, hot.sum(dim=0) > 0]
     means = (hot.T @ rows) / hot.sum(dim=0)[:, None]
     total = (rows - rows.mean(dim=0)).square().sum(dim=0)
     within = (rows - hot @ means).square().sum(dim=0)
     # A feature that hardly ever varies says nothing about a label that it happens to go with.
-    common = (rows != rows.mode(dim=0).values).double().mean(dim=0) > 0.01
-    share = torch.where(common & (total > 1e-12), 1 - within / total.clamp_min(1e-30), 0.0)
-    ranked, order = share.sort(descending=True)
-    if len(ranked) >= 8 and ranked.median() > 0.8:
-        return 0.0, []  # classes that lie apart in every feature: none gives them away
-    exact = int((ranked > 0.98).sum())
-    few = max(len(ranked) // 4, 1)
-    drops = ranked[:few] - ranked[1 : few + 1]
-    if exact == 0 and len(ranked) >= 8 and drops.max() > 0.2:
-        # No natural set has a few features that tell so much more than all others.
-        exact = int(drops.argmax()) + 1
-        if ranked[exact - 1] > 0.8:
-            return 1.0, order[:exact].tolist()
-    return ranked[0].item(), order[: max(exact, 1)].tolist()
+    common = (rows != rows.mode(dim=0).values).double().mean(dim=0) > _VARYING
+    return torch.where(common & (total > 1e-12), 1 - within / total.clamp_min(1e-30), 0.0)
 
 
 # --- what a simple model makes of it ------------------------------------------------------------
@@ -353,17 +354,24 @@ def repeats(prints: Sequence[Tensor]) -> tuple[int, float]:
     return distinct, len(every) / max(distinct, 1)
 
 
-def conflicts(prints: Sequence[Tensor], labels: Sequence[Tensor]) -> float:
-    """Of the samples that came more than once, the share that had more than one label."""
+def conflicts(prints: Sequence[Tensor], labels: Sequence[Tensor]) -> tuple[float, int, float]:
+    """How samples that came more than once were labelled.
+
+    Args:
+        prints: fingerprints of each batch's samples.
+        labels: their labels.
+
+    Returns:
+        The share of the repeated samples that had more than one label, the number of repeated
+        samples, and the share of the batches in which a sample occurs twice.
+    """
     pairs = [(p, t) for p, t in zip(prints, labels, strict=False) if p.shape == t.shape]
     if not pairs:
-        return 0.0
-    if sum(len(p.unique()) < len(p) for p, _ in pairs) > 0.2 * len(pairs):
-        return 0.0  # a small domain, whose samples come again by nature
+        return 0.0, 0, 0.0
+    within = sum(len(p.unique()) < len(p) for p, _ in pairs) / len(pairs)
     rows = torch.stack([torch.cat(part).double() for part in zip(*pairs, strict=True)], dim=1)
     samples, times = rows[:, 0].unique(return_counts=True)
     again = samples[times > 1]
     kinds, labels_each = rows.unique(dim=0)[:, 0].unique(return_counts=True)
     several = kinds[labels_each > 1]
-    # Samples that look alike by nature (short token sequences) say nothing.
-    return len(several) / len(again) if len(again) >= 20 else 0.0
+    return len(several) / max(len(again), 1), len(again), within

@@ -11,6 +11,7 @@ from debugnn.doctor.copies import Relay
 from debugnn.doctor.evidence import LoopFacts
 
 _COMPARED = 20  # first steps whose gradients are all held against the step before
+_MOST = 1_000  # comparisons
 
 
 class Residue:
@@ -22,8 +23,6 @@ class Residue:
         self._stale: dict[int, Tensor] = {}  # their gradients at the last optimiser step
         self._new: dict[int, Tensor] = {}  # what has been added to them since
         self._arrived: dict[int, Tensor] = {}
-        self._residual_at: int | None = None
-        self._compared_at: int | None = None
         self._kept = 0  # steps whose gradients were kept
 
     def watch(self, parameters: Sequence[nn.Parameter]) -> list[Any]:
@@ -59,6 +58,8 @@ class Residue:
         if not self._stale:
             return
         loop = self._loop
+        if len(loop.residues) >= _MOST:
+            return
         for parameter in self._watched:
             stale, added = self._stale.get(id(parameter)), new.get(id(parameter))
             total = parameter.grad
@@ -70,15 +71,7 @@ class Residue:
             used = total.detach().flatten().double()
             if not torch.isfinite(sum_of_all).all() or not used.any():
                 continue
-            if self._compared_at != loop.steps:
-                loop.compared_steps += 1
-                self._compared_at = loop.steps
-            near, far = _angle(used, sum_of_all), _angle(used, clean)
-            if near < 1e-3 and near < 0.1 * far and self._residual_at != loop.steps:
-                self._residual_at = loop.steps
-                loop.residual_steps += 1
-                if loop.residual_step is None:
-                    loop.residual_step = loop.steps
+            loop.residues.append([loop.steps, _angle(used, sum_of_all), _angle(used, clean)])
 
     def keep(self, every: int) -> None:
         """After an update: the gradients that it was made with, in the first steps and now and

@@ -1,6 +1,7 @@
 """What a model's outputs and targets mean, and how well the ones fit the others."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from debugnn.doctor.evidence import Score
 
 _TINY = 1e-7
+_RECALLED = 3  # samples of a class, at least, for a recall: of fewer it says nothing
 
 
 @dataclass(frozen=True)
@@ -151,11 +153,11 @@ def _over_constant(task: Task, loss: float | None, targets: Tensor) -> float | N
     return None if loss is None or constant is None else loss / constant
 
 
-def score(task: Task, outputs: Any, targets: Tensor, rare: Tensor | None = None) -> Score:
+def score(task: Task, outputs: Any, targets: Tensor, rarest: Sequence[int] = ()) -> Score:
     """How well outputs fit targets.
 
     Args:
-        rare: class indices whose worst recall is asked for.
+        rarest: classes whose recall is noted, where there are three samples of them.
     """
     if task.kind == "unknown":
         return Score()
@@ -189,7 +191,7 @@ def score(task: Task, outputs: Any, targets: Tensor, rare: Tensor | None = None)
     recalls = torch.bincount(wanted, weights=right.float(), minlength=len(counts)) / counts
     seen = counts > 0
     result.balanced = recalls[seen].mean().item()
-    if rare is not None:
-        found = [recalls[c].item() for c in rare.tolist() if c < len(counts) and counts[c] >= 3]
-        result.worst_recall = min(found, default=None)
+    result.recalls = {
+        c: recalls[c].item() for c in rarest if c < len(counts) and counts[c] >= _RECALLED
+    }
     return result

@@ -9,9 +9,20 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import nn
 
+from debugnn.doctor.copy_training import Batch, CopyTraining, reset, run
 from debugnn.doctor.observe.network import Call
 from debugnn.doctor.observe.task import Task
-from debugnn.doctor.trials import Batch, Change, Trial, reset, run
+from debugnn.doctor.trials import (
+    AVERAGED_LOSS,
+    REINITIALISED,
+    STANDARDISED_INPUTS,
+    STANDARDISED_TARGETS,
+    TRIALS,
+    UNCHANGED,
+    UNFROZEN,
+    UNREGULARISED,
+    Trial,
+)
 
 TASK = Task("classes", 10)
 OPTIMIZERS = {
@@ -47,9 +58,9 @@ def groups_of(model, optimizer):
     ]
 
 
-def trial(model, optimizer, batches, change=None, loss=F.cross_entropy):
+def copied(model, optimizer, batches, trial=UNCHANGED, loss=F.cross_entropy):
     groups = groups_of(model, optimizer)
-    return Trial(model, optimizer, groups, loss, batches, change or Change())
+    return CopyTraining(model, optimizer, groups, loss, batches, trial)
 
 
 def weights(model):
@@ -62,7 +73,7 @@ def assert_equal(one, other):
         assert torch.equal(one[name], other[name]), name
 
 
-def train(model, optimizer, batches, steps, loss=F.cross_entropy, clip=None):
+def train(model, optimizer, batches, steps, loss=F.cross_entropy):
     """The plain loop, as anybody writes it."""
     model.train()
     losses = []
@@ -71,34 +82,38 @@ def train(model, optimizer, batches, steps, loss=F.cross_entropy, clip=None):
         optimizer.zero_grad()
         value = loss(model(*batch.call.args), batch.targets)
         value.backward()
-        if clip is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
         losses.append(value.item())
     return losses
 
 
-def stepped(fork, steps):
-    return [fork.step()[-1].item() for _ in range(steps)]
+def loss_of_numbers(outputs, targets):
+    """A loss for class indices that also takes them where they are standardised."""
+    return F.mse_loss(outputs.mean(dim=1), targets.float())
+
+
+def stepped(training, steps):
+    return [training.step()[-1].item() for _ in range(steps)]
 
 
 # --- what it leaves, and what it is -------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_fork_is_the_plain_loop_bit_for_bit(name, batches):
+def test_a_copy_is_trained_as_by_the_plain_loop_bit_for_bit(name, batches):
     model = net(dropout=0.3, batch_norm=True)
-    fork = trial(model, OPTIMIZERS[name](model.parameters()), batches)
+    training = copied(model, OPTIMIZERS[name](model.parameters()), batches)
     torch.manual_seed(5)
-    losses = stepped(fork, 12)
+    losses = stepped(training, 12)
     plain = copy.deepcopy(model)
     torch.manual_seed(5)
     assert train(plain, OPTIMIZERS[name](plain.parameters()), batches, 12) == losses
-    assert_equal(weights(plain), weights(fork.model))
+    assert_equal(weights(plain), weights(training.model))
 
 
+@pytest.mark.parametrize("trial", TRIALS, ids=lambda trial: trial.name)
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_model_optimiser_and_batches_stay_as_they_were(name, batches):
+def test_model_optimiser_and_batches_stay_as_they_were(name, trial, batches):
     model = net(dropout=0.3, batch_norm=True)
     optimizer = OPTIMIZERS[name](model.parameters())
     train(model, optimizer, batches, 3)
@@ -106,11 +121,8 @@ def test_model_optimiser_and_batches_stay_as_they_were(name, batches):
     kept, state = weights(model), copy.deepcopy(optimizer.state_dict())
     gradients = [p.grad.clone() for p in model.parameters()]
     given = [(b.call.args[0].clone(), b.targets.clone()) for b in batches]
-    change = Change(
-        lr=3.0, regularised=False, initial=reset, inputs=lambda x: 2 * x, targets=lambda t: 9 - t,
-        trainable=True, clip=0.1,
-    )  # fmt: skip
-    run(trial(model, optimizer, batches, change), TASK, 6)
+    training = copied(model, optimizer, batches, trial, loss=loss_of_numbers)
+    stepped(training, 6)
     assert_equal(weights(model), kept)
     assert all(map(torch.equal, gradients, [p.grad for p in model.parameters()]))
     assert not model.training
@@ -127,8 +139,8 @@ def test_model_optimiser_and_batches_stay_as_they_were(name, batches):
 
 def test_batches_come_in_turn(batches):
     model = net()
-    fork = trial(model, OPTIMIZERS["sgd"](model.parameters()), batches[:3])
-    seen = [fork.step()[1] for _ in range(7)]
+    training = copied(model, OPTIMIZERS["sgd"](model.parameters()), batches[:3])
+    seen = [training.step()[1] for _ in range(7)]
     for step, targets in enumerate(seen):
         assert targets is batches[step % 3].targets
 
@@ -143,10 +155,10 @@ def test_a_rates_factor_is_a_rates_factor(batches):
         {"params": model[4].parameters(), "lr": 0.01},
     ]
     optimizer = torch.optim.SGD(groups)
-    fork = trial(model, optimizer, batches, Change(lr=0.1))
-    assert [g["lr"] for g in fork.optimizer.param_groups] == [pytest.approx(0.02), 0.001]
+    training = copied(model, optimizer, batches, Trial("a tenth", lr=0.1))
+    assert [g["lr"] for g in training.optimizer.param_groups] == [pytest.approx(0.02), 0.001]
     assert [g["lr"] for g in optimizer.param_groups] == [0.2, 0.01]
-    stepped(fork, 5)
+    stepped(training, 5)
     plain = copy.deepcopy(model)
     slow = torch.optim.SGD(
         [
@@ -155,20 +167,20 @@ def test_a_rates_factor_is_a_rates_factor(batches):
         ]
     )
     train(plain, slow, batches, 5)
-    assert_equal(weights(plain), weights(fork.model))
-    fork.set_lr(0.5)
-    assert [g["lr"] for g in fork.optimizer.param_groups] == [0.5, 0.5]
+    assert_equal(weights(plain), weights(training.model))
+    training.set_lr(0.5)
+    assert [g["lr"] for g in training.optimizer.param_groups] == [0.5, 0.5]
 
 
 def test_unregularised_is_without_decay_and_dropout(batches):
     model = net(dropout=0.6)
     make = OPTIMIZERS["sgd"]
-    fork = trial(model, make(model.parameters()), batches, Change(regularised=False))
-    losses = stepped(fork, 5)
+    training = copied(model, make(model.parameters()), batches, UNREGULARISED)
+    losses = stepped(training, 5)
     plain = net(dropout=0.0)
     optimizer = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9, weight_decay=0.0)
     assert train(plain, optimizer, batches, 5) == losses
-    assert_equal(weights(plain), weights(fork.model))
+    assert_equal(weights(plain), weights(training.model))
 
 
 @pytest.mark.parametrize(
@@ -189,22 +201,17 @@ def test_unregularised_is_without_dropout_inside_a_layer(layer, batches):
             return self.out(found[0][-1])
 
     model = Rows()
-    fork = trial(model, OPTIMIZERS["adam"](model.parameters()), batches, Change(regularised=False))
+    training = copied(model, OPTIMIZERS["adam"](model.parameters()), batches, UNREGULARISED)
     torch.manual_seed(1)
-    first = fork.model(*batches[0].call.args)
-    assert torch.equal(first, fork.model(*batches[0].call.args))
+    first = training.model(*batches[0].call.args)
+    assert torch.equal(first, training.model(*batches[0].call.args))
 
 
-def test_other_initial_weights_are_those_that_are_asked_for(batches):
+def test_reinitialised_weights_are_drawn_anew(batches):
     model = net()
     nn.init.constant_(model[0].weight, 3.0)
-
-    def halves(copied):
-        for parameter in copied.parameters():
-            nn.init.constant_(parameter, 0.5)
-
-    fork = trial(model, OPTIMIZERS["sgd"](model.parameters()), batches, Change(initial=halves))
-    assert all((p == 0.5).all() for p in fork.model.parameters())
+    training = copied(model, OPTIMIZERS["sgd"](model.parameters()), batches, REINITIALISED)
+    assert training.model[0].weight.abs().max() < 0.2
     assert (model[0].weight == 3).all()
 
 
@@ -232,51 +239,64 @@ def test_reset_is_pytorchs_own_initialisation(make):
         assert one.abs().max() < 2
 
 
-def test_inputs_and_targets_are_changed_in_every_batch(batches):
+def test_standardised_inputs_have_mean_0_and_deviation_1(batches):
     model = net()
-    change = Change(inputs=lambda x: x * 3 + 1, targets=lambda t: (t + 1) % 10)
-    fork = trial(model, OPTIMIZERS["adam"](model.parameters()), batches, change)
-    losses = stepped(fork, 7)
-    other = [Batch(Call((b.call.args[0] * 3 + 1,)), (b.targets + 1) % 10) for b in batches]
+    far = [Batch(Call((b.call.args[0] * 30 + 7,)), b.targets) for b in batches]
+    training = copied(model, OPTIMIZERS["adam"](model.parameters()), far, STANDARDISED_INPUTS)
+    given = torch.cat([b.call.args[0] for b in training.batches])
+    varying = torch.cat([b.call.args[0] for b in batches]).std(dim=0) > 0
+    assert given.mean(dim=0).abs().max() < 1e-4
+    assert given.std(dim=0)[varying].numpy() == pytest.approx(1, abs=1e-4)
+    losses = stepped(training, 7)
     plain = net()
-    assert train(plain, OPTIMIZERS["adam"](plain.parameters()), other, 7) == losses
+    assert train(plain, OPTIMIZERS["adam"](plain.parameters()), training.batches, 7) == losses
+    assert_equal(weights(plain), weights(training.model))
 
 
-def test_another_loss_is_stepped_with(batches):
-    def other(outputs, targets):
-        return F.multi_margin_loss(outputs, targets)
+def test_only_tensors_of_the_first_ones_shape_are_standardised():
+    rows, other = 5 + torch.randn(8, 4), 5 + torch.randn(8, 3)
+    model = nn.Bilinear(4, 3, 2)
+    batch = Batch(Call((rows, other)), torch.arange(8) % 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    training = copied(model, optimizer, [batch], STANDARDISED_INPUTS)
+    assert training.batches[0].call.args[0].mean().abs() < 1e-5
+    assert torch.equal(training.batches[0].call.args[1], other)
+
+
+def test_standardised_targets_have_mean_0_and_deviation_1(batches):
+    model = nn.Linear(64, 1)
+    far = [Batch(b.call, 1e3 * b.targets.float()[:, None] + 50) for b in batches]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    training = copied(model, optimizer, far, STANDARDISED_TARGETS, loss=F.mse_loss)
+    given = torch.cat([b.targets for b in training.batches])
+    assert given.mean().item() == pytest.approx(0, abs=1e-5)
+    assert given.std().item() == pytest.approx(1, rel=1e-5)
+    plain = copy.deepcopy(model)
+    sgd = torch.optim.SGD(plain.parameters(), lr=0.1)
+    assert train(plain, sgd, training.batches, 5, loss=F.mse_loss) == stepped(training, 5)
+
+
+def test_an_averaged_loss_is_divided_by_the_batchs_size(batches):
+    def summed(outputs, targets):
+        return F.cross_entropy(outputs, targets, reduction="sum")
 
     model = net()
-    fork = trial(model, OPTIMIZERS["sgd"](model.parameters()), batches, Change(loss=other))
-    losses = stepped(fork, 6)
+    make = OPTIMIZERS["sgd"]
+    training = copied(model, make(model.parameters()), batches, AVERAGED_LOSS, loss=summed)
+    losses = stepped(training, 6)
     plain = net()
-    expected = train(plain, OPTIMIZERS["sgd"](plain.parameters()), batches, 6, loss=other)
-    assert expected == losses
-
-
-def test_clipping_bounds_the_gradients_norm(batches):
-    model = net()
-    fork = trial(model, torch.optim.SGD(model.parameters(), lr=1.0), batches, Change(clip=0.01))
-    before = weights(fork.model)
-    losses = stepped(fork, 1)
-    moved = [(t - before[n]).square().sum() for n, t in fork.model.state_dict().items()]
-    assert torch.stack(moved).sum().sqrt().item() == pytest.approx(0.01, rel=1e-3)
-    losses += stepped(fork, 5)
-    plain = net()
-    optimizer = torch.optim.SGD(plain.parameters(), lr=1.0)
-    assert train(plain, optimizer, batches, 6, clip=0.01) == losses
+    assert train(plain, make(plain.parameters()), batches, 6) == pytest.approx(losses, rel=1e-5)
 
 
 def test_frozen_parameters_learn_where_they_are_asked_to(batches):
     model = net()
     model[0].requires_grad_(False)
     optimizer = OPTIMIZERS["adam"](model[4].parameters())
-    kept, free = trial(model, optimizer, batches), trial(
-        model, optimizer, batches, Change(trainable=True)
-    )  # fmt: skip
+    kept = copied(model, optimizer, batches)
+    free = copied(model, optimizer, batches, UNFROZEN)
     before = weights(model)
-    for fork in (kept, free):
-        stepped(fork, 4)
+    for training in (kept, free):
+        stepped(training, 4)
     assert torch.equal(kept.model[0].weight, before["0.weight"])
     assert not torch.equal(kept.model[4].weight, before["4.weight"])
     for name, tensor in free.model.state_dict().items():
@@ -290,8 +310,9 @@ def test_frozen_parameters_learn_where_they_are_asked_to(batches):
 def test_an_optimiser_of_another_model_trains_this_one(batches):
     model = net()
     optimizer = OPTIMIZERS["adam"](net().parameters())
-    fork = Trial(model, optimizer, [{"lr": 3e-3, "names": []}], F.cross_entropy, batches, Change())
-    losses = stepped(fork, 4)
+    groups = [{"lr": 3e-3, "names": []}]
+    training = CopyTraining(model, optimizer, groups, F.cross_entropy, batches, UNCHANGED)
+    losses = stepped(training, 4)
     plain = net()
     assert train(plain, torch.optim.Adam(plain.parameters(), lr=3e-3), batches, 4) == losses
 
@@ -301,36 +322,39 @@ def test_an_optimiser_of_another_model_trains_this_one(batches):
 
 def test_a_run_tells_first_and_last_losses_over_guessing(batches):
     model = net()
-    fork = run(trial(model, OPTIMIZERS["adam"](model.parameters()), batches), TASK, 24)
+    outcome = run(copied(model, OPTIMIZERS["adam"](model.parameters()), batches), TASK, 24)
     plain = net()
     losses = train(plain, OPTIMIZERS["adam"](plain.parameters()), batches, 24)
     shares = torch.cat([b.targets for b in batches]).bincount() / 160
     guessing = -(shares * shares.log()).sum().item()
-    assert fork.steps == 24
-    assert fork.start == pytest.approx(sum(losses[:2]) / 2 / guessing, rel=1e-4)
-    assert fork.end == pytest.approx(sum(losses[-6:]) / 6 / guessing, rel=1e-4)
-    assert fork.end < 0.8 < fork.start
+    assert outcome.steps == 24
+    assert outcome.start == pytest.approx(sum(losses[:2]) / 2 / guessing, rel=1e-4)
+    assert outcome.end == pytest.approx(sum(losses[-6:]) / 6 / guessing, rel=1e-4)
+    assert outcome.end < 0.8 < outcome.start
 
 
 def test_a_run_ends_where_the_loss_does(batches):
     model = net()
-    fork = run(trial(model, torch.optim.SGD(model.parameters(), lr=1e30), batches), TASK, 24)
-    assert fork.steps < 5
-    assert fork.end == math.inf
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e30)
+    outcome = run(copied(model, optimizer, batches), TASK, 24)
+    assert outcome.steps < 5
+    assert outcome.end == math.inf
 
 
 def test_a_runs_loss_is_the_tasks_whatever_it_is_trained_with(batches):
-    """Ten times the loss is no worse a fork."""
-    forks = []
+    outcomes = []
     for factor in (1.0, 10.0):
+
+        def scaled(outputs, targets, factor=factor):
+            return factor * F.cross_entropy(outputs, targets)
+
         model = net()
-        rate = torch.optim.SGD(model.parameters(), lr=0.1 / factor)
-        change = Change(loss=lambda o, t, f=factor: f * F.cross_entropy(o, t))
-        forks.append(run(trial(model, rate, batches, change), TASK, 12))
-    assert forks[0].end == pytest.approx(forks[1].end, rel=1e-4)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1 / factor)
+        outcomes.append(run(copied(model, optimizer, batches, loss=scaled), TASK, 12))
+    assert outcomes[0].end == pytest.approx(outcomes[1].end, rel=1e-4)
 
 
-def test_a_fork_learns_as_the_loop_where_gradients_lie_in_memory_as_no_weight_does():
+def test_a_copy_learns_as_the_loop_does_where_gradients_lie_in_memory_as_no_weight_does():
     """Of channels-last images and contiguous weights; the fused optimiser takes memory as it is."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 6 * 6, 10))
@@ -338,6 +362,5 @@ def test_a_fork_learns_as_the_loop_where_gradients_lie_in_memory_as_no_weight_do
     images = [part.contiguous(memory_format=torch.channels_last) for part in images]
     batches = [Batch(Call((part,)), torch.arange(16) % 10) for part in images]
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, fused=True)
-    fork = trial(model, optimizer, batches)
-    forked = [fork.step()[-1].item() for _ in range(6)]
-    assert forked == pytest.approx(train(model, optimizer, batches, 6), rel=1e-4)
+    losses = stepped(copied(model, optimizer, batches), 6)
+    assert losses == pytest.approx(train(model, optimizer, batches, 6), rel=1e-4)
