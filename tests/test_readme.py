@@ -211,6 +211,17 @@ def test_the_ablations_run_from_the_files_that_are_shown(tmp_path, documented_co
     assert arms == {"model=mish", "model=relu_net", "init=narrow"}
 
 
+@pytest.mark.slow
+def test_the_diagnosis_is_the_one_that_the_front_page_shows(tmp_path):
+    """Its words, not its numbers, which depend on the processor."""
+    sample = r"```\n\$ python (train\.py [^\n]*)\n(.*?)```"
+    command, shown = re.search(sample, TEXTS["front"], re.DOTALL).groups()
+    given = (f"output_dir={tmp_path}", f"data.cache={tmp_path}", "wandb=disabled")
+    printed = run(*command.split(), *given, folder=REPOSITORY)
+    words = [re.sub(r"[\d.]+", "N", text) for text in (shown, printed)]
+    assert words[0] in words[1]
+
+
 def test_the_watched_loop_names_its_fault(tmp_path):
     (tmp_path / "watched.py").write_text(EXAMPLES["watched.py"], encoding="utf-8")
     shown = run("watched.py", folder=tmp_path)
