@@ -2,7 +2,7 @@
 
 python scripts/evaluate_doctor.py                       all programs, 5 seeds
 python scripts/evaluate_doctor.py --seeds 1 --only lr_  some programs, one seed
-python scripts/evaluate_doctor.py --write               outputs/reference/doctor too
+python scripts/evaluate_doctor.py --write               outputs/reference/doctor and its page too
 """
 
 import argparse
@@ -28,6 +28,7 @@ from programs import FAULTY, SOUND, train
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = ROOT / "outputs" / "reference" / "doctor"
+DOCTOR_PAGE = ROOT / "src" / "debugnn" / "doctor" / "README.md"
 
 
 def diagnose(job: tuple[str, int]) -> dict:
@@ -143,9 +144,8 @@ def write(rows: list[dict], seeds: int) -> None:
         matrix, OUTPUT / "confusion.png", "What was injected, and what the doctor named first",
         f"Held-out half: {len(held)} runs, seeds 0 to {seeds - 1}. Orange: another name.",
     )  # fmt: skip
-    tables.fill(OUTPUT / "README.md", "rates", f"{table(rows)}\n\n{said}")
-    tables.fill(OUTPUT / "README.md", "causes", by_cause(held))
-    tables.fill(ROOT / "README.md", "doctor", f"{table(rows)}\n\n{said}")
+    tables.fill(DOCTOR_PAGE, "rates", f"{table(rows)}\n\n{said}")
+    tables.fill(DOCTOR_PAGE, "by_cause", by_cause(held))
 
 
 def _commit() -> str:
