@@ -49,9 +49,7 @@ SOUND = [
 ]
 
 FAULTY = [
-    Program(
-        f"{cause}/{case.name}", cause, case.fault.__name__, half, case.build, case.accepted
-    )
+    Program(f"{cause}/{case.name}", cause, case.fault.__name__, half, case.build, case.accepted)
     for cause, halves in CASES.items()
     for half, cases in halves.items()
     for case in cases

@@ -79,7 +79,8 @@ def binary(data: Split) -> Split:
 def toy(name: str, seed: int) -> Split:
     """moons or circles: two classes in the plane."""
     make = {"moons": datasets.make_moons, "circles": partial(datasets.make_circles, factor=0.5)}
-    return split(*make[name](700, noise=0.1, random_state=seed), seed)
+    inputs, labels = make[name](700, noise=0.1, random_state=seed)
+    return split(inputs, labels, seed)
 
 
 def regression(inputs: np.ndarray, targets: np.ndarray, seed: int) -> Split:
@@ -90,7 +91,8 @@ def regression(inputs: np.ndarray, targets: np.ndarray, seed: int) -> Split:
 
 def friedman(seed: int) -> Split:
     """Friedman's first problem: a nonlinear function of 5 features of 10."""
-    return regression(*datasets.make_friedman1(800, noise=0.5, random_state=seed), seed)
+    inputs, targets = datasets.make_friedman1(800, noise=0.5, random_state=seed)
+    return regression(inputs, targets, seed)
 
 
 def sine(seed: int) -> Split:

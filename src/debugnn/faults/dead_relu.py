@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from debugnn.faults.cases import case
-from debugnn.faults.edits import Apply, change_inputs, layers, replace_activations
+from debugnn.faults.edits import change_inputs, layers, use_activation
 from debugnn.faults.program import Setup
 
 
@@ -33,9 +33,7 @@ def negative_weights(setup: Setup) -> None:
 
 def maximum_subtracted(setup: Setup) -> None:
     """Each sample's largest value is subtracted before the ReLU, as for a stable softmax."""
-    replace_activations(
-        setup.model, lambda: Apply(lambda x: torch.relu(x - x.amax(dim=1, keepdim=True)))
-    )
+    use_activation(setup, lambda x: torch.relu(x - x.amax(dim=1, keepdim=True)))
 
 
 class FrozenNorm(nn.Module):

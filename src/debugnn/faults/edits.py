@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from debugnn.faults.nets import Recurrent, mlp
+from debugnn.faults.nets import Functional, Recurrent, mlp
 from debugnn.faults.program import Data, Loss, Setup
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -61,6 +61,14 @@ def replace_activations(model: nn.Module, make: Callable[[], nn.Module]) -> None
                 setattr(parent, name, make())
 
 
+def use_activation(setup: Setup, function: Callable[[Tensor], Tensor]) -> None:
+    """Let a function take the place of every hidden activation."""
+    if isinstance(setup.model, Functional):
+        setup.model.activation = function
+    else:
+        replace_activations(setup.model, lambda: Apply(function))
+
+
 def insert(setup: Setup, function: Callable[[Tensor], Tensor], position: int) -> None:
     """Put a function into the forward pass of a plain sequence of modules."""
     sequential(setup).insert(position, Apply(function))
@@ -70,7 +78,8 @@ def pixel_rnn(setup: Setup, gain: float, nonlinearity: str = "tanh") -> None:
     """A plain RNN reads the 64 pixels one by one, and its recurrence scales by `gain` at each."""
     change_inputs(setup, lambda x: x.flatten(1).unsqueeze(2))
     model = Recurrent(partial(nn.RNN, nonlinearity=nonlinearity), 1, 32, 10)
-    nn.init.orthogonal_(model.rnn.weight_hh_l0, gain=gain)
+    (rnn, _) = layers(model)
+    nn.init.orthogonal_(rnn.weight_hh_l0, gain=gain)
     setup.model = model
     setup.clip = None
     setup.epochs = min(setup.epochs, 3)  # a step takes eight times as long
@@ -80,7 +89,7 @@ def scale_weights(setup: Setup, factor: float) -> None:
     """All initial weights are multiplied by a factor."""
     with torch.no_grad():
         for p in weights(setup.model):
-            p *= factor
+            p.mul_(factor)
 
 
 def normal_weights(setup: Setup, std: float) -> None:

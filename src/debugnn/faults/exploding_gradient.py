@@ -15,7 +15,7 @@ def _kaiming(model: nn.Module, gain: float = 1.0) -> None:
     for layer in layers(model)[:-1]:
         nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         with torch.no_grad():
-            layer.weight *= gain
+            layer.weight.mul_(gain)
 
 
 def gain_per_layer(setup: Setup, gain: float, depth: int) -> None:
@@ -104,5 +104,5 @@ HELD_OUT = [
     case("mlp_momentum", residual_growth, depth=20, gain=3.0),
     case("mlp", squared_activations, depth=4),
     case("cnn_sgd", neighbour_sums, depth=8),
-    case("mlp_clipped", dense_sums, depth=16),
+    case("mlp_cosine", dense_sums, depth=16),
 ]

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from debugnn.faults.cases import case
-from debugnn.faults.edits import Apply, insert, layers, replace_activations, sequential
+from debugnn.faults.edits import insert, layers, sequential, use_activation
 from debugnn.faults.program import Setup
 
 
@@ -16,7 +16,7 @@ def detach_before(setup: Setup, position: int) -> None:
 
 def through_numpy(setup: Setup) -> None:
     """An activation is computed in NumPy."""
-    setup.model.activation = lambda x: torch.from_numpy(np.maximum(x.detach().numpy(), 0))
+    use_activation(setup, lambda x: torch.from_numpy(np.maximum(x.detach().numpy(), 0)))
 
 
 def frozen_by_accident(setup: Setup, keep: int = 1) -> None:
@@ -66,7 +66,7 @@ def binary_activations(setup: Setup) -> None:
 
     Its derivative is 0 everywhere (Bengio et al. 2013, arXiv:1308.3432).
     """
-    replace_activations(setup.model, lambda: Apply(torch.sign))
+    use_activation(setup, torch.sign)
 
 
 TUNING = [

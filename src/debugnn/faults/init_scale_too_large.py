@@ -32,7 +32,7 @@ def scaled_by_every_container(setup: Setup, factor: float) -> None:
     with torch.no_grad():
         for module in setup.model.modules():
             for p in weights(module):
-                p *= factor
+                p.mul_(factor)
 
 
 TUNING = [

@@ -1,7 +1,8 @@
 """A learning rate that is too high."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any
 
 from torch import nn
 from torch.optim import Adam, Optimizer
@@ -30,7 +31,8 @@ def heavy_momentum(setup: Setup, momentum: float) -> None:
 
 def fast_head(setup: Setup, factor: float) -> None:
     """A parameter group that gives the output layer a far higher learning rate."""
-    make, lr = setup.make_optimizer, optimizer_options(setup)["lr"]
+    make: Callable[[Any], Optimizer] = setup.make_optimizer
+    lr = optimizer_options(setup)["lr"]
 
     def in_groups(params: Iterable[nn.Parameter]) -> Optimizer:
         head = list(layers(setup.model)[-1].parameters())
@@ -56,5 +58,6 @@ HELD_OUT = [
     case("friedman", endless_warm_up),
     case("mlp_momentum", heavy_momentum, momentum=0.999),
     case("cnn_sgd", heavy_momentum, momentum=0.999),
-    case("transformer_tokens", fast_head, factor=10000.0),
+    case("lstm", fast_head, factor=1000.0),
+    case("cnn_group_norm", fast_head, factor=1000.0),
 ]

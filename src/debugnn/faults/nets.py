@@ -47,7 +47,7 @@ class Functional(nn.Module):
         self.fc1 = nn.Linear(features, hidden)
         self.fc2 = nn.Linear(hidden, hidden)
         self.fc3 = nn.Linear(hidden, outputs)
-        self.activation = F.relu
+        self.activation: Callable[[Tensor], Tensor] = F.relu
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.activation(self.fc1(x))
@@ -116,8 +116,8 @@ class Residual(nn.Module):
         self.gain = gain
         self.body = mlp(width, width, width)
         if zero:
-            nn.init.zeros_(self.body[-1].weight)
-            nn.init.zeros_(self.body[-1].bias)
+            for p in self.body[-1].parameters():
+                nn.init.zeros_(p)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.gain * self.body(x)
@@ -138,4 +138,3 @@ def residual_mlp(depth: int = 4, *, zero: bool = True) -> nn.Sequential:
     """Build residual blocks of width 32 between two linear layers, for (64,) and 10 classes."""
     blocks = (Residual(32, zero=zero) for _ in range(depth))
     return nn.Sequential(nn.Linear(64, 32), *blocks, nn.LayerNorm(32), nn.Linear(32, 10))
-

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from debugnn.faults.cases import case
-from debugnn.faults.edits import HIDDEN, Apply, replace_activations, sequential
+from debugnn.faults.edits import HIDDEN, layers, replace_activations, sequential, use_activation
 from debugnn.faults.nets import Functional, cnn
 from debugnn.faults.program import Setup
 
@@ -12,7 +12,7 @@ from debugnn.faults.program import Setup
 def no_activation(setup: Setup) -> None:
     """The activations are left out."""
     if isinstance(setup.model, Functional):
-        setup.model.activation = lambda x: x
+        use_activation(setup, lambda x: x)
     else:
         setup.model = nn.Sequential(*(m for m in sequential(setup) if not isinstance(m, HIDDEN)))
 
@@ -35,18 +35,16 @@ def result_discarded(setup: Setup) -> None:
         F.relu(x)
         return x
 
-    if isinstance(setup.model, Functional):
-        setup.model.activation = relu_as_statement
-    else:
-        replace_activations(setup.model, lambda: Apply(relu_as_statement))
+    use_activation(setup, relu_as_statement)
 
 
 def norm_for_activation(setup: Setup) -> None:
     """Batch normalisation in the place of the activation, not beside it."""
     model = sequential(setup)
+    widths = iter([layer.out_features for layer in layers(model)])
     for position, module in enumerate(model):
         if isinstance(module, HIDDEN):
-            model[position] = nn.BatchNorm1d(model[position - 1].out_features)
+            model[position] = nn.BatchNorm1d(next(widths))
 
 
 def bounds_never_reached(setup: Setup, bound: float) -> None:

@@ -3,7 +3,7 @@
 import torch
 
 from debugnn.faults.cases import case
-from debugnn.faults.edits import add_columns, shuffled_labels, widths
+from debugnn.faults.edits import add_columns, change_inputs, shuffled_labels, widths
 from debugnn.faults.nets import mlp
 from debugnn.faults.program import Setup
 
@@ -22,10 +22,18 @@ def overfit(setup: Setup, samples: int, hidden: int, epochs: int, flipped: float
     shuffled_labels(setup, flipped)
 
 
-def few_sequences(setup: Setup, samples: int, epochs: int, flipped: float) -> None:
-    """A recurrent net and many epochs on few sequences with wrong labels among them."""
+def rich_basis(setup: Setup, columns: int, frequency: float, samples: int, epochs: int) -> None:
+    """Few samples in far more random Fourier features of high frequency.
+
+    The features are those of Rahimi and Recht (2007), "Random Features for Large-Scale Kernel
+    Machines".
+    """
+    _, outputs = widths(setup)
+    inputs = setup.train[0].shape[1]
+    frequencies, phases = frequency * torch.randn(inputs, columns), 6.28 * torch.rand(columns)
+    change_inputs(setup, lambda x: torch.cos(x @ frequencies + phases))
+    setup.model = mlp(columns, 64, outputs)
     _first_samples(setup, samples, epochs)
-    shuffled_labels(setup, flipped)
 
 
 def overfit_cnn(setup: Setup, samples: int, epochs: int, flipped: float) -> None:
@@ -57,7 +65,8 @@ TUNING = [
     case("noisy_line", overfit, samples=60, hidden=256, epochs=80),
     case("cancer", overfit, ("bad_labels",), samples=50, hidden=256, epochs=60, flipped=0.2),
     case("diabetes", overfit, samples=120, hidden=128, epochs=60),
-    case("gru_clipped", few_sequences, ("bad_labels",), samples=80, epochs=60, flipped=0.2),
+    case("sine", rich_basis, columns=300, frequency=40.0, samples=60, epochs=60),
+    case("friedman", rich_basis, columns=300, frequency=1.0, samples=80, epochs=60),
 ]
 
 HELD_OUT = [

@@ -57,7 +57,7 @@ class Setup:
     accumulate: int = 1  # batches per optimiser step
     averages_accumulated: bool = True  # divides each batch's loss by `accumulate`
     clip: float | None = None  # largest gradient norm
-    penalty: Callable[[nn.Module], Tensor] | None = None  # added to the loss
+    penalty: Callable[[nn.Module], Tensor | float] | None = None  # added to the loss
     loss_sign: float = 1.0
     change_batch: Callable[[Tensor, Tensor], Data] | None = None  # augments a training batch
     zero_grad: Callable[[Optimizer, int], None] = zero_grad  # gets the batch's number in its epoch

@@ -61,9 +61,9 @@ def fine_tuning(seed: int) -> Setup:
         optimizer.step()
     model.requires_grad_(False)
     model[-1] = nn.Linear(128, 5)
-    new = [(x[y >= 5], y[y >= 5] - 5) for x, y in images]
+    train, val = ((x[y >= 5], y[y >= 5] - 5) for x, y in images)
     head = only_trainable(partial(Adam, lr=5e-3))
-    return Setup(model, nn.CrossEntropyLoss(), head, *new, epochs=10)
+    return Setup(model, nn.CrossEntropyLoss(), head, train, val, epochs=10)
 
 
 Build = Callable[[int], Setup]

@@ -1,5 +1,7 @@
 """A model in the wrong mode."""
 
+from functools import partial
+
 import torch.nn.functional as F
 from torch import nn
 
@@ -26,7 +28,11 @@ def never_back_to_train(setup: Setup) -> None:
 
 def metric_leaves_eval_mode(setup: Setup) -> None:
     """A metric that is computed after each step puts the model into evaluation mode."""
-    setup.after_step = lambda model: model.eval() and None
+
+    def compute_metric(model: nn.Module) -> None:
+        model.eval()
+
+    setup.after_step = compute_metric
 
 
 def dropout_without_mode(setup: Setup) -> None:
@@ -34,7 +40,7 @@ def dropout_without_mode(setup: Setup) -> None:
     model = sequential(setup)
     for position, module in enumerate(model):
         if isinstance(module, nn.Dropout):
-            model[position] = Apply(lambda x, p=module.p: F.dropout(x, p))
+            model[position] = Apply(partial(F.dropout, p=module.p))
 
 
 TUNING = [

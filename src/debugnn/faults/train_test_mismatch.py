@@ -60,5 +60,5 @@ HELD_OUT = [
     case("lstm", val_transposed),
     case("cnn_sgd", val_cropped_elsewhere, pixels=3),
     case("sine", split_without_shuffling, feature=0),
-    case("friedman", split_without_shuffling, feature=3),
+    case("friedman", split_without_shuffling, feature=0),
 ]

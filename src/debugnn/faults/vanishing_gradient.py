@@ -39,9 +39,7 @@ def padded_sequence(setup: Setup, padding: int) -> None:
 def stacked_recurrent(setup: Setup, depth: int) -> None:
     """Many recurrent layers on top of each other, without shortcuts."""
     (rnn, _) = layers(setup.model)
-    setup.model.rnn = type(rnn)(
-        rnn.input_size, rnn.hidden_size, num_layers=depth, batch_first=True
-    )
+    setup.model.rnn = type(rnn)(rnn.input_size, rnn.hidden_size, num_layers=depth, batch_first=True)
 
 
 def lost_shortcuts(setup: Setup, depth: int) -> None:

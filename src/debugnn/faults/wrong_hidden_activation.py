@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from debugnn.faults.cases import case
-from debugnn.faults.edits import insert, layers, replace_activations
+from debugnn.faults.edits import insert, layers, replace_activations, use_activation
 from debugnn.faults.program import Setup
 
 softmax = partial(nn.Softmax, dim=1)
@@ -26,7 +26,7 @@ def extra_softmax(setup: Setup, position: int) -> None:
 
 def hidden_function(setup: Setup, function: Callable[[Tensor], Tensor]) -> None:
     """A function for outputs in the place of the hidden activations."""
-    setup.model.activation = function
+    use_activation(setup, function)
 
 
 class SoftmaxBeforeHead(nn.Module):
@@ -53,7 +53,7 @@ def softmax_by_hand(setup: Setup) -> None:
         exponentials = torch.exp(x)
         return exponentials / exponentials.sum(dim=1, keepdim=True)
 
-    setup.model.activation = normalised
+    use_activation(setup, normalised)
 
 
 TUNING = [
@@ -69,7 +69,8 @@ TUNING = [
 HELD_OUT = [
     case("functional", hidden_function, function=partial(F.softmax, dim=1)),
     case("functional", hidden_function, function=partial(F.log_softmax, dim=1)),
-    case("functional_circles", softmax_by_hand),
+    case("hundred_classes", softmax_by_hand),
+    case("cnn_sgd", softmax_by_hand),
     case("lstm", softmax_before_head),
     case("rnn", softmax_before_head),
 ]
