@@ -17,7 +17,7 @@ config.register()
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def main(settings: DictConfig) -> None:
     # torch takes seconds to import: --help and --cfg never come here.
-    from debugnn.tasks import execute
+    from debugnn.runs.tasks import execute
 
     job = HydraConfig.get()
     arm, experiment = job.overrides.task, job.runtime.choices.get("experiment")

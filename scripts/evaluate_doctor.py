@@ -28,10 +28,11 @@ from typing import Any
 import pandas as pd
 from scipy import stats
 
-from debugnn import records, report
-from debugnn.doctor import evidence, rules
-from debugnn.doctor.findings import CAUSES, main_cause
-from debugnn.figures.confusion import draw_confusion
+from debugnn import records
+from debugnn.analysis import tables
+from debugnn.analysis.figures.confusion import draw_confusion
+from debugnn.doctor import causes, evidence
+from debugnn.doctor.report import Report
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = ROOT / "outputs" / "reference" / "doctor"
@@ -61,14 +62,22 @@ def diagnose(job: tuple[str, int]) -> Row:
         "cause": program.cause or "healthy",
         "family": program.family,
         "accepted": list(program.accepted),
-        "found": main_cause(diagnosis.findings),
-        "findings": [f"{f.severity}: {f.cause}" for f in diagnosis.findings],
-        "fork_steps": diagnosis.fork_steps,
+        **judgement(diagnosis),
+        "trial_steps": diagnosis.trial_steps,
+        "trial_budget": diagnosis.trial_budget,
         "troubles": diagnosis.troubles,
         "seconds": round(trained - started, 3),
         "report_seconds": round(time.perf_counter() - trained, 3),
         "torch": torch.__version__,
         "evidence": seen,
+    }
+
+
+def judgement(report: Report) -> Row:
+    """Return the part of a row that depends on the doctor's rules."""
+    return {
+        "found": report.main_cause,
+        "findings": [f"{f.severity}: {f.cause}" for f in report.findings],
     }
 
 
@@ -106,10 +115,8 @@ def rejudge(options: argparse.Namespace) -> Iterator[Row]:
     for path in paths:
         row = records.load(path.read_text(encoding="utf-8"))
         if _selected(options, row["program"], row["half"]):
-            findings = rules.diagnose(evidence.load(row["evidence"]), budget=200).findings
-            row["found"] = main_cause(findings)
-            row["findings"] = [f"{f.severity}: {f.cause}" for f in findings]
-            yield row
+            diagnosis = causes.diagnose(evidence.load(row["evidence"]), row["trial_budget"])
+            yield row | judgement(diagnosis)
 
 
 def _selected(options: argparse.Namespace, program: str, half: str) -> bool:
@@ -124,13 +131,18 @@ def right(row: Row) -> bool:
     return row["found"] in (row["cause"], *row["accepted"])
 
 
+def unhealthy(row: Row) -> bool:
+    """Return whether the doctor names a cause."""
+    return row["found"] in causes.ORDER
+
+
 def rates(rows: list[Row]) -> dict[str, tuple[int, int]]:
     """Count false alarms, faults found and right causes, each as (number, of how many runs)."""
     sound = [r for r in rows if r["cause"] == "healthy"]
     faulty = [r for r in rows if r["cause"] != "healthy"]
     return {
-        "false alarms": (sum(r["found"] != "healthy" for r in sound), len(sound)),
-        "faults found": (sum(r["found"] != "healthy" for r in faulty), len(faulty)),
+        "false alarms": (sum(map(unhealthy, sound)), len(sound)),
+        "faults found": (sum(map(unhealthy, faulty)), len(faulty)),
         "right cause": (sum(map(right, faulty)), len(faulty)),
     }
 
@@ -180,23 +192,23 @@ def table(rows: list[Row]) -> str:
         ])  # fmt: skip
     head = ["half", "programs", "runs", "sound called unhealthy", "faulty called unhealthy",
             "first finding is the cause"]  # fmt: skip
-    return report.markdown(head, lines)
+    return tables.markdown(head, lines)
 
 
 def by_cause(rows: list[Row]) -> str:
     """Return how many runs of each cause are found and named rightly, as a Markdown table."""
     lines = []
-    for cause in CAUSES:
+    for cause in causes.ORDER:
         part = [r for r in rows if r["cause"] == cause]
         wrong = Counter(r["found"] for r in part if not right(r))
         lines.append([
             f"`{cause}`",
             str(len(part)),
-            str(sum(r["found"] != "healthy" for r in part)),
+            str(sum(map(unhealthy, part))),
             percent(sum(map(right, part)), len(part)),
             ", ".join(f"{found} {n}" for found, n in wrong.most_common()) or "–",
         ])  # fmt: skip
-    return report.markdown(["cause", "runs", "found", "right", "instead"], lines)
+    return tables.markdown(["cause", "runs", "found", "right", "instead"], lines)
 
 
 def by_family(rows: list[Row]) -> str:
@@ -207,19 +219,19 @@ def by_family(rows: list[Row]) -> str:
         part = [r for r in faulty if (r["cause"], r["family"]) == (cause, family)]
         shares = percent(sum(map(right, part)), len(part))
         lines.append([f"`{cause}`", f"`{family}`", str(len(part)), shares])
-    return report.markdown(["cause", "fault", "runs", "right"], lines)
+    return tables.markdown(["cause", "fault", "runs", "right"], lines)
 
 
 def confusion(rows: list[Row]) -> pd.DataFrame:
     """Count the runs by injected cause (rows) and first finding (columns), `healthy` first."""
-    causes = ["healthy", *CAUSES]
+    names = ["healthy", *causes.ORDER]
     # An accepted name counts as the injected one.
     pairs = [(r["cause"], r["cause"] if right(r) else r["found"]) for r in rows]
     counts = pd.crosstab(
         pd.Series([p[0] for p in pairs], name="injected"),
         pd.Series([p[1] for p in pairs], name="found"),
     )
-    return counts.reindex(index=causes, columns=causes, fill_value=0)
+    return counts.reindex(index=names, columns=names, fill_value=0)
 
 
 # --------------------------------------------------------------------------------------- output
@@ -231,7 +243,7 @@ def write(rows: list[Row]) -> None:
     The held-out runs are not listed one by one, so that nobody tunes a rule on them by accident.
     """
     held = [r for r in rows if r["half"] == "held_out"]
-    columns = ["program", "seed", "cause", "found", "fork_steps", "seconds"]
+    columns = ["program", "seed", "cause", "found", "trial_steps", "seconds"]
     tuning = pd.DataFrame([r for r in rows if r["half"] == "tuning"])[columns]
     OUTPUT.mkdir(parents=True, exist_ok=True)
     tuning.to_csv(OUTPUT / "runs.csv", index=False)
@@ -247,9 +259,9 @@ def write(rows: list[Row]) -> None:
         matrix, OUTPUT / "confusion.png", "What was injected, and what the doctor named first",
         f"Held-out half: {len(held)} runs, seeds 0 to {seeds - 1}. Orange: another name.",
     )  # fmt: skip
-    report.fill(OUTPUT / "README.md", "rates", f"{table(rows)}\n\n{said}")
-    report.fill(OUTPUT / "README.md", "causes", by_cause(held))
-    report.fill(ROOT / "README.md", "doctor", f"{table(rows)}\n\n{said}")
+    tables.fill(OUTPUT / "README.md", "rates", f"{table(rows)}\n\n{said}")
+    tables.fill(OUTPUT / "README.md", "causes", by_cause(held))
+    tables.fill(ROOT / "README.md", "doctor", f"{table(rows)}\n\n{said}")
 
 
 def _commit() -> str:

@@ -9,8 +9,8 @@ import logging
 import sys
 from pathlib import Path
 
+from debugnn.analysis.figures import draw
 from debugnn.errors import ConfigError
-from debugnn.figures import draw
 
 
 def main() -> int:

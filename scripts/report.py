@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from debugnn import report
+from debugnn.analysis import tables
+from debugnn.analysis.figures import draw
+from debugnn.analysis.runs import Run, compare, load_runs, paired, tidy_epochs
 from debugnn.errors import ConfigError
-from debugnn.figures import draw
-from debugnn.results import Run, compare, load_runs, paired, tidy_epochs
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -35,12 +35,12 @@ def write(runs: list[Run], source: Path, output: Path) -> None:
         pd.concat(suggestions).to_csv(output / "lr_suggestions.csv", index=False)
     names = sorted({run.experiment for run in runs})
     drawn = draw(source, output / "figures", names, data={run.data for run in runs})
-    table = report.comparison(runs)
-    said = report.provenance(runs)
+    table = tables.comparison(runs)
+    said = tables.provenance(runs)
     pictures = "\n\n".join(f"![{path.stem}](figures/{path.name})" for path in sorted(drawn))
-    report.fill(output / "README.md", "table", f"{table}\n\n{said}")
-    report.fill(output / "README.md", "figures", pictures)
-    report.fill(README, "results", f"{table}\n\n{said}")
+    tables.fill(output / "README.md", "table", f"{table}\n\n{said}")
+    tables.fill(output / "README.md", "figures", pictures)
+    tables.fill(README, "results", f"{table}\n\n{said}")
 
 
 def write_precision(runs: list[Run], output: Path) -> None:
@@ -49,8 +49,8 @@ def write_precision(runs: list[Run], output: Path) -> None:
     table = paired(runs, "trainer.precision", sides)
     output.mkdir(parents=True, exist_ok=True)
     table.to_csv(output / "precision.csv", index=False)
-    text = f"{report.pairs(table, sides)}\n\n{report.provenance(runs)}"
-    report.fill(README, "precision", text)
+    text = f"{tables.pairs(table, sides)}\n\n{tables.provenance(runs)}"
+    tables.fill(README, "precision", text)
 
 
 def main() -> int:
@@ -67,9 +67,9 @@ def main() -> int:
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        report.fill(README, "groups", report.groups(ROOT / "conf"))
-        report.fill(README, "experiments", report.experiments(ROOT / "conf"))
-        report.fill(README, "causes", report.causes())
+        tables.fill(README, "groups", tables.groups(ROOT / "conf"))
+        tables.fill(README, "experiments", tables.experiments(ROOT / "conf"))
+        tables.fill(README, "causes", tables.causes())
         if options.precision:
             write_precision(load_runs(options.precision, "precision"), options.output)
         if options.conf_only or options.precision:

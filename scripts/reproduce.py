@@ -50,7 +50,7 @@ class Job:
 
 
 def arms(experiment: str, data: str, given: Sequence[str] = ()) -> Iterator[list[str]]:
-    """The overrides of each arm, as `train.py -m experiment=... GIVEN` would sweep over them.
+    """The overrides of each arm, as `train.py experiment=... GIVEN` would sweep over them.
 
     What is given, and what the experiment sets for this kind of data, replaces the sweep over the
     same key.
@@ -100,7 +100,7 @@ class Outcome:
 
 def run(job: Job) -> Outcome:
     """Run the job in this process."""
-    from debugnn.tasks import execute
+    from debugnn.runs.tasks import execute
 
     started, error = time.perf_counter(), None
     try:
@@ -196,6 +196,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str]) -> int:
     options = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    # On a user's first run, importing it logs "generated new fontManager".
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
     config.register()
     done: dict[Job, Outcome] = {}
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -235,7 +237,7 @@ def main(arguments: list[str]) -> int:
 
 
 def draw_figures(runs: Path, names: list[str]) -> None:
-    from debugnn.figures import draw
+    from debugnn.analysis.figures import draw
 
     drawn = draw(runs, runs / "figures", names)
     print(f"{len(drawn)} figures in {runs / 'figures'}")

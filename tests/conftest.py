@@ -20,9 +20,9 @@ from torch import nn
 
 from debugnn import cli, config
 from debugnn.data import Arrays, Data, assemble
-from debugnn.loop import Training
-from debugnn.losses import cross_entropy
-from debugnn.models import network
+from debugnn.nn.losses import cross_entropy
+from debugnn.nn.networks import network
+from debugnn.training.loop import Training
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONF = REPOSITORY / "conf"

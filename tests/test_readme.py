@@ -10,7 +10,7 @@ import pytest
 
 from benchmarking import output
 from conftest import CONF, REPOSITORY
-from debugnn import report
+from debugnn.analysis import tables
 
 README = (REPOSITORY / "README.md").read_text()
 EXAMPLES = re.findall(r"<!-- example: (\S+) -->\n```yaml\n(.*?)```", README, re.DOTALL)
@@ -22,9 +22,9 @@ def between(name):
 
 def test_tables_are_those_that_the_configuration_makes():
     """`python scripts/report.py --conf-only` writes them."""
-    assert between("groups") == report.groups(CONF)
-    assert between("experiments") == report.experiments(CONF)
-    assert between("causes") == report.causes()
+    assert between("groups") == tables.groups(CONF)
+    assert between("experiments") == tables.experiments(CONF)
+    assert between("causes") == tables.causes()
 
 
 def test_the_speed_table_is_that_of_the_measured_numbers():
@@ -75,15 +75,15 @@ def test_the_readmes_watched_loop_names_its_fault(tmp_path):
 
 
 def test_markdown_table():
-    table = report.markdown(["a", "b"], [["1", "2"]])
+    table = tables.markdown(["a", "b"], [["1", "2"]])
     assert table == "| a | b |\n| --- | --- |\n| 1 | 2 |"
 
 
 def test_fill_replaces_only_what_stands_between_the_marks(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("top\n<!-- x -->\nold\n<!-- /x -->\nend\n")
-    report.fill(page, "x", "new")
-    report.fill(page, "x", "newer")
+    tables.fill(page, "x", "new")
+    tables.fill(page, "x", "newer")
     assert page.read_text() == "top\n<!-- x -->\nnewer\n<!-- /x -->\nend\n"
 
 
@@ -91,4 +91,4 @@ def test_fill_refuses_a_page_without_the_marks(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("top\n")
     with pytest.raises(ValueError, match="marks"):
-        report.fill(page, "x", "new")
+        tables.fill(page, "x", "new")

@@ -9,7 +9,7 @@ import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from debugnn.figures.canvas import DPI, FAINT, PALETTE, STYLE, WIDTH
+from debugnn.analysis.figures.canvas import DPI, FAINT, PALETTE, STYLE, WIDTH
 
 # Result's key → its row in the table; the order is the table's.
 RATIOS = {
@@ -94,6 +94,8 @@ def summary(results: Mapping[str, Any]) -> str:
         "article_notebook", "eval_fp32", "eval_bf16", "step_mnist_fp32", "step_mnist_bf16",
         "step_cifar_fp32", "step_cifar_bf16", "step_regression_fp32",
     ):  # fmt: skip
+        if key not in results["ratio"] and "bf16" in key:
+            continue  # of a processor without it, as a note says
         target = str(TARGETS.get(key, ""))
         if key in results["bound"]:
             target = f"bound {results['bound'][key]:.2f}"
@@ -123,7 +125,8 @@ def summary(results: Mapping[str, Any]) -> str:
         rows.append([
             f"peak memory, {net}, the first run, which decodes", f"{first:.0f} MB", f"{limit} MB",
         ])  # fmt: skip
-    notes = [results["notes"][0], *(note for note in results["notes"] if "again" in note)]
+    first, *others = results["notes"]
+    notes = [first, *(note for note in others if "again" in note or "left out" in note)]
     return "\n\n".join([_table(rows), " ".join(notes)])
 
 

@@ -21,13 +21,13 @@ from benchmarking.nets import NETS, data_overrides, net_overrides
 from debugnn import cli, config
 from debugnn.build import build
 from debugnn.data import Split
-from debugnn.directory import RunDirectory
-from debugnn.doctor.probes import LayerProbe
-from debugnn.loop import Training, evaluate, fit
 from debugnn.records import Step
-from debugnn.run import follow
-from debugnn.stack import Member, Stack, share_data
-from debugnn.writer import Writer
+from debugnn.runs.directory import RunDirectory
+from debugnn.runs.execute import follow
+from debugnn.runs.writer import Writer
+from debugnn.stacking.stack import Member, Stack, share_data
+from debugnn.training.layer_stats import LayerProbe
+from debugnn.training.loop import Training, evaluate, fit
 
 # Kind of operation → parts of its names in a profile; the first that fits.
 KINDS = {

@@ -73,7 +73,7 @@ def extra_jobs(overrides: Sequence[str], jobs: int, output: Path, log: Path) -> 
 
 def _project(mark: Path, arguments: list[str]) -> None:
     """train.py until its first update is done."""
-    from debugnn.loop import Training
+    from debugnn.training.loop import Training
 
     update = Training.update
 

@@ -15,7 +15,7 @@ def __getattr__(name: str) -> Any:
 
         return Doctor
     if name == "check":
-        from debugnn.doctor.preflight import check
+        from debugnn.doctor.check import check
 
         return check
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,8 +3,7 @@
 import inspect
 import logging
 from collections.abc import Callable
-from functools import partial
-from typing import Any
+from functools import cache, partial
 
 import torch
 from hydra.errors import HydraException
@@ -13,14 +12,14 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from debugnn import data as data_sets
-from debugnn import runtime
-from debugnn.clipping import gradient_rule
 from debugnn.config import check
 from debugnn.data import Data
-from debugnn.doctor.probes import LayerProbe
 from debugnn.errors import ConfigError, one_line
-from debugnn.inits import initialise, transfer
-from debugnn.loop import Training, fit
+from debugnn.nn.inits import initialise, transfer
+from debugnn.training import process
+from debugnn.training.clipping import gradient_rule
+from debugnn.training.layer_stats import LayerProbe
+from debugnn.training.loop import Training, fit
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +33,7 @@ def build(config: DictConfig) -> Training:
         ConfigError: a setting that cannot serve, or settings that do not fit each other.
     """
     check(config)
-    runtime.keep_freed_memory()
+    process.keep_freed_memory()
     try:
         return _build(config)
     except ConfigError:
@@ -50,6 +49,8 @@ def build(config: DictConfig) -> Training:
 def _build(config: DictConfig) -> Training:
     torch.manual_seed(config.seed)
     device = choose_device(config.trainer.device)
+    if config.trainer.precision == "bf16" and device.type == "cpu" and not process.has_bf16():
+        warn_of_slow_bf16()
     # fp32 is fp32: in TF32, PyTorch's choice for convolutions on a GPU, inputs have 10 bits.
     torch.backends.cudnn.allow_tf32 = False
     data = build_data(config, config.data, device)
@@ -71,6 +72,13 @@ def _build(config: DictConfig) -> Training:
     training = assemble(config, model, data)
     try_one_batch(training, config)
     return training
+
+
+@cache  # once a process, not for each run of a sweep
+def warn_of_slow_bf16() -> None:
+    log.warning(
+        "trainer.precision=bf16: this processor has no bfloat16 instructions, and is faster in fp32"
+    )
 
 
 def build_data(config: DictConfig, section: DictConfig, device: torch.device) -> Data:
@@ -122,7 +130,7 @@ def assemble(config: DictConfig, model: nn.Module, data: Data) -> Training:
     model = model.to(data.train.inputs.device)
     optimizer = leaf("optim", config.optim)
     if isinstance(optimizer.func, type) and not optimizer.keywords.get("differentiable"):
-        runtime.leave_dynamo_out(optimizer.func)
+        process.leave_dynamo_out(optimizer.func)
     try:
         optimizer = fused(optimizer)(params=model.parameters())
     except (TypeError, ValueError) as error:
@@ -165,9 +173,10 @@ def fused(optimizer: partial) -> partial:
 def pretrained(config: DictConfig, device: torch.device, input_shape: tuple[int, ...]) -> nn.Module:
     """The same network trained on `init.pretrain.data`, from PyTorch's default initialisation."""
     section = config.init.pretrain
-    places = {key: config.data[key] for key in ("root", "cache", "download")}
-    source = OmegaConf.merge(config.data, neutral(section.data), places)
-    data = build_data(config, source, device)
+    shared = {key: config.data[key] for key in ("root", "cache", "download")}
+    if section.data.as_shape is None:
+        shared["as_shape"] = config.data.as_shape
+    data = build_data(config, OmegaConf.merge(section.data, shared), device)
     if data.input_shape != input_shape:  # said before minutes of training
         raise ConfigError(
             f"init.pretrain.data={data.name}: its inputs are {data.input_shape}, those of "
@@ -179,13 +188,6 @@ def pretrained(config: DictConfig, device: torch.device, input_shape: tuple[int,
     *_, last = fit(training, section.epochs, LayerProbe(every=None))
     log.info("  pre-trained on %s: test accuracy %.1f %%", data.name, last.test_accuracy)
     return training.model
-
-
-def neutral(section: Any) -> dict[str, Any]:
-    """A source data set's own settings, and none of the decisions made about the target's."""
-    kept = OmegaConf.to_container(section, resolve=True)
-    plain = {"train_size": None, "scale": "normalised", "labels": "paired", "imbalance": 1.0}
-    return {**plain, "mean": None, "std": None, "augment_shift": 0, "test_targets": "test", **kept}
 
 
 def leaf(name: str, section: DictConfig) -> Callable | None:

@@ -16,3 +16,9 @@ class CheckFailedError(Exception):
 def one_line(error: BaseException) -> str:
     """The error's own message without its line breaks."""
     return " ".join(str(error).split())
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of the error's message, or the error's type where it has none."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -2,7 +2,8 @@
 
     python train.py -m hydra/launcher=stacked model=deep_mlp init=kaiming,xavier seed=0,1,2
 
-Jobs fit that differ in numbers alone (`debugnn.stacked`), up to `hydra.launcher.at_once` of them.
+Jobs fit that differ in numbers alone (`debugnn.stacking.sweep`), up to
+`hydra.launcher.at_once` of them.
 Each leaves the run that Hydra's own launcher would leave, but for the diagnosis: runs of a stack
 are not diagnosed. Jobs that fit no other run as under Hydra's launcher.
 
@@ -89,7 +90,7 @@ class StackedLauncher(Launcher):
             ConfigError: `at_once` is below 1. A job's own error is said, and the others run.
         """
         from debugnn.errors import ConfigError
-        from debugnn.stacked import sets_that_fit
+        from debugnn.stacking.sweep import sets_that_fit
 
         if self._at_once < 1:
             raise ConfigError(f"hydra.launcher.at_once={self._at_once}: allowed is [1, inf)")
@@ -113,7 +114,7 @@ class StackedLauncher(Launcher):
         """Run a set as one Hydra job, that of its first member."""
         from debugnn import cli
         from debugnn.errors import ConfigError
-        from debugnn.stacked import execute_together
+        from debugnn.stacking.sweep import execute_together
 
         refused: set[int] = set()
 

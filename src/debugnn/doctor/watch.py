@@ -11,25 +11,35 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from debugnn.doctor import forks, gather, network, rules
+from debugnn.doctor import causes, copy_training
 from debugnn.doctor.copies import Relay, own_loss, state_of, twin_of, undisturbed
-from debugnn.doctor.evidence import Evidence, LayerFacts, NonFinite, Probe, Score, Validation
-from debugnn.doctor.examine import batch_size, first_look
-from debugnn.doctor.findings import Report
-from debugnn.doctor.kept import Kept, KeptBatch, ValidationSet, copied, rows_of
-from debugnn.doctor.network import Call
-from debugnn.doctor.origin import find_origin
-from debugnn.doctor.probes import read_together
-from debugnn.doctor.residue import Residue
-from debugnn.doctor.task import Task, read, score
+from debugnn.doctor.copy_training import CopyTraining
+from debugnn.doctor.evidence import (
+    Evidence,
+    LayerFacts,
+    NonFinite,
+    Probe,
+    Score,
+    TrialOutcome,
+    Validation,
+)
+from debugnn.doctor.nonfinite import find_origin
+from debugnn.doctor.observe import gather, network
+from debugnn.doctor.observe.first_look import batch_size, first_look
+from debugnn.doctor.observe.kept import Kept, KeptBatch, ValidationSet, copied, rows_of
+from debugnn.doctor.observe.network import Call
+from debugnn.doctor.observe.stale_gradients import Residue
+from debugnn.doctor.observe.task import Task, read, score
+from debugnn.doctor.report import Report
+from debugnn.doctor.trials import UNCHANGED, Trial
 from debugnn.errors import one_line
 from debugnn.random_state import random_state, set_random_state
-from debugnn.runtime import give_back_memory
+from debugnn.tensor_stats import read_together
 
 _VALIDATED = 1024  # samples of a validation set that are looked at
 _PROBED = 8  # samples of a batch that activations are looked at with
-_FORK_BATCHES = 8
-_FORK_STEPS = 24
+_TRIAL_BATCHES = 8
+_TRIAL_STEPS = 24
 _EARLY_PROBES = (3, 8)
 # Probes that look at everything. Later ones leave out the updates, and three of four the
 # activations: what dies or saturates stays so.
@@ -64,7 +74,7 @@ class Doctor:
             doctor.step(loss, inputs, targets)
         print(doctor.report())
 
-    The training stays as it is, bit for bit: probes and forks run on a copy of the model, and the
+    The training stays as it is, bit for bit: probes and trials run on a copy of the model, and the
     random state is restored after them. The copy and the initial weights cost twice the model's
     memory, kept batches some 128 MiB at most.
 
@@ -72,10 +82,12 @@ class Doctor:
         model: any module; one from `torch.compile` too.
         optimizer: any of `torch.optim`.
         loss_fn: called as `loss_fn(model(inputs), targets)`. Without it, nothing is said about the
-            loss function, and no fork is run.
+            loss function, and no trial is run.
         every: steps between two probes of the layers.
-        budget: most training steps that forks may take, over all reports.
+        budget: most training steps that trials may take, over all reports.
         save_to: folder for the batch and the weights of a first non-finite number.
+        steps_before: steps that the training took before the doctor was there, where it goes on
+            from a checkpoint.
 
     Raises:
         TypeError: a model that is no module, an optimiser that is none.
@@ -90,6 +102,7 @@ class Doctor:
         every: int = 20,
         budget: int = 200,
         save_to: Path | str | None = None,
+        steps_before: int = 0,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model is a {type(model).__name__}: a torch.nn.Module is needed")
@@ -109,6 +122,7 @@ class Doctor:
         self.replay: dict[str, Any] | None = None  # of the first non-finite number
         self.evidence = Evidence()
         self._loop = self.evidence.loop
+        self._loop.steps_before = steps_before
         self._losses: list[float] = []
         # Losses on a GPU, read together at a probe, with their steps; None for an empty batch's.
         self._unread: list[tuple[int | None, Tensor]] = []
@@ -438,7 +452,6 @@ class Doctor:
         twin = self._current_twin()
         if twin is None or not isinstance(targets, Tensor):
             return
-        give_back_memory()  # what the loop's own evaluation took
         call = self._like_training(as_call(inputs))
         batch = batch_size(call, len(targets))
         count = min(batch or 1, _VALIDATED)
@@ -454,7 +467,7 @@ class Doctor:
             loss = self._value(outputs, targets)
         task, step = self._task or read(outputs, targets), self._loop.steps
         self.evidence.outcome.validations.append(
-            Validation(step, loss, score(task, outputs, targets, self._kept.rare(task)))
+            Validation(step, loss, score(task, outputs, targets, self._kept.rarest(task)))
         )
         rows = copied(some(rows_of(inputs)))
         self._validation = ValidationSet(
@@ -462,12 +475,9 @@ class Doctor:
         )
 
     def _value(self, outputs: Any, targets: Any) -> float | None:
-        """The loss function's value, a sum brought to a mean."""
         if self.loss_fn is None:
             return None
-        value = own_loss(self.loss_fn)(outputs, targets).detach().float().mean().item()
-        summed = self.evidence.loss.reduction == "sum" and isinstance(targets, Tensor)
-        return value / len(targets) if summed else value
+        return own_loss(self.loss_fn)(outputs, targets).detach().float().mean().item()
 
     def _like_training(self, call: Call) -> Call:
         """The call with its first tensor in the shape that the model was called with in training.
@@ -488,10 +498,10 @@ class Doctor:
     # --- the diagnosis --------------------------------------------------------------------------
 
     def report(self) -> Report:
-        """The diagnosis so far. Forks run here, where something looks wrong, within the budget."""
+        """The diagnosis so far. Trials run here, where something looks wrong, within the budget."""
         self._gather()
-        self._probe_causes()
-        return rules.diagnose(self.evidence, budget=self.budget)
+        self._run_trials()
+        return causes.diagnose(self.evidence, budget=self.budget)
 
     def close(self) -> None:
         """Take all hooks off the model and the optimiser, and let go of copies and batches."""
@@ -557,43 +567,44 @@ class Doctor:
                 gather.outputs_of(twin, self._kept.early[:1], training=True),
                 self._task, self._kept,
             )  # fmt: skip
-        give_back_memory()  # all layers' outputs, several times over: more than a step ever needs
 
-    # --- forks ----------------------------------------------------------------------------------
+    # --- trials ---------------------------------------------------------------------------------
 
     @_harmless
-    def _probe_causes(self) -> None:
-        """Run the forks that the rules ask for, one after the other, within the budget."""
+    def _run_trials(self) -> None:
+        """Run the trials that the causes ask for, one after the other, within the budget."""
         if self._twin is None or self._task is None or not self._kept.early:
             return
         if self.loss_fn is None or self.evidence.loss.error is not None:
             return
         while wanted := [
-            name for name in rules.forks_wanted(self.evidence) if name not in self.evidence.forks
+            trial
+            for trial in causes.trials_wanted(self.evidence)
+            if trial.name not in self.evidence.trials
         ]:
-            name = wanted[0]
-            steps = min(_FORK_STEPS, self.budget - self.evidence.fork_steps)
-            if steps < _FORK_STEPS // 2:
+            steps = min(_TRIAL_STEPS, self.budget - self.evidence.trial_steps)
+            if steps < _TRIAL_STEPS // 2:
                 return
-            fork = self._fork(name, steps)
-            self.evidence.forks[name] = fork
-            self.evidence.fork_steps += fork.steps
+            outcome = self._outcome_of(wanted[0], steps)
+            self.evidence.trials[wanted[0].name] = outcome
+            self.evidence.trial_steps += outcome.steps
 
-    def _fork(self, name: str, steps: int) -> "forks.Fork":
+    def _outcome_of(self, trial: Trial, steps: int) -> TrialOutcome:
         with undisturbed(), torch.enable_grad():
             torch.random.default_generator.manual_seed(0)  # not seeding a GPU that sleeps
             try:
-                change = forks.change(name, self.loss_fn, self._fork_batches)
-                return forks.run(self._trial(change), self._task, steps)
+                return copy_training.run(self._copy_training(trial), self._task, steps)
             except Exception as error:
-                self._trouble(f"fork {name}: {type(error).__name__}: {one_line(error)}")
-                return forks.Fork(0, math.nan, math.nan)
+                self._trouble(f"trial {trial.name}: {type(error).__name__}: {one_line(error)}")
+                return TrialOutcome(0, math.nan, math.nan)
 
-    def _trial(self, change: forks.Change, size: int | None = None) -> forks.Trial:
+    def _copy_training(self, trial: Trial, size: int | None = None) -> CopyTraining:
         """A training from the start, on the first batches, or on `size` samples alone."""
         model = copy.deepcopy(self._twin)
         model.load_state_dict(self._initial)
-        batches = self._fork_batches
+        batches = [
+            copy_training.Batch(b.call, b.targets) for b in self._kept.early[:_TRIAL_BATCHES]
+        ]
         if size is not None:
             call, targets = batches[0].call, batches[0].targets
             batch = batch_size(call, len(targets))
@@ -601,13 +612,9 @@ class Doctor:
             def few(tensor: Tensor) -> Tensor:
                 return tensor[:size] if tensor.dim() and len(tensor) == batch else tensor
 
-            batches = [forks.Batch(call.map(few), few(targets))]
+            batches = [copy_training.Batch(call.map(few), few(targets))]
         loss_fn = own_loss(self.loss_fn)
-        return forks.Trial(model, self.optimizer, self._groups, loss_fn, batches, change)
-
-    @property
-    def _fork_batches(self) -> list[forks.Batch]:
-        return [forks.Batch(b.call, b.targets) for b in self._kept.early[:_FORK_BATCHES]]
+        return CopyTraining(model, self.optimizer, self._groups, loss_fn, batches, trial)
 
     # --- without a training ---------------------------------------------------------------------
 
@@ -627,19 +634,19 @@ class Doctor:
         self._gather()
 
     @contextmanager
-    def trial(self, size: int | None) -> Iterator[forks.Trial | None]:
+    def trial(self, size: int | None) -> Iterator[CopyTraining | None]:
         """A training of a copy that the caller steps through; None where it cannot be copied."""
         if self._twin is None or self.loss_fn is None or self.evidence.loss.error is not None:
             yield None
             return
         with undisturbed(), torch.enable_grad():
             torch.random.default_generator.manual_seed(0)  # not seeding a GPU that sleeps
-            yield self._trial(forks.Change(), size)
+            yield self._copy_training(UNCHANGED, size)
 
-    def score_of(self, trial: forks.Trial) -> Score:
-        """How well a trial's model fits its own batches."""
-        batches = [KeptBatch(b.call, None, b.targets) for b in trial.batches]
-        found = gather.outputs_of(trial.model, batches, training=True)
+    def score_of(self, training: CopyTraining) -> Score:
+        """How well a copy's model fits the batches that it is trained on."""
+        batches = [KeptBatch(b.call, None, b.targets) for b in training.batches]
+        found = gather.outputs_of(training.model, batches, training=True)
         return gather.score_of(found, self._task, self._kept)
 
 

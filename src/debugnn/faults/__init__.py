@@ -16,12 +16,12 @@ here of the same name, with the functions that cause the fault and two lists of 
 from functools import partial
 from importlib import import_module
 
-from debugnn.doctor.findings import CAUSES
+from debugnn.doctor.causes import ORDER
 from debugnn.faults import sound
 from debugnn.faults.cases import Case
 from debugnn.faults.program import Half, Program, Setup, score, train
 
-__all__ = ["CASES", "CAUSES", "FAULTY", "SOUND", "Case", "Program", "Setup", "score", "train"]
+__all__ = ["CASES", "FAULTY", "SOUND", "Case", "Program", "Setup", "score", "train"]
 
 
 def cases_of(cause: str) -> dict[Half, list[Case]]:
@@ -35,7 +35,7 @@ def cases_of(cause: str) -> dict[Half, list[Case]]:
     return {"tuning": module.TUNING, "held_out": module.HELD_OUT}
 
 
-CASES: dict[str, dict[Half, list[Case]]] = {cause: cases_of(cause) for cause in CAUSES}
+CASES: dict[str, dict[Half, list[Case]]] = {cause: cases_of(cause) for cause in ORDER}
 
 _SOUND_HALVES: dict[Half, dict[str, sound.Build]] = {
     "tuning": sound.TUNING,

@@ -1,0 +1,105 @@
+"""The article's figures, drawn from run directories and the article's recorded numbers alone.
+
+Each experiment's report block lists its figures; `KINDS` says which function draws which kind.
+"""
+
+import logging
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from debugnn.analysis.figures.arms import final_accuracy, first_loss
+from debugnn.analysis.figures.canvas import STYLE
+from debugnn.analysis.figures.curves import curves, lr_curve, nan_loss
+from debugnn.analysis.figures.layers import (
+    dead_units,
+    gradient_heatmap,
+    gradient_histograms,
+    gradient_norms,
+    layer_profile,
+)
+from debugnn.analysis.runs import ARTICLE, Run, load_runs, select
+from debugnn.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+# (all runs of an experiment on one data set, the article's numbers, the figure's entry in the
+# report block) → the figure. All runs are given, so that an arm keeps its colour; the function
+# takes those that the entry's `arms` name.
+KINDS: dict[str, Callable[[Sequence[Run], Path, Mapping[str, Any]], Figure]] = {
+    "curves": curves,
+    "lr_curve": lr_curve,
+    "gradient_heatmap": gradient_heatmap,
+    "gradient_norms": gradient_norms,
+    "gradient_histograms": gradient_histograms,
+    "nan_loss": nan_loss,
+    "dead_units": dead_units,
+    "final_accuracy": final_accuracy,
+    "layer_profile": layer_profile,
+    "first_loss": first_loss,
+}
+
+
+def draw(
+    root: Path | str,
+    output_dir: Path | str,
+    experiments: Sequence[str] | None = None,
+    article: Path = ARTICLE,
+    data: Collection[str] | None = None,
+) -> list[Path]:
+    """Draw the figures of every experiment with finished runs, as `<name>_<data>.png`.
+
+    An experiment on two data sets gets each figure twice. What is skipped is logged as a warning:
+    an experiment without finished runs or report block, a figure that lacks the runs of an arm.
+
+    Args:
+        experiments, data: only these experiments and data sets; None takes all.
+
+    Raises:
+        ConfigError: no such directory, a run that cannot be read, a figure of an unknown kind.
+    """
+    root = Path(root)
+    runs = load_runs(root)
+    present = {run.experiment for run in runs}
+    started = {path.parents[2].name for path in root.glob("*/*/seed=*/run.json")}
+    written = []
+    for experiment in sorted(started | present) if experiments is None else experiments:
+        of_experiment = [run for run in runs if run.experiment == experiment]
+        if not of_experiment:
+            log.warning("%s: skipped, no finished run", experiment)
+            continue
+        if of_experiment[0].config.get("report") is None:
+            log.warning("%s: skipped, no report block", experiment)
+            continue
+        for name in dict.fromkeys(run.data for run in of_experiment):
+            if data is not None and name not in data:
+                continue
+            on_data = [run for run in of_experiment if run.data == name]
+            written += _draw(on_data, Path(output_dir), article)
+    return written
+
+
+def _draw(runs: Sequence[Run], output_dir: Path, article: Path) -> list[Path]:
+    # The last run's block: a figure may have been added since the first was started.
+    report = max(runs, key=lambda run: run.facts["started"]).report
+    written = []
+    for figure in report["figures"]:
+        name = f"{figure['name']}_{runs[0].data}"
+        if figure["kind"] not in KINDS:
+            allowed = ", ".join(KINDS)
+            raise ConfigError(f"figure {name}: kind={figure['kind']}: allowed are {allowed}")
+        missing = [arm for arm in figure["arms"] or () if not select(runs, [arm])]
+        if missing:
+            log.warning("%s: skipped, no finished run of %s", name, " and ".join(missing))
+            continue
+        with mpl.rc_context(STYLE):
+            drawn = KINDS[figure["kind"]](runs, article, figure)
+            path = output_dir / (re.sub(r"[^\w.-]", "_", name) + ".png")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            drawn.savefig(path)
+        written.append(path)
+    return written

@@ -1,0 +1,172 @@
+"""What every figure has: a title, panels, a caption that names the data and the seeds, colours."""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure, SubFigure
+
+from debugnn.analysis.runs import Run, select, varying
+from debugnn.errors import ConfigError
+
+# Okabe and Ito's palette, told apart by colour-blind readers too; without its yellow, which white
+# paper swallows.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
+FAINT = "#767676"
+
+WIDTH = 9.0  # inches; at 150 dots an inch the text stays readable at a README's 900 pixels
+DPI = 150
+
+DATA = {
+    "digits": "digits (embedded stand-in, not the article's MNIST)",
+    "shapes": "shapes (embedded stand-in, not the article's CIFAR-10)",
+    "regression": "make_regression (the article's own)",
+    "mnist": "MNIST",
+    "cifar10": "CIFAR-10",
+}
+
+STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.5,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "lines.linewidth": 1.6,
+}
+
+Arm = tuple[tuple[str, str], ...]
+
+
+def chosen(runs: Sequence[Run], figure: Mapping[str, Any]) -> list[Run]:
+    """The runs that the figure's `arms` name.
+
+    Raises:
+        ConfigError: one of the arms has no run: a comparison is not drawn by halves.
+    """
+    for pattern in figure.get("arms") or ():
+        if not select(runs, [pattern]):
+            raise ConfigError(f"figure {figure['name']}: no finished run of {pattern}")
+    return select(runs, figure.get("arms"))
+
+
+def canvas(
+    figure: Mapping[str, Any], runs: Sequence[Run], height: float, note: str = ""
+) -> tuple[Figure, SubFigure]:
+    """An empty figure with its title and caption, and the part that takes the panels.
+
+    Args:
+        height: of the part with the panels and the title, in inches.
+        note: what the caption says before it names the data and the seeds.
+    """
+    lines = textwrap.wrap(f"{note} {provenance(runs)}".strip(), width=165)
+    foot_height = 0.13 * len(lines) + 0.07
+    whole = Figure(figsize=(WIDTH, height + foot_height), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(whole)
+    body, foot = whole.subfigures(2, 1, height_ratios=[height, foot_height])
+    title = figure["title"]
+    body.suptitle(title, x=0.01, ha="left", fontsize=11.5, fontweight="bold")
+    foot.text(0.01, 0.98, "\n".join(lines), va="top", fontsize=7.5, color="#555555")
+    return whole, body
+
+
+def provenance(runs: Sequence[Run]) -> str:
+    """The data sets, the settings that all runs share, the seeds and how many they are an arm."""
+    names = sorted({run.data for run in runs})
+    text = f"Data: {', '.join(DATA.get(name, name) for name in names)}."
+    shared = {k: v for k, v in runs[0].arm.items() if k not in varying(runs) and k != "data"}
+    if shared:
+        text += f" All: {', '.join(f'{k}={v}' for k, v in shared.items())}."
+    seeds = sorted({run.seed for run in runs})
+    listed = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+    if len(seeds) > 3 and seeds == list(range(seeds[0], seeds[-1] + 1)):
+        listed = f"seeds {seeds[0]}–{seeds[-1]}"
+    counts: dict[tuple, int] = {}
+    for run in runs:
+        counts[tuple(run.arm.items())] = counts.get(tuple(run.arm.items()), 0) + 1
+    low, high = min(counts.values()), max(counts.values())
+    n = f"n = {low}" if low == high else f"n = {low} to {high}"
+    return f"{text} {listed.capitalize()}, {n} an arm."
+
+
+def short(key: str) -> str:
+    """A setting's name without the groups it is in: optim.lr → lr."""
+    return key.rpartition(".")[2]
+
+
+def arm_label(run: Run, keys: Sequence[str]) -> str:
+    """Return the run's values of these keys, as `key=value` where it has some of them alone.
+
+    "ours" stands for a run that no key distinguishes, "default" for one that has none of them.
+    """
+    if not keys:
+        return "ours"
+    given = {key: run.arm[key] for key in keys if key in run.arm}
+    if len(given) == len(keys):
+        return ", ".join(given.values())
+    return ", ".join(f"{short(key)}={value}" for key, value in given.items()) or "default"
+
+
+def arm_styles(runs: Sequence[Run]) -> dict[str, tuple[str, Any]]:
+    """Arm's label → (colour, dash), the same in all figures of an experiment.
+
+    Where the colours do not suffice and two keys vary, the one with more values gets the colours
+    and the other the dashes.
+    """
+    keys = varying(runs)
+    labels = list(dict.fromkeys(arm_label(run, keys) for run in runs))
+    if len(labels) > len(PALETTE) and len(keys) == 2:
+        values = {k: list(dict.fromkeys(r.arm.get(k, "default") for r in runs)) for k in keys}
+        colour_key, dash_key = sorted(keys, key=lambda k: len(values[k]), reverse=True)
+        return {
+            arm_label(run, keys): (
+                PALETTE[
+                    values[colour_key].index(run.arm.get(colour_key, "default")) % len(PALETTE)
+                ],
+                DASHES[values[dash_key].index(run.arm.get(dash_key, "default")) % len(DASHES)],
+            )
+            for run in runs
+        }
+    return {
+        label: (PALETTE[i % len(PALETTE)], DASHES[i // len(PALETTE) % len(DASHES)])
+        for i, label in enumerate(labels)
+    }
+
+
+def legend_below(body: SubFigure, handles: list, title: str | None = None) -> None:
+    """A legend under the panels, where it cannot hide a curve."""
+    widest = max(len(handle.get_label()) for handle in handles)
+    rows = -(-len(handles) // (4 if widest > 18 else 6))
+    columns = -(-len(handles) // rows)
+    body.legend(handles=handles, title=title, loc="outside lower center", ncols=columns)
+
+
+def panel_grid(body: SubFigure, count: int, columns: int, **share: Any) -> list[Axes]:
+    """`count` panels in rows of `columns`; what is left of the last row stays empty."""
+    columns = min(count, columns)
+    grid = np.atleast_2d(body.subplots(-(-count // columns), columns, squeeze=False, **share))
+    for spare in grid.flat[count:]:
+        spare.remove()
+    return list(grid.flat[:count])
+
+
+def cell_text(axes: Axes, values: np.ndarray, texts: Sequence[Sequence[str]], dark: float) -> None:
+    """Numbers on the cells of a heatmap, white on the cells whose value is below `dark`."""
+    for (row, column), value in np.ndenumerate(values):
+        axes.text(
+            column,
+            row,
+            texts[row][column],
+            ha="center",
+            va="center",
+            fontsize=8,
+            color="white" if np.isfinite(value) and value < dark else "black",
+        )

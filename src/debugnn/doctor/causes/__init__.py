@@ -1,0 +1,130 @@
+"""From evidence to findings, one file a cause. Needs no torch.
+
+A new cause is one file that makes a `CAUSE`, and one line in `ORDER`. What a rule calls a warning
+or an error is either certain from what was seen (a gradient that is added to the last step's is a
+mistake in any program), or a suspicion that the outcome bears out: the training did not learn, and
+a trial that changed this one thing did, or no other cause came first.
+"""
+
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+
+from debugnn.doctor.causes.cause import Cause, Kind
+from debugnn.doctor.causes.signals import judged, last_validation, rough_start, short, skill
+from debugnn.doctor.evidence import Evidence
+from debugnn.doctor.report import Finding, Report, worrying
+from debugnn.doctor.trials import TRIALS, UNCHANGED, Trial
+
+# What comes first on the way from the data to the weights explains what comes after it.
+ORDER = (
+    "non_finite",
+    "constant_input",
+    "label_leak",
+    "optimizer_mismatch",
+    "frozen_parameters",
+    "wrong_loss",
+    "batch_mixing",
+    "train_eval_mode",
+    "missing_zero_grad",
+    "no_nonlinearity",
+    "wrong_hidden_activation",
+    "input_scale",
+    "symmetric_init",
+    "init_scale_too_large",
+    "init_scale_too_small",
+    "dead_relu",
+    "saturated_activation",
+    "loss_reduction",
+    "over_regularised",
+    "exploding_gradient",
+    "vanishing_gradient",
+    "bad_labels",
+    "lr_too_high",
+    "lr_too_low",
+    "class_imbalance",
+    "train_test_mismatch",
+    "overfitting",
+)
+CAUSES: dict[str, Cause] = {name: import_module(f"{__name__}.{name}").CAUSE for name in ORDER}
+
+
+def diagnose(evidence: Evidence, budget: int) -> Report:
+    """Return all findings: the main cause first, what it explains under it.
+
+    Args:
+        budget: the most steps that trials were allowed to take, for the report's words.
+    """
+    found = [finding for cause in CAUSES.values() for finding in cause.findings(evidence)]
+    before = evidence.loop.steps_before
+    if before:
+        found = [finding if _certain(finding) else _noted(finding) for finding in found]
+    outcome, last = evidence.outcome, last_validation(evidence)
+    return Report(
+        findings=arranged(found, evidence),
+        outcome={
+            "task": evidence.task,
+            "first_loss": outcome.first_loss,
+            "last_loss": outcome.last_loss,
+            "skill": skill(evidence),
+            "validation_skill": last.skill if last else None,
+        },
+        steps=evidence.loop.steps,
+        trial_steps=evidence.trial_steps,
+        trial_budget=budget,
+        judged=judged(evidence),
+        cannot_tell=(
+            f"the first {before} steps were taken before the doctor began to watch: what it saw "
+            "of the rest cannot tell whether the whole training is healthy"
+            if before
+            else None
+        ),
+        troubles=list(evidence.troubles),
+        evidence=evidence,
+    )
+
+
+def _certain(finding: Finding) -> bool:
+    return CAUSES[finding.cause].kind is Kind.CERTAIN
+
+
+def _noted(finding: Finding) -> Finding:
+    """The finding as a note: what rests on the outcome is not sure where its start was not seen."""
+    finding.severity = "note"
+    return finding
+
+
+def arranged(found: Sequence[Finding], evidence: Evidence) -> list[Finding]:
+    """Return warnings and errors in the order of causes, then notes.
+
+    Symptoms of the first one stand under it. Rivals of it, which would explain the same, are left
+    out.
+    """
+    notes = [finding for finding in found if finding.severity == "note"]
+    ranked = sorted(worrying(found), key=lambda finding: place(finding, evidence))
+    if not ranked:
+        return notes
+    main, *others = ranked
+    kinds = {finding.cause: CAUSES[finding.cause].kind for finding in others}
+    main.consequences = [f for f in others if kinds[f.cause] is Kind.SYMPTOM]
+    beside = [f for f in others if kinds[f.cause] in (Kind.CERTAIN, Kind.INDEPENDENT)]
+    return [main, *beside, *notes]
+
+
+def place(finding: Finding, evidence: Evidence) -> tuple[int, int]:
+    """Return where a finding stands: its lateness, then its cause's place in `ORDER`."""
+    return CAUSES[finding.cause].lateness(evidence, finding), ORDER.index(finding.cause)
+
+
+def trials_wanted(evidence: Evidence) -> Iterator[Trial]:
+    """Yield the trials that would tell apart the causes in question, in the order of `TRIALS`.
+
+    None is wanted for a training that goes well, or whose cause is certain. To be asked again
+    after each trial, which may answer what another was wanted for.
+    """
+    if not short(evidence) and not rough_start(evidence):
+        return
+    certain = [cause for cause in CAUSES.values() if cause.kind is Kind.CERTAIN]
+    if any(worrying(list(cause.findings(evidence))) for cause in certain):
+        return
+    wanted = {trial for cause in CAUSES.values() for trial in cause.trials(evidence)}
+    yield from (trial for trial in TRIALS if trial is UNCHANGED or trial in wanted)

@@ -1,0 +1,63 @@
+"""The trials: the one change under which each short training of a copy runs.
+
+A trial trains a copy of the model from its initial weights, on the training's first batches. What
+it does differently is written down here as plain values; `copy_training` carries it out. Needs no
+torch, so that causes can name the trials that would tell them from their rivals.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One change of a training.
+
+    Attributes:
+        name: its key in `Evidence.trials`.
+        lr: factor on every group's learning rate.
+        regularised: False turns weight decay and dropout off.
+        reinitialised: the weights are drawn anew by each module's own initialisation.
+        standardised_inputs: the inputs are brought to mean 0 and standard deviation 1.
+        standardised_targets: the same for the targets.
+        averaged_loss: the loss is divided by the number of samples in a batch.
+        unfrozen: parameters that were frozen are trained too.
+    """
+
+    name: str
+    lr: float = 1.0
+    regularised: bool = True
+    reinitialised: bool = False
+    standardised_inputs: bool = False
+    standardised_targets: bool = False
+    averaged_loss: bool = False
+    unfrozen: bool = False
+
+
+UNCHANGED = Trial("unchanged")
+STANDARDISED_INPUTS = Trial("standardised inputs", standardised_inputs=True)
+AVERAGED_LOSS = Trial("averaged loss", averaged_loss=True)
+REINITIALISED = Trial("reinitialised", reinitialised=True)
+UNREGULARISED = Trial("unregularised", regularised=False)
+STANDARDISED_TARGETS = Trial("standardised targets", standardised_targets=True)
+UNFROZEN = Trial("unfrozen", unfrozen=True)
+LOWER_RATES = (Trial("rate / 10", lr=0.1), Trial("rate / 100", lr=0.01))
+HIGHER_RATES = (
+    Trial("rate * 10", lr=10.0),
+    Trial("rate * 100", lr=100.0),
+    Trial("rate * 1000", lr=1000.0),
+    Trial("rate * 10000", lr=10000.0),
+)
+
+# In the order in which they run while the budget lasts: changes of the data, the loss and the
+# weights come before changes of the rate, which may hide them.
+TRIALS = (
+    UNCHANGED,
+    STANDARDISED_INPUTS,
+    AVERAGED_LOSS,
+    REINITIALISED,
+    UNREGULARISED,
+    STANDARDISED_TARGETS,
+    UNFROZEN,
+    *LOWER_RATES,
+    *HIGHER_RATES,
+)

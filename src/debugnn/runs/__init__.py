@@ -1,0 +1,1 @@
+"""A run: its directory, its records, its beginning and its end."""

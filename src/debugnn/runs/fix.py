@@ -1,0 +1,109 @@
+"""Does the doctor's remedy help? The same training before, after, and under a random change."""
+
+import logging
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from debugnn import records
+from debugnn.config import check, compose
+from debugnn.errors import ConfigError
+from debugnn.runs.execute import execute
+
+log = logging.getLogger(__name__)
+
+# What the control is drawn from: changes that are often tried when a training fails.
+CONTROLS = (
+    "init=kaiming", "init=xavier", "init=lecun", "init=orthogonal", "clip=4.0", "reg=dropout",
+    "reg=bn", "optim=sgd", "optim=adamw", "optim.lr=0.0001", "optim.lr=0.01", "model=relu_net",
+    "model=tanh", "model=leaky_relu", "data.batch_size=16", "data.batch_size=256",
+)  # fmt: skip
+
+
+def fix(config: DictConfig, overrides: Sequence[str], experiment: str | None) -> Path:
+    """Train, apply the first finding's override, and train again for the same budget.
+
+    Prints accuracy, loss and diagnosis of three runs: before, after, and under an override that
+    is drawn at random by the seed. `fix.json` in the first run's directory holds the same.
+    Returns that directory.
+
+    Raises:
+        ConfigError: a remedy that cannot be composed with the settings.
+    """
+    check(config)
+    asked = [o for o in overrides if not o.startswith("task")]
+    directory = _run(asked, experiment)
+    report = records.load((directory / "findings.json").read_text(encoding="utf-8"))
+    rows = {"before": _row(directory, "")}
+    if report["healthy"]:
+        why = "the run is healthy" if report["judged"] else "the run is too short to judge"
+        log.info("nothing to fix: %s", why)
+        return directory
+    first = report["findings"][0]
+    if first["override"] is None:
+        log.info("no setting mends %s: %s", first["cause"], first["fix"])
+        return directory
+    rows["after"] = _row(_run(_with(asked, first["override"]), experiment), first["override"])
+    settings = compose(asked)
+    for control in _controls(config.seed, asked, first["override"]):
+        if compose(_with(asked, control)) == settings:
+            continue  # what it sets is set already
+        try:
+            rows["control"] = _row(_run(_with(asked, control), experiment), control)
+            break
+        except ConfigError as error:  # a net without an image, say, under another model
+            log.info("control %s does not fit here: %s", control, error)
+    (directory / "fix.json").write_text(records.dump(rows, indent=2) + "\n", encoding="utf-8")
+    log.info("%s", _table(rows))
+    return directory
+
+
+def _run(overrides: Sequence[str], experiment: str | None) -> Path:
+    config = compose(overrides)
+    if config.doctor.every is None:
+        raise ConfigError("doctor=off: task=fix needs the doctor's findings")
+    return execute(config, overrides, experiment)
+
+
+def _with(overrides: Sequence[str], change: str) -> list[str]:
+    """The overrides with one of them changed or added."""
+    key = change.partition("=")[0]
+    return [*(o for o in overrides if o.partition("=")[0] != key), change]
+
+
+def _controls(seed: int, overrides: Sequence[str], remedy: str) -> list[str]:
+    """The control changes in random order, without the remedy's key and what is set already."""
+    key = remedy.partition("=")[0].partition(".")[0]
+    free = [c for c in CONTROLS if c.partition("=")[0].partition(".")[0] != key]
+    free = [c for c in free if c not in overrides]
+    return random.Random(seed).sample(free, len(free))
+
+
+def _row(directory: Path, change: str) -> dict[str, Any]:
+    """What a run came to: last test loss and accuracy, and the diagnosis."""
+    epochs = list(records.read_jsonl(directory / "metrics.jsonl", "epoch"))
+    report = records.load((directory / "findings.json").read_text(encoding="utf-8"))
+    worrying = [f["cause"] for f in report["findings"] if f["severity"] != "note"]
+    return {
+        "override": change,
+        "train_loss": epochs[-1]["train_loss"],
+        "test_loss": epochs[-1]["test_loss"],
+        "test_accuracy": epochs[-1]["test_accuracy"],
+        "diagnosis": worrying[0] if worrying else "healthy",
+        "directory": str(directory),
+    }
+
+
+def _table(rows: dict[str, dict[str, Any]]) -> str:
+    lines = [f"{'':8s} {'override':24s} {'accuracy':>8s} {'test loss':>10s}  diagnosis"]
+    for name, row in rows.items():
+        accuracy = row["test_accuracy"]
+        shown = "–" if accuracy is None else f"{accuracy:.1f} %"
+        lines.append(
+            f"{name:8s} {row['override'] or '(as asked)':24s} {shown:>8s} "
+            f"{row['test_loss']:10.4g}  {row['diagnosis']}"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Several trainings of one architecture at once (optional: nothing else imports this)."""

@@ -1,0 +1,1 @@
+"""How a network is trained: the loop and what happens in it."""

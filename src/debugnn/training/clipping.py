@@ -1,0 +1,72 @@
+"""What happens to the gradients between the backward pass and the update.
+
+Each is a callable that takes the parameters, may change their `.grad` in place, and returns the
+global L2 norm as it was before, a scalar tensor.
+"""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+GradientRule = Callable[[Iterable[Tensor]], Tensor]
+
+
+def keep(parameters: Iterable[Tensor]) -> Tensor:
+    """Leave the gradients as they are."""
+    return global_norm(list(parameters))
+
+
+def clip_norm(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
+    """Scale the gradients down to `max_norm` where their norm is above it.
+
+    Pascanu et al. 2013, arXiv:1211.5063, Algorithm 1.
+    """
+    parameters = list(parameters)
+    norm = global_norm(parameters)
+    clip_grads_with_norm_(parameters, max_norm, norm)
+    return norm
+
+
+def rescale_norm(parameters: Iterable[Tensor], norm: float) -> Tensor:
+    """Scale the gradients up or down to `norm`, whatever their own norm is (gradient scaling).
+
+    Gradients that are all zero stay zero.
+    """
+    parameters = list(parameters)
+    before = global_norm(parameters)
+    factor = torch.where(before > 0, norm / before, 1.0)
+    for gradient in _gradients(parameters):
+        gradient.mul_(factor)
+    return before
+
+
+def global_norm(parameters: list[Tensor]) -> Tensor:
+    """The L2 norm of all gradients together, a scalar; 0 where there are none.
+
+    Squares of float32 gradients overflow above 1e19 and vanish below 1e-23: exactly there, where
+    gradients explode or vanish, the norm is taken again in float64.
+    """
+    gradients = _gradients(parameters)
+    if any(g.device.type != "cpu" for g in gradients):
+        # In float64 at once: to look at a norm is to wait for it.
+        return get_total_norm([g.double() for g in gradients])
+    norm = get_total_norm(gradients)
+    if norm == 0 or torch.isinf(norm):
+        norm = get_total_norm([g.double() for g in gradients])
+    return norm
+
+
+def gradient_rule(max_norm: float | None, rescale: bool) -> GradientRule:
+    """The rule that `conf/clip` describes."""
+    if max_norm is None:
+        return keep
+    if rescale:
+        return partial(rescale_norm, norm=max_norm)
+    return partial(clip_norm, max_norm=max_norm)
+
+
+def _gradients(parameters: list[Tensor]) -> list[Tensor]:
+    return [p.grad for p in parameters if p.grad is not None]

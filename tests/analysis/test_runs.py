@@ -1,0 +1,326 @@
+"""Tables are read from run directories as `run` and `sinks` write them, and hide nothing."""
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from debugnn import records
+from debugnn.analysis import tables
+from debugnn.analysis.runs import (
+    ARTICLE,
+    article_epochs,
+    compare,
+    load_runs,
+    over_seeds,
+    paired,
+    select,
+    tidy_epochs,
+    varying,
+)
+from debugnn.errors import ConfigError
+from debugnn.records import Epoch, Layers, LrPoint, LrSuggestion, Record, Step, TensorStats
+
+
+def write_run(
+    root: Path,
+    arm: Mapping[str, str],
+    rows: Iterable[Record] = (),
+    *,
+    experiment: str = "trial",
+    seed: int = 0,
+    data: str = "digits",
+    article_run: str | None = None,
+    status: str = "finished",
+    figures: Iterable[Mapping[str, Any]] = (),
+    task: str = "train",
+    loss: str = "cross_entropy",
+) -> Path:
+    """A run's directory with the files that the figures and tables read."""
+    label = ",".join(f"{k}={v}" for k, v in arm.items()) or "default"
+    directory = root / experiment / label / f"seed={seed}"
+    directory.mkdir(parents=True)
+    facts = {
+        "status": status,
+        "experiment": experiment,
+        "arm": dict(arm),
+        "seed": seed,
+        "data": data,
+        "article_run": article_run,
+        "started": f"2026-01-01T00:00:{seed:02d}+00:00",
+    }
+    config = {
+        "loss": {"_target_": f"debugnn.nn.losses.{loss}"},
+        "data": {"batch_size": 4, "train_size": None},
+        "trainer": {"steps_per_epoch": 21},
+        "task": {"name": task},
+        "report": {"data": {"article": ["data=mnist"]}, "figures": [dict(f) for f in figures]},
+    }
+    (directory / "run.json").write_text(records.dump(facts, indent=2))
+    (directory / "config.yaml").write_text(records.dump(config))  # JSON is YAML
+    files = {"metrics": "", "layers": ""}
+    for row in rows:
+        files["layers" if isinstance(row, Layers) else "metrics"] += records.encode(row) + "\n"
+    for name, text in files.items():
+        (directory / f"{name}.jsonl").write_text(text)
+    return directory
+
+
+def epoch(number: int, loss: float = 1.0, accuracy: float | None = 50.0, **fields: Any) -> Epoch:
+    values = {
+        "epoch": number,
+        "step": 21 * number + 20,
+        "train_loss": loss,
+        "last_batch_loss": loss,
+        "train_accuracy": accuracy,
+        "test_loss": loss,
+        "test_accuracy": accuracy,
+        "seconds": 0.1,
+    }
+    return Epoch(**{**values, **fields})
+
+
+def stats(values: np.ndarray, bins: int = 64, dead_units: float | None = None) -> TensorStats:
+    """What `probes.describe` says of these values, by NumPy."""
+    counts, edges = np.histogram(values, bins=bins)
+    return TensorStats(
+        size=values.size,
+        nonfinite=0,
+        norm=float(np.linalg.norm(values)),
+        mean=float(values.mean()),
+        std=float(values.std()),
+        low=float(edges[0]),
+        high=float(edges[-1]),
+        zeros=float((values == 0).mean()),
+        histogram=counts.tolist(),
+        dead_units=dead_units,
+    )
+
+
+# --- finding runs -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", ["running", "failed"])
+def test_only_finished_runs_are_loaded(tmp_path: Path, status: str) -> None:
+    write_run(tmp_path, {"reg": "none"}, seed=1)
+    write_run(tmp_path, {"reg": "none"}, seed=2, status=status)
+    (tmp_path / "trial" / "reg=bn" / "seed=0").mkdir(parents=True)
+    assert [run.seed for run in load_runs(tmp_path)] == [1]
+
+
+def test_seeds_are_ordered_as_numbers(tmp_path: Path) -> None:
+    for seed in (10, 9, 2):
+        write_run(tmp_path, {}, seed=seed)
+    assert [run.seed for run in load_runs(tmp_path)] == [2, 9, 10]
+
+
+def test_one_experiment_can_be_asked_for(tmp_path: Path) -> None:
+    write_run(tmp_path, {}, experiment="first")
+    write_run(tmp_path, {}, experiment="second")
+    assert [run.experiment for run in load_runs(tmp_path, "second")] == ["second"]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"status": "finished"}'])
+def test_an_unreadable_record_is_named(tmp_path: Path, text: str) -> None:
+    path = write_run(tmp_path, {}) / "run.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"run\.json") as raised:
+        load_runs(tmp_path)
+    assert str(path) in str(raised.value)
+
+
+def test_an_unreadable_configuration_is_named(tmp_path: Path) -> None:
+    path = write_run(tmp_path, {}) / "config.yaml"
+    path.write_text("a: [")
+    with pytest.raises(ConfigError, match=r"config\.yaml"):
+        load_runs(tmp_path)
+
+
+def test_a_directory_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nowhere"):
+        load_runs(tmp_path / "nowhere")
+
+
+# --- tables of a run ----------------------------------------------------------------------------
+
+
+def test_each_kind_of_row_has_its_table(tmp_path: Path) -> None:
+    layers = Layers(0, 0, {"fc.weight": stats(np.arange(4.0))}, {}, {})
+    rows = [
+        Step(0, 0, 2.3, 10.0, 1e-3, 0.5),
+        epoch(0),
+        LrPoint(0, 0, 1e-9, 2e-9, 2.3, 2.3),
+        LrSuggestion(0, "valley", 1e-3),
+        layers,
+    ]
+    write_run(tmp_path, {}, rows)
+    (run,) = load_runs(tmp_path)
+    assert run.steps()["loss"].tolist() == [2.3]
+    assert run.epochs()["test_accuracy"].tolist() == [50.0]
+    assert run.lr_points()["lr_as_logged"].tolist() == [2e-9]
+    assert run.lr_suggestions()["rule"].tolist() == ["valley"]
+    assert run.layers("gradients")[["layer", "size"]].to_numpy().tolist() == [["fc.weight", 4]]
+
+
+@pytest.mark.parametrize("table", ["steps", "epochs", "lr_points", "lr_suggestions"])
+def test_missing_rows_raise(tmp_path: Path, table: str) -> None:
+    write_run(tmp_path, {})
+    (run,) = load_runs(tmp_path)
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl"):
+        getattr(run, table)()
+    with pytest.raises(ConfigError, match=r"layers\.jsonl"):
+        run.layers("gradients")
+
+
+def test_a_missing_file_raises(tmp_path: Path) -> None:
+    (write_run(tmp_path, {}) / "metrics.jsonl").unlink()
+    (run,) = load_runs(tmp_path)
+    with pytest.raises(ConfigError, match="no such file"):
+        run.epochs()
+
+
+def test_a_nan_loss_is_no_missing_loss(tmp_path: Path) -> None:
+    lost, unevaluated = epoch(0, math.nan, None), epoch(1, 1.0, None, test_loss=None)
+    write_run(tmp_path, {}, [lost, unevaluated, epoch(2, math.inf, None)])
+    epochs = load_runs(tmp_path)[0].epochs()
+    assert epochs["evaluated"].tolist() == [True, False, True]
+    assert np.isnan(epochs["test_loss"][0])
+    assert epochs["test_loss"][2] == math.inf
+    assert epochs["test_accuracy"].isna().all()
+
+
+# --- arms ---------------------------------------------------------------------------------------
+
+
+def test_arms_are_matched_by_a_part_of_their_settings(tmp_path: Path) -> None:
+    for clip in ("off", "4.0"):
+        for data in ("regression", "regression_notebook"):
+            write_run(tmp_path, {"clip": clip, "data": data})
+    runs = load_runs(tmp_path)
+    assert {r.arm["clip"] for r in select(runs, ["data=regression_notebook"])} == {"off", "4.0"}
+    assert len(select(runs, ["data=regression_notebook"])) == 2
+    assert len(select(runs, ["clip=off,data=regression"])) == 1
+    assert select(runs, ["clip=scaling"]) == []
+    assert len(select(runs, None)) == 4
+
+
+def test_arms_come_in_the_order_of_the_patterns(tmp_path: Path) -> None:
+    for reg in ("bn", "dropout", "none"):
+        write_run(tmp_path, {"reg": reg})
+    chosen = select(load_runs(tmp_path), ["reg=none", "reg=bn"])
+    assert [run.arm["reg"] for run in chosen] == ["none", "bn"]
+
+
+def test_varying_keys(tmp_path: Path) -> None:
+    write_run(tmp_path, {"reg": "bn", "trainer.epochs": "3"})
+    write_run(tmp_path, {"reg": "bn", "trainer.epochs": "3", "init": "kaiming"})
+    assert varying(load_runs(tmp_path)) == ["init"]
+
+
+def test_seeds_are_aggregated_and_none_drops_out() -> None:
+    def frame(*losses: float) -> pd.DataFrame:
+        return pd.DataFrame({"epoch": range(len(losses)), "loss": losses})
+
+    both = over_seeds({0: frame(1.0, 2.0, 3.0), 1: frame(3.0, math.nan)}, "loss", "epoch")
+    assert both.loc[0].tolist() == [2.0, 1.0, 3.0]
+    assert both.loc[[1, 2]].isna().all(axis=None)
+
+
+# --- the article --------------------------------------------------------------------------------
+
+
+def test_the_article_is_read_under_our_names() -> None:
+    recorded = article_epochs(ARTICLE, "VG_Converge")
+    assert recorded["epoch"].tolist() == list(range(40))
+    assert recorded["test_accuracy"].iloc[-1] == 94.95
+    assert recorded["evaluated"].all()
+
+
+def test_the_article_keeps_nan_apart_from_missing() -> None:
+    lost, unevaluated = (article_epochs(ARTICLE, n) for n in ("before_nan", "overfitsmall"))
+    assert lost["evaluated"].all()
+    assert lost["test_loss"].isna().all()
+    assert not unevaluated["evaluated"].any()
+
+
+def test_an_unknown_article_run_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="no run invented"):
+        article_epochs(ARTICLE, "invented")
+
+
+def test_ours_is_compared_at_the_articles_last_epoch(tmp_path: Path) -> None:
+    rows = [epoch(n, loss=1 / (n + 1), accuracy=float(n)) for n in range(40)]
+    write_run(tmp_path, {"model": "relu_net"}, rows, article_run="VG_solved_Relu")
+    (row,) = compare(load_runs(tmp_path)).to_dict("records")
+    assert row["epochs"] == 10
+    assert (row["final_test_accuracy"], row["best_test_accuracy"]) == (9.0, 9.0)
+    assert row["final_test_loss"] == row["min_test_loss"] == 0.1
+    recorded = article_epochs(ARTICLE, "VG_solved_Relu")
+    assert row["final_test_accuracy_article"] == recorded["test_accuracy"].iloc[-1]
+    assert row["first_train_accuracy_article"] == recorded["train_accuracy"].iloc[0]
+
+
+def test_the_shorter_sigmoid_run_has_a_row_of_its_own(tmp_path: Path) -> None:
+    rows = [epoch(n, accuracy=float(n)) for n in range(40)]
+    write_run(tmp_path, {"model": "sigmoid_net"}, rows, article_run="VG_Converge")
+    write_run(tmp_path, {"model": "tanh"}, rows)
+    table = compare(load_runs(tmp_path)).set_index("article_run")
+    assert table["epochs"].to_dict() == {"VG_Converge": 40, "Vanishing_Grad_1": 10}
+    assert table["final_test_accuracy"].to_dict() == {"VG_Converge": 39.0, "Vanishing_Grad_1": 9.0}
+
+
+def test_the_table_says_since_when_a_loss_is_nan(tmp_path: Path) -> None:
+    rows = [epoch(0, 5.0, None), epoch(1, math.nan, None), epoch(2, math.nan, None)]
+    write_run(tmp_path, {}, rows, article_run="before_nan", data="regression")
+    (row,) = compare(load_runs(tmp_path)).to_dict("records")
+    assert (row["nonfinite_from"], row["nonfinite_from_article"]) == (1, 0)
+    assert math.isnan(row["final_test_loss"])
+
+
+def test_the_tidy_table_goes_through_csv(tmp_path: Path) -> None:
+    write_run(tmp_path, {"clip": "off"}, [epoch(0, math.nan, None), epoch(1, math.inf, None)])
+    write_run(tmp_path, {"clip": "4.0"}, [epoch(0), epoch(1, test_loss=None)], seed=3)
+    write_run(tmp_path, {"task": "lr_find"}, [LrSuggestion(0, "valley", 0.1)], task="lr_find")
+    table = tidy_epochs(load_runs(tmp_path))
+    table.to_csv(tmp_path / "epochs.csv", index=False, na_rep="NaN")
+    back = pd.read_csv(tmp_path / "epochs.csv")
+    pd.testing.assert_frame_equal(back[["seed", "test_loss"]], table[["seed", "test_loss"]])
+    assert back["arm"].tolist() == ["clip=4.0"] * 2 + ["clip=off"] * 2
+    assert back["evaluated"].tolist() == [True, False, True, True]
+
+
+def test_no_run_makes_no_table() -> None:
+    with pytest.raises(ConfigError):
+        tidy_epochs([])
+
+
+# --- pairs of runs --------------------------------------------------------------------------------
+
+
+def test_runs_are_paired_by_all_but_one_setting(tmp_path: Path) -> None:
+    for seed, (plain, other) in enumerate([(90.0, 91.0), (92.0, 92.0), (94.0, 96.0)]):
+        for precision, accuracy in (("fp32", plain), ("bf16", other)):
+            arm = {"data": "mnist", "model": "tanh", "trainer.precision": precision}
+            rows = [epoch(0, accuracy=1.0), epoch(1, loss=accuracy / 100, accuracy=accuracy)]
+            write_run(tmp_path, arm, rows, seed=seed, data="mnist")
+    # Neither a run without its partner nor one that ran for longer makes a pair.
+    lonely = {"model": "relu_net", "trainer.precision": "bf16"}
+    write_run(tmp_path, lonely, [epoch(0)])
+    table = paired(load_runs(tmp_path), "trainer.precision", ("fp32", "bf16"))
+    assert table.to_dict("list") == {
+        "data": ["mnist"] * 3, "arm": ["model=tanh"] * 3, "seed": [0, 1, 2], "epochs": [2] * 3,
+        "fp32": [90.0, 92.0, 94.0], "train_loss_fp32": [0.9, 0.92, 0.94],
+        "bf16": [91.0, 92.0, 96.0], "train_loss_bf16": [0.91, 0.92, 0.96],
+    }  # fmt: skip
+    # Differences 1, 0, 2: mean 1, standard error 1/√3, and t(2) reaches 0.975 at 4.303.
+    low, high = tables.interval(table["bf16"] - table["fp32"])
+    assert (low, high) == pytest.approx((1 - 4.3027 / 3**0.5, 1 + 4.3027 / 3**0.5), abs=1e-3)
+    shown = tables.pairs(table, ("fp32", "bf16"))
+    assert "| mnist `model=tanh` | 2 | 3 | 92.00 ± 2.00 | 93.00 ± 2.65 | +1.00 (" in shown
+    assert shown.endswith(f"| +0.0100 ({low / 100:+.4f} to {high / 100:+.4f}) |")
+    with pytest.raises(ConfigError, match="differ in optim=adam and sgd"):
+        paired(load_runs(tmp_path), "optim", ("adam", "sgd"))

@@ -1,0 +1,472 @@
+import copy
+import math
+from math import prod
+
+import pytest
+import torch
+from hydra.utils import get_class
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from debugnn.build import build_model
+from debugnn.data import Arrays, assemble
+from debugnn.errors import ConfigError
+from debugnn.nn.batch_norm import BatchNorm2d
+from debugnn.nn.dropout import Dropout
+from debugnn.nn.networks import Flatten, Maxout, network, parameter_count
+
+MNIST, CIFAR, FEATURES = (1, 28, 28), (3, 32, 32), (20,)
+
+
+@pytest.fixture(scope="module")
+def build_on(compose, image_arrays):
+    """Build the network of a configuration for random data of a shape."""
+
+    def build(
+        shape: tuple[int, ...],
+        *overrides: str,
+        reg: str = "none",
+        seed: int = 0,
+        device: str = "cpu",
+    ) -> nn.Sequential:
+        if len(shape) == 3:
+            arrays = image_arrays(shape, train=10, test=10)
+        else:
+            values = image_arrays((1, 1, prod(shape)), train=10, test=10).train_inputs
+            values = values.reshape(10, *shape).astype("float32")
+            arrays = Arrays(values, values[:, :1], values, values[:, :1])
+        data = assemble(
+            arrays, name="random", seed=0, batch_size=2, mean=[0.5], std=[0.5], device=device
+        )
+        torch.manual_seed(seed)
+        config = compose(*overrides)
+        config.reg = compose(f"reg={reg}").reg
+        with torch.device(device):
+            return build_model(config, data)
+
+    return build
+
+
+def input_shape_of(config) -> tuple[int, ...]:
+    return FEATURES if config.model.outputs == 1 else MNIST
+
+
+def layer_shapes(model: nn.Module, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """The output shape of each layer, without the batch."""
+    shapes, inputs = {}, torch.randn(2, *shape)
+    model.eval()
+    for name, layer in model.named_children():
+        inputs = layer(inputs)
+        assert inputs.shape[0] == 2
+        shapes[name] = tuple(inputs.shape[1:])
+    return shapes
+
+
+# --- the article's table ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["sigmoid_net", "relu_net"])
+def test_the_mnist_net_is_the_articles(build_on, model):
+    net = build_on(MNIST, f"model={model}")
+    assert layer_shapes(net, MNIST) == {
+        "conv1": (32, 26, 26), "act1": (32, 26, 26),
+        "conv2": (64, 24, 24), "act2": (64, 24, 24), "pool1": (64, 12, 12),
+        "flatten": (9216,), "fc1": (128,), "fc1_act": (128,), "fc2": (10,),
+    }  # fmt: skip
+    assert [layer.bias for layer in (net.conv1, net.conv2, net.fc1, net.fc2)] == [None] * 4
+    assert parameter_count(net) == 32 * 9 + 64 * 32 * 9 + 128 * 9216 + 10 * 128
+    with_biases = build_on(MNIST, f"model={model}", "model.bias=true")
+    assert parameter_count(with_biases) == 1_199_648 + 32 + 64 + 128 + 10
+
+
+def test_the_cifar_net_is_the_articles(build_on):
+    net = build_on(CIFAR, "model=cnn")
+    assert layer_shapes(net, CIFAR) == {
+        "conv1": (32, 30, 30), "act1": (32, 30, 30),
+        "conv2": (32, 28, 28), "act2": (32, 28, 28), "pool1": (32, 14, 14),
+        "conv3": (64, 12, 12), "act3": (64, 12, 12),
+        "conv4": (64, 10, 10), "act4": (64, 10, 10), "pool2": (64, 5, 5),
+        "flatten": (1600,), "fc1": (512,), "fc1_act": (512,),
+        "fc2": (128,), "fc2_act": (128,), "fc3": (10,),
+    }  # fmt: skip
+    convolutions = (32 * 27 + 32) + (32 * 288 + 32) + (64 * 288 + 64) + (64 * 576 + 64)
+    assert parameter_count(net) == convolutions + (512 * 1600 + 512) + (128 * 512 + 128) + 1290
+
+
+def test_the_regression_net_is_the_articles(build_on):
+    net = build_on(FEATURES, "model=regressor")
+    assert layer_shapes(net, FEATURES) == {
+        "flatten": (20,), "fc1": (25,), "fc1_act": (25,), "fc2": (1,)
+    }  # fmt: skip
+    assert isinstance(net.fc1_act, nn.ReLU)
+    assert parameter_count(net) == 20 * 25 + 25
+
+
+CIFAR_NET_WITH = {
+    "none": "conv1 act1 conv2 act2 pool1 conv3 act3 conv4 act4 pool2",
+    "dropout": "conv1 act1 conv2 act2 dropout1 pool1 conv3 act3 conv4 act4 dropout2 pool2",
+    "bn": "conv1 bn1 act1 conv2 act2 pool1 conv3 bn3 act3 conv4 act4 pool2",
+    "bn_dropout": (
+        "conv1 bn1 act1 conv2 act2 dropout1 pool1 conv3 bn3 act3 conv4 act4 dropout2 pool2"
+    ),
+}
+
+
+@pytest.mark.parametrize("reg", CIFAR_NET_WITH)
+def test_the_regularisers_stand_where_the_article_puts_them(build_on, reg):
+    net = build_on(CIFAR, "model=cnn", reg=reg)
+    names = [name for name, _ in net.named_children()]
+    tail = "flatten fc1 fc1_act fc2 fc2_act fc3"
+    assert " ".join(names) == f"{CIFAR_NET_WITH[reg]} {tail}"
+    kinds = {"conv": nn.Conv2d, "bn": BatchNorm2d, "dropout": Dropout, "pool": nn.MaxPool2d}
+    for name, layer in net.named_children():
+        kind = kinds.get(name.rstrip("0123456789"))
+        assert kind is None or type(layer) is kind, name
+    assert all(layer.p == 0.5 for layer in net if isinstance(layer, nn.Dropout))
+    assert layer_shapes(net, CIFAR)["fc3"] == (10,)
+
+
+def test_without_blocks_the_regularisers_stand_around_every_hidden_activation(build_on):
+    net = build_on(FEATURES, "model=regressor", "model.hidden=[9,7]", reg="bn_dropout")
+    assert [(name, type(layer)) for name, layer in net.named_children()] == [
+        ("flatten", Flatten),
+        ("fc1", nn.Linear), ("fc1_bn", nn.BatchNorm1d), ("fc1_act", nn.ReLU),
+        ("fc1_dropout", Dropout),
+        ("fc2", nn.Linear), ("fc2_bn", nn.BatchNorm1d), ("fc2_act", nn.ReLU),
+        ("fc2_dropout", Dropout),
+        ("fc3", nn.Linear),
+    ]  # fmt: skip
+
+
+# --- every model and regulariser of conf/ -------------------------------------------------------
+
+
+def count_by_hand(config, shape: tuple[int, ...], outputs: int, batch_norm: bool) -> int:
+    """The number of parameters, from the widths alone."""
+    pieces = config.model.activation.get("pieces", 1)
+    bias = 1 if config.model.bias else 0
+    total, width = 0, shape[0]
+    if config.model.blocks:
+        height = shape[1]
+        for block in config.model.blocks:
+            for position, channels in enumerate(block):
+                produced = channels * pieces
+                total += produced * (9 * width + bias)
+                if batch_norm and position == 0:
+                    total += 2 * produced
+                width, height = channels, height - 2
+            height //= 2
+        width *= height * height
+    else:
+        width = prod(shape)
+    for hidden in config.model.hidden:
+        produced = hidden * pieces
+        total += produced * (width + bias)
+        if batch_norm and not config.model.blocks:
+            total += 2 * produced
+        width = hidden
+    return total + outputs * (width + bias)
+
+
+def test_every_model_with_every_regulariser_has_the_parameters_of_its_widths(
+    compose, build_on, each_model, each_reg
+):
+    config, reg = compose(f"model={each_model}"), compose(f"reg={each_reg}").reg
+    shape = input_shape_of(config)
+    outputs = config.model.outputs or 10
+    # On this device tensors have shapes and no numbers, which saves the time to draw them.
+    net = build_on(shape, f"model={each_model}", reg=each_reg, device="meta")
+    assert parameter_count(net) == count_by_hand(config, shape, outputs, reg.batch_norm)
+    assert sum(isinstance(layer, nn.Dropout) for layer in net) == (
+        0 if not reg.dropout else len(config.model.blocks) or len(config.model.hidden)
+    )
+
+
+def test_every_model_gives_bare_outputs_and_a_gradient_to_every_parameter(
+    compose, build_on, each_model
+):
+    config = compose(f"model={each_model}")
+    shape = input_shape_of(config)
+    net = build_on(shape, f"model={each_model}")
+    outputs = net(torch.randn(3, *shape))
+    assert outputs.shape == (3, config.model.outputs or 10)
+    assert isinstance(net[-1], nn.Linear)  # logits: no activation after the last layer
+    outputs.square().sum().backward()
+    for name, parameter in net.named_parameters():
+        assert torch.isfinite(parameter.grad).all(), name
+        assert parameter.grad.any(), name
+
+
+def test_every_model_has_its_activation_after_every_hidden_layer(compose, build_on, each_model):
+    config = compose(f"model={each_model}")
+    net = build_on(input_shape_of(config), f"model={each_model}")
+    activations = [layer for name, layer in net.named_children() if "act" in name]
+    expected = sum(len(block) for block in config.model.blocks) + len(config.model.hidden)
+    assert len(activations) == expected
+    assert len({id(layer) for layer in activations}) == expected
+    kind = get_class(config.model.activation._target_)
+    assert {type(layer) for layer in activations} == {kind}
+
+
+def test_every_model_is_a_function_of_the_seed(compose, build_on, each_model):
+    shape = input_shape_of(compose(f"model={each_model}"))
+    first, again, other = (build_on(shape, f"model={each_model}", seed=s) for s in (1, 1, 2))
+    for a, b, c in zip(first.parameters(), again.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
+        assert not torch.equal(a, c)
+
+
+ACTIVATIONS = {
+    "relu_net": lambda x: max(x, 0.0),
+    "sigmoid_net": lambda x: 1 / (1 + math.exp(-x)),
+    "tanh": math.tanh,
+    "leaky_relu": lambda x: x if x > 0 else 0.01 * x,
+    "relu6": lambda x: min(max(x, 0.0), 6.0),
+    "elu": lambda x: x if x > 0 else math.exp(x) - 1,
+    "selu": lambda x: 1.0507009873554805 * (x if x > 0 else 1.6732632423543772 * math.expm1(x)),
+    "gelu": lambda x: x * 0.5 * (1 + math.erf(x / math.sqrt(2))),
+    "gelu_tanh": lambda x: (
+        0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    ),
+}
+
+
+@pytest.mark.parametrize("model", ACTIVATIONS)
+def test_an_activation_is_the_one_that_its_file_names(build_on, model):
+    net = build_on(MNIST, f"model={model}")
+    inputs = torch.linspace(-8, 8, 65, dtype=torch.float64)
+    expected = torch.tensor([ACTIVATIONS[model](x) for x in inputs.tolist()], dtype=torch.float64)
+    torch.testing.assert_close(net.act1(inputs), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_dropout_is_applied_in_training_alone(build_on):
+    net = build_on(CIFAR, "model=cnn", reg="dropout")
+    inputs = torch.randn(4, *CIFAR)
+    first, second = net(inputs), net(inputs)
+    assert not torch.equal(first, second)
+    net.eval()
+    assert torch.equal(net(inputs), net(inputs))
+
+
+def test_frozen_parameters_are_not_counted(build_on):
+    net = build_on(FEATURES, "model=regressor")
+    net.fc1.weight.requires_grad_(False)
+    assert parameter_count(net) == 25
+
+
+# --- maxout -------------------------------------------------------------------------------------
+
+
+@given(
+    batch=st.integers(1, 3),
+    width=st.integers(1, 4),
+    pieces=st.integers(1, 4),
+    positions=st.sampled_from([(), (2,), (2, 3)]),
+    seed=st.integers(0, 1000),
+)
+def test_maxout_is_the_largest_of_its_pieces(batch, width, pieces, positions, seed):
+    inputs = torch.randn(
+        batch, width * pieces, *positions, generator=torch.Generator().manual_seed(seed)
+    )
+    outputs = Maxout(pieces)(inputs)
+    assert outputs.shape == (batch, width, *positions)
+    for sample in range(batch):
+        for unit in range(width):
+            largest = inputs[sample, unit * pieces]
+            for piece in range(1, pieces):
+                candidate = inputs[sample, unit * pieces + piece]
+                largest = torch.where(candidate > largest, candidate, largest)
+            assert torch.equal(outputs[sample, unit], largest)
+
+
+def test_a_maxout_net_produces_its_pieces_and_passes_its_widths_on(build_on):
+    net = build_on(MNIST, "model=maxout", "model.activation.pieces=3")
+    assert (net.conv1.out_channels, net.conv2.in_channels) == (96, 32)
+    assert (net.conv2.out_channels, net.fc1.in_features) == (192, 9216)
+    assert (net.fc1.out_features, net.fc2.in_features, net.fc2.out_features) == (384, 128, 10)
+
+
+# --- batch norm in channels-last ----------------------------------------------------------------
+
+CHANNELS_LAST = {"memory_format": torch.channels_last}
+
+
+def one_pass(layer: nn.Module, inputs, gradient, weight, bias) -> dict[str, torch.Tensor]:
+    """Everything that a training pass of a batch norm computes."""
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        layer.bias.copy_(bias)
+    inputs = inputs.detach().requires_grad_()
+    outputs = layer(inputs)
+    outputs.backward(gradient)
+    # The running statistics start at 0 and 1 and take in a tenth: the rest is the batch's own.
+    return {
+        "outputs": outputs.detach(), "mean": layer.running_mean,
+        "variance": layer.running_var - 0.9, "input gradient": inputs.grad,
+        "weight gradient": layer.weight.grad, "bias gradient": layer.bias.grad,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("seed", range(3))
+def test_batch_norm_is_as_accurate_in_channels_last(layout, seed):
+    generator = torch.Generator().manual_seed(seed)
+    shape = (32, 8, 28, 28)
+    # Far from a mean of 0, and gradients that cancel.
+    inputs = torch.randn(shape, generator=generator) + 1
+    gradient = torch.randn(shape, generator=generator) * torch.rand(shape, generator=generator)
+    weight = torch.rand(8, generator=generator) + 0.5
+    bias = torch.randn(8, generator=generator)
+    exact = one_pass(nn.BatchNorm2d(8).double(), inputs.double(), gradient.double(), weight, bias)
+    inputs, gradient = (t.contiguous(memory_format=layout) for t in (inputs, gradient))
+    found = one_pass(BatchNorm2d(8), inputs, gradient, weight, bias)
+    for name, tensor in exact.items():
+        # PyTorch's contiguous kernel reaches 4e-7, its channels-last one 2e-6 to 1e-5.
+        assert (found[name] - tensor).norm() < 1e-6 * tensor.norm(), name
+
+
+def test_channels_last_gradients_are_as_accurate_as_contiguous_ones(build_on, each_reg):
+    net = build_on(CIFAR, "model=cnn", "model.activation._target_=torch.nn.Tanh", reg=each_reg)
+    # A ReLU or a maximum that falls the other way turns a rounding error into one of 1e-3, in
+    # either layout; and each layout draws other dropout masks.
+    for name, layer in list(net.named_children()):
+        if isinstance(layer, nn.MaxPool2d):
+            setattr(net, name, nn.AvgPool2d(2))
+        elif isinstance(layer, nn.Dropout):
+            layer.p = 0.0
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(32, *CIFAR, generator=generator)
+    targets = torch.randint(10, (32,), generator=generator)
+
+    def gradients(**layout: torch.dtype | torch.memory_format) -> dict[str, torch.Tensor]:
+        own = copy.deepcopy(net).to(**layout)
+        nn.functional.cross_entropy(own(inputs.to(**layout)), targets).backward()
+        return {name: parameter.grad.double() for name, parameter in own.named_parameters()}
+
+    exact, plain, found = gradients(dtype=torch.float64), gradients(), gradients(**CHANNELS_LAST)
+    largest = max(gradient.norm() for gradient in exact.values())
+    for name, gradient in exact.items():
+        # A convolution's bias before a batch norm has a gradient of 0.
+        size = max(gradient.norm(), 1e-6 * largest)
+        reached = (plain[name] - gradient).norm() / size
+        bound = 3 * max(reached, torch.tensor(5e-7))
+        assert (found[name] - gradient).norm() / size < bound, name
+
+
+@given(
+    shape=st.tuples(st.integers(1, 5), st.integers(1, 5), st.integers(1, 6), st.integers(1, 6)),
+    channels_last=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_batch_norm_is_pytorchs(shape, channels_last, seed):
+    generator = torch.Generator().manual_seed(seed)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    ours, theirs = BatchNorm2d(shape[1]).double(), nn.BatchNorm2d(shape[1]).double()
+    if shape[0] * shape[2] * shape[3] == 1:
+        with pytest.raises(ValueError, match="more than 1 value per channel"):
+            ours(torch.randn(shape, dtype=torch.float64))
+        return
+    numbers = [
+        torch.randn(shape, generator=generator, dtype=torch.float64).contiguous(
+            memory_format=layout
+        )
+        for _ in range(2)
+    ]
+    scales = [torch.randn(shape[1], generator=generator, dtype=torch.float64) for _ in range(2)]
+    for _ in range(2):
+        found, expected = one_pass(ours, *numbers, *scales), one_pass(theirs, *numbers, *scales)
+        assert found["outputs"].stride() == expected["outputs"].stride()
+        for name, tensor in expected.items():
+            torch.testing.assert_close(found[name], tensor, rtol=1e-9, atol=1e-9, msg=name)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    assert torch.equal(ours.num_batches_tracked, theirs.num_batches_tracked)
+    theirs.load_state_dict(ours.state_dict())
+    assert torch.equal(ours.eval()(numbers[0]), theirs.eval()(numbers[0]))
+
+
+def test_batch_norm_has_a_second_derivative_in_channels_last():
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(3, 2, 4, 3, generator=generator, dtype=torch.float64)
+    inputs = inputs.contiguous(**CHANNELS_LAST).requires_grad_()
+    layer = BatchNorm2d(2).double()
+    assert torch.autograd.gradgradcheck(lambda inputs: layer(inputs).tanh(), inputs)
+
+
+# --- what cannot be built -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("blocks", "smallest"), [([[4, 4]], 6), ([[4]], 4), ([[4, 4], [4, 4]], 16), ([[4], [4]], 10)]
+)
+def test_images_are_refused_from_one_pixel_below_what_the_convolutions_need(blocks, smallest):
+    net = network((3, smallest, smallest), 10, activation=nn.ReLU, blocks=blocks, hidden=[5])
+    assert net(torch.randn(2, 3, smallest, smallest)).shape == (2, 10)
+    for shape in ((3, smallest - 1, smallest), (3, smallest, smallest - 1), (3, 1, 1)):
+        with pytest.raises(ConfigError, match=r"model\.blocks.*too small") as caught:
+            network(shape, 10, activation=nn.ReLU, blocks=blocks, hidden=[5])
+        assert "\n" not in str(caught.value)
+
+
+def test_convolutions_are_refused_on_features():
+    with pytest.raises(ConfigError, match=r"model\.blocks=\[\[4\]\].*\(20,\)"):
+        network(FEATURES, 1, activation=nn.ReLU, blocks=[[4]])
+
+
+@pytest.mark.parametrize(
+    ("shape", "overrides", "message"),
+    [
+        (MNIST, ["model=regressor"], r"model\.outputs=1: data=random needs 10 classes"),
+        (FEATURES, ["model=regressor", "model.outputs=3"], r"model\.outputs=3.*needs one value"),
+        (FEATURES, ["model=relu_net"], r"model\.blocks"),
+        (MNIST, ["model=relu_net", "+model.widths=3"], r"model: .*widths"),
+        (
+            MNIST,
+            ["model=relu_net", "model._target_=debugnn.nn.networks.nothing"],
+            r"model: .*nothing",
+        ),
+        (MNIST, ["model=relu_net", "+model.activation.p=0.3"], r"model: .*'p'"),
+    ],
+)
+def test_a_model_that_does_not_fit_is_refused_in_one_line(build_on, shape, overrides, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        build_on(shape, *overrides)
+    assert "\n" not in str(caught.value)
+
+
+# --- what saves time and changes no number --------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_flattened_tensors_gradient_has_its_layout_and_the_same_numbers(layout):
+    torch.manual_seed(0)
+    inputs = torch.randn(3, 4, 6, 6).to(memory_format=layout)
+    weight = torch.randn(5, 4 * 3 * 3)
+    gradients, arrived = [], []
+    for flatten in (Flatten(), nn.Flatten()):
+        leaf = inputs.clone().requires_grad_()
+        pooled = nn.functional.max_pool2d(leaf, 2)
+        pooled.register_hook(arrived.append)
+        (flatten(pooled) @ weight.T).square().sum().backward()
+        gradients.append(leaf.grad)
+    assert torch.equal(*gradients)
+    assert torch.equal(*arrived)
+    assert arrived[0].is_contiguous(memory_format=layout)
+
+
+def test_relus_work_in_place_on_nothing_that_is_needed():
+    inputs = torch.randn(2, 1, 28, 28)
+    before = inputs.clone()
+    gradients = []
+    for in_place in (True, False):
+        torch.manual_seed(0)
+        net = network((1, 28, 28), 10, activation=nn.ReLU, blocks=[[4, 6]], hidden=[8],
+                      batch_norm=True, dropout=0.5)  # fmt: skip
+        found = [layer for layer in net if isinstance(layer, nn.ReLU)]
+        assert [layer.inplace for layer in found] == [True] * 3
+        for layer in found:
+            layer.inplace = in_place
+        net(inputs).logsumexp(dim=1).sum().backward()
+        gradients.append([p.grad for p in net.parameters()])
+    assert torch.equal(inputs, before)
+    assert all(map(torch.equal, *gradients))

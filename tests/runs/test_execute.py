@@ -1,0 +1,284 @@
+"""The run contract: named by what it is, skipped when done, resumed bit for bit, never mixed up."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from conftest import REPOSITORY
+from debugnn import records
+from debugnn.doctor import causes, evidence
+from debugnn.errors import ConfigError
+from debugnn.runs.directory import arm_of, label, run_name
+from debugnn.runs.tasks import execute
+
+SMALL = ("model=deep_mlp", "reg=bn_dropout", "data.batch_size=64", "trainer.steps_per_epoch=4")
+
+
+@pytest.fixture
+def settings(compose, tmp_path):
+    def make(*overrides):
+        config = compose(*SMALL, *overrides)
+        config.output_dir = str(tmp_path)
+        return config
+
+    return make
+
+
+def weights(directory):
+    return torch.load(directory / "checkpoint.pt", weights_only=True)["model"]
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def rows(directory, kind):
+    """The rows without what a clock measured."""
+    found = records.read_jsonl(directory / "metrics.jsonl", kind)
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in found]
+
+
+def test_a_run_leaves_what_the_contract_says(settings):
+    directory = execute(settings("trainer.epochs=2"), ["trainer.epochs=2"], None)
+    assert directory.parts[-3:] == ("adhoc", "trainer.epochs=2", "seed=0")
+    facts = records.load((directory / "run.json").read_text())
+    assert facts["status"] == "finished"
+    assert facts["versions"]["torch"] == torch.__version__
+    assert facts["seconds"] > 0
+    assert facts["classes"] == 10
+    assert [row["epoch"] for row in rows(directory, "epoch")] == [0, 1]
+    assert [row["step"] for row in rows(directory, "step")] == list(range(8))
+    layers = list(records.read_jsonl(directory / "layers.jsonl"))
+    assert [row["step"] for row in layers] == [0]  # every 20 steps, of 8
+    assert {"config.yaml", "checkpoint.pt"} <= {path.name for path in directory.iterdir()}
+    assert not list(directory.glob("*.tmp"))
+
+
+def test_json_is_strict_where_the_loss_is_nan(compose, tmp_path):
+    config = compose("experiment=nan_loss", "trainer.epochs=1")
+    config.output_dir = str(tmp_path)
+    directory = execute(config, ["trainer.epochs=1"], "nan_loss")
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    for path in (directory / "metrics.jsonl", directory / "layers.jsonl"):
+        for line in path.read_text().splitlines():
+            json.loads(line, parse_constant=refuse)
+    assert rows(directory, "epoch")[0]["train_loss"] != rows(directory, "epoch")[0]["train_loss"]
+    assert records.load((directory / "run.json").read_text())["status"] == "finished"
+
+
+def test_a_finished_run_is_skipped_and_overwrite_runs_it_again(settings, caplog):
+    config = settings("trainer.epochs=1")
+    directory = execute(config, [], None)
+    before = (directory / "metrics.jsonl").stat().st_mtime_ns
+    with caplog.at_level("INFO"):
+        assert execute(config, [], None) == directory
+    assert "skipped" in caplog.text
+    assert (directory / "metrics.jsonl").stat().st_mtime_ns == before
+    config.overwrite = True
+    execute(config, [], None)
+    assert (directory / "metrics.jsonl").stat().st_mtime_ns > before
+    assert len(rows(directory, "epoch")) == 1
+
+
+def test_another_configuration_in_the_same_directory_is_refused_by_name(settings):
+    execute(settings("trainer.epochs=1"), [], None)
+    with pytest.raises(ConfigError, match=r"optim\.lr=0\.001, and optim\.lr=0\.01"):
+        execute(settings("trainer.epochs=1", "optim.lr=0.01"), [], None)
+
+
+def test_where_things_are_kept_may_change(settings, tmp_path):
+    config = settings("trainer.epochs=1")
+    directory = execute(config, [], None)
+    config.data.root = str(tmp_path / "elsewhere")
+    config.wandb.project = "another"
+    assert execute(config, [], None) == directory
+
+
+def test_a_killed_run_goes_on_bit_for_bit(settings, tmp_path):
+    """A real process, killed after its first checkpoint, against one that was left alone."""
+    whole = execute(settings("trainer.epochs=4"), ["whole"], None)
+    program = """
+import sys
+from omegaconf import OmegaConf
+from debugnn import config
+from debugnn.runs import execute
+from debugnn.training import checkpoint
+import os, signal
+write = checkpoint.write
+def write_then_die(path, state):
+    write(path, state)
+    if state["epoch"] == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+checkpoint.write = write_then_die
+execute.execute(OmegaConf.load(sys.argv[1]), ["killed"], None)
+"""
+    config = settings("trainer.epochs=4")
+    from omegaconf import OmegaConf
+
+    OmegaConf.save(config, tmp_path / "killed.yaml", resolve=True)
+    died = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "killed.yaml")],
+        cwd=REPOSITORY, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
+    )  # fmt: skip
+    assert died.returncode == -signal.SIGKILL
+    directory = tmp_path / "adhoc" / "killed=" / "seed=0"
+    assert records.load((directory / "run.json").read_text())["status"] == "running"
+
+    assert execute(config, ["killed"], None) == directory
+    assert equal(weights(directory), weights(whole))
+    for kind in ("step", "epoch"):
+        assert rows(directory, kind) == rows(whole, kind)
+
+
+def test_rows_after_the_checkpoint_are_dropped(settings):
+    """A run that was cut off inside an epoch does not keep that epoch's first steps twice."""
+    directory = execute(settings("trainer.epochs=2"), [], None)
+    facts = records.load((directory / "run.json").read_text())
+    (directory / "run.json").write_text(records.dump({**facts, "status": "running"}))
+    with (directory / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "step", "epoch": 2, "step": 8, "loss": 1.0}\n{"kind": "st')
+    execute(settings("trainer.epochs=2"), [], None)
+    assert [row["step"] for row in rows(directory, "step")] == list(range(8))
+
+
+def test_a_range_test_that_was_cut_off_is_not_kept_twice(settings):
+    config = settings("task=lr_find", "task.finder.iterations=5", "task.finder.repeats=1")
+    directory = execute(config, [], None)
+    whole = rows(directory, "lr_point")
+    facts = records.load((directory / "run.json").read_text())
+    (directory / "run.json").write_text(records.dump({**facts, "status": "running"}))
+    execute(config, [], None)
+    assert rows(directory, "lr_point") == whole
+    assert len(whole) == 5
+
+
+def test_a_broken_record_is_named(settings):
+    directory = execute(settings("trainer.epochs=1"), [], None)
+    (directory / "run.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"run\.json.*overwrite=true"):
+        execute(settings("trainer.epochs=1"), [], None)
+
+
+def test_a_run_that_breaks_is_failed_and_starts_over(settings, monkeypatch):
+    config = settings("trainer.epochs=1")
+    config.task.lr_from = "steepest"
+    config.task.finder.start_lr = 1e3  # a curve that explodes at once suggests nothing
+    config.task.finder.end_lr = 1e5
+    with pytest.raises(ConfigError, match="suggests nothing"):
+        execute(config, [], None)
+    directory = next(path.parent for path in _run_files(config))
+    facts = records.load((directory / "run.json").read_text())
+    assert facts["status"] == "failed"
+    assert "suggests nothing" in facts["error"]
+
+
+def _run_files(config):
+    from pathlib import Path
+
+    return Path(config.output_dir).rglob("run.json")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        ([], "default"),
+        (["seed=1", "experiment=x", "wandb=online", "output_dir=o", "overwrite=true"], "default"),
+        (["init=kaiming", "clip='4.0'"], "clip=4.0,init=kaiming"),
+        (["clip=4.0", "init=kaiming"], "clip=4.0,init=kaiming"),
+        (["model.activation._target_=torch.nn.SELU"], "model.activation=SELU"),
+        (["model.hidden=[1,2]"], "model.hidden=_1,2_"),
+        (["optim.lr=1e-3"], "optim.lr=0.001"),
+        (["trainer.epochs=2"], "trainer.epochs=2"),
+        (["+trainer.x=a/b"], "trainer.x=a_b"),
+        (["task={lr_from:minimum}"], "task.lr_from=minimum"),
+        (["clip={max_norm:1e1,rescale:true}"], "clip.max_norm=10.0,clip.rescale=true"),
+        (["model={activation:{_target_:torch.nn.SELU}}"], "model.activation=SELU"),
+        (["wandb={mode:online}"], "default"),
+    ],
+)
+def test_an_arm_is_named_by_what_differs(overrides, name):
+    assert label(arm_of(overrides)) == name
+
+
+def test_long_arms_stay_apart():
+    one, two = ({"a": "x" * 300 + end} for end in "12")
+    assert label(one) != label(two)
+    assert len(label(one)) <= 120
+
+
+def test_runs_carry_the_articles_names(compose):
+    config = compose("experiment=weight_init", "init=kaiming_conv")
+    arm = arm_of(["init=kaiming_conv", "data=cifar10"])
+    assert run_name(config, "weight_init", arm) == "run_with_wt"
+    config.seed = 3
+    assert run_name(config, "weight_init", arm) == "run_with_wt-seed3"
+    assert run_name(config, "weight_init", {"init": "lecun"}) == "weight_init/init=lecun-seed3"
+
+
+def test_a_range_test_leaves_the_training_as_it_was(settings):
+    """Training after a range test at the same rate equals training without one."""
+    shared = ("model=relu_net", "reg=dropout", "data.batch_size=16", "trainer.epochs=1")
+    plain = execute(settings(*shared), ["plain"], None)
+    config = settings(*shared, "task.finder.start_lr=1e-5")
+    config.task.lr_from = "minimum"
+    found = execute(config, ["found"], None)
+    suggested = next(r["lr"] for r in rows(found, "lr_suggestion") if r["rule"] == "minimum")
+    assert {r["lr"] for r in rows(found, "step")} == {suggested}
+    assert rows(found, "step")[0]["loss"] == rows(plain, "step")[0]["loss"]
+
+
+def test_a_runs_diagnosis_can_be_made_again_from_its_evidence(compose, tmp_path):
+    config = compose("model=sigmoid_net", "model.blocks=[]", "model.hidden=[16]",
+                     "trainer.epochs=2", "data.train_size=640", "optim.lr=1e-7")  # fmt: skip
+    config.output_dir = str(tmp_path)
+    directory = execute(config, ["optim.lr=1e-7"], None)
+    kept = records.load((directory / "findings.json").read_text())
+    seen = evidence.load(records.load((directory / "evidence.json").read_text()))
+    again = causes.diagnose(seen, budget=config.doctor.budget)
+    assert records.load(again.to_json()) == kept
+
+
+def test_without_the_doctor_there_is_no_diagnosis(compose, tmp_path):
+    config = compose("doctor=off", "trainer.epochs=1", "data.train_size=64")
+    config.output_dir = str(tmp_path)
+    directory = execute(config, ["doctor=off"], None)
+    assert not (directory / "findings.json").exists()
+
+
+def test_weights_are_the_same_with_and_without_the_doctor(compose, tmp_path):
+    """Dropout, batch norm and forks: an absurd rate makes the doctor probe."""
+    trained = []
+    for doctor in ("on", "off"):
+        config = compose(
+            f"doctor={doctor}", "reg=bn_dropout", "trainer.epochs=2", "data.train_size=640",
+            "model.blocks=[[4]]", "model.hidden=[12]", "optim.lr=3", "data.batch_size=16",
+        )  # fmt: skip
+        config.output_dir = str(tmp_path / doctor)
+        directory = execute(config, [], None)
+        trained.append(torch.load(directory / "checkpoint.pt", weights_only=False))
+        if doctor == "on":
+            assert records.load((directory / "findings.json").read_text())["fork_steps"] > 0
+    assert_same(*trained)
+
+
+def assert_same(one, other):
+    assert type(one) is type(other)
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_same(one[key], other[key])
+    elif isinstance(one, list | tuple):
+        for a, b in zip(one, other, strict=True):
+            assert_same(a, b)
+    else:
+        assert one == other

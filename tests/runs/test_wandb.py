@@ -1,0 +1,181 @@
+"""An offline run read back with W&B's own reader, and a server that is not there."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from conftest import REPOSITORY
+from debugnn import records
+from debugnn.runs.tasks import execute
+
+WANDB = Path(sys.executable).parent / "wandb"
+
+
+# Without what a run in this process left there for its own service.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if "WANDB" not in name}
+
+
+def read_back(directory: Path) -> dict[str, list[dict]]:
+    """The records of the one offline run below `directory`, by type."""
+    (file,) = directory.rglob("*.wandb")
+    shown = subprocess.run(
+        [WANDB, "leet", "inspect", "--json", str(file)], capture_output=True, text=True, check=True
+    )
+    found = defaultdict(list)
+    for line in shown.stdout.splitlines():
+        row = json.loads(line)
+        found[row["type"]].append(row.get(row["type"]))
+    return found
+
+
+@pytest.fixture(scope="module")
+def run(compose, tmp_path_factory) -> Path:
+    config = compose(
+        "wandb=offline", "experiment=dropout_batchnorm", "reg=bn", "data=digits",
+        "data.train_size=96", "trainer.epochs=2", "doctor.every=2",
+    )  # fmt: skip
+    config.output_dir = str(tmp_path_factory.mktemp("runs"))
+    return execute(config, ["reg=bn"], "dropout_batchnorm")
+
+
+@pytest.fixture(scope="module")
+def seen(run) -> dict[str, list[dict]]:
+    return read_back(run)
+
+
+def test_name_and_group_are_the_articles_and_the_experiments(seen, run):
+    (described,) = seen["run"]
+    assert described["display_name"] == "batch_norm"
+    assert described["run_group"] == "dropout_batchnorm"
+    assert described["project"] == "debug-neural-nets"
+    assert described["job_type"] == "train"
+    assert described["run_id"] == records.load((run / "run.json").read_text())["wandb_id"]
+
+
+def test_the_resolved_config_is_there(seen):
+    config = seen["run"][0]["config"]["update"]
+    assert config["reg"] == {"batch_norm": True, "dropout": 0}
+    assert config["data"]["name"] == "digits"
+    assert config["optim"]["lr"] == 0.001
+
+
+def test_every_epochs_metrics_are_there(seen, run):
+    logged = [h["item"] for h in seen["history"] if "test/loss" in h["item"]]
+    kept = list(records.read_jsonl(run / "metrics.jsonl", "epoch"))
+    assert len(logged) == len(kept) == 2
+    for item, row in zip(logged, kept, strict=True):
+        assert item["epoch"] == row["epoch"]
+        assert item["test/loss"] == pytest.approx(row["test_loss"])
+        assert item["test/accuracy"] == pytest.approx(row["test_accuracy"])
+        assert item["train/loss"] == pytest.approx(row["train_loss"])
+
+
+def test_histograms_stand_under_the_keys_of_wandb_watch(seen, run):
+    logged = [h["item"] for h in seen["history"] if "gradients/conv1.weight._type" in h["item"]]
+    kept = list(records.read_jsonl(run / "layers.jsonl"))
+    assert len(logged) == len(kept) == 2  # steps 0 and 2 of 4
+    for item, row in zip(logged, kept, strict=True):
+        for kind in ("gradients", "parameters"):
+            assert row[kind]
+            for name, stats in row[kind].items():
+                assert item[f"{kind}/{name}._type"] == "histogram"
+                assert item[f"{kind}/{name}.values"] == stats["histogram"]
+                assert item[f"{kind}/{name}.bins"][0] == pytest.approx(stats["low"], rel=1e-4)
+
+
+def test_layers_are_thinned_with_the_steps(compose, tmp_path):
+    config = compose(
+        "wandb=offline", "data=regression", "model=regressor", "loss=mse", "doctor.every=4",
+        "trainer.epochs=3", "wandb.every=2",
+    )  # fmt: skip
+    config.output_dir = str(tmp_path)
+    directory = execute(config, [], None)
+    history = [h["item"] for h in read_back(directory)["history"]]
+    logged = [h["step"] for h in history if "gradients/fc1.weight._type" in h]
+    kept = [row["step"] for row in records.read_jsonl(directory / "layers.jsonl")]
+    assert kept == [*range(0, 48, 4)]
+    assert logged == [0, 12, 24, 36]  # at least ten steps apart
+
+
+@pytest.mark.parametrize(("every", "expected"), [("3", [0, 3, 6]), ("null", [*range(0, 1200, 2)])])
+def test_single_steps_are_thinned_in_wandb_alone(compose, tmp_path, every, expected):
+    """By default to at most 1,000 rows a run."""
+    epochs, steps = (1, 7) if every == "3" else (3, 400)
+    config = compose(
+        "wandb=offline", "data=regression", "model=regressor", "loss=mse", "data.batch_size=1",
+        "doctor=off", f"trainer.epochs={epochs}", f"trainer.steps_per_epoch={steps}",
+        f"wandb.every={every}",
+    )  # fmt: skip
+    config.output_dir = str(tmp_path)
+    directory = execute(config, [], None)
+    history = [h["item"] for h in read_back(directory)["history"]]
+    assert [item["step"] for item in history if "step/loss" in item] == expected
+    kept = list(records.read_jsonl(directory / "metrics.jsonl", "step"))
+    assert len(kept) == epochs * steps
+
+
+def test_the_run_ends_well(seen):
+    assert seen["exit"][0].get("exit_code", 0) == 0
+
+
+def test_a_range_tests_curve_is_logged(compose, tmp_path):
+    config = compose("wandb=offline", "task=lr_find", "task.finder.repeats=1",
+                     "task.finder.iterations=5", "data.batch_size=8")  # fmt: skip
+    config.output_dir = str(tmp_path)
+    history = [h["item"] for h in read_back(execute(config, [], None))["history"]]
+    rates = [item["lr_finder/0/lr"] for item in history if "lr_finder/0/lr" in item]
+    assert rates[0] == pytest.approx(1e-9)
+
+
+@pytest.mark.parametrize("key", ["", "0" * 40])
+def test_a_server_that_is_not_there_does_not_end_the_run(tmp_path, key):
+    """With and without an API key: the run goes on offline, and says how to sync it."""
+    shown = subprocess.run(
+        [
+            sys.executable, str(REPOSITORY / "train.py"), "wandb=online", "wandb.init_timeout=3",
+            "trainer.epochs=1", "data.train_size=64",
+        ],
+        cwd=tmp_path,
+        env={**ENVIRONMENT, "HOME": str(tmp_path), "WANDB_API_KEY": key,
+             "WANDB_BASE_URL": "http://127.0.0.1:9"},
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert shown.returncode == 0, shown.stderr
+    assert "wandb sync" in shown.stdout
+    (facts,) = tmp_path.rglob("run.json")
+    assert records.load(facts.read_text())["status"] == "finished"
+    assert len([h for h in read_back(tmp_path)["history"] if "test/loss" in h["item"]]) == 1
+
+
+def test_disabled_writes_nothing_of_wandbs(compose, tmp_path):
+    config = compose("wandb=disabled", "trainer.epochs=1", "data.train_size=64")
+    config.output_dir = str(tmp_path)
+    assert not (execute(config, [], None) / "wandb").exists()
+
+
+def test_a_diagnosis_is_a_table_a_summary_and_an_alert(compose, tmp_path):
+    config = compose(
+        "wandb=offline", "loss=bce_index", "trainer.epochs=2", "data.batch_size=32",
+        "data.train_size=960", "model.blocks=[]", "model.hidden=[16]",
+    )  # fmt: skip
+    config.output_dir = str(tmp_path)
+    directory = execute(config, ["loss=bce_index"], None)
+    seen = read_back(directory)
+    kept = records.load((directory / "findings.json").read_text())
+    first = kept["findings"][0]
+    assert (first["cause"], first["severity"], kept["healthy"]) == ("wrong_loss", "error", False)
+    summary = {k: v for row in seen["summary"] for k, v in row.get("update", {}).items()}
+    summary |= {k: v for h in seen["history"] for k, v in h["item"].items()}
+    assert summary["doctor/cause"] == "wrong_loss"
+    assert summary["doctor/healthy"] is False
+    assert summary["doctor/override"] == "loss=cross_entropy"
+    assert "findings._type" in summary or "findings" in summary
+    (alert,) = seen["alert"]
+    assert alert["title"] == "wrong_loss"
+    (table,) = directory.rglob("findings*.table.json")
+    assert json.loads(table.read_text())["data"][0][:2] == ["error", "wrong_loss"]

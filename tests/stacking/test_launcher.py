@@ -1,0 +1,291 @@
+"""`hydra/launcher=stacked` leaves what Hydra's own launcher leaves, and says what it says."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from test_stack import assert_rows_close, facts_of, rows_of
+
+from conftest import REPOSITORY
+from debugnn.stacking.stack import Stack
+from test_cli import launch, start
+
+STACKED = "hydra/launcher=stacked"
+TINY = (
+    "model=deep_mlp", "model.hidden=[20,12]", "data.train_size=100", "data.batch_size=32",
+    "trainer.epochs=2", "trainer.device=cpu", "wandb=disabled", "+optim.eps=1e-3",
+)  # fmt: skip
+
+
+@pytest.fixture
+def sweep(monkeypatch, capsys, tmp_path, prepared):
+    """`sweep(…)`: a sweep in this process by the stacked launcher, or by another one."""
+
+    def run(*arguments, launcher=STACKED, output="stacked"):
+        given = (*TINY, f"data.cache={prepared}", f"output_dir={tmp_path / output}", *arguments)
+        return launch(monkeypatch, capsys, "-m", *([launcher] if launcher else []), *given)
+
+    return run
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """`runs()`: `experiment/arm/seed=n` → directory, of each run."""
+
+    def found(output="stacked"):
+        root = tmp_path / output
+        return {str(p.parent.relative_to(root)): p.parent for p in root.rglob("run.json")}
+
+    return found
+
+
+def stacked(found):
+    """How many runs trained at once with each, None for those that trained alone."""
+    return [facts_of(directory).get("stacked") for _, directory in sorted(found.items())]
+
+
+def last_changes(found):
+    return {name: os.stat(path / "metrics.jsonl").st_mtime_ns for name, path in found.items()}
+
+
+# --- the same runs ------------------------------------------------------------------------------
+
+
+ARMS = ("init=kaiming,xavier", "optim.lr=1e-3,1e-2", "reg=none,dropout", "seed=0,1")
+
+
+def test_each_job_equals_the_job_of_the_basic_launcher(sweep, runs):
+    assert sweep(*ARMS)[0] == 0
+    assert sweep(*ARMS, launcher=None, output="basic")[0] == 0
+    ours, theirs = runs(), runs("basic")
+    assert ours.keys() == theirs.keys()
+    assert stacked(ours) == [16] * 16
+    assert stacked(theirs) == [None] * 16
+    for name, own in ours.items():
+        alone = theirs[name]
+        assert (own / "config.yaml").read_text() == (
+            (alone / "config.yaml").read_text().replace("/basic", "/stacked")
+        )
+        kept = ("experiment", "arm", "seed", "status", "article_run")
+        assert [facts_of(own)[k] for k in kept] == [facts_of(alone)[k] for k in kept]
+        for kind in ("step", "epoch"):
+            assert_rows_close(rows_of(own, kind), rows_of(alone, kind))
+
+
+@pytest.mark.parametrize("first", [STACKED, None], ids=["stacked_first", "basic_first"])
+def test_what_one_launcher_finished_the_other_skips(sweep, runs, first):
+    second = None if first else STACKED
+    arms = ("init=kaiming,xavier", "seed=0,1")
+    sweep(*arms, launcher=first)
+    before = last_changes(runs())
+    code, out, err = sweep(*arms, launcher=second)
+    assert (code, err) == (0, "")
+    assert out.count("finished before, skipped") == 4
+    assert last_changes(runs()) == before
+    code, out, _ = sweep("init=kaiming,xavier,lecun", "seed=0,1", launcher=second)
+    assert out.count("finished before, skipped") == 4
+    added = {name: path for name, path in runs().items() if name not in before}
+    assert stacked(added) == ([2, 2] if second else [None, None])
+    assert last_changes(runs()).items() >= before.items()
+
+
+def test_overwriting_starts_all_over(sweep, runs):
+    sweep("seed=0,1")
+    before = last_changes(runs())
+    assert sweep("seed=0,1", "overwrite=true")[0] == 0
+    after = last_changes(runs())
+    assert after.keys() == before.keys()
+    assert all(after[name] > before[name] for name in before)
+
+
+def test_an_experiments_jobs_are_named_by_it(sweep, runs):
+    """And ${hydra:...} means each job's own."""
+    settings = ("experiment=vanishing_gradient", "trainer.steps_per_epoch=null", "doctor.every=20")
+    code, *_ = sweep(*settings, "model=deep_mlp", "seed=0,1", 'wandb.tags=["${hydra:job.num}"]')
+    assert code == 0
+    found = runs()
+    assert stacked(found) == [2, 2]
+    assert {name.split("/")[0] for name in found} == {"vanishing_gradient"}
+    tags = [(path / "config.yaml").read_text().split("tags:\n  - ")[1][:3]
+            for _, path in sorted(found.items())]  # fmt: skip
+    assert tags == ["'0'", "'1'"]
+
+
+# --- what trains with what ----------------------------------------------------------------------
+
+
+def test_jobs_that_differ_in_more_than_numbers_train_in_sets(sweep, runs):
+    code, *_ = sweep("model.hidden=[20,12],[16]", "init=kaiming,xavier", "clip=off,4.0")
+    assert code == 0
+    assert stacked(runs()) == [4] * 8
+
+
+def test_a_job_that_fits_no_other_runs_alone(sweep, runs):
+    sweep("model.hidden=[20,12],[16]")
+    assert stacked(runs()) == [None, None]
+    assert all((path / "findings.json").exists() for path in runs().values())
+
+
+def test_a_sweep_of_one_job(sweep, runs):
+    assert sweep()[0] == 0
+    assert stacked(runs()) == [None]
+
+
+def test_at_once_is_the_most_that_train_at_once(sweep, runs):
+    sweep("seed=0,1,2,3,4", "hydra.launcher.at_once=2")
+    assert stacked(runs()) == [2, 2, 2, 2, None]
+
+
+@pytest.mark.parametrize(("value", "allowed"), [("0", "[1, inf)"), ("many", "Integer")])
+def test_a_limit_that_cannot_be_is_refused(sweep, runs, value, allowed):
+    code, _, err = sweep("seed=0,1", f"hydra.launcher.at_once={value}")
+    assert code == 2
+    assert len(err.splitlines()) == 1
+    assert f"hydra.launcher.at_once={value}" in err
+    assert allowed in err
+    assert not runs()
+
+
+def test_jobs_that_stack_their_own_seeds_keep_to_them(sweep, runs):
+    sweep("trainer.stack=2", "init=kaiming,xavier")
+    assert stacked(runs()) == [2, 2, 2, 2]
+
+
+def test_other_tasks_run_as_ever(sweep, runs):
+    """One of the two checks fails: the command ends with 1."""
+    code, out, _ = sweep("task=check", "loss=cross_entropy,softmax_twice")
+    assert code == 1
+    assert "✗" in out
+    assert not runs()
+
+
+def test_two_names_for_one_run_are_one_run(sweep, runs):
+    code, out, _ = sweep("optim.lr=1e-3,0.0010,1e-2")
+    assert code == 0
+    assert out.count("finished before, skipped") == 1
+    assert stacked(runs()) == [2, 2]
+
+
+def test_a_sweep_that_was_cut_off_goes_on(sweep, runs, monkeypatch):
+    monkeypatch.setattr(Stack, "evaluate", _interrupt)
+    assert sweep("seed=0,1")[0] == 130
+    monkeypatch.undo()
+    assert sweep("seed=0,1")[0] == 0
+    assert [facts_of(path)["status"] for path in runs().values()] == ["finished"] * 2
+
+
+def _interrupt(self):
+    raise KeyboardInterrupt
+
+
+# --- errors -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arms", "named"),
+    [("optim.lr=1e-3,-1,1e-2", "optim.lr=-1"),
+     ("optim._target_=torch.optim.Adam,torch.optim.LBFGS,torch.optim.AdamW", "LBFGS")],
+    ids=["a_value", "not_to_be_built"],
+)  # fmt: skip
+def test_a_job_that_fails_is_named_as_ever_and_the_others_train(sweep, runs, arms, named):
+    ours = sweep(arms)
+    assert ours[0] == 2
+    assert len(ours[2].splitlines()) == 1
+    assert named in ours[2]
+    assert stacked(runs()) == [2, 2]
+    basic = sweep(arms, launcher=None, output="basic")
+    assert (basic[0], basic[2]) == (ours[0], ours[2].replace("/stacked", "/basic"))
+    assert runs("basic").keys() == runs().keys()
+
+
+def test_a_job_that_cannot_be_resolved_ends_the_command_as_ever(sweep, runs):
+    arms = ("seed=0,1", "trainer.epochs=${nope}")
+    ours, basic = (sweep(*arms, launcher=name) for name in (STACKED, None))
+    assert ours[0] == basic[0] == 2
+    assert ours[2] == basic[2]
+    assert not runs()
+
+
+def test_the_one_that_is_left_of_a_set_runs_alone(sweep, runs):
+    code, _, err = sweep("init.weight._target_=torch.nn.init.nope_,torch.nn.init.xavier_normal_")
+    assert code == 2
+    assert "nope_" in err
+    assert stacked(runs()) == [None]
+
+
+def test_all_jobs_may_fail(sweep, runs):
+    code, _, err = sweep("optim._target_=torch.optim.LBFGS", "seed=0,1")
+    assert code == 2
+    assert len(err.splitlines()) == 2
+    assert not runs()
+
+
+def test_a_directory_of_another_run_does_not_stop_the_others(sweep, runs):
+    sweep("seed=0")
+    before = last_changes(runs())
+    # Another value under the same arm: the experiment's file, say, was changed.
+    path = next(iter(runs().values())) / "config.yaml"
+    path.write_text(path.read_text().replace("batch_size: 32", "batch_size: 16"))
+    code, _, err = sweep("seed=0,1,2")
+    assert code == 2
+    assert len(err.splitlines()) == 1
+    assert "holds a run with data.batch_size=16" in err
+    assert stacked(runs()) == [None, 2, 2]
+    assert last_changes(runs()).items() >= before.items()
+
+
+def test_a_sweep_that_does_not_compose_is_refused_as_ever(sweep, runs):
+    ours, basic = (sweep("init=kaiming,nope", launcher=name) for name in (STACKED, None))
+    assert ours[0] == basic[0] == 2
+    assert ours[2] == basic[2]
+    assert not runs()
+
+
+def test_nets_that_do_not_stack_train_one_after_the_other(sweep, runs):
+    code, out, err = sweep("model.activation._target_=torch.nn.RReLU", "seed=0,1")
+    assert (code, err) == (0, "")
+    assert out.count("One after the other: ") == 1
+    assert "cannot be stacked" in out
+    assert stacked(runs()) == [None, None]
+
+
+def test_a_set_that_breaks_leaves_the_others_alone(sweep, runs, monkeypatch):
+    evaluate, called = Stack.evaluate, []
+
+    def fail_once(self):
+        called.append(self)
+        return 1 / 0 if len(called) == 1 else evaluate(self)
+
+    monkeypatch.setattr(Stack, "evaluate", fail_once)
+    with pytest.raises(ZeroDivisionError):
+        sweep("model.hidden=[20,12],[16]", "seed=0,1")
+    states = sorted(facts_of(path)["status"] for path in runs().values())
+    assert states == ["failed", "failed", "finished", "finished"]
+
+
+# --- as a process -------------------------------------------------------------------------------
+
+
+def test_hydra_finds_the_launcher_from_anywhere(tmp_path, prepared):
+    given = ("-m", STACKED, *TINY, f"data.cache={prepared}")
+    shown = start(*given, "init=kaiming,xavier", "seed=0,-1", cwd=tmp_path)
+    assert shown.returncode == 2
+    assert len(shown.stderr.splitlines()) == 2
+    assert all("seed=-1" in line for line in shown.stderr.splitlines())
+    found = list((tmp_path / "outputs").rglob("run.json"))
+    assert [facts_of(path.parent)["stacked"] for path in found] == [2, 2]
+
+
+def test_the_launcher_is_found_without_torch():
+    program = (
+        "import sys; from hydra.core.plugins import Plugins; from hydra.plugins.launcher import "
+        "Launcher; print([p.__name__ for p in Plugins.instance().discover(Launcher)], "
+        "'torch' in sys.modules)"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert "'StackedLauncher'" in shown.stdout
+    assert shown.stdout.split()[-1] == "False"
+    assert shown.stderr == ""

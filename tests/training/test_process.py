@@ -1,0 +1,155 @@
+"""Process settings: they save time, and no number depends on them."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from conftest import REPOSITORY
+from debugnn.training import process
+
+STEPS = """
+import resource, sys
+import torch
+from debugnn.training import process
+if {kept}:
+    process.keep_freed_memory()
+torch.set_num_threads(1)
+torch.manual_seed(0)
+inputs, kernel = torch.randn(16, 32, 24, 24), torch.randn(64, 32, 3, 3, requires_grad=True)
+for step in range(12):
+    if step == 4:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    kernel.grad = None
+    torch.conv2d(inputs, kernel).relu().pow(2).mean().backward()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, kernel.grad.sum().item())
+"""
+
+
+def python(program):
+    shown = subprocess.run(
+        [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    return shown.stdout.split()
+
+
+def test_kept_memory_spares_page_faults_and_changes_no_number():
+    plain, kept = (python(STEPS.format(kept=kept)) for kept in (False, True))
+    assert kept[1] == plain[1]
+    if sys.platform == "linux" and process.keep_freed_memory():
+        assert int(kept[0]) < 0.5 * int(plain[0])
+
+
+@pytest.mark.skipif(not process.keep_freed_memory(), reason="not glibc")
+def test_kept_memory_can_be_given_back():
+    program = """
+import torch
+from debugnn.training import process
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+process.keep_freed_memory()
+blocks = [torch.ones(2**20) for _ in range(40)]  # 4 MiB each
+held = resident()
+del blocks
+kept = resident()
+process.give_back_memory()
+print(held, kept, resident())
+"""
+    held, kept, left = map(int, python(program))
+    assert held - kept < 20 << 20
+    assert kept - left > 120 << 20
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
+def test_an_optimizer_without_dynamo_takes_the_same_steps(name):
+    program = f"""
+import sys, torch
+from debugnn.training import process
+if {{spared}}:
+    process.leave_dynamo_out(torch.optim.{name})
+torch.manual_seed(0)
+layer = torch.nn.Linear(5, 3)
+optimizer = torch.optim.{name}(layer.parameters(), lr=0.01)
+seen = []
+optimizer.register_step_post_hook(lambda *_: seen.append(torch.is_grad_enabled()))
+for _ in range(3):
+    optimizer.zero_grad()
+    layer(torch.randn(4, 5)).square().sum().backward()
+    optimizer.step()
+optimizer.load_state_dict(optimizer.state_dict())
+print("torch._dynamo" in sys.modules, len(seen), layer.weight.tolist())
+"""
+    plain, spared = (python(program.format(spared=spared)) for spared in (False, True))
+    assert spared[1:] == plain[1:]
+    assert spared[:2] == ["False", "3"]
+
+
+def test_a_training_imports_no_compiler(tmp_path):
+    shown = subprocess.run(
+        [
+            sys.executable, "-X", "importtime", "train.py", "trainer.epochs=1",
+            "trainer.steps_per_epoch=1", "wandb=disabled", "trainer.device=cpu",
+            f"output_dir={tmp_path}",
+        ],
+        cwd=REPOSITORY, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "debugnn.training.process" in shown.stderr
+    assert not [line for line in shown.stderr.splitlines() if line.endswith(" torch._dynamo")]
+
+
+def test_an_imported_dynamo_is_left_alone(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch._dynamo", object())
+    step = torch.optim.RMSprop.step
+    process.leave_dynamo_out(torch.optim.RMSprop)
+    assert torch.optim.RMSprop.step is step
+
+
+CPUINFO = {
+    "Haswell": (
+        "model name\t: Intel(R) Xeon(R) CPU E5-2680 v3 @ 2.50GHz\n"
+        "flags\t\t: fpu vme sse sse2 ssse3 fma cx16 sse4_1 sse4_2 avx f16c bmi1 avx2 smep bmi2\n",
+        False,
+    ),
+    "Cascade Lake": (
+        "model name\t: Intel(R) Xeon(R) Gold 6230 CPU @ 2.10GHz\n"
+        "flags\t\t: fpu sse2 fma avx2 avx512f avx512dq avx512cd avx512bw avx512vl avx512_vnni\n",
+        False,
+    ),
+    "Zen 4": (
+        "vendor_id\t: AuthenticAMD\nmodel name\t: AMD EPYC 9R14\n"
+        "flags\t\t: fpu sse2 fma avx2 avx512f avx512dq avx512_bf16 avx512_vnni avx512_bitalg\n",
+        True,
+    ),
+    "Sapphire Rapids, its AMX alone": (
+        "model name\t: Intel(R) Xeon(R) Platinum 8488C\n"
+        "flags\t\t: fpu sse2 fma avx2 amx_bf16 amx_tile amx_int8\n",
+        True,
+    ),
+    "Neoverse N1": (
+        "BogoMIPS\t: 243.75\n"
+        "Features\t: fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp asimddp ssbs\n"
+        "CPU implementer\t: 0x41\n",
+        False,
+    ),
+    "Neoverse V1": (
+        "BogoMIPS\t: 2100.00\n"
+        "Features\t: fp asimd atomics fphp asimdhp sve asimdfhm svei8mm svebf16 i8mm bf16 dgh\n"
+        "CPU implementer\t: 0x41\n",
+        True,
+    ),
+    "RISC-V, which lists no features by name": ("hart\t\t: 1\nisa\t\t: rv64imafdc\n", True),
+}
+
+
+@pytest.mark.parametrize("name", CPUINFO)
+def test_bf16_is_read_off_the_processors_features(name):
+    text, expected = CPUINFO[name]
+    assert process.has_bf16("processor\t: 0\n" + text) is expected
+
+
+def test_this_processors_features_are_read_where_none_are_given(monkeypatch, tmp_path):
+    monkeypatch.setattr(process, "CPUINFO", tmp_path / "cpuinfo")
+    assert process.has_bf16()  # another system than Linux: nothing is known
+    process.CPUINFO.write_text(CPUINFO["Haswell"][0])
+    assert not process.has_bf16()
