@@ -2,7 +2,7 @@
 
 python scripts/evaluate_doctor.py                       all programs, 5 seeds
 python scripts/evaluate_doctor.py --seeds 1 --only lr_  some programs, one seed
-python scripts/evaluate_doctor.py --write               fill outputs/reference/doctor and its page too
+python scripts/evaluate_doctor.py --write               fill outputs/reference/doctor and the page
 python scripts/evaluate_doctor.py --save DIR            keep each run's evidence
 python scripts/evaluate_doctor.py --rejudge DIR         diagnose kept evidence by today's rules
 
