@@ -63,8 +63,8 @@ def arms(experiment: str, data: str, given: Sequence[str] = ()) -> Iterator[list
         swept[key] = values
     parsed = OverridesParser.create().parse_overrides([f"{k}={v}" for k, v in swept.items()])
     choices = [
-        [f"{override.input_line.partition('=')[0]}={value}" for value in values_of(override)]
-        for override in parsed
+        [f"{key}={value}" for value in values_of(override)]
+        for key, override in zip(swept, parsed, strict=True)
     ]
     yield from map(list, itertools.product(*choices))
 
@@ -73,7 +73,7 @@ def values_of(override: Override) -> list[str]:
     """Return the values that an override sweeps over, or its only one."""
     if override.is_sweep_override():
         return list(override.sweep_string_iterator())
-    return [override.input_line.partition("=")[2]]
+    return [override.get_value_string()]
 
 
 def experiments(wanted: str) -> list[str]:
@@ -234,8 +234,8 @@ def main(arguments: list[str]) -> int:
     done = {job: done[job] for job in jobs}  # as asked for, not as they ended
     print(f"\n{summary(done)}")
     failures = {job: result.error for job, result in done.items() if result.error is not None}
-    for job, error in failures.items():
-        print(f"failed: {job}: {error}", file=sys.stderr)
+    for job, failure in failures.items():
+        print(f"failed: {job}: {failure}", file=sys.stderr)
     if len(failures) < len(done):
         draw_figures(Path(options.output), [*dict.fromkeys(job.experiment for job in done)])
     return 1 if failures else 0

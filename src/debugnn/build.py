@@ -2,7 +2,6 @@
 
 import inspect
 import logging
-from collections.abc import Callable
 from functools import cache, partial
 
 import torch
@@ -16,6 +15,7 @@ from debugnn.config import check
 from debugnn.data import Data
 from debugnn.errors import ConfigError, one_line
 from debugnn.nn.inits import initialise, transfer
+from debugnn.records import Epoch
 from debugnn.training import process
 from debugnn.training.clipping import gradient_rule
 from debugnn.training.layer_stats import LayerProbe
@@ -61,8 +61,8 @@ def _build(config: DictConfig) -> Training:
         torch.manual_seed(config.seed)
     filled = initialise(
         model,
-        weight=leaf("init.weight", config.init.weight),
-        bias=leaf("init.bias", config.init.bias),
+        weight=initialiser("init.weight", config.init.weight),
+        bias=initialiser("init.bias", config.init.bias),
         layers=config.init.layers,
     )
     if filled == 0 and (config.init.weight._target_ or config.init.bias._target_):
@@ -136,11 +136,11 @@ def assemble(config: DictConfig, model: nn.Module, data: Data) -> Training:
         model = model.to(memory_format=torch.channels_last)
     # Not before the initialisation either: one seed gives the same weights on every device.
     model = model.to(data.train.inputs.device)
-    optimizer = leaf("optim", config.optim)
-    if isinstance(optimizer.func, type) and not optimizer.keywords.get("differentiable"):
-        process.leave_dynamo_out(optimizer.func)
+    make = leaf("optim", config.optim)
+    if isinstance(make.func, type) and not make.keywords.get("differentiable"):
+        process.leave_dynamo_out(make.func)
     try:
-        optimizer = fused(optimizer)(params=model.parameters())
+        optimizer = fused(make)(params=model.parameters())
     except (TypeError, ValueError) as error:
         raise ConfigError(f"optim: {one_line(error)}") from error
     if inspect.signature(optimizer.step).parameters["closure"].default is inspect.Parameter.empty:
@@ -148,11 +148,10 @@ def assemble(config: DictConfig, model: nn.Module, data: Data) -> Training:
             f"optim={config.optim._target_}: its step needs a closure, which is not supported"
         )
     loss = leaf("loss", config.loss)
-    if isinstance(loss.func, type):  # a class, as torch.nn's losses are, and not a function
-        loss = loss()
+    is_class = isinstance(loss.func, type)  # as torch.nn's losses are; functional ones are not
     return Training(
         model=model,
-        loss=loss,
+        loss=loss() if is_class else loss,
         optimizer=optimizer,
         data=data,
         batch_size=config.data.batch_size,
@@ -190,10 +189,12 @@ def pretrained(config: DictConfig, device: torch.device, input_shape: tuple[int,
         ConfigError: the source data has another shape.
     """
     section = config.init.pretrain
-    shared = {key: config.data[key] for key in ("root", "cache", "download")}
-    if section.data.as_shape is None:
-        shared["as_shape"] = config.data.as_shape
-    data = build_data(config, OmegaConf.merge(section.data, shared), device)
+    source = section.data.copy()
+    for key in ("root", "cache", "download"):
+        source[key] = config.data[key]
+    if source.as_shape is None:
+        source.as_shape = config.data.as_shape
+    data = build_data(config, source, device)
     if data.input_shape != input_shape:  # checked before minutes of training
         raise ConfigError(
             f"init.pretrain.data={data.name}: its inputs are {data.input_shape}, those of "
@@ -202,27 +203,31 @@ def pretrained(config: DictConfig, device: torch.device, input_shape: tuple[int,
         )
     training = assemble(config, build_model(config, data), data)
     training.steps_per_epoch = section.steps_per_epoch
-    *_, last = fit(training, section.epochs, LayerProbe(every=None))
-    log.info("  pre-trained on %s: test accuracy %.1f %%", data.name, last.test_accuracy)
+    for record in fit(training, section.epochs, LayerProbe(every=None)):
+        if isinstance(record, Epoch):
+            accuracy = record.test_accuracy
+    log.info("  pre-trained on %s: test accuracy %.1f %%", data.name, accuracy)
     return training.model
 
 
-def leaf(name: str, section: DictConfig) -> Callable | None:
+def initialiser(name: str, section: DictConfig) -> partial | None:
+    """Return what `leaf` does, or None for an initialiser whose `_target_` is null."""
+    return None if section._target_ is None else leaf(name, section)
+
+
+def leaf(name: str, section: DictConfig) -> partial:
     """Return the function or class that `_target_` names with its arguments bound.
 
     Args:
         name: of the section, for the error message.
 
-    Returns:
-        None where `_target_` is null.
-
     Raises:
-        ConfigError: `_target_` cannot be imported.
+        ConfigError: `_target_` is missing or cannot be imported.
     """
     if section.get("_target_") is None:
-        return None
+        raise ConfigError(f"{name}._target_: it has to name a function or a class")
     try:
-        bound = instantiate({**OmegaConf.to_container(section, resolve=True), "_partial_": True})
+        bound = instantiate(OmegaConf.to_container(section, resolve=True), _partial_=True)
     except HydraException as error:
         text = one_line(error).partition(", set env var")[0]
         raise ConfigError(f"{name}: {text}") from error

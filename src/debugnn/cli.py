@@ -29,7 +29,7 @@ def start(main: Callable[[], None], conf: Path) -> None:
     reads 70 to 120 MB that no run has needed. Under a profiler, a debugger or `python -i`, which
     go on after the script, Python ends in its usual way.
     """
-    code: object = 0
+    code: str | int | None = 0
     try:
         launch(main, conf)
     except SystemExit as stop:
@@ -53,7 +53,7 @@ def launch(main: Callable[[], None], conf: Path) -> None:
         print(help_text(conf))
         return
     sys.argv[1:] = quote_numbers(sys.argv[1:], conf)
-    # By default Hydra prints an error itself, in several lines; told to raise, it leaves that to us.
+    # Without it, Hydra prints an error itself, in several lines, and raises nothing.
     global _verbose
     _verbose = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"
