@@ -27,6 +27,7 @@ ALLOWED = {
     "data": ({"numpy", "torch", "torchvision", "sklearn"}, LEAVES),
     "training": ({"numpy", "torch"}, LEAVES | {"nn", "data"}),
     "doctor": ({"torch"}, LEAVES | {"training"}),
+    "faults": ({"numpy", "torch", "sklearn"}, {"doctor"}),
     "config": ({"hydra", "omegaconf"}, LEAVES),
     "build": (
         {"torch", "hydra", "omegaconf"},
