@@ -30,7 +30,8 @@ from reproduce import runs_at_once
 
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16"}  # → torch's name
 WATCHED = (*MAIN, "regression")  # nets that are timed with and without the doctor
-REFERENCE = ROOT / "outputs" / "reference" / "benchmark"  # what the README's table is made from
+REFERENCE = ROOT / "outputs" / "reference" / "benchmark"  # what the results page shows
+RESULTS_PAGE = REFERENCE.parent / "README.md"
 STACK_STEPS = 20  # steps that are timed together, of a stack and of its members one by one
 # Nets that are timed with `debugnn.nn`'s layers and with torch.nn's.
 OWN_LAYERS = ("mnist", "cifar_bn_dropout")
@@ -512,7 +513,7 @@ def main() -> int:
         "--output",
         type=Path,
         metavar="DIR",
-        help="write table and figure there; for outputs/reference/benchmark, also the README's",
+        help="write table and figure there; for outputs/reference/benchmark, the results page too",
     )
     parser.add_argument(
         "--again", action="store_true",
@@ -554,7 +555,7 @@ def main() -> int:
         (options.output / "benchmark.json").write_text(numbers, encoding="utf-8")
         output.figure(written, options.output / "benchmark.png")
         if options.output.resolve() == REFERENCE:
-            tables.fill(ROOT / "README.md", "speed", output.summary(written))
+            tables.fill(RESULTS_PAGE, "speed", output.summary(written))
     return 0
 
 

@@ -1,15 +1,17 @@
 """Markdown tables of finished runs and of the configuration's options."""
 
-from collections.abc import Sequence
+import inspect
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
 import yaml
 from scipy import stats
 
-from debugnn.analysis.article import compare
 from debugnn.analysis.runs import Run
 from debugnn.doctor.causes import CAUSES
+from debugnn.doctor.causes.cause import Cause, no_trials
 from debugnn.errors import ConfigError
 
 # Heading → (column of `article.compare`, format).
@@ -22,23 +24,26 @@ QUANTITIES = {
 }
 
 
-def comparison(runs: Sequence[Run]) -> str:
+def comparison(table: pd.DataFrame) -> str:
     """Return the comparison with the article, one row per run; cells are ours / the article's.
+
+    Args:
+        table: the result of `article.compare`.
 
     Raises:
         ConfigError: none of the runs repeats one of the article's.
     """
-    table = compare(runs)
     if table.empty:
         raise ConfigError("no finished run repeats one of the article's")
     rows = []
     for _, row in table.iterrows():
-        cells = [f"`{row.article_run}`", row.experiment, _arm(row.arm), str(row.epochs)]
+        place = "<br>".join([row.experiment, *_parts(row.arm)])
+        cells = [f"`{row.article_run}`", place, str(row.epochs)]
         for column, form in QUANTITIES.values():
             sides = [_number(row, column, side, form) for side in ("", "_article")]
             cells.append(" / ".join(sides))
         rows.append((row.experiment, row.seed, cells))
-    head = ["article's run", "experiment", "arm", "epochs", *QUANTITIES]
+    head = ["article's run", "experiment and arm", "epochs", *QUANTITIES]
     return markdown(head, [cells for _, _, cells in sorted(rows, key=lambda r: r[:2])])
 
 
@@ -102,16 +107,64 @@ def provenance(runs: Sequence[Run]) -> str:
 
 def groups(conf: Path) -> str:
     """Return the configuration groups and their options, with the default first and in bold."""
-    defaults: dict[str, str] = {}
-    for item in yaml.safe_load((conf / "config.yaml").read_text(encoding="utf-8"))["defaults"]:
-        defaults |= item if isinstance(item, dict) else {}
     rows = []
-    for group, default in defaults.items():
-        if group != "experiment" and not group.startswith("override "):
-            others = sorted(path.stem for path in (conf / group).glob("*.yaml"))
-            others.remove(default)
-            rows.append([f"`{group}`", ", ".join([f"**{default}**", *others])])
+    for group, default in _default_options(conf).items():
+        others = sorted(path.stem for path in (conf / group).glob("*.yaml"))
+        others.remove(default)
+        rows.append([f"`{group}`", ", ".join([f"**{default}**", *others])])
     return markdown(["group", "options"], rows)
+
+
+def keys(conf: Path) -> str:
+    """Return every key with its default and its meaning, as the configuration's files give them.
+
+    A key's meaning is the comment behind it, or the lines of comment above it. The keys of a group
+    are those of its default option.
+    """
+    rows = [[f"`{key}`", *cells] for key, *cells in _commented_keys(conf / "config.yaml")]
+    for group, default in _default_options(conf).items():
+        for key, *cells in _commented_keys(conf / group / f"{default}.yaml"):
+            rows.append([f"`{group}.{key}`", *cells])
+    return markdown(["key", "default", "meaning"], rows)
+
+
+def _default_options(conf: Path) -> dict[str, str]:
+    """Return group → default option, as conf/config.yaml lists them."""
+    listed = yaml.safe_load((conf / "config.yaml").read_text(encoding="utf-8"))["defaults"]
+    options = {
+        group: name for item in listed if isinstance(item, dict) for group, name in item.items()
+    }
+    return {
+        group: name
+        for group, name in options.items()
+        if group != "experiment" and not group.startswith("override ")
+    }
+
+
+_KEY = re.compile(r"(?P<indent> *)(?P<key>[\w.]+):(?: (?P<value>[^#]*?))?(?: *# (?P<comment>.*))?")
+
+
+def _commented_keys(path: Path) -> Iterator[tuple[str, str, str]]:
+    """Yield dotted key, default value and comment of each key in a file of the configuration.
+
+    The sections `defaults` and `hydra` are Hydra's own and left out. A key that holds other keys
+    is yielded, with an empty value, if it has a comment.
+    """
+    above: list[str] = []  # lines of comment since the last key or empty line
+    parents: list[str] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        found = _KEY.fullmatch(line)
+        if found is None:
+            # Comments before the first key describe the option, not the key.
+            is_comment = bool(parents) and line.lstrip().startswith("# ")
+            above = [*above, line.strip(" #")] if is_comment else []
+            continue
+        del parents[len(found["indent"]) // 2 :]
+        parents.append(found["key"])
+        comment, above = found["comment"] or " ".join(above), []
+        if parents[0] not in ("defaults", "hydra") and (found["value"] or comment):
+            value = f"`{found['value']}`" if found["value"] else ""
+            yield ".".join(parents), value, comment
 
 
 def experiments(conf: Path) -> str:
@@ -127,10 +180,20 @@ def experiments(conf: Path) -> str:
 
 
 def causes() -> str:
-    """Return the doctor's causes and their meanings."""
-    return markdown(
-        ["cause", "is"], [[f"`{name}`", cause.meaning] for name, cause in CAUSES.items()]
-    )
+    """Return the doctor's causes in their order, with kind, meaning, trials and source."""
+    rows = [
+        [f"`{cause.name}`", cause.kind.value, cause.meaning, _wish(cause), cause.source]
+        for cause in CAUSES.values()
+    ]
+    return markdown(["cause", "kind", "meaning", "trials", "source"], rows)
+
+
+def _wish(cause: Cause) -> str:
+    """Return when the cause asks for which trials, as the first line of its function says it."""
+    said = inspect.getdoc(cause.trials)
+    if cause.trials is no_trials or said is None:
+        return "–"
+    return said.splitlines()[0]
 
 
 def _short(values: str) -> str:
@@ -157,8 +220,9 @@ def fill(path: Path, name: str, text: str) -> None:
     path.write_text(f"{before}{start}{text}\n{end}{after}", encoding="utf-8")
 
 
-def _arm(arm: str) -> str:
-    return "<br>".join(part for part in arm.split(",") if not part.startswith("data="))
+def _parts(arm: str) -> list[str]:
+    """Split an arm into its settings, without the data set, which a caption names."""
+    return [part for part in arm.split(",") if "=" in part and not part.startswith("data=")]
 
 
 def _number(row: pd.Series, column: str, side: str, form: str) -> str:
