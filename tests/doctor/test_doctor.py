@@ -31,8 +31,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from debugnn import Doctor, records
 from debugnn.doctor import causes, watch
+from debugnn.doctor.causes import CAUSES
 from debugnn.doctor.evidence import Evidence
-from debugnn.doctor.report import CAUSES, SEVERITIES, Finding, Report
+from debugnn.doctor.report import SEVERITIES, Finding, Report
 from debugnn.random_state import set_random_state
 
 NAN = math.nan
@@ -146,8 +147,11 @@ def outcome(program, watch, **settings):
     return bits(returned), state, doctors, reports
 
 
-def undisturbed(program, **settings):
-    """Run a program with and without the doctor; return the doctor's last report of it."""
+def undisturbed(program, troubled=False, **settings):
+    """Run a program with and without the doctor; return the doctor's last report of it.
+
+    Of an ordinary program the doctor can look at everything, and reports no troubles.
+    """
     plain, state, *_ = outcome(program, watch=False)
     watched, after, doctors, reports = outcome(program, watch=True, **settings)
     assert watched == plain, "the doctor changed the training"
@@ -156,6 +160,7 @@ def undisturbed(program, **settings):
     assert all(np.array_equal(a, b) for a, b in zip(after[2], state[2], strict=True))
     for doctor, report in zip(doctors, reports, strict=True):
         sound(report)
+        assert bool(report.troubles) == troubled, report.troubles
         doctor.close()
     return reports[-1]
 
@@ -167,7 +172,7 @@ def refuse(word):
 def sound(report):
     """What is true of every report, whatever it says."""
     assert all(len(line) <= 80 for line in str(report).splitlines()), str(report)
-    assert report.fork_steps <= report.fork_budget
+    assert report.trial_steps <= report.trial_budget
     json.loads(report.to_json(), parse_constant=refuse)
     assert records.dump(records.load(report.to_json())) == records.dump(report.to_dict())
     for finding in report.findings:
@@ -267,7 +272,7 @@ def test_a_closure_is_watched(net):
 
 
 @pytest.mark.parametrize("net", ["dropout", "batch_norm", "functional"])
-def test_forks_change_nothing(net):
+def test_trials_change_nothing(net):
     def program(doctor):
         model = NETS[net]()
         optimizer = sgd(model, lr=300.0, momentum=0.9)
@@ -279,7 +284,7 @@ def test_forks_change_nothing(net):
         return model, optimizer
 
     report = undisturbed(program)
-    assert report.fork_steps > 0
+    assert report.trial_steps > 0
     assert not report.healthy
 
 
@@ -428,7 +433,8 @@ def test_a_forward_that_was_wrapped_in_a_closure_does_not_reach_the_model():
         train(doctor(model, optimizer, cross_entropy), model, optimizer)
         return model
 
-    undisturbed(program)
+    report = undisturbed(program, troubled=True)
+    assert "forward" in " ".join(report.troubles)
 
 
 def test_a_forward_that_writes_into_its_inputs_writes_into_the_users_once():
@@ -587,7 +593,7 @@ def test_a_closed_doctor_is_silent_and_still_reports():
 
 
 @pytest.mark.parametrize("budget", [0, 30, 200])
-def test_forks_stay_within_their_budget_over_all_reports(budget):
+def test_trials_stay_within_their_budget_over_all_reports(budget):
     torch.manual_seed(0)
     model = mlp()
     optimizer = sgd(model, lr=1e4)
@@ -596,8 +602,8 @@ def test_forks_stay_within_their_budget_over_all_reports(budget):
         for _ in range(3):
             report = doctor.report()
             sound(report)
-            assert report.fork_budget == budget
-        assert (report.fork_steps > 0) == (budget > 0)
+            assert report.trial_budget == budget
+        assert (report.trial_steps > 0) == (budget > 0)
 
 
 def test_a_report_can_be_asked_for_at_any_time_and_again():
@@ -924,7 +930,8 @@ def test_two_models_with_an_optimiser_each_are_watched():
         )
         moves = [torch.optim.Adam(m.parameters(), lr=1e-3) for m in (generator, critic)]
         loss_fn = nn.BCEWithLogitsLoss()
-        watchers = [doctor(m, o, loss_fn) for m, o in zip((generator, critic), moves, strict=True)]
+        # No loss takes the generator's outputs as they are.
+        watchers = [doctor(generator, moves[0]), doctor(critic, moves[1], loss_fn)]
         ones, zeros = torch.ones(BATCH, 1), torch.zeros(BATCH, 1)
         for x, _ in batches(22):
             noise = torch.randn(BATCH, 4)
@@ -1089,15 +1096,22 @@ ODD = {
     "no loss function": {"own": None},
     "a loss as a float": {"told": float},
     "a loss as an array": {"told": lambda loss: loss.detach().numpy()},
-    "no loss": {"told": lambda loss: None},
-    "a loss of a vector": {"own": vector, "told": lambda loss: loss.detach().expand(4)},
-    "a loss function that raises": {"own": lambda outputs, targets: 1 / 0},
-    "a loss function that returns a number": {"own": lambda o, t: F.cross_entropy(o, t).item()},
+    "no loss": {"told": lambda loss: None, "troubled": True},
+    "a loss of a vector": {
+        "own": vector,
+        "told": lambda loss: loss.detach().expand(4),
+        "troubled": True,
+    },
+    "a loss function that raises": {"own": lambda outputs, targets: 1 / 0, "troubled": True},
+    "a loss function that returns a number": {
+        "own": lambda o, t: F.cross_entropy(o, t).item(),
+        "troubled": True,
+    },
     "targets in a dict": {"targets": lambda t: {"class": t}, "own": lambda o, t: o[t["class"]]},
-    "no targets": {"targets": lambda t: None},
-    "inputs of an unknown type": {"inputs": lambda x: object()},
-    "inputs as an array": {"inputs": lambda x: x.numpy()},
-    "strings": {"inputs": lambda x: "inputs", "targets": lambda t: "targets"},
+    "no targets": {"targets": lambda t: None, "troubled": True},
+    "inputs of an unknown type": {"inputs": lambda x: object(), "troubled": True},
+    "inputs as an array": {"inputs": lambda x: x.numpy(), "troubled": True},
+    "strings": {"inputs": lambda x: "inputs", "targets": lambda t: "targets", "troubled": True},
     "a huge cadence": {"every": 10**9},
     "every step": {"every": 1},
     "no backward": {"update": False},
@@ -1107,7 +1121,7 @@ ODD = {
 @pytest.mark.parametrize("odd", ODD)
 def test_nothing_that_a_loop_does_makes_the_doctor_raise(odd):
     case = {"own": cross_entropy, "told": lambda loss: loss, "inputs": lambda x: x, "every": 5,
-            "targets": lambda t: t, "update": True, **ODD[odd]}  # fmt: skip
+            "targets": lambda t: t, "update": True, "troubled": False, **ODD[odd]}  # fmt: skip
 
     def program(doctor):
         model = mlp()
@@ -1126,7 +1140,7 @@ def test_nothing_that_a_loop_does_makes_the_doctor_raise(odd):
                 watcher.report()
         return model
 
-    report = undisturbed(program)
+    report = undisturbed(program, troubled=case["troubled"])
     assert report.steps == 45
     if odd == "no backward":
         assert not report.healthy
@@ -1214,7 +1228,7 @@ def test_a_model_that_cannot_be_copied_is_trained_and_the_report_says_so():
         train(doctor(model, optimizer, cross_entropy), model, optimizer, steps=45)
         return model.state_dict()
 
-    report = undisturbed(program)
+    report = undisturbed(program, troubled=True)
     assert len(report.troubles) == 1
     assert "cannot be copied" in report.troubles[0]
 
