@@ -30,9 +30,11 @@ from torch.nn.utils import prune
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from debugnn import Doctor, records
-from debugnn.doctor import causes, watch
+from debugnn.doctor import causes
 from debugnn.doctor.causes import CAUSES
+from debugnn.doctor.copies import nothing
 from debugnn.doctor.evidence import Evidence
+from debugnn.doctor.observe import devices
 from debugnn.doctor.report import SEVERITIES, Finding, Report
 from debugnn.random_state import set_random_state
 
@@ -507,7 +509,7 @@ def test_a_watched_models_copy_is_not_watched():
         average(data()[0])
     average(data()[0])
     assert asdict(doctor.evidence.loop) == before
-    assert doctor._pending == []
+    assert set(average._forward_pre_hooks.values()) == {nothing}
 
 
 def test_an_averaged_models_evaluations_are_no_fault_of_the_models():
@@ -649,10 +651,11 @@ def test_the_main_cause_stands_first_and_what_it_explains_under_it():
 def test_the_training_score_is_the_models_in_either_mode(middle):
     torch.manual_seed(0)
     model = mlp(*copy.deepcopy(middle))
-    with Doctor(model, sgd(model), loss_fn=cross_entropy) as doctor:
-        train(doctor, model, doctor.optimizer)
+    optimizer = sgd(model)
+    with Doctor(model, optimizer, loss_fn=cross_entropy) as doctor:
+        train(doctor, model, optimizer)
         doctor.report()
-        kept = doctor._kept.batches
+        kept = doctor._observer.buffer.batches
         outcome = doctor.evidence.outcome
     for mode, score in (("eval", outcome.train), ("train", outcome.train_mode)):
         alike = copy.deepcopy(model).train(mode == "train")
@@ -660,8 +663,8 @@ def test_the_training_score_is_the_models_in_either_mode(middle):
             if isinstance(module, nn.Dropout):
                 module.eval()
         with torch.no_grad():
-            outputs = torch.cat([call(alike) for call, _, _ in kept])
-        expected = cross_entropy(outputs, torch.cat([targets for _, _, targets in kept]))
+            outputs = torch.cat([batch.call(alike) for batch in kept])
+        expected = cross_entropy(outputs, torch.cat([batch.targets for batch in kept]))
         assert score.loss == pytest.approx(expected.item(), rel=1e-5)
     assert (outcome.train == outcome.train_mode) == (not isinstance(model[1], nn.BatchNorm1d))
 
@@ -670,8 +673,9 @@ def test_the_training_score_is_the_models_in_either_mode(middle):
 def test_the_skill_at_the_training_scale_is_that_of_inputs_brought_back(factor, offset):
     torch.manual_seed(0)
     model, (inputs, targets) = mlp(), data()
-    with Doctor(model, sgd(model), loss_fn=cross_entropy) as doctor:
-        train(doctor, model, doctor.optimizer, steps=60)
+    optimizer = sgd(model)
+    with Doctor(model, optimizer, loss_fn=cross_entropy) as doctor:
+        train(doctor, model, optimizer, steps=60)
         doctor.validate(factor * inputs + offset, targets)
         doctor.report()
         facts = doctor.evidence.data
@@ -1495,7 +1499,7 @@ def train_with_a_nan_at(doctor, model, optimizer, steps, at, looked_at=None):
 @pytest.mark.parametrize("looked_at", [None, 6, 9])
 def test_a_loss_that_was_read_too_late_is_not_blamed_on_the_weights(monkeypatch, looked_at):
     """On a GPU losses are read at a probe: by then the weights hold the NaN."""
-    monkeypatch.setattr(watch, "_waits", lambda tensor: True)
+    monkeypatch.setattr(devices, "waits", lambda tensor: True)
     model = mlp()
     optimizer = sgd(model)
     with Doctor(model, optimizer, cross_entropy) as doctor:

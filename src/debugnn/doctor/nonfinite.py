@@ -21,6 +21,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
+from debugnn.doctor.observe.calls import as_call
+
 _MOST_SAMPLES = 32
 
 # Finite arguments have a finite result on paper: what is not finite has left the dtype's range.
@@ -84,7 +86,7 @@ def find_origin(
     trace.seed("parameter", model.named_parameters())
     trace.seed("buffer", model.named_buffers())
     with trace.watching("forward"):
-        outputs = (call or _call)(model, inputs)
+        outputs = _called(model, inputs) if call is None else call(model, inputs)
     in_outputs = trace.reaching(outputs)
     if loss_fn is not None:
         with trace.watching("loss"):
@@ -380,12 +382,10 @@ def _plain(operation: str) -> str:
     return re.sub(r"^(native|cudnn|miopen|mkldnn|thnn)_|_layer$", "", snake)
 
 
-def _call(model: nn.Module, inputs: Any) -> Any:
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    if isinstance(inputs, tuple | list):
-        return model(*inputs)
-    return model(inputs)
+def _called(model: nn.Module, inputs: Any) -> Any:
+    """Return the model's outputs for the inputs themselves, of which no clones would be blamed."""
+    call = as_call(inputs)
+    return model(*call.args, **call.kwargs)
 
 
 def _named(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
