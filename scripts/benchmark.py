@@ -28,11 +28,15 @@ from benchmarking.worker import ROOT, BenchmarkError, Together, Worker
 from debugnn.analysis import tables
 from reproduce import runs_at_once
 
-PRECISIONS = ("fp32", "bf16")
-TOGETHER = ("notebook", *PRECISIONS)  # sides of which several runs are timed at once, too
+PRECISIONS = {"fp32": "float32", "bf16": "bfloat16"}  # → torch's name
 WATCHED = (*MAIN, "regression")  # nets that are timed with and without the doctor
-REFERENCE = ROOT / "outputs" / "reference" / "benchmark"  # what the README's table is made from
+REFERENCE = ROOT / "outputs" / "reference" / "benchmark"  # what the results page shows
+RESULTS_PAGE = REFERENCE.parent / "README.md"
 STACK_STEPS = 20  # that are timed as one, of a stack and of its members one by one
+NO_BF16 = (
+    "bf16 is left out: this processor has no bfloat16 instructions, and emulates them several "
+    "times slower than fp32."
+)
 Taken = dict[str, list[float]]
 
 
@@ -106,12 +110,15 @@ class Benchmark:
         self.at_once = runs_at_once()
         self.threads = max(1, (os.cpu_count() or 1) // self.at_once)
         self.workers: dict[str, Worker | Together] = {}
+        self.precisions = precisions()
+        # Sides of which several runs are timed at once, too.
+        self.together = ("notebook", *self.precisions)
         self._ends = time.perf_counter() + effort.seconds
 
     def start_workers(self, stack: ExitStack, wandb: str) -> None:
         """A process for each side, which `stack` ends, and one a run for those side by side."""
         sides = {"notebook": ("benchmarking.notebook:Notebook", {})}
-        for precision in PRECISIONS:
+        for precision in self.precisions:
             sides[precision] = ("benchmarking.project:Project", _settings(precision, wandb))
         if not self.effort.thorough:
             say("Lightning: left out")
@@ -121,7 +128,7 @@ class Benchmark:
             say("Lightning: not installed, skipped")
         for name, (side, settings) in sides.items():
             self.workers[name] = self._started(stack, name, side, settings)
-        for name in TOGETHER:
+        for name in self.together:
             members = [
                 self._started(stack, f"{name}-{number}", *sides[name], self.threads)
                 for number in range(self.at_once)
@@ -213,8 +220,8 @@ class Benchmark:
         """A matrix product and a convolution in each of this project's processes, in the same
         rounds."""
         return {
-            f"{kind}_{side}": self._call(side, kind, dtype=dtype)
-            for side, dtype in zip(PRECISIONS, ("float32", "bfloat16"), strict=True)
+            f"{kind}_{side}": self._call(side, kind, dtype=PRECISIONS[side])
+            for side in self.precisions
             for kind in measures.FLOPS
         }
 
@@ -224,8 +231,8 @@ class Benchmark:
     def _compare(self, steps: dict[str, Taken], evaluations: dict[str, Taken]) -> None:
         """The ratios against the notebooks' loop, one run of it at a time."""
         whole = 10_000 / self.effort.images
-        together = [f"{side}_together" for side in TOGETHER]
-        for side in (*PRECISIONS, *together, "lightning"):
+        together = [f"{side}_together" for side in self.together]
+        for side in (*self.precisions, *together, "lightning"):
             if not any(side in taken for taken in steps.values()):
                 continue
             step, evaluation = (
@@ -312,7 +319,7 @@ class Benchmark:
     def _roofline(self, steps: dict[str, Taken], evaluations: dict[str, Taken]) -> None:
         """GFLOP/s, and their share of the matrix product's in the same process and round; where a
         step's time goes, and the ratio that no program could exceed."""
-        for side in PRECISIONS:
+        for side in self.precisions:
             peaks = {}
             for kind, operations in measures.FLOPS.items():
                 taken = [second for net in MAIN for second in steps[net][f"{kind}_{side}"]]
@@ -424,6 +431,22 @@ class Benchmark:
             "start-up."
             + ("" if "cifar_bn" in effort.nets else " The plain nets stand for their variants."),
         ]
+        if "bf16" not in self.precisions:
+            self.results.notes.append(NO_BF16)
+
+
+def precisions(cpuinfo: str | None = None) -> list[str]:
+    """Return the precisions to measure: bf16 only where the processor has instructions for it.
+
+    Args:
+        cpuinfo: the text of Linux's /proc/cpuinfo, None for this machine's.
+    """
+    from debugnn.training.process import has_bf16  # imports torch, which --help needs not wait for
+
+    if has_bf16(cpuinfo):
+        return list(PRECISIONS)
+    say(NO_BF16)
+    return [precision for precision in PRECISIONS if precision != "bf16"]
 
 
 def _settings(precision: str, wandb: str) -> dict[str, str]:
@@ -460,7 +483,7 @@ def main() -> int:
         "--output",
         type=Path,
         metavar="DIR",
-        help="write table and figure there; outputs/reference/benchmark: the README's table, too",
+        help="write table and figure there; outputs/reference/benchmark: the results page, too",
     )
     parser.add_argument(
         "--again", action="store_true",
@@ -502,7 +525,7 @@ def main() -> int:
         (options.output / "benchmark.json").write_text(numbers, encoding="utf-8")
         output.figure(written, options.output / "benchmark.png")
         if options.output.resolve() == REFERENCE:
-            tables.fill(ROOT / "README.md", "speed", output.summary(written))
+            tables.fill(RESULTS_PAGE, "speed", output.summary(written))
     return 0
 
 

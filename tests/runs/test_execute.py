@@ -198,6 +198,10 @@ def _run_files(config):
         (["optim.lr=1e-3"], "optim.lr=0.001"),
         (["trainer.epochs=2"], "trainer.epochs=2"),
         (["+trainer.x=a/b"], "trainer.x=a_b"),
+        (["task={lr_from:minimum}"], "task.lr_from=minimum"),
+        (["clip={max_norm:1e1,rescale:true}"], "clip.max_norm=10.0,clip.rescale=true"),
+        (["model={activation:{_target_:torch.nn.SELU}}"], "model.activation=SELU"),
+        (["wandb={mode:online}"], "default"),
     ],
 )
 def test_an_arm_is_named_by_what_differs(overrides, name):

@@ -329,4 +329,4 @@ def test_every_rule_suggests_a_rate_of_the_curve(losses):
 @pytest.mark.parametrize("rule", ["minimum", "steepest", "valley"])
 def test_every_rule_can_be_asked_for(compose, rule):
     assert set(RULES) == {"minimum", "steepest", "valley"}
-    assert compose(f"task=train_{rule}").task.lr_from == rule
+    assert compose("task=lr_train", f"task.lr_from={rule}").task.lr_from == rule

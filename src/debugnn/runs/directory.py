@@ -22,7 +22,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from debugnn import records
-from debugnn.config import BOOKKEEPING
+from debugnn.config import BOOKKEEPING, settings_of
 from debugnn.doctor.report import Report
 from debugnn.errors import ConfigError
 from debugnn.nn.networks import parameter_count
@@ -212,8 +212,8 @@ def arm_of(overrides: Sequence[str]) -> dict[str, str]:
     {'clip': '4.0', 'model.activation': 'SELU'}
     """
     arm = {}
-    for override in overrides:
-        key, _, value = override.partition("=")
+    settings = (setting for override in overrides for setting in settings_of(override).items())
+    for key, value in settings:
         key = key.lstrip("+~")
         if any(key == name or key.startswith(f"{name}.") for name in _NOT_IN_ARM):
             continue

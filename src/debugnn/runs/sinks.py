@@ -134,6 +134,9 @@ class WandB:
     ) -> None:
         import wandb
 
+        # What W&B prints outside of a run ("Loaded credentials") or for its server ("Artifact
+        # already exists") follows the session's settings, whatever a run's say. Errors stay.
+        wandb.setup(wandb.Settings(show_info=False, show_warnings=False))
         self._wandb = wandb
         self._directory = directory
         self._save_checkpoint = settings["checkpoint"]

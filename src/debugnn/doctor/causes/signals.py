@@ -388,7 +388,9 @@ def largest_update(evidence: Evidence) -> tuple[float, str, int]:
     for probe in evidence.probes[:UPDATE_PROBES]:
         for name, layer in probe.layers.items():
             if layer.update is not None and layer.weight > 0:
-                found = max(found, (layer.update / layer.weight, name, probe.step))
+                ratio = layer.update / layer.weight
+                if ratio > found[0]:
+                    found = (ratio, name, probe.step)
     return found
 
 
@@ -554,7 +556,10 @@ def module_of(parameter: str) -> str | None:
     return parameter.rpartition(".")[0] or None
 
 
+_IMAGE_AXES = 4  # (B, C, H, W)
+
+
 def relu_override(evidence: Evidence) -> str:
     """Return the override that puts ReLUs in: the article's net is for images alone."""
-    images = evidence.data.axes == 4
+    images = evidence.data.axes == _IMAGE_AXES
     return "model=relu_net" if images else "model.activation._target_=torch.nn.ReLU"

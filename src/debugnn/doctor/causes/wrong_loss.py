@@ -31,7 +31,8 @@ UNBOUNDED = -10.0
 # Share of the targets' range by which they may leave the outputs' range.
 MARGIN = 0.05
 # Whole numbers 0 … K−1 are class numbers for so many values, each of which has its share.
-FEWEST_CLASSES, MOST_CLASSES = 3, 20
+FEWEST_CLASSES = 3
+MOST_CLASSES = 20
 CLASS_SHARE = 0.02
 # Skill below which class numbers that are fitted as quantities do harm.
 FITTED = 0.9
