@@ -10,10 +10,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+
+L = TypeVar("L", bound=Callable[..., Any] | None)
 
 _HOOKS = (
     "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
@@ -106,13 +108,15 @@ def copied_state(model: nn.Module) -> dict[str, Any]:
         }
 
 
-def copied_loss(loss_fn: Callable | None) -> Callable | None:
+def copied_loss(loss_fn: L) -> L:
     """Return the loss function, or a copy of it where it can have a state of its own."""
     plain = types.FunctionType | types.BuiltinFunctionType | types.MethodType | partial
     if loss_fn is None or isinstance(loss_fn, plain):
         return loss_fn
     try:
-        return copied_model(loss_fn) if isinstance(loss_fn, nn.Module) else copy.deepcopy(loss_fn)
+        if isinstance(loss_fn, nn.Module):
+            return cast(L, copied_model(loss_fn))
+        return copy.deepcopy(loss_fn)
     except Exception:  # what it holds cannot be copied
         return loss_fn
 

@@ -83,7 +83,7 @@ class CopyTraining:
         if torch.isfinite(loss) and loss.requires_grad:
             self._backward(loss)
             if self._needs_closure:
-                self.optimizer.step(lambda: self._repeat(batch))
+                self.optimizer.step(lambda: self._repeat(batch))  # type: ignore[arg-type,return-value]
             else:
                 self.optimizer.step()
         return outputs, batch.targets, loss.detach()
@@ -184,14 +184,14 @@ def _optimizer(
     if (trial.unfrozen or not any(group["params"] for group in settings)) and rest:
         settings.append({**settings[0], "params": rest})
     settings = [group for group in settings if group["params"]]
-    # Some optimisers have no default rate.
-    return type(optimizer)(settings, lr=settings[0]["lr"])
+    make: Callable[..., torch.optim.Optimizer] = type(optimizer)
+    return make(settings, lr=settings[0]["lr"])  # some optimisers have no default rate
 
 
 def reset(model: nn.Module) -> None:
     """Draw all weights anew, by the initialisation of each module that has one."""
     for module in model.modules():
-        if callable(getattr(module, "reset_parameters", None)):
-            module.reset_parameters()
-        elif callable(getattr(module, "_reset_parameters", None)):
-            module._reset_parameters()
+        methods = (getattr(module, n, None) for n in ("reset_parameters", "_reset_parameters"))
+        draw = next((method for method in methods if callable(method)), None)
+        if draw is not None:
+            draw()

@@ -102,7 +102,7 @@ def find_origin(
         in_loss = trace.reaching(loss)
         if in_loss is not None:
             return in_loss.origin
-        leaves = [p for p in model.parameters() if p.requires_grad]
+        leaves: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
         leaves += [t for t in _tensors(inputs) if t.requires_grad and t.is_leaf]
         in_backward = _Backward(trace).search(loss, leaves)
         if in_backward is not None:
@@ -147,7 +147,7 @@ class _Trace(TorchDispatchMode):
     def watching(self, where: str) -> Iterator[None]:
         """Follow what runs in the block; `where` is forward or loss."""
         self._where = where
-        handles = []
+        handles: list[Any] = []
         for name, module in self._model.named_modules():
             if not isinstance(module, torch.jit.ScriptModule):  # it takes no hooks
                 handles += (
@@ -295,7 +295,7 @@ class _Backward:
 
     def __init__(self, trace: _Trace) -> None:
         self._trace = trace
-        self._sources: dict[tuple[Node, int], _Source] = {}  # (node, which of its inputs)
+        self._sources: dict[tuple[Node | None, int], _Source] = {}  # (node, which of its inputs)
         self._reached: list[_Source] = []
 
     def search(self, loss: Any, leaves: list[Tensor]) -> _Source | None:
@@ -371,7 +371,7 @@ def _is_leaf(node: Node | None) -> bool:
 
 def _saved(node: Node) -> list[Tensor]:
     """Return the tensors that the node saved in the forward pass."""
-    saved = []
+    saved: list[Tensor] = []
     for name in dir(node):
         if name.startswith("_saved_") or name == "saved_tensors":
             # A checkpoint recomputes its saved tensors only once.
@@ -412,6 +412,7 @@ def _named(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
         return
     if dataclasses.is_dataclass(value) and not isinstance(value, type | Mapping):
         value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    items: Iterable[tuple[Any, Any]]
     if isinstance(value, Mapping):
         items = value.items()
     elif isinstance(value, tuple | list):

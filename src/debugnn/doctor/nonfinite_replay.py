@@ -26,12 +26,13 @@ class NonFiniteReplay:
 
     def __init__(self) -> None:
         self.saved: dict[str, Any] | None = None
-        self._broken: dict[str, Any] | None = None
+        self._state: dict[str, Any] | None = None
+        self._random_state: list[Tensor] = []
 
     @property
     def pending(self) -> bool:
         """True if a step's weights are kept."""
-        return self._broken is not None
+        return self._state is not None
 
     def keep(self, model: nn.Module, random_state: list[Tensor]) -> None:
         """Keep the weights before the update that a non-finite gradient is about to spoil.
@@ -41,8 +42,8 @@ class NonFiniteReplay:
         Args:
             random_state: before the step's forward pass.
         """
-        if self._broken is None:
-            self._broken = {"model": copied_state(model), "random_state": random_state}
+        if self._state is None:
+            self._state, self._random_state = copied_state(model), random_state
 
     def repeat(
         self,
@@ -54,13 +55,22 @@ class NonFiniteReplay:
     ) -> NonFinite:
         """Repeat the step whose weights are kept, and return where its first bad number came from.
 
-        `unknown` where it cannot be repeated, or does not break again.
+        Args:
+            step: its number.
+            call: how the model was called.
+            targets: the batch's.
+            replica: a copy of the model; without one the step cannot be repeated.
+            loss_fn: without it only the forward pass is repeated.
+
+        Returns:
+            The origin; `unknown` where the step cannot be repeated, or does not break again.
         """
         found = None
+        state = self._state or {}
         if replica is not None and replica.model is not None:
-            model = self._as_before(replica.model)
+            model = _as_before(replica.model, state)
             with undisturbed():
-                set_random_state(replica.device, self._broken["random_state"])
+                set_random_state(replica.device, self._random_state)
                 found = find_origin(
                     model,
                     copied_loss(loss_fn),
@@ -72,29 +82,34 @@ class NonFiniteReplay:
             "step": step,
             "call": {"args": call.args, "kwargs": call.kwargs},
             "targets": targets,
-            **self._broken,
+            "model": state,
+            "random_state": self._random_state,
         }
         if found is None:
             return NonFinite(step, "unknown", "", None, "nan", [], 0, 0.0, overflow=True)
         return NonFinite(step, **asdict(found))
 
-    def save(self, folder: Path) -> Path:
-        """Write `saved` to a file, and return its path."""
+    def save(self, folder: Path, step: int) -> Path:
+        """Write `saved` to a file that the step names, and return its path."""
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"nonfinite_step_{self.saved['step']}.pt"
+        path = folder / f"nonfinite_step_{step}.pt"
         torch.save(self.saved, path)
         return path
 
-    def _as_before(self, replica: nn.Module) -> nn.Module:
-        """Return a copy of the model before the step, in training mode.
 
-        The forward pass may have spoilt its buffers: they are taken from the last probe.
-        """
-        buffers = dict(replica.named_buffers())
-        state = {
-            n: buffers[n] if n in buffers and not torch.isfinite(t).all() else t
-            for n, t in self._broken["model"].items()
-        }
-        model = copy.deepcopy(replica)
-        model.load_state_dict(state)
-        return model.train()
+def _as_before(replica: nn.Module, state: dict[str, Any]) -> nn.Module:
+    """Return a copy of the model before the step, in training mode.
+
+    Args:
+        replica: the model as of the last probe. Buffers are taken from it that the step's forward
+            pass has spoilt.
+        state: the weights and buffers before the update.
+    """
+    buffers = dict(replica.named_buffers())
+    state = {
+        n: buffers[n] if n in buffers and not torch.isfinite(t).all() else t
+        for n, t in state.items()
+    }
+    model = copy.deepcopy(replica)
+    model.load_state_dict(state)
+    return model.train()

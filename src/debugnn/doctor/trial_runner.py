@@ -41,15 +41,13 @@ class TrialRunner:
             budget: the most steps that all trials may take, those of earlier calls included.
         """
         evidence = self.evidence
-        if not self._possible or self._observer.task is None:
-            return
         while wanted := [
             trial for trial in causes.trials_wanted(evidence) if trial.name not in evidence.trials
         ]:
             steps = min(_STEPS, budget - evidence.trial_steps)
-            if steps < _STEPS // 2:
+            outcome = self._outcome(wanted[0], steps) if steps >= _STEPS // 2 else None
+            if outcome is None:
                 return
-            outcome = self._outcome(wanted[0], self._observer.task, steps)
             evidence.trials[wanted[0].name] = outcome
             evidence.trial_steps += outcome.steps
 
@@ -57,7 +55,7 @@ class TrialRunner:
     def training(self, size: int | None = None) -> Iterator[CopyTraining | None]:
         """Give a training of a copy that the caller steps through.
 
-        The random state starts at 0 and is restored afterwards.
+        The random numbers start from seed 0; the random state is restored afterwards.
 
         Args:
             size: number of samples to train on; None for the training's first batches.
@@ -65,9 +63,6 @@ class TrialRunner:
         Yields:
             The training; None where no copy can be trained.
         """
-        if not self._possible:
-            yield None
-            return
         with _seeded():
             yield self._start(UNCHANGED, size)
 
@@ -77,40 +72,34 @@ class TrialRunner:
         found = outputs_of(training.model, training.batches, training=True)
         return score_of(found, task, self._observer.buffer.rarest(task))
 
-    @property
-    def _possible(self) -> bool:
-        """True if there is a model, a loss and a batch that a copy can be trained with."""
-        observer = self._observer
-        return (
-            observer.replica is not None
-            and observer.replica.model is not None
-            and observer.loss_fn is not None
-            and self.evidence.loss.error is None
-            and bool(observer.buffer.early)
-        )
-
-    def _outcome(self, trial: Trial, task: Task, steps: int) -> TrialOutcome:
+    def _outcome(self, trial: Trial, steps: int) -> TrialOutcome | None:
+        """Return how a trial went, None where no copy can be trained."""
         with _seeded():
             try:
-                return run(self._start(trial), task, steps)
+                training = self._start(trial)
+                task = self._observer.task
+                return None if training is None or task is None else run(training, task, steps)
             except Exception as error:  # whatever model, loss or optimiser raise under the change
                 troubles.note_error(self.evidence, f"trial {trial.name}", error)
                 return TrialOutcome(0, math.nan, math.nan)
 
-    def _start(self, trial: Trial, size: int | None = None) -> CopyTraining:
+    def _start(self, trial: Trial, size: int | None = None) -> CopyTraining | None:
+        """Return a training from the initial weights; None without a model, a loss or a batch."""
         observer = self._observer
-        batches = observer.buffer.early[:_BATCHES]
+        replica, loss_fn, early = observer.replica, observer.loss_fn, observer.buffer.early
+        failed = self.evidence.loss.error is not None
+        if replica is None or loss_fn is None or failed or not early:
+            return None
+        model = replica.fresh()
+        if model is None:
+            return None
+        batches = early[:_BATCHES]
         if size is not None:
-            first = batches[0]
-            batch, rows = batch_size(first.call, len(first.targets)), slice(size)
-            batches = [Batch(first.call.take(rows, batch), take(first.targets, rows, batch))]
+            call, targets = batches[0].call, batches[0].targets
+            batch, rows = batch_size(call, len(targets)), slice(size)
+            batches = [Batch(call.take(rows, batch), take(targets, rows, batch))]
         return CopyTraining(
-            observer.replica.fresh(),
-            observer.optimizer,
-            observer.replica.groups,
-            copied_loss(observer.loss_fn),
-            batches,
-            trial,
+            model, observer.optimizer, replica.groups, copied_loss(loss_fn), batches, trial
         )
 
 

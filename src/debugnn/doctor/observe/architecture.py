@@ -136,7 +136,8 @@ def _without_gradient(
     without = [pair for pair, gradient in zip(named, found, strict=True) if gradient is None]
     if not without:
         return [], []
-    unreached, unused = [], []
+    unreached: list[str] = []
+    unused: list[str] = []
     with torch.no_grad():
         before = first_tensor(call(model))
         for name, parameter in without:
@@ -144,7 +145,7 @@ def _without_gradient(
             parameter.mul_(1.5).add_(0.1)
             after = first_tensor(call(model))
             parameter.copy_(kept)
-            depends = before is not None and not torch.equal(before, after)
+            depends = before is not None and after is not None and not torch.equal(before, after)
             (unreached if depends else unused).append(name)
     return unreached, unused
 

@@ -36,6 +36,7 @@ class ValidationBatch:
     call: Call
     inputs: Tensor | None
     targets: Tensor
+    count: int  # number of samples
     size: int  # number of samples given, of which these were chosen
     step: int
     outputs: Any

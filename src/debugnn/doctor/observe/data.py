@@ -59,10 +59,10 @@ def note_data(
         facts.simple_skill = simple_models.simple_skill(inputs[keep], targets[keep], task)
     if validation is not None:
         known = buffer.prints.together() if buffer.prints else samples.fingerprints(inputs)
-        compared = _compare(facts, known, inputs, targets, validation, task)
-        replica = current() if compared else None
-        if replica is not None:
-            _evaluate(facts, buffer, validation, task, replica, steps)
+        if _compare(facts, known, inputs, targets, validation, task):
+            replica = current()
+            if replica is not None:
+                _evaluate(facts, buffer, validation, task, replica, steps)
 
 
 def _note_fingerprints(evidence: Evidence, buffer: BatchBuffer, task: Task) -> None:
@@ -129,7 +129,7 @@ def _evaluate(
 
     For models of one tensor.
     """
-    call, targets, count = validation.call, validation.targets, len(validation.inputs)
+    call, targets, count = validation.call, validation.targets, validation.count
     if len(call.args) != 1 or not isinstance(call.args[0], Tensor) or call.kwargs:
         return
     given = call.args[0]
@@ -150,7 +150,7 @@ def _evaluate(
             facts.matched_skill = score(task, at_scale, targets).skill
     if task.kind == "classes" and first_tensor(outputs) is not None:
         predicted, wanted = task.pair(outputs, targets)
-        size = task.classes
+        size = task.size
         pairs = wanted * size + predicted.argmax(dim=1)
         confusion = torch.bincount(pairs, minlength=size * size).reshape(size, size)
         renamed, other = simple_models.renamed_skill(confusion.cpu())

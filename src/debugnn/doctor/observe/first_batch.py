@@ -58,9 +58,12 @@ def examine(
         _note_task(evidence, task)
 
     def loss(value: Any) -> Tensor:
-        if usable:
+        if loss_fn is not None and usable:
             return loss_fn(value, targets).float().mean()
-        return first_tensor(value).float().square().mean()
+        tensor = first_tensor(value)
+        if tensor is None:
+            raise TypeError("the outputs hold no tensor")
+        return tensor.float().square().mean()
 
     state = copied_state(model)
     evidence.network = network_facts(model, call, batch, loss)

@@ -56,8 +56,8 @@ class LayerProbes:
         layers NaN passes through every layer, and each has a small tensor.
         """
         parameters = [p for _, p in self._named] if due else self._small
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        gradients = [g.coalesce().values() if g.is_sparse else g.detach() for g in gradients]
+        present = [p.grad for p in parameters if p.grad is not None]
+        gradients = [g.coalesce().values() if g.is_sparse else g.detach() for g in present]
         if not gradients:
             return False
         total = sum(read_together(torch._foreach_norm(gradients)))
@@ -66,9 +66,9 @@ class LayerProbes:
 
     def measure_gradients(self) -> None:
         """Begin a probe, before an update: the norms of gradients and weights."""
-        named = [(n, p) for n, p in self._named if p.grad is not None]
-        self.graded.update(name for name, _ in named)
-        gradients = {n: p.grad.detach() for n, p in named if not p.grad.is_sparse}
+        present = {n: p.grad.detach() for n, p in self._named if p.grad is not None}
+        self.graded.update(present)
+        gradients = {n: gradient for n, gradient in present.items() if not gradient.is_sparse}
         weights = {n: p.detach() for n, p in self._model.named_parameters() if p.dim() >= 2}
         with_both = [n for n in weights if n in gradients]
         with torch.no_grad():

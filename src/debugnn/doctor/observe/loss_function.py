@@ -183,12 +183,12 @@ def _try_classes(
     task: Task,
 ) -> None:
     rows, classes = task.pair(outputs, targets)
-    if len(classes) < outputs.numel() // task.classes:
+    if len(classes) < outputs.numel() // task.size:
         return  # some labels are ignored or impossible: no outputs are right for them
     facts.output_space = space(rows)
     if task.squashed and facts.output_space == "real":
         facts.output_space = "unit"
-    hot = F.one_hot(classes, task.classes).to(outputs.dtype)
+    hot = F.one_hot(classes, task.size).to(outputs.dtype)
 
     def shaped(made_up: Tensor) -> Tensor:
         moved = outputs.movedim(task.axis, -1)
@@ -198,10 +198,10 @@ def _try_classes(
         candidates = [hot * size for size in _LOGITS]
         right, wrong, flat = candidates[_RIGHT], -candidates[_RIGHT], torch.zeros_like(hot)
     else:
-        rest = _REST / task.classes
+        rest = _REST / task.size
         right = hot * _SURE + rest
-        wrong = (1 - hot) / (task.classes - 1) * _SURE + rest
-        flat = torch.full_like(hot, 1 / task.classes)
+        wrong = (1 - hot) / (task.size - 1) * _SURE + rest
+        flat = torch.full_like(hot, 1 / task.size)
         if facts.output_space == "log_simplex":
             right, wrong, flat = right.log(), wrong.log(), flat.log()
         candidates = [right]
@@ -235,18 +235,20 @@ def _try_noise(
     if facts.output_space == "real":
         here, there = value_of(noise), value_of(noise + 3)
         facts.shift_change = abs(here - there) / max(abs(here), abs(there), 1e-6)
-    facts.pairwise = _is_pairwise(value_of, noise, targets, task.classes)
+    facts.pairwise = _is_pairwise(value_of, noise, targets, task.size)
     gradient = _gradient(loss_fn, noise, targets)
     if gradient is None or len(noise) < 2:
         return
     _, classes = task.pair(noise, targets)
-    hot = F.one_hot(classes, task.classes).to(noise.dtype)
-    by_row = gradient.movedim(task.axis, -1).reshape(-1, task.classes)
+    hot = F.one_hot(classes, task.size).to(noise.dtype)
+    by_row = gradient.movedim(task.axis, -1).reshape(-1, task.size)
     facts.other_entries = _ratio((by_row * (1 - hot)).abs().sum(), by_row.abs().sum())
     changed = noise.clone()
     half = len(noise) // 2
     changed[half:] = noise[half:].flip(0) * 0.5 if len(noise) - half > 1 else noise[half:] * 0.5
     again = _gradient(loss_fn, changed, targets)
+    if again is None:
+        return
     difference = (again[:half] - gradient[:half]).abs().max()
     facts.cross_gradient = _ratio(difference, gradient[:half].abs().max())
 

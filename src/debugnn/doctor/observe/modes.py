@@ -10,7 +10,7 @@ DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
 
 
-def layers_with_a_rate(model: nn.Module) -> list[nn.Module]:
+def layers_with_a_rate(model: nn.Module) -> list[nn.RNNBase | nn.MultiheadAttention]:
     """Return recurrent and attention layers: their dropout is an attribute, `dropout`, no layer."""
     return [
         module

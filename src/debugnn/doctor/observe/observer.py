@@ -257,7 +257,7 @@ class Observer:
         found = self.nonfinite.repeat(step, call, targets, self.replica, self.loss_fn)
         self.evidence.nonfinite = found
         if self._save_to is not None:
-            found.replay = str(self.nonfinite.save(self._save_to))
+            found.replay = str(self.nonfinite.save(self._save_to, step))
 
     @guarded("the loss beside loss_fn's value")
     def _compare_loss(self, loss: Tensor, targets: Any) -> None:
@@ -311,6 +311,7 @@ class Observer:
             call=call.map(copied),
             inputs=None if given is None else copied(given),
             targets=copied(targets),
+            count=count,
             size=batch or 1,
             step=step,
             outputs=outputs,
@@ -351,8 +352,8 @@ class Observer:
     @guarded("the outcome")
     def _gather_outcome(self) -> None:
         replica, outcome = self.replica, self.evidence.outcome
-        model = replica.current() if replica is not None else None
-        if model is not None and self.task is not None:
+        model = None if replica is None else replica.current()
+        if replica is not None and model is not None and self.task is not None:
             with undisturbed():
                 note_scores(outcome, self.buffer, self.task, model)
             note_movement(outcome, self.model, replica.groups, replica.initial)

@@ -275,9 +275,9 @@ def _measure_activation(name: str, output: Tensor) -> _Scalars:
         low, high = ends_of_units(rows)
         found.append(((low == 0) & (high == 0)).float().mean())
     if bounds := _BOUNDS[name]:
-        low, high = bounds
-        edge = _EDGE * (high - low)
-        found.append(((values < low + edge) | (values > high - edge)).float().mean())
+        bottom, top = bounds
+        edge = _EDGE * (top - bottom)
+        found.append(((values < bottom + edge) | (values > top - edge)).float().mean())
     return _Scalars(found, root, units)
 
 

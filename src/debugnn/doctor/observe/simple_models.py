@@ -3,8 +3,6 @@
 All functions take inputs (N, …), of which row i belongs to target i. None draws a random number.
 """
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -205,7 +203,7 @@ def mean_and_deviation(inputs: Tensor) -> tuple[Tensor, Tensor]:
     return mean, torch.where(std > 1e-12, std, torch.ones_like(std))
 
 
-def _feature_axes(inputs: Tensor) -> Sequence[int]:
+def _feature_axes(inputs: Tensor) -> tuple[int, ...]:
     """Return the axes to average over: of (B, features), (B, T, features) or (B, C, …)."""
     if inputs.dim() == 2:
         return (0,)

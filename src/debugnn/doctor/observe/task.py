@@ -39,28 +39,38 @@ class Task:
     axis: int = 1
     squashed: bool = False
 
+    @property
+    def size(self) -> int:
+        """Number of classes."""
+        return self.classes or 2
+
     def pair(self, outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return outputs and targets sample by sample.
 
         Of classes the outputs (N, C) and class indices (N,), without those that no output stands
         for; else outputs and values, (N,) both.
+
+        Raises:
+            TypeError: outputs without a tensor.
         """
-        outputs = first_tensor(outputs).detach().float()
-        targets = targets.detach()
+        tensor = first_tensor(outputs)
+        if tensor is None:
+            raise TypeError("the outputs hold no tensor")
+        predicted, targets = tensor.detach().float(), targets.detach()
         if self.kind == "classes":
-            outputs = outputs.movedim(self.axis, -1).reshape(-1, self.classes)
+            predicted = predicted.movedim(self.axis, -1).reshape(-1, self.size)
             if targets.is_floating_point():
-                return outputs, targets.reshape(-1, self.classes).argmax(dim=1)
+                return predicted, targets.reshape(-1, self.size).argmax(dim=1)
             targets = targets.reshape(-1).long()
-            known = (targets >= 0) & (targets < self.classes)
-            return outputs[known], targets[known]
-        return outputs.reshape(-1), targets.float().reshape(-1)
+            known = (targets >= 0) & (targets < self.size)
+            return predicted[known], targets[known]
+        return predicted.reshape(-1), targets.float().reshape(-1)
 
     def labels(self, targets: Tensor) -> Tensor:
         """Return the targets of classes or of a binary task as class indices, (N,)."""
         if targets.is_floating_point():
             if self.kind == "classes":
-                return targets.reshape(-1, self.classes).argmax(dim=1)
+                return targets.reshape(-1, self.size).argmax(dim=1)
             return (targets > 0.5).long().reshape(-1)
         return targets.reshape(-1).long()
 
@@ -150,10 +160,10 @@ def constant_loss(task: Task, targets: Tensor) -> float | None:
         columns = values.reshape(len(values), -1) if values.dim() > 1 else values[:, None]
         variance = columns.var(dim=0, correction=0).mean().item()
         return variance if variance > 0 else None
-    targets, classes = targets.detach(), task.classes or 2
+    targets = targets.detach()
     binary = task.kind == "binary"
     labels = (targets > 0.5).long().reshape(-1) if binary else task.labels(targets)
-    counts = torch.bincount(labels[(labels >= 0) & (labels < classes)]).double()
+    counts = torch.bincount(labels[(labels >= 0) & (labels < task.size)]).double()
     shares = counts[counts > 0] / counts.sum()
     return max(-(shares * shares.log()).sum().item(), _ONE_CLASS)
 
@@ -185,8 +195,8 @@ def score(task: Task, outputs: Any, targets: Tensor, rarest: Sequence[int] = ())
         result.relative_loss = None
         share = (wanted > 0).float().mean().item()
         base = max(share, 1 - share)
-        right = ((predicted > 0) == (wanted > 0)).float().mean().item()
-        result.skill = (right - base) / (1 - base) if base < 1 else None
+        accuracy = ((predicted > 0) == (wanted > 0)).float().mean().item()
+        result.skill = (accuracy - base) / (1 - base) if base < 1 else None
         return result
     if task.kind == "values":
         relative = result.relative_loss
