@@ -513,7 +513,7 @@ def main() -> int:
         "--output",
         type=Path,
         metavar="DIR",
-        help="write table and figure there; outputs/reference/benchmark: the results page, too",
+        help="write table and figure there; for outputs/reference/benchmark, the results page too",
     )
     parser.add_argument(
         "--again", action="store_true",

@@ -87,7 +87,7 @@ def markdown(results: Mapping[str, Any]) -> str:
 
 
 def summary(results: Mapping[str, Any]) -> str:
-    """Return the results page's table: ratios, overheads, start-up, memory, and their targets."""
+    """Return the table of the results page: ratios, overheads, start-up, memory, targets."""
     rows = [["", "measured", "target"]]
     for key in (
         "article_fp32", "article_bf16", "article_fp32_alone", "article_bf16_alone",

@@ -1,4 +1,4 @@
-"""The shape, type and classes of the drawn images, the silhouettes, and the weak hint of the hue."""
+"""The drawn images, the silhouettes, and how weakly the hue hints at the class."""
 
 import numpy as np
 import pytest
