@@ -119,7 +119,9 @@ def experiments(conf: Path) -> str:
 
 def causes() -> str:
     """The doctor's vocabulary, each cause with what it means."""
-    return markdown(["cause", "is"], [[f"`{name}`", cause.meaning] for name, cause in CAUSES.items()])
+    return markdown(
+        ["cause", "is"], [[f"`{name}`", cause.meaning] for name, cause in CAUSES.items()]
+    )
 
 
 def _short(values: str) -> str:
