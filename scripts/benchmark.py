@@ -30,7 +30,8 @@ from reproduce import runs_at_once
 
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16"}  # → torch's name
 WATCHED = (*MAIN, "regression")  # nets that are timed with and without the doctor
-REFERENCE = ROOT / "outputs" / "reference" / "benchmark"  # what the README's table is made from
+REFERENCE = ROOT / "outputs" / "reference" / "benchmark"  # what the results page shows
+RESULTS_PAGE = REFERENCE.parent / "README.md"
 STACK_STEPS = 20  # that are timed as one, of a stack and of its members one by one
 NO_BF16 = (
     "bf16 is left out: this processor has no bfloat16 instructions, and emulates them several "
@@ -482,7 +483,7 @@ def main() -> int:
         "--output",
         type=Path,
         metavar="DIR",
-        help="write table and figure there; outputs/reference/benchmark: the README's table, too",
+        help="write table and figure there; outputs/reference/benchmark: the results page, too",
     )
     parser.add_argument(
         "--again", action="store_true",
@@ -524,7 +525,7 @@ def main() -> int:
         (options.output / "benchmark.json").write_text(numbers, encoding="utf-8")
         output.figure(written, options.output / "benchmark.png")
         if options.output.resolve() == REFERENCE:
-            tables.fill(ROOT / "README.md", "speed", output.summary(written))
+            tables.fill(RESULTS_PAGE, "speed", output.summary(written))
     return 0
 
 

@@ -2,7 +2,7 @@
 
 python scripts/evaluate_doctor.py                       all programs, 5 seeds
 python scripts/evaluate_doctor.py --seeds 1 --only lr_  some programs, one seed
-python scripts/evaluate_doctor.py --write               fill outputs/reference/doctor, too
+python scripts/evaluate_doctor.py --write               fill outputs/reference/doctor and the page
 python scripts/evaluate_doctor.py --save DIR            keep each run's evidence
 python scripts/evaluate_doctor.py --rejudge DIR         diagnose kept evidence by today's rules
 
@@ -36,6 +36,7 @@ from debugnn.doctor.report import Report
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = ROOT / "outputs" / "reference" / "doctor"
+DOCTOR_PAGE = ROOT / "src" / "debugnn" / "doctor" / "README.md"
 
 Row = dict[str, Any]  # one run: what was put in, what the doctor found, and its evidence
 
@@ -259,9 +260,8 @@ def write(rows: list[Row]) -> None:
         matrix, OUTPUT / "confusion.png", "What was injected, and what the doctor named first",
         f"Held-out half: {len(held)} runs, seeds 0 to {seeds - 1}. Orange: another name.",
     )  # fmt: skip
-    tables.fill(OUTPUT / "README.md", "rates", f"{table(rows)}\n\n{said}")
-    tables.fill(OUTPUT / "README.md", "causes", by_cause(held))
-    tables.fill(ROOT / "README.md", "doctor", f"{table(rows)}\n\n{said}")
+    tables.fill(DOCTOR_PAGE, "rates", f"{table(rows)}\n\n{said}")
+    tables.fill(DOCTOR_PAGE, "by_cause", by_cause(held))
 
 
 def _commit() -> str:

@@ -135,6 +135,7 @@ MISTAKES = {
     "model.activation._target_=torch.nn.Nope": ["torch.nn.Nope"],
     "init.weight._target_=torch.nn.init.nope_": ["init.weight", "nope_"],
     "init=pretrained": ["shapes"],
+    "loss._target_=null": ["loss._target_"],
     "optim._target_=torch.optim.LBFGS": ["LBFGS", "closure"],
     "output_dir=/dev/null/x": ["output_dir", "/dev/null/x"],
     "data=mnist data.root=nowhere data.download=false": ["nowhere", "DEBUGNN_DATA", "digits"],

@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import re
 import shutil
-from pathlib import Path
 
 import hydra
 import pytest
@@ -262,7 +261,7 @@ def test_articles_runs_are_all_claimed():
     claimed = set()
     for path in (CONF / "experiment").glob("*.yaml"):
         claimed |= set(yaml.safe_load(path.read_text())["report"].get("article", {}).values())
-    lines = Path(CONF.parent / "outputs/reference/article_runs.csv").read_text().splitlines()
+    lines = (CONF.parent / "src/debugnn/analysis/article_runs.csv").read_text().splitlines()
     recorded = {line.split(",")[0] for line in lines[1:]}
     # One program with VG_Converge: its first ten epochs.
     assert recorded - claimed == {"Vanishing_Grad_1"}

@@ -26,7 +26,7 @@ ALLOWED = {
     "nn": ({"torch"}, LEAVES),
     "data": ({"numpy", "torch", "torchvision", "sklearn"}, LEAVES),
     "training": ({"numpy", "torch"}, LEAVES | {"nn", "data"}),
-    "doctor": ({"torch"}, LEAVES | {"training"}),
+    "doctor": ({"torch"}, LEAVES),
     "faults": ({"numpy", "torch", "sklearn"}, {"doctor"}),
     "config": ({"hydra", "omegaconf"}, LEAVES),
     "build": (

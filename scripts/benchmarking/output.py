@@ -87,7 +87,7 @@ def markdown(results: Mapping[str, Any]) -> str:
 
 
 def summary(results: Mapping[str, Any]) -> str:
-    """What the README says: ratios and their targets, watching, start-up, memory."""
+    """What the results page says: ratios and their targets, watching, start-up, memory."""
     rows = [["", "measured", "target"]]
     for key in (
         "article_fp32", "article_bf16", "article_fp32_alone", "article_bf16_alone",

@@ -336,4 +336,7 @@ def _bounded(
 def group_of(entry: dataclasses.Field) -> type | None:
     """Return the dataclass of a field that holds a group of its own, None for any other field."""
     kinds = get_args(entry.type) if isinstance(entry.type, UnionType) else (entry.type,)
-    return next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None)
+    for kind in kinds:
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            return kind
+    return None

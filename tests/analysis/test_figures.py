@@ -16,9 +16,10 @@ from matplotlib.figure import Figure
 from test_runs import epoch, stats, write_run
 
 from conftest import REPOSITORY
+from debugnn.analysis.article import article_epochs
 from debugnn.analysis.figures import KINDS, draw
 from debugnn.analysis.figures.layers import magnitudes, rebin
-from debugnn.analysis.runs import ARTICLE, Run, article_epochs, load_runs
+from debugnn.analysis.runs import Run, load_runs
 from debugnn.errors import ConfigError
 from debugnn.records import Layers, LrPoint, LrSuggestion, Step
 
@@ -40,7 +41,7 @@ def layers(step: int, scale: float = 1.0, dead: float = 0.0) -> Layers:
 
 def plotted(kind: str, runs: list[Run], **entry: Any) -> Figure:
     defaults = {"name": "fig", "kind": kind, "title": "A title", "arms": None, "options": {}}
-    return KINDS[kind](runs, ARTICLE, {**defaults, **entry})
+    return KINDS[kind](runs, {**defaults, **entry})
 
 
 def texts(figure: Figure) -> str:
@@ -132,7 +133,7 @@ def test_the_articles_points_have_their_arms_colour(tmp_path: Path) -> None:
         points = {line.get_label(): line for line in axes.lines if "article" in line.get_label()}
         assert set(points) == {"article: dropout_model", "article: base_model"}
         for label, line in points.items():
-            recorded = article_epochs(ARTICLE, label.removeprefix("article: "))
+            recorded = article_epochs(label.removeprefix("article: "))
             assert list(line.get_ydata()) == recorded[column].tolist()
     colours = {
         line.get_label(): line.get_color() for line in figure.subfigs[0].legends[0].legend_handles
@@ -153,7 +154,7 @@ def test_training_only(tmp_path: Path) -> None:
     rows = [epoch(0, 2.0, 40.0, test_loss=None, last_batch_loss=1.5, test_accuracy=None)]
     write_run(tmp_path, {}, rows, article_run="overfitsmall")
     loss, accuracy = plotted("curves", load_runs(tmp_path), options={"split": "train"}).axes
-    recorded = article_epochs(ARTICLE, "overfitsmall")
+    recorded = article_epochs("overfitsmall")
     assert lines(loss)[0] == ([0], [1.5])
     assert lines(loss)[1][1] == recorded["last_batch_loss"].tolist()
     assert lines(accuracy)[1][1] == recorded["train_accuracy"].tolist()
@@ -278,11 +279,11 @@ def test_a_panel_for_every_weight_tensor(tmp_path: Path) -> None:
 def test_chosen_layers_alone(tmp_path: Path) -> None:
     write_run(tmp_path, {}, [layers(0, 1e7), layers(5, 1e7)])
     runs = load_runs(tmp_path)
-    figure = plotted("gradient_histograms", runs, options={"layers": ["fc1.weight"]})
+    figure = plotted("gradient_heatmap", runs, options={"layers": ["fc1.weight"]})
     assert [axes.get_title() for axes in figure.axes if axes.get_title()] == ["fc1.weight"]
     assert figure.axes[0].get_ylim()[1] == pytest.approx(1e8)
     with pytest.raises(ConfigError, match=r"conv9\.weight"):
-        plotted("gradient_histograms", runs, options={"layers": ["conv9.weight"]})
+        plotted("gradient_heatmap", runs, options={"layers": ["conv9.weight"]})
 
 
 def test_zero_and_infinite_norms_are_marked(tmp_path: Path) -> None:

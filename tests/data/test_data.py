@@ -371,7 +371,7 @@ def test_preparing_a_batch_leaves_the_stored_images_alone(image_data, dtype):
 def test_a_large_sets_moments_are_those_of_its_float_copy(image_arrays, monkeypatch):
     images = torch.from_numpy(image_arrays((3, 9, 7), train=5000).train_inputs)
     mean, std = dataset._moments(images)
-    monkeypatch.setattr(dataset, "_AT_ONCE", 1000)
+    monkeypatch.setattr(dataset, "_MAX_FLOAT_COPY", 1000)
     counted_mean, counted_std = dataset._moments(images)
     assert counted_mean == pytest.approx(mean, rel=1e-5)
     assert counted_std == pytest.approx(std, rel=1e-5)

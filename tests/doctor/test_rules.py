@@ -646,6 +646,80 @@ def test_a_failing_training_is_explained(name):
     assert report.findings[0].severity == "error"
 
 
+# Cause → layer, step, override, what the summary says, and a number of the finding's evidence.
+TOLD = {
+    "input_scale": (None, None, "data.scale=normalised", "root mean square is 100", ("rms", 100.0)),
+    "symmetric_init": ("first", 0, "init=kaiming", "all weights of the layer start equal",
+                       ("gain", 1.0)),
+    "init_scale_too_large": ("second", 0, "init=kaiming", "2.91 times as large",
+                             ("trial: reinitialised", 0.5)),
+    "init_scale_too_small": ("second", 0, "init=kaiming", "at 0.064 of the size",
+                             ("trial: unchanged", 1.0)),
+    "dead_relu": ("second", 0, "model=leaky_relu", "75 % of the units are zero",
+                  ("dead_units", 0.75)),
+    "saturated_activation": ("first", 0, "init=xavier", "60 % of the activations",
+                             ("saturated", 0.6)),
+    "over_regularised": (None, None, "reg=none", "shrinks the weights to 59 %",
+                         ("weight_decay", 1.0)),
+    "over_regularised by a penalty": (None, None, "reg=none", "51 % of the loss is a penalty",
+                                      ("penalty_share", pytest.approx(0.51))),
+    "over_regularised by dropout": (None, None, "reg=none", "dropout leaves 10 % of the units",
+                                    ("dropout", 0.9)),
+    "lr_too_high": ("first", 0, "optim.lr=0.0001", "by up to 6 %; at a rate of 0.0001",
+                    ("largest_update", pytest.approx(0.06))),
+    "lr_too_low": (None, None, "optim.lr=0.1", "moved by 3 % of their size; at a rate of 0.1",
+                   ("movement", 0.03)),
+    "exploding_gradient": ("first", 0, "clip=4.0", "first.weight is 31 times that at out.weight",
+                           ("ratio", 31.0)),
+    "vanishing_gradient": ("first", 0, "model.activation._target_=torch.nn.ReLU",
+                           "first.weight is 0.019 of that at out.weight", ("ratio", 0.019)),
+    "vanishing_gradient in time": (None, 0, "model.activation._target_=torch.nn.ReLU",
+                                   "0.0009 reaches the first", ("ratio", 0.9e-3)),
+    "bad_labels": (None, None, "data.labels=paired", "neither the network nor nearest neighbours",
+                   ("simple_model_skill", 0.05)),
+    "frozen_parameters": ("first", None, None, "have requires_grad=False: first.weight",
+                          ("parameters", ["first.weight"])),
+    "loss_reduction": (None, None, None, "averaged, a copy learns", ("trial: averaged loss", 0.3)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", gated())
+def test_a_finding_says_where_it_was_and_with_which_numbers(name):
+    given = evidence(0.02)
+    gated()[name](given)
+    given.data.axes = 2
+    found = diagnosis(given).findings[0]
+    layer, step, override, summary, (key, number) = TOLD[name]
+    assert (found.layer, found.step, found.override) == (layer, step, override)
+    assert summary in found.summary
+    assert found.evidence[key] == number
+
+
+def test_images_are_offered_the_articles_relu_net():
+    given = evidence(0.02)
+    given.probes[0] = probe(0, gradients=(0.019, 0.1, 1.0))
+    given.data.axes = 4
+    assert diagnosis(given).findings[0].override == "model=relu_net"
+
+
+@pytest.mark.parametrize("cause", ["dead_relu", "saturated_activation"])
+def test_units_that_were_stuck_from_the_start_are_told_from_those_that_came_to_it(cause):
+    at_start, later = evidence(0.02), evidence(0.02)
+    gated()[cause](at_start)
+    later.probes[3].activations, later.probes[0].activations = at_start.probes[0].activations, []
+    (first,), (second,) = found_by(cause, at_start), found_by(cause, later)
+    assert "from the start" in first.summary
+    assert "from the start" not in second.summary
+    assert (first.step, second.step) == (0, 20)
+    assert (first.fix == second.fix) is (cause == "saturated_activation")
+
+
+def test_rows_that_are_equal_are_told_from_a_layer_that_is_constant():
+    given = evidence(0.02)
+    given.weights[0] = weight("first.weight", identical_rows=True)
+    assert "start with equal weights, get equal gradients" in diagnosis(given).findings[0].summary
+
+
 @pytest.mark.parametrize("name", gated())
 def test_the_same_anomaly_in_a_training_that_learns_is_a_note_at_most(name):
     given = evidence(0.95)

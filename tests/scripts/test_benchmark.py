@@ -201,6 +201,28 @@ def test_table_and_figure_show_ratios_first(tmp_path):
     assert json.loads(json.dumps(vars(results)))["ratio"]["article_fp32"] == 1.7
 
 
+def test_bf16_is_left_out_where_the_processor_has_none(capsys):
+    assert benchmark.precisions("flags : fpu avx2 avx512_bf16\n") == ["fp32", "bf16"]
+    assert capsys.readouterr().err == ""
+    assert benchmark.precisions("flags : fpu avx2\n") == ["fp32"]
+    assert "bf16 is left out" in capsys.readouterr().err
+
+
+def test_the_tables_of_a_processor_without_bf16_say_so(tmp_path):
+    """The committed numbers, without those of bf16."""
+    results = json.loads((benchmark.REFERENCE / "benchmark.json").read_text())
+    for group, numbers in results.items():
+        if group != "notes":
+            results[group] = {key: n for key, n in numbers.items() if "bf16" not in key}
+    results["notes"].append(benchmark.NO_BF16)
+    for table in (output.markdown(results), output.summary(results)):
+        assert "whole article, fp32" in table
+        assert [line for line in table.splitlines() if "bf16" in line and "|" in line] == []
+        assert "bf16 is left out" in table
+    output.figure(results, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 5000
+
+
 def test_help_fits_80_columns(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["benchmark.py", "--help"])
     monkeypatch.setenv("COLUMNS", "80")

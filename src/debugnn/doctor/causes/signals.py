@@ -388,7 +388,9 @@ def largest_update(evidence: Evidence) -> tuple[float, str, int]:
     for probe in evidence.probes[:UPDATE_PROBES]:
         for name, layer in probe.layers.items():
             if layer.update is not None and layer.weight > 0:
-                found = max(found, (layer.update / layer.weight, name, probe.step))
+                ratio = layer.update / layer.weight
+                if ratio > found[0]:
+                    found = (ratio, name, probe.step)
     return found
 
 

@@ -1,12 +1,14 @@
-"""Dropout from 16 random bits a unit, against one unit after the other and against PyTorch's."""
+"""Each layer against an obvious computation of the same, and against PyTorch's layer."""
 
 import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
-from debugnn.nn.dropout import Dropout, dropout
+from debugnn.nn.layers import Dropout, Flatten, Maxout, dropout
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
@@ -19,7 +21,7 @@ def images(layout=torch.contiguous_format, dtype=torch.float32, shape=(5, 3, 7, 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("p", [0.5, 0.3, 1e-9, 0.999999])
-def test_it_is_what_one_unit_after_the_other_gives(p, layout, dtype):
+def test_dropout_is_what_one_unit_after_the_other_gives(p, layout, dtype):
     inputs = images(layout, dtype)
     torch.manual_seed(3)
     outputs = dropout(inputs, p)
@@ -47,11 +49,11 @@ def test_it_is_what_one_unit_after_the_other_gives(p, layout, dtype):
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.75])
-def test_units_are_dropped_at_the_rate_each_on_its_own(p):
+def test_units_are_dropped_at_the_rate_and_independently(p):
     count = 400_000
     torch.manual_seed(0)
     kept = dropout(torch.ones(count), p) > 0
-    for part in kept.view(-1, 4).T:  # of the four units of a random word, each
+    for part in kept.view(-1, 4).T:  # each of the four units that share a random word
         deviation = (part.float().mean() - (1 - p)).abs().item()
         assert deviation < 5 * math.sqrt(p * (1 - p) / len(part))
     for distance in (1, 2, 3, 4, 5):
@@ -60,7 +62,7 @@ def test_units_are_dropped_at_the_rate_each_on_its_own(p):
         assert abs(both - (1 - p) ** 2) < 5 * 2 * spread
 
 
-def test_the_mean_stays_and_gradients_pass_where_units_do():
+def test_dropout_keeps_the_mean_and_passes_the_gradients_of_kept_units():
     torch.manual_seed(0)
     inputs = torch.full((1000, 200), 3.0, requires_grad=True)
     outputs = dropout(inputs, 0.3)
@@ -69,7 +71,7 @@ def test_the_mean_stays_and_gradients_pass_where_units_do():
     torch.testing.assert_close(inputs.grad, outputs.detach() / 3)
 
 
-def test_masks_follow_torchs_generator_and_differ_from_each_other():
+def test_dropout_masks_follow_torchs_generator_and_differ_from_each_other():
     inputs = images()
     torch.manual_seed(5)
     first, second = dropout(inputs, 0.5), dropout(inputs, 0.5)
@@ -79,7 +81,7 @@ def test_masks_follow_torchs_generator_and_differ_from_each_other():
 
 
 @pytest.mark.parametrize("p", [0, 0.0, 1, 1.0])
-def test_nothing_is_drawn_where_nothing_is_left_to_chance(p):
+def test_dropout_with_probability_0_or_1_draws_no_random_number(p):
     before = torch.get_rng_state()
     outputs = dropout(images(), p)
     assert torch.equal(outputs, images() if p == 0 else torch.zeros_like(images()))
@@ -87,9 +89,9 @@ def test_nothing_is_drawn_where_nothing_is_left_to_chance(p):
         assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_layer_is_pytorchs_but_for_its_random_numbers():
+def test_the_dropout_layer_is_pytorchs_except_for_its_random_numbers():
     layer, inputs = Dropout(0.4), images()
-    assert isinstance(layer, nn.Dropout)  # as whoever looks for regularisers does
+    assert isinstance(layer, nn.Dropout)  # code that looks for dropout finds it
     assert layer.eval()(inputs) is inputs
     layer.train()
     torch.manual_seed(2)
@@ -101,8 +103,47 @@ def test_the_layer_is_pytorchs_but_for_its_random_numbers():
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (1,), (3, 5), (2, 0, 4, 4), (2, 3, 4, 5, 6)])
-def test_any_shape_and_any_strides(shape):
+def test_dropout_takes_any_shape_and_any_strides(shape):
     outputs = dropout(torch.ones(shape), 0.5)
     assert outputs.shape == torch.Size(shape)
     turned = torch.ones(*shape, 2).transpose(0, -1)
     assert set(dropout(turned, 0.5).flatten().tolist()) <= {0.0, 2.0}
+
+
+@given(
+    batch=st.integers(1, 3),
+    width=st.integers(1, 4),
+    pieces=st.integers(1, 4),
+    positions=st.sampled_from([(), (2,), (2, 3)]),
+    seed=st.integers(0, 1000),
+)
+def test_maxout_is_the_largest_of_its_pieces(batch, width, pieces, positions, seed):
+    inputs = torch.randn(
+        batch, width * pieces, *positions, generator=torch.Generator().manual_seed(seed)
+    )
+    outputs = Maxout(pieces)(inputs)
+    assert outputs.shape == (batch, width, *positions)
+    for sample in range(batch):
+        for unit in range(width):
+            largest = inputs[sample, unit * pieces]
+            for piece in range(1, pieces):
+                candidate = inputs[sample, unit * pieces + piece]
+                largest = torch.where(candidate > largest, candidate, largest)
+            assert torch.equal(outputs[sample, unit], largest)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_flatten_keeps_the_layout_and_the_numbers_of_the_gradient(layout):
+    torch.manual_seed(0)
+    inputs = torch.randn(3, 4, 6, 6).to(memory_format=layout)
+    weight = torch.randn(5, 4 * 3 * 3)
+    gradients, arrived = [], []
+    for flatten in (Flatten(), nn.Flatten()):
+        leaf = inputs.clone().requires_grad_()
+        pooled = nn.functional.max_pool2d(leaf, 2)
+        pooled.register_hook(arrived.append)
+        (flatten(pooled) @ weight.T).square().sum().backward()
+        gradients.append(leaf.grad)
+    assert torch.equal(*gradients)
+    assert torch.equal(*arrived)
+    assert arrived[0].is_contiguous(memory_format=layout)
