@@ -28,7 +28,6 @@ ALLOWED = {
     "training": ({"numpy", "torch"}, LEAVES | {"nn", "data"}),
     "doctor": ({"torch"}, LEAVES),
     "faults": ({"numpy", "torch", "sklearn"}, {"doctor"}),
-    "faults": ({"numpy", "torch", "sklearn"}, {"doctor"}),
     "config": ({"hydra", "omegaconf"}, LEAVES),
     "build": (
         {"torch", "hydra", "omegaconf"},

@@ -183,7 +183,7 @@ RULES = [keep, partial(clip_norm, max_norm=4.0), partial(rescale_norm, norm=4.0)
 
 @pytest.mark.parametrize("rule", RULES, ids=["keep", "clip", "rescale"])
 def test_clipping_a_stack_equals_clipping_each(rule):
-    """At every scale that gradients have: vanished, exploded, and no number at all."""
+    """At every scale of gradients: vanished, exploded, and not finite."""
     scales = torch.tensor([0.0, 1e-30, 1e-3, 1.0, 10.0, 1e25, math.inf, math.nan])
     shapes = [(3, 4), (5,), ()]
     generator = torch.Generator().manual_seed(0)

@@ -1,8 +1,8 @@
-"""What a GPU is asked for, told without one.
+"""When a GPU would be waited for, tested without one.
 
-A tensor on the `meta` device has no values: whatever reads one raises. It stands for a device whose
-numbers have to be waited for. A fake tensor says that it lies on a GPU, and takes the operations'
-paths of one.
+A tensor on the `meta` device has no values, and reading one raises an error: it stands for a device
+whose values have to be waited for. A fake tensor claims to be on a GPU, so that operations take the
+paths of a GPU.
 """
 
 from functools import partial
@@ -33,7 +33,7 @@ RULES = {
 
 
 def far_training(rule=keep, classes=True, **decisions) -> Training:
-    """A convolutional net with batch norm and dropout, far away."""
+    """Return a training of a convolutional net with batch norm and dropout on the meta device."""
     model = network(
         (1, 12, 12), 10 if classes else 1, activation=nn.ReLU, blocks=[[4, 6]], hidden=[12],
         batch_norm=True, dropout=0.3,
@@ -59,7 +59,7 @@ def test_no_step_waits_for_the_device_between_two_readings(rule, classes):
     training = far_training(RULES[rule], classes, augment_shift=2, permute_labels=classes)
     with pytest.raises(NotImplementedError, match="meta"):
         list(train_one_epoch(training, LayerProbe(every=None)))
-    assert training.step == 1 + STEPS  # it was the reading after the last that failed
+    assert training.step == 1 + STEPS  # the read after the last step failed
 
 
 def test_a_reading_waits_once():
@@ -87,7 +87,7 @@ def test_the_doctor_waits_for_the_device_only_where_it_is_due():
             training.update()
             doctor.step(loss, inputs, targets)
             waited = any("meta" in trouble for trouble in doctor.evidence.troubles)
-            # Its first look at the training is over by then; step 3 is a probe's.
+            # The first steps are always inspected; the next inspection is at step 3.
             assert waited == (step == 3) or step < 2
             doctor.evidence.troubles.clear()
 
@@ -150,5 +150,5 @@ def test_clipping_a_stack_reads_no_norm_off_a_gpu():
             torch.ones(3, dtype=torch.float64, device="cuda"),
             torch.zeros(3, dtype=torch.bool, device="cuda"),
         )
-        norms = clip_each(gradients, limits)  # a look at a value would raise
+        norms = clip_each(gradients, limits)  # reading a value would raise
         assert (norms.shape, norms.device.type) == ((3,), "cuda")
