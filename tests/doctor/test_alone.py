@@ -45,6 +45,13 @@ with Doctor(model, optimizer, loss_fn) as doctor:
         doctor.validate(inputs, targets)
     report = doctor.report()
 assert isinstance(report, Report)
+
+import debugnn
+import debugnn.doctor.checklist
+from debugnn.doctor import check as again
+
+assert again is check is debugnn.check
+assert Doctor is debugnn.Doctor
 found = {
     "passed": checklist.passed,
     "checks": len(checklist.checks),

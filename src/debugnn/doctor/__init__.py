@@ -10,17 +10,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from debugnn.doctor.check import check
+    from debugnn.doctor.checklist import check
     from debugnn.doctor.report import Finding, Report
     from debugnn.doctor.watch import Doctor
 
 __all__ = ["Doctor", "Finding", "Report", "check"]
 
-_MODULES = {"Doctor": "watch", "Finding": "report", "Report": "report", "check": "check"}
+_MODULES = {"Doctor": "watch", "Finding": "report", "Report": "report", "check": "checklist"}
 
 
 def __getattr__(name: str) -> Any:
-    # On first use (PEP 562): `causes` and `report` need no torch, and must not wait for it.
+    # On first use (PEP 562): `causes` and `report` need no torch, and must not wait for it. No
+    # module is called `check`: its import would put the module in the function's place.
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
