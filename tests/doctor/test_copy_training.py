@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import nn
 
-from debugnn.doctor.copy_training import Batch, CopyTraining, reset, run
-from debugnn.doctor.observe.network import Call
+from debugnn.doctor.copy_training import CopyTraining, reset, run
+from debugnn.doctor.observe.buffer import Batch
+from debugnn.doctor.observe.calls import Call
 from debugnn.doctor.observe.task import Task
 from debugnn.doctor.trials import (
     AVERAGED_LOSS,

@@ -30,9 +30,12 @@ from torch.nn.utils import prune
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from debugnn import Doctor, records
-from debugnn.doctor import causes, watch
+from debugnn.doctor import causes
+from debugnn.doctor.causes import CAUSES
+from debugnn.doctor.copies import nothing
 from debugnn.doctor.evidence import Evidence
-from debugnn.doctor.report import CAUSES, SEVERITIES, Finding, Report
+from debugnn.doctor.observe import devices
+from debugnn.doctor.report import SEVERITIES, Finding, Report
 from debugnn.random_state import set_random_state
 
 NAN = math.nan
@@ -146,8 +149,11 @@ def outcome(program, watch, **settings):
     return bits(returned), state, doctors, reports
 
 
-def undisturbed(program, **settings):
-    """Run a program with and without the doctor; return the doctor's last report of it."""
+def undisturbed(program, troubled=False, **settings):
+    """Run a program with and without the doctor; return the doctor's last report of it.
+
+    Of an ordinary program the doctor can look at everything, and reports no troubles.
+    """
     plain, state, *_ = outcome(program, watch=False)
     watched, after, doctors, reports = outcome(program, watch=True, **settings)
     assert watched == plain, "the doctor changed the training"
@@ -156,6 +162,7 @@ def undisturbed(program, **settings):
     assert all(np.array_equal(a, b) for a, b in zip(after[2], state[2], strict=True))
     for doctor, report in zip(doctors, reports, strict=True):
         sound(report)
+        assert bool(report.troubles) == troubled, report.troubles
         doctor.close()
     return reports[-1]
 
@@ -167,7 +174,7 @@ def refuse(word):
 def sound(report):
     """What is true of every report, whatever it says."""
     assert all(len(line) <= 80 for line in str(report).splitlines()), str(report)
-    assert report.fork_steps <= report.fork_budget
+    assert report.trial_steps <= report.trial_budget
     json.loads(report.to_json(), parse_constant=refuse)
     assert records.dump(records.load(report.to_json())) == records.dump(report.to_dict())
     for finding in report.findings:
@@ -267,7 +274,7 @@ def test_a_closure_is_watched(net):
 
 
 @pytest.mark.parametrize("net", ["dropout", "batch_norm", "functional"])
-def test_forks_change_nothing(net):
+def test_trials_change_nothing(net):
     def program(doctor):
         model = NETS[net]()
         optimizer = sgd(model, lr=300.0, momentum=0.9)
@@ -279,7 +286,7 @@ def test_forks_change_nothing(net):
         return model, optimizer
 
     report = undisturbed(program)
-    assert report.fork_steps > 0
+    assert report.trial_steps > 0
     assert not report.healthy
 
 
@@ -428,7 +435,8 @@ def test_a_forward_that_was_wrapped_in_a_closure_does_not_reach_the_model():
         train(doctor(model, optimizer, cross_entropy), model, optimizer)
         return model
 
-    undisturbed(program)
+    report = undisturbed(program, troubled=True)
+    assert "forward" in " ".join(report.troubles)
 
 
 def test_a_forward_that_writes_into_its_inputs_writes_into_the_users_once():
@@ -501,7 +509,7 @@ def test_a_watched_models_copy_is_not_watched():
         average(data()[0])
     average(data()[0])
     assert asdict(doctor.evidence.loop) == before
-    assert doctor._pending == []
+    assert set(average._forward_pre_hooks.values()) == {nothing}
 
 
 def test_an_averaged_models_evaluations_are_no_fault_of_the_models():
@@ -587,7 +595,7 @@ def test_a_closed_doctor_is_silent_and_still_reports():
 
 
 @pytest.mark.parametrize("budget", [0, 30, 200])
-def test_forks_stay_within_their_budget_over_all_reports(budget):
+def test_trials_stay_within_their_budget_over_all_reports(budget):
     torch.manual_seed(0)
     model = mlp()
     optimizer = sgd(model, lr=1e4)
@@ -596,8 +604,8 @@ def test_forks_stay_within_their_budget_over_all_reports(budget):
         for _ in range(3):
             report = doctor.report()
             sound(report)
-            assert report.fork_budget == budget
-        assert (report.fork_steps > 0) == (budget > 0)
+            assert report.trial_budget == budget
+        assert (report.trial_steps > 0) == (budget > 0)
 
 
 def test_a_report_can_be_asked_for_at_any_time_and_again():
@@ -643,10 +651,11 @@ def test_the_main_cause_stands_first_and_what_it_explains_under_it():
 def test_the_training_score_is_the_models_in_either_mode(middle):
     torch.manual_seed(0)
     model = mlp(*copy.deepcopy(middle))
-    with Doctor(model, sgd(model), loss_fn=cross_entropy) as doctor:
-        train(doctor, model, doctor.optimizer)
+    optimizer = sgd(model)
+    with Doctor(model, optimizer, loss_fn=cross_entropy) as doctor:
+        train(doctor, model, optimizer)
         doctor.report()
-        kept = doctor._kept.batches
+        kept = doctor._observer.buffer.batches
         outcome = doctor.evidence.outcome
     for mode, score in (("eval", outcome.train), ("train", outcome.train_mode)):
         alike = copy.deepcopy(model).train(mode == "train")
@@ -654,8 +663,8 @@ def test_the_training_score_is_the_models_in_either_mode(middle):
             if isinstance(module, nn.Dropout):
                 module.eval()
         with torch.no_grad():
-            outputs = torch.cat([call(alike) for call, _, _ in kept])
-        expected = cross_entropy(outputs, torch.cat([targets for _, _, targets in kept]))
+            outputs = torch.cat([batch.call(alike) for batch in kept])
+        expected = cross_entropy(outputs, torch.cat([batch.targets for batch in kept]))
         assert score.loss == pytest.approx(expected.item(), rel=1e-5)
     assert (outcome.train == outcome.train_mode) == (not isinstance(model[1], nn.BatchNorm1d))
 
@@ -664,8 +673,9 @@ def test_the_training_score_is_the_models_in_either_mode(middle):
 def test_the_skill_at_the_training_scale_is_that_of_inputs_brought_back(factor, offset):
     torch.manual_seed(0)
     model, (inputs, targets) = mlp(), data()
-    with Doctor(model, sgd(model), loss_fn=cross_entropy) as doctor:
-        train(doctor, model, doctor.optimizer, steps=60)
+    optimizer = sgd(model)
+    with Doctor(model, optimizer, loss_fn=cross_entropy) as doctor:
+        train(doctor, model, optimizer, steps=60)
         doctor.validate(factor * inputs + offset, targets)
         doctor.report()
         facts = doctor.evidence.data
@@ -924,7 +934,8 @@ def test_two_models_with_an_optimiser_each_are_watched():
         )
         moves = [torch.optim.Adam(m.parameters(), lr=1e-3) for m in (generator, critic)]
         loss_fn = nn.BCEWithLogitsLoss()
-        watchers = [doctor(m, o, loss_fn) for m, o in zip((generator, critic), moves, strict=True)]
+        # No loss takes the generator's outputs as they are.
+        watchers = [doctor(generator, moves[0]), doctor(critic, moves[1], loss_fn)]
         ones, zeros = torch.ones(BATCH, 1), torch.zeros(BATCH, 1)
         for x, _ in batches(22):
             noise = torch.randn(BATCH, 4)
@@ -1089,15 +1100,22 @@ ODD = {
     "no loss function": {"own": None},
     "a loss as a float": {"told": float},
     "a loss as an array": {"told": lambda loss: loss.detach().numpy()},
-    "no loss": {"told": lambda loss: None},
-    "a loss of a vector": {"own": vector, "told": lambda loss: loss.detach().expand(4)},
-    "a loss function that raises": {"own": lambda outputs, targets: 1 / 0},
-    "a loss function that returns a number": {"own": lambda o, t: F.cross_entropy(o, t).item()},
+    "no loss": {"told": lambda loss: None, "troubled": True},
+    "a loss of a vector": {
+        "own": vector,
+        "told": lambda loss: loss.detach().expand(4),
+        "troubled": True,
+    },
+    "a loss function that raises": {"own": lambda outputs, targets: 1 / 0, "troubled": True},
+    "a loss function that returns a number": {
+        "own": lambda o, t: F.cross_entropy(o, t).item(),
+        "troubled": True,
+    },
     "targets in a dict": {"targets": lambda t: {"class": t}, "own": lambda o, t: o[t["class"]]},
-    "no targets": {"targets": lambda t: None},
-    "inputs of an unknown type": {"inputs": lambda x: object()},
-    "inputs as an array": {"inputs": lambda x: x.numpy()},
-    "strings": {"inputs": lambda x: "inputs", "targets": lambda t: "targets"},
+    "no targets": {"targets": lambda t: None, "troubled": True},
+    "inputs of an unknown type": {"inputs": lambda x: object(), "troubled": True},
+    "inputs as an array": {"inputs": lambda x: x.numpy(), "troubled": True},
+    "strings": {"inputs": lambda x: "inputs", "targets": lambda t: "targets", "troubled": True},
     "a huge cadence": {"every": 10**9},
     "every step": {"every": 1},
     "no backward": {"update": False},
@@ -1107,7 +1125,7 @@ ODD = {
 @pytest.mark.parametrize("odd", ODD)
 def test_nothing_that_a_loop_does_makes_the_doctor_raise(odd):
     case = {"own": cross_entropy, "told": lambda loss: loss, "inputs": lambda x: x, "every": 5,
-            "targets": lambda t: t, "update": True, **ODD[odd]}  # fmt: skip
+            "targets": lambda t: t, "update": True, "troubled": False, **ODD[odd]}  # fmt: skip
 
     def program(doctor):
         model = mlp()
@@ -1126,7 +1144,7 @@ def test_nothing_that_a_loop_does_makes_the_doctor_raise(odd):
                 watcher.report()
         return model
 
-    report = undisturbed(program)
+    report = undisturbed(program, troubled=case["troubled"])
     assert report.steps == 45
     if odd == "no backward":
         assert not report.healthy
@@ -1214,7 +1232,7 @@ def test_a_model_that_cannot_be_copied_is_trained_and_the_report_says_so():
         train(doctor(model, optimizer, cross_entropy), model, optimizer, steps=45)
         return model.state_dict()
 
-    report = undisturbed(program)
+    report = undisturbed(program, troubled=True)
     assert len(report.troubles) == 1
     assert "cannot be copied" in report.troubles[0]
 
@@ -1481,7 +1499,7 @@ def train_with_a_nan_at(doctor, model, optimizer, steps, at, looked_at=None):
 @pytest.mark.parametrize("looked_at", [None, 6, 9])
 def test_a_loss_that_was_read_too_late_is_not_blamed_on_the_weights(monkeypatch, looked_at):
     """On a GPU losses are read at a probe: by then the weights hold the NaN."""
-    monkeypatch.setattr(watch, "_waits", lambda tensor: True)
+    monkeypatch.setattr(devices, "waits", lambda tensor: True)
     model = mlp()
     optimizer = sgd(model)
     with Doctor(model, optimizer, cross_entropy) as doctor:

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics
 
+from debugnn.doctor.observe.calls import first_tensor
 from debugnn.doctor.observe.task import (
     Task,
     constant_loss,
-    first_tensor,
     read,
     reference_loss,
     relative_loss,

@@ -135,7 +135,7 @@ def shuffled_labels(setup: Setup, share: float = 1.0) -> None:
 
 
 def keep_samples(setup: Setup, kept: Tensor) -> None:
-    """Keep some training samples, given as indices or as a mask, and the number of steps."""
+    """Train on some of the samples, given as indices or a mask, for as many steps as before."""
     x, y = setup.train
     setup.train = x[kept], y[kept]
     setup.epochs = setup.epochs * len(x) // len(setup.train[0])

@@ -7,7 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from debugnn.build import build
-from debugnn.doctor.check import check
+from debugnn.doctor import check
 from debugnn.errors import CheckFailedError
 from debugnn.runs import fix
 from debugnn.runs.execute import execute as execute_run
