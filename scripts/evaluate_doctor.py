@@ -1,40 +1,58 @@
-"""Diagnose the suite's sound and faulty programs, and count what the doctor gets right.
+"""Diagnose the suite's sound and faulty programs, and count how often the doctor is right.
 
 python scripts/evaluate_doctor.py                       all programs, 5 seeds
 python scripts/evaluate_doctor.py --seeds 1 --only lr_  some programs, one seed
-python scripts/evaluate_doctor.py --write               outputs/reference/doctor too
+python scripts/evaluate_doctor.py --write               fill outputs/reference/doctor and the page
+python scripts/evaluate_doctor.py --save DIR            keep each run's evidence
+python scripts/evaluate_doctor.py --rejudge DIR         diagnose kept evidence by today's rules
+    --set vanishing_gradient.VANISHED=0.05              … under another threshold
+    --sensitivity                                       … under each threshold moved up and down
+
+--rejudge needs no torch. DIR holds what --save has written, or runs of train.py: each evidence.json
+below it is diagnosed again.
+
+Of the held-out half, only the rates are printed. Who reads which of its programs are missed, and
+changes a rule for them, has no held-out half any more: --reveal is for when that is decided.
 """
 
 import argparse
 import dataclasses
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
-import torch
+from scipy import stats
 
-from debugnn import Doctor, records
+from debugnn import records
 from debugnn.analysis import tables
 from debugnn.analysis.figures.confusion import draw_confusion
 from debugnn.doctor import causes, evidence
-from debugnn.doctor.report import CAUSES, main_cause
-from programs import FAULTY, SOUND, train
+from debugnn.doctor.causes.thresholds import Threshold, moved, thresholds
+from debugnn.doctor.evidence import Evidence
+from debugnn.doctor.report import Report
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = ROOT / "outputs" / "reference" / "doctor"
+DOCTOR_PAGE = ROOT / "src" / "debugnn" / "doctor" / "README.md"
+
+Row = dict[str, Any]  # one run: what was put in, what the doctor found, and its evidence
 
 
-def diagnose(job: tuple[str, int]) -> dict:
-    """Train one program under the doctor's eyes; what was injected, what was found."""
+def diagnose(job: tuple[str, int]) -> Row:
+    """Train the program of a name with a seed while the doctor watches, and return its row."""
     import torch
 
-    from programs import FAULTY, SOUND
+    from debugnn import Doctor
+    from debugnn.faults import FAULTY, SOUND, train
 
     torch.set_num_threads(1)
     name, seed = job
@@ -49,103 +67,274 @@ def diagnose(job: tuple[str, int]) -> dict:
         "seed": seed,
         "half": program.half,
         "cause": program.cause or "healthy",
+        "family": program.family,
         "accepted": list(program.accepted),
-        "found": main_cause(diagnosis.findings),
-        "findings": [f"{f.severity}: {f.cause}" for f in diagnosis.findings],
-        "fork_steps": diagnosis.fork_steps,
+        **judgement(diagnosis),
+        "trial_steps": diagnosis.trial_steps,
+        "trial_budget": diagnosis.trial_budget,
         "troubles": diagnosis.troubles,
         "seconds": round(trained - started, 3),
         "report_seconds": round(time.perf_counter() - trained, 3),
+        "torch": torch.__version__,
         "evidence": seen,
     }
 
 
-def right(row: dict) -> bool:
-    return row["found"] in (row["cause"], *row["accepted"])
-
-
-def rates(rows: list[dict]) -> dict[str, float]:
-    """Shares in %: sound called unhealthy, faulty called unhealthy, faulty with the right cause."""
-    sound = [r for r in rows if r["cause"] == "healthy"]
-    faulty = [r for r in rows if r["cause"] != "healthy"]
-
-    def share(part: Iterable[bool], of: list) -> float:
-        return 100 * sum(part) / len(of) if of else float("nan")
-
+def judgement(report: Report) -> Row:
+    """Return the part of a row that depends on the doctor's rules."""
     return {
-        "false alarms": share((r["found"] != "healthy" for r in sound), sound),
-        "faults found": share((r["found"] != "healthy" for r in faulty), faulty),
-        "right cause": share((right(r) for r in faulty), faulty),
+        "found": report.main_cause,
+        "findings": [f"{f.severity}: {f.cause}" for f in report.findings],
     }
 
 
-def confusion(rows: list[dict]) -> pd.DataFrame:
-    """Number of runs by injected cause (rows) and first finding (columns), `healthy` first."""
-    causes = ["healthy", *CAUSES]
-    # Where two names say the same, the accepted one counts as the injected one.
-    pairs = [(r["cause"], r["cause"] if right(r) else r["found"]) for r in rows]
-    table = pd.crosstab(
-        pd.Series([p[0] for p in pairs], name="injected"),
-        pd.Series([p[1] for p in pairs], name="found"),
-    )
-    return table.reindex(index=causes, columns=causes, fill_value=0)
+def run(options: argparse.Namespace) -> Iterator[Row]:
+    """Train and diagnose the programs that the command line selects."""
+    from debugnn.faults import FAULTY, SOUND
+
+    jobs = [
+        (program.name, seed)
+        for program in (*SOUND, *FAULTY)
+        if _selected(options, program.name, program.half)
+        for seed in range(options.seeds)
+    ]
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
+        yield from pool.imap_unordered(diagnose, jobs, chunksize=4)
 
 
-def table(rows: list[dict]) -> str:
-    """The rates of both halves as Markdown."""
+def save(row: Row, directory: Path) -> None:
+    """Write a run into its own file."""
+    slug = re.sub(r"[^\w.=]+", "-", row["program"]).strip("-")
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / f"{slug}-seed={row['seed']}.json").write_text(records.dump(row), encoding="utf-8")
+
+
+def rejudge(options: argparse.Namespace) -> Iterator[Row]:
+    """Diagnose the runs that `--save` has written from their evidence, by today's rules.
+
+    Raises:
+        SystemExit: the directory holds no run.
+    """
+    paths = sorted(options.rejudge.glob("*.json"))
+    if not paths:
+        raise SystemExit(f"{options.rejudge} holds no run that --save has written")
+    for path in paths:
+        row = records.load(path.read_text(encoding="utf-8"))
+        if _selected(options, row["program"], row["half"]):
+            diagnosis = causes.diagnose(evidence.load(row["evidence"]), row["trial_budget"])
+            yield row | judgement(diagnosis)
+
+
+def rejudge_runs(paths: Sequence[Path]) -> None:
+    """Print each run of train.py with its diagnosis as it was kept, and by today's rules."""
+    for path in paths:
+        seen = evidence.load(records.load(path.read_text(encoding="utf-8")))
+        kept = records.load(path.with_name("findings.json").read_text(encoding="utf-8"))
+        now = causes.diagnose(seen, kept["trial_budget"])
+        print(f"{path.parent}: {kept['main_cause']} -> {now.main_cause}")
+
+
+def set_threshold(text: str) -> tuple[Threshold, float]:
+    """Parse `cause.NAME=value`, or `signals.NAME=value` for a threshold of several causes.
+
+    Raises:
+        argparse.ArgumentTypeError: no such threshold, or no number.
+    """
+    name, _, value = text.partition("=")
+    known = {str(threshold): threshold for threshold in thresholds()}
+    if name not in known:
+        near = [each for each in known if each.partition(".")[2] == name.rpartition(".")[2]]
+        hint = f"; there is {', '.join(near)}" if near else ""
+        raise argparse.ArgumentTypeError(f"{name}: no such threshold{hint}")
+    try:
+        return known[name], float(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text}: a number is needed") from None
+
+
+FACTORS = (0.5, 0.8, 1.25, 2.0)  # by which each threshold is moved
+
+
+def sensitivity(rows: Sequence[Row]) -> pd.DataFrame:
+    """Count the runs whose first finding changes as each threshold is moved.
+
+    Args:
+        rows: runs of the tuning half, with their evidence.
+
+    Returns:
+        A row for each threshold: its name, its value, and a count for each of `FACTORS`.
+    """
+    seen: list[tuple[Evidence, str]] = []
+    for row in rows:
+        found = evidence.load(row["evidence"])
+        seen.append((found, causes.diagnose(found, row["trial_budget"]).main_cause))
+    counts = []
+    for threshold in thresholds():
+        changed = {}
+        for factor in FACTORS:
+            with moved(threshold, threshold.value * factor):
+                now = [causes.diagnose(found, 0).main_cause for found, _ in seen]
+            changed[f"× {factor:g}"] = sum(
+                cause != before for cause, (_, before) in zip(now, seen, strict=True)
+            )
+        counts.append({"threshold": str(threshold), "value": threshold.value, **changed})
+    return pd.DataFrame(counts)
+
+
+def sensitive(table: pd.DataFrame) -> str:
+    """Return the thresholds at which some diagnosis changes within a factor of two, as Markdown."""
+    columns = [f"× {factor:g}" for factor in FACTORS]
+    some = table[(table[columns] > 0).any(axis=1)]
+    rows = [
+        [f"`{row['threshold']}`", f"{row['value']:g}", *(str(row[c]) for c in columns)]
+        for _, row in some.iterrows()
+    ]
+    return tables.markdown(["threshold", "value", *columns], rows)
+
+
+def _selected(options: argparse.Namespace, program: str, half: str) -> bool:
+    return options.only in program and options.half in (None, half)
+
+
+# -------------------------------------------------------------------------------------- numbers
+
+
+def right(row: Row) -> bool:
+    """Return whether the first finding is the fault, or another name that is accepted for it."""
+    return row["found"] in (row["cause"], *row["accepted"])
+
+
+def unhealthy(row: Row) -> bool:
+    """Return whether the doctor names a cause."""
+    return row["found"] in causes.ORDER
+
+
+def rates(rows: list[Row]) -> dict[str, tuple[int, int]]:
+    """Count false alarms, faults found and right causes, each as (number, of how many runs)."""
+    sound = [r for r in rows if r["cause"] == "healthy"]
+    faulty = [r for r in rows if r["cause"] != "healthy"]
+    return {
+        "false alarms": (sum(map(unhealthy, sound)), len(sound)),
+        "faults found": (sum(map(unhealthy, faulty)), len(faulty)),
+        "right cause": (sum(map(right, faulty)), len(faulty)),
+    }
+
+
+def wilson(number: int, total: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share, from 0 to 1 (Wilson 1927, JASA 22).
+
+    It takes the runs for independent, which the seeds of one program are not quite.
+    """
+    interval = stats.binomtest(number, total).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def percent(number: int, total: int) -> str:
+    """Return a share with its interval in %."""
+    if not total:
+        return "–"
+    low, high = wilson(number, total)
+    return f"{100 * number / total:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def summary(rows: list[Row]) -> str:
+    """Return the rates of each half, a line each."""
+    lines = []
+    for half in ("tuning", "held_out"):
+        part = [r for r in rows if r["half"] == half]
+        counted = rates(part)
+        sound, faulty = counted["false alarms"][1], counted["right cause"][1]
+        numbers = ", ".join(f"{name} {percent(*counts)}" for name, counts in counted.items())
+        lines.append(f"{half:9s} {sound} sound, {faulty} faulty runs: {numbers}")
+    return "\n".join(lines)
+
+
+def table(rows: list[Row]) -> str:
+    """Return the rates of both halves as a Markdown table."""
     lines = []
     for half, name in (("held_out", "held out"), ("tuning", "used for the thresholds")):
         part = [r for r in rows if r["half"] == half]
-        numbers = rates(part)
-        sound = [r for r in part if r["cause"] == "healthy"]
-        programs = len({r["program"] for r in part} - {r["program"] for r in sound})
+        counted = rates(part)
+        sound = {r["program"] for r in part if r["cause"] == "healthy"}
+        faulty = {r["program"] for r in part} - sound
         lines.append([
             name,
-            f"{len({r['program'] for r in sound})} sound, {programs} faulty",
-            f"{len(sound)}, {len(part) - len(sound)}",
-            *(f"{numbers[key]:.1f} %" for key in ("false alarms", "faults found", "right cause")),
+            f"{len(sound)} sound, {len(faulty)} faulty",
+            f"{counted['false alarms'][1]}, {counted['right cause'][1]}",
+            *(percent(*counted[key]) for key in ("false alarms", "faults found", "right cause")),
         ])  # fmt: skip
     head = ["half", "programs", "runs", "sound called unhealthy", "faulty called unhealthy",
             "first finding is the cause"]  # fmt: skip
     return tables.markdown(head, lines)
 
 
-def by_cause(rows: list[dict]) -> str:
-    """How many of each cause's runs are found, and named rightly, as Markdown."""
+def by_cause(rows: list[Row]) -> str:
+    """Return how many runs of each cause are found and named rightly, as a Markdown table."""
     lines = []
-    for cause in CAUSES:
+    for cause in causes.ORDER:
         part = [r for r in rows if r["cause"] == cause]
         wrong = Counter(r["found"] for r in part if not right(r))
         lines.append([
             f"`{cause}`",
             str(len(part)),
-            str(sum(r["found"] != "healthy" for r in part)),
-            str(sum(map(right, part))),
+            str(sum(map(unhealthy, part))),
+            percent(sum(map(right, part)), len(part)),
             ", ".join(f"{found} {n}" for found, n in wrong.most_common()) or "–",
         ])  # fmt: skip
     return tables.markdown(["cause", "runs", "found", "right", "instead"], lines)
 
 
-def write(rows: list[dict], seeds: int) -> None:
-    """Tables, matrix and figure of the held-out half; the runs of both."""
+def by_family(rows: list[Row]) -> str:
+    """Return how many runs of each fault function are named rightly, as a Markdown table."""
+    lines = []
+    faulty = [r for r in rows if r["cause"] != "healthy"]
+    for cause, family in sorted({(r["cause"], r["family"]) for r in faulty}):
+        part = [r for r in faulty if (r["cause"], r["family"]) == (cause, family)]
+        shares = percent(sum(map(right, part)), len(part))
+        lines.append([f"`{cause}`", f"`{family}`", str(len(part)), shares])
+    return tables.markdown(["cause", "fault", "runs", "right"], lines)
+
+
+def confusion(rows: list[Row]) -> pd.DataFrame:
+    """Count the runs by injected cause (rows) and first finding (columns), `healthy` first."""
+    names = ["healthy", *causes.ORDER]
+    # An accepted name counts as the injected one.
+    pairs = [(r["cause"], r["cause"] if right(r) else r["found"]) for r in rows]
+    counts = pd.crosstab(
+        pd.Series([p[0] for p in pairs], name="injected"),
+        pd.Series([p[1] for p in pairs], name="found"),
+    )
+    return counts.reindex(index=names, columns=names, fill_value=0)
+
+
+# --------------------------------------------------------------------------------------- output
+
+
+def write(rows: list[Row]) -> None:
+    """Write tables, confusion matrix and figure of the held-out half, and the tuning runs.
+
+    The held-out runs are not listed one by one, so that nobody tunes a rule on them by accident.
+    """
     held = [r for r in rows if r["half"] == "held_out"]
-    columns = ["program", "seed", "half", "cause", "found", "fork_steps", "seconds"]
-    frame = pd.DataFrame(rows)[columns]
+    columns = ["program", "seed", "cause", "found", "trial_steps", "seconds"]
+    tuning = pd.DataFrame([r for r in rows if r["half"] == "tuning"])[columns]
     OUTPUT.mkdir(parents=True, exist_ok=True)
-    frame.to_csv(OUTPUT / "runs.csv", index=False)
+    tuning.to_csv(OUTPUT / "runs.csv", index=False)
     matrix = confusion(held)
     matrix.to_csv(OUTPUT / "confusion.csv")
+    seeds = 1 + max(r["seed"] for r in rows)
     said = (
-        f"Seeds 0 to {seeds - 1}, torch {torch.__version__}, one thread a run, "
-        f"commit {_commit()}; `python scripts/evaluate_doctor.py --seeds {seeds} --write`."
+        f"In brackets: Wilson's 95 % interval. Seeds 0 to {seeds - 1}, torch "
+        f"{', '.join(sorted({r['torch'] for r in rows}))}, one thread a run, commit {_commit()}; "
+        f"`python scripts/evaluate_doctor.py --seeds {seeds} --write`."
     )
     draw_confusion(
         matrix, OUTPUT / "confusion.png", "What was injected, and what the doctor named first",
         f"Held-out half: {len(held)} runs, seeds 0 to {seeds - 1}. Orange: another name.",
     )  # fmt: skip
-    tables.fill(OUTPUT / "README.md", "rates", f"{table(rows)}\n\n{said}")
-    tables.fill(OUTPUT / "README.md", "causes", by_cause(held))
-    tables.fill(ROOT / "README.md", "doctor", f"{table(rows)}\n\n{said}")
+    tables.fill(DOCTOR_PAGE, "rates", f"{table(rows)}\n\n{said}")
+    tables.fill(DOCTOR_PAGE, "by_cause", by_cause(held))
 
 
 def _commit() -> str:
@@ -156,50 +345,12 @@ def _commit() -> str:
     return shown.stdout.strip() or "unknown"
 
 
-def summary(rows: list[dict]) -> str:
-    lines = []
-    for half in ("tuning", "held_out"):
-        part = [r for r in rows if r["half"] == half]
-        sound = sum(r["cause"] == "healthy" for r in part)
-        numbers = ", ".join(f"{name} {value:.1f} %" for name, value in rates(part).items())
-        lines.append(f"{half:9s} {sound} sound, {len(part) - sound} faulty runs: {numbers}")
-    return "\n".join(lines)
-
-
-def run(options: argparse.Namespace) -> list[dict]:
-    """Train and diagnose the programs that are asked for, each in its turn a line if wrong."""
-    jobs = [
-        (program.name, seed)
-        for program in (*SOUND, *FAULTY)
-        if options.only in program.name or options.only in (program.cause or "healthy")
-        if options.half in (None, program.half)
-        for seed in range(options.seeds)
-    ]
-    rows = []
-    os.environ["OMP_NUM_THREADS"] = "1"
-    with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
-        for row in pool.imap_unordered(diagnose, jobs, chunksize=4):
-            rows.append(row)
-            _show(row)
-    return rows
-
-
-def again(path: Path) -> list[dict]:
-    """The runs of an earlier evaluation, diagnosed from their evidence."""
-    rows = records.load(path.read_text(encoding="utf-8"))
-    for row in rows:
-        findings = causes.diagnose(evidence.load(row["evidence"]), budget=200).findings
-        row["found"] = main_cause(findings)
-        row["findings"] = [f"{f.severity}: {f.cause}" for f in findings]
-        _show(row)
-    return rows
-
-
-def _show(row: dict) -> None:
-    if not right(row):
-        half = "T" if row["half"] == "tuning" else "H"
+def show_if_wrong(row: Row, reveal: bool) -> None:
+    """Print a line about a run that is diagnosed wrongly, unless it is held out."""
+    if not right(row) and (reveal or row["half"] == "tuning"):
         found = ", ".join(row["findings"]) or "healthy"
-        print(f"{half} {row['program']} seed {row['seed']}: {row['cause']} -> {found}", flush=True)
+        print(f"{row['half']} {row['program']} seed {row['seed']}: {row['cause']} -> {found}",
+              flush=True)  # fmt: skip
 
 
 def main() -> int:
@@ -207,21 +358,69 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, default=5, help="seeds 0 to N-1 (default: 5)")
-    parser.add_argument("--only", default="", help="programs whose name or cause holds this")
+    parser.add_argument("--only", default="", help="programs whose name contains this")
     parser.add_argument("--half", choices=["tuning", "held_out"], help="one half of the programs")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
     parser.add_argument("--write", action="store_true", help="write outputs/reference/doctor")
-    parser.add_argument("--json", type=Path, help="file for every run with its evidence")
-    parser.add_argument("--again", type=Path, help="such a file: diagnose it by today's rules")
+    parser.add_argument(
+        "--reveal", action="store_true", help="name held-out programs, causes and faults, too"
+    )
+    parser.add_argument(
+        "--set", type=set_threshold, action="append", default=[], metavar="NAME=VALUE",
+        help="judge under another threshold, such as vanishing_gradient.VANISHED=0.05",
+    )  # fmt: skip
+    parser.add_argument(
+        "--sensitivity", action="store_true",
+        help="with --rejudge: move each threshold and count the tuning runs that change",
+    )  # fmt: skip
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--save", type=Path, metavar="DIR", help="write each run's evidence here")
+    source.add_argument("--rejudge", type=Path, metavar="DIR", help="diagnose such runs again")
     options = parser.parse_args()
-    rows = again(options.again) if options.again else run(options)
-    rows.sort(key=lambda r: (r["program"], r["seed"]))
-    print(summary(rows))
+    if options.write and (options.only or options.half):
+        parser.error("--write needs all programs, without --only and --half")
+
+    if options.sensitivity and not options.rejudge:
+        parser.error("--sensitivity needs --rejudge DIR")
+
+    with ExitStack() as others:
+        for threshold, value in options.set:
+            others.enter_context(moved(threshold, value))
+        runs = sorted(options.rejudge.rglob("evidence.json")) if options.rejudge else []
+        if runs:
+            rejudge_runs(runs)
+            return 0
+        rows = []
+        for row in rejudge(options) if options.rejudge else run(options):
+            rows.append(row)
+            show_if_wrong(row, options.reveal)
+            if options.save:
+                save(row, options.save)
+        rows.sort(key=lambda r: (r["program"], r["seed"]))
+        print(summary(rows))
+        if options.sensitivity:
+            tuning = [r for r in rows if r["half"] == "tuning"]
+            table_of_counts = sensitivity(tuning)
+            print(sensitive(table_of_counts))
+            if options.write:
+                write_sensitivity(table_of_counts, tuning)
+    if options.reveal:
+        print(by_cause(rows), by_family(rows), sep="\n\n")
     if options.write:
-        write(rows, options.seeds)
-    if options.json:
-        options.json.write_text(records.dump(rows))
+        write(rows)
     return 0
+
+
+def write_sensitivity(counts: pd.DataFrame, rows: Sequence[Row]) -> None:
+    """Write how many tuning runs change with each threshold, and the page's table of them."""
+    counts.to_csv(OUTPUT / "thresholds.csv", index=False)
+    changing = sensitive(counts)
+    shown = changing.count("\n") - 1
+    said = (
+        f"{len(counts)} thresholds, each moved alone; shown are the {shown} at which the first "
+        f"finding of some of the {len(rows)} tuning runs changes. Trials are not run again."
+    )
+    tables.fill(DOCTOR_PAGE, "thresholds", f"{changing}\n\n{said}")
 
 
 if __name__ == "__main__":

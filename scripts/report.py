@@ -1,7 +1,7 @@
 """Write the evidence: tables and figures of finished runs beside the article's numbers.
 
 python scripts/report.py --runs outputs    from runs of scripts/reproduce.py --data article
-python scripts/report.py --conf-only       the README's tables of options and experiments
+python scripts/report.py --conf-only       the documents' tables of options, experiments and causes
 python scripts/report.py --precision DIR   bf16 beside fp32, from runs of experiment=precision
 """
 
@@ -13,18 +13,21 @@ from pathlib import Path
 import pandas as pd
 
 from debugnn.analysis import tables
+from debugnn.analysis.article import compare
 from debugnn.analysis.figures import draw
-from debugnn.analysis.runs import Run, compare, load_runs, paired, tidy_epochs
+from debugnn.analysis.runs import Run, load_runs, paired, tidy_epochs
 from debugnn.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
+CONF = ROOT / "conf"
+DOCTOR_PAGE = ROOT / "src" / "debugnn" / "doctor" / "README.md"
 
 
 def write(runs: list[Run], source: Path, output: Path) -> None:
     """The tables, the figures and the page that shows them."""
     output.mkdir(parents=True, exist_ok=True)
-    compare(runs).to_csv(output / "comparison.csv", index=False, na_rep="NaN")
+    compared = compare(runs)
+    compared.to_csv(output / "comparison.csv", index=False, na_rep="NaN")
     tidy_epochs(runs).to_csv(output / "epochs.csv", index=False, na_rep="NaN")
     suggestions = [
         run.lr_suggestions().assign(arm=run.arm["task"], seed=run.seed, data=run.data)
@@ -35,22 +38,28 @@ def write(runs: list[Run], source: Path, output: Path) -> None:
         pd.concat(suggestions).to_csv(output / "lr_suggestions.csv", index=False)
     names = sorted({run.experiment for run in runs})
     drawn = draw(source, output / "figures", names, data={run.data for run in runs})
-    table = tables.comparison(runs)
-    said = tables.provenance(runs)
+    table = f"{tables.comparison(compared)}\n\n{tables.provenance(runs)}"
     pictures = "\n\n".join(f"![{path.stem}](figures/{path.name})" for path in sorted(drawn))
-    tables.fill(output / "README.md", "table", f"{table}\n\n{said}")
+    tables.fill(output / "README.md", "results", table)
     tables.fill(output / "README.md", "figures", pictures)
-    tables.fill(README, "results", f"{table}\n\n{said}")
 
 
 def write_precision(runs: list[Run], output: Path) -> None:
-    """Every pair of runs, and their table in the README."""
+    """Write every pair of runs, and a table of them into the page in the same folder."""
     sides = ("fp32", "bf16")
     table = paired(runs, "trainer.precision", sides)
     output.mkdir(parents=True, exist_ok=True)
     table.to_csv(output / "precision.csv", index=False)
     text = f"{tables.pairs(table, sides)}\n\n{tables.provenance(runs)}"
-    tables.fill(README, "precision", text)
+    tables.fill(output / "README.md", "precision", text)
+
+
+def write_options() -> None:
+    """Write the tables that need no run: groups, keys, experiments, causes."""
+    tables.fill(CONF / "README.md", "groups", tables.groups(CONF))
+    tables.fill(CONF / "README.md", "keys", tables.keys(CONF))
+    tables.fill(CONF / "README.md", "experiments", tables.experiments(CONF))
+    tables.fill(DOCTOR_PAGE, "causes", tables.causes())
 
 
 def main() -> int:
@@ -62,14 +71,12 @@ def main() -> int:
         default="mnist,cifar10,regression,regression_notebook",
         help="only runs on these data sets (default: the article's)",
     )
-    parser.add_argument("--conf-only", action="store_true", help="only the README's option tables")
+    parser.add_argument("--conf-only", action="store_true", help="only the tables that need no run")
     parser.add_argument("--precision", type=Path, metavar="DIR", help="where those runs are")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        tables.fill(README, "groups", tables.groups(ROOT / "conf"))
-        tables.fill(README, "experiments", tables.experiments(ROOT / "conf"))
-        tables.fill(README, "causes", tables.causes())
+        write_options()
         if options.precision:
             write_precision(load_runs(options.precision, "precision"), options.output)
         if options.conf_only or options.precision:

@@ -50,10 +50,11 @@ class Job:
 
 
 def arms(experiment: str, data: str, given: Sequence[str] = ()) -> Iterator[list[str]]:
-    """The overrides of each arm, as `train.py -m experiment=... GIVEN` would sweep over them.
+    """Yield the overrides of each arm, as `train.py experiment=... GIVEN` would sweep over them.
 
-    What is given, and what the experiment sets for this kind of data, replaces the sweep over the
-    same key.
+    Args:
+        data: a key of the experiment's `report.data`, whose overrides are added.
+        given: overrides by the user. Both replace the experiment's sweep over the same key.
     """
     settings = compose("config", [f"experiment={experiment}"], return_hydra_config=True)
     swept = dict(settings.hydra.sweeper.params or {})
@@ -62,21 +63,25 @@ def arms(experiment: str, data: str, given: Sequence[str] = ()) -> Iterator[list
         swept[key] = values
     parsed = OverridesParser.create().parse_overrides([f"{k}={v}" for k, v in swept.items()])
     choices = [
-        [f"{override.input_line.partition('=')[0]}={value}" for value in values_of(override)]
-        for override in parsed
+        [f"{key}={value}" for value in values_of(override)]
+        for key, override in zip(swept, parsed, strict=True)
     ]
     yield from map(list, itertools.product(*choices))
 
 
 def values_of(override: Override) -> list[str]:
-    """The values that an override sweeps over, or its one."""
+    """Return the values that an override sweeps over, or its only one."""
     if override.is_sweep_override():
         return list(override.sweep_string_iterator())
-    return [override.input_line.partition("=")[2]]
+    return [override.get_value_string()]
 
 
 def experiments(wanted: str) -> list[str]:
-    """The names that `--experiments` asks for: notebooks, all, or a list with commas."""
+    """Return the names that `--experiments` asks for: notebooks, all, or a list with commas.
+
+    Raises:
+        ConfigError: a name that is not known.
+    """
     known = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
     if wanted == "all":
         return known
@@ -92,14 +97,14 @@ def experiments(wanted: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended: what went wrong, in a line, or None; how long it took."""
+    """How a job ended: its error in one line, or None, and how long it took."""
 
     error: str | None
     seconds: float
 
 
 def run(job: Job) -> Outcome:
-    """Run the job in this process."""
+    """Run the job in this process. An error ends the job alone and is returned."""
     from debugnn.runs.execute import execute
 
     started, error = time.perf_counter(), None
@@ -115,7 +120,7 @@ def run(job: Job) -> Outcome:
 
 
 def run_aside(number: int, job: Job) -> tuple[int, Outcome, str]:
-    """Run the job in a process that others run beside; what it logs comes back with its number."""
+    """Run the job in a worker process, and return its number, its outcome and what it logged."""
     said = io.StringIO()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=said, force=True)
     config.register()
@@ -127,8 +132,8 @@ def run_aside(number: int, job: Job) -> tuple[int, Outcome, str]:
 def outcomes(jobs: Sequence[Job], at_once: int) -> Iterator[tuple[Job, Outcome]]:
     """Run all jobs, and yield each as it ends.
 
-    Each of several at once has its share of the processor's cores: a thread a run leaves no core
-    waiting for another inside a training step, as the threads of one run do.
+    The processor's cores are divided among the jobs that run at once: threads of different runs do
+    not wait for each other within a training step, as the threads of one run do.
     """
     if at_once == 1:
         for job in jobs:
@@ -136,7 +141,7 @@ def outcomes(jobs: Sequence[Job], at_once: int) -> Iterator[tuple[Job, Outcome]]
         return
     threads = max(1, joblib.cpu_count() // at_once)
     with joblib.parallel_config("loky", n_jobs=at_once, inner_max_num_threads=threads):
-        # A job is taken from `announced` when a process is free for it.
+        # With pre_dispatch, a job is taken from `announced` only when a worker is free for it.
         workers = joblib.Parallel(
             return_as="generator_unordered", batch_size=1, pre_dispatch=at_once
         )
@@ -152,7 +157,7 @@ def announced(jobs: Sequence[Job]) -> Iterator[tuple]:
 
 
 def summary(done: dict[Job, Outcome]) -> str:
-    """A table of the experiments: how many runs, how many failed, seconds."""
+    """Return a table of the experiments: runs, failed runs, seconds."""
     rows = [f"{'experiment':20} {'runs':>5} {'failed':>7} {'seconds':>8}"]
     for name in dict.fromkeys(job.experiment for job in done):
         results = [result for job, result in done.items() if job.experiment == name]
@@ -163,7 +168,7 @@ def summary(done: dict[Job, Outcome]) -> str:
 
 
 def runs_at_once() -> int:
-    """How many runs are trained side by side unless asked otherwise."""
+    """Return the default of --jobs: a run for each core, four at most."""
     return min(joblib.cpu_count(), 4)
 
 
@@ -196,6 +201,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str]) -> int:
     options = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    # On a user's first run, importing it logs "generated new fontManager".
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
     config.register()
     done: dict[Job, Outcome] = {}
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -219,7 +226,7 @@ def main(arguments: list[str]) -> int:
             print("interrupted: the same command goes on from there", file=sys.stderr)
             return 130
         except TerminatedWorkerError:
-            print(f"error: a run's process was killed, for want of memory perhaps: "
+            print(f"error: a run's process was killed, perhaps because memory ran out: "
                   f"--jobs {max(1, options.jobs // 2)} needs less, and goes on from there",
                   file=sys.stderr)  # fmt: skip
             return 1
@@ -227,8 +234,8 @@ def main(arguments: list[str]) -> int:
     done = {job: done[job] for job in jobs}  # as asked for, not as they ended
     print(f"\n{summary(done)}")
     failures = {job: result.error for job, result in done.items() if result.error is not None}
-    for job, error in failures.items():
-        print(f"failed: {job}: {error}", file=sys.stderr)
+    for job, failure in failures.items():
+        print(f"failed: {job}: {failure}", file=sys.stderr)
     if len(failures) < len(done):
         draw_figures(Path(options.output), [*dict.fromkeys(job.experiment for job in done)])
     return 1 if failures else 0

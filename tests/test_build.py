@@ -5,7 +5,8 @@ from functools import partial
 import pytest
 import torch
 
-from debugnn.build import build, fused
+from debugnn.build import build, fused, warn_of_slow_bf16
+from debugnn.training import process
 
 OPTIMIZERS = [
     partial(torch.optim.SGD, lr=0.05),
@@ -51,3 +52,28 @@ def test_another_implementation_is_left_as_it_is(chosen):
 
 def test_a_training_is_built_with_the_fused_update(compose):
     assert build(compose()).optimizer.defaults["fused"]
+
+
+@pytest.mark.parametrize(
+    ("precision", "features", "lines"),
+    [("bf16", "fpu avx512_bf16", 0), ("bf16", "fpu avx2", 1), ("fp32", "fpu avx2", 0)],
+)
+def test_slow_bf16_is_said_once(compose, monkeypatch, caplog, tmp_path, precision, features, lines):
+    """However many runs a process trains."""
+    monkeypatch.setattr(process, "CPUINFO", tmp_path / "cpuinfo")
+    process.CPUINFO.write_text(f"processor\t: 0\nflags\t\t: {features}\n")
+    warn_of_slow_bf16.cache_clear()
+    for seed in (0, 1):
+        build(compose(f"trainer.precision={precision}", f"seed={seed}"))
+    assert [r.levelname for r in caplog.records if "bf16" in r.message] == ["WARNING"] * lines
+
+
+def test_a_source_data_set_takes_the_targets_shape_and_not_its_other_decisions(compose, caplog):
+    shared = ("init=pretrained", "data@init.pretrain.data=digits", "data.as_shape=[3,30,30]",
+              "data.train_size=64", "init.pretrain.epochs=1", "model=cnn")  # fmt: skip
+    short, whole = (
+        build(compose(*shared, f"init.pretrain.steps_per_epoch={steps}")) for steps in ("1", "2")
+    )
+    assert short.data.input_shape == (3, 30, 30)
+    # Of the target's 64 samples there is one batch; of the source's, more.
+    assert not torch.equal(short.model.conv1.weight, whole.model.conv1.weight)

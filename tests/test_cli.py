@@ -10,7 +10,7 @@ import pytest
 import train
 
 from conftest import CONF, REPOSITORY
-from debugnn import cli
+from debugnn import cli, records
 
 
 def start(*arguments, cwd=REPOSITORY, **environment):
@@ -135,10 +135,15 @@ MISTAKES = {
     "model.activation._target_=torch.nn.Nope": ["torch.nn.Nope"],
     "init.weight._target_=torch.nn.init.nope_": ["init.weight", "nope_"],
     "init=pretrained": ["shapes"],
+    "loss._target_=null": ["loss._target_"],
     "optim._target_=torch.optim.LBFGS": ["LBFGS", "closure"],
     "output_dir=/dev/null/x": ["output_dir", "/dev/null/x"],
     "data=mnist data.root=nowhere data.download=false": ["nowhere", "DEBUGNN_DATA", "digits"],
     "task.finder.end_lr=1e-12": ["task.finder.end_lr"],
+    "task.lr_from=best": ["task.lr_from=best", "null, minimum, steepest, valley"],
+    "init=pretrained init.pretrain.epochs=0": ["init.pretrain.epochs=0", "[1, inf)"],
+    "init=pretrained init.pretrain.data.scale=log": ["init.pretrain.data.scale=log", "raw"],
+    "init=pretrained init.pretrain.data.tran_size=9": ["init.pretrain.data.tran_size"],
     "init=[": ["init=["],
 }
 
@@ -172,6 +177,37 @@ def test_an_arm_that_fails_is_named_and_the_others_run(monkeypatch, capsys, tmp_
     assert [path.parent.parent.name for path in tmp_path.rglob("run.json")] == [
         "optim.lr=0.001,trainer.epochs=1,trainer.steps_per_epoch=2"
     ]
+
+
+def test_an_experiment_sweeps_as_typed(monkeypatch, capsys, tmp_path):
+    """With and without -m, and with single values for what it sweeps over."""
+
+    def arms(*arguments):
+        code, _, err = launch(
+            monkeypatch, capsys, *arguments, "experiment=vanishing_gradient", "trainer.epochs=1",
+            "trainer.steps_per_epoch=1", "doctor.every=null", "data.train_size=64",
+            "wandb=disabled", f"output_dir={tmp_path}",
+        )  # fmt: skip
+        assert (code, err) == (0, "")
+        runs = [records.load(path.read_text()) for path in tmp_path.rglob("run.json")]
+        return sorted((run["arm"]["model"], run["seed"]) for run in runs)
+
+    assert arms("model=relu_net") == [("relu_net", 0)]
+    assert arms() == [("relu_net", 0), ("sigmoid_net", 0)]
+    finished = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("run.json")}
+    assert arms("-m") == arms()
+    assert finished == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("run.json")}
+    assert arms("seed=1,2", "model=relu_net")[1:3] == [("relu_net", 1), ("relu_net", 2)]
+
+
+def test_an_experiments_configuration_is_printed_and_nothing_runs(monkeypatch, capsys, tmp_path):
+    code, out, err = launch(
+        monkeypatch, capsys, "experiment=vanishing_gradient", f"output_dir={tmp_path}",
+        "--cfg", "job",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    assert "torch.nn.Sigmoid" in out  # the first arm's
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_readmes_sweep_runs_as_typed_from_a_clean_start(tmp_path):

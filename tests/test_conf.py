@@ -1,18 +1,20 @@
 """Every option and every combination of the groups composes, and trains."""
 
+import dataclasses
 import itertools
 import re
-from pathlib import Path
+import shutil
 
 import hydra
 import pytest
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import MISSING, OmegaConf
 
 from conftest import CONF
 from debugnn import cli, config
 from debugnn.build import build
 from debugnn.records import Step
+from debugnn.runs.directory import arm_of
 from debugnn.training.layer_stats import LayerProbe
 from debugnn.training.loop import train_one_epoch
 
@@ -31,7 +33,7 @@ THE_USERS = {
 PRETRAINED = [
     "data.as_shape=[3,32,32]",
     "init.pretrain.epochs=1",
-    "+init.pretrain.steps_per_epoch=2",
+    "init.pretrain.steps_per_epoch=2",
 ]
 # Settings that an option cannot do without, as its own comment says.
 NEEDS = {
@@ -123,11 +125,135 @@ def test_every_arm_of_every_experiment_trains(compose, name):
 @pytest.mark.parametrize("name", GROUPS["experiment"])
 def test_an_experiment_says_what_it_is_for(name):
     text = (CONF / "experiment" / f"{name}.yaml").read_text()
-    command = text.splitlines()[1]
-    assert re.fullmatch(rf"# python train\.py (-m )?experiment={name}", command)
+    assert text.splitlines()[1] == f"# python train.py experiment={name}"
     report = yaml.safe_load(text)["report"]
     assert report["title"]
     assert report["figures"]
+
+
+@pytest.mark.parametrize("name", GROUPS["experiment"])
+def test_an_experiment_with_arms_sweeps_without_being_told(name):
+    hydra_settings = yaml.safe_load((CONF / "experiment" / f"{name}.yaml").read_text()).get("hydra")
+    if hydra_settings is not None:
+        assert hydra_settings["sweeper"]["params"]
+        assert hydra_settings["mode"] == "MULTIRUN"
+
+
+@pytest.mark.parametrize("name", GROUPS["experiment"])
+def test_every_arm_that_a_report_block_names_is_swept_over(name):
+    from reproduce import arms
+
+    config.register()
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        swept = [arm_of(arm) for arm in arms(name, "neither")]
+    report = yaml.safe_load((CONF / "experiment" / f"{name}.yaml").read_text())["report"]
+    patterns = [key for key in report.get("article", {}) if key != "default"]
+    patterns += [arm for figure in report["figures"] for arm in figure.get("arms", ())]
+    for pattern in patterns:
+        wanted = dict(item.split("=", 1) for item in pattern.split(","))
+        assert any(wanted.items() <= arm.items() for arm in swept), pattern
+
+
+def test_the_range_tests_follow_up_trains_at_each_rules_rate(compose):
+    from reproduce import arms
+
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        found = list(arms("lr_finder", "neither"))
+    tasks = [compose("experiment=lr_finder", *arm).task for arm in found]
+    assert [(task.name, task.lr_from) for task in tasks] == [
+        ("lr_find", None), ("train", None),
+        ("train", "minimum"), ("train", "steepest"), ("train", "valley"),
+    ]  # fmt: skip
+    for rule in ("minimum", "steepest", "valley"):
+        asked = compose("task=lr_train", f"task.lr_from={rule}").task
+        assert asked == tasks[found.index([f"task={{lr_from:{rule}}}"])]
+
+
+# --- a group's default file shows all of its fields ----------------------------------------------
+
+DEFAULTS = {
+    group: option
+    for item in yaml.safe_load((CONF / "config.yaml").read_text())["defaults"]
+    if isinstance(item, dict)
+    for group, option in item.items()
+}
+SCHEMAS = {
+    entry.name: config.group_of(entry)
+    for entry in dataclasses.fields(config.Config)
+    if config.group_of(entry) is not None and entry.name in DEFAULTS
+}
+
+
+def shown_fields(schema, written):
+    """Each field of the schema with its value in a file, those of nested groups included."""
+    for entry in dataclasses.fields(schema):
+        assert entry.name in written, entry.name
+        inner = config.group_of(entry)
+        if inner is not None and written[entry.name] is not None:
+            yield from shown_fields(inner, written[entry.name])
+        else:
+            yield entry, written[entry.name]
+
+
+@pytest.mark.parametrize("group", SCHEMAS)
+def test_a_default_option_shows_every_field_its_default_and_what_is_allowed(group):
+    text = (CONF / group / f"{DEFAULTS[group]}.yaml").read_text()
+    defaults = OmegaConf.to_container(OmegaConf.structured(SCHEMAS[group]))
+    given = dict(flat(defaults))
+    for entry, value in shown_fields(SCHEMAS[group], yaml.safe_load(text)):
+        (line,) = re.finditer(rf"^ *{entry.name}:.*$", text, re.MULTILINE)
+        before = text[: line.start()].splitlines()
+        above = list(itertools.takewhile(lambda row: row.startswith("#"), reversed(before[1:])))
+        comment = " ".join([line.group().partition(" # ")[2], *above])
+        assert comment.strip(), f"{entry.name} has no comment"
+        if (default := given[entry.name]) != MISSING:
+            assert value == default
+        allowed = entry.metadata.get("allowed")
+        if isinstance(allowed, config.Choice):
+            words = set(re.findall(r"\w+", comment))
+            assert {option or "null" for option in allowed.options} <= words, entry.name
+
+
+def flat(values):
+    for key, value in values.items():
+        yield key, value
+        if isinstance(value, dict):
+            yield from flat(value)
+
+
+# --- a data file of the user's own ---------------------------------------------------------------
+
+OWN = {"train_size": 100, "scale": "raw", "imbalance": 0.5, "augment_shift": 1}
+
+
+@pytest.fixture
+def with_own_data(tmp_path):
+    """`with_own_data(override, …)`: the data section composed from a folder with a file more."""
+    config.register()
+    folder = shutil.copytree(CONF, tmp_path / "conf")
+    file = {"name": "own", "reader": {"_target_": "debugnn.data.digits"}, "batch_size": 8, **OWN}
+    (folder / "data" / "own.yaml").write_text(yaml.safe_dump(file))
+
+    def composed(*overrides):
+        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(folder)):
+            return hydra.compose("config", ["data=own", *overrides]).data
+
+    return composed
+
+
+def test_a_data_file_keeps_what_it_sets(with_own_data):
+    composed = with_own_data()
+    assert {key: composed[key] for key in OWN} == OWN
+    assert composed.root
+    assert composed.cache
+
+
+def test_a_decision_wins_over_the_data_file(with_own_data):
+    composed = with_own_data("decision=small")
+    assert {key: composed[key] for key in OWN} == {**OWN, "train_size": 200}
+
+
+# --- what is typed -------------------------------------------------------------------------------
 
 
 def test_articles_runs_are_all_claimed():
@@ -135,7 +261,7 @@ def test_articles_runs_are_all_claimed():
     claimed = set()
     for path in (CONF / "experiment").glob("*.yaml"):
         claimed |= set(yaml.safe_load(path.read_text())["report"].get("article", {}).values())
-    lines = Path(CONF.parent / "outputs/reference/article_runs.csv").read_text().splitlines()
+    lines = (CONF.parent / "src/debugnn/analysis/article_runs.csv").read_text().splitlines()
     recorded = {line.split(",")[0] for line in lines[1:]}
     # One program with VG_Converge: its first ten epochs.
     assert recorded - claimed == {"Vanishing_Grad_1"}

@@ -1,77 +1,236 @@
-"""The README's tables, examples and commands hold."""
+"""What the documents say holds: tables, links, commands and examples."""
 
+import itertools
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 
+import hydra
+import pandas as pd
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
 
 from benchmarking import output
 from conftest import CONF, REPOSITORY
+from debugnn import cli, config
 from debugnn.analysis import tables
+from reproduce import values_of
+from test_house import ALLOWED, LEAVES
 
-README = (REPOSITORY / "README.md").read_text()
-EXAMPLES = re.findall(r"<!-- example: (\S+) -->\n```yaml\n(.*?)```", README, re.DOTALL)
+REFERENCE = REPOSITORY / "outputs" / "reference"
+PAGES = {
+    "front": REPOSITORY / "README.md",
+    "conf": CONF / "README.md",
+    "build": REPOSITORY / "src" / "debugnn" / "README.md",
+    "doctor": REPOSITORY / "src" / "debugnn" / "doctor" / "README.md",
+    "results": REFERENCE / "README.md",
+}
+TEXTS = {name: path.read_text(encoding="utf-8") for name, path in PAGES.items()}
+EXAMPLES = {
+    path: text
+    for page in TEXTS.values()
+    for path, text in re.findall(r"<!-- example: (\S+) -->\n```\w+\n(.*?)```", page, re.DOTALL)
+}
+COMMANDS = sorted(
+    {
+        command
+        for page in TEXTS.values()
+        for command in re.findall(r"^(?:\$ )?(python train\.py.*)$", page, re.MULTILINE)
+        + re.findall(r"`(python train\.py[^`\n]*)`", page)
+    }
+)
 
 
-def between(name):
-    return re.search(rf"<!-- {name} -->\n(.*?)\n<!-- /{name} -->", README, re.DOTALL).group(1)
+def between(page: str, name: str) -> str:
+    """Return what stands between the marks of a name in a page."""
+    marks = rf"<!-- {name} -->\n(.*?)\n<!-- /{name} -->"
+    return re.search(marks, TEXTS[page], re.DOTALL).group(1)
 
 
-def test_tables_are_those_that_the_configuration_makes():
+def run(*command: str, folder) -> str:
+    """Run a Python file in a folder and return what it prints."""
+    shown = subprocess.run(
+        [sys.executable, *command], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert shown.returncode == 0, shown.stderr
+    return shown.stdout
+
+
+def test_the_front_page_stays_short():
+    assert len(TEXTS["front"].split()) <= 1500
+
+
+# --- generated tables ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("page", "name", "table"),
+    [
+        ("conf", "groups", tables.groups(CONF)),
+        ("conf", "keys", tables.keys(CONF)),
+        ("conf", "experiments", tables.experiments(CONF)),
+        ("doctor", "causes", tables.causes()),
+    ],
+)
+def test_tables_without_runs_are_those_that_the_code_makes(page, name, table):
     """`python scripts/report.py --conf-only` writes them."""
-    assert between("groups") == tables.groups(CONF)
-    assert between("experiments") == tables.experiments(CONF)
-    assert between("causes") == tables.causes()
+    assert between(page, name) == table
+
+
+def test_the_results_are_those_of_the_kept_comparison():
+    """`python scripts/report.py` writes both."""
+    table, _ = between("results", "results").split("\n\n")
+    kept = pd.read_csv(REFERENCE / "comparison.csv", na_values="NaN")
+    assert table == tables.comparison(kept)
+
+
+def test_the_precision_table_is_that_of_the_kept_pairs():
+    """`python scripts/report.py --precision DIR` writes both."""
+    table, _ = between("results", "precision").split("\n\n")
+    assert table == tables.pairs(pd.read_csv(REFERENCE / "precision.csv"), ("fp32", "bf16"))
 
 
 def test_the_speed_table_is_that_of_the_measured_numbers():
     """`python scripts/benchmark.py --output outputs/reference/benchmark` writes both."""
-    kept = REPOSITORY / "outputs" / "reference" / "benchmark" / "benchmark.json"
-    assert between("speed") == output.summary(json.loads(kept.read_text(encoding="utf-8")))
+    measured = json.loads((REFERENCE / "benchmark" / "benchmark.json").read_text(encoding="utf-8"))
+    assert between("results", "speed") == output.summary(measured)
 
 
-def test_files_that_the_readme_names_are_there():
-    named = re.findall(r"\]\(([^)#]+)\)", README) + re.findall(r"scripts/\w+\.\w+", README)
-    assert named
-    for name in named:
-        assert (REPOSITORY / name).exists(), name
+def test_every_figure_of_the_reference_is_shown():
+    shown = re.findall(r"\]\((figures/[^)]+)\)", between("results", "figures"))
+    assert shown == [f"figures/{path.name}" for path in sorted(REFERENCE.glob("figures/*.png"))]
 
 
-def test_the_readmes_ablation_runs_from_its_two_files_alone(tmp_path):
-    """In a copy of the project: the option, the experiment, its sweep and its figure."""
-    assert [path for path, _ in EXAMPLES] == ["conf/model/mish.yaml", "conf/experiment/mish.yaml"]
-    for name in ("conf", "train.py", "scripts"):
-        source = REPOSITORY / name
-        copy = shutil.copytree if source.is_dir() else shutil.copy
-        copy(source, tmp_path / name)
-    for path, text in EXAMPLES:
-        (tmp_path / path).write_text(text)
-    for command in (
-        ["train.py", "-m", "experiment=mish", "trainer.epochs=1", "trainer.steps_per_epoch=2"],
-        ["scripts/figures.py", "--experiments", "mish"],
-    ):
-        shown = subprocess.run(
-            [sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, check=False
+def test_every_key_of_the_configuration_is_explained():
+    rows = [line.split("|")[1:-1] for line in between("conf", "keys").splitlines()[2:]]
+    assert rows
+    assert [key for key, _, meaning in rows if not meaning.strip()] == []
+
+
+def test_the_rooms_are_those_that_the_imports_are_held_to():
+    rows = [line.strip("| ").split(" | ") for line in between("build", "rooms").splitlines()[2:]]
+    told = {name.strip("`"): (rooms, libraries) for name, _, rooms, libraries in rows}
+    expected = {}
+    for room, (libraries, rooms) in ALLOWED.items():
+        if room in ("__init__", "debugnn_launcher"):
+            continue
+        if rooms >= LEAVES:
+            rooms = {"leaves"} | (rooms - LEAVES)
+        order = ["leaves", *ALLOWED]
+        expected[room] = (
+            ", ".join(sorted(rooms, key=order.index)) or "–",
+            ", ".join(sorted(libraries)) or "–",
         )
-        assert shown.returncode == 0, shown.stderr
+    assert told == expected
+
+
+# --- links, files and commands -------------------------------------------------------------------
+
+
+def anchors(text: str) -> set[str]:
+    """Return the anchors that GitHub gives the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_somewhere(page):
+    links = re.findall(r"\]\(([^)]+)\)", TEXTS[page])
+    assert links
+    for link in links:
+        if link.startswith("https://"):
+            continue
+        name, _, anchor = link.partition("#")
+        path = (PAGES[page].parent / name).resolve() if name else PAGES[page]
+        assert path.exists(), link
+        if anchor:
+            assert anchor in anchors(path.read_text(encoding="utf-8")), link
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_that_a_page_names_is_there(page):
+    """The names may start at the repository, at the package, or at the page's own folder."""
+    named = re.findall(
+        r"(?<![\w/.])((?:conf|src|scripts|tests|training|runs|data|analysis|doctor)/[\w/]+\.\w+)",
+        TEXTS[page],
+    )
+    for name in set(named) - set(EXAMPLES):
+        roots = (REPOSITORY, REPOSITORY / "src" / "debugnn", PAGES[page].parent)
+        assert any((root / name).exists() for root in roots), name
+
+
+@pytest.fixture(scope="session")
+def documented_conf(tmp_path_factory):
+    """A copy of conf/ with the options and the experiment that the pages show."""
+    copy = tmp_path_factory.mktemp("documented") / "conf"
+    shutil.copytree(CONF, copy)
+    for path, text in EXAMPLES.items():
+        if path.startswith("conf/"):
+            (copy.parent / path).write_text(text, encoding="utf-8")
+    return copy
+
+
+def test_there_are_commands_to_test():
+    assert len(COMMANDS) > 20
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_composes(command, documented_conf):
+    config.register()
+    words = shlex.split(command, comments=True)[2:]
+    overrides = cli.quote_numbers([w for w in words if "=" in w], documented_conf)
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    choices = [[f"{o.key_or_group}={value}" for value in values_of(o)] for o in parsed]
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(documented_conf)):
+        for arm in itertools.product(*choices):
+            composed = hydra.compose("config", list(arm), return_hydra_config=True)
+            config.check(composed)
+            swept = any(len(values) > 1 for values in choices)
+            assert not swept or "-m" in words or composed.hydra.mode == RunMode.MULTIRUN
+
+
+# --- examples ------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_ablations_run_from_the_files_that_are_shown(tmp_path, documented_conf):
+    """In a copy of the project: the options, the experiment, its sweep and its figure."""
+    shutil.copytree(documented_conf, tmp_path / "conf")
+    shutil.copytree(REPOSITORY / "scripts", tmp_path / "scripts")
+    shutil.copy(REPOSITORY / "train.py", tmp_path)
+    short = ("trainer.epochs=1", "trainer.steps_per_epoch=2", "wandb=disabled")
+    run("train.py", "experiment=mish", *short, folder=tmp_path)
+    run("train.py", "init=narrow", *short, folder=tmp_path)
+    run("scripts/figures.py", "--experiments", "mish", folder=tmp_path)
     assert (tmp_path / "outputs" / "figures" / "mish_digits.png").stat().st_size > 10_000
     arms = {path.parent.parent.name.split(",")[0] for path in tmp_path.rglob("run.json")}
-    assert arms == {"model=mish", "model=relu_net"}
+    assert arms == {"model=mish", "model=relu_net", "init=narrow"}
 
 
-def test_the_readmes_watched_loop_names_its_fault(tmp_path):
-    (program,) = re.findall(r"<!-- example: watched.py -->\n```python\n(.*?)```", README, re.DOTALL)
-    (tmp_path / "watched.py").write_text(program)
-    shown = subprocess.run(
-        [sys.executable, "watched.py"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert shown.returncode == 0, shown.stderr
-    assert "✗ loss fits" in shown.stdout
-    assert "diagnosis: wrong_loss" in shown.stdout
-    assert shown.stdout.splitlines()[-1].startswith("False wrong_loss give cross_entropy")
+@pytest.mark.slow
+def test_the_diagnosis_is_the_one_that_the_front_page_shows(tmp_path):
+    """Its words, not its numbers, which depend on the processor."""
+    sample = r"```\n\$ python (train\.py [^\n]*)\n(.*?)```"
+    command, shown = re.search(sample, TEXTS["front"], re.DOTALL).groups()
+    given = (f"output_dir={tmp_path}", f"data.cache={tmp_path}", "wandb=disabled")
+    printed = run(*command.split(), *given, folder=REPOSITORY)
+    words = [re.sub(r"[\d.]+", "N", text) for text in (shown, printed)]
+    assert words[0] in words[1]
+
+
+def test_the_watched_loop_names_its_fault(tmp_path):
+    (tmp_path / "watched.py").write_text(EXAMPLES["watched.py"], encoding="utf-8")
+    shown = run("watched.py", folder=tmp_path)
+    assert "✗ loss fits" in shown
+    assert "diagnosis: wrong_loss" in shown
+    assert shown.splitlines()[-1].startswith("False wrong_loss give cross_entropy")
+
+
+# --- filling the tables --------------------------------------------------------------------------
 
 
 def test_markdown_table():

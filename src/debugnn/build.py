@@ -2,9 +2,7 @@
 
 import inspect
 import logging
-from collections.abc import Callable
-from functools import partial
-from typing import Any
+from functools import cache, partial
 
 import torch
 from hydra.errors import HydraException
@@ -17,6 +15,7 @@ from debugnn.config import check
 from debugnn.data import Data
 from debugnn.errors import ConfigError, one_line
 from debugnn.nn.inits import initialise, transfer
+from debugnn.records import Epoch
 from debugnn.training import process
 from debugnn.training.clipping import gradient_rule
 from debugnn.training.layer_stats import LayerProbe
@@ -31,7 +30,7 @@ def build(config: DictConfig) -> Training:
     Sets two things for the whole process: malloc keeps freed memory, and cuDNN leaves TF32 alone.
 
     Raises:
-        ConfigError: a setting that cannot serve, or settings that do not fit each other.
+        ConfigError: a setting is not allowed, or settings do not fit each other.
     """
     check(config)
     process.keep_freed_memory()
@@ -40,7 +39,7 @@ def build(config: DictConfig) -> Training:
     except ConfigError:
         raise
     except Exception as error:
-        # Whatever a `_target_` raises on the arguments that it was given.
+        # A `_target_` may raise anything on the arguments that it is given.
         raise ConfigError(
             f"the configuration cannot be built, {type(error).__name__}: {one_line(error)} "
             "(HYDRA_FULL_ERROR=1 shows where)"
@@ -50,18 +49,20 @@ def build(config: DictConfig) -> Training:
 def _build(config: DictConfig) -> Training:
     torch.manual_seed(config.seed)
     device = choose_device(config.trainer.device)
-    # fp32 is fp32: in TF32, PyTorch's choice for convolutions on a GPU, inputs have 10 bits.
+    if config.trainer.precision == "bf16" and device.type == "cpu" and not process.has_bf16():
+        warn_of_slow_bf16()
+    # TF32, PyTorch's default for convolutions on a GPU, rounds fp32 inputs to 10 bits.
     torch.backends.cudnn.allow_tf32 = False
     data = build_data(config, config.data, device)
     model = build_model(config, data)
     if config.init.pretrain is not None:
-        # Before the initialiser, whose random numbers then do not depend on the pre-training.
+        # The seed is set again, so that the initialiser's random numbers do not depend on this.
         source = pretrained(config, device, data.input_shape)
         torch.manual_seed(config.seed)
     filled = initialise(
         model,
-        weight=leaf("init.weight", config.init.weight),
-        bias=leaf("init.bias", config.init.bias),
+        weight=initialiser("init.weight", config.init.weight),
+        bias=initialiser("init.bias", config.init.bias),
         layers=config.init.layers,
     )
     if filled == 0 and (config.init.weight._target_ or config.init.bias._target_):
@@ -73,8 +74,15 @@ def _build(config: DictConfig) -> Training:
     return training
 
 
+@cache  # once a process, not for each run of a sweep
+def warn_of_slow_bf16() -> None:
+    log.warning(
+        "trainer.precision=bf16: this processor has no bfloat16 instructions, and is faster in fp32"
+    )
+
+
 def build_data(config: DictConfig, section: DictConfig, device: torch.device) -> Data:
-    """The data set of a `data` section."""
+    """Return the data set that a section of DataConfig's fields describes, on a device."""
     reader = leaf("data.reader", section.reader)
     arrays = data_sets.decoded(reader, section.name, section.root, section.cache, section.download)
     return data_sets.assemble(
@@ -90,7 +98,11 @@ def build_data(config: DictConfig, section: DictConfig, device: torch.device) ->
 
 
 def build_model(config: DictConfig, data: Data) -> nn.Module:
-    """The network of `config.model` for this data, its regularisers in place."""
+    """Return the network of `config.model`, with its regularisers, for this data's shapes.
+
+    Raises:
+        ConfigError: `model.outputs` does not match the data, or an argument is not known.
+    """
     settings = dict(config.model)
     outputs = settings.pop("outputs", None)
     if outputs is not None and outputs != data.outputs:
@@ -113,28 +125,33 @@ def build_model(config: DictConfig, data: Data) -> nn.Module:
 
 
 def assemble(config: DictConfig, model: nn.Module, data: Data) -> Training:
-    """The training of a built model on built data."""
+    """Put model and data together with the optimiser, the loss and the trainer's settings.
+
+    Raises:
+        ConfigError: the optimiser does not take its arguments, or needs a closure.
+    """
     channels_last = bool(config.trainer.channels_last) and len(data.input_shape) == 3
     if channels_last:
-        # After the initialisation: some of torch.nn.init need contiguous weights.
+        # Not before the initialisation: some functions of torch.nn.init need contiguous weights.
         model = model.to(memory_format=torch.channels_last)
-    # After it, too: one seed gives the same weights on every device.
+    # Not before the initialisation either: one seed gives the same weights on every device.
     model = model.to(data.train.inputs.device)
-    optimizer = leaf("optim", config.optim)
-    if isinstance(optimizer.func, type) and not optimizer.keywords.get("differentiable"):
-        process.leave_dynamo_out(optimizer.func)
+    make = leaf("optim", config.optim)
+    if isinstance(make.func, type) and not make.keywords.get("differentiable"):
+        process.leave_dynamo_out(make.func)
     try:
-        optimizer = fused(optimizer)(params=model.parameters())
+        optimizer = fused(make)(params=model.parameters())
     except (TypeError, ValueError) as error:
         raise ConfigError(f"optim: {one_line(error)}") from error
     if inspect.signature(optimizer.step).parameters["closure"].default is inspect.Parameter.empty:
-        raise ConfigError(f"optim={config.optim._target_}: optimisers with a closure do not serve")
+        raise ConfigError(
+            f"optim={config.optim._target_}: its step needs a closure, which is not supported"
+        )
     loss = leaf("loss", config.loss)
-    if isinstance(loss.func, type):  # torch.nn's losses are classes, torch.nn.functional's are not
-        loss = loss()
+    is_class = isinstance(loss.func, type)  # as torch.nn's losses are; functional ones are not
     return Training(
         model=model,
-        loss=loss,
+        loss=loss() if is_class else loss,
         optimizer=optimizer,
         data=data,
         batch_size=config.data.batch_size,
@@ -151,10 +168,10 @@ def assemble(config: DictConfig, model: nn.Module, data: Data) -> Training:
 
 
 def fused(optimizer: partial) -> partial:
-    """The optimiser with its update in one pass over the parameters, where it has such a one.
+    """Let SGD, Adam and AdamW update all parameters in one pass.
 
-    A third of the time of the plain update, and equal to it but for the rounding. Settings that
-    choose another implementation are left to it.
+    This takes a third of the plain update's time, and differs from it by rounding alone. An
+    optimiser whose settings choose an implementation is returned as it is.
     """
     plain = set(optimizer.keywords) & {"fused", "foreach", "differentiable"}
     if plain or optimizer.func not in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW):
@@ -163,12 +180,22 @@ def fused(optimizer: partial) -> partial:
 
 
 def pretrained(config: DictConfig, device: torch.device, input_shape: tuple[int, ...]) -> nn.Module:
-    """The same network trained on `init.pretrain.data`, from PyTorch's default initialisation."""
+    """Train the same network on `init.pretrain.data`, from PyTorch's default initialisation.
+
+    Args:
+        input_shape: of the target data, which the source data has to have too.
+
+    Raises:
+        ConfigError: the source data has another shape.
+    """
     section = config.init.pretrain
-    places = {key: config.data[key] for key in ("root", "cache", "download")}
-    source = OmegaConf.merge(config.data, neutral(section.data), places)
+    source = section.data.copy()
+    for key in ("root", "cache", "download"):
+        source[key] = config.data[key]
+    if source.as_shape is None:
+        source.as_shape = config.data.as_shape
     data = build_data(config, source, device)
-    if data.input_shape != input_shape:  # said before minutes of training
+    if data.input_shape != input_shape:  # checked before minutes of training
         raise ConfigError(
             f"init.pretrain.data={data.name}: its inputs are {data.input_shape}, those of "
             f"data={config.data.name} are {input_shape}; data.as_shape={list(data.input_shape)} "
@@ -176,40 +203,46 @@ def pretrained(config: DictConfig, device: torch.device, input_shape: tuple[int,
         )
     training = assemble(config, build_model(config, data), data)
     training.steps_per_epoch = section.steps_per_epoch
-    *_, last = fit(training, section.epochs, LayerProbe(every=None))
-    log.info("  pre-trained on %s: test accuracy %.1f %%", data.name, last.test_accuracy)
+    for record in fit(training, section.epochs, LayerProbe(every=None)):
+        if isinstance(record, Epoch):
+            accuracy = record.test_accuracy
+    log.info("  pre-trained on %s: test accuracy %.1f %%", data.name, accuracy)
     return training.model
 
 
-def neutral(section: Any) -> dict[str, Any]:
-    """A source data set's own settings, and none of the decisions made about the target's."""
-    kept = OmegaConf.to_container(section, resolve=True)
-    plain = {"train_size": None, "scale": "normalised", "labels": "paired", "imbalance": 1.0}
-    return {**plain, "mean": None, "std": None, "augment_shift": 0, "test_targets": "test", **kept}
+def initialiser(name: str, section: DictConfig) -> partial | None:
+    """Return what `leaf` does, or None for an initialiser whose `_target_` is null."""
+    return None if section._target_ is None else leaf(name, section)
 
 
-def leaf(name: str, section: DictConfig) -> Callable | None:
-    """The function or class that a `_target_` names, with its arguments bound; None for none.
+def leaf(name: str, section: DictConfig) -> partial:
+    """Return the function or class that `_target_` names with its arguments bound.
+
+    Args:
+        name: of the section, for the error message.
 
     Raises:
-        ConfigError: a `_target_` that cannot be imported, or arguments that it does not take.
+        ConfigError: `_target_` is missing or cannot be imported.
     """
     if section.get("_target_") is None:
-        return None
+        raise ConfigError(f"{name}._target_: it has to name a function or a class")
     try:
-        bound = instantiate({**OmegaConf.to_container(section, resolve=True), "_partial_": True})
+        bound = instantiate(OmegaConf.to_container(section, resolve=True), _partial_=True)
     except HydraException as error:
         text = one_line(error).partition(", set env var")[0]
         raise ConfigError(f"{name}: {text}") from error
-    # Hydra's own partial checks its policy at every call; a loss is called every step.
+    # Hydra's own partial does more at every call, and a loss is called at every step.
     return partial(bound.func, *bound.args, **bound.keywords)
 
 
 @torch.no_grad()
 def try_one_batch(training: Training, config: DictConfig) -> None:
-    """Ask model, data and loss for one loss before anything is written.
+    """Compute one loss on two test samples, before anything is written.
 
-    In evaluation mode and without gradients: no random number is drawn, no buffer changes.
+    Evaluation mode without gradients draws no random number and changes no buffer.
+
+    Raises:
+        ConfigError: model, loss and data do not fit, or the loss is no scalar.
     """
     training.model.eval()
     inputs, targets = next(training.data.test_batches(2))
@@ -227,7 +260,11 @@ def try_one_batch(training: Training, config: DictConfig) -> None:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of `trainer.device`; `auto` takes a GPU where there is one."""
+    """Return the device of `trainer.device`; `auto` is a GPU where torch sees one.
+
+    Raises:
+        ConfigError: `cuda` without a GPU.
+    """
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("trainer.device=cuda: torch sees no GPU here; allowed are auto and cpu")
     if name == "auto":

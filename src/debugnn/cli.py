@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from debugnn.errors import CheckFailedError, ConfigError, one_line
 
-# Launchers: the others' jobs run in processes of their own.
+# Launchers whose jobs run in this process; others start processes for them.
 _IN_PROCESS = ("BasicLauncher", "StackedLauncher")
 
 _exit_codes: set[int] = set()  # of the jobs that ran in this process
@@ -23,13 +23,13 @@ _verbose = False  # HYDRA_FULL_ERROR=1: tracebacks too
 
 
 def start(main: Callable[[], None], conf: Path) -> None:
-    """`launch`, and the end of the process.
+    """Run `launch`, then end the process with its exit code.
 
-    Where torch was imported, its libraries are left to the kernel: to take them down one by one
-    costs 0.4 s and touches 70 to 120 MB that no run has needed. Under a profiler, a debugger or
-    `python -i`, which have something to do after the script, Python ends as it does.
+    If torch was imported, the process ends without unloading its libraries, which costs 0.4 s and
+    reads 70 to 120 MB that no run has needed. Under a profiler, a debugger or `python -i`, which
+    go on after the script, Python ends in its usual way.
     """
-    code: object = 0
+    code: str | int | None = 0
     try:
         launch(main, conf)
     except SystemExit as stop:
@@ -37,7 +37,7 @@ def start(main: Callable[[], None], conf: Path) -> None:
     alone = sys.orig_argv[1:2] == sys.argv[:1]
     if not alone or "torch" not in sys.modules or not isinstance(code, int):
         sys.exit(code)
-    threading._shutdown()  # what Python does first: threads are waited for,
+    threading._shutdown()  # waits for threads, as Python does first
     atexit._run_exitfuncs()  # then W&B and logging finish
     sys.stdout.flush()
     sys.stderr.flush()
@@ -53,7 +53,7 @@ def launch(main: Callable[[], None], conf: Path) -> None:
         print(help_text(conf))
         return
     sys.argv[1:] = quote_numbers(sys.argv[1:], conf)
-    # Left to itself Hydra prints several lines, and a traceback; told to raise, it leaves us both.
+    # Without it, Hydra prints an error itself, in several lines, and raises nothing.
     global _verbose
     _verbose = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -74,15 +74,21 @@ def launch(main: Callable[[], None], conf: Path) -> None:
 
 
 def help_text(conf: Path) -> str:
-    """What Hydra prints for --help, without its 0.6 s: it lists all groups for any template."""
+    """Return what Hydra prints for --help, without the 0.6 s in which it lists all groups."""
     page = yaml.safe_load((conf / "hydra" / "help" / "newcomer.yaml").read_text(encoding="utf-8"))
     return page["template"]
 
 
 def guarded(job: Callable[[], object], arm: Sequence[str], launcher: str, sweep: bool) -> None:
-    """Run one job of a sweep; name its error at once, and let the other jobs run.
+    """Run one job of a sweep; report its error at once, so that the other jobs run.
 
-    Jobs that a launcher runs in other processes raise instead: only so does the error come back.
+    In a launcher's own process the error is raised instead, which is how it gets back to this one.
+
+    Args:
+        job: what to run.
+        arm: the job's overrides, which name it in the message.
+        launcher: the import path of the launcher's class.
+        sweep: False for a single run, whose error needs no name.
     """
     try:
         job()
@@ -97,7 +103,7 @@ def guarded(job: Callable[[], object], arm: Sequence[str], launcher: str, sweep:
 
 
 def report(error: ConfigError, arm: Sequence[str]) -> None:
-    """Name a job's error at once, and let the command end with 2 after the other jobs."""
+    """Print a job's error, and let the command end with 2 after the other jobs."""
     if _verbose:
         traceback.print_exception(error)
     where = f"{' '.join(arm)}: " if arm else ""
@@ -120,7 +126,7 @@ def quote_numbers(arguments: Sequence[str], conf: Path) -> list[str]:
 
 
 def explain(error: BaseException) -> str:
-    """The error as a line that names the field, the value and what is allowed."""
+    """Return the error as one line that names the field, the value and what is allowed."""
     text = one_line(error)
     cause = one_line(error.__cause__) if error.__cause__ else ""
     if isinstance(error, ConfigError):

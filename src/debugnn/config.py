@@ -1,132 +1,193 @@
-"""The fixed fields of the configuration, their types and their bounds.
+"""The fixed fields of the configuration: their types, defaults and allowed values.
 
-Hydra merges `conf/` into these dataclasses, so that a misspelt key or a wrong type fails when the
-configuration is composed. `model`, `optim` and `loss` stay open: whatever `_target_` takes, they
-hold. torch is not imported here.
+Hydra merges `conf/` into these dataclasses, so a misspelt key or a wrong type fails when the
+configuration is composed. The groups `model`, `optim` and `loss` are open: they hold whatever the
+class or function that `_target_` names takes as arguments. What each field means stands in the
+file of its group's default option, conf/<group>/<default>.yaml. This module does not import torch.
 """
 
-from collections.abc import Container, Sequence
+import dataclasses
+import json
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from types import UnionType
+from typing import Any, get_args
 
 from hydra import compose as hydra_compose
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from debugnn.errors import ConfigError, one_line
 
-
-@dataclass
-class PretrainConfig:
-    """A first training on another data set, whose layers are taken over."""
-
-    data: dict[str, Any] = MISSING
-    epochs: int = MISSING
-    steps_per_epoch: int | None = None
-    layers: list[str] = MISSING
+# --- allowed values ------------------------------------------------------------------------------
 
 
-def _untouched() -> dict[str, Any]:
-    # Not null: a key of null could not be overridden by init.weight._target_=...
+@dataclass(frozen=True)
+class Interval:
+    """Allowed numbers, in mathematical notation: `[1, inf)` includes 1, `(0, 1]` excludes 0."""
+
+    text: str
+
+    def fault(self, value: Any) -> str | None:
+        """Return what is allowed if `value` is not; None is a setting that is switched off."""
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return f"allowed is a number in {self.text}"
+        low, high = (float(end) for end in self.text[1:-1].split(","))
+        above = value >= low if self.text[0] == "[" else value > low
+        below = value <= high if self.text[-1] == "]" else value < high
+        return None if above and below else f"allowed is {self.text}"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Allowed words; None stands for null."""
+
+    options: tuple[str | None, ...]
+
+    def fault(self, value: Any) -> str | None:
+        """Return what is allowed if `value` is not."""
+        if value in self.options:
+            return None
+        words = ("null" if option is None else option for option in self.options)
+        return f"allowed are {', '.join(words)}"
+
+
+def number(default: float | None, interval: str) -> Any:
+    """Declare a field whose value is a number in `interval`, or null where its type allows it."""
+    return field(default=default, metadata={"allowed": Interval(interval)})
+
+
+def choice(default: str | None, *others: str) -> Any:
+    """Declare a field whose value is the default or one of the others."""
+    return field(default=default, metadata={"allowed": Choice((default, *others))})
+
+
+# --- the schema ----------------------------------------------------------------------------------
+
+
+def _no_initialiser() -> dict[str, Any]:
+    # Not null: Hydra cannot override a key within null, as init.weight._target_=... does.
     return {"_target_": None}
-
-
-@dataclass
-class InitConfig:
-    weight: dict[str, Any] = field(default_factory=_untouched)
-    bias: dict[str, Any] = field(default_factory=_untouched)
-    layers: str = "all"
-    pretrain: PretrainConfig | None = None
-
-
-@dataclass
-class RegConfig:
-    batch_norm: bool = False
-    dropout: float = 0.0
-
-
-@dataclass
-class ClipConfig:
-    max_norm: float | None = None
-    rescale: bool = False
 
 
 @dataclass
 class DataConfig:
     name: str = MISSING
     reader: dict[str, Any] = MISSING
-    root: str = MISSING
-    cache: str = MISSING
+    root: str = "${oc.env:DEBUGNN_DATA,data}"
+    cache: str = "data/prepared"
     download: bool = True
-    batch_size: int = MISSING
+    batch_size: int = number(MISSING, "[1, inf)")
     mean: list[float] | None = None
     std: list[float] | None = None
     as_shape: list[int] | None = None
-    train_size: int | None = None
-    scale: str = "normalised"
-    labels: str = "paired"
-    imbalance: float = 1.0
-    augment_shift: int = 0
-    test_targets: str = "test"
-    test_loss_scale: float = 1.0
+    train_size: int | None = number(None, "[1, inf)")
+    scale: str = choice("normalised", "raw")
+    labels: str = choice("paired", "permuted")
+    imbalance: float = number(1.0, "(0, 1]")
+    augment_shift: int = number(0, "[0, inf)")
+    test_targets: str = choice("test", "train")
+    test_loss_scale: float = number(1.0, "(0, inf)")
+
+
+@dataclass
+class PretrainConfig:
+    """A first training on another data set, whose layers are taken over."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    layers: list[str] = MISSING
+    epochs: int = number(MISSING, "[1, inf)")
+    steps_per_epoch: int | None = number(None, "[1, inf)")
+
+
+@dataclass
+class InitConfig:
+    weight: dict[str, Any] = field(default_factory=_no_initialiser)
+    bias: dict[str, Any] = field(default_factory=_no_initialiser)
+    layers: str = choice("all", "conv")
+    pretrain: PretrainConfig | None = None
+
+
+@dataclass
+class RegConfig:
+    batch_norm: bool = False
+    dropout: float = number(0.0, "[0, 1)")
+
+
+@dataclass
+class ClipConfig:
+    max_norm: float | None = number(None, "(0, inf)")
+    rescale: bool = False
 
 
 @dataclass
 class TrainerConfig:
-    epochs: int = 10
-    steps_per_epoch: int | None = None
-    device: str = "auto"
-    precision: str = "fp32"
+    epochs: int = number(10, "[1, inf)")
+    steps_per_epoch: int | None = number(None, "[1, inf)")
+    device: str = choice("auto", "cpu", "cuda")
+    precision: str = choice("fp32", "bf16")
     channels_last: bool = True
-    eval_every: int = 1
-    eval_batch_size: int = 128
-    read_every: int = 20
-    checkpoint_every: int = 1
-    stack: int = 1
+    eval_every: int = number(1, "[1, inf)")
+    eval_batch_size: int = number(128, "[1, inf)")
+    read_every: int = number(20, "[1, inf)")
+    checkpoint_every: int = number(1, "[1, inf)")
+    stack: int = number(1, "[1, inf)")
 
 
 @dataclass
 class FinderConfig:
     """A learning-rate range test."""
 
-    start_lr: float = 1e-9
-    end_lr: float = 10.0
-    iterations: int = 100
-    smoothing: float = 0.05
-    diverge_at: float = 8.0
-    repeats: int = 1
+    start_lr: float = number(1e-9, "(0, inf)")
+    end_lr: float = number(10.0, "(0, inf)")
+    iterations: int = number(100, "[3, inf)")
+    smoothing: float = number(0.05, "(0, 1]")
+    diverge_at: float = number(8.0, "(1, inf)")
+    repeats: int = number(1, "[1, inf)")
 
 
 @dataclass
 class TaskConfig:
-    name: str = "train"
-    lr_from: str | None = None
+    name: str = choice("train", "lr_find", "check", "fix")
+    lr_from: str | None = choice(None, "minimum", "steepest", "valley")
     finder: FinderConfig = field(default_factory=FinderConfig)
 
 
 @dataclass
 class DoctorConfig:
-    every: int | None = 20
-    bins: int = 64
-    budget: int = 200
+    every: int | None = number(20, "[1, inf)")
+    bins: int = number(64, "[2, inf)")
+    budget: int = number(200, "[0, inf)")
 
 
 @dataclass
 class WandbConfig:
-    mode: str = "offline"
+    mode: str = choice("offline", "online", "disabled")
     project: str = "debug-neural-nets"
     entity: str | None = None
     tags: list[str] = field(default_factory=list)
     checkpoint: bool = False
-    every: int | None = None  # steps between two rows of single steps; None for 1,000 rows a run
-    init_timeout: float = 30.0
+    every: int | None = number(None, "[1, inf)")
+    init_timeout: float = number(30.0, "(0, inf)")
 
 
 @dataclass
 class FigureConfig:
+    """A figure of an experiment.
+
+    Attributes:
+        name: of the file, before the data set's name.
+        kind: a key of `debugnn.analysis.figures.KINDS`.
+        arms: patterns `key=value,key=value` of the arms to draw; None draws all.
+        options: what the kind takes besides.
+    """
+
     name: str = MISSING
     kind: str = MISSING
     title: str = MISSING
@@ -136,26 +197,36 @@ class FigureConfig:
 
 @dataclass
 class ReportConfig:
-    """What an experiment is for. Read by the figures and tables, never by the training."""
+    """What an experiment is for. Figures and tables read it; the training does not.
+
+    Attributes:
+        notebook: True for the article's seven notebooks.
+        claims: the numbers of the article's claims that it serves.
+        axis: what its curves are drawn over.
+        article: pattern `key=value,key=value` of an arm → the article's run that it repeats.
+        data: what scripts/reproduce.py sets on embedded data and on the article's, such as
+            {embedded: [trainer.epochs=5], article: [data=mnist]}.
+    """
 
     title: str = MISSING
-    notebook: bool = False  # one of the article's seven notebooks
+    notebook: bool = False
     claims: list[int] = field(default_factory=list)
     axis: str = "epoch"
     article: dict[str, str] = field(default_factory=dict)
-    # What scripts/reproduce.py sets on embedded data and on the article's:
-    # {embedded: [trainer.epochs=5], article: [data=mnist]}
     data: dict[str, list[str]] = field(default_factory=dict)
     figures: list[FigureConfig] = field(default_factory=list)
 
 
 @dataclass
 class Config:
-    seed: int = 0
+    seed: int = number(0, "[0, 2147483647]")
     overwrite: bool = False
     output_dir: str = "outputs"
     model: dict[str, Any] = field(default_factory=dict)
-    optim: dict[str, Any] = field(default_factory=dict)
+    optim: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={"keys": {"lr": Interval("(0, inf)")}},  # which every optimiser has
+    )
     loss: dict[str, Any] = field(default_factory=dict)
     init: InitConfig = field(default_factory=InitConfig)
     reg: RegConfig = field(default_factory=RegConfig)
@@ -168,65 +239,23 @@ class Config:
     report: ReportConfig | None = None
 
 
-# Settings that say where and how a run is kept, not what it computes: they may differ between a
+# Settings of where and how a run is kept, not of what it computes: they may differ between a
 # finished run and a request for the same one.
 BOOKKEEPING = ("overwrite", "output_dir", "wandb", "report", "data.root", "data.cache",
                "data.download", "trainer.checkpoint_every", "trainer.read_every",
                "trainer.stack")  # fmt: skip
 
-_CHOICES = {
-    "init.layers": ("all", "conv"),
-    "data.scale": ("normalised", "raw"),
-    "data.labels": ("paired", "permuted"),
-    "data.test_targets": ("test", "train"),
-    "trainer.device": ("auto", "cpu", "cuda"),
-    "trainer.precision": ("fp32", "bf16"),
-    "task.name": ("train", "lr_find", "check", "fix"),
-    "task.lr_from": (None, "minimum", "steepest", "valley"),
-    "wandb.mode": ("offline", "online", "disabled"),
-}
 
-# The allowed interval of each number, in the notation of mathematics: ( and ) leave the end out.
-_INTERVALS = {
-    "seed": "[0, 2147483647]",
-    "reg.dropout": "[0, 1)",
-    "clip.max_norm": "(0, inf)",
-    "data.batch_size": "[1, inf)",
-    "data.train_size": "[1, inf)",
-    "data.imbalance": "(0, 1]",
-    "data.augment_shift": "[0, inf)",
-    "data.test_loss_scale": "(0, inf)",
-    "trainer.epochs": "[1, inf)",
-    "trainer.steps_per_epoch": "[1, inf)",
-    "trainer.eval_every": "[1, inf)",
-    "trainer.eval_batch_size": "[1, inf)",
-    "trainer.read_every": "[1, inf)",
-    "trainer.checkpoint_every": "[1, inf)",
-    "trainer.stack": "[1, inf)",
-    "task.finder.start_lr": "(0, inf)",
-    "task.finder.end_lr": "(0, inf)",
-    "task.finder.iterations": "[3, inf)",
-    "task.finder.smoothing": "(0, 1]",
-    "task.finder.diverge_at": "(1, inf)",
-    "task.finder.repeats": "[1, inf)",
-    "doctor.every": "[1, inf)",
-    "doctor.bins": "[2, inf)",
-    "doctor.budget": "[0, inf)",
-    "init.pretrain.epochs": "[1, inf)",
-    "init.pretrain.steps_per_epoch": "[1, inf)",
-    "optim.lr": "(0, inf)",
-    "wandb.every": "[1, inf)",
-    "wandb.init_timeout": "(0, inf)",
-}
+# --- composing and checking ----------------------------------------------------------------------
 
 
 def register() -> None:
-    """Make the schema known to Hydra, as `schema` in the defaults list of conf/config.yaml."""
+    """Register the schema with Hydra as `schema`, which conf/config.yaml names in its defaults."""
     ConfigStore.instance().store(name="schema", node=Config)
 
 
 def compose(overrides: Sequence[str]) -> DictConfig:
-    """The configuration under other overrides, within a job that Hydra has started.
+    """Return the configuration under other overrides, within a job that Hydra has started.
 
     Raises:
         ConfigError: overrides that do not go together.
@@ -239,26 +268,42 @@ def compose(overrides: Sequence[str]) -> DictConfig:
 
 
 def _quoted(override: str, groups: Container[str]) -> str:
-    """Hydra takes 4.0 for a number and refuses it as the name of a group's option."""
+    """Quote a group's option that looks like a number, which Hydra would refuse as its name."""
     key, _, value = override.partition("=")
     return f"{key}='{value}'" if key in groups and value.replace(".", "", 1).isdigit() else override
 
 
+def settings_of(override: str) -> dict[str, str]:
+    """Return the keys that an override sets, with their values as text.
+
+    A value in braces sets several fields of a group, and leaves the group's option as it is.
+
+    >>> settings_of("task={lr_from:minimum}")
+    {'task.lr_from': 'minimum'}
+    >>> settings_of("optim.lr=1e-3")
+    {'optim.lr': '1e-3'}
+    """
+    key, _, value = override.partition("=")
+    if not value.startswith("{"):
+        return {key: value}
+    parsed = OverridesParser.create().parse_override(override)
+    return dict(_flat(parsed.key_or_group, parsed.value()))
+
+
+def _flat(key: str, value: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _flat(f"{key}.{name}", item)
+    else:
+        yield key, value if isinstance(value, str) else json.dumps(value)
+
+
 def check(config: DictConfig) -> None:
-    """Raise ConfigError at the first setting whose value cannot serve, naming what is allowed."""
-    for name, allowed in _CHOICES.items():
-        value = OmegaConf.select(config, name)
-        if value not in allowed:
-            options = ", ".join("null" if option is None else option for option in allowed)
-            raise ConfigError(f"{name}={value}: allowed are {options}")
-    for name, interval in _INTERVALS.items():
-        value = OmegaConf.select(config, name)
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ConfigError(f"{name}={value}: allowed is a number in {interval}")
-        if not _inside(value, interval):
-            raise ConfigError(f"{name}={value}: allowed is {interval}")
+    """Raise ConfigError at the first setting whose value is not allowed, naming what is."""
+    for name, allowed, value in _bounded(Config, config, ""):
+        fault = allowed.fault(value)
+        if fault is not None:
+            raise ConfigError(f"{name}={value}: {fault}")
     if config.task.finder.end_lr <= config.task.finder.start_lr:
         raise ConfigError(
             f"task.finder.end_lr={config.task.finder.end_lr}: it has to be above "
@@ -270,8 +315,27 @@ def check(config: DictConfig) -> None:
         raise ConfigError("clip.rescale=true: needs clip.max_norm, the norm to scale to")
 
 
-def _inside(value: float, interval: str) -> bool:
-    low, high = (float(end) for end in interval[1:-1].split(","))
-    above = value >= low if interval[0] == "[" else value > low
-    below = value <= high if interval[-1] == "]" else value < high
-    return above and below
+def _bounded(
+    schema: type, config: DictConfig, prefix: str
+) -> Iterator[tuple[str, Interval | Choice, Any]]:
+    """Yield dotted name, allowed values and value of each bounded setting that has a value."""
+    for entry in dataclasses.fields(schema):
+        group = group_of(entry)
+        if not (group or entry.metadata) or OmegaConf.is_missing(config, entry.name):
+            continue
+        name, value = f"{prefix}{entry.name}", config[entry.name]
+        if group is not None and value is not None:
+            yield from _bounded(group, value, f"{name}.")
+        if "allowed" in entry.metadata:
+            yield name, entry.metadata["allowed"], value
+        for key, allowed in entry.metadata.get("keys", {}).items():
+            yield f"{name}.{key}", allowed, value.get(key)
+
+
+def group_of(entry: dataclasses.Field) -> type | None:
+    """Return the dataclass of a field that holds a group of its own, None for any other field."""
+    kinds = get_args(entry.type) if isinstance(entry.type, UnionType) else (entry.type,)
+    for kind in kinds:
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            return kind
+    return None

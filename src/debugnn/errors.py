@@ -1,24 +1,24 @@
-"""The errors that a user's input can raise, and any error's text in a line."""
+"""Errors that a user's input can raise, and the text of any error in one line."""
 
 
 class ConfigError(ValueError):
-    """A setting, a data file or a directory that cannot serve.
+    """A setting, a data file or a directory cannot be used.
 
-    The message is one line: the field, the value that was given, and what is allowed. The command
-    line shows it without a traceback.
+    The message is one line that names the field, the given value and the allowed values. The
+    command line shows it without a traceback.
     """
 
 
 class CheckFailedError(Exception):
-    """A check before the training failed; what and why has been printed."""
+    """A check before the training failed; the reasons have been printed already."""
 
 
 def one_line(error: BaseException) -> str:
-    """The error's own message without its line breaks."""
+    """Return the error's message without line breaks."""
     return " ".join(str(error).split())
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of the error's message, or the error's type where it has none."""
+    """Return the first line of the error's message, or the error's type if it has none."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__

@@ -1,4 +1,4 @@
-"""A learning-rate range test (Smith 2017, arXiv:1506.01186): its curve and its suggestions."""
+"""The curve of a learning-rate range test (Smith 2017, arXiv:1506.01186), and suggested rates."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -18,8 +18,20 @@ def sweep_rates(
     diverge_at: float,
     test: int = 0,
 ) -> Iterator[LrPoint]:
-    """The curve of `step`, which trains one step at a rate and returns the loss before it."""
-    # One rate more than is stepped with: the notebook logs each loss beside the rate after its own.
+    """Run a range test, in which the rate rises exponentially from `start_lr` to `end_lr`.
+
+    Args:
+        step: trains one step at the given rate and returns the loss before the update.
+        start_lr, end_lr: the rates of the first and the last iteration.
+        iterations: number of steps, at least 2.
+        smoothing: weight of the new loss in the smoothed one, 0 to 1.
+        diverge_at: the test ends early if the smoothed loss exceeds this factor of its minimum.
+        test: number of the repetition, for the records.
+
+    Yields:
+        A point for each step.
+    """
+    # One rate more than there are steps: the article's notebook logs each loss with the next rate.
     growth = (end_lr / start_lr) ** (1 / (iterations - 1))
     rates = [*np.geomspace(start_lr, end_lr, iterations).tolist(), end_lr * growth]
     smoothed = best = math.nan
@@ -29,20 +41,21 @@ def sweep_rates(
         smoothed = value if iteration == 0 else smoothing * value + (1 - smoothing) * smoothed
         best = smoothed if iteration == 0 else min(best, smoothed)
         yield LrPoint(test, iteration, lr, lr_after, value, smoothed)
-        # For a positive best, smoothed > diverge_at · best; a loss may be unbounded below too.
+        # For a positive best this is smoothed > diverge_at · best; it holds for negative ones too.
         if not math.isfinite(smoothed) or smoothed - best > (diverge_at - 1) * abs(best):
             return
 
 
 def suggest(points: Sequence[LrPoint]) -> list[LrSuggestion]:
-    """What each rule reads off one range test's curve, up to its minimum.
+    """Apply each rule of `RULES` to the curve of one range test, up to the curve's minimum.
 
-    A rule that finds nothing gives none.
+    Returns:
+        At most one suggestion per rule; none from a rule that does not apply to the curve.
     """
     curve = [p for p in points if math.isfinite(p.smoothed_loss)]
     lrs = np.array([p.lr for p in curve])
     losses = np.array([p.smoothed_loss for p in curve])
-    # What comes after the minimum is the explosion: a loss that falls again there is no descent.
+    # Beyond the minimum the loss diverges, and its falls there are not a descent.
     stop = losses.argmin() + 1 if len(curve) else 0
     lrs, losses = lrs[:stop], losses[:stop]
     test = points[0].test if points else 0
@@ -55,21 +68,22 @@ def suggest(points: Sequence[LrPoint]) -> list[LrSuggestion]:
 
 
 def minimum(lrs: np.ndarray, losses: np.ndarray) -> int | None:
-    """Where the smoothed loss is lowest: the article's reading, on the edge of the explosion."""
+    """Return the index of the lowest loss: the article's choice, at the edge of divergence."""
     return int(losses.argmin())
 
 
 def steepest(lrs: np.ndarray, losses: np.ndarray) -> int | None:
-    """Where the loss falls fastest per decade of the rate; None on a curve that never falls."""
+    """Return the index of the steepest fall per decade of the rate, or None if there is no fall."""
     slopes = np.gradient(losses, np.log10(lrs))
     index = int(slopes.argmin())
     return index if slopes[index] < 0 else None
 
 
 def valley(lrs: np.ndarray, losses: np.ndarray) -> int | None:
-    """Half way down the longest decreasing subsequence of the losses, as fastai's `valley` does.
+    """Return the middle of the longest decreasing subsequence of the losses, or None.
 
-    Its documentation speaks of two thirds; its code takes one third and a half of a third.
+    This is what the code of fastai's `valley` computes (one third plus half of a third of the
+    subsequence); its documentation speaks of two thirds.
     """
     length = len(losses)
     run, previous = [1] * length, [-1] * length

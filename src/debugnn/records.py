@@ -1,9 +1,9 @@
-"""What a training yields, and how it is written as strict JSON.
+"""The records of a training, and their encoding as strict JSON.
 
-A record is a plain dataclass. Its JSON line carries `kind`, so that one file can hold several
+A record is a plain dataclass. Its JSON line has a field `kind`, so that one file can hold several
 kinds. Epochs and steps count from 0: the loss of step 0 is the loss at initialisation.
 
-Needs the standard library only: records can be read where torch is not installed.
+Needs the standard library only, so that records can be read without torch.
 """
 
 import json
@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One optimiser step, seen before its update."""
+    """One optimiser step; all values are from before its update."""
 
     kind: ClassVar[str] = "step"
     epoch: int
@@ -29,16 +29,16 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """One epoch, with the evaluation that ends it."""
+    """One epoch, with the evaluation at its end."""
 
     kind: ClassVar[str] = "epoch"
     epoch: int
     step: int  # index of the epoch's last step
-    train_loss: float  # mean over the epoch's samples, each at the weights of its own step
-    last_batch_loss: float  # what the article's notebooks call the train loss
+    train_loss: float  # mean over the epoch's samples, at the weights of their steps
+    last_batch_loss: float  # called the train loss in the article's notebooks
     train_accuracy: float | None  # in %, running over the epoch
-    test_loss: float | None  # mean over the test set; None in an epoch that is not evaluated
-    test_accuracy: float | None  # in %; None in a regression too
+    test_loss: float | None  # mean over the test set; None if the epoch was not evaluated
+    test_accuracy: float | None  # in %; None for a regression too
     seconds: float  # training and evaluation
 
 
@@ -47,17 +47,17 @@ class LrPoint:
     """One iteration of a learning-rate range test (Smith 2017, arXiv:1506.01186)."""
 
     kind: ClassVar[str] = "lr_point"
-    test: int  # which of the repeated range tests
+    test: int  # number of the repetition
     iteration: int
-    lr: float  # the rate that this loss was stepped with
-    lr_as_logged: float  # the notebook's pairing: the rate of the step after
+    lr: float  # the rate of the step with this loss
+    lr_as_logged: float  # the notebook's pairing: the rate of the next step
     loss: float
     smoothed_loss: float
 
 
 @dataclass(frozen=True, slots=True)
 class LrSuggestion:
-    """A learning rate read off a range test's curve."""
+    """A learning rate suggested by the curve of a range test."""
 
     kind: ClassVar[str] = "lr_suggestion"
     test: int
@@ -67,10 +67,10 @@ class LrSuggestion:
 
 @dataclass(frozen=True, slots=True)
 class TensorStats:
-    """Summary of one tensor. Moments and histogram are over its finite values."""
+    """Statistics of one tensor. Moments and histogram are those of its finite values."""
 
     size: int
-    nonfinite: int  # how many values are NaN or infinite; never dropped in silence
+    nonfinite: int  # number of values that are NaN or infinite
     norm: float  # L2
     mean: float
     std: float
@@ -78,7 +78,7 @@ class TensorStats:
     high: float  # largest finite value, the histogram's right edge
     zeros: float  # share of exact zeros, 0 to 1
     histogram: list[int]  # counts in equal bins from low to high
-    dead_units: float | None = None  # activations: share of units that are 0 for the whole batch
+    dead_units: float | None = None  # of activations: share of units that are 0 for the whole batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ class Diagnosis:
     """What the doctor says about a run, as plain values: files of their own, no JSON line.
 
     Attributes:
-        cause: the main cause, `healthy` without one.
+        cause: the main cause; `healthy` or `cannot tell` without one.
         healthy: None if the doctor cannot tell.
         text: the report as the console shows it.
         report: what findings.json holds.
@@ -116,23 +116,27 @@ class Diagnosis:
 
 
 def encode(record: Record) -> str:
-    """The record as one line of strict JSON."""
+    """Return the record as one line of strict JSON."""
     return dump({"kind": record.kind, **_fields(record)})
 
 
 def _fields(record: Any) -> dict[str, Any]:
-    """The fields by name, one level deep: `asdict` copies each number of each histogram."""
+    """Return the fields by name. `dataclasses.asdict` would copy every histogram."""
     return {name: getattr(record, name) for name in record.__slots__}
 
 
 def dump(value: Any, *, indent: int | None = None) -> str:
-    """`value` as strict JSON: NaN and the infinities become strings, as in protobuf's mapping."""
+    """Return a value as strict JSON.
+
+    NaN and the infinities become the strings "NaN", "Infinity" and "-Infinity", as in the JSON
+    mapping of protocol buffers.
+    """
     encode = json.JSONEncoder(
         allow_nan=False, indent=indent, ensure_ascii=False, default=_stats
     ).encode
     try:
         return encode(value)
-    except ValueError:  # a number that is none: few records hold one, and the search takes longest
+    except ValueError:  # a non-finite number; few records hold one, and replacing it is slow
         return encode(_finite(value))
 
 
@@ -143,16 +147,19 @@ def _stats(value: object) -> dict[str, Any]:
 
 
 def load(text: str | bytes) -> Any:
-    """The inverse of `dump`."""
+    """Decode strict JSON: the inverse of `dump`."""
     return _revive(json.loads(text))
 
 
 def read_jsonl(path: Path, kind: str | None = None) -> Iterator[dict[str, Any]]:
-    """The rows of a JSONL file, in order; only those of one kind where it is given.
+    """Yield the rows of a JSONL file in order.
 
-    A last line without its newline is a write that was cut off, and is left out.
+    A last line without a newline is an interrupted write and is left out.
+
+    Args:
+        kind: yield only the rows of this kind.
     """
-    with path.open("rb") as lines:  # bytes: a write can be cut off inside a character
+    with path.open("rb") as lines:  # as bytes: an interrupted write can end inside a character
         for line in lines:
             if not line.endswith(b"\n"):
                 return

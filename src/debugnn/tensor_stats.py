@@ -1,4 +1,4 @@
-"""Statistics of tensors, read without changing them and with few waits for a GPU."""
+"""Statistics of tensors, computed without changing them and with few waits for a GPU."""
 
 import math
 from collections.abc import Sequence
@@ -11,80 +11,84 @@ from debugnn.records import TensorStats
 
 
 def read_together(scalars: Sequence[Tensor]) -> list[float]:
-    """The values of scalar tensors; of those on one GPU in one transfer, which it is waited for."""
+    """Return the values of scalar tensors; those on one GPU are read in one transfer."""
     devices = {scalar.device for scalar in scalars}
     if len(devices) != 1 or next(iter(devices)).type == "cpu":
         return [scalar.item() for scalar in scalars]
     return torch.stack([scalar.detach().reshape(()) for scalar in scalars]).tolist()
 
 
-_SAMPLED = 2**12  # most values that moments and histogram are taken of
-_TINY = 1e-15  # a norm below it may lack squares that left float32's range
+_SAMPLE_SIZE = 2**12  # moments and histogram are computed from at most this many values
+_TINY = 1e-15  # in a smaller norm, squares may have underflowed in float32
 
 
 def describe(tensor: Tensor, bins: int = 64, units: bool = False) -> TensorStats:
-    """Summarise a tensor of any shape.
+    """Compute the statistics of a tensor of any shape.
 
-    Norm, range, dead units and the count of non-finite values are exact. Mean, standard deviation,
+    Norm, range, dead units and the number of non-finite values are exact. Mean, standard deviation,
     zeros and histogram of more than 4,096 values are those of an evenly spaced sample of at most
-    as many: all of them would cost a tenth of a training step. NaN and infinite values are counted
-    apart, and left out of the moments and the histogram.
+    that many: with all values, the statistics would take a tenth of a training step. NaN and
+    infinite values are counted, and excluded from the moments and the histogram.
 
     Args:
         bins: number of equal histogram bins between the smallest and the largest finite value.
-        units: count dead units too; the tensor is (B, units, …), and a unit is dead where it is 0
-            for every sample and position of the batch.
+        units: compute the share of dead units too. The tensor is then (B, units, …), and a unit is
+            dead if it is 0 for every sample and position of the batch.
     """
     return summarise(measure([tensor.detach()], [units])[0], bins)
 
 
 class Measurement(NamedTuple):
-    """What was taken of a tensor: exact numbers, and values that tell of the rest."""
+    """Exact numbers of a tensor, and a sample of its values for the others."""
 
     size: int
     nonfinite: int
     norm: float
-    low: float  # of the finite values, as all that follows
+    low: float  # of the finite values, like all that follow
     high: float
     dead: float | None  # share of dead units
     sample: Tensor  # (n,), evenly thinned, a copy on the CPU
 
 
 def measure(tensors: Sequence[Tensor], units: Sequence[bool]) -> list[Measurement]:
-    """A look at each tensor, whose `units` are counted or not; a GPU is waited for twice in all."""
+    """Measure tensors together, with two waits for a GPU in all.
+
+    Args:
+        units: for each tensor, whether to compute its share of dead units.
+    """
     measured = [_start(tensor, counted) for tensor, counted in zip(tensors, units, strict=True)]
     norms = torch._foreach_norm([m.values for m in measured]) if measured else []
-    numbers = iter(read_together([*norms, *(end for m in measured for end in m.ends)]))
-    norms = [next(numbers) for _ in measured]
-    samples = _brought_near([m.sample for m in measured])
-    looks = []
-    for (values, _, ends), norm, sample in zip(measured, norms, samples, strict=True):
-        low, high, *dead = (next(numbers) for _ in ends) if ends else (math.nan, math.nan)
-        dead = dead[0] if dead else None
+    read = read_together([*norms, *(end for m in measured for end in m.ends)])
+    norm_values, numbers = read[: len(norms)], iter(read[len(norms) :])
+    samples = _to_cpu([m.sample for m in measured])
+    found = []
+    for (values, _, ends), norm, sample in zip(measured, norm_values, samples, strict=True):
+        low, high, *shares = [next(numbers) for _ in ends] if ends else [math.nan, math.nan]
+        dead = shares[0] if shares else None
         if norm < math.inf and (norm > _TINY or low == high == 0):
-            looks.append(Measurement(values.numel(), 0, norm, low, high, dead, sample))
+            found.append(Measurement(values.numel(), 0, norm, low, high, dead, sample))
         else:
-            looks.append(_measure_extremes(values, norm, dead))
-    return looks
+            found.append(_measure_extremes(values, norm, dead))
+    return found
 
 
-def _brought_near(samples: Sequence[Tensor]) -> Sequence[Tensor]:
-    """The samples on the CPU; those of one GPU in one transfer."""
+def _to_cpu(samples: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Copy the samples to the CPU; those on one GPU in one transfer."""
     if len({sample.device for sample in samples}) != 1 or samples[0].device.type == "cpu":
         return [sample.cpu() for sample in samples]
     return torch.cat(list(samples)).cpu().split([len(sample) for sample in samples])
 
 
 class _Unread(NamedTuple):
-    """A tensor's numbers where it lies, before any of them has been read."""
+    """Numbers of a tensor that are still on its device."""
 
     values: Tensor  # flat, float32
     sample: Tensor  # evenly thinned
-    ends: list[Tensor]  # lowest, highest, share of dead units; [] of nothing
+    ends: list[Tensor]  # lowest, highest, share of dead units; [] of an empty tensor
 
 
 def _start(tensor: Tensor, units: bool) -> _Unread:
-    # Brought to float32 first: reductions of bfloat16 columns are ten to sixty times as slow.
+    # Converted to float32 first: reductions of bfloat16 columns are 10 to 60 times as slow.
     tensor = tensor.float()
     if not tensor.numel():
         return _Unread(tensor.flatten(), tensor.flatten(), [])
@@ -99,10 +103,10 @@ def _start(tensor: Tensor, units: bool) -> _Unread:
 
 
 def _measure_extremes(values: Tensor, norm: float, dead: float | None) -> Measurement:
-    """A look at values that are not finite, or whose squares leave float32's range, or at none."""
+    """Measure values that are empty, not all finite, or whose squares leave float32's range."""
     size, nonfinite = values.numel(), 0
     if not math.isfinite(norm):
-        # The squares of finite values can overflow too, so count before believing it.
+        # The squares of finite values can overflow too, so the norm does not say.
         finite = values[torch.isfinite(values)]
         nonfinite, values = size - finite.numel(), finite
     if not values.numel():
@@ -114,12 +118,16 @@ def _measure_extremes(values: Tensor, norm: float, dead: float | None) -> Measur
 
 
 def summarise(found: Measurement, bins: int) -> TensorStats:
-    """The statistics, of which the sample tells moments, zeros and histogram."""
+    """Return the statistics; the sample gives moments, zeros and histogram.
+
+    Args:
+        bins: number of histogram bins.
+    """
     count = len(found.sample)
     mean = std = math.nan
     zeros, histogram = 0.0, [0] * bins
     if count:
-        sample = found.sample.double()  # whose squares are finite
+        sample = found.sample.double()  # the squares of float32 values are finite in float64
         std, mean = (moment.item() for moment in torch.std_mean(sample, correction=0))
         present = torch.count_nonzero(sample).item() / count
         zeros = (1 - present) * (1 - found.nonfinite / found.size)
@@ -142,22 +150,27 @@ def summarise(found: Measurement, bins: int) -> TensorStats:
 
 
 def in_memory_order(tensor: Tensor) -> Tensor:
-    """The same values, their axes in an order in which they can be flattened without a copy."""
+    """Permute the axes of a channels-last tensor so that it can be flattened without a copy."""
     if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
         return tensor.permute(0, 2, 3, 1)
     return tensor
 
 
 def _thinned(values: Tensor, width: int = 1) -> Tensor:
-    """Every so manieth of many values, from all columns of rows that are `width` long; a copy."""
-    step = max(1, -(-values.numel() // _SAMPLED))
+    """Return an evenly spaced sample of the values, a copy.
+
+    Args:
+        values: (N,), rows of `width` values one after the other.
+        width: the sample's spacing has no common factor with it, so that all columns are sampled.
+    """
+    step = max(1, -(-values.numel() // _SAMPLE_SIZE))
     while math.gcd(step, width) > 1:
         step += 1
     return values[::step].clone()
 
 
 def ends_of_units(tensor: Tensor) -> tuple[Tensor, Tensor]:
-    """The smallest and the largest value of each unit of (B, units, …), (units,) each."""
+    """Return the smallest and the largest value of each unit of (B, units, …), as (units,) each."""
     laid_out = in_memory_order(tensor)
     if laid_out is tensor:
         axes = [0, *range(2, tensor.dim())]

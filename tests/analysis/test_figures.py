@@ -1,4 +1,4 @@
-"""Every figure shows what the runs and the article recorded, and says what it was drawn from."""
+"""Every figure shows what the runs and the article recorded, and names its data and seeds."""
 
 import math
 import subprocess
@@ -16,9 +16,10 @@ from matplotlib.figure import Figure
 from test_runs import epoch, stats, write_run
 
 from conftest import REPOSITORY
+from debugnn.analysis.article import article_epochs
 from debugnn.analysis.figures import KINDS, draw
 from debugnn.analysis.figures.layers import magnitudes, rebin
-from debugnn.analysis.runs import ARTICLE, Run, article_epochs, load_runs
+from debugnn.analysis.runs import Run, load_runs
 from debugnn.errors import ConfigError
 from debugnn.records import Layers, LrPoint, LrSuggestion, Step
 
@@ -40,11 +41,11 @@ def layers(step: int, scale: float = 1.0, dead: float = 0.0) -> Layers:
 
 def plotted(kind: str, runs: list[Run], **entry: Any) -> Figure:
     defaults = {"name": "fig", "kind": kind, "title": "A title", "arms": None, "options": {}}
-    return KINDS[kind](runs, ARTICLE, {**defaults, **entry})
+    return KINDS[kind](runs, {**defaults, **entry})
 
 
 def texts(figure: Figure) -> str:
-    """All that the figure says outside its panels: title, legends, caption."""
+    """Return the text outside of the panels: title, legends, caption."""
     parts = [figure, *figure.subfigs]
     found = [part._suptitle.get_text() for part in parts if part._suptitle]
     found += [text.get_text() for part in parts for text in part.texts]
@@ -89,7 +90,7 @@ def test_a_figure_of_unknown_kind_is_an_error(tmp_path: Path) -> None:
         draw(tmp_path, tmp_path / "figures")
 
 
-def test_a_comparison_is_not_drawn_by_halves(tmp_path: Path) -> None:
+def test_a_comparison_that_lacks_an_arm_is_not_drawn(tmp_path: Path) -> None:
     write_run(tmp_path, {"reg": "none"}, [epoch(0)])
     with pytest.raises(ConfigError, match="reg=bn"):
         plotted("curves", load_runs(tmp_path), arms=["reg=none", "reg=bn"])
@@ -132,7 +133,7 @@ def test_the_articles_points_have_their_arms_colour(tmp_path: Path) -> None:
         points = {line.get_label(): line for line in axes.lines if "article" in line.get_label()}
         assert set(points) == {"article: dropout_model", "article: base_model"}
         for label, line in points.items():
-            recorded = article_epochs(ARTICLE, label.removeprefix("article: "))
+            recorded = article_epochs(label.removeprefix("article: "))
             assert list(line.get_ydata()) == recorded[column].tolist()
     colours = {
         line.get_label(): line.get_color() for line in figure.subfigs[0].legends[0].legend_handles
@@ -153,7 +154,7 @@ def test_training_only(tmp_path: Path) -> None:
     rows = [epoch(0, 2.0, 40.0, test_loss=None, last_batch_loss=1.5, test_accuracy=None)]
     write_run(tmp_path, {}, rows, article_run="overfitsmall")
     loss, accuracy = plotted("curves", load_runs(tmp_path), options={"split": "train"}).axes
-    recorded = article_epochs(ARTICLE, "overfitsmall")
+    recorded = article_epochs("overfitsmall")
     assert lines(loss)[0] == ([0], [1.5])
     assert lines(loss)[1][1] == recorded["last_batch_loss"].tolist()
     assert lines(accuracy)[1][1] == recorded["train_accuracy"].tolist()
@@ -194,7 +195,7 @@ def test_one_lost_seed_of_two_is_named(tmp_path: Path) -> None:
 # --- the range test -----------------------------------------------------------------------------
 
 
-def test_the_explosion_does_not_squash_the_range_test(tmp_path: Path) -> None:
+def test_the_divergence_does_not_set_the_scale_of_the_range_test(tmp_path: Path) -> None:
     rates = np.geomspace(1e-9, 10, 20)
     losses = [2.3] * 12 + [1.5, 1.0, 0.9, 5.0, 1e3, 1e6, math.inf, math.nan]
     rows = [
@@ -245,7 +246,7 @@ def test_rebinning_one_value() -> None:
     assert rebin([0, 7, 0], 2.0, 2.0, np.array([0.0, 1.0, 3.0])).tolist() == [0, 7]
 
 
-def test_magnitudes_fold_the_signs_and_part_the_zeros() -> None:
+def test_magnitudes_merge_the_signs_and_separate_the_zeros() -> None:
     values = np.array([-2.0] * 10 + [0.0] * 25 + [2.0] * 15)
     shares = magnitudes(vars_of(stats(values)), np.array([0.01, 0.1, 1.0, 10.0]))
     assert shares == pytest.approx([0.5, 0, 0, 0.5], abs=1e-9)
@@ -278,11 +279,11 @@ def test_a_panel_for_every_weight_tensor(tmp_path: Path) -> None:
 def test_chosen_layers_alone(tmp_path: Path) -> None:
     write_run(tmp_path, {}, [layers(0, 1e7), layers(5, 1e7)])
     runs = load_runs(tmp_path)
-    figure = plotted("gradient_histograms", runs, options={"layers": ["fc1.weight"]})
+    figure = plotted("gradient_heatmap", runs, options={"layers": ["fc1.weight"]})
     assert [axes.get_title() for axes in figure.axes if axes.get_title()] == ["fc1.weight"]
     assert figure.axes[0].get_ylim()[1] == pytest.approx(1e8)
     with pytest.raises(ConfigError, match=r"conv9\.weight"):
-        plotted("gradient_histograms", runs, options={"layers": ["conv9.weight"]})
+        plotted("gradient_heatmap", runs, options={"layers": ["conv9.weight"]})
 
 
 def test_zero_and_infinite_norms_are_marked(tmp_path: Path) -> None:
@@ -324,7 +325,7 @@ def test_a_profile_needs_step_0(tmp_path: Path) -> None:
 # --- one number an arm --------------------------------------------------------------------------
 
 
-def test_final_accuracy_takes_the_form_that_its_keys_ask_for(tmp_path: Path) -> None:
+def test_final_accuracy_is_a_heatmap_of_two_or_three_keys_and_else_bars(tmp_path: Path) -> None:
     for reg in ("none", "bn"):
         for lr in ("0.01", "0.001"):
             for init in ("a", "b", "c"):

@@ -1,4 +1,4 @@
-"""Tables are read from run directories as `run` and `sinks` write them, and hide nothing."""
+"""The tables of run directories are complete, and tell a NaN from a missing value."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -11,17 +11,7 @@ import pytest
 
 from debugnn import records
 from debugnn.analysis import tables
-from debugnn.analysis.runs import (
-    ARTICLE,
-    article_epochs,
-    compare,
-    load_runs,
-    over_seeds,
-    paired,
-    select,
-    tidy_epochs,
-    varying,
-)
+from debugnn.analysis.runs import load_runs, over_seeds, paired, select, tidy_epochs, varying
 from debugnn.errors import ConfigError
 from debugnn.records import Epoch, Layers, LrPoint, LrSuggestion, Record, Step, TensorStats
 
@@ -40,7 +30,7 @@ def write_run(
     task: str = "train",
     loss: str = "cross_entropy",
 ) -> Path:
-    """A run's directory with the files that the figures and tables read."""
+    """Write a run's directory with the files that figures and tables read."""
     label = ",".join(f"{k}={v}" for k, v in arm.items()) or "default"
     directory = root / experiment / label / f"seed={seed}"
     directory.mkdir(parents=True)
@@ -85,7 +75,7 @@ def epoch(number: int, loss: float = 1.0, accuracy: float | None = 50.0, **field
 
 
 def stats(values: np.ndarray, bins: int = 64, dead_units: float | None = None) -> TensorStats:
-    """What `probes.describe` says of these values, by NumPy."""
+    """Compute with NumPy what `tensor_stats.describe` returns for these values."""
     counts, edges = np.histogram(values, bins=bins)
     return TensorStats(
         size=values.size,
@@ -230,55 +220,7 @@ def test_seeds_are_aggregated_and_none_drops_out() -> None:
     assert both.loc[[1, 2]].isna().all(axis=None)
 
 
-# --- the article --------------------------------------------------------------------------------
-
-
-def test_the_article_is_read_under_our_names() -> None:
-    recorded = article_epochs(ARTICLE, "VG_Converge")
-    assert recorded["epoch"].tolist() == list(range(40))
-    assert recorded["test_accuracy"].iloc[-1] == 94.95
-    assert recorded["evaluated"].all()
-
-
-def test_the_article_keeps_nan_apart_from_missing() -> None:
-    lost, unevaluated = (article_epochs(ARTICLE, n) for n in ("before_nan", "overfitsmall"))
-    assert lost["evaluated"].all()
-    assert lost["test_loss"].isna().all()
-    assert not unevaluated["evaluated"].any()
-
-
-def test_an_unknown_article_run_is_an_error() -> None:
-    with pytest.raises(ConfigError, match="no run invented"):
-        article_epochs(ARTICLE, "invented")
-
-
-def test_ours_is_compared_at_the_articles_last_epoch(tmp_path: Path) -> None:
-    rows = [epoch(n, loss=1 / (n + 1), accuracy=float(n)) for n in range(40)]
-    write_run(tmp_path, {"model": "relu_net"}, rows, article_run="VG_solved_Relu")
-    (row,) = compare(load_runs(tmp_path)).to_dict("records")
-    assert row["epochs"] == 10
-    assert (row["final_test_accuracy"], row["best_test_accuracy"]) == (9.0, 9.0)
-    assert row["final_test_loss"] == row["min_test_loss"] == 0.1
-    recorded = article_epochs(ARTICLE, "VG_solved_Relu")
-    assert row["final_test_accuracy_article"] == recorded["test_accuracy"].iloc[-1]
-    assert row["first_train_accuracy_article"] == recorded["train_accuracy"].iloc[0]
-
-
-def test_the_shorter_sigmoid_run_has_a_row_of_its_own(tmp_path: Path) -> None:
-    rows = [epoch(n, accuracy=float(n)) for n in range(40)]
-    write_run(tmp_path, {"model": "sigmoid_net"}, rows, article_run="VG_Converge")
-    write_run(tmp_path, {"model": "tanh"}, rows)
-    table = compare(load_runs(tmp_path)).set_index("article_run")
-    assert table["epochs"].to_dict() == {"VG_Converge": 40, "Vanishing_Grad_1": 10}
-    assert table["final_test_accuracy"].to_dict() == {"VG_Converge": 39.0, "Vanishing_Grad_1": 9.0}
-
-
-def test_the_table_says_since_when_a_loss_is_nan(tmp_path: Path) -> None:
-    rows = [epoch(0, 5.0, None), epoch(1, math.nan, None), epoch(2, math.nan, None)]
-    write_run(tmp_path, {}, rows, article_run="before_nan", data="regression")
-    (row,) = compare(load_runs(tmp_path)).to_dict("records")
-    assert (row["nonfinite_from"], row["nonfinite_from_article"]) == (1, 0)
-    assert math.isnan(row["final_test_loss"])
+# --- tables ---------------------------------------------------------------------------------------
 
 
 def test_the_tidy_table_goes_through_csv(tmp_path: Path) -> None:
@@ -307,7 +249,7 @@ def test_runs_are_paired_by_all_but_one_setting(tmp_path: Path) -> None:
             arm = {"data": "mnist", "model": "tanh", "trainer.precision": precision}
             rows = [epoch(0, accuracy=1.0), epoch(1, loss=accuracy / 100, accuracy=accuracy)]
             write_run(tmp_path, arm, rows, seed=seed, data="mnist")
-    # Neither a run without its partner nor one that ran for longer makes a pair.
+    # A run without a partner is in no pair.
     lonely = {"model": "relu_net", "trainer.precision": "bf16"}
     write_run(tmp_path, lonely, [epoch(0)])
     table = paired(load_runs(tmp_path), "trainer.precision", ("fp32", "bf16"))

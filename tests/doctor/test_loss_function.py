@@ -1,4 +1,4 @@
-"""What `examine` says of loss functions, right and wrong ones, on outputs that it makes up."""
+"""What `loss_facts` measures of right and wrong loss functions, on outputs that it makes up."""
 
 import math
 
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from debugnn.doctor.observe.loss_function import examine
+from debugnn.doctor.observe.loss_function import loss_facts
 from debugnn.doctor.observe.task import Task, read
 
 BATCH, CLASSES = 32, 5
@@ -31,11 +31,22 @@ def focal(outputs, targets):
 
 def of_logits(loss, targets=LABELS):
     outputs = normal(BATCH, CLASSES)
-    return examine(loss, outputs, targets, read(outputs, targets))
+    return loss_facts(loss, outputs, targets, read(outputs, targets))
+
+
+def floor(facts):
+    """The loss of perfect outputs over that of the best constant ones."""
+    return facts.best / facts.constant
+
+
+def falls(facts):
+    """The loss is lower at the right one of each pair of made-up outputs."""
+    assert facts.rewards
+    return all(right < wrong for right, wrong in facts.rewards)
 
 
 def squashed_twice(classes):
-    """Cross-entropy of a distribution that is taken for logits: at its best, over guessing."""
+    """The best cross-entropy of probabilities that are taken for logits, over that of guessing."""
     return math.log((math.e + classes - 1) / math.e) / math.log(classes)
 
 
@@ -59,43 +70,46 @@ def test_a_sound_loss_of_logits_has_nothing_against_it(name):
     assert facts.error is None
     assert facts.scalar
     assert facts.gradient
-    assert facts.reduction == "mean"
+    assert facts.doubling == pytest.approx(1, abs=1e-3)
     assert facts.output_space == "real"
-    assert facts.better_when_right is True
-    assert facts.floor == pytest.approx(0, abs=1e-3)
-    assert facts.shift_invariant is True
-    assert facts.target_entry_only is False
-    assert facts.mixes_samples is False
-    assert not facts.unbounded
+    assert falls(facts)
+    assert floor(facts) == pytest.approx(0, abs=1e-3)
+    assert facts.shift_change < 1e-5
+    assert facts.other_entries > 0.1
+    assert facts.cross_gradient < 1e-5
+    assert facts.far is None
     assert facts.shapes == [[BATCH, CLASSES], [BATCH]]
 
 
 @pytest.mark.parametrize("smoothing", [0.05, 0.1, 0.3])
 @pytest.mark.parametrize("classes", [2, 5, 100])
-def test_smoothed_labels_have_no_floor_that_could_be_held_against_them(smoothing, classes):
+def test_smoothed_labels_cost_more_where_the_outputs_are_most_confident(smoothing, classes):
     outputs, targets = normal(BATCH, classes), torch.arange(BATCH) % classes
     loss = nn.CrossEntropyLoss(label_smoothing=smoothing)
-    facts = examine(loss, outputs, targets, read(outputs, targets))
-    assert facts.floor is None
-    assert facts.better_when_right
-    assert facts.shift_invariant
+    facts = loss_facts(loss, outputs, targets, read(outputs, targets))
+    assert facts.confident > 2 * facts.best
+    assert falls(facts)
+    assert facts.shift_change < 1e-5
 
 
 def test_nll_of_log_softmax_reads_the_outputs_as_logarithms():
     outputs = normal(BATCH, CLASSES).log_softmax(dim=1)
-    facts = examine(F.nll_loss, outputs, LABELS, read(outputs, LABELS))
+    facts = loss_facts(F.nll_loss, outputs, LABELS, read(outputs, LABELS))
     assert facts.output_space == "log_simplex"
-    assert facts.target_entry_only is True
-    assert facts.better_when_right
-    assert facts.floor < 0.01
-    assert facts.shift_invariant is None  # a shifted logarithm is none of a distribution
+    assert facts.other_entries == 0
+    assert falls(facts)
+    assert floor(facts) < 0.01
+    assert (
+        facts.shift_change is None
+    )  # shifted, the outputs are no longer logarithms of probabilities
+    assert facts.confident is None
 
 
 def test_nll_of_raw_logits_looks_at_one_logit_alone():
     facts = of_logits(F.nll_loss)
     assert facts.output_space == "real"
-    assert facts.target_entry_only is True
-    assert facts.shift_invariant is False
+    assert facts.other_entries == 0
+    assert facts.shift_change > 0.5
 
 
 @pytest.mark.parametrize(
@@ -109,9 +123,9 @@ def test_nll_of_raw_logits_looks_at_one_logit_alone():
 )
 def test_a_loss_of_one_hot_vectors_does_not_compare_the_classes(loss):
     facts = of_logits(loss)
-    assert facts.shift_invariant is False
-    assert facts.target_entry_only is False
-    assert facts.better_when_right is True
+    assert facts.shift_change > 0.5
+    assert facts.other_entries > 0.1
+    assert falls(facts)
 
 
 @pytest.mark.parametrize("classes", [2, 5, 100])
@@ -121,60 +135,61 @@ def test_a_softmax_before_cross_entropy_leaves_its_floor(classes):
     def inside(o, t):
         return F.cross_entropy(o.softmax(dim=1), t)
 
-    assert examine(inside, outputs, targets, read(outputs, targets)).floor == pytest.approx(
-        squashed_twice(classes), abs=1e-3
-    )
-    # The softmax in the model: the outputs are seen to be distributions.
+    facts = loss_facts(inside, outputs, targets, read(outputs, targets))
+    assert floor(facts) == pytest.approx(squashed_twice(classes), abs=1e-3)
+    # With the softmax in the model, the outputs are probabilities.
     outputs = outputs.softmax(dim=1)
-    facts = examine(F.cross_entropy, outputs, targets, read(outputs, targets))
+    facts = loss_facts(F.cross_entropy, outputs, targets, read(outputs, targets))
     assert facts.output_space == "simplex"
-    assert facts.floor == pytest.approx(squashed_twice(classes), abs=2e-3)
+    assert floor(facts) == pytest.approx(squashed_twice(classes), abs=2e-3)
 
 
 def test_a_sigmoid_before_cross_entropy_leaves_its_floor():
     inside = of_logits(lambda o, t: F.cross_entropy(torch.sigmoid(o), t))
     # Guessing is flat at one half, perfect at (1, 0, …): measured from sigmoid(0) = 1/2.
-    assert inside.floor > 0.5
-    assert inside.shift_invariant is False
+    assert floor(inside) > 0.5
+    assert inside.shift_change > 0.01
     outputs = torch.sigmoid(normal(BATCH, CLASSES))
-    facts = examine(F.cross_entropy, outputs, LABELS, SQUASHED)
+    facts = loss_facts(F.cross_entropy, outputs, LABELS, SQUASHED)
     assert facts.output_space == "unit"
-    assert facts.floor == pytest.approx(squashed_twice(CLASSES), abs=2e-3)
+    assert floor(facts) == pytest.approx(squashed_twice(CLASSES), abs=2e-3)
 
 
 def test_probabilities_in_a_loss_for_probabilities_are_right():
     outputs = normal(BATCH, CLASSES).softmax(dim=1)
-    facts = examine(lambda o, t: F.nll_loss(o.log(), t), outputs, LABELS, SQUASHED)
+    facts = loss_facts(lambda o, t: F.nll_loss(o.log(), t), outputs, LABELS, SQUASHED)
     assert facts.output_space == "simplex"
-    assert facts.floor < 0.01
-    assert facts.target_entry_only is True
-    facts = examine(lambda o, t: F.mse_loss(o, hot(t)), outputs, LABELS, SQUASHED)
-    assert facts.target_entry_only is False
+    assert floor(facts) < 0.01
+    assert facts.other_entries == 0
+    facts = loss_facts(lambda o, t: F.mse_loss(o, hot(t)), outputs, LABELS, SQUASHED)
+    assert facts.other_entries > 0.1
 
 
 def test_a_flipped_sign_is_worse_when_right():
-    assert of_logits(lambda o, t: -F.cross_entropy(o, t)).better_when_right is False
-    assert of_logits(lambda o, t: (o.softmax(dim=1) * hot(t)).sum(1).mean()).better_when_right is (
-        False
-    )
+    assert not falls(of_logits(lambda o, t: -F.cross_entropy(o, t)))
+    assert not falls(of_logits(lambda o, t: (o.softmax(dim=1) * hot(t)).sum(1).mean()))
 
 
 def test_a_sum_is_told_from_a_mean_at_any_size():
-    assert of_logits(lambda o, t: F.cross_entropy(o, t, reduction="sum")).reduction == "sum"
-    assert of_logits(lambda o, t: 1e-3 * F.cross_entropy(o, t).sum()).reduction == "mean"
+    summed = of_logits(lambda o, t: F.cross_entropy(o, t, reduction="sum"))
+    assert summed.doubling == pytest.approx(2, rel=1e-4)
     tiny = of_logits(lambda o, t: 1e-3 * F.cross_entropy(o, t, reduction="sum"))
-    assert tiny.reduction == "sum"
+    assert tiny.doubling == pytest.approx(2, rel=1e-4)
+    averaged = of_logits(lambda o, t: 1e-3 * F.cross_entropy(o, t))
+    assert averaged.doubling == pytest.approx(1, rel=1e-4)
+    # A loss of 0 has no ratio.
+    assert of_logits(lambda o, t: 0 * F.cross_entropy(o, t)).doubling is None
 
 
 def test_a_vector_is_no_scalar():
     facts = of_logits(lambda o, t: F.cross_entropy(o, t, reduction="none"))
     assert not facts.scalar
-    assert facts.reduction == "none"
+    assert facts.doubling is None
 
 
 def test_a_softmax_over_the_batch_mixes_samples():
     facts = of_logits(lambda o, t: F.nll_loss(o.log_softmax(dim=0), t))
-    assert facts.mixes_samples is True
+    assert facts.cross_gradient > 0.1
 
 
 @pytest.mark.parametrize(
@@ -193,14 +208,14 @@ def test_what_a_loss_raises_is_told():
     facts = of_logits(lambda o, t: F.cross_entropy(o, t.float()))
     assert facts.error.startswith("RuntimeError")
     assert facts.shapes == [[BATCH, CLASSES], [BATCH]]
-    assert facts.better_when_right is None
+    assert facts.rewards == []
 
 
 def test_nan_outputs_do_not_hide_what_the_loss_is():
     outputs = torch.full((BATCH, CLASSES), math.nan)
-    facts = examine(F.cross_entropy, outputs, LABELS, Task("classes", CLASSES))
-    assert facts.better_when_right
-    assert facts.floor == pytest.approx(0, abs=1e-3)
+    facts = loss_facts(F.cross_entropy, outputs, LABELS, Task("classes", CLASSES))
+    assert falls(facts)
+    assert floor(facts) == pytest.approx(0, abs=1e-3)
 
 
 def test_a_mask_of_ignored_labels_leaves_it_open():
@@ -208,13 +223,13 @@ def test_a_mask_of_ignored_labels_leaves_it_open():
     labels[3] = -100
     facts = of_logits(F.cross_entropy, labels)
     assert facts.error is None
-    assert facts.better_when_right is None
+    assert facts.rewards == []
 
 
 def test_examining_leaves_outputs_targets_and_the_random_state():
     outputs = normal(BATCH, CLASSES).requires_grad_()
     kept, state = outputs.detach().clone(), torch.get_rng_state()
-    examine(F.cross_entropy, outputs, LABELS, read(outputs, LABELS))
+    loss_facts(F.cross_entropy, outputs, LABELS, read(outputs, LABELS))
     assert torch.equal(outputs, kept)
     assert outputs.grad is None
     assert torch.equal(LABELS, torch.arange(BATCH) % CLASSES)
@@ -224,26 +239,27 @@ def test_examining_leaves_outputs_targets_and_the_random_state():
 @pytest.mark.parametrize("batch", [2, 3])
 def test_two_samples_are_enough(batch):
     outputs, targets = normal(batch, CLASSES), LABELS[:batch]
-    facts = examine(F.cross_entropy, outputs, targets, read(outputs, targets))
-    assert facts.better_when_right
-    assert facts.mixes_samples is False
+    facts = loss_facts(F.cross_entropy, outputs, targets, read(outputs, targets))
+    assert falls(facts)
+    assert facts.cross_gradient < 1e-5
 
 
 def test_one_sample_does_not_end_the_examination():
     outputs, targets = normal(1, CLASSES), LABELS[:1]
-    assert examine(F.cross_entropy, outputs, targets, read(outputs, targets)).better_when_right
+    assert falls(loss_facts(F.cross_entropy, outputs, targets, read(outputs, targets)))
 
 
 def test_a_loss_of_one_batch_size_only_can_be_examined():
     facts = of_logits(lambda o, t: F.cross_entropy(o.view(BATCH, CLASSES), t))
-    assert facts.better_when_right
+    assert falls(facts)
+    assert facts.doubling is None
 
 
 def test_a_small_penalty_on_the_logits_size_is_no_other_loss():
     def z_loss(o, t):
         return F.cross_entropy(o, t) + 1e-4 * o.logsumexp(dim=1).square().mean()
 
-    assert of_logits(z_loss).shift_invariant is not False
+    assert of_logits(z_loss).shift_change < 0.01
 
 
 # --- sequences, and soft targets ----------------------------------------------------------------
@@ -251,17 +267,17 @@ def test_a_small_penalty_on_the_logits_size_is_no_other_loss():
 
 def test_sequences_with_the_classes_second():
     outputs, targets = normal(8, CLASSES, 7), torch.arange(56).reshape(8, 7) % CLASSES
-    facts = examine(F.cross_entropy, outputs, targets, read(outputs, targets))
-    assert facts.better_when_right
-    assert facts.floor == pytest.approx(0, abs=1e-3)
-    assert facts.shift_invariant
-    assert facts.target_entry_only is False
-    assert facts.mixes_samples is False
+    facts = loss_facts(F.cross_entropy, outputs, targets, read(outputs, targets))
+    assert falls(facts)
+    assert floor(facts) == pytest.approx(0, abs=1e-3)
+    assert facts.shift_change < 1e-5
+    assert facts.other_entries > 0.1
+    assert facts.cross_gradient < 1e-5
     # A softmax over the time axis: classes do not compete.
-    facts = examine(
+    facts = loss_facts(
         lambda o, t: F.nll_loss(o.log_softmax(dim=2), t), outputs, targets, read(outputs, targets)
     )
-    assert facts.floor > 0.2
+    assert floor(facts) > 0.2
 
 
 def test_sequences_with_the_classes_last():
@@ -271,23 +287,23 @@ def test_sequences_with_the_classes_last():
         return F.cross_entropy(o.reshape(-1, CLASSES), t.reshape(-1))
 
     for loss in (flattened, lambda o, t: F.cross_entropy(o.transpose(1, 2), t)):
-        facts = examine(loss, outputs, targets, read(outputs, targets))
-        assert facts.better_when_right
-        assert facts.floor == pytest.approx(0, abs=1e-3)
-        assert facts.shift_invariant
-        assert facts.mixes_samples is False
+        facts = loss_facts(loss, outputs, targets, read(outputs, targets))
+        assert falls(facts)
+        assert floor(facts) == pytest.approx(0, abs=1e-3)
+        assert facts.shift_change < 1e-5
+        assert facts.cross_gradient < 1e-5
 
 
 def test_one_hot_targets_are_classes_and_soft_ones_leave_it_open():
     facts = of_logits(F.cross_entropy, hot(LABELS))
-    assert facts.floor == pytest.approx(0, abs=1e-3)
+    assert floor(facts) == pytest.approx(0, abs=1e-3)
     soft = normal(BATCH, CLASSES, seed=1).softmax(dim=1)
     for loss in (F.cross_entropy, lambda o, t: F.kl_div(o.log_softmax(1), t, reduction="sum")):
         facts = of_logits(loss, soft)
         assert facts.error is None
         assert facts.gradient
-        assert facts.better_when_right is None
-        assert facts.floor is None
+        assert facts.rewards == []
+        assert facts.best is None
 
 
 # --- two classes from one output ----------------------------------------------------------------
@@ -297,7 +313,7 @@ TWO = (torch.arange(BATCH) % 2).float().unsqueeze(1)
 
 def of_one_logit(loss, targets=TWO):
     outputs = normal(BATCH, 1)
-    return examine(loss, outputs, targets, read(outputs, targets))
+    return loss_facts(loss, outputs, targets, read(outputs, targets))
 
 
 @pytest.mark.parametrize("targets", [TWO, TWO.long(), TWO.squeeze(1)], ids=str)
@@ -307,32 +323,33 @@ def test_bce_of_a_logit_is_sound(targets):
 
     facts = of_one_logit(loss, targets)
     assert facts.output_space == "real"
-    assert facts.better_when_right
-    assert facts.floor < 0.01
-    assert facts.shift_invariant is None
+    assert falls(facts)
+    assert floor(facts) < 0.01
+    assert facts.shift_change is None
+    assert not facts.squared
 
 
 def test_bce_of_a_sigmoid_is_sound_and_with_a_second_one_is_not():
     outputs, task = torch.sigmoid(normal(BATCH, 1)), Task("binary", squashed=True)
-    facts = examine(F.binary_cross_entropy, outputs, TWO, task)
+    facts = loss_facts(F.binary_cross_entropy, outputs, TWO, task)
     assert facts.output_space == "unit"
-    assert facts.floor < 0.01
-    twice = examine(F.binary_cross_entropy_with_logits, outputs, TWO, task)
+    assert floor(facts) < 0.01
+    twice = loss_facts(F.binary_cross_entropy_with_logits, outputs, TWO, task)
     # Perfect is log(1 + e⁻¹) or log(1 + e⁰), and guessing is at one half.
     perfect = (math.log1p(math.exp(-1)) + math.log(2)) / 2
     guessing = (math.log1p(math.exp(-0.5)) + math.log1p(math.exp(0.5))) / 2
-    assert twice.floor == pytest.approx(perfect / guessing, abs=2e-3)
+    assert floor(twice) == pytest.approx(perfect / guessing, abs=2e-3)
 
 
 def test_a_squared_error_of_two_classes_is_known():
     facts = of_one_logit(F.mse_loss)
-    assert facts.shift_invariant is False
-    assert facts.floor == pytest.approx(0, abs=1e-6)
+    assert facts.squared
+    assert floor(facts) == pytest.approx(0, abs=1e-6)
 
 
 def test_a_flipped_sign_of_two_classes():
     flipped = of_one_logit(lambda o, t: -F.binary_cross_entropy_with_logits(o, t))
-    assert flipped.better_when_right is False
+    assert not falls(flipped)
 
 
 # --- regression ---------------------------------------------------------------------------------
@@ -342,7 +359,7 @@ VALUES = 3 * normal(BATCH, 1, seed=2) + 1
 
 def of_values(loss, targets=VALUES, outputs=None):
     outputs = normal(BATCH, 1) if outputs is None else outputs
-    return examine(loss, outputs, targets, read(outputs, targets))
+    return loss_facts(loss, outputs, targets, read(outputs, targets))
 
 
 @pytest.mark.parametrize(
@@ -361,22 +378,26 @@ def of_values(loss, targets=VALUES, outputs=None):
 def test_a_regressions_loss_is_sound_at_any_size(loss, scale):
     facts = of_values(loss, VALUES * scale)
     assert facts.error is None
-    assert facts.better_when_right is True
-    assert facts.floor == pytest.approx(0, abs=1e-3)
-    assert facts.reduction == "mean"
-    assert not facts.unbounded
+    assert falls(facts)
+    assert floor(facts) == pytest.approx(0, abs=1e-3)
+    assert facts.doubling == pytest.approx(1, abs=1e-3)
+    assert facts.far >= facts.best
 
 
 def test_a_summed_and_a_flipped_regression():
-    assert of_values(lambda o, t: F.mse_loss(o, t, reduction="sum")).reduction == "sum"
-    assert of_values(lambda o, t: -F.mse_loss(o, t)).better_when_right is False
+    summed = of_values(lambda o, t: F.mse_loss(o, t, reduction="sum"))
+    assert summed.doubling == pytest.approx(2, rel=1e-4)
+    assert not falls(of_values(lambda o, t: -F.mse_loss(o, t)))
 
 
 def test_poisson_nll_of_the_logarithm_of_a_rate_is_sound():
     counts = torch.as_tensor(np.random.default_rng(0).poisson(4.0, (BATCH, 1))).float()
     facts = of_values(F.poisson_nll_loss, counts)
-    assert facts.better_when_right is True
-    assert not facts.unbounded
+    assert any(right < wrong for right, wrong in facts.rewards)
+    # The output may be a rate or its logarithm, so there are two kinds of perfect outputs.
+    assert len(facts.rewards) == 2
+    assert facts.constant is None
+    assert facts.far > -10
 
 
 @pytest.mark.parametrize(
@@ -390,7 +411,7 @@ def test_poisson_nll_of_the_logarithm_of_a_rate_is_sound():
 def test_a_loss_of_positive_outputs_is_not_called_flipped(loss):
     counts = torch.as_tensor(np.random.default_rng(0).poisson(4.0, (BATCH, 1))).float()
     facts = of_values(loss, counts, outputs=normal(BATCH, 1).exp())
-    assert facts.better_when_right is not False
+    assert any(right < wrong for right, wrong in facts.rewards)
 
 
 def test_a_column_against_a_row_is_broadcast():
@@ -398,10 +419,10 @@ def test_a_column_against_a_row_is_broadcast():
         return (o - t).square().mean()
 
     facts = of_values(loss, VALUES.squeeze(1))
-    # Perfect outputs leave E(x − y)² = 2σ², a constant σ².
-    assert facts.floor == pytest.approx(2, abs=1e-3)
+    # The loss of perfect outputs is E(x − y)² = 2σ², that of constant ones σ².
+    assert floor(facts) == pytest.approx(2, abs=1e-3)
     assert facts.shapes == [[BATCH, 1], [BATCH]]
-    assert of_values(lambda o, t: loss(o.squeeze(1), t), VALUES.squeeze(1)).floor < 1e-6
+    assert of_values(lambda o, t: loss(o.squeeze(1), t), VALUES.squeeze(1)).best < 1e-6
 
 
 @pytest.mark.parametrize(
@@ -412,16 +433,18 @@ def test_a_column_against_a_row_is_broadcast():
         pytest.param(-1, 1),
     ],
 )
-def test_a_binary_loss_of_values_beyond_zero_and_one_is_unbounded(low, high):
+def test_a_binary_loss_of_values_beyond_zero_and_one_falls_without_end(low, high):
     coded = torch.where(TWO > 0, float(high), float(low))
-    assert not of_values(F.mse_loss, coded).unbounded
-    assert of_values(F.binary_cross_entropy_with_logits, coded).unbounded
+    squared = of_values(F.mse_loss, coded)
+    assert squared.far > squared.best
+    likelihood = of_values(F.binary_cross_entropy_with_logits, coded)
+    assert likelihood.far < min(likelihood.best, -10)
 
 
 def test_targets_that_do_not_vary_leave_it_open():
     facts = of_values(F.mse_loss, torch.full((BATCH, 1), 3.0))
-    assert facts.floor is None
-    assert facts.better_when_right is None
+    assert facts.best is None
+    assert facts.rewards == []
 
 
 # --- what can't be read -------------------------------------------------------------------------
@@ -429,13 +452,15 @@ def test_targets_that_do_not_vary_leave_it_open():
 
 def test_several_outputs_are_called_and_not_examined():
     outputs = (normal(BATCH, CLASSES), normal(BATCH, 3))
-    facts = examine(lambda o, t: F.cross_entropy(o[0], t), outputs, LABELS, read(outputs, LABELS))
+    facts = loss_facts(
+        lambda o, t: F.cross_entropy(o[0], t), outputs, LABELS, read(outputs, LABELS)
+    )
     assert facts.error is None
-    assert facts.better_when_right is None
+    assert facts.rewards == []
 
 
 def test_an_unknown_task_is_called_and_not_examined():
     outputs = normal(BATCH, 2)
-    facts = examine(lambda o, t: (o.sum() - t.sum()).square(), outputs, VALUES, Task("unknown"))
+    facts = loss_facts(lambda o, t: (o.sum() - t.sum()).square(), outputs, VALUES, Task("unknown"))
     assert facts.error is None
-    assert facts.floor is None
+    assert facts.best is None

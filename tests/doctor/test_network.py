@@ -1,4 +1,4 @@
-"""What is found out of networks by trying them: operations, mixing, unreached parameters, gains."""
+"""What trying a network out tells: its operations, mixing, unreached parameters, gains."""
 
 import math
 
@@ -7,18 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from debugnn.doctor.causes.signals import MIXED
 from debugnn.doctor.evidence import NetworkFacts
-from debugnn.doctor.observe import network
-from debugnn.doctor.observe.network import (
-    Call,
-    Signals,
-    Tracer,
-    examine,
-    forward_order,
-    initial_weights,
-    trace,
-)
+from debugnn.doctor.observe.architecture import network_facts
+from debugnn.doctor.observe.calls import Call
+from debugnn.doctor.observe.modes import without_dropout
+from debugnn.doctor.observe.operations import SQUASHING, ActivationWatcher, Tracer, trace
+from debugnn.doctor.observe.weights import forward_order, weight_facts
 
 BATCH = 16
 RECURRENT = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
@@ -54,17 +48,17 @@ def look(model, inputs=FLAT) -> NetworkFacts:
     def loss(outputs):
         return outputs.float().square().mean()
 
-    return examine(model, Call((inputs,)), len(inputs), loss)
+    return network_facts(model, Call((inputs,)), len(inputs), loss)
 
 
 def traced(model, inputs=FLAT) -> tuple[torch.Tensor, Tracer]:
-    with network.no_dropout(model, training=False):
+    with without_dropout(model, training=False):
         return trace(model, Call((inputs,)))
 
 
-def signals_of(model, inputs=FLAT) -> Signals:
-    signals = Signals()
-    with network.no_dropout(model, training=False):
+def signals_of(model, inputs=FLAT) -> ActivationWatcher:
+    signals = ActivationWatcher()
+    with without_dropout(model, training=False):
         signals.watch(model, Call((inputs,)))
     return signals
 
@@ -103,8 +97,8 @@ def test_the_last_operation_is_told_through_views_and_dropout(name, view):
 
 def test_squashed_outputs_are_known_by_their_last_operation():
     for name in ("sigmoid", "softmax"):
-        assert look(mlp(end=ENDS[name])).last_op in network.SQUASHING
-    assert look(mlp(end=nn.Tanh())).last_op not in network.SQUASHING
+        assert look(mlp(end=ENDS[name])).last_op in SQUASHING
+    assert look(mlp(end=nn.Tanh())).last_op not in SQUASHING
 
 
 HIDDEN = [
@@ -228,7 +222,7 @@ def gated():
 
 
 def mixture():
-    """Experts that a softmax weighs."""
+    """A mixture of experts whose outputs a softmax weighs."""
 
     def forward(s, x):
         experts = torch.stack([s.one(x), s.two(x)], dim=1)
@@ -331,8 +325,8 @@ def recurrent(kind, batch_first, bidirectional=False):
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_a_recurrence_over_the_batch_axis_mixes(kind, bidirectional):
     facts = look(recurrent(kind, False, bidirectional), SEQUENCES)
-    assert facts.mixing > MIXED
-    assert facts.mixing_layer == "recurrent"
+    assert facts.mixing > 0.01
+    assert facts.mixing_layers["recurrent"] > 0.01
     assert look(recurrent(kind, True, bidirectional), SEQUENCES).mixing == 0
 
 
@@ -364,8 +358,39 @@ MIXING = {
 def test_what_depends_on_other_samples_is_found(name):
     make, inputs = MIXING[name]
     facts = look(make(), inputs)
-    assert facts.mixing > MIXED
-    assert facts.mixing_layer is not None
+    assert facts.mixing > 0.01
+    assert max(facts.mixing_layers.values()) > 0.01
+
+
+def test_the_layers_that_mix_are_told_in_the_order_of_the_pass():
+    """A layer that is called several times is compared call by call."""
+
+    class Centre(nn.Module):
+        def forward(self, x):
+            return x - x.mean(dim=0)
+
+    model = Net(
+        lambda s, x: s.out(s.act(s.centre(s.act(s.first(x))))),
+        first=nn.Linear(10, 8), act=nn.Tanh(), centre=Centre(), out=nn.Linear(8, 3),
+    )  # fmt: skip
+    facts = look(model)
+    assert list(facts.mixing_layers) == ["first", "act", "centre", "out"]
+    assert facts.mixing_layers["first"] == 0
+    assert min(facts.mixing_layers[n] for n in ("act", "centre", "out")) > 0.01
+    before = Net(
+        lambda s, x: s.out(s.act(s.act(s.first(x)))),
+        first=nn.Linear(10, 8), act=nn.Tanh(), out=nn.Linear(8, 3),
+    )  # fmt: skip
+    assert set(look(before).mixing_layers.values()) == {0.0}
+
+
+def test_of_many_layers_those_that_mix_are_told():
+    layers = [nn.Identity() for _ in range(80)]
+    model = Net(
+        lambda s, x: s.last(s.many(x) - s.many(x).mean(dim=0)),
+        many=nn.Sequential(*layers), last=nn.Linear(10, 3),
+    )  # fmt: skip
+    assert list(look(model).mixing_layers) == ["last"]
 
 
 APART = {
@@ -415,8 +440,9 @@ def test_what_keeps_samples_apart_is_not_accused(name):
     make, inputs = APART[name]
     facts = look(make(), inputs)
     assert facts.mixing == 0
-    assert facts.mixing_layer is None
-    assert not facts.random_evaluation
+    assert set(facts.mixing_layers.values()) == {0.0}
+    assert facts.evaluation_change == 0
+    assert not facts.drops_in_evaluation
 
 
 def test_a_trained_batch_norm_does_not_mix_in_evaluation():
@@ -426,26 +452,29 @@ def test_a_trained_batch_norm_does_not_mix_in_evaluation():
     assert look(model).mixing == 0
 
 
-def test_functional_dropout_is_random_in_evaluation_and_not_called_mixing():
+def test_functional_dropout_is_random_in_evaluation():
     facts = look(
         Net(lambda s, x: s.b(F.dropout(s.a(x), 0.5)), a=nn.Linear(10, 8), b=nn.Linear(8, 3))
     )
-    assert facts.random_evaluation
-    assert facts.mixing is None
+    assert facts.drops_in_evaluation
+    assert facts.evaluation_change > 0.1
 
 
-def test_sampling_in_evaluation_is_no_mixing():
+def test_sampling_in_evaluation_is_no_dropout():
     """As a variational autoencoder does it."""
     model = Net(
         lambda s, x: s.b(s.a(x) + 0.1 * torch.randn(len(x), 8)),
         a=nn.Linear(10, 8), b=nn.Linear(8, 3),
     )  # fmt: skip
-    assert not look(model).mixing
+    facts = look(model)
+    assert facts.evaluation_change > 0.01
+    assert not facts.drops_in_evaluation
 
 
 def test_dropout_layers_are_not_random_in_evaluation():
     facts = look(mlp(nn.Sequential(nn.ReLU(), nn.Dropout(0.4))))
-    assert not facts.random_evaluation
+    assert facts.evaluation_change == 0
+    assert not facts.drops_in_evaluation
     assert facts.dropout == 0.4
     assert facts.mode_sensitive
     assert not look(mlp()).mode_sensitive
@@ -527,7 +556,7 @@ def test_the_gradient_fades_along_a_sequence():
 
 
 def gains(model, inputs):
-    return {w.name: w for w in initial_weights(model, forward_order(model, Call((inputs,))))}
+    return {w.name: w for w in weight_facts(model, forward_order(model, Call((inputs,))))}
 
 
 FILLED = {
@@ -617,9 +646,9 @@ def test_a_call_is_changed_wherever_its_tensors_stand():
 
 
 def test_a_recurrent_layer_without_dropout_stays_in_its_mode():
-    """In evaluation cuDNN gives its recurrent layers no backward pass."""
+    """cuDNN's recurrent layers have no backward pass in evaluation mode."""
     model = nn.LSTM(FLAT.shape[-1], 5, num_layers=2, dropout=0.5)
-    with network.no_dropout(model, training=True):
+    with without_dropout(model, training=True):
         assert model.training
         first, again = (model(FLAT[:, None])[0] for _ in range(2))
         assert torch.equal(first, again)
@@ -627,9 +656,9 @@ def test_a_recurrent_layer_without_dropout_stays_in_its_mode():
 
 
 def test_in_evaluation_a_recurrent_layers_rate_stays():
-    """One that drops out by hand, mode or not, is to be seen."""
+    """Dropout that ignores the mode stays on, so that it can be found."""
     model = nn.LSTM(4, 5, dropout=0.5, num_layers=2)
-    with network.no_dropout(model, training=False):
+    with without_dropout(model, training=False):
         assert (model.training, model.dropout) == (False, 0.5)
 
 
@@ -641,6 +670,6 @@ def test_a_recurrent_layer_may_call_a_module_of_its_own_dropout():
             self.dropout = nn.Dropout(0.5)
 
     model = Named()
-    with network.no_dropout(model, training=True):
+    with without_dropout(model, training=True):
         assert not model.dropout.training
     assert model.dropout.training

@@ -1,3 +1,5 @@
+"""Networks are those of the article, with every model and regulariser of conf/."""
+
 import copy
 import math
 from math import prod
@@ -5,18 +7,17 @@ from math import prod
 import pytest
 import torch
 from hydra.utils import get_class
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 
 from debugnn.build import build_model
 from debugnn.data import Arrays, assemble
 from debugnn.errors import ConfigError
 from debugnn.nn.batch_norm import BatchNorm2d
-from debugnn.nn.dropout import Dropout
-from debugnn.nn.networks import Flatten, Maxout, network, parameter_count
+from debugnn.nn.layers import Dropout, Flatten
+from debugnn.nn.networks import network, parameter_count
 
 MNIST, CIFAR, FEATURES = (1, 28, 28), (3, 32, 32), (20,)
+CHANNELS_LAST = {"memory_format": torch.channels_last}
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def input_shape_of(config) -> tuple[int, ...]:
 
 
 def layer_shapes(model: nn.Module, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-    """The output shape of each layer, without the batch."""
+    """Return the output shape of each layer, without the batch dimension."""
     shapes, inputs = {}, torch.randn(2, *shape)
     model.eval()
     for name, layer in model.named_children():
@@ -114,7 +115,7 @@ CIFAR_NET_WITH = {
 
 
 @pytest.mark.parametrize("reg", CIFAR_NET_WITH)
-def test_the_regularisers_stand_where_the_article_puts_them(build_on, reg):
+def test_the_regularisers_are_where_the_article_puts_them(build_on, reg):
     net = build_on(CIFAR, "model=cnn", reg=reg)
     names = [name for name, _ in net.named_children()]
     tail = "flatten fc1 fc1_act fc2 fc2_act fc3"
@@ -127,7 +128,7 @@ def test_the_regularisers_stand_where_the_article_puts_them(build_on, reg):
     assert layer_shapes(net, CIFAR)["fc3"] == (10,)
 
 
-def test_without_blocks_the_regularisers_stand_around_every_hidden_activation(build_on):
+def test_without_blocks_the_regularisers_are_around_every_hidden_activation(build_on):
     net = build_on(FEATURES, "model=regressor", "model.hidden=[9,7]", reg="bn_dropout")
     assert [(name, type(layer)) for name, layer in net.named_children()] == [
         ("flatten", Flatten),
@@ -143,7 +144,7 @@ def test_without_blocks_the_regularisers_stand_around_every_hidden_activation(bu
 
 
 def count_by_hand(config, shape: tuple[int, ...], outputs: int, batch_norm: bool) -> int:
-    """The number of parameters, from the widths alone."""
+    """Compute the number of parameters from the widths alone."""
     pieces = config.model.activation.get("pieces", 1)
     bias = 1 if config.model.bias else 0
     total, width = 0, shape[0]
@@ -175,7 +176,7 @@ def test_every_model_with_every_regulariser_has_the_parameters_of_its_widths(
     config, reg = compose(f"model={each_model}"), compose(f"reg={each_reg}").reg
     shape = input_shape_of(config)
     outputs = config.model.outputs or 10
-    # On this device tensors have shapes and no numbers, which saves the time to draw them.
+    # Tensors on the meta device have no values, which saves the time to draw them.
     net = build_on(shape, f"model={each_model}", reg=each_reg, device="meta")
     assert parameter_count(net) == count_by_hand(config, shape, outputs, reg.batch_norm)
     assert sum(isinstance(layer, nn.Dropout) for layer in net) == (
@@ -255,31 +256,6 @@ def test_frozen_parameters_are_not_counted(build_on):
     assert parameter_count(net) == 25
 
 
-# --- maxout -------------------------------------------------------------------------------------
-
-
-@given(
-    batch=st.integers(1, 3),
-    width=st.integers(1, 4),
-    pieces=st.integers(1, 4),
-    positions=st.sampled_from([(), (2,), (2, 3)]),
-    seed=st.integers(0, 1000),
-)
-def test_maxout_is_the_largest_of_its_pieces(batch, width, pieces, positions, seed):
-    inputs = torch.randn(
-        batch, width * pieces, *positions, generator=torch.Generator().manual_seed(seed)
-    )
-    outputs = Maxout(pieces)(inputs)
-    assert outputs.shape == (batch, width, *positions)
-    for sample in range(batch):
-        for unit in range(width):
-            largest = inputs[sample, unit * pieces]
-            for piece in range(1, pieces):
-                candidate = inputs[sample, unit * pieces + piece]
-                largest = torch.where(candidate > largest, candidate, largest)
-            assert torch.equal(outputs[sample, unit], largest)
-
-
 def test_a_maxout_net_produces_its_pieces_and_passes_its_widths_on(build_on):
     net = build_on(MNIST, "model=maxout", "model.activation.pieces=3")
     assert (net.conv1.out_channels, net.conv2.in_channels) == (96, 32)
@@ -287,49 +263,73 @@ def test_a_maxout_net_produces_its_pieces_and_passes_its_widths_on(build_on):
     assert (net.fc1.out_features, net.fc2.in_features, net.fc2.out_features) == (384, 128, 10)
 
 
-# --- batch norm in channels-last ----------------------------------------------------------------
-
-CHANNELS_LAST = {"memory_format": torch.channels_last}
+# --- own layers and torch.nn's -------------------------------------------------------------------
 
 
-def one_pass(layer: nn.Module, inputs, gradient, weight, bias) -> dict[str, torch.Tensor]:
-    """Everything that a training pass of a batch norm computes."""
+def own_and_torchs(build_on, reg: str) -> list[nn.Sequential]:
+    """Return the CIFAR net with our layers and with torch.nn's, with the same weights."""
+    nets = [
+        build_on(CIFAR, "model=cnn", f"model.own_layers={own}", reg=reg).to(**CHANNELS_LAST)
+        for own in ("true", "false")
+    ]
+    for (name, tensor), (other, same) in zip(
+        *(net.state_dict().items() for net in nets), strict=True
+    ):
+        assert name == other
+        assert torch.equal(tensor, same)
+    return nets
+
+
+def batch(size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(size, *CIFAR, generator=generator).to(**CHANNELS_LAST)
+    return inputs, torch.randint(10, (size,), generator=generator)
+
+
+def test_own_layers_false_builds_the_net_of_torchs_layers(build_on):
+    _, plain = own_and_torchs(build_on, "bn_dropout")
+    assert {type(layer).__module__.partition(".")[0] for layer in plain} == {"torch"}
+
+
+def test_both_kinds_of_layers_give_the_same_outputs_and_running_statistics(build_on):
+    own, plain = own_and_torchs(build_on, "bn")
+    inputs, _ = batch(16)
+    torch.testing.assert_close(own(inputs), plain(inputs), rtol=1e-4, atol=1e-5)
+    assert torch.equal(own.bn1.num_batches_tracked, plain.bn1.num_batches_tracked)
+    torch.testing.assert_close(own.bn3.running_var, plain.bn3.running_var, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(own.eval()(inputs), plain.eval()(inputs), rtol=1e-4, atol=1e-5)
+
+
+def test_both_kinds_of_dropout_give_outputs_of_the_same_distribution(build_on):
+    nets, (inputs, _), passes = own_and_torchs(build_on, "dropout"), batch(2), 400
     with torch.no_grad():
-        layer.weight.copy_(weight)
-        layer.bias.copy_(bias)
-    inputs = inputs.detach().requires_grad_()
-    outputs = layer(inputs)
-    outputs.backward(gradient)
-    # The running statistics start at 0 and 1 and take in a tenth: the rest is the batch's own.
-    return {
-        "outputs": outputs.detach(), "mean": layer.running_mean,
-        "variance": layer.running_var - 0.9, "input gradient": inputs.grad,
-        "weight gradient": layer.weight.grad, "bias gradient": layer.bias.grad,
-    }  # fmt: skip
+        drawn = [torch.stack([net(inputs) for _ in range(passes)]).double() for net in nets]
+    own, plain = drawn
+    error = torch.sqrt((own.var(0) + plain.var(0)) / passes)
+    assert ((own.mean(0) - plain.mean(0)).abs() < 5 * error).all()
+    # The relative standard error of a sample's variance is about √(2 / passes).
+    assert ((own.var(0) / plain.var(0)).log().abs() < 5 * 2 / passes**0.5).all()
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("seed", range(3))
-def test_batch_norm_is_as_accurate_in_channels_last(layout, seed):
-    generator = torch.Generator().manual_seed(seed)
-    shape = (32, 8, 28, 28)
-    # Far from a mean of 0, and gradients that cancel.
-    inputs = torch.randn(shape, generator=generator) + 1
-    gradient = torch.randn(shape, generator=generator) * torch.rand(shape, generator=generator)
-    weight = torch.rand(8, generator=generator) + 0.5
-    bias = torch.randn(8, generator=generator)
-    exact = one_pass(nn.BatchNorm2d(8).double(), inputs.double(), gradient.double(), weight, bias)
-    inputs, gradient = (t.contiguous(memory_format=layout) for t in (inputs, gradient))
-    found = one_pass(BatchNorm2d(8), inputs, gradient, weight, bias)
-    for name, tensor in exact.items():
-        # PyTorch's contiguous kernel reaches 4e-7, its channels-last one 2e-6 to 1e-5.
-        assert (found[name] - tensor).norm() < 1e-6 * tensor.norm(), name
+def test_own_batch_norm_brings_the_first_layers_gradient_nearer_to_float64(build_on):
+    own, plain = own_and_torchs(build_on, "bn")
+    inputs, targets = batch(32)
+
+    def gradient(net: nn.Module, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        net = copy.deepcopy(net).to(dtype)
+        nn.functional.cross_entropy(net(inputs.to(dtype)), targets).backward()
+        return net.conv1.weight.grad.double()
+
+    exact = gradient(plain, torch.float64)
+    own_error, plain_error = ((gradient(n) - exact).norm() / exact.norm() for n in (own, plain))
+    assert own_error < 1e-5
+    assert plain_error > 20 * own_error
 
 
 def test_channels_last_gradients_are_as_accurate_as_contiguous_ones(build_on, each_reg):
     net = build_on(CIFAR, "model=cnn", "model.activation._target_=torch.nn.Tanh", reg=each_reg)
-    # A ReLU or a maximum that falls the other way turns a rounding error into one of 1e-3, in
-    # either layout; and each layout draws other dropout masks.
+    # In either layout, a ReLU or a max-pool that selects another unit turns a rounding error into
+    # one of 1e-3; and each layout draws other dropout masks.
     for name, layer in list(net.named_children()):
         if isinstance(layer, nn.MaxPool2d):
             setattr(net, name, nn.AvgPool2d(2))
@@ -347,50 +347,11 @@ def test_channels_last_gradients_are_as_accurate_as_contiguous_ones(build_on, ea
     exact, plain, found = gradients(dtype=torch.float64), gradients(), gradients(**CHANNELS_LAST)
     largest = max(gradient.norm() for gradient in exact.values())
     for name, gradient in exact.items():
-        # A convolution's bias before a batch norm has a gradient of 0.
+        # The bias of a convolution before a batch norm has a gradient of 0.
         size = max(gradient.norm(), 1e-6 * largest)
         reached = (plain[name] - gradient).norm() / size
         bound = 3 * max(reached, torch.tensor(5e-7))
         assert (found[name] - gradient).norm() / size < bound, name
-
-
-@given(
-    shape=st.tuples(st.integers(1, 5), st.integers(1, 5), st.integers(1, 6), st.integers(1, 6)),
-    channels_last=st.booleans(),
-    seed=st.integers(0, 1000),
-)
-def test_batch_norm_is_pytorchs(shape, channels_last, seed):
-    generator = torch.Generator().manual_seed(seed)
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    ours, theirs = BatchNorm2d(shape[1]).double(), nn.BatchNorm2d(shape[1]).double()
-    if shape[0] * shape[2] * shape[3] == 1:
-        with pytest.raises(ValueError, match="more than 1 value per channel"):
-            ours(torch.randn(shape, dtype=torch.float64))
-        return
-    numbers = [
-        torch.randn(shape, generator=generator, dtype=torch.float64).contiguous(
-            memory_format=layout
-        )
-        for _ in range(2)
-    ]
-    scales = [torch.randn(shape[1], generator=generator, dtype=torch.float64) for _ in range(2)]
-    for _ in range(2):
-        found, expected = one_pass(ours, *numbers, *scales), one_pass(theirs, *numbers, *scales)
-        assert found["outputs"].stride() == expected["outputs"].stride()
-        for name, tensor in expected.items():
-            torch.testing.assert_close(found[name], tensor, rtol=1e-9, atol=1e-9, msg=name)
-    assert list(ours.state_dict()) == list(theirs.state_dict())
-    assert torch.equal(ours.num_batches_tracked, theirs.num_batches_tracked)
-    theirs.load_state_dict(ours.state_dict())
-    assert torch.equal(ours.eval()(numbers[0]), theirs.eval()(numbers[0]))
-
-
-def test_batch_norm_has_a_second_derivative_in_channels_last():
-    generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(3, 2, 4, 3, generator=generator, dtype=torch.float64)
-    inputs = inputs.contiguous(**CHANNELS_LAST).requires_grad_()
-    layer = BatchNorm2d(2).double()
-    assert torch.autograd.gradgradcheck(lambda inputs: layer(inputs).tanh(), inputs)
 
 
 # --- what cannot be built -----------------------------------------------------------------------
@@ -420,6 +381,7 @@ def test_convolutions_are_refused_on_features():
         (FEATURES, ["model=regressor", "model.outputs=3"], r"model\.outputs=3.*needs one value"),
         (FEATURES, ["model=relu_net"], r"model\.blocks"),
         (MNIST, ["model=relu_net", "+model.widths=3"], r"model: .*widths"),
+        (MNIST, ["model=relu_net", "model.own_layers=1"], r"model\.own_layers=1: .*true and false"),
         (
             MNIST,
             ["model=relu_net", "model._target_=debugnn.nn.networks.nothing"],
@@ -432,41 +394,3 @@ def test_a_model_that_does_not_fit_is_refused_in_one_line(build_on, shape, overr
     with pytest.raises(ConfigError, match=message) as caught:
         build_on(shape, *overrides)
     assert "\n" not in str(caught.value)
-
-
-# --- what saves time and changes no number --------------------------------------------------------
-
-
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_a_flattened_tensors_gradient_has_its_layout_and_the_same_numbers(layout):
-    torch.manual_seed(0)
-    inputs = torch.randn(3, 4, 6, 6).to(memory_format=layout)
-    weight = torch.randn(5, 4 * 3 * 3)
-    gradients, arrived = [], []
-    for flatten in (Flatten(), nn.Flatten()):
-        leaf = inputs.clone().requires_grad_()
-        pooled = nn.functional.max_pool2d(leaf, 2)
-        pooled.register_hook(arrived.append)
-        (flatten(pooled) @ weight.T).square().sum().backward()
-        gradients.append(leaf.grad)
-    assert torch.equal(*gradients)
-    assert torch.equal(*arrived)
-    assert arrived[0].is_contiguous(memory_format=layout)
-
-
-def test_relus_work_in_place_on_nothing_that_is_needed():
-    inputs = torch.randn(2, 1, 28, 28)
-    before = inputs.clone()
-    gradients = []
-    for in_place in (True, False):
-        torch.manual_seed(0)
-        net = network((1, 28, 28), 10, activation=nn.ReLU, blocks=[[4, 6]], hidden=[8],
-                      batch_norm=True, dropout=0.5)  # fmt: skip
-        found = [layer for layer in net if isinstance(layer, nn.ReLU)]
-        assert [layer.inplace for layer in found] == [True] * 3
-        for layer in found:
-            layer.inplace = in_place
-        net(inputs).logsumexp(dim=1).sum().backward()
-        gradients.append([p.grad for p in net.parameters()])
-    assert torch.equal(inputs, before)
-    assert all(map(torch.equal, *gradients))

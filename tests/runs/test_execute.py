@@ -13,8 +13,8 @@ from conftest import REPOSITORY
 from debugnn import records
 from debugnn.doctor import causes, evidence
 from debugnn.errors import ConfigError
-from debugnn.runs.naming import arm_of, label, run_name
 from debugnn.runs.execute import execute
+from debugnn.runs.naming import arm_of, label, run_name
 
 SMALL = ("model=deep_mlp", "reg=bn_dropout", "data.batch_size=64", "trainer.steps_per_epoch=4")
 
@@ -198,6 +198,10 @@ def _run_files(config):
         (["optim.lr=1e-3"], "optim.lr=0.001"),
         (["trainer.epochs=2"], "trainer.epochs=2"),
         (["+trainer.x=a/b"], "trainer.x=a_b"),
+        (["task={lr_from:minimum}"], "task.lr_from=minimum"),
+        (["clip={max_norm:1e1,rescale:true}"], "clip.max_norm=10.0,clip.rescale=true"),
+        (["model={activation:{_target_:torch.nn.SELU}}"], "model.activation=SELU"),
+        (["wandb={mode:online}"], "default"),
     ],
 )
 def test_an_arm_is_named_by_what_differs(overrides, name):
@@ -261,7 +265,7 @@ def test_weights_are_the_same_with_and_without_the_doctor(compose, tmp_path):
         directory = execute(config, [], None)
         trained.append(torch.load(directory / "checkpoint.pt", weights_only=False))
         if doctor == "on":
-            assert records.load((directory / "findings.json").read_text())["fork_steps"] > 0
+            assert records.load((directory / "findings.json").read_text())["trial_steps"] > 0
     assert_same(*trained)
 
 

@@ -2,9 +2,12 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+import threading
 from collections import defaultdict
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -150,6 +153,89 @@ def test_a_server_that_is_not_there_does_not_end_the_run(tmp_path, key):
     (facts,) = tmp_path.rglob("run.json")
     assert records.load(facts.read_text())["status"] == "finished"
     assert len([h for h in read_back(tmp_path)["history"] if "test/loss" in h["item"]]) == 1
+
+
+ANSWERS = {
+    "UpsertBucket": {
+        "upsertBucket": {
+            "bucket": {
+                "id": "1", "name": "run", "displayName": "run", "historyLineCount": 0,
+                "sweepName": None,
+                "project": {"id": "1", "name": "p", "entity": {"id": "1", "name": "e"}},
+            },
+            "inserted": True,
+        }
+    },
+    "Viewer": {
+        "viewer": {
+            "id": "1", "entity": "e", "username": "u", "flags": "{}", "teams": {"edges": []},
+        }
+    },
+    "ArtifactType": {"project": None},
+    "CreateRunFiles": {"createRunFiles": {"runID": "1", "uploadHeaders": [], "files": []}},
+    "CreateArtifact": {  # one that is there already
+        "createArtifact": {
+            "artifact": {
+                "id": "1", "state": "COMMITTED",
+                "artifactSequence": {
+                    "id": "1", "latestArtifact": {"id": "1", "versionIndex": 0}
+                },
+            }
+        }
+    },
+}  # fmt: skip
+
+
+@pytest.fixture
+def server():
+    """A server of W&B's protocol that accepts everything: its address, and what it is asked."""
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            answer = {}
+            if self.path == "/graphql":
+                operation = re.search(r"(?:query|mutation)\s+(\w+)", json.loads(body)["query"])
+                asked.append(operation.group(1))
+                answer = {"data": ANSWERS.get(operation.group(1), {})}
+            text = json.dumps(answer).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
+        thread = threading.Thread(target=listening.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{listening.server_port}", asked
+        listening.shutdown()
+        thread.join()
+
+
+def test_a_first_online_run_prints_its_own_lines_alone(tmp_path, server):
+    """Not that credentials were found, and not that an artifact was."""
+    address, asked = server
+    shown = subprocess.run(
+        [
+            sys.executable, str(REPOSITORY / "train.py"), "wandb=online", "trainer.epochs=1",
+            "data.train_size=64",
+        ],
+        cwd=tmp_path,
+        env={**ENVIRONMENT, "HOME": str(tmp_path), "WANDB_API_KEY": "0" * 40,
+             "WANDB_BASE_URL": address},
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stderr == ""
+    lines = shown.stdout.splitlines()
+    assert lines[0].startswith("data=digits: decoding once")
+    assert [line for line in lines[2:] if not line.startswith("  ")] == []
+    assert {"UpsertBucket", "CreateArtifact"} <= set(asked)
 
 
 def test_disabled_writes_nothing_of_wandbs(compose, tmp_path):

@@ -92,7 +92,7 @@ def test_the_sides_are_timed_in_processes_of_their_own(tmp_path):
     try:
         for side in (plain, ours):
             assert 0 < side.call("steps", net="regression", count=40) < 1
-        for variant in ("", "doctor=off"):
+        for variant in ("", "doctor=off", "model.own_layers=false"):
             assert 0 < ours.call("steps", net="regression", count=3, variant=variant) < 1
         for variant in ("watch", "unwatched"):
             assert 0 < plain.call("steps", net="regression", count=3, variant=variant) < 1
@@ -120,7 +120,7 @@ def test_the_sides_are_timed_in_processes_of_their_own(tmp_path):
 
 
 def test_processes_together_are_timed_until_the_last_is_done(tmp_path, monkeypatch):
-    """Of a side whose processes sleep, so that it is known how long they take."""
+    """The processes of this side sleep, so that their time is known."""
     (tmp_path / "sleeping.py").write_text(
         "import time\n"
         "class Side:\n"
@@ -199,6 +199,28 @@ def test_table_and_figure_show_ratios_first(tmp_path):
     output.figure(vars(results), tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 5000
     assert json.loads(json.dumps(vars(results)))["ratio"]["article_fp32"] == 1.7
+
+
+def test_bf16_is_left_out_where_the_processor_has_none(capsys):
+    assert benchmark.precisions("flags : fpu avx2 avx512_bf16\n") == ["fp32", "bf16"]
+    assert capsys.readouterr().err == ""
+    assert benchmark.precisions("flags : fpu avx2\n") == ["fp32"]
+    assert "bf16 is left out" in capsys.readouterr().err
+
+
+def test_the_tables_of_a_processor_without_bf16_say_so(tmp_path):
+    """The committed numbers, without those of bf16."""
+    results = json.loads((benchmark.REFERENCE / "benchmark.json").read_text())
+    for group, numbers in results.items():
+        if group != "notes":
+            results[group] = {key: n for key, n in numbers.items() if "bf16" not in key}
+    results["notes"].append(benchmark.NO_BF16)
+    for table in (output.markdown(results), output.summary(results)):
+        assert "whole article, fp32" in table
+        assert [line for line in table.splitlines() if "bf16" in line and "|" in line] == []
+        assert "bf16 is left out" in table
+    output.figure(results, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 5000
 
 
 def test_help_fits_80_columns(capsys, monkeypatch):

@@ -13,10 +13,10 @@ from conftest import CONF, REPOSITORY
 from debugnn import config, records
 
 
-def start(*arguments, cwd):
+def start(*arguments, cwd, environment=os.environ):
     return subprocess.run(
         [sys.executable, str(REPOSITORY / "scripts" / "reproduce.py"), *arguments],
-        cwd=cwd, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=cwd, env={**environment, "OMP_NUM_THREADS": "1"},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
 
@@ -84,6 +84,20 @@ def test_arms_are_those_that_train_py_sweeps_over(tmp_path):
     assert runs["swept"] == runs["looped"]
     assert list((tmp_path / "looped" / "figures").glob("*.png"))
     assert "nan_loss                 6       0" in looped.stdout
+
+
+def test_a_first_run_prints_nothing_of_matplotlibs(tmp_path):
+    """In an empty HOME it makes its list of fonts, and would say so."""
+    places = ("MPLCONFIGDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")
+    shown = start(
+        "--experiments", "mnist_baseline", "trainer.epochs=1", "trainer.steps_per_epoch=2",
+        "wandb=disabled", "--jobs", "1", cwd=tmp_path,
+        environment={**{k: v for k, v in os.environ.items() if k not in places},
+                     "HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert shown.returncode == 0, shown.stderr
+    assert list(tmp_path.rglob("fontlist*.json"))
+    assert "font" not in shown.stdout + shown.stderr
 
 
 def test_runs_at_once_are_what_they_are_one_by_one(tmp_path):

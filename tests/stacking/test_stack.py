@@ -435,7 +435,7 @@ def _path(output, seed):
 
 
 def test_a_range_test_chooses_each_members_rate(settings):
-    test = ("task=train_minimum", "task.finder.start_lr=1e-5", "reg=dropout")
+    test = ("task=lr_train", "task.lr_from=minimum", "task.finder.start_lr=1e-5", "reg=dropout")
     arm = execute(settings(*test, "trainer.stack=2"), [], None)
     for seed in (0, 1):
         alone = execute(settings(*test, f"seed={seed}", output="alone"), [], None)

@@ -1,1 +1,1 @@
-"""Finished runs as tables and figures; needs no torch."""
+"""Tables and figures of finished runs; needs no torch."""

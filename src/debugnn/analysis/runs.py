@@ -1,17 +1,16 @@
-"""Finished runs and the article's recorded numbers, as tables.
+"""Finished runs as tables.
 
-Reads run directories (see `run`) and `outputs/reference/article_runs.csv`, and nothing else: no
-torch, no Hydra, no W&B. Losses stay what they were: NaN in a loss is a loss that was NaN. What was
-not measured (a test loss in an epoch without evaluation) is told apart by the column `evaluated`.
+Reads run directories and nothing else, and needs neither torch, Hydra nor W&B. A NaN in a loss
+column means that the loss was NaN. A test loss of an epoch without an evaluation is NaN too; the
+column `evaluated` tells the two apart.
 """
 
-import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 from omegaconf import OmegaConf
@@ -19,50 +18,50 @@ from omegaconf import OmegaConf
 from debugnn import records
 from debugnn.errors import ConfigError, one_line
 
-# The article's per-epoch numbers, read off its W&B runs.
-ARTICLE = Path(__file__).resolve().parents[2] / "outputs" / "reference" / "article_runs.csv"
-
-# Article runs that are the same program as another one: one arm of ours repeats both. The shorter
-# sigmoid run is, but for its seed, the first 10 epochs of the longer.
-SAME_PROGRAM = {"VG_Converge": ("Vanishing_Grad_1",)}
-
 _QUANTITIES = ("gradients", "parameters", "activations")
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A finished run. Its tables are read when they are first asked for, and then kept.
+    """A finished run. Each of its files is read at its first use and then kept in memory.
 
-    Each table raises ConfigError where the run has no such rows.
+    The methods that return a table raise ConfigError if the run has no such rows.
     """
 
     directory: Path
     experiment: str
-    arm: dict[str, str]  # the overrides that make the run what it is
+    arm: dict[str, str]  # the overrides that distinguish the run from others of its experiment
     seed: int
     data: str  # name of the data set
-    article_run: str | None  # the article's run that this one repeats
-    config: dict[str, Any]  # config.yaml
-    facts: dict[str, Any]  # run.json
+    article_run: str | None  # name of the article's run that this one repeats
+    config: dict[str, Any]  # content of config.yaml
+    facts: dict[str, Any]  # content of run.json
+
+    @property
+    def arm_name(self) -> str:
+        """The arm's overrides as text: key=value,key=value, or `default`."""
+        return ",".join(f"{key}={value}" for key, value in self.arm.items()) or "default"
 
     def steps(self) -> pd.DataFrame:
-        """A row a step, columns as in `records.Step`."""
+        """Return one row per step, with the columns of `records.Step`."""
         return self._table("step")
 
     def epochs(self) -> pd.DataFrame:
-        """A row an epoch, columns as in `records.Epoch`, and `evaluated`."""
+        """Return one row per epoch, with the columns of `records.Epoch` and `evaluated`."""
         return self._table("epoch")
 
     def lr_points(self) -> pd.DataFrame:
-        """A row an iteration of a range test, columns as in `records.LrPoint`."""
+        """Return one row per iteration of a range test, with the columns of `records.LrPoint`."""
         return self._table("lr_point")
 
     def lr_suggestions(self) -> pd.DataFrame:
-        """A row a suggestion, columns as in `records.LrSuggestion`."""
+        """Return one row per suggested rate, with the columns of `records.LrSuggestion`."""
         return self._table("lr_suggestion")
 
     def layers(self, quantity: str) -> pd.DataFrame:
-        """A row a watched step and tensor: epoch, step, layer, then as in `records.TensorStats`.
+        """Return one row for each recorded step and tensor.
+
+        The columns are epoch, step, layer and those of `records.TensorStats`.
 
         Args:
             quantity: gradients, parameters or activations.
@@ -76,18 +75,18 @@ class Run:
         ]
         if not rows:
             raise ConfigError(f"{self.directory / 'layers.jsonl'}: no {quantity}")
-        return _numbers(pd.DataFrame(rows))
+        return numeric_columns(pd.DataFrame(rows))
 
     @property
     def report(self) -> dict[str, Any]:
-        """The experiment's report block.
+        """The `report` section of the experiment's configuration.
 
         Raises:
-            ConfigError: a run of no experiment, which has none.
+            ConfigError: the run belongs to no experiment, and so has no such section.
         """
         report = self.config.get("report")
         if report is None:
-            raise ConfigError(f"{self.directory / 'config.yaml'}: no report block")
+            raise ConfigError(f"{self.directory / 'config.yaml'}: no report section")
         return report
 
     def _table(self, kind: str) -> pd.DataFrame:
@@ -102,7 +101,7 @@ class Run:
             rows.setdefault(row.pop("kind"), []).append(row)
         for row in rows.get("epoch", ()):
             row["evaluated"] = row["test_loss"] is not None
-        return {kind: _numbers(pd.DataFrame(found)) for kind, found in rows.items()}
+        return {kind: numeric_columns(pd.DataFrame(found)) for kind, found in rows.items()}
 
     @cached_property
     def _layer_rows(self) -> list[dict[str, Any]]:
@@ -110,16 +109,16 @@ class Run:
 
 
 def load_runs(root: Path | str, experiment: str | None = None) -> list[Run]:
-    """The finished runs under `root`, in the order of their paths, seeds as numbers.
+    """Return the finished runs under `root`, sorted by experiment, arm and seed.
 
     Unfinished and failed runs are left out.
 
     Args:
-        root: holds `<experiment>/<arm>/seed=<n>/`.
-        experiment: only the runs of this one.
+        root: the directory that holds `<experiment>/<arm>/seed=<n>/`.
+        experiment: load only the runs of this experiment.
 
     Raises:
-        ConfigError: no such directory, or a run's record that cannot be read.
+        ConfigError: the directory does not exist, or a run's files cannot be read.
     """
     root = Path(root)
     if not root.is_dir():
@@ -139,7 +138,7 @@ def _load(path: Path) -> Run | None:
         raise ConfigError(f"{path}: not a run's record ({type(error).__name__}: {error})") from None
     settings = path.with_name("config.yaml")
     try:
-        config = OmegaConf.to_container(OmegaConf.load(settings))
+        config = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(settings)))
     except Exception as error:  # YAML's and OmegaConf's errors have no common base
         reason = one_line(error)
         raise ConfigError(f"{settings}: not a run's configuration ({reason})") from None
@@ -155,8 +154,8 @@ def _read(path: Path) -> list[dict[str, Any]]:
         raise ConfigError(f"{path}: not strict JSON lines ({error})") from None
 
 
-def _numbers(frame: pd.DataFrame) -> pd.DataFrame:
-    """Columns of numbers that are partly None as float, so that they can be computed with."""
+def numeric_columns(frame: pd.DataFrame) -> pd.DataFrame:
+    """Convert columns that mix numbers and None to float, in place, and return the table."""
     for column in frame.columns.difference(["rule", "layer", "histogram"]):
         if frame[column].dtype == object:
             frame[column] = frame[column].astype(float)
@@ -167,10 +166,13 @@ def _numbers(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def select(runs: Iterable[Run], arms: Sequence[str] | None) -> list[Run]:
-    """The runs whose arm has every key=value of one of the patterns, in the patterns' order.
+    """Return the runs whose arm contains every key=value of one of the patterns.
 
     Args:
-        arms: patterns as "key=value" or "key=value,key=value"; None takes all runs.
+        arms: patterns of the form "key=value" or "key=value,key=value"; None selects all runs.
+
+    Returns:
+        The runs in the order of the patterns, each run once.
     """
     runs = list(runs)
     if arms is None:
@@ -183,13 +185,16 @@ def select(runs: Iterable[Run], arms: Sequence[str] | None) -> list[Run]:
 
 
 def varying(runs: Sequence[Run]) -> list[str]:
-    """The arm's keys that differ between the runs, sorted; a key that a run lacks differs."""
+    """Return the arm's keys whose values differ between the runs, sorted.
+
+    A key that only some of the runs have differs.
+    """
     keys = sorted({key for run in runs for key in run.arm})
     return [key for key in keys if len({run.arm.get(key) for run in runs}) > 1]
 
 
 def by_arm(runs: Iterable[Run]) -> dict[tuple[tuple[str, str], ...], list[Run]]:
-    """The runs of each arm, which differ in their seeds alone, in the order that they come in."""
+    """Group the runs by arm, so that the runs of one group differ in their seeds alone."""
     arms: dict[tuple[tuple[str, str], ...], list[Run]] = {}
     for run in runs:
         arms.setdefault(tuple(sorted(run.arm.items())), []).append(run)
@@ -197,14 +202,18 @@ def by_arm(runs: Iterable[Run]) -> dict[tuple[tuple[str, str], ...], list[Run]]:
 
 
 def over_seeds(frames: Mapping[int, pd.DataFrame], column: str, index: str) -> pd.DataFrame:
-    """Mean, lowest and highest value of a column over the seeds: index → mean, low, high.
+    """Return the mean, lowest and highest value of a column over the seeds.
 
-    A value that is not finite, or that a seed lacks, makes the row's NaN: no seed drops out in
-    silence.
+    A row in which one seed's value is missing or not finite is NaN: a seed is never left out of
+    a mean silently.
 
     Args:
         frames: seed → table.
-        index: column that says which rows belong together, epoch or step.
+        column: the column to aggregate.
+        index: the column by which rows are matched, `epoch` or `step`.
+
+    Returns:
+        A table with the columns mean, low and high, indexed by `index`.
     """
     wide = pd.DataFrame({seed: frame.set_index(index)[column] for seed, frame in frames.items()})
     wide = wide.where(wide.abs() != math.inf)
@@ -221,10 +230,13 @@ def over_seeds(frames: Mapping[int, pd.DataFrame], column: str, index: str) -> p
 
 
 def tidy_epochs(runs: Iterable[Run]) -> pd.DataFrame:
-    """The epochs of many runs below each other, each row with its run's names.
+    """Concatenate the epochs of many runs; each row carries its run's experiment, arm and seed.
 
-    Written by `to_csv(na_rep="NaN")`, a row with evaluated=True and a NaN test loss is a loss that
-    was NaN. Runs whose task is no training have no epochs, and no row.
+    A row with evaluated=True and a test loss of NaN, written by `to_csv(na_rep="NaN")`, is a loss
+    that was NaN. Runs of other tasks than `train` have no epochs and are left out.
+
+    Raises:
+        ConfigError: none of the runs is a training.
     """
     frames = []
     for run in runs:
@@ -233,7 +245,7 @@ def tidy_epochs(runs: Iterable[Run]) -> pd.DataFrame:
         frame = run.epochs()
         names = {
             "experiment": run.experiment,
-            "arm": ",".join(f"{k}={v}" for k, v in run.arm.items()) or "default",
+            "arm": run.arm_name,
             "seed": run.seed,
             "data": run.data,
             "article_run": run.article_run,
@@ -246,85 +258,20 @@ def tidy_epochs(runs: Iterable[Run]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def article_epochs(path: Path, run_name: str) -> pd.DataFrame:
-    """The epochs that the article recorded of one run, under the names of `records.Epoch`.
-
-    Its `train_loss` is the loss of the epoch's last batch, and is called `last_batch_loss` here.
-
-    Raises:
-        ConfigError: no such file, or no such run in it.
-    """
-    try:
-        with Path(path).open(newline="", encoding="utf-8") as lines:
-            rows = [row for row in csv.DictReader(lines) if row["run"] == run_name]
-    except OSError as error:
-        raise ConfigError(f"{path}: the article's numbers cannot be read ({error})") from None
-    if not rows:
-        raise ConfigError(f"{path}: no run {run_name}")
-    frame = pd.DataFrame(
-        {
-            "epoch": int(row["epoch"]),
-            "last_batch_loss": float(row["train_loss"]),
-            "train_accuracy": _measured(row["train_accuracy"]),
-            "test_loss": _measured(row["test_loss"]),
-            "test_accuracy": _measured(row["test_accuracy"]),
-            "evaluated": row["test_loss"] != "",
-        }
-        for row in rows
-    )
-    return _numbers(frame)
-
-
-def _measured(text: str) -> float | None:
-    return float(text) if text else None
-
-
-def article_names(run: Run) -> tuple[str, ...]:
-    """The article's runs that this run repeats: none, one, or one and its shorter twins."""
-    if run.article_run is None:
-        return ()
-    return (run.article_run, *SAME_PROGRAM.get(run.article_run, ()))
-
-
-def compare(runs: Iterable[Run], article: Path = ARTICLE) -> pd.DataFrame:
-    """Ours beside the article's: a row a run and article run, `x` ours and `x_article` its number.
-
-    Both sides are cut to the epochs that both have (column `epochs`), so that "final" is the same
-    epoch. Accuracies in %. `nonfinite_from` is the first epoch whose last batch's loss is NaN or
-    infinite, empty where there is none; any other empty cell was not measured.
-    """
-    rows = []
-    for run in runs:
-        for name in article_names(run):
-            ours, theirs = run.epochs(), article_epochs(article, name)
-            epochs = min(len(ours), len(theirs))
-            row = {
-                "experiment": run.experiment,
-                "arm": ",".join(f"{k}={v}" for k, v in run.arm.items()) or "default",
-                "seed": run.seed,
-                "data": run.data,
-                "article_run": name,
-                "epochs": epochs,
-            }
-            theirs = _summary(theirs.head(epochs))
-            for quantity, value in _summary(ours.head(epochs)).items():
-                row |= {quantity: value, f"{quantity}_article": theirs[quantity]}
-            rows.append(row)
-    table = pd.DataFrame(rows)
-    for column in table.columns[table.columns.str.startswith("nonfinite_from")]:
-        table[column] = table[column].astype("Int64")
-    return table
-
-
 def paired(runs: Iterable[Run], setting: str, values: tuple[str, str]) -> pd.DataFrame:
-    """Runs that differ in one setting alone, seed by seed: what it does to accuracy and loss.
+    """Pair the runs that differ in one setting alone, seed by seed.
 
-    A row a pair of runs: data, arm (without the setting), seed, epochs, and of the last epoch the
-    test accuracy in % under each of the two values, and the training loss (`train_loss_…`), which
-    hangs less on the very last steps.
+    Args:
+        setting: the key that the two runs of a pair differ in, for example `trainer.precision`.
+        values: the setting's values in the first and the second run.
+
+    Returns:
+        One row per pair: data, arm (without the setting), seed, epochs, and, for each of the two
+        values, the last epoch's test accuracy in % (column named after the value) and training
+        loss (`train_loss_<value>`), which depends less on the last few steps.
 
     Raises:
-        ConfigError: no such pair.
+        ConfigError: there is no such pair.
     """
     sides: dict[tuple, dict[str, float]] = {}
     for run in runs:
@@ -346,22 +293,6 @@ def paired(runs: Iterable[Run], setting: str, values: tuple[str, str]) -> pd.Dat
     return pd.DataFrame(rows)
 
 
-def _summary(epochs: pd.DataFrame) -> dict[str, float | None]:
-    first, last = epochs.iloc[0], epochs.iloc[-1]
-    nonfinite = first_nonfinite(epochs["last_batch_loss"])
-    return {
-        "first_train_accuracy": first["train_accuracy"],
-        "first_last_batch_loss": first["last_batch_loss"],
-        "final_last_batch_loss": last["last_batch_loss"],
-        "first_test_loss": first["test_loss"],
-        "min_test_loss": epochs["test_loss"].min(),
-        "final_test_loss": last["test_loss"],
-        "best_test_accuracy": epochs["test_accuracy"].max(),
-        "final_test_accuracy": last["test_accuracy"],
-        "nonfinite_from": None if nonfinite is None else epochs["epoch"].iloc[nonfinite],
-    }
-
-
 def first_nonfinite(values: pd.Series) -> int | None:
-    """Position of the first NaN or infinity; None where all values are finite."""
+    """Return the position of the first NaN or infinity, or None if all values are finite."""
     return next((i for i, value in enumerate(values) if not math.isfinite(value)), None)

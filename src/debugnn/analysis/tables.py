@@ -1,17 +1,20 @@
-"""Tables in Markdown, from finished runs and from the configuration's own files."""
+"""Markdown tables of finished runs and of the configuration's options."""
 
-from collections.abc import Sequence
+import inspect
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
 import yaml
 from scipy import stats
 
-from debugnn.analysis.runs import Run, compare
-from debugnn.doctor.report import CAUSES
+from debugnn.analysis.runs import Run
+from debugnn.doctor.causes import CAUSES
+from debugnn.doctor.causes.cause import Cause, no_trials
 from debugnn.errors import ConfigError
 
-# Heading → (column of `results.compare`, format).
+# Heading → (column of `article.compare`, format).
 QUANTITIES = {
     "test accuracy, last epoch (%)": ("final_test_accuracy", "{:.1f}"),
     "test loss, lowest": ("min_test_loss", "{:.3g}"),
@@ -21,27 +24,38 @@ QUANTITIES = {
 }
 
 
-def comparison(runs: Sequence[Run]) -> str:
-    """Ours beside the article's as a Markdown table, a row a run: ours / the article's."""
-    table = compare(runs)
+def comparison(table: pd.DataFrame) -> str:
+    """Return the comparison with the article, one row per run; cells are ours / the article's.
+
+    Args:
+        table: the result of `article.compare`.
+
+    Raises:
+        ConfigError: none of the runs repeats one of the article's.
+    """
     if table.empty:
         raise ConfigError("no finished run repeats one of the article's")
     rows = []
     for _, row in table.iterrows():
-        cells = [f"`{row.article_run}`", row.experiment, _arm(row.arm), str(row.epochs)]
+        place = "<br>".join([row.experiment, *_parts(row.arm)])
+        cells = [f"`{row.article_run}`", place, str(row.epochs)]
         for column, form in QUANTITIES.values():
             sides = [_number(row, column, side, form) for side in ("", "_article")]
             cells.append(" / ".join(sides))
         rows.append((row.experiment, row.seed, cells))
-    head = ["article's run", "experiment", "arm", "epochs", *QUANTITIES]
+    head = ["article's run", "experiment and arm", "epochs", *QUANTITIES]
     return markdown(head, [cells for _, _, cells in sorted(rows, key=lambda r: r[:2])])
 
 
 def pairs(table: pd.DataFrame, values: tuple[str, str]) -> str:
-    """What `results.paired` returns as a Markdown table: accuracies, and what differs.
+    """Return the pairs of runs that differ in one setting, one row per data set and arm.
 
-    Means with standard deviations over the seeds; of the differences the 95 % interval of their
-    mean (Student's t, paired by seed).
+    Accuracies are means ± standard deviations over the seeds; differences are means with 95 %
+    intervals (Student's t, paired by seed).
+
+    Args:
+        table: the result of `runs.paired`.
+        values: the setting's values in the first and the second run of a pair.
     """
     first, second = values
     rows = []
@@ -51,7 +65,7 @@ def pairs(table: pd.DataFrame, values: tuple[str, str]) -> str:
             _difference(group[f"{prefix}{second}"] - group[f"{prefix}{first}"], form)
             for prefix, form in (("", "{:+.2f}"), ("train_loss_", "{:+.4f}"))
         ]
-        # How long a run takes is said in the next column.
+        # The next column shows the number of epochs.
         shown = [part for part in arm.split(",") if "=" in part and not part.startswith("trainer.")]
         name = " ".join([data, *(f"`{part}`" for part in shown)])
         rows.append([name, str(epochs), str(len(group)), *sides, *differences])
@@ -61,13 +75,13 @@ def pairs(table: pd.DataFrame, values: tuple[str, str]) -> str:
 
 
 def _difference(differences: pd.Series, form: str) -> str:
-    """Mean and interval."""
+    """Return the mean of the differences and its 95 % interval as text."""
     low, high = (form.format(end) for end in interval(differences))
     return f"{form.format(differences.mean())} ({low} to {high})"
 
 
 def interval(differences: pd.Series) -> tuple[float, float]:
-    """The 95 % interval of the mean of at least two paired differences, by Student's t."""
+    """Return the 95 % interval (Student's t) of the mean of at least two paired differences."""
     low, high = stats.t.interval(
         0.95, len(differences) - 1, loc=differences.mean(), scale=differences.sem()
     )
@@ -75,7 +89,7 @@ def interval(differences: pd.Series) -> tuple[float, float]:
 
 
 def provenance(runs: Sequence[Run]) -> str:
-    """On what the runs were made, in a sentence."""
+    """Return a sentence with the runs' seeds, precision, versions, hardware and commits."""
     devices = sorted({run.facts["device"] for run in runs})
     precisions = sorted({run.config["trainer"]["precision"] for run in runs})
     threads = sorted({str(run.facts["threads"]) for run in runs})
@@ -92,21 +106,69 @@ def provenance(runs: Sequence[Run]) -> str:
 
 
 def groups(conf: Path) -> str:
-    """The configuration groups with their options, the default one first and in bold."""
-    defaults = {}
-    for item in yaml.safe_load((conf / "config.yaml").read_text(encoding="utf-8"))["defaults"]:
-        defaults |= item if isinstance(item, dict) else {}
+    """Return the configuration groups and their options, with the default first and in bold."""
     rows = []
-    for group, default in defaults.items():
-        if group != "experiment" and not group.startswith("override "):
-            others = sorted(path.stem for path in (conf / group).glob("*.yaml"))
-            others.remove(default)
-            rows.append([f"`{group}`", ", ".join([f"**{default}**", *others])])
+    for group, default in _default_options(conf).items():
+        others = sorted(path.stem for path in (conf / group).glob("*.yaml"))
+        others.remove(default)
+        rows.append([f"`{group}`", ", ".join([f"**{default}**", *others])])
     return markdown(["group", "options"], rows)
 
 
+def keys(conf: Path) -> str:
+    """Return every key with its default and its meaning, as the configuration's files give them.
+
+    A key's meaning is the comment behind it, or the lines of comment above it. The keys of a group
+    are those of its default option.
+    """
+    rows = [[f"`{key}`", *cells] for key, *cells in _commented_keys(conf / "config.yaml")]
+    for group, default in _default_options(conf).items():
+        for key, *cells in _commented_keys(conf / group / f"{default}.yaml"):
+            rows.append([f"`{group}.{key}`", *cells])
+    return markdown(["key", "default", "meaning"], rows)
+
+
+def _default_options(conf: Path) -> dict[str, str]:
+    """Return group → default option, as conf/config.yaml lists them."""
+    listed = yaml.safe_load((conf / "config.yaml").read_text(encoding="utf-8"))["defaults"]
+    options = {
+        group: name for item in listed if isinstance(item, dict) for group, name in item.items()
+    }
+    return {
+        group: name
+        for group, name in options.items()
+        if group != "experiment" and not group.startswith("override ")
+    }
+
+
+_KEY = re.compile(r"(?P<indent> *)(?P<key>[\w.]+):(?: (?P<value>[^#]*?))?(?: *# (?P<comment>.*))?")
+
+
+def _commented_keys(path: Path) -> Iterator[tuple[str, str, str]]:
+    """Yield dotted key, default value and comment of each key in a file of the configuration.
+
+    The sections `defaults` and `hydra` are Hydra's own and left out. A key that holds other keys
+    is yielded, with an empty value, if it has a comment.
+    """
+    above: list[str] = []  # lines of comment since the last key or empty line
+    parents: list[str] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        found = _KEY.fullmatch(line)
+        if found is None:
+            # Comments before the first key describe the option, not the key.
+            is_comment = bool(parents) and line.lstrip().startswith("# ")
+            above = [*above, line.strip(" #")] if is_comment else []
+            continue
+        del parents[len(found["indent"]) // 2 :]
+        parents.append(found["key"])
+        comment, above = found["comment"] or " ".join(above), []
+        if parents[0] not in ("defaults", "hydra") and (found["value"] or comment):
+            value = f"`{found['value']}`" if found["value"] else ""
+            yield ".".join(parents), value, comment
+
+
 def experiments(conf: Path) -> str:
-    """The experiments: what each is about, and what its sweep goes over."""
+    """Return the experiments with their titles and the parameters that they sweep."""
     rows = []
     for path in sorted((conf / "experiment").glob("*.yaml")):
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -118,8 +180,20 @@ def experiments(conf: Path) -> str:
 
 
 def causes() -> str:
-    """The doctor's vocabulary, each cause with what it means."""
-    return markdown(["cause", "is"], [[f"`{name}`", text] for name, text in CAUSES.items()])
+    """Return the doctor's causes in their order, with kind, meaning, trials and source."""
+    rows = [
+        [f"`{cause.name}`", cause.kind.value, cause.meaning, _wish(cause), cause.source]
+        for cause in CAUSES.values()
+    ]
+    return markdown(["cause", "kind", "meaning", "trials", "source"], rows)
+
+
+def _wish(cause: Cause) -> str:
+    """Return when the cause asks for which trials, as the first line of its function says it."""
+    said = inspect.getdoc(cause.trials)
+    if cause.trials is no_trials or said is None:
+        return "–"
+    return said.splitlines()[0]
 
 
 def _short(values: str) -> str:
@@ -128,16 +202,16 @@ def _short(values: str) -> str:
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
+    """Return a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def fill(path: Path, name: str, text: str) -> None:
-    """Replace what stands between `<!-- name -->` and `<!-- /name -->` in a Markdown file.
+    """Replace the text between `<!-- name -->` and `<!-- /name -->` in a Markdown file.
 
     Raises:
-        ConfigError: a file without the two marks.
+        ConfigError: the file lacks the two marks.
     """
     before, start, rest = path.read_text(encoding="utf-8").partition(f"<!-- {name} -->\n")
     _, end, after = rest.partition(f"<!-- /{name} -->")
@@ -146,12 +220,13 @@ def fill(path: Path, name: str, text: str) -> None:
     path.write_text(f"{before}{start}{text}\n{end}{after}", encoding="utf-8")
 
 
-def _arm(arm: str) -> str:
-    return "<br>".join(part for part in arm.split(",") if not part.startswith("data="))
+def _parts(arm: str) -> list[str]:
+    """Split an arm into its settings, without the data set, which a caption names."""
+    return [part for part in arm.split(",") if "=" in part and not part.startswith("data=")]
 
 
 def _number(row: pd.Series, column: str, side: str, form: str) -> str:
-    """A cell: `–` for what was not measured, NaN for a loss that was."""
+    """Format a cell: `–` if the value was not measured, NaN if it is a loss that was NaN."""
     value = row[f"{column}{side}"]
     if not pd.isna(value):
         return form.format(value)

@@ -1,4 +1,4 @@
-"""What a network is trained on: readers, their cache, and the batches drawn from it."""
+"""Data sets: readers, the cache of what they read, and the batches drawn from it."""
 
 from debugnn.data.cache import decoded
 from debugnn.data.dataset import Data, Split, assemble

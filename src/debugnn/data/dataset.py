@@ -1,4 +1,4 @@
-"""A data set on its device, the decisions made about it, and the batches drawn from it."""
+"""A data set on its device, the settings applied to it, and the batches drawn from it."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from debugnn.errors import ConfigError
 
 
 class Split(NamedTuple):
-    """One half of a data set, as it lies in memory: uint8 images, or float features."""
+    """The training or the test samples as stored: uint8 images or float features, and targets."""
 
     inputs: Tensor
     targets: Tensor
@@ -25,10 +25,14 @@ class Split(NamedTuple):
 
 @dataclass(frozen=True)
 class Data:
-    """A data set on its device, and how its inputs become floats.
+    """A data set on its device, and the preprocessing of its inputs.
 
-    `classes` is None for a regression. `mean` and `std` are per channel, (C, 1, 1), in units of
-    the full pixel range [0, 1]; None leaves the inputs as they are.
+    Attributes:
+        classes: number of classes; None for a regression.
+        mean, std: per channel (C, 1, 1), of pixels scaled to [0, 1]; None leaves the inputs as they
+            are.
+        augment_shift: training images are shifted by up to this many pixels in each direction.
+        permute_labels: the labels are permuted within each training batch.
     """
 
     name: str
@@ -42,29 +46,37 @@ class Data:
 
     @property
     def input_shape(self) -> tuple[int, ...]:
+        """Shape of one sample: (C, H, W) or (features,)."""
         return tuple(self.train.inputs.shape[1:])
 
     @property
     def outputs(self) -> int:
+        """Number of outputs that a network for this data needs."""
         return self.classes if self.classes is not None else self.train.targets.shape[1]
 
     def prepare(self, inputs: Tensor) -> Tensor:
-        """Stored inputs as the float32 batch that the network sees."""
+        """Return stored inputs as the float32 batch that the network is given."""
         if self.mean is None or self.std is None:
             return inputs.float()
         pixels = inputs.float() / 255
-        return pixels.sub_(self.mean).div_(self.std)  # in place: no third and fourth batch
+        return pixels.sub_(self.mean).div_(self.std)  # in place, to save memory
 
     def train_batches(
         self, batch_size: int, generator: torch.Generator, limit: int | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """One epoch of shuffled batches, at most `limit` of them; the last may be smaller.
+        """Yield one epoch of shuffled batches; the last may be smaller.
 
-        All randomness comes from `generator`: the epoch can be drawn again.
+        Args:
+            batch_size: number of samples in a batch.
+            generator: the source of all randomness: the same state gives the same epoch.
+            limit: yield at most this many batches.
+
+        Yields:
+            Inputs (B, …), float32, and targets (B,) or (B, 1).
         """
         order = torch.randperm(len(self.train), generator=generator)
         device = self.train.inputs.device
-        # To the device at once: a GPU is waited for at each copy.
+        # One copy to the device for the whole epoch: each copy synchronises with a GPU.
         for index in order.to(device).split(batch_size)[:limit]:
             inputs = self.prepare(self.train.inputs[index])
             targets = self.train.targets[index]
@@ -76,25 +88,28 @@ class Data:
             yield inputs, targets
 
     def steps_per_epoch(self, batch_size: int, limit: int | None = None) -> int:
-        """How many batches `train_batches` yields."""
+        """Return how many batches `train_batches` yields."""
         steps = -(-len(self.train) // batch_size)
         return steps if limit is None else min(steps, limit)
 
     def test_batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The whole test set in its order."""
+        """Yield the whole test set in its order, in batches as in `train_batches`."""
         for start in range(0, len(self.test), batch_size):
             chunk = slice(start, start + batch_size)
             yield self.prepare(self.test.inputs[chunk]), self.test.targets[chunk]
 
     def test_sample(self, size: int) -> tuple[Tensor, Tensor]:
-        """At most `size` samples of the test set, evenly spread over it, always the same."""
+        """Return at most `size` samples, evenly spaced over the test set, the same at each call."""
         index = torch.linspace(0, len(self.test) - 1, min(size, len(self.test))).long()
         index = index.to(self.test.inputs.device)
         return self.prepare(self.test.inputs[index]), self.test.targets[index]
 
 
 def shift_randomly(inputs: Tensor, most: int, generator: torch.Generator) -> Tensor:
-    """Each image (B, C, H, W) moved by up to `most` pixels a side, edges repeated."""
+    """Shift each image (B, C, H, W) at random by up to `most` pixels in each direction.
+
+    The border is filled by repeating the edge pixels.
+    """
     height, width = inputs.shape[-2:]
     padded = F.pad(inputs, (most,) * 4, mode="replicate")
     offsets = torch.randint(0, 2 * most + 1, (2, len(inputs)), generator=generator)
@@ -102,7 +117,7 @@ def shift_randomly(inputs: Tensor, most: int, generator: torch.Generator) -> Ten
     rows = (rows + torch.arange(height, device=inputs.device))[:, :, None]
     columns = (columns + torch.arange(width, device=inputs.device))[:, None, :]
     samples = torch.arange(len(inputs), device=inputs.device)[:, None, None]
-    # Advanced indices around a slice put the sliced axis last: (B, H, W, C).
+    # Indexing with tensors on both sides of a slice moves the sliced axis last: (B, H, W, C).
     return padded[samples, :, rows, columns].permute(0, 3, 1, 2)
 
 
@@ -123,22 +138,28 @@ def assemble(
     augment_shift: int = 0,
     test_targets: str = "test",
 ) -> Data:
-    """A data set from its arrays, with the experiment's decisions applied.
+    """Make a data set from its arrays, with the settings of `conf/data` and `conf/decision`.
 
     Args:
-        seed: chooses the training subset where `train_size` or `imbalance` leaves samples out.
-        mean, std: per channel, of pixels in [0, 1]; None takes the training images' own.
-        as_shape: (C, H, W) that images are padded with zeros, and repeated or averaged, to.
-        train_size: how many training samples are kept.
-        scale: `normalised`, or `raw` pixels from 0 to 255.
-        labels: `paired` with their inputs, or `permuted` anew within each batch, which detaches
-            them from the inputs.
-        imbalance: the rarest class's size as a share of the commonest's; the classes between
-            fall off exponentially (Cui et al. 2019, arXiv:1901.05555).
+        arrays: what the reader returned.
+        name: the data set's name, for messages.
+        seed: selects the training subset if `train_size` or `imbalance` leaves samples out.
+        batch_size: only checked against the number of training samples.
+        device: where the tensors are stored.
+        mean, std: per channel, of pixels in [0, 1]; None computes those of the training images.
+        as_shape: (C, H, W) that images are converted to: padded with zeros, grey channels
+            repeated, colours averaged.
+        train_size: number of training samples to keep; None keeps all.
+        scale: `normalised`, or `raw` for pixels from 0 to 255.
+        labels: `paired` with their inputs, or `permuted` at random within each training batch, so
+            that they are independent of the inputs.
+        imbalance: the smallest class's size as a share of the largest's. The sizes of the classes
+            between fall off exponentially (Cui et al. 2019, arXiv:1901.05555).
+        augment_shift: shift training images by up to this many pixels in each direction.
         test_targets: `train` gives the test set the training targets, the notebook's mistake.
 
     Raises:
-        ConfigError: a setting that these arrays cannot serve.
+        ConfigError: the arrays do not allow one of the settings.
     """
     inputs = {"train": arrays.train_inputs, "test": arrays.test_inputs}
     images = inputs["train"].ndim == 4
@@ -173,29 +194,35 @@ def assemble(
             tensor = reshape_images(tensor, as_shape)
         splits[half] = Split(tensor.to(device), _tensor(targets[half]).to(device))
 
-    normalised = images and scale == "normalised"
-    if normalised:
-        mean, std = _channel_moments(name, splits["train"].inputs, mean, std, bool(as_shape))
-    column = (-1, 1, 1)
+    moments: list[Tensor | None] = [None, None]
+    if images and scale == "normalised":
+        found = _channel_moments(name, splits["train"].inputs, mean, std, bool(as_shape))
+        moments = [torch.tensor(list(values), device=device).view(-1, 1, 1) for values in found]
     return Data(
         name=name,
         train=splits["train"],
         test=splits["test"],
         classes=classes,
-        mean=torch.tensor(list(mean), device=device).view(column) if normalised else None,
-        std=torch.tensor(list(std), device=device).view(column) if normalised else None,
+        mean=moments[0],
+        std=moments[1],
         augment_shift=augment_shift,
         permute_labels=labels == "permuted",
     )
 
 
 def _tensor(array: np.ndarray) -> Tensor:
-    """The array as a tensor: one copy in memory, and of a memory-mapped file none."""
+    """Return the array as a tensor, copied unless it is a memory-mapped file."""
     return torch.from_numpy(array if isinstance(array, np.memmap) else np.array(array))
 
 
 def reshape_images(images: Tensor, shape: Sequence[int]) -> Tensor:
-    """Images (N, C, H, W) centred on a black ground of `shape`, grey repeated or colour averaged.
+    """Centre images (N, C, H, W) on a black background of another shape.
+
+    A grey channel is repeated and colours are averaged to get the number of channels.
+
+    Args:
+        images: uint8 or float images.
+        shape: (C, H, W) of the result.
 
     Raises:
         ConfigError: the images are larger than `shape`.
@@ -224,7 +251,7 @@ def _class_count(name: str, arrays: Arrays) -> int | None:
 def _subset(
     targets: np.ndarray, seed: int, size: int | None, imbalance: float, name: str
 ) -> np.ndarray:
-    """Indices of the training samples that are kept, in their order."""
+    """Return the ascending indices of the training samples to keep."""
     keep = np.arange(len(targets))
     random = np.random.default_rng(seed)
     if imbalance < 1:
@@ -253,12 +280,12 @@ def _channel_moments(
     std: Sequence[float] | None,
     reshaped: bool,
 ) -> tuple[Sequence[float], Sequence[float]]:
-    """The mean and standard deviation to normalise by, checked against the images."""
+    """Return the mean and standard deviation to normalise by, checked against the images."""
     if mean is None and std is None:
         return _moments(images)
     if mean is None or std is None:
         raise ConfigError("data.mean and data.std go together: both, or neither (null)")
-    if reshaped and len(mean) not in (1, images.shape[1]):  # colours that became grey
+    if reshaped and len(mean) not in (1, images.shape[1]):  # colours were averaged to grey
         mean, std = [sum(mean) / len(mean)], [sum(std) / len(std)]
     for field, values in (("mean", mean), ("std", std)):
         if len(values) not in (1, images.shape[1]):
@@ -272,18 +299,18 @@ def _channel_moments(
 
 
 def _moments(images: Tensor) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation per channel of uint8 images, in units of the full range."""
-    if images.numel() > _AT_ONCE:
+    """Return mean and standard deviation per channel of uint8 images, scaled to [0, 1]."""
+    if images.numel() > _MAX_FLOAT_COPY:
         return _moments_by_counts(images)
     flat = images.float().div(255).transpose(0, 1).flatten(1)
     return flat.mean(dim=1).tolist(), flat.std(dim=1).clamp_min(1e-8).tolist()
 
 
-_AT_ONCE = 64 << 20  # pixels whose float copies are no matter
+_MAX_FLOAT_COPY = 64 << 20  # pixels; a float copy of more (256 MiB) is avoided
 
 
 def _moments_by_counts(images: Tensor, chunk: int = 4096) -> tuple[list[float], list[float]]:
-    """The same from how often each of the 256 values occurs: no float copy of the whole set."""
+    """Compute the same moments from the counts of the 256 values, without a float copy."""
     counts = torch.zeros(images.shape[1], 256, dtype=torch.float64, device=images.device)
     for part in images.split(chunk):
         for channel in range(images.shape[1]):

@@ -1,7 +1,7 @@
 """Readers: functions that return a data set as four arrays.
 
-Any function that does, with or without a `root` to read from, can be named in `data.reader`.
-torchvision and scikit-learn take seconds to import, so each reader imports them itself.
+`data.reader` can name any function that takes `root` and `download` and returns `Arrays`.
+torchvision and scikit-learn take seconds to import, so each reader imports what it needs.
 """
 
 import logging
@@ -20,7 +20,11 @@ log = logging.getLogger(__name__)
 
 
 class Arrays(NamedTuple):
-    """Images as uint8 (N, C, H, W) with int64 classes (N,), or float32 (N, F) with (N, 1)."""
+    """A data set: images or features with their targets.
+
+    For a classification, inputs are uint8 images (N, C, H, W) and targets are int64 classes (N,).
+    For a regression, inputs are float32 features (N, F) and targets are float32 values (N, 1).
+    """
 
     train_inputs: np.ndarray
     train_targets: np.ndarray
@@ -28,12 +32,15 @@ class Arrays(NamedTuple):
     test_targets: np.ndarray
 
 
-def digits(root: str, download: bool) -> Arrays:
-    """scikit-learn's bundled 1,797 handwritten digits at MNIST's size.
+Reader = Callable[..., Arrays]  # called with root and download
 
-    Bicubic from 8×8 to 20×20, then 4 pixels of background on each side, as MNIST was made. The
-    first 1,440 train and the last 357 test: the set is ordered by writer, and a random split would
-    put the same hands on both sides.
+
+def digits(root: str, download: bool) -> Arrays:
+    """Return scikit-learn's bundled 1,797 handwritten digits at MNIST's size.
+
+    The images are enlarged bicubically from 8×8 to 20×20 and padded with 4 pixels of background on
+    each side, as MNIST was made. The first 1,440 are for training and the last 357 for testing:
+    the set is ordered by writer, and a random split would put the same writers on both sides.
     """
     from sklearn.datasets import load_digits
 
@@ -47,7 +54,7 @@ def digits(root: str, download: bool) -> Arrays:
 
 
 def regression(root: str, download: bool) -> Arrays:
-    """The article's linear regression: 20 features, 500 samples to train and 500 to test."""
+    """Return the article's linear regression: 20 features, 500 + 500 samples."""
     from sklearn.datasets import make_regression
 
     inputs, targets = make_regression(n_samples=1000, n_features=20, noise=0.1, random_state=1)
@@ -56,7 +63,11 @@ def regression(root: str, download: bool) -> Arrays:
 
 
 def mnist(root: str, download: bool) -> Arrays:
-    """MNIST, 60,000 + 10,000 images of 1×28×28, read and where needed fetched by torchvision."""
+    """Return MNIST, 60,000 + 10,000 images of 1×28×28, read or downloaded by torchvision.
+
+    Raises:
+        ConfigError: the files are missing and cannot be downloaded, or are damaged.
+    """
     from torchvision.datasets import MNIST
 
     halves = _through_torchvision("mnist", MNIST, root, download, Path(root) / "MNIST" / "raw")
@@ -65,7 +76,11 @@ def mnist(root: str, download: bool) -> Arrays:
 
 
 def cifar10(root: str, download: bool) -> Arrays:
-    """CIFAR-10, 50,000 + 10,000 images of 3×32×32, read and where needed fetched by torchvision."""
+    """Return CIFAR-10, 50,000 + 10,000 images of 3×32×32, read or downloaded by torchvision.
+
+    Raises:
+        ConfigError: the files are missing and cannot be downloaded, or are damaged.
+    """
     from torchvision.datasets import CIFAR10
 
     where = Path(root) / "cifar-10-batches-py"
@@ -80,7 +95,7 @@ def _through_torchvision(
     try:
         try:
             return [dataset(root, train=train, download=False) for train in (True, False)]
-        except RuntimeError:  # torchvision's word for files that are missing or fail their md5
+        except RuntimeError:  # raised for files that are missing or whose checksum is wrong
             if not download or _damaged(where):
                 raise
             log.info("data=%s: not in %s, downloading", name, where)
@@ -95,7 +110,7 @@ def _through_torchvision(
         ) from None
 
 
-# What torchvision's readers raise on files that are cut off or hold something else.
+# What torchvision's readers raise on files that are truncated or of another content.
 _UNREADABLE = (RuntimeError, OSError, ValueError, AssertionError, EOFError, TypeError, KeyError,
                pickle.UnpicklingError)  # fmt: skip
 

@@ -252,8 +252,9 @@ def _uniform(rng: Generator, bounds: tuple[float, float], count: int) -> np.ndar
 
 
 def read(root: str, download: bool) -> tuple[np.ndarray, ...]:
-    """The reader of `data=shapes`: 4,000 images and labels to train, 1,000 to test.
+    """Return the arrays of `data=shapes`: 4,000 training and 1,000 test images with their labels.
 
-    It stands beside what it draws: a cache of decoded arrays is named after its reader's module.
+    This reader is defined here and not in `readers`, because the cache is invalidated when the
+    source of the reader's module changes.
     """
     return (*render(4000, seed=0), *render(1000, seed=1))

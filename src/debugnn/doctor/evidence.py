@@ -1,7 +1,8 @@
 """What the doctor has seen of a training, as plain numbers.
 
-Everything a rule reads stands here, so that findings can be made again from a file, on a machine
-without torch. `None` is what was not, or could not be, observed.
+Everything that a rule reads stands here, so that a saved file can be judged again, under other
+thresholds and without torch. Observers fill these fields in and decide nothing: they compare no
+number with a threshold. `None` stands for what was not, or could not be, observed.
 """
 
 from collections.abc import Mapping
@@ -12,22 +13,25 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 @dataclass
 class LossFacts:
-    """How the loss function answers to outputs that are made up for the test."""
+    """How the loss function responds to outputs that the doctor makes up."""
 
-    error: str | None = None  # why it could not be called as loss_fn(outputs, targets)
-    scalar: bool = True
-    reduction: str = "mean"  # mean, sum, none
-    output_space: str = "real"  # real, unit (each in [0, 1]), simplex, log_simplex
-    better_when_right: bool | None = None  # its value falls from wrong outputs to right ones
-    floor: float | None = None  # at perfect outputs in the model's range / best constant predictor
-    shift_invariant: bool | None = None  # adding a constant to all of a sample's outputs: no change
-    target_entry_only: bool | None = None  # only the target class's output has a gradient
-    mixes_samples: bool | None = None  # a sample's gradient depends on another sample's output
-    pairwise: bool = False  # labels count only by being equal or not
-    gradient: bool = True  # it has one
-    unbounded: bool = False  # it falls without end as outputs grow
+    error: str | None = None  # why loss_fn(outputs, targets) raised
+    tried: bool = True  # False: not tried on made-up outputs, which could end a GPU's context
+    scalar: bool = True  # False: it returns a value for each sample
+    gradient: bool = True  # it has a gradient with respect to the outputs
     shapes: list[list[int]] = field(default_factory=list)  # of outputs and targets
-    tried: bool = True  # False: not on made-up outputs, which could end a GPU's context
+    output_space: str = "real"  # real, unit (each in [0, 1]), simplex, log_simplex
+    doubling: float | None = None  # its value for every sample twice / for every sample once
+    rewards: list[list[float]] = field(default_factory=list)  # values at [right, wrong] outputs
+    best: float | None = None  # its lowest value at perfect outputs
+    constant: float | None = None  # its value at the best constant outputs
+    confident: float | None = None  # classes: its value at the most confident right outputs
+    far: float | None = None  # values: its lowest value at outputs of size 1,000
+    squared: bool = False  # binary: outputs of 0 and 1 are better than confident logits
+    shift_change: float | None = None  # relative change as 3 is added to all outputs of a sample
+    other_entries: float | None = None  # share of the gradient on outputs of other classes
+    cross_gradient: float | None = None  # relative change of a sample's gradient by other samples
+    pairwise: bool = False  # labels count only by being equal or not, as in metric learning
 
 
 @dataclass
@@ -40,31 +44,40 @@ class DataFacts:
     rms: float | None = None
     mean: float | None = None
     std: float | None = None
-    feature_spread: float | None = None  # largest / smallest standard deviation of a feature
+    largest_std: float | None = None  # of a single feature
+    feature_spread: float | None = None  # largest / tenth percentile of the features' deviations
     distinct: int = 0  # samples that differ
-    constant: bool = False  # all samples are the same
-    constant_batches: float = 0.0  # share of batches of which that holds
-    target_kinds: int | None = None  # how many values regression targets take
+    constant_batches: float = 0.0  # share of batches whose samples are all equal
     nonfinite_samples: int = 0
     class_counts: dict[int, int] = field(default_factory=dict)
-    conflicting: float = 0.0  # share of repeated samples that came with several labels
+    conflicting: float = 0.0  # share of the repeated samples that came with several labels
+    repeated: int = 0  # samples that came more than once
+    repeats_within: float = 0.0  # share of batches in which a sample occurs twice
     out_of_range: int = 0  # labels that no output stands for
-    void_labels: bool = False  # all of them are one value
+    void_labels: bool = False  # all of these labels are one value
+    target_kinds: int | None = None  # how many values regression targets take
+    target_consecutive: bool = False  # these values are 0, 1, …, K−1
+    target_rarest: float | None = None  # share of the rarest value
     target_std: float | None = None
     target_rms: float | None = None
     target_low: float | None = None
     target_high: float | None = None
-    integer_values: bool = False  # regression targets that are 0, 1, …, K−1
-    leak: float | None = None  # share of the target's variance that single features give away
-    leak_features: list[int] = field(default_factory=list)
-    simple_skill: float | None = None  # of a simple model, on samples it was not fitted on
+    # Share of each feature's variance that the target explains, in descending order, for the first
+    # quarter of the features (at most 64); the features' indices; the median over all features.
+    feature_shares: list[float] = field(default_factory=list)
+    feature_order: list[int] = field(default_factory=list)
+    feature_share_median: float | None = None
+    features: int = 0  # how many features were compared
+    simple_skill: float | None = None  # of a simple model, on samples that it was not fitted to
     overlap: float | None = None  # share of validation samples that were trained on
+    covered: float | None = None  # share of training samples that are among the validation samples
+    trained_on: int | None = None  # distinct training samples seen
+    validation_size: int | None = None  # samples that the latest validation was given
     natural_repeats: float = 0.0  # share of validation samples that repeat another of them
-    same_set: bool = False  # validation is the training set itself
-    shift: float | None = None  # how well validation inputs are told from training inputs, 0 to 1
-    scale_shift: float | None = None  # median over features of |Δmean|/std and |log σ ratio|
+    shift: float | None = None  # skill at telling validation inputs from training inputs, 0 to 1
+    scale_shift: float | None = None  # median over features of |Δmean|/std and |log₂ σ ratio|
     transfer_skill: float | None = None  # of a simple model from training to validation samples
-    matched_skill: float | None = None  # on validation inputs that were brought to training scale
+    matched_skill: float | None = None  # on validation inputs brought to the training scale
     relabelled_skill: float | None = None  # on validation labels under the best renaming
 
 
@@ -76,11 +89,14 @@ class NetworkFacts:
     weight_layers: int = 0
     depth: int = 0  # weight layers that follow each other
     nonlinear: bool | None = None  # some operation of the forward pass is a nonlinearity
-    last_op: str | None = None  # what makes the outputs: sigmoid, softmax, relu, linear, …
+    last_op: str | None = None  # the operation that makes the outputs: sigmoid, softmax, relu, …
     batch_softmax: bool = False  # a softmax over the batch axis
     mixing: float | None = None  # relative change of a sample's output by other samples' inputs
-    mixing_layer: str | None = None
-    random_evaluation: bool = False  # two evaluations of one batch differ
+    mixing_layers: dict[str, float] = field(
+        default_factory=dict
+    )  # the same at each module's output
+    evaluation_change: float | None = None  # relative difference of two evaluations of one batch
+    drops_in_evaluation: bool = False  # the forward pass draws dropout masks in evaluation mode
     softmax_inputs: list[str] = field(default_factory=list)  # layers fed with (log-)probabilities
     unreached: list[str] = field(default_factory=list)  # used, trainable, without a gradient
     unused: list[str] = field(default_factory=list)
@@ -120,7 +136,7 @@ class ActivationFacts:
     layer: str  # the weight layer before it
     rms: float
     dead: float  # share of units that are zero for every sample
-    saturated: float | None  # share of values within 2.5 % of a bound; None without bounds
+    saturated: float | None  # share of values within 2.5 % of a bound's range; None without bounds
 
 
 @dataclass
@@ -149,9 +165,9 @@ class LoopFacts:
     optimizer_steps: int = 0
     backwards: int = 0
     empty_steps: int = 0  # optimiser steps without any gradient
-    compared_steps: int = 0  # steps whose gradient could be held against the one before
-    residual_step: int | None = None  # first step whose gradient was added to an earlier step's
-    residual_steps: int = 0
+    # [step, distance to the sum of the old and the new gradient, distance to the new gradient] of
+    # gradients' directions (0 equal, 2 opposite), for the first 1,000 comparisons.
+    residues: list[list[float]] = field(default_factory=list)
     training_forwards: int = 0
     eval_mode_forwards: int = 0  # training forwards of a model in evaluation mode
     first_eval_mode: int | None = None
@@ -159,8 +175,11 @@ class LoopFacts:
     evaluations: int = 0
     validated_in_train_mode: int = 0
     validations: int = 0
-    loss_ratio: float | None = None  # the loss handed over / loss_fn's own value, the median
-    penalty: float | None = None  # share of the loss that loss_fn does not explain, at most
+    # The loss handed over / loss_fn's own value, over the probes.
+    loss_ratio: float | None = None  # median
+    loss_ratio_low: float | None = None
+    loss_ratio_high: float | None = None
+    steps_before: int = 0  # steps that were taken before the doctor began to watch
 
 
 @dataclass
@@ -170,7 +189,7 @@ class Score:
     relative_loss: float | None = None  # reference loss / that of the best constant predictor
     skill: float | None = None  # 0: best constant predictor, 1: perfect (accuracy or R²)
     balanced: float | None = None  # mean over the classes of their recall
-    worst_recall: float | None = None  # of the classes that training has least of
+    recalls: dict[int, float] = field(default_factory=dict)  # of the rarest training classes
     samples: int = 0
     loss: float | None = None  # reference loss: cross-entropy in nats, or squared error
 
@@ -188,7 +207,9 @@ class OutcomeFacts:
     last_loss: float | None = None  # median of the last tenth
     highest_loss: float | None = None
     nonfinite_step: int | None = None
-    plateau: int | None = None  # steps before the loss is 7 % below that of guessing
+    # Level → steps until a mean of ten losses is below level × the loss of guessing; all steps
+    # where it never is. Levels 0.99, 0.98, …, 0.50.
+    first_below: dict[float, int] = field(default_factory=dict)
     initial: Score = field(default_factory=Score)
     train: Score = field(default_factory=Score)  # evaluation mode
     train_mode: Score = field(default_factory=Score)  # batch norm by batch, dropout off
@@ -199,8 +220,8 @@ class OutcomeFacts:
 
 
 @dataclass
-class Fork:
-    """A short training of a copy under one change."""
+class TrialOutcome:
+    """How a short training of a copy under one change went."""
 
     steps: int
     start: float  # relative loss, mean of the first steps
@@ -233,8 +254,8 @@ class Evidence:
     loop: LoopFacts = field(default_factory=LoopFacts)
     probes: list[Probe] = field(default_factory=list)
     outcome: OutcomeFacts = field(default_factory=OutcomeFacts)
-    forks: dict[str, Fork] = field(default_factory=dict)
-    fork_steps: int = 0
+    trials: dict[str, TrialOutcome] = field(default_factory=dict)  # name of the trial → outcome
+    trial_steps: int = 0
     nonfinite: NonFinite | None = None
     troubles: list[str] = field(default_factory=list)  # what the doctor could not do, and why
 
@@ -259,7 +280,7 @@ def _revived(kind: Any, value: Any) -> Any:
     if get_origin(kind) is dict:
         key, item = get_args(kind)
         return {key(k): _revived(item, v) for k, v in value.items()}
-    if is_dataclass(kind):
+    if isinstance(kind, type) and is_dataclass(kind):
         types = get_type_hints(kind)
         if unknown := set(value) - set(types):
             raise TypeError(f"{kind.__name__} has no {', '.join(sorted(unknown))}")

@@ -1,1 +1,1 @@
-"""What is trained: networks, their initialisation, and losses."""
+"""Networks, their layers and initialisation, and losses."""

@@ -1,7 +1,4 @@
-"""Batch norm of images whose sums do not depend on the memory layout.
-
-PyTorch's own, in channels-last on a CPU, loses digits that ReLUs and max-pools then multiply.
-"""
+"""Batch norm of images that is as accurate in channels-last as in the contiguous layout."""
 
 from typing import Any
 
@@ -11,53 +8,49 @@ from torch import Tensor, nn
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """Batch norm that is as accurate in channels-last as it is in the contiguous layout.
+    """`nn.BatchNorm2d` whose sums over channels-last images have shorter chains of additions.
 
-    PyTorch's contiguous kernel on a CPU adds up a channel in float64; its channels-last one in a
-    single float32, so that its statistics, outputs and gradients are 8 to 170 times as far from
-    float64: 1e-6 to 1e-5 for a batch of images. A ReLU or a max-pool that falls the other way for
-    that, one of a batch, moves the gradients of the layers before it by up to 1e-2.
+    Buys accuracy, and costs 3 % of a training step of the CIFAR net: the gradient of its first
+    convolution is 3e-6 from its float64 value instead of 2e-3. (Relative L2 distance, medians of
+    10 batches of 32 of data=shapes; reg=bn, float32, channels-last. Time: 46.4 instead of 45.0 ms
+    with reg=bn_dropout, one thread of an AMD EPYC; median CPU time of 40 alternating rounds of 5
+    steps.)
+
+    PyTorch's contiguous CPU kernel accumulates each channel in float64, the channels-last one in
+    float32: its outputs are 1e-6 to 2e-6 from float64 instead of 1e-7. The ReLUs and max-pools
+    behind it then select other units in a few places, which multiplies the error of the gradients.
+
+    Only training on a CPU in one precision is computed here; in every other case, the layer is
+    PyTorch's own.
     """
 
     def forward(self, inputs: Tensor) -> Tensor:
-        values = inputs.numel() // inputs.shape[1]
-        plain = self.affine and self.track_running_stats and self.momentum is not None
-        single = plain and self.weight.dtype == torch.float32
-        if inputs.device.type == "cuda" and single and values > 1:
-            return self._on_gpu(inputs)
+        mean, variance, batches = self.running_mean, self.running_var, self.num_batches_tracked
         if (
-            not (self.training and plain)
+            not (self.training and self.affine)
+            or self.momentum is None
+            or mean is None
+            or variance is None
+            or batches is None
             or inputs.device.type != "cpu"
-            or inputs.dtype != self.weight.dtype  # bfloat16 rounds by more than all of this
-            or values < 2  # refused with PyTorch's own words
+            or inputs.dtype != self.weight.dtype  # bfloat16 inputs: their rounding errors dominate
+            or inputs.numel() <= inputs.shape[1]  # one value per channel, which PyTorch refuses
         ):
             return super().forward(inputs)
-        self.num_batches_tracked.add_(1)
+        batches.add_(1)
         outputs, *_ = _BatchNorm.apply(
-            inputs, self.weight, self.bias, self.running_mean, self.running_var,
-            self.momentum, self.eps,
-        )  # fmt: skip
+            inputs, self.weight, self.bias, mean, variance, self.momentum, self.eps
+        )
         return outputs
-
-    def _on_gpu(self, inputs: Tensor) -> Tensor:
-        """By PyTorch's own kernel in float32: cuDNN's asks for the memory layout, which nobody can
-        know inside of `vmap`, and half precision there has no backward pass."""
-        if self.training:
-            self.num_batches_tracked.add_(1)
-        outputs, *_ = torch.native_batch_norm(
-            inputs.float(), self.weight, self.bias, self.running_mean, self.running_var,
-            self.training, self.momentum, self.eps,
-        )  # fmt: skip
-        return outputs.to(inputs.dtype)
 
 
 class _BatchNorm(torch.autograd.Function):
-    """Training-mode `torch.native_batch_norm`, its sums in two levels where it is channels-last.
+    """`torch.native_batch_norm` in training mode; over channels-last images it sums in two steps.
 
-    PyTorch's kernels sum the columns of the images, W · C of them, as channels of their own; what
-    is left to add up is W numbers a channel. No sum is then longer than B · H, and memory is gone
-    through about as often as for the single sum: a training step of the CIFAR net takes 3 % longer,
-    where copies to the contiguous layout and back would take 20 %.
+    The first step treats the W columns of the images as separate channels, W · C of them, and is
+    PyTorch's kernel; the second adds up W numbers per channel. No chain of additions is then longer
+    than B · H, and the images are read about as often as for a single sum. Copying them to the
+    contiguous layout and back would be as accurate, and take 20 % of a training step.
     """
 
     @staticmethod
@@ -93,7 +86,7 @@ class _BatchNorm(torch.autograd.Function):
         inputs, weight, mean, inverse_std = ctx.saved_tensors
         native = torch.ops.aten.native_batch_norm_backward
         channels_last = inputs.is_contiguous(memory_format=torch.channels_last)
-        # PyTorch's knows its own derivative, which a second backward pass asks for.
+        # PyTorch's backward pass can be differentiated again, the one below cannot.
         if not channels_last or torch.is_grad_enabled():
             found = native(
                 gradient, inputs, weight, None, None, mean, inverse_std, True, ctx.eps, [True] * 3
@@ -107,7 +100,7 @@ class _BatchNorm(torch.autograd.Function):
         )  # fmt: skip
         bias_gradient = sums.view(width, -1).sum(0)
         weight_gradient = products.view(width, -1).sum(0) * inverse_std
-        # scale · (gradient - mean gradient - normalised inputs · mean of their product with it)
+        # scale · (gradient − mean gradient − normalised inputs · mean of their product with it)
         scale = weight * inverse_std
         slope = -scale * inverse_std * weight_gradient / values
         offset = -scale * bias_gradient / values - slope * mean
@@ -119,16 +112,21 @@ class _BatchNorm(torch.autograd.Function):
     def vmap(
         info: Any, in_dims: tuple, *arguments: Any
     ) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[int, int, int]]:
+        # Inside of vmap a tensor cannot be asked for its layout.
         *tensors, momentum, eps = arguments
 
-        def one(inputs: Tensor, weight: Tensor, bias: Tensor, *running: Tensor) -> tuple:
-            return torch.native_batch_norm(inputs, weight, bias, *running, True, momentum, eps)
+        def one(
+            inputs: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor
+        ) -> tuple[Tensor, Tensor, Tensor]:
+            return torch.native_batch_norm(
+                inputs, weight, bias, mean, variance, True, momentum, eps
+            )
 
         return torch.vmap(one, in_dims[:5])(*tensors), (0, 0, 0)
 
 
 def _columns(images: Tensor) -> Tensor:
-    """Channels-last images (B, C, H, W) as (1, W · C, B · H, 1), without a copy."""
+    """View channels-last images (B, C, H, W) as (1, W · C, B · H, 1), without a copy."""
     batch, channels, height, width = images.shape
     rows = images.permute(0, 2, 3, 1).reshape(1, batch * height, 1, width * channels)
     return rows.permute(0, 3, 1, 2)

@@ -1,7 +1,7 @@
-"""Applying an initialiser to a network.
+"""Initialisation of a network's weights and biases.
 
-The initialisers themselves are any functions of `torch.nn.init`, or of the user's own, that fill a
-tensor in place; `conf/init/*.yaml` names them.
+The initialisers are functions of `torch.nn.init`, or any others that fill a tensor in place;
+`conf/init/*.yaml` names them.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -26,21 +26,21 @@ def initialise(
     """Fill the weights and biases of the model's layers in place.
 
     Args:
+        model: the network. Its normalisation layers are left as they are.
         weight: fills a weight (out, in, …) in place; None leaves PyTorch's default, Kaiming uniform
-            with a = √5, that is U(−1/√fan_in, 1/√fan_in).
+            with a = √5, which is U(−1/√fan_in, 1/√fan_in).
         bias: fills a bias (out,) in place; None leaves PyTorch's default, U(−1/√fan_in, 1/√fan_in).
-        layers: `all` convolutions and fully connected layers, or only `conv`. Normalisation layers
-            keep their own.
+        layers: `all` convolutions and fully connected layers, or only convolutions, `conv`.
 
     Returns:
-        How many tensors were filled.
+        The number of tensors that were filled.
     """
     filled = 0
     for module in model.modules():
         if not isinstance(module, LAYERS[layers]):
             continue
         for fill, tensor in ((weight, module.weight), (bias, module.bias)):
-            if fill is not None and tensor is not None:
+            if fill is not None and isinstance(tensor, Tensor):
                 fill(tensor)
                 filled += 1
     return filled
@@ -48,10 +48,15 @@ def initialise(
 
 @torch.no_grad()
 def transfer(model: nn.Module, source: nn.Module, layers: Iterable[str]) -> None:
-    """Copy the named layers' weights from a network of the same architecture, in place.
+    """Copy the parameters of the named layers from a network of the same architecture, in place.
+
+    Args:
+        model: the network to copy to.
+        source: the network to copy from.
+        layers: names of child modules that have parameters.
 
     Raises:
-        ConfigError: a layer that is in neither network, or has another shape there.
+        ConfigError: a network has no such layer, or the layer's shapes differ.
     """
     for name in layers:
         targets = dict(model.named_children())

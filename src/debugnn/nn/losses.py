@@ -1,7 +1,7 @@
-"""Losses of the experiments, right and deliberately wrong.
+"""The losses of the experiments, the right ones and the deliberately wrong ones.
 
-Each takes outputs (B, C) and class indices (B,), or outputs (B, 1) and values (B, 1), and returns
-the mean over the batch as a scalar.
+Each takes the outputs and the targets of a batch, (B, C) and class indices (B,), or (B, 1) and
+values (B, 1), and returns the mean over the batch, a scalar.
 """
 
 import torch
@@ -10,44 +10,44 @@ from torch import Tensor
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of logits: log-softmax, then the negative log-likelihood of the class."""
+    """Return the cross-entropy of logits: log-softmax, then negative log-likelihood."""
     return F.cross_entropy(outputs, _classes(targets))
 
 
 def mse(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Mean squared error: to the value, or, for classes, to the one-hot vector (a wrong loss)."""
+    """Return the mean squared error to the values or, for classes (a wrong loss), to one-hot."""
     if targets.is_floating_point():
         return F.mse_loss(outputs, targets)
     return F.mse_loss(outputs, _one_hot(outputs, targets))
 
 
 def bce(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Binary cross-entropy of each logit against the one-hot vector: C one-against-all problems."""
+    """Return the binary cross-entropy of the logits with the one-hot vector, one class vs rest."""
     return F.binary_cross_entropy_with_logits(outputs, _one_hot(outputs, targets))
 
 
 def bce_index(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Binary cross-entropy with the class INDEX as its target, broadcast over the outputs.
+    """Return the binary cross-entropy with the class INDEX as the target of every output.
 
-    What a two-class program does when it is given ten: a target of 7 is no probability, and every
-    output of a sample is told the same.
+    This is what a program for two classes computes when it is given ten: a target of 7 is not a
+    probability, and all outputs of a sample have the same target.
     """
     broadcast = _classes(targets).unsqueeze(1).expand_as(outputs).to(outputs.dtype)
     return F.binary_cross_entropy_with_logits(outputs, broadcast)
 
 
 def softmax_twice(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of probabilities taken for logits: the softmax is applied twice.
+    """Return the cross-entropy of probabilities instead of logits: softmax is applied twice.
 
-    The best that it can reach is −log(e / (e + C − 1)), 1.46 for ten classes.
+    Its lowest value is −log(e / (e + C − 1)), 1.46 for ten classes.
     """
     return F.cross_entropy(torch.softmax(outputs, dim=1), _classes(targets))
 
 
 def sigmoid_output(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of sigmoids taken for logits, the article's wrong output for many classes.
+    """Return the cross-entropy of sigmoids instead of logits, the article's wrong output layer.
 
-    The best that it can reach is −log(e / (e + C − 1)), as for `softmax_twice`.
+    Its lowest value is that of `softmax_twice`.
     """
     return F.cross_entropy(torch.sigmoid(outputs), _classes(targets))
 

@@ -1,65 +1,14 @@
-"""Every network of the article as one function of numbers."""
+"""All networks of the article, built by one function."""
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from math import prod
-from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from debugnn.errors import ConfigError
 from debugnn.nn.batch_norm import BatchNorm2d
-from debugnn.nn.dropout import Dropout
-
-
-class Maxout(nn.Module):
-    """The largest of `pieces` linear maps (Goodfellow et al. 2013, arXiv:1302.4389).
-
-    Maps (B, width · pieces, …) to (B, width, …). `expansion` tells the layer before it how many
-    times its width it has to produce.
-    """
-
-    def __init__(self, pieces: int = 2) -> None:
-        super().__init__()
-        self.expansion = pieces
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return inputs.unflatten(1, (-1, self.expansion)).amax(dim=2)
-
-
-class Flatten(nn.Flatten):
-    """Flatten whose gradient has the memory layout of its input.
-
-    A max-pool before it that gets its gradient in the other layout copies its own gradient, four
-    times as large, there and back: a twentieth of a training step of the MNIST net.
-    """
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        if inputs.dim() == 4:
-            inputs = _GradientLaidOut.apply(inputs)
-        return super().forward(inputs)
-
-
-class _GradientLaidOut(torch.autograd.Function):
-    """The identity, its gradient (B, C, H, W) in channels-last where its input was."""
-
-    @staticmethod
-    def forward(inputs: Tensor) -> Tensor:
-        return inputs.view_as(inputs)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.laid_out = inputs[0].is_contiguous(memory_format=torch.channels_last)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        if ctx.laid_out:
-            gradient = gradient.contiguous(memory_format=torch.channels_last)
-        return gradient
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple, inputs: Tensor) -> tuple[Tensor, int | None]:
-        return inputs, in_dims[0]  # a stack's passes have no layout to ask for
+from debugnn.nn.layers import Dropout, Flatten
 
 
 def network(
@@ -72,26 +21,34 @@ def network(
     bias: bool = True,
     batch_norm: bool = False,
     dropout: float = 0.0,
+    own_layers: bool = True,
 ) -> nn.Sequential:
-    """A convolutional network, or a plain multi-layer one where `blocks` is empty.
+    """Build a convolutional network, or a fully connected one if `blocks` is empty.
 
-    Each block is its 3×3 convolutions' widths (stride 1, no padding, an activation after each),
-    closed by a 2×2 max-pool. Then come the `hidden` fully connected layers and the output layer,
-    which gives logits (or the regression's value).
+    A block consists of 3×3 convolutions (stride 1, no padding), each followed by an activation, and
+    a final 2×2 max-pool. After the blocks come the fully connected `hidden` layers and the output
+    layer, which gives logits (or, for a regression, the value).
 
-    The regularisers stand where the article puts them, CONV/FC → BatchNorm → activation →
-    Dropout → CONV/FC: batch norm after a block's first convolution, dropout after its last
-    activation and before its pool. Without blocks, both stand around every hidden activation.
+    The regularisers are where the article puts them, CONV/FC → BatchNorm → activation → Dropout →
+    CONV/FC: batch norm after the first convolution of a block, dropout after its last activation
+    and before its pool. Without blocks, batch norm is before and dropout after every hidden
+    activation.
 
     Args:
         input_shape: (C, H, W) of an image, or (features,).
-        outputs: number of classes, or 1.
-        activation: makes a new activation module at each call. ReLUs work in place: what they
-            overwrite is needed by nobody, and memory traffic is what small layers wait for.
-        dropout: probability of zeroing a unit; 0 leaves the layers out.
+        outputs: number of classes, or 1 for a regression.
+        activation: returns a new activation module at each call.
+        blocks: the widths (output channels) of each block's convolutions.
+        hidden: the widths of the hidden fully connected layers.
+        bias: whether convolutions and fully connected layers have biases.
+        batch_norm: whether to insert batch norm.
+        dropout: probability of zeroing a unit; 0 inserts no dropout.
+        own_layers: whether BatchNorm2d, Dropout and Flatten are those of `debugnn.nn`, which are
+            faster or more accurate on a CPU (each class states by how much), or torch.nn's.
 
     Raises:
-        ConfigError: convolutions on inputs that are no images, or too small for them.
+        ConfigError: a width, `bias` or `own_layers` is not allowed, or the inputs are no images or
+            too small for the convolutions.
     """
     widths = [width for block in blocks for width in block] + list(hidden)
     if not all(isinstance(width, int) and width >= 1 for width in widths):
@@ -99,28 +56,32 @@ def network(
             f"model.blocks={[list(b) for b in blocks]}, model.hidden={list(hidden)}: allowed are "
             "whole numbers from 1"
         )
-    if not isinstance(bias, bool):
-        raise ConfigError(f"model.bias={bias}: allowed are true and false")
+    for name, value in (("bias", bias), ("own_layers", own_layers)):
+        if not isinstance(value, bool):
+            raise ConfigError(f"model.{name}={value}: allowed are true and false")
     if blocks and len(input_shape) != 3:
         raise ConfigError(
             f"model.blocks={[list(b) for b in blocks]}: convolutions need images (C, H, W), and "
             f"the data has shape {tuple(input_shape)}; use a model without blocks (model=regressor)"
         )
     expansion = getattr(activation(), "expansion", 1)
+    norm, drop, flatten = (
+        (BatchNorm2d, Dropout, Flatten) if own_layers else (nn.BatchNorm2d, nn.Dropout, nn.Flatten)
+    )
     layers: dict[str, nn.Module] = {}
     shape = tuple(input_shape)
 
     convolutions = 0
-    for number, widths in enumerate(blocks, start=1):
-        for position, width in enumerate(widths):
+    for number, block in enumerate(blocks, start=1):
+        for position, width in enumerate(block):
             convolutions += 1
             layers[f"conv{convolutions}"] = nn.Conv2d(shape[0], width * expansion, 3, bias=bias)
             if batch_norm and position == 0:
-                layers[f"bn{convolutions}"] = BatchNorm2d(width * expansion)
+                layers[f"bn{convolutions}"] = norm(width * expansion)
             layers[f"act{convolutions}"] = activation()
             shape = (width, shape[1] - 2, shape[2] - 2)
         if dropout:
-            layers[f"dropout{number}"] = Dropout(dropout)
+            layers[f"dropout{number}"] = drop(dropout)
         layers[f"pool{number}"] = nn.MaxPool2d(2)
         shape = (shape[0], shape[1] // 2, shape[2] // 2)
         if min(shape) < 1:
@@ -128,7 +89,7 @@ def network(
                 f"model.blocks: images of {tuple(input_shape)} are too small for block {number}"
             )
 
-    layers["flatten"] = Flatten()
+    layers["flatten"] = flatten()
     features = prod(shape)
     for number, width in enumerate(hidden, start=1):
         layers[f"fc{number}"] = nn.Linear(features, width * expansion, bias=bias)
@@ -136,18 +97,13 @@ def network(
             layers[f"fc{number}_bn"] = nn.BatchNorm1d(width * expansion)
         layers[f"fc{number}_act"] = activation()
         if dropout and not blocks:
-            layers[f"fc{number}_dropout"] = Dropout(dropout)
+            layers[f"fc{number}_dropout"] = drop(dropout)
         features = width
     layers[f"fc{len(hidden) + 1}"] = nn.Linear(features, outputs, bias=bias)
 
-    model = nn.Sequential()
-    for name, layer in layers.items():
-        if isinstance(layer, nn.ReLU):
-            layer.inplace = True
-        model.add_module(name, layer)
-    return model
+    return nn.Sequential(OrderedDict(layers))
 
 
 def parameter_count(model: nn.Module) -> int:
-    """Number of trainable numbers in the model."""
+    """Return the number of trainable scalars of the model."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)

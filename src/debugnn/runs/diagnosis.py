@@ -8,9 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from debugnn.build import build
-from debugnn.doctor.check import check
-from debugnn.doctor.report import Report, main_cause
-from debugnn.doctor.watch import Doctor
+from debugnn.doctor import Doctor, Report, check
 from debugnn.errors import CheckFailedError
 from debugnn.records import Diagnosis, Record
 from debugnn.training.layer_stats import LayerProbe
@@ -36,9 +34,8 @@ def diagnosed(
         every=config.doctor.every,
         budget=config.doctor.budget,
         save_to=save_to,
+        steps_before=training.step,
     ) as doctor:
-        if training.step:
-            doctor.evidence.troubles.append(f"the {training.step} steps before this start")
         yield from fit(training, config.trainer.epochs, probe, doctor)
         yield diagnosis_of(doctor.report())
 
@@ -46,7 +43,7 @@ def diagnosed(
 def diagnosis_of(report: Report) -> Diagnosis:
     """Return the doctor's report as a record of plain values."""
     return Diagnosis(
-        cause=main_cause(report.findings),
+        cause=report.main_cause,
         healthy=report.healthy,
         text=str(report),
         report=report.to_dict(),

@@ -10,7 +10,6 @@ from omegaconf import DictConfig
 
 from debugnn import records
 from debugnn.config import check, compose
-from debugnn.doctor.report import Finding, main_cause
 from debugnn.errors import ConfigError
 from debugnn.files import replace_text
 from debugnn.runs.execute import execute
@@ -72,7 +71,7 @@ def fix(config: DictConfig, overrides: Sequence[str], experiment: str | None) ->
 
 def _why_nothing(report: dict[str, Any]) -> str:
     if report["healthy"] is None:
-        return "the doctor has not seen the whole run (overwrite=true runs it again)"
+        return f"{report['cannot_tell']} (overwrite=true runs it again)"
     return "the run is healthy" if report["judged"] else "the run is too short to judge"
 
 
@@ -108,7 +107,7 @@ def _row(directory: Path, change: str) -> dict[str, Any]:
         "train_loss": last["train_loss"],
         "test_loss": last["test_loss"],
         "test_accuracy": last["test_accuracy"],
-        "diagnosis": main_cause([Finding(**finding) for finding in report["findings"]]),
+        "diagnosis": report["main_cause"],
         "directory": str(directory),
     }
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from debugnn.config import BOOKKEEPING
+from debugnn.config import BOOKKEEPING, settings_of
 
 # Overrides that are left out of an arm's name: the directory names them elsewhere, or they do not
 # change what is computed.
@@ -29,8 +29,8 @@ def arm_of(overrides: Sequence[str]) -> dict[str, str]:
         overrides: as typed, `key=value` each.
     """
     arm = {}
-    for override in overrides:
-        key, _, value = override.partition("=")
+    settings = (setting for override in overrides for setting in settings_of(override).items())
+    for key, value in settings:
         key = key.lstrip("+~")
         if any(key == name or key.startswith(f"{name}.") for name in _NOT_IN_ARM):
             continue

@@ -62,6 +62,9 @@ class WandB:
         run_id: str | None,
         steps: int,
     ) -> None:
+        # What W&B prints outside of a run ("Loaded credentials") or for its server ("Artifact
+        # already exists") follows the session's settings, whatever a run's say. Errors are shown.
+        wandb.setup(wandb.Settings(show_info=False, show_warnings=False))
         settings = config["wandb"]
         self._directory = directory
         self._save_checkpoint = settings["checkpoint"]

@@ -1,1 +1,1 @@
-"""How a network is trained: the loop and what happens in it."""
+"""The training loop and its parts: clipping, checkpoints, range test, per-layer statistics."""

@@ -1,4 +1,7 @@
-"""Saving a training and taking it up again where it stood, bit for bit on CPU in fp32."""
+"""Checkpoints, from which a training continues as if it had not stopped.
+
+On a CPU in fp32 it does so bit for bit.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,10 @@ from debugnn.training.loop import Training
 
 
 def state_of(training: Training) -> dict[str, Any]:
-    """A copy of the training's state at an epoch's end: the training may go on meanwhile."""
+    """Return a copy of the training's state at the end of an epoch.
+
+    The training may continue while the copy is written.
+    """
     state: dict[str, Any] = {
         "model": training.model.state_dict(),
         "optimizer": training.optimizer.state_dict(),
@@ -24,18 +30,18 @@ def state_of(training: Training) -> dict[str, Any]:
 
 
 def write(path: Path, state: dict[str, Any]) -> None:
-    """Write what `state_of` returned; the file is replaced atomically."""
+    """Write the result of `state_of`; the file is replaced atomically."""
     with replacing(path) as draft:
         torch.save(state, draft)
 
 
 def restore(path: Path, training: Training) -> None:
-    """Put the saved state into a training that was built from the same configuration.
+    """Load a checkpoint into a training that was built from the same configuration.
 
-    The order of batches needs no state: it is a function of the seed and the epoch.
+    The order of the batches is not part of the state: it depends on seed and epoch alone.
 
     Raises:
-        ConfigError: a checkpoint of another version of this project.
+        ConfigError: the checkpoint was written by another version of this project.
     """
     state = torch.load(path, map_location=training.device, weights_only=True)
     if "random_state" not in state:
@@ -48,7 +54,7 @@ def restore(path: Path, training: Training) -> None:
 
 
 def _copied(value: Any) -> Any:
-    # Not copy.deepcopy: of a slice, as a stack's member holds, it copies all that it is a slice of.
+    # copy.deepcopy would copy the whole storage of a slice, such as a stack's member holds.
     if isinstance(value, torch.Tensor):
         return value.detach().clone()
     if isinstance(value, dict):

@@ -1,7 +1,7 @@
-"""What happens to the gradients between the backward pass and the update.
+"""Gradient rules: what is done to the gradients between the backward pass and the update.
 
-Each is a callable that takes the parameters, may change their `.grad` in place, and returns the
-global L2 norm as it was before, a scalar tensor.
+A gradient rule is a callable that takes the parameters, may change their `.grad` in place, and
+returns the global L2 norm of the gradients before the change, a scalar tensor.
 """
 
 from collections.abc import Callable, Iterable
@@ -15,14 +15,17 @@ GradientRule = Callable[[Iterable[Tensor]], Tensor]
 
 
 def keep(parameters: Iterable[Tensor]) -> Tensor:
-    """Leave the gradients as they are."""
+    """Leave the gradients as they are, and return their global norm."""
     return global_norm(list(parameters))
 
 
 def clip_norm(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
-    """Scale the gradients down to `max_norm` where their norm is above it.
+    """Scale the gradients down to the norm `max_norm` if their global norm is larger.
 
     Pascanu et al. 2013, arXiv:1211.5063, Algorithm 1.
+
+    Returns:
+        The global norm before.
     """
     parameters = list(parameters)
     norm = global_norm(parameters)
@@ -31,9 +34,12 @@ def clip_norm(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
 
 
 def rescale_norm(parameters: Iterable[Tensor], norm: float) -> Tensor:
-    """Scale the gradients up or down to `norm`, whatever their own norm is (gradient scaling).
+    """Scale the gradients up or down to the global norm `norm`.
 
     Gradients that are all zero stay zero.
+
+    Returns:
+        The global norm before.
     """
     parameters = list(parameters)
     before = global_norm(parameters)
@@ -44,14 +50,14 @@ def rescale_norm(parameters: Iterable[Tensor], norm: float) -> Tensor:
 
 
 def global_norm(parameters: list[Tensor]) -> Tensor:
-    """The L2 norm of all gradients together, a scalar; 0 where there are none.
+    """Return the L2 norm of all gradients together, a scalar; 0 if there are none.
 
-    Squares of float32 gradients overflow above 1e19 and vanish below 1e-23: exactly there, where
-    gradients explode or vanish, the norm is taken again in float64.
+    The squares of float32 gradients overflow above 1e19 and underflow below 1e-23. The norm is
+    computed in float64 if that happens, so that exploding and vanishing gradients are measured.
     """
     gradients = _gradients(parameters)
     if any(g.device.type != "cpu" for g in gradients):
-        # In float64 at once: to look at a norm is to wait for it.
+        # Always in float64: comparing the norm with 0 or infinity would wait for the GPU.
         return get_total_norm([g.double() for g in gradients])
     norm = get_total_norm(gradients)
     if norm == 0 or torch.isinf(norm):
@@ -60,7 +66,12 @@ def global_norm(parameters: list[Tensor]) -> Tensor:
 
 
 def gradient_rule(max_norm: float | None, rescale: bool) -> GradientRule:
-    """The rule that `conf/clip` describes."""
+    """Return the rule of the settings in `conf/clip`.
+
+    Args:
+        max_norm: the threshold; None leaves the gradients as they are.
+        rescale: scale smaller gradients up to `max_norm` too.
+    """
     if max_norm is None:
         return keep
     if rescale:

@@ -1,10 +1,10 @@
-"""Per-layer statistics of gradients, weights and activations, read without touching the training.
+"""Per-layer statistics of gradients, weights and activations, without effect on the training.
 
-Nothing here draws a random number or writes a tensor of the model: the trained weights are the
+Nothing here draws a random number or changes a tensor of the model: the trained weights are the
 same, bit for bit, with and without it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from debugnn.records import TensorStats
 from debugnn.tensor_stats import Measurement, measure, summarise
 
-# Layers whose output is a rearrangement of their input: nothing is learnt from watching them.
+# Layers whose output only rearranges, selects or zeroes values of their input are not recorded.
 _TRANSPARENT = (nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d,
                 nn.AlphaDropout, nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool2d)  # fmt: skip
 
@@ -21,21 +21,28 @@ Seen = dict[str, dict[str, TensorStats]]
 
 
 class LayerProbe:
-    """Statistics of every layer at every `every`-th step; never where `every` is None."""
+    """Records statistics of every layer at every `every`-th step.
+
+    Args:
+        every: number of steps between two records; None records nothing.
+        bins: number of histogram bins.
+    """
 
     def __init__(self, every: int | None, bins: int = 64) -> None:
         self.every = every
         self.bins = bins
 
     def due(self, step: int) -> bool:
+        """Return whether the step with this index is recorded."""
         return self.every is not None and step % self.every == 0
 
     @contextmanager
     def watch(self, model: nn.Module, step: int) -> Iterator[Seen | None]:
         """Wrap the forward and backward pass of one step.
 
-        Yields a dict that is filled when the block ends, with the keys `gradients`, `parameters`
-        and `activations`, or None where this step is not watched.
+        Yields:
+            A dict that is filled when the block ends: `gradients`, `parameters` or `activations` →
+            name of the parameter or layer → statistics. None if the step is not recorded.
         """
         if not self.due(step):
             yield None
@@ -56,7 +63,9 @@ class LayerProbe:
         with torch.no_grad():
             parameters = dict(model.named_parameters())
             gradients = {n: p.grad for n, p in parameters.items() if p.grad is not None}
-            kinds = {"gradients": gradients, "parameters": parameters, "activations": copies}
+            kinds: dict[str, Mapping[str, Tensor]] = {
+                "gradients": gradients, "parameters": parameters, "activations": copies,
+            }  # fmt: skip
             named = {(kind, n): t for kind, tensors in kinds.items() for n, t in tensors.items()}
             units = [kind == "activations" for kind, _ in named]
             found = dict(zip(named, measure(list(named.values()), units), strict=True))
@@ -68,8 +77,8 @@ class LayerProbe:
     def _look_at_output(
         self, looks: dict[str, Measurement], copies: dict[str, Tensor], name: str
     ) -> Callable:
-        # At once, not after the pass: a following layer may work in place on this output. On a GPU
-        # a copy is taken instead, for the pass would wait at each layer.
+        # Measured in the hook, because a later layer may change this output in place. On a GPU,
+        # where each measurement would wait for the pass, the output is copied instead.
         def hook(module: nn.Module, inputs: tuple, output: object) -> None:
             if isinstance(output, Tensor):
                 if output.device.type == "cpu":

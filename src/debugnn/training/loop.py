@@ -1,7 +1,7 @@
-"""The training loop: a generator of records that knows neither Hydra, W&B nor the doctor's rules.
+"""The training loop: a generator of records that knows neither Hydra, W&B nor the doctor.
 
-Whoever iterates decides what becomes of the records. Between two of them the training stands
-still, so that it can be saved, or left.
+The caller iterates over the records and decides what to do with them. The training pauses between
+two records, so that the caller can save it or stop.
 """
 
 import math
@@ -23,15 +23,17 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 class Watcher(Protocol):
-    """Who looks on at every step: `debugnn.Doctor`, or nobody."""
+    """An observer of the training, such as `debugnn.Doctor`."""
 
-    def step(self, loss: Tensor, inputs: Tensor, targets: Tensor) -> None: ...
+    def step(self, loss: Tensor, inputs: Tensor, targets: Tensor) -> None:
+        """Called after each update with the batch and its loss."""
 
-    def validate(self, inputs: Tensor, targets: Tensor) -> None: ...
+    def validate(self, inputs: Tensor, targets: Tensor) -> None:
+        """Called after each evaluation with a sample of the test set."""
 
 
-class Unwatched:
-    """Nobody."""
+class NoWatcher:
+    """A watcher that does nothing."""
 
     def step(self, loss: Tensor, inputs: Tensor, targets: Tensor) -> None:
         pass
@@ -40,16 +42,27 @@ class Unwatched:
         pass
 
 
-NOBODY = Unwatched()
+NO_WATCHER = NoWatcher()
 
 
 @dataclass
 class Training:
-    """Everything that changes while training, and what it is trained with.
+    """The state of a training and its settings.
 
-    `epoch` and `step` count what is done: the next epoch's index and the next step's. `read_every`
-    is how many steps' losses are read off the device at once, after each step that it divides: a
-    GPU has to finish them for that.
+    Attributes:
+        model, loss, optimizer, data: what is trained, and how and on what.
+        batch_size: number of samples of a training batch.
+        seed: determines the order of the batches.
+        steps_per_epoch: training batches per epoch; None for all.
+        eval_every: epochs between two evaluations; the last epoch is always evaluated.
+        eval_batch_size: number of samples of an evaluation batch.
+        read_every: the losses are read from the device after each step whose index this divides.
+            Each read waits for a GPU to finish its work.
+        gradient_rule: applied to the gradients between the backward pass and the update.
+        bf16: compute the passes under autocast to bfloat16.
+        channels_last: convert images to the channels-last layout.
+        test_loss_scale: factor of the reported test loss.
+        epoch, step: number of completed epochs and steps, and so the indices of the next ones.
     """
 
     model: nn.Module
@@ -71,17 +84,22 @@ class Training:
 
     @property
     def device(self) -> torch.device:
+        """The device of the data, on which the model is trained."""
         return self.data.train.inputs.device
 
     def outputs(self, inputs: Tensor) -> Tensor:
-        """The network's outputs as float32, computed in the training's precision and layout."""
+        """Return the network's outputs as float32, computed in the set precision and layout."""
         if self.channels_last and inputs.dim() == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         with self.autocast():
             return self.model(inputs).float()
 
     def backward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Outputs and loss of one batch, its gradients in place of any earlier ones."""
+        """Compute outputs, loss and gradients of one batch; earlier gradients are discarded.
+
+        Returns:
+            The outputs (B, C), float32, and the loss, a scalar.
+        """
         self.optimizer.zero_grad(set_to_none=True)
         outputs = self.outputs(inputs)
         loss = self.loss(outputs, targets)
@@ -89,34 +107,50 @@ class Training:
         return outputs, loss
 
     def update(self) -> Tensor:
-        """Step the optimiser under the gradient rule; the norm is the gradients' before it."""
+        """Apply the gradient rule and update the parameters.
+
+        Returns:
+            The global L2 norm of the gradients before the rule, a scalar.
+        """
         norm = self.gradient_rule(self.model.parameters())
         self.optimizer.step()
         return norm
 
     def autocast(self, cache: bool = True) -> AbstractContextManager:
-        """What the passes run in; `cache` keeps weights that have been cast for a second use."""
+        """Return the context of the forward pass: autocast if `bf16` is set.
+
+        Args:
+            cache: whether weights that are used twice are cast only once.
+        """
         if not self.bf16:
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=cache)
 
     def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The training batches of one epoch, the same at every call."""
+        """Yield the training batches of one epoch, the same ones at every call."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         return self.data.train_batches(self.batch_size, generator, self.steps_per_epoch)
 
 
-_WATCHED = 1024  # test samples that a watcher is shown after an evaluation
+_VALIDATION_SAMPLES = 1024  # most test samples that a watcher is given after an evaluation
 
 
 def fit(
-    training: Training, epochs: int, probe: LayerProbe, watcher: Watcher = NOBODY
+    training: Training, epochs: int, probe: LayerProbe, watcher: Watcher = NO_WATCHER
 ) -> Iterator[Step | Layers | Epoch]:
-    """Train up to `epochs` epochs from where `training` stands.
+    """Train until `epochs` epochs are completed, counted from the beginning of the training.
 
-    Yields a `Step` for each step, up to `read_every` of them together when their losses are read;
-    `Layers` at a step where the probe is due, and an `Epoch` at each epoch's end. NaN is an outcome
-    like any other: the training goes on with it.
+    A loss that is NaN does not stop the training.
+
+    Args:
+        training: is changed in place.
+        epochs: total number of epochs.
+        probe: records statistics of the layers.
+        watcher: observes each step.
+
+    Yields:
+        A `Step` for each step (`read_every` of them together, when their losses are read), `Layers`
+        for each step that the probe records, and an `Epoch` at each epoch's end.
     """
     while training.epoch < epochs:
         last = training.epoch + 1 == epochs
@@ -125,9 +159,14 @@ def fit(
 
 
 def train_one_epoch(
-    training: Training, probe: LayerProbe, watcher: Watcher = NOBODY, evaluated: bool = True
+    training: Training, probe: LayerProbe, watcher: Watcher = NO_WATCHER, evaluated: bool = True
 ) -> Iterator[Step | Layers | Epoch]:
-    """One pass over the training batches, then, where asked, the evaluation on the test set."""
+    """Train one epoch, then evaluate on the test set if `evaluated` is set.
+
+    Yields:
+        As `fit`. If a step fails, the records of the steps before it are yielded before its
+        exception is raised.
+    """
     started = time.perf_counter()
     model, epoch = training.model, training.epoch
     classes = training.data.classes is not None
@@ -144,8 +183,8 @@ def train_one_epoch(
             lr = training.optimizer.param_groups[0]["lr"]
             unread.note((step, lr, len(targets)), loss.detach(), norm, right)
             training.step += 1
-            # After all that this step does in Python, which who writes the records would hold up:
-            # during a pass of the next they are free to run.
+            # Yielded after the step's Python code: the thread that writes the records would compete
+            # with it for the interpreter, and runs in parallel with the next step's passes.
             if seen is not None:
                 yield Layers(epoch, step, **seen)
             if step % training.read_every == 0:
@@ -153,44 +192,49 @@ def train_one_epoch(
     except Exception as error:
         try:
             before = unread.read()
-        except RuntimeError:  # a GPU that an assertion has stopped answers no more
+        except RuntimeError:  # after a failed assertion on a GPU, nothing can be read from it
             raise error from None
-        yield from tally.steps(before)  # the steps before a failure, which explain it
+        yield from tally.steps(before)
         raise
     yield from tally.steps(unread.read())
-    tested = None, None
+    tested: tuple[float | None, float | None] = None, None
     if evaluated:
         tested = evaluate(training)
-        watcher.validate(*training.data.test_sample(_WATCHED))
+        watcher.validate(*training.data.test_sample(_VALIDATION_SAMPLES))
     training.epoch += 1
     yield tally.epoch_of(training.step, tested, time.perf_counter() - started)
 
 
 def correct(outputs: Tensor, targets: Tensor) -> Tensor:
-    """How many of outputs (…, B, C) are largest at their target's class (…, B)."""
+    """Return how many outputs (…, B, C) are largest at their target class (…, B), as (…)."""
     return (outputs.argmax(dim=-1) == targets).sum(dim=-1)
 
 
 class Unread:
-    """Steps whose numbers still lie on the device. A GPU is waited for once to read them all."""
+    """Numbers of past steps that are still on the device, to be read in one transfer."""
 
     def __init__(self) -> None:
         self._known: list[tuple] = []
         self._columns: list[tuple[Tensor | None, ...]] = []
 
     def note(self, known: tuple, *numbers: Tensor | None) -> None:
-        """A step, by what is known of it and the tensors that are read later."""
+        """Add a step.
+
+        Args:
+            known: values that are on the host already.
+            numbers: scalar tensors to read later, or None, which stays None.
+        """
         self._known.append(known)
         self._columns.append(numbers)
 
     def read(self) -> list[tuple]:
-        """The steps since the last call: what was known, then the numbers (None for None)."""
+        """Return the steps since the last call, each as (*known, *numbers)."""
         known, columns = self._known, self._columns
         self._known, self._columns = [], []
         if not known:
             return []
         present = [column for column in zip(*columns, strict=True) if column[0] is not None]
-        # As float64, which holds losses and counts exactly: one transfer for all.
+        # One transfer for all, as float64, which represents float32 losses and counts exactly.
         numbers = iter(torch.stack([torch.stack(column).double() for column in present]).tolist())
         read = [
             [None] * len(known) if absent else next(numbers)
@@ -200,7 +244,7 @@ class Unread:
 
 
 class Tally:
-    """The sums of one epoch, and the records that they come from and lead to."""
+    """The running sums of one epoch, from which its records are made."""
 
     def __init__(self, epoch: int, classes: bool) -> None:
         self._epoch, self._classes = epoch, classes
@@ -208,7 +252,12 @@ class Tally:
         self._last_loss = math.nan
 
     def steps(self, read: Iterable[tuple]) -> Iterator[Step]:
-        """A record for each step's index, learning rate, size, loss, norm and correct samples."""
+        """Add steps to the sums and yield their records.
+
+        Args:
+            read: for each step its index, learning rate, batch size, loss, gradient norm and number
+                of correct samples (None for a regression).
+        """
         for step, lr, size, loss, norm, right in read:
             self._samples += size
             self._loss_sum += loss * size
@@ -220,7 +269,13 @@ class Tally:
     def epoch_of(
         self, steps: int, tested: tuple[float | None, float | None], seconds: float
     ) -> Epoch:
-        """The epoch's record after `steps` steps in all, and the test's loss and accuracy."""
+        """Return the epoch's record.
+
+        Args:
+            steps: number of steps completed since the training began.
+            tested: the test loss and accuracy, or None where not evaluated.
+            seconds: the epoch's duration.
+        """
         return Epoch(
             epoch=self._epoch,
             step=steps - 1,
@@ -235,14 +290,15 @@ class Tally:
 
 @torch.inference_mode()
 def evaluate(training: Training) -> tuple[float, float | None]:
-    """Mean loss over the whole test set, and the accuracy in % (None for a regression).
+    """Evaluate the model on the whole test set, in evaluation mode; the mode is restored.
 
-    The loss is multiplied by `test_loss_scale`. The model's mode is restored.
+    Returns:
+        The mean loss times `test_loss_scale`, and the accuracy in % (None for a regression).
     """
     was_training = training.model.training
     training.model.eval()
     classes = training.data.classes is not None
-    # Summed up where they are: a GPU is waited for once.
+    # Summed on the device, so that a GPU is waited for only once.
     loss_sum = torch.zeros((), dtype=torch.float64, device=training.device)
     right = torch.zeros((), dtype=torch.float64, device=training.device)
     try:
@@ -254,6 +310,6 @@ def evaluate(training: Training) -> tuple[float, float | None]:
     finally:
         training.model.train(was_training)
     size = len(training.data.test)
-    loss_sum, right = torch.stack([loss_sum, right]).tolist()
-    accuracy = 100 * right / size if classes else None
-    return training.test_loss_scale * loss_sum / size, accuracy
+    total_loss, total_right = torch.stack([loss_sum, right]).tolist()
+    accuracy = 100 * total_right / size if classes else None
+    return training.test_loss_scale * total_loss / size, accuracy

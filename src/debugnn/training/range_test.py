@@ -2,8 +2,9 @@
 
 import copy
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import nn
@@ -23,23 +24,30 @@ def range_test(
     diverge_at: float,
     test: int = 0,
 ) -> Iterator[LrPoint]:
-    """Train a copy for `iterations` steps while the rate rises exponentially.
+    """Train a copy of the model while the learning rate rises exponentially.
 
-    The loss is smoothed as in the article, `smoothing` of the new loss and the rest of the old
-    smoothed one, without bias correction. The test ends early where the smoothed loss is not
-    finite or above `diverge_at` times its best.
+    The training itself is not changed. The loss is smoothed as in the article: `smoothing` times
+    the new loss plus (1 − `smoothing`) times the last smoothed loss, without bias correction. The
+    test ends early if the smoothed loss is not finite or exceeds `diverge_at` times its minimum.
 
     Args:
-        start_lr, end_lr: the first and the last iteration's rate.
-        test: number of the repetition; each draws other batches. The copy starts from the same
-            weights in all of them.
+        training: the training whose model, optimiser and data are copied.
+        start_lr, end_lr: the rates of the first and the last iteration.
+        iterations: number of steps.
+        smoothing: weight of the new loss, 0 to 1.
+        diverge_at: factor of the smallest smoothed loss at which the test ends.
+        test: number of the repetition. All repetitions start from the same weights; each draws
+            other batches.
+
+    Yields:
+        A point of the curve for each step.
     """
     model = copy.deepcopy(training.model)
     optimizer = copy_optimizer(training, model)
     trial = replace(training, model=model, optimizer=optimizer)
     model.train()
     batches = itertools.chain.from_iterable(
-        # Epochs counted from far above any training's: the test's batches are its own.
+        # Epoch numbers that no training reaches, so that the test has batches of its own.
         trial.batches(1000 * (test + 1) + epoch)
         for epoch in itertools.count()
     )
@@ -63,12 +71,17 @@ def range_test(
 
 
 def copy_optimizer(training: Training, model: nn.Module) -> torch.optim.Optimizer:
-    """An optimiser like the training's, with its state, over a copy of its model."""
+    """Copy the training's optimiser, with its state, for a copy of its model.
+
+    Args:
+        model: a copy of the training's model, with the same parameters in the same order.
+    """
     twins = dict(zip(training.model.parameters(), model.parameters(), strict=True))
     groups = [
         {**group, "params": [twins[p] for p in group["params"]]}
         for group in training.optimizer.param_groups
     ]
-    twin = type(training.optimizer)(groups)
+    make = cast(Callable[..., torch.optim.Optimizer], type(training.optimizer))
+    twin = make(groups)
     twin.load_state_dict(copy.deepcopy(training.optimizer.state_dict()))
     return twin

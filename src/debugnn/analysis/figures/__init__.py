@@ -1,6 +1,7 @@
-"""The article's figures, drawn from run directories and the article's recorded numbers alone.
+"""The article's figures, drawn from run directories and the article's recorded numbers.
 
-Each experiment's report block lists its figures; `KINDS` says which function draws which kind.
+The `report` section of each experiment lists its figures; `KINDS` maps each kind of figure to the
+function that draws it.
 """
 
 import logging
@@ -18,24 +19,22 @@ from debugnn.analysis.figures.curves import curves, lr_curve, nan_loss
 from debugnn.analysis.figures.layers import (
     dead_units,
     gradient_heatmap,
-    gradient_histograms,
     gradient_norms,
     layer_profile,
 )
-from debugnn.analysis.runs import ARTICLE, Run, load_runs, select
+from debugnn.analysis.runs import Run, load_runs, select
 from debugnn.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-# (all runs of an experiment on one data set, the article's numbers, the figure's entry in the
-# report block) → the figure. All runs are given, so that an arm keeps its colour; the function
-# takes those that the entry's `arms` name.
-KINDS: dict[str, Callable[[Sequence[Run], Path, Mapping[str, Any]], Figure]] = {
+# Each function takes all runs of an experiment on one data set and the figure's entry in the report
+# section, and draws the runs that the entry's `arms` select. It needs all runs to give an arm the
+# same colour in every figure.
+KINDS: dict[str, Callable[[Sequence[Run], Mapping[str, Any]], Figure]] = {
     "curves": curves,
     "lr_curve": lr_curve,
     "gradient_heatmap": gradient_heatmap,
     "gradient_norms": gradient_norms,
-    "gradient_histograms": gradient_histograms,
     "nan_loss": nan_loss,
     "dead_units": dead_units,
     "final_accuracy": final_accuracy,
@@ -48,19 +47,25 @@ def draw(
     root: Path | str,
     output_dir: Path | str,
     experiments: Sequence[str] | None = None,
-    article: Path = ARTICLE,
     data: Collection[str] | None = None,
 ) -> list[Path]:
-    """Draw the figures of every experiment with finished runs, as `<name>_<data>.png`.
+    """Draw the figures of every experiment that has finished runs, as `<name>_<data>.png`.
 
-    An experiment on two data sets gets each figure twice. What is skipped is logged as a warning:
-    an experiment without finished runs or report block, a figure that lacks the runs of an arm.
+    An experiment on two data sets gets each figure twice. An experiment without finished runs or
+    without a report section, and a figure one of whose arms has no run, are skipped with a warning.
 
     Args:
-        experiments, data: only these experiments and data sets; None takes all.
+        root: the directory of the runs.
+        output_dir: where the figures are written.
+        experiments: draw only the figures of these experiments; None draws all.
+        data: draw only the runs on these data sets; None draws all.
+
+    Returns:
+        The paths of the written figures.
 
     Raises:
-        ConfigError: no such directory, a run that cannot be read, a figure of an unknown kind.
+        ConfigError: the directory does not exist, a run cannot be read, or a figure is of an
+            unknown kind.
     """
     root = Path(root)
     runs = load_runs(root)
@@ -73,18 +78,18 @@ def draw(
             log.warning("%s: skipped, no finished run", experiment)
             continue
         if of_experiment[0].config.get("report") is None:
-            log.warning("%s: skipped, no report block", experiment)
+            log.warning("%s: skipped, no report section", experiment)
             continue
         for name in dict.fromkeys(run.data for run in of_experiment):
             if data is not None and name not in data:
                 continue
             on_data = [run for run in of_experiment if run.data == name]
-            written += _draw(on_data, Path(output_dir), article)
+            written += _draw(on_data, Path(output_dir))
     return written
 
 
-def _draw(runs: Sequence[Run], output_dir: Path, article: Path) -> list[Path]:
-    # The last run's block: a figure may have been added since the first was started.
+def _draw(runs: Sequence[Run], output_dir: Path) -> list[Path]:
+    # Read from the latest run: a figure may have been added after the first run started.
     report = max(runs, key=lambda run: run.facts["started"]).report
     written = []
     for figure in report["figures"]:
@@ -97,7 +102,7 @@ def _draw(runs: Sequence[Run], output_dir: Path, article: Path) -> list[Path]:
             log.warning("%s: skipped, no finished run of %s", name, " and ".join(missing))
             continue
         with mpl.rc_context(STYLE):
-            drawn = KINDS[figure["kind"]](runs, article, figure)
+            drawn = KINDS[figure["kind"]](runs, figure)
             path = output_dir / (re.sub(r"[^\w.-]", "_", name) + ".png")
             path.parent.mkdir(parents=True, exist_ok=True)
             drawn.savefig(path)

@@ -1,8 +1,7 @@
-"""One number an arm: final accuracies and first losses."""
+"""Figures with one number per arm: final accuracies and first losses."""
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,10 +23,11 @@ from debugnn.analysis.runs import Run, by_arm, varying
 from debugnn.errors import ConfigError
 
 
-def final_accuracy(runs: Sequence[Run], article: Path, figure: Mapping[str, Any]) -> Figure:
-    """Test accuracy after the last epoch: heatmaps over two or three of the arm's keys, else bars.
+def final_accuracy(runs: Sequence[Run], figure: Mapping[str, Any]) -> Figure:
+    """Draw the test accuracy after the last epoch.
 
-    Of three keys the one with the fewest values gives the panels.
+    If the arms differ in two or three keys, the figure is a heatmap over them (of three keys, the
+    one with the fewest values becomes the panels), otherwise a bar chart.
     """
     shown = chosen(runs, figure)
     keys = varying(shown)
@@ -95,15 +95,15 @@ def _heatmaps(
 
 
 def _ordered(values: Sequence[str]) -> list[str]:
-    """Numbers by size, words as they come."""
+    """Sort the values if all of them are numbers; otherwise keep their order."""
     try:
         return sorted(values, key=float)
     except ValueError:
         return list(values)
 
 
-def first_loss(runs: Sequence[Run], article: Path, figure: Mapping[str, Any]) -> Figure:
-    """The first batch's loss before any update, against the ln C of a uniform guess."""
+def first_loss(runs: Sequence[Run], figure: Mapping[str, Any]) -> Figure:
+    """Draw the loss of the first batch, before any update, against ln C of a uniform guess."""
     shown = chosen(runs, figure)
     keys = varying(shown)
     groups = list(by_arm(shown).values())
@@ -114,10 +114,10 @@ def first_loss(runs: Sequence[Run], article: Path, figure: Mapping[str, Any]) ->
     families = [group[0].arm.get(keys[0], "") if keys else "" for group in groups]
     colours = [PALETTE[list(dict.fromkeys(families)).index(f) % len(PALETTE)] for f in families]
     chance = {_classes(run) for run in shown}
-    # Far above the guess a bar leaves the axis, or a loss of 1e23 would make one line of the rest.
+    # Bars far above the guess are cut: beside a loss of 1e23 all others would look alike.
     lowest = 0.5 * min(filter(math.isfinite, [*losses, *map(math.log, chance)]))
     highest = 15 * math.log(max(chance))
-    inside = [loss < highest / 1.4 for loss in losses]  # NaN is not
+    inside = [loss < highest / 1.4 for loss in losses]  # False for NaN
     bars = [loss if fits else 2 * highest for loss, fits in zip(losses, inside, strict=True)]
     note = "Mean over the seeds. Loss of the first batch, before any update. ▸: beyond the axis."
     whole, body = canvas(figure, shown, 1.1 + 0.24 * len(groups), note)
@@ -145,7 +145,9 @@ def first_loss(runs: Sequence[Run], article: Path, figure: Mapping[str, Any]) ->
     return whole
 
 
-def _bars(axes: Axes, labels: Sequence[str], values: Sequence[float], name: str, **style: Any):
+def _bars(
+    axes: Axes, labels: Sequence[str], values: Sequence[float], name: str, **style: Any
+) -> None:
     style = {"color": PALETTE[0], "ecolor": FAINT, **style}
     axes.barh(range(len(labels)), values, height=0.7, **style)
     axes.set_yticks(range(len(labels)), labels)
@@ -155,7 +157,7 @@ def _bars(axes: Axes, labels: Sequence[str], values: Sequence[float], name: str,
 
 
 def _classes(run: Run) -> int:
-    """Width of the network's output, from the size of its last layer's output at step 0."""
+    """Return the number of outputs, from the size of the last layer's output at step 0."""
     activations = run.layers("activations")
     size = activations[activations["step"] == activations["step"].min()]["size"].iloc[-1]
     data = run.config["data"]

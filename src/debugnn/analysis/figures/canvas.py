@@ -1,24 +1,26 @@
-"""What every figure has: a title, panels, a caption that names the data and the seeds, colours."""
+"""The parts that all figures share: title, panels, caption with data and seeds, and colours."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.lines import Line2D
 
 from debugnn.analysis.runs import Run, select, varying
 from debugnn.errors import ConfigError
 
-# Okabe and Ito's palette, told apart by colour-blind readers too; without its yellow, which white
-# paper swallows.
+# The palette of Okabe and Ito (2008), which colour-blind readers can tell apart. Its yellow is left
+# out: it is hardly visible on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
+Dash = Literal["-"] | tuple[float, tuple[float, ...]]
+DASHES: tuple[Dash, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
 FAINT = "#767676"
 
-WIDTH = 9.0  # inches; at 150 dots an inch the text stays readable at a README's 900 pixels
+WIDTH = 9.0  # inches; at 150 dots per inch the text is readable at a README's 900 pixels
 DPI = 150
 
 DATA = {
@@ -29,7 +31,7 @@ DATA = {
     "cifar10": "CIFAR-10",
 }
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 9.5,
     "axes.spines.top": False,
@@ -43,14 +45,12 @@ STYLE = {
     "lines.linewidth": 1.6,
 }
 
-Arm = tuple[tuple[str, str], ...]
-
 
 def chosen(runs: Sequence[Run], figure: Mapping[str, Any]) -> list[Run]:
-    """The runs that the figure's `arms` name.
+    """Return the runs that the figure's `arms` select.
 
     Raises:
-        ConfigError: one of the arms has no run: a comparison is not drawn by halves.
+        ConfigError: one of the arms has no finished run, so that the comparison is incomplete.
     """
     for pattern in figure.get("arms") or ():
         if not select(runs, [pattern]):
@@ -61,17 +61,23 @@ def chosen(runs: Sequence[Run], figure: Mapping[str, Any]) -> list[Run]:
 def canvas(
     figure: Mapping[str, Any], runs: Sequence[Run], height: float, note: str = ""
 ) -> tuple[Figure, SubFigure]:
-    """An empty figure with its title and caption, and the part that takes the panels.
+    """Make an empty figure with its title and caption.
 
     Args:
-        height: of the part with the panels and the title, in inches.
-        note: what the caption says before it names the data and the seeds.
+        figure: the figure's entry in the report section, for its title.
+        runs: the runs that are shown, for the caption.
+        height: height of the part with the panels and the title, in inches.
+        note: text of the caption before the data and the seeds.
+
+    Returns:
+        The figure, and the part of it that takes the panels.
     """
     lines = textwrap.wrap(f"{note} {provenance(runs)}".strip(), width=165)
     foot_height = 0.13 * len(lines) + 0.07
     whole = Figure(figsize=(WIDTH, height + foot_height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(whole)
-    body, foot = whole.subfigures(2, 1, height_ratios=[height, foot_height])
+    parts = whole.subfigures(2, 1, squeeze=False, height_ratios=[height, foot_height])
+    body, foot = parts[:, 0]
     title = figure["title"]
     body.suptitle(title, x=0.01, ha="left", fontsize=11.5, fontweight="bold")
     foot.text(0.01, 0.98, "\n".join(lines), va="top", fontsize=7.5, color="#555555")
@@ -79,7 +85,7 @@ def canvas(
 
 
 def provenance(runs: Sequence[Run]) -> str:
-    """The data sets, the settings that all runs share, the seeds and how many they are an arm."""
+    """Return the caption: data sets, settings that all runs share, seeds, and runs per arm."""
     names = sorted({run.data for run in runs})
     text = f"Data: {', '.join(DATA.get(name, name) for name in names)}."
     shared = {k: v for k, v in runs[0].arm.items() if k not in varying(runs) and k != "data"}
@@ -98,20 +104,28 @@ def provenance(runs: Sequence[Run]) -> str:
 
 
 def short(key: str) -> str:
-    """A setting's name without the groups it is in: optim.lr → lr."""
+    """Return a setting's name without its groups: optim.lr → lr."""
     return key.rpartition(".")[2]
 
 
 def arm_label(run: Run, keys: Sequence[str]) -> str:
-    """The run's values of these keys; "ours" where there is no key to tell it from others."""
-    return ", ".join(run.arm.get(key, "default") for key in keys) or "ours"
+    """Return the run's values of these keys, as `key=value` where it has some of them alone.
+
+    "ours" stands for a run that no key distinguishes, "default" for one that has none of them.
+    """
+    if not keys:
+        return "ours"
+    given = {key: run.arm[key] for key in keys if key in run.arm}
+    if len(given) == len(keys):
+        return ", ".join(given.values())
+    return ", ".join(f"{short(key)}={value}" for key, value in given.items()) or "default"
 
 
-def arm_styles(runs: Sequence[Run]) -> dict[str, tuple[str, Any]]:
-    """Arm's label → (colour, dash), the same in all figures of an experiment.
+def arm_styles(runs: Sequence[Run]) -> dict[str, tuple[str, Dash]]:
+    """Return arm label → (colour, dash), the same in all figures of an experiment.
 
-    Where the colours do not suffice and two keys vary, the one with more values gets the colours
-    and the other the dashes.
+    If there are more arms than colours and two keys vary, colours encode the key with more values
+    and dashes the other one.
     """
     keys = varying(runs)
     labels = list(dict.fromkeys(arm_label(run, keys) for run in runs))
@@ -133,16 +147,16 @@ def arm_styles(runs: Sequence[Run]) -> dict[str, tuple[str, Any]]:
     }
 
 
-def legend_below(body: SubFigure, handles: list, title: str | None = None) -> None:
-    """A legend under the panels, where it cannot hide a curve."""
-    widest = max(len(handle.get_label()) for handle in handles)
+def legend_below(body: SubFigure, handles: Sequence[Line2D], title: str | None = None) -> None:
+    """Add a legend below the panels, where it cannot hide a curve."""
+    widest = max(len(str(handle.get_label())) for handle in handles)
     rows = -(-len(handles) // (4 if widest > 18 else 6))
     columns = -(-len(handles) // rows)
     body.legend(handles=handles, title=title, loc="outside lower center", ncols=columns)
 
 
 def panel_grid(body: SubFigure, count: int, columns: int, **share: Any) -> list[Axes]:
-    """`count` panels in rows of `columns`; what is left of the last row stays empty."""
+    """Make `count` panels in rows of at most `columns`; the rest of the last row stays empty."""
     columns = min(count, columns)
     grid = np.atleast_2d(body.subplots(-(-count // columns), columns, squeeze=False, **share))
     for spare in grid.flat[count:]:
@@ -151,7 +165,7 @@ def panel_grid(body: SubFigure, count: int, columns: int, **share: Any) -> list[
 
 
 def cell_text(axes: Axes, values: np.ndarray, texts: Sequence[Sequence[str]], dark: float) -> None:
-    """Numbers on the cells of a heatmap, white on the cells whose value is below `dark`."""
+    """Write a text on each cell of a heatmap, in white where the cell's value is below `dark`."""
     for (row, column), value in np.ndenumerate(values):
         axes.text(
             column,

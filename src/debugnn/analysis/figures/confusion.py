@@ -1,4 +1,4 @@
-"""What was injected against what was found: the doctor's confusion matrix."""
+"""The doctor's confusion matrix: injected faults against its findings."""
 
 from pathlib import Path
 
@@ -11,11 +11,13 @@ from debugnn.analysis.figures.canvas import DPI
 
 
 def draw_confusion(counts: pd.DataFrame, path: Path, title: str, caption: str) -> None:
-    """Draw runs by injected cause (rows) and first finding (columns) as a picture.
+    """Draw the number of programs by injected cause (rows) and first finding (columns).
 
     Args:
-        counts: index and columns are causes, `healthy` first.
-        path: a .png file.
+        counts: the numbers; index and columns are causes, `healthy` first.
+        path: the .png file to write.
+        title: text above the matrix.
+        caption: text below the matrix.
     """
     share = counts.div(counts.sum(axis=1), axis=0)
     figure = Figure(figsize=(10.5, 10.2), dpi=DPI, layout="constrained")

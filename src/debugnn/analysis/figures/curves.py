@@ -1,7 +1,6 @@
 """Loss and accuracy over training, and the learning-rate range test."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,11 +10,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from debugnn.analysis.article import article_epochs, article_names
 from debugnn.analysis.figures.canvas import (
     DASHES,
     DATA,
     FAINT,
     PALETTE,
+    Dash,
     arm_label,
     arm_styles,
     canvas,
@@ -23,37 +24,29 @@ from debugnn.analysis.figures.canvas import (
     legend_below,
     short,
 )
-from debugnn.analysis.runs import (
-    Run,
-    article_epochs,
-    article_names,
-    by_arm,
-    first_nonfinite,
-    over_seeds,
-    varying,
-)
+from debugnn.analysis.runs import Run, by_arm, first_nonfinite, over_seeds, varying
 
-_TRAIN_DASH = (0, (3, 1.5))
+_TRAIN_DASH: Dash = (0, (3, 1.5))
 
-# A panel's columns, the training's dashed and first, the one with the article's points last.
+# The columns that each panel draws: the training's first, the one with the article's points last.
 _TRAIN = ("last_batch_loss",), ("train_accuracy",)
 _BOTH = ("train_loss", "test_loss"), ("train_accuracy", "test_accuracy")
 _LOSSES = ("last_batch_loss",), ("test_loss",)
 
 
-def curves(runs: Sequence[Run], article: Path, figure: Mapping[str, Any]) -> Figure:
-    """Loss and accuracy by epoch, a colour an arm; the article's points in the arm's colour.
+def curves(runs: Sequence[Run], figure: Mapping[str, Any]) -> Figure:
+    """Draw loss and accuracy by epoch, one colour per arm, and the article's points in it.
 
     Options:
-        split: train shows the training batches only, the loss being that of the epoch's last
-            batch, which is what the article recorded.
+        split: `train` shows only the training batches, with the loss of the epoch's last batch,
+            which is what the article recorded.
     """
     shown = chosen(runs, figure)
     train_only = figure.get("options", {}).get("split") == "train"
     note = "Training loss: the epoch's last batch." if train_only else ""
     whole, body = canvas(figure, shown, 4.1, note + _band_note(shown))
     panels = body.subplots(1, 2)
-    handles = _draw_panels(panels, runs, shown, article, _TRAIN if train_only else _BOTH)
+    handles = _draw_panels(panels, runs, shown, _TRAIN if train_only else _BOTH)
     if not train_only:
         handles += [
             Line2D([], [], color=FAINT, linewidth=1.8, label="test set"),
@@ -66,8 +59,8 @@ def curves(runs: Sequence[Run], article: Path, figure: Mapping[str, Any]) -> Fig
     return whole
 
 
-def nan_loss(runs: Sequence[Run], article: Path, figure: Mapping[str, Any]) -> Figure:
-    """Training and test loss by epoch on a logarithmic axis, losses that are NaN marked as such."""
+def nan_loss(runs: Sequence[Run], figure: Mapping[str, Any]) -> Figure:
+    """Draw training and test loss by epoch on a logarithmic axis, with marks where they are NaN."""
     shown = chosen(runs, figure)
     note = (
         "Along the upper edge: losses that are NaN and have no place on the axis, × ours, ○ the "
@@ -75,7 +68,7 @@ def nan_loss(runs: Sequence[Run], article: Path, figure: Mapping[str, Any]) -> F
     )
     whole, body = canvas(figure, shown, 4.1, note + _band_note(shown))
     panels = body.subplots(1, 2, sharey=True)
-    handles = _draw_panels(panels, runs, shown, article, _LOSSES, dashed=True)
+    handles = _draw_panels(panels, runs, shown, _LOSSES, dashed=True)
     for axes, title in zip(panels, ("training loss", "test loss"), strict=True):
         axes.set(yscale="log", title=title)
         axes.margins(y=0.15)  # room for the marks of NaN
@@ -89,18 +82,17 @@ def _draw_panels(
     panels: Sequence[Axes],
     runs: Sequence[Run],
     shown: Sequence[Run],
-    article: Path,
     columns: Sequence[Sequence[str]],
     dashed: bool = False,
 ) -> list[Line2D]:
     """Draw each panel's columns for every arm, with the article's points.
 
     Args:
-        columns: of each panel; where there are two, the training's comes first and is drawn thin.
-        dashed: every arm gets a dash of its own, where curves are expected to coincide.
+        columns: the columns of each panel. Of two, the first is the training's and is drawn thin.
+        dashed: give every arm its own dash, for curves that are expected to coincide.
 
     Returns:
-        Legend handles, one an arm.
+        Legend handles, one per arm.
     """
     styles = arm_styles(runs)
     keys = _label_keys(runs, shown)
@@ -116,14 +108,14 @@ def _draw_panels(
                 curve = over_seeds(_measured(frames, column), column, "epoch")
                 _draw_curve(axes, curve, colour, _TRAIN_DASH if thin else dash, thin, len(group))
             _mark_lost(axes, _lost_epochs(frames, drawn), colour, "x")
-            _article_points(axes, group[0], article, drawn[-1], colour)
+            _article_points(axes, group[0], drawn[-1], colour)
         label += _lost_label(frames)
         handles.append(Line2D([], [], color=colour, linestyle=dash, label=label))
     return handles
 
 
 def _draw_curve(
-    axes: Axes, curve: pd.DataFrame, colour: str, dash: Any, thin: bool, seeds: int
+    axes: Axes, curve: pd.DataFrame, colour: str, dash: Dash, thin: bool, seeds: int
 ) -> None:
     axes.plot(
         curve.index,
@@ -142,7 +134,7 @@ def _draw_curve(
 
 
 def _measured(frames: Mapping[int, pd.DataFrame], column: str) -> dict[int, pd.DataFrame]:
-    """The epochs at which the column was measured: a test loss is not, where not evaluated."""
+    """Return the epochs in which the column was measured."""
     if column == "test_loss":
         return {seed: frame[frame["evaluated"]] for seed, frame in frames.items()}
     if column.endswith("accuracy"):
@@ -151,7 +143,7 @@ def _measured(frames: Mapping[int, pd.DataFrame], column: str) -> dict[int, pd.D
 
 
 def _lost_epochs(frames: Mapping[int, pd.DataFrame], columns: Sequence[str]) -> list[int]:
-    """Epochs at which a measured loss of any seed is NaN or infinite."""
+    """Return the epochs in which a measured loss of any seed is NaN or infinite."""
     lost: set[int] = set()
     for column in columns:
         for frame in _measured(frames, column).values():
@@ -160,7 +152,7 @@ def _lost_epochs(frames: Mapping[int, pd.DataFrame], columns: Sequence[str]) -> 
 
 
 def _lost_label(frames: Mapping[int, pd.DataFrame]) -> str:
-    """What the legend says of an arm whose training loss is no number, "" of any other."""
+    """Return the legend's note on an arm whose training loss becomes NaN or infinite, else ""."""
     starts = {
         int(frame["epoch"].iloc[place]): frame["last_batch_loss"].iloc[place]
         for frame in frames.values()
@@ -176,7 +168,7 @@ def _lost_label(frames: Mapping[int, pd.DataFrame]) -> str:
 
 
 def _mark_lost(axes: Axes, epochs: Sequence[int], colour: str, marker: str) -> None:
-    """A row of marks along the upper edge, below the rows that are there already."""
+    """Draw a row of marks along the upper edge, below the rows that are already there."""
     if not len(epochs):
         return
     row = sum(line.get_gid() == "lost" for line in axes.lines)
@@ -194,11 +186,11 @@ def _mark_lost(axes: Axes, epochs: Sequence[int], colour: str, marker: str) -> N
     )
 
 
-def _article_points(axes: Axes, run: Run, article: Path, column: str, colour: str) -> None:
+def _article_points(axes: Axes, run: Run, column: str, colour: str) -> None:
     for name, marker in zip(article_names(run), "o^", strict=False):
-        recorded = _measured({0: article_epochs(article, name)}, column)
+        recorded = _measured({0: article_epochs(name)}, column)
         _mark_lost(axes, _lost_epochs(recorded, [column]), colour, marker)
-        # Under the curves: a hundred points would hide the curve that they agree with.
+        # Below the curves: a hundred points would hide a curve that they agree with.
         axes.plot(
             recorded[0]["epoch"],
             recorded[0][column],
@@ -239,15 +231,15 @@ def _loss_axis(axes: Axes, shown: Sequence[Run]) -> None:
     losses = {run.config["loss"]["_target_"].rpartition(".")[2] for run in shown}
     unit = "nats" if losses == {"cross_entropy"} else "each loss in its own unit"
     axes.set_ylabel(f"loss ({unit})")
-    drawn = [np.asarray(line.get_ydata(), float) for line in axes.lines if line.get_gid() != "lost"]
-    drawn = np.concatenate(drawn)
+    curves = (line.get_ydata() for line in axes.lines if line.get_gid() != "lost")
+    drawn = np.concatenate([np.asarray(curve, float) for curve in curves])
     drawn = drawn[np.isfinite(drawn)]
     if not len(drawn):
         return
-    # Curves that span decades would lie flat on a linear axis.
+    # On a linear axis, curves that span decades would look flat.
     if drawn.min() > 0 and drawn.max() / drawn.min() > 50:
         axes.set_yscale("log")
-    elif drawn.min() <= 0 and np.ptp(drawn) > 100:  # a loss without a lower bound
+    elif drawn.min() <= 0 and np.ptp(drawn) > 100:  # a loss that is unbounded below
         axes.set_yscale("symlog", linthresh=1)
 
 
@@ -270,7 +262,7 @@ def _band_note(shown: Sequence[Run]) -> str:
 
 
 def _label_keys(runs: Sequence[Run], shown: Sequence[Run]) -> list[str]:
-    """The keys that tell the shown arms apart; a single arm is told from those not shown."""
+    """Return the keys that differ between the shown arms or, of a single arm, between all arms."""
     return varying(shown) or varying(runs)
 
 
@@ -281,8 +273,8 @@ def _legend_title(runs: Sequence[Run], shown: Sequence[Run]) -> str | None:
 # --- the range test -----------------------------------------------------------------------------
 
 
-def lr_curve(runs: Sequence[Run], article: Path, figure: Mapping[str, Any]) -> Figure:
-    """Loss against the rate it was stepped with, all tests, and the three rules' suggestions."""
+def lr_curve(runs: Sequence[Run], figure: Mapping[str, Any]) -> Figure:
+    """Draw the loss against the step's rate in all range tests, and the suggested rates."""
     shown = chosen(runs, figure)
     note = (
         "Faint: each batch's loss; strong: smoothed as in the article. Verticals: median of tests."
@@ -328,7 +320,7 @@ def lr_curve(runs: Sequence[Run], article: Path, figure: Mapping[str, Any]) -> F
         )
     start = np.median([points["loss"].iloc[0] for points in tests])
     lowest = min(points["smoothed_loss"].min() for points in tests)
-    # The explosion leaves the panel: its height is that of the descent, and half as much again.
+    # The axis covers the descent and half as much above it; the divergence leaves the panel.
     axes.set_ylim(max(0.0, lowest - 0.15 * (start - lowest)), start + 0.5 * (start - lowest))
     axes.set(xscale="log", xlabel="learning rate of the step", ylabel="loss (nats)")
     axes.legend(loc="lower left")

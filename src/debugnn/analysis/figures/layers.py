@@ -1,14 +1,14 @@
-"""What the layers held: gradients over the steps, signals through the depth, dead units."""
+"""Figures of per-layer statistics: gradients by step, activations by depth, dead units."""
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -31,16 +31,22 @@ _BINS_PER_DECADE = 6
 _FAINTEST = 1e-3  # smallest share of a tensor's values that a heatmap shows
 
 
-def rebin(counts: Sequence[int], low: float, high: float, edges: np.ndarray) -> np.ndarray:
-    """Counts in equal bins from low to high, moved to other edges; the total is kept.
+def rebin(
+    counts: Sequence[int] | np.ndarray, low: float, high: float, edges: np.ndarray
+) -> np.ndarray:
+    """Redistribute the counts of equal bins from `low` to `high` to bins with other edges.
 
-    A bin that crosses an edge is split as if its values were spread evenly over it.
+    A bin that crosses an edge is split as if its values were spread evenly over it. The total is
+    preserved.
 
     Args:
-        edges: (E,), ascending, from low or below to high or above.
+        counts: number of values in each of the equal bins.
+        low: lower edge of the first bin.
+        high: upper edge of the last bin.
+        edges: new edges (E,), ascending, from `low` or below to `high` or above.
 
     Returns:
-        (E − 1,) counts, not whole numbers in general.
+        Counts (E − 1,), in general not integers.
     """
     if low == high:
         return np.histogram([low], bins=edges)[0] * float(np.sum(counts))
@@ -49,15 +55,16 @@ def rebin(counts: Sequence[int], low: float, high: float, edges: np.ndarray) -> 
 
 
 def magnitudes(stats: Mapping[str, Any], edges: np.ndarray) -> np.ndarray:
-    """Share of a tensor's values in each interval of |value|, the exact zeros first.
+    """Return the share of a tensor's values in each interval of |value|.
 
     Args:
-        stats: as `records.TensorStats`.
-        edges: (E,), ascending and positive. Values below the first are counted in its bin.
+        stats: the fields of `records.TensorStats`.
+        edges: edges (E,) of the intervals, ascending and positive. Values below the first edge
+            are counted in the first interval.
 
     Returns:
-        (E,): the share of exact zeros, then of each interval. Sums to 1 less the share of values
-        that are not finite, or above the last edge.
+        Shares (E,): that of exact zeros, then that of each interval. Their sum is 1 minus the
+        share of values that are not finite or above the last edge.
     """
     size, zeros = stats["size"], stats["zeros"]
     if not np.isfinite(stats["low"]):
@@ -66,7 +73,7 @@ def magnitudes(stats: Mapping[str, Any], edges: np.ndarray) -> np.ndarray:
         return np.concatenate([[zeros], np.zeros(len(edges) - 1)])
     counts = np.asarray(stats["histogram"], float)
     borders = np.linspace(stats["low"], stats["high"], len(counts) + 1)
-    if zeros:  # they have a row of their own: out of the bin that holds them
+    if zeros:  # they are reported separately, so they leave the bin that counts them
         home = min(int(np.searchsorted(borders, 0, side="right")) - 1, len(counts) - 1)
         counts[max(home, 0)] = max(0.0, counts[max(home, 0)] - zeros * size)
     inner = np.concatenate([[0], edges[1:]])
@@ -76,13 +83,14 @@ def magnitudes(stats: Mapping[str, Any], edges: np.ndarray) -> np.ndarray:
     return np.concatenate([[zeros], folded / size])
 
 
-def gradient_heatmap(runs: Sequence[Run], article: Path, figure: Mapping[str, Any]) -> Figure:
-    """Distribution of |gradient| over the steps, a panel a weight tensor, the first seed of an arm.
+def gradient_heatmap(runs: Sequence[Run], figure: Mapping[str, Any]) -> Figure:
+    """Draw the distribution of |gradient| by step, one panel per weight tensor.
 
-    The axis is logarithmic: a vanishing gradient sinks by decades, an exploding one rises.
+    Shows the first seed of each arm on a logarithmic axis, where a vanishing gradient sinks by
+    decades and an exploding one rises.
 
     Options:
-        layers: names of the tensors; all weight matrices without it.
+        layers: names of the tensors to show; all weight matrices by default.
     """
     shown = [group[0] for group in by_arm(chosen(runs, figure)).values()]
     tables = [
@@ -110,14 +118,11 @@ def gradient_heatmap(runs: Sequence[Run], article: Path, figure: Mapping[str, An
     return whole
 
 
-gradient_histograms = gradient_heatmap
-
-
 def _weights(table: pd.DataFrame, figure: Mapping[str, Any]) -> pd.DataFrame:
-    """The rows of the layers that the figure's options name, of all weight matrices else."""
+    """Return the rows of the layers that the figure's options name, or of all weight matrices."""
     layers = figure.get("options", {}).get("layers")
     if layers is None:
-        # Weight matrices: not a batch norm's weight, named bn1.weight or fc1_bn.weight.
+        # Without the weights of batch norm, which are named bn1.weight or fc1_bn.weight.
         is_norm = table["layer"].str.contains(r"(?:^|_)bn\d*\.")
         return table[table["layer"].str.endswith(".weight") & ~is_norm]
     missing = set(layers) - set(table["layer"])
@@ -130,7 +135,7 @@ def _weights(table: pd.DataFrame, figure: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def _decades(table: pd.DataFrame) -> np.ndarray:
-    """Edges from far below what the finest histogram resolves to the largest, whole decades."""
+    """Return bin edges in whole decades that cover all magnitudes that the histograms resolve."""
     reach = np.maximum(table["low"].abs(), table["high"].abs())
     reach = reach[np.isfinite(reach) & (reach > 0)]
     if reach.empty:
@@ -143,10 +148,10 @@ def _decades(table: pd.DataFrame) -> np.ndarray:
 def _visible(
     edges: np.ndarray, tables: Sequence[pd.DataFrame]
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """The edges without the low decades in which no panel has a share to be seen, and the shares.
+    """Drop the low decades in which no panel has a visible share.
 
     Returns:
-        edges (E,), and for each table (E, steps), the exact zeros first.
+        The remaining edges (E,), and for each table the shares (E, steps), exact zeros first.
     """
     shares = [
         np.array([magnitudes(row, edges) for row in table.to_dict("records")]).T for table in tables
@@ -157,11 +162,11 @@ def _visible(
     return edges[start:], [np.delete(share, np.s_[1 : start + 1], axis=0) for share in shares]
 
 
-def _heatmap(axes: Axes, steps: np.ndarray, shares: np.ndarray, edges: np.ndarray):
-    """Steps across, |gradient| upwards; the row of exact zeros stands half a decade below."""
+def _heatmap(axes: Axes, steps: np.ndarray, shares: np.ndarray, edges: np.ndarray) -> QuadMesh:
+    """Draw the shares by step (x) and |gradient| (y), with a separate row for exact zeros."""
     width = np.diff(steps).min() if len(steps) > 1 else 1
     across = np.append(steps, steps[-1] + width)
-    style = {"norm": LogNorm(_FAINTEST, 1), "cmap": "viridis", "rasterized": True}
+    style: dict[str, Any] = {"norm": LogNorm(_FAINTEST, 1), "cmap": "viridis", "rasterized": True}
     axes.set_facecolor("#f2f2f2")
     axes.grid(False)
     image = axes.pcolormesh(across, edges, _blank(shares[1:]), **style)
@@ -177,12 +182,12 @@ def _heatmap(axes: Axes, steps: np.ndarray, shares: np.ndarray, edges: np.ndarra
 
 
 def _blank(shares: np.ndarray) -> np.ma.MaskedArray:
-    """What is too faint for the colours stays the panel's ground."""
+    """Mask the shares that are too small for the colour scale."""
     return np.ma.masked_less(shares, _FAINTEST)
 
 
-def gradient_norms(runs: Sequence[Run], article: Path, figure: Mapping[str, Any]) -> Figure:
-    """L2 norm of each weight tensor's gradient over the steps, a panel an arm."""
+def gradient_norms(runs: Sequence[Run], figure: Mapping[str, Any]) -> Figure:
+    """Draw the L2 norm of each weight tensor's gradient by step, one panel per arm."""
     shown = chosen(runs, figure)
     groups = list(by_arm(shown).values())
     names = list(
@@ -197,7 +202,7 @@ def gradient_norms(runs: Sequence[Run], article: Path, figure: Mapping[str, Any]
     whole, body = canvas(figure, shown, 1.1 + 2.9 * -(-len(groups) // columns), note)
     panels = panel_grid(body, len(groups), columns, sharey=True)
     colours = dict(zip(names, PALETTE, strict=False))
-    if len(names) > len(PALETTE):  # too many to tell apart: by depth
+    if len(names) > len(PALETTE):  # too many for the palette: a colour scale by depth
         colours = dict(
             zip(names, colormaps["viridis"](np.linspace(0, 0.9, len(names))), strict=True)
         )
@@ -242,8 +247,8 @@ def _norm_curve(axes: Axes, curve: pd.DataFrame, colour: str) -> None:
         )
 
 
-def dead_units(runs: Sequence[Run], article: Path, figure: Mapping[str, Any]) -> Figure:
-    """Share of units that are 0 for the whole batch at the last watched step: arms × layers."""
+def dead_units(runs: Sequence[Run], figure: Mapping[str, Any]) -> Figure:
+    """Draw the share of units that are 0 for the whole batch: arms × layers, last recorded step."""
     shown = chosen(runs, figure)
     keys = varying(shown)
     shares: dict[str, pd.Series] = {}
@@ -272,7 +277,7 @@ def dead_units(runs: Sequence[Run], article: Path, figure: Mapping[str, Any]) ->
 
 
 def _after_activation(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of activation layers: named act1 or fc1_act; conv1 and fc1 come before them."""
+    """Return the rows of activation layers, which are named act1 or fc1_act."""
     found = table[table["layer"].map(lambda name: bool(re.search(r"(^|_)act\d*$", name)))]
     if found.empty:
         raise ConfigError(f"no activation layer among {', '.join(table['layer'].unique())}")
@@ -283,10 +288,10 @@ def _last(table: pd.DataFrame) -> pd.DataFrame:
     return table[table["step"] == table["step"].max()].set_index("layer")
 
 
-def layer_profile(runs: Sequence[Run], article: Path, figure: Mapping[str, Any]) -> Figure:
-    """Spread of the activations and norm of the gradient by depth, before the first update.
+def layer_profile(runs: Sequence[Run], figure: Mapping[str, Any]) -> Figure:
+    """Draw the activations' standard deviation and the gradients' norm by depth at step 0.
 
-    A column of panels for each value of the arm's key with most values, a line for each other.
+    The arm's key with the most values becomes the columns of panels; the other keys become lines.
     """
     shown = chosen(runs, figure)
     keys = varying(shown)
@@ -323,7 +328,7 @@ def layer_profile(runs: Sequence[Run], article: Path, figure: Mapping[str, Any])
 
 
 def _profiles(group: Sequence[Run]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean over the seeds of the activations' std and of the weight gradients' norm, by layer."""
+    """Return the activations' std and the weight gradients' norm by layer, means over the seeds."""
     spreads, norms = [], []
     for run in group:
         activations, gradients = run.layers("activations"), run.layers("gradients")
@@ -333,6 +338,5 @@ def _profiles(group: Sequence[Run]) -> tuple[np.ndarray, np.ndarray]:
         spreads.append(_after_activation(activations[activations["step"] == 0])["std"].to_numpy())
         first = gradients[gradients["step"] == 0]
         norms.append(_weights(first, {})["norm"].to_numpy())
-    return tuple(
-        np.where((mean := np.mean(rows, axis=0)) > 0, mean, np.nan) for rows in (spreads, norms)
-    )
+    spread, norm = np.mean(spreads, axis=0), np.mean(norms, axis=0)
+    return np.where(spread > 0, spread, np.nan), np.where(norm > 0, norm, np.nan)

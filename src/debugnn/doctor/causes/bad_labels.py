@@ -1,0 +1,210 @@
+"""Labels that do not follow from the inputs."""
+
+from collections.abc import Iterator
+
+from debugnn.doctor.causes.cause import Cause, Kind, Rule, Sign, first_of
+from debugnn.doctor.causes.signals import (
+    AT_CHANCE,
+    RARE,
+    SHIFTED,
+    STILL,
+    constant_inputs,
+    cured,
+    diverged,
+    judged,
+    last_validation,
+    overflowed,
+    rarest_share,
+    reached,
+)
+from debugnn.doctor.causes.wrong_loss import unbounded
+from debugnn.doctor.evidence import Evidence
+from debugnn.doctor.trials import LOWER_RATES, REINITIALISED
+
+# Share of the repeated samples that came with several labels: some noise is natural.
+CONFLICTING = 0.3
+# Repeated samples that the share is taken of, at least; and the share of batches with repeats
+# within them above which samples come again by nature, in a small domain.
+REPEATED = 20
+SMALL_DOMAIN = 0.2
+# Values of targets that are two classes.
+TWO = 2
+# Skill on training samples that validation is compared with.
+LEARNT_WELL = 0.4
+# Accuracy under the best renaming of the classes, where the accuracy without one is at chance.
+RENAMED = 0.5
+# Share of a simple model's skill, or of the network's, that is left on validation labels.
+LOST = 0.3
+# Skill of a simple model on training samples that can be lost.
+SIMPLE_LEARNS = 0.4
+# Skill at telling validation from training inputs below which the inputs are alike.
+ALIKE = 0.3
+# Distinct samples below which a simple model's skill is too uncertain.
+SAMPLES = 150
+# Validation samples, and how much better they are met than training samples (mean recall), for
+# wrong training labels; and the skill that validation then has.
+VALIDATED = 50
+BETTER_THAN_TRAINING = 0.2
+VALIDATION_SKILL = 0.4
+# The rarest class's share, over RARE, above which accuracy is no sign of balance.
+BALANCED = 2.5
+
+PAIRED = "data.labels=paired"
+
+
+def out_of_range(evidence: Evidence) -> Iterator[Sign]:
+    """Labels that no output stands for. One void value that the loss takes may be meant."""
+    data = evidence.data
+    if not data.out_of_range or (data.void_labels and evidence.loss.error is None):
+        return
+    yield Sign(
+        "error",
+        f"{data.out_of_range} of {data.samples} labels lie outside of 0 to "
+        f"{(evidence.classes or 1) - 1}, the classes that the outputs stand for",
+        "number the classes from 0, or give the model as many outputs as there are classes",
+        evidence={"out_of_range": data.out_of_range, "classes": evidence.classes},
+        override=None,
+    )
+
+
+def conflicting(evidence: Evidence) -> Iterator[Sign]:
+    """Samples that came again with another label."""
+    data = evidence.data
+    if evidence.task not in ("classes", "binary") or constant_inputs(evidence):
+        return
+    enough = data.repeated >= REPEATED and data.repeats_within <= SMALL_DOMAIN
+    if enough and data.conflicting > CONFLICTING:
+        yield Sign(
+            "error",
+            f"of the samples that came again, {100 * data.conflicting:.0f} % came with another "
+            "label",
+            "look at where inputs and labels are shuffled: they must be shuffled together",
+            evidence={"conflicting": data.conflicting},
+        )
+
+
+def coded_as_numbers(evidence: Evidence) -> Iterator[Sign]:
+    """Two classes coded as numbers that a likelihood of 0 and 1 has no bound for."""
+    data = evidence.data
+    few = data.target_kinds is not None and data.target_kinds <= TWO
+    if unbounded(evidence) and few:
+        yield Sign(
+            "error",
+            f"two classes are coded as {data.target_low:g} and {data.target_high:g}, for a loss "
+            "that expects 0 and 1 and falls without end beyond",
+            "code the classes as 0 and 1",
+            evidence={"low": data.target_low, "high": data.target_high},
+            override=None,
+        )
+
+
+def coded_otherwise(evidence: Evidence) -> Iterator[Sign]:
+    """Validation labels that are coded or ordered otherwise than the training's."""
+    data, last = evidence.data, last_validation(evidence)
+    if last is None or last.skill is None:
+        return
+    found = reached(evidence)
+    renamed = (data.relabelled_skill or 0) > RENAMED and last.skill < AT_CHANCE
+    misplaced = (
+        data.transfer_skill is not None
+        and data.simple_skill is not None
+        and data.distinct >= SAMPLES
+        and data.simple_skill > SIMPLE_LEARNS
+        and data.transfer_skill < LOST * data.simple_skill
+        and last.skill < LOST * found
+        and (data.shift or 0) < ALIKE
+        and (data.scale_shift or 0) < SHIFTED
+    )
+    if found > LEARNT_WELL and (renamed or misplaced):
+        yield Sign(
+            "error",
+            f"what is learnt on training labels (skill {found:.2f}) does not hold for the "
+            f"validation labels ({last.skill:.2f}), though the inputs are alike",
+            "compare how the labels of the two sets are coded and ordered",
+            evidence={
+                "train_skill": found,
+                "validation_skill": last.skill,
+                "accuracy_after_renaming": data.relabelled_skill,
+                "simple_model_train_to_validation": data.transfer_skill,
+            },
+            override=None,
+        )
+
+
+def wrong_training_labels(evidence: Evidence) -> Iterator[Sign]:
+    """Validation labels that are met far better than training labels."""
+    last, balanced = last_validation(evidence), evidence.outcome.train.balanced
+    if evidence.task != "classes" or last is None or balanced is None:
+        return
+    if last.skill is None or last.balanced is None or last.samples < VALIDATED:
+        return
+    if last.balanced > balanced + BETTER_THAN_TRAINING and last.skill > VALIDATION_SKILL:
+        found = reached(evidence)
+        yield Sign(
+            "error",
+            f"validation labels are met far better (skill {last.skill:.2f}) than training labels "
+            f"({found:.2f}): part of the training labels are wrong",
+            "look through the training samples with the largest loss",
+            evidence={"train_skill": found, "validation_skill": last.skill},
+            override=None,
+        )
+
+
+def no_relation(evidence: Evidence) -> Iterator[Sign]:
+    """Neither the network nor a simple model finds anything, and no other cause keeps them."""
+    data, last = evidence.data, last_validation(evidence)
+    found = reached(evidence)
+    held_out = last.skill if last is not None else None
+    learnt = found if held_out is None else held_out
+    if (
+        data.simple_skill is not None
+        and data.distinct >= SAMPLES
+        and data.simple_skill < AT_CHANCE
+        and learnt < AT_CHANCE
+        and (evidence.outcome.movement or 0) > STILL
+        and rarest_share(evidence) > BALANCED * RARE
+        and not cured(evidence, *LOWER_RATES, REINITIALISED)
+        and not diverged(evidence)
+    ):
+        yield Sign(
+            "error",
+            "neither the network nor nearest neighbours or a linear model find a relation between "
+            "inputs and labels that holds for other samples",
+            evidence={
+                "simple_model_skill": data.simple_skill,
+                "train_skill": found,
+                "validation_skill": held_out,
+            },
+        )
+
+
+def _where_it_can_be_judged(rule: Rule) -> Rule:
+    """The rule, for a training that was long enough, did not overflow, and has a known task."""
+
+    def judged_rule(evidence: Evidence) -> Iterator[Sign]:
+        if judged(evidence) and not overflowed(evidence) and evidence.task != "unknown":
+            yield from rule(evidence)
+
+    judged_rule.__name__ = rule.__name__
+    judged_rule.__doc__ = rule.__doc__
+    return judged_rule
+
+
+CAUSE = Cause(
+    name="bad_labels",
+    meaning="the labels do not follow from the inputs",
+    kind=Kind.RIVAL,
+    rules=(
+        first_of(
+            out_of_range,
+            conflicting,
+            coded_as_numbers,
+            _where_it_can_be_judged(coded_otherwise),
+            _where_it_can_be_judged(wrong_training_labels),
+            _where_it_can_be_judged(no_relation),
+        ),
+    ),
+    fix="look at samples beside their labels: are they shuffled or shifted against each other?",
+    source="Zhang et al. 2017, arXiv:1611.03530; Northcutt et al. 2021, arXiv:1911.00068",
+    override=PAIRED,
+)

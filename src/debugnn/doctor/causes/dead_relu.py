@@ -1,0 +1,50 @@
+"""Units that are zero for every sample."""
+
+from collections.abc import Iterable, Iterator
+
+from debugnn.doctor.causes.cause import Cause, Kind, Sign
+from debugnn.doctor.causes.signals import dead_units, severity, short
+from debugnn.doctor.evidence import Evidence
+from debugnn.doctor.report import Finding
+from debugnn.doctor.trials import REINITIALISED, Trial
+
+
+def dead_layer(evidence: Evidence) -> Iterator[Sign]:
+    """A layer of a failing training in which most units are dead."""
+    found = dead_units(evidence)
+    if found is None or not short(evidence):
+        return
+    share, layer, step, from_start = found
+    yield Sign(
+        severity(evidence),
+        f"{100 * share:.0f} % of the units are zero for every sample of a batch"
+        + (", from the start" if from_start else ""),
+        None if from_start else "lower the learning rate, or use leaky ReLU",
+        layer=layer or None,
+        step=step,
+        evidence={"dead_units": share},
+    )
+
+
+def trials(evidence: Evidence) -> Iterable[Trial]:
+    """Draw weights and biases anew where a layer is dead."""
+    if dead_units(evidence):
+        yield REINITIALISED
+
+
+def after_what_killed_them(evidence: Evidence, finding: Finding) -> int:
+    """Units that were alive at the start died of something else."""
+    return 1 if finding.step else 0
+
+
+CAUSE = Cause(
+    name="dead_relu",
+    meaning="units that are zero for every sample",
+    kind=Kind.SYMPTOM,
+    rules=(dead_layer,),
+    fix="start from a bias of 0 and weights by Kaiming's rule, or use leaky ReLU",
+    source="Maas et al. 2013; Lu et al. 2019, arXiv:1903.06733; the article's claim 6",
+    override="model=leaky_relu",
+    trials=trials,
+    lateness=after_what_killed_them,
+)

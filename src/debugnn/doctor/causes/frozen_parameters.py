@@ -1,0 +1,78 @@
+"""Parameters that no gradient reaches."""
+
+from collections.abc import Iterable, Iterator
+
+from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
+from debugnn.doctor.causes.signals import (
+    cured,
+    listed,
+    module_of,
+    severity,
+    short,
+    trial_numbers,
+)
+from debugnn.doctor.evidence import Evidence
+from debugnn.doctor.trials import UNFROZEN, Trial
+
+# Optimiser steps without any gradient: one may be a loop's first call.
+EMPTY_STEPS = 2
+
+
+def cut_off(evidence: Evidence) -> Iterator[Sign]:
+    """Parameters that the outputs depend on and that backward() does not reach."""
+    unreached = evidence.network.unreached
+    if unreached:
+        yield Sign(
+            "error",
+            f"no gradient reaches {len(unreached)} parameters that the outputs depend on: "
+            f"{listed(unreached)}",
+            layer=module_of(unreached[0]),
+            evidence={"parameters": unreached[:32]},
+        )
+
+
+def steps_without_gradient(evidence: Evidence) -> Iterator[Sign]:
+    """Updates that found no gradient at all."""
+    loop = evidence.loop
+    if loop.empty_steps >= EMPTY_STEPS and evidence.optimizer.held:
+        yield Sign(
+            "error",
+            f"{loop.empty_steps} optimiser steps found no gradient at all",
+            "call loss.backward() before optimizer.step(), on a loss that is not detached",
+            evidence={"steps_without_gradient": loop.empty_steps},
+        )
+
+
+def held_but_frozen(evidence: Evidence) -> Iterator[Sign]:
+    """Parameters in the optimiser with requires_grad=False: a note, unless the training fails."""
+    frozen = evidence.optimizer.frozen_held
+    if not frozen:
+        return
+    mended = "; with all of them learning, a copy learns" if cured(evidence, UNFROZEN) else ""
+    yield Sign(
+        severity(evidence) if short(evidence) else "note",
+        f"{len(frozen)} parameters of the optimiser have requires_grad=False: {listed(frozen)}"
+        + mended,
+        "set requires_grad_(True), or leave them out of the optimiser if they are meant to be "
+        "frozen",
+        layer=module_of(frozen[0]),
+        evidence={"parameters": frozen[:32], **trial_numbers(evidence, UNFROZEN)},
+    )
+
+
+def trials(evidence: Evidence) -> Iterable[Trial]:
+    """Train the frozen parameters too, where the optimiser holds some."""
+    if evidence.optimizer.frozen_held:
+        yield UNFROZEN
+
+
+CAUSE = Cause(
+    name="frozen_parameters",
+    meaning="parameters that no gradient reaches",
+    kind=Kind.INDEPENDENT,
+    rules=(first_of(cut_off, steps_without_gradient, held_but_frozen),),
+    fix="remove detach(), .data, no_grad() or a step without derivative (argmax, round) between "
+    "them and the loss",
+    source="PyTorch's notes on autograd, Locally disabling gradient computation",
+    trials=trials,
+)

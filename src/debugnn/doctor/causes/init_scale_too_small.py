@@ -1,0 +1,58 @@
+"""Initial weights that are too small."""
+
+from collections.abc import Iterable, Iterator
+
+from debugnn.doctor.causes.cause import Cause, Kind, Sign
+from debugnn.doctor.causes.init_scale_too_large import KAIMING_GAIN
+from debugnn.doctor.causes.signals import (
+    SMALL_GAIN,
+    cured,
+    extreme_gain,
+    failing,
+    module_of,
+    severity,
+    short,
+    trial_numbers,
+)
+from debugnn.doctor.evidence import Evidence
+from debugnn.doctor.trials import REINITIALISED, Trial
+
+# Gain, over SMALL_GAIN, at which a failing net needs no trial: a deep net that starts so small may
+# need longer than a trial lasts from any initialisation.
+WITHOUT_TRIAL = 0.5
+
+
+def small_weights(evidence: Evidence) -> Iterator[Sign]:
+    """A hidden weight starts far below the usual gains, and a copy learns from another start."""
+    worst = extreme_gain(evidence, large=False)
+    if worst is None or not short(evidence):
+        return
+    obvious = failing(evidence) and worst.gain < SMALL_GAIN * WITHOUT_TRIAL
+    if cured(evidence, REINITIALISED) is None and not obvious:
+        return
+    yield Sign(
+        severity(evidence),
+        f"the weights start at {worst.gain / KAIMING_GAIN:.2g} of the size that Kaiming's rule "
+        "gives them: signals and gradients fade from layer to layer",
+        layer=module_of(worst.name),
+        step=0,
+        evidence={"gain": worst.gain, **trial_numbers(evidence, REINITIALISED)},
+    )
+
+
+def trials(evidence: Evidence) -> Iterable[Trial]:
+    """Draw the weights anew where some start too small."""
+    if extreme_gain(evidence, large=False):
+        yield REINITIALISED
+
+
+CAUSE = Cause(
+    name="init_scale_too_small",
+    meaning="initial weights that are too small",
+    kind=Kind.RIVAL,
+    rules=(small_weights,),
+    fix="initialise by the layers' fan-in (torch.nn.init.kaiming_uniform_)",
+    source="Glorot & Bengio 2010; He et al. 2015, arXiv:1502.01852",
+    override="init=kaiming",
+    trials=trials,
+)

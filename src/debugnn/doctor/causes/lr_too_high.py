@@ -1,0 +1,67 @@
+"""A learning rate that is too high."""
+
+from collections.abc import Iterable, Iterator
+
+from debugnn.doctor.causes.cause import Cause, Kind, Sign
+from debugnn.doctor.causes.signals import (
+    LARGE_UPDATE,
+    at_chance,
+    cured,
+    diverged,
+    largest_update,
+    module_of,
+    severity,
+    short,
+    trial_numbers,
+)
+from debugnn.doctor.evidence import Evidence
+from debugnn.doctor.trials import LOWER_RATES, Trial
+
+# Update, over LARGE_UPDATE, at which a training at chance needs no trial.
+WITHOUT_TRIAL = 4.0
+# Update, over LARGE_UPDATE, above which lower rates are tried.
+WORTH_A_TRIAL = 0.5
+
+
+def large_updates(evidence: Evidence) -> Iterator[Sign]:
+    """Updates that are large against the weights, and a copy learns at a lower rate."""
+    update, name, step = largest_update(evidence)
+    if not short(evidence) or not (update > LARGE_UPDATE or diverged(evidence)):
+        return
+    slower = cured(evidence, *LOWER_RATES)
+    if slower is None and not (update > WITHOUT_TRIAL * LARGE_UPDATE and at_chance(evidence)):
+        return
+    factor = (slower or LOWER_RATES[0]).lr
+    lower = f"{(evidence.optimizer.lr or 0) * factor:.3g}"
+    yield Sign(
+        severity(evidence),
+        f"a step changes a weight tensor by up to {100 * update:.3g} %"
+        + (f"; at a rate of {lower} a copy learns" if slower else ""),
+        f"lower the learning rate, to {lower} say",
+        layer=module_of(name),
+        step=step,
+        evidence={
+            "lr": evidence.optimizer.lr,
+            "largest_update": update,
+            **trial_numbers(evidence, *LOWER_RATES),
+        },
+        override=f"optim.lr={lower}",
+    )
+
+
+def trials(evidence: Evidence) -> Iterable[Trial]:
+    """Try lower rates where the loss diverged or updates are large."""
+    if diverged(evidence) or largest_update(evidence)[0] > WORTH_A_TRIAL * LARGE_UPDATE:
+        yield from LOWER_RATES
+
+
+CAUSE = Cause(
+    name="lr_too_high",
+    meaning="a learning rate that is too high",
+    kind=Kind.RIVAL,
+    rules=(large_updates,),
+    fix="lower the learning rate",
+    source="Smith 2017, arXiv:1506.01186; the article's claim 4",
+    override="optim.lr=1e-4",
+    trials=trials,
+)

@@ -1,0 +1,75 @@
+"""A regulariser that outweighs the data."""
+
+from collections.abc import Iterable, Iterator
+
+from debugnn.doctor.causes.cause import Cause, Kind, Sign
+from debugnn.doctor.causes.signals import cured, severity, short, trial_numbers
+from debugnn.doctor.evidence import Evidence
+from debugnn.doctor.trials import UNREGULARISED, Trial
+
+# Share of the loss that the loss function does not explain: more than half of it is a penalty.
+MOSTLY_PENALTY = 0.5
+# The lowest loss handed over / the loss function's own value: mixed targets, which only the loop
+# knows, leave a rest to both sides, a penalty to one.
+ONE_SIDED = 0.95
+# ‖w‖/‖w₀‖ below which weight decay has shrunk the weights.
+SHRUNK = 0.6
+# Dropout rate above the usual 0.5.
+HIGH_DROPOUT = 0.7
+
+
+def penalty_share(evidence: Evidence) -> float:
+    """Return the largest share of the loss that is a penalty."""
+    low, high = evidence.loop.loss_ratio_low, evidence.loop.loss_ratio_high
+    if low is None or high is None or high <= 1 or low <= ONE_SIDED:
+        return 0.0
+    return 1 - 1 / high
+
+
+def strong_regulariser(evidence: Evidence) -> Iterator[Sign]:
+    """A penalty, weight decay or dropout that keeps the training samples from being learnt."""
+    if not short(evidence):
+        return
+    penalty, decay = penalty_share(evidence), evidence.optimizer.weight_decay
+    dropout, shrunk = evidence.network.dropout, evidence.outcome.shrinkage
+    relieved = cured(evidence, UNREGULARISED) is not None
+    if penalty > MOSTLY_PENALTY:
+        what, fix = f"{100 * penalty:.0f} % of the loss is a penalty", "weaken the penalty"
+    elif decay > 0 and ((shrunk is not None and shrunk < SHRUNK) or relieved):
+        to = f" shrinks the weights to {100 * shrunk:.0f} %" if shrunk is not None else ""
+        what = f"a weight decay of {decay:g}{to}"
+        fix = "lower the weight decay (1e-4 to 1e-2 are usual)"
+    elif dropout >= HIGH_DROPOUT and relieved:
+        what, fix = f"dropout leaves {100 * (1 - dropout):.0f} % of the units", "use dropout ≤ 0.5"
+    else:
+        return
+    yield Sign(
+        severity(evidence),
+        f"{what}: even the training samples are not learnt",
+        fix,
+        evidence={
+            "penalty_share": penalty,
+            "weight_decay": decay,
+            "dropout": dropout,
+            "shrinkage": shrunk,
+            **trial_numbers(evidence, UNREGULARISED),
+        },
+    )
+
+
+def trials(evidence: Evidence) -> Iterable[Trial]:
+    """Turn weight decay and dropout off where there is some."""
+    if evidence.optimizer.weight_decay > 0 or evidence.network.dropout > 0:
+        yield UNREGULARISED
+
+
+CAUSE = Cause(
+    name="over_regularised",
+    meaning="a regulariser that outweighs the data",
+    kind=Kind.RIVAL,
+    rules=(strong_regulariser,),
+    fix="weaken the regulariser until the training samples are learnt",
+    source="Goodfellow et al. 2016, Deep Learning, chapter 7: underfitting by regularisation",
+    override="reg=none",
+    trials=trials,
+)

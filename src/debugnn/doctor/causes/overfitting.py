@@ -1,0 +1,71 @@
+"""A network that learns its training samples by heart."""
+
+import math
+from collections.abc import Iterator
+
+from debugnn.doctor.causes.cause import Cause, Kind, Sign
+from debugnn.doctor.causes.signals import judged, overflowed, summed
+from debugnn.doctor.evidence import Evidence
+
+# Skill on training samples above that on validation samples, where the validation loss turned.
+GAP = 0.2
+# The same, over GAP, that needs no turn of the loss; and that needs a steep one.
+WITHOUT_TURN = 2.0
+WITH_STEEP_TURN = 0.5
+# The validation loss over its lowest value: it has turned, and steeply. UMLAUT (Schoop et al. 2021)
+# asks for a rise beside a falling training loss, SageMaker Debugger for 10 %.
+TURNED = 1.1
+TURNED_STEEPLY = 1.4
+# Validations that a turn is seen in, and samples that a skill is taken of.
+VALIDATIONS = 3
+SAMPLES = 20
+
+
+def falls_behind(evidence: Evidence) -> Iterator[Sign]:
+    """The skill on validation samples is far below that on training samples."""
+    outcome = evidence.outcome
+    validations = [v for v in outcome.validations if v.score.skill is not None]
+    if not validations or not judged(evidence) or overflowed(evidence):
+        return
+    last, trained = validations[-1].score, outcome.train.skill
+    if trained is None or last.skill is None or last.samples < SAMPLES:
+        return
+    # A summed loss grows with the number of samples, which may differ between validations.
+    values = {
+        v.step: v.loss / (v.score.samples if summed(evidence) else 1)
+        for v in validations
+        if v.loss is not None and math.isfinite(v.loss)
+    }
+    losses = list(values.values())
+    risen = losses[-1] / min(losses) if len(losses) >= VALIDATIONS and min(losses) > 0 else None
+    gap = trained - last.skill
+    turned = risen is not None and risen > TURNED
+    steeply = risen is not None and risen > TURNED_STEEPLY
+    if not (
+        gap > WITHOUT_TURN * GAP
+        or (gap > GAP and turned)
+        or (gap > WITH_STEEP_TURN * GAP and steeply)
+    ):
+        return
+    yield Sign(
+        "warning",
+        f"the skill is {trained:.2f} on training and {last.skill:.2f} on validation samples"
+        + (f", whose loss has risen to {risen:.2f} times its lowest" if turned else ""),
+        step=min(values, key=values.__getitem__) if turned else None,
+        evidence={
+            "train_skill": trained,
+            "validation_skill": last.skill,
+            "validation_loss_over_lowest": risen,
+        },
+    )
+
+
+CAUSE = Cause(
+    name="overfitting",
+    meaning="a network that learns its training samples by heart",
+    kind=Kind.SYMPTOM,
+    rules=(falls_behind,),
+    fix="stop earlier, regularise (dropout, weight decay, augmentation), or get more data",
+    source="Prechelt 1998, Early stopping, but when?; the article's claims 10 to 12",
+    override="reg=bn_dropout",
+)

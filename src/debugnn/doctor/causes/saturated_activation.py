@@ -1,0 +1,44 @@
+"""Activations at their bounds, where they are flat."""
+
+from collections.abc import Iterable, Iterator
+
+from debugnn.doctor.causes.cause import Cause, Kind, Sign
+from debugnn.doctor.causes.dead_relu import after_what_killed_them
+from debugnn.doctor.causes.signals import saturated_values, severity, short
+from debugnn.doctor.evidence import Evidence
+from debugnn.doctor.trials import REINITIALISED, Trial
+
+
+def saturated_layer(evidence: Evidence) -> Iterator[Sign]:
+    """A layer of a failing training whose sigmoids or tanhs lie at their bounds."""
+    found = saturated_values(evidence)
+    if found is None or not short(evidence):
+        return
+    share, layer, step, from_start = found
+    yield Sign(
+        severity(evidence),
+        f"{100 * share:.0f} % of the activations lie at their bounds, where the derivative is "
+        "almost zero" + (", from the start" if from_start else ""),
+        layer=layer or None,
+        step=step,
+        evidence={"saturated": share},
+    )
+
+
+def trials(evidence: Evidence) -> Iterable[Trial]:
+    """Draw weights and biases anew where a layer is saturated."""
+    if saturated_values(evidence):
+        yield REINITIALISED
+
+
+CAUSE = Cause(
+    name="saturated_activation",
+    meaning="activations at their bounds, where they are flat",
+    kind=Kind.SYMPTOM,
+    rules=(saturated_layer,),
+    fix="make weights and biases before the activation smaller (Xavier's rule), or use ReLU",
+    source="Glorot & Bengio 2010; TheDeepChecker (Ben Braiek & Khomh 2023)",
+    override="init=xavier",
+    trials=trials,
+    lateness=after_what_killed_them,
+)

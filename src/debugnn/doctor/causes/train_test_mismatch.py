@@ -1,0 +1,62 @@
+"""Validation data unlike the training data."""
+
+from collections.abc import Iterator
+
+from debugnn.doctor.causes.cause import Cause, Kind, Sign
+from debugnn.doctor.causes.signals import SHIFTED, TOLD_APART, judged, last_validation, reached
+from debugnn.doctor.evidence import Evidence
+
+# Skill on training samples below which there is nothing to lose on validation.
+LEARNT = 0.3
+# Loss of skill that the difference of the inputs must have led to.
+BEHIND = 0.15
+# Scale shift beyond any sampling: another preparation, whatever it led to.
+ELSEWHERE = 1.5
+# A simple model loses half of its skill between the sets, whose inputs differ somewhat.
+SIMPLE_LEARNS = 0.4
+LOST = 0.5
+DIFFERS = 0.3
+
+
+def unlike_inputs(evidence: Evidence) -> Iterator[Sign]:
+    """Validation inputs are of another scale or kind, and the skill falls on them."""
+    data, last = evidence.data, last_validation(evidence)
+    if last is None or last.skill is None or data.shift is None or not judged(evidence):
+        return
+    found = reached(evidence)
+    if found < LEARNT:
+        return
+    moved = (data.scale_shift or 0) > SHIFTED
+    apart = data.shift > TOLD_APART
+    lost = (
+        data.transfer_skill is not None
+        and data.simple_skill is not None
+        and data.simple_skill > SIMPLE_LEARNS
+        and data.transfer_skill < LOST * data.simple_skill
+        and data.shift >= DIFFERS
+    )
+    elsewhere = (data.scale_shift or 0) > ELSEWHERE
+    if not elsewhere and not (found - last.skill > BEHIND and (moved or apart or lost)):
+        return
+    yield Sign(
+        "error",
+        f"validation inputs are unlike training inputs (a simple model tells them apart with skill "
+        f"{data.shift:.2f}), and the skill falls from {found:.2f} to {last.skill:.2f}",
+        evidence={
+            "told_apart": data.shift,
+            "scale_shift": data.scale_shift,
+            "train_skill": found,
+            "validation_skill": last.skill,
+            "skill_at_training_scale": data.matched_skill,
+        },
+    )
+
+
+CAUSE = Cause(
+    name="train_test_mismatch",
+    meaning="validation data unlike the training data",
+    kind=Kind.INDEPENDENT,
+    rules=(unlike_inputs,),
+    fix="prepare validation inputs exactly as training inputs, with the training statistics",
+    source="Lopez-Paz & Oquab 2017, arXiv:1610.06545; Rabanser et al. 2019, arXiv:1810.11953",
+)

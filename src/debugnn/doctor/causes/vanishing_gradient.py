@@ -1,0 +1,74 @@
+"""Gradients that shrink on their way to the first layers."""
+
+from collections.abc import Iterator
+
+from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
+from debugnn.doctor.causes.exploding_gradient import growing_gradients
+from debugnn.doctor.causes.signals import (
+    findable,
+    gradient_ratios,
+    learns_late,
+    module_of,
+    plateau,
+    relu_override,
+    severity,
+    short,
+)
+from debugnn.doctor.evidence import Evidence
+
+# Gradient at the first layer over that at the last. AUTOTRAINER (Zhang et al. 2021) warns below
+# 1e-3 where the gradient is small besides. Sound programs have 0.18 and more, faulty ones 3e-4 and
+# less; the article's sigmoid net has 1.7e-3 at step 0, its ReLU net 0.3.
+VANISHED = 0.02
+# The same for a recurrent net in time: ‖∂L/∂x‖ at the first tenth of a sequence over the last.
+FORGOTTEN = 1e-3
+
+
+def layers(evidence: Evidence) -> Iterator[Sign]:
+    """The first layers' gradient is a small part of the last one's."""
+    ratios = gradient_ratios(evidence)
+    if not ratios or ratios[0][0] >= VANISHED:
+        return
+    ratio, first, last = ratios[0]
+    what = f"the gradient at {first} is {ratio:.2g} of that at {last}"
+    if learns_late(evidence):
+        what += f", and the first {plateau(evidence)} steps taught nothing"
+    yield _sign(evidence, what, ratio, module_of(first))
+
+
+def time_steps(evidence: Evidence) -> Iterator[Sign]:
+    """A recurrent net's gradient does not reach the first time steps, and they matter."""
+    ratio = evidence.network.time_gradient
+    if ratio is not None and ratio < FORGOTTEN and findable(evidence):
+        what = f"of the gradient at the last time steps {ratio:.2g} reaches the first"
+        yield _sign(evidence, what, ratio, None)
+
+
+def _sign(evidence: Evidence, what: str, ratio: float, layer: str | None) -> Sign:
+    return Sign(
+        severity(evidence),
+        what,
+        layer=layer,
+        step=0,
+        evidence={"ratio": ratio},
+        override=relu_override(evidence),
+    )
+
+
+def fading_gradients(evidence: Evidence) -> Iterator[Sign]:
+    """Either of both, in a training that does not learn or learns late; growth rules it out."""
+    concerned = short(evidence) or learns_late(evidence)
+    if concerned and not any(growing_gradients(evidence)):
+        yield from first_of(layers, time_steps)(evidence)
+
+
+CAUSE = Cause(
+    name="vanishing_gradient",
+    meaning="gradients that shrink on their way to the first layers",
+    kind=Kind.SYMPTOM,
+    rules=(fading_gradients,),
+    fix="use ReLU with Kaiming's initialisation, batch norm or residual connections (in recurrent "
+    "networks LSTM or GRU)",
+    source="Hochreiter 1991; Glorot & Bengio 2010; the article's claim 5",
+    override="model=relu_net",
+)

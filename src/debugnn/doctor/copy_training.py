@@ -1,0 +1,197 @@
+"""Training of a copy of the model, under the one change that a trial names.
+
+The copy starts from the weights that the training began with, sees its first batches, and runs a
+plain loop. Nothing of the training's own is touched.
+"""
+
+import copy
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from debugnn.doctor.evidence import TrialOutcome
+from debugnn.doctor.observe.buffer import Batch
+from debugnn.doctor.observe.calls import batch_size
+from debugnn.doctor.observe.modes import turn_dropout_off
+from debugnn.doctor.observe.simple_models import mean_and_deviation
+from debugnn.doctor.observe.task import Task, constant_loss, reference_loss
+from debugnn.doctor.trials import Trial
+
+_FIRST, _LAST = 2, 6  # steps that the relative loss at the start and at the end is the mean of
+
+
+class CopyTraining:
+    """A plain training loop over a copy of a model, on given batches in turn.
+
+    Args:
+        model: copied as it stands.
+        optimizer: gives the class; its state is not used.
+        groups: settings of its parameter groups at the start; `names` holds the parameters' names.
+        loss_fn: called as `loss_fn(outputs, targets)`.
+        batches: at least one.
+        trial: what is different from the training.
+
+    Raises:
+        Exception: whatever the model, its optimiser or the batches raise where the change does not
+            fit them.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        groups: Sequence[dict[str, Any]],
+        loss_fn: Callable[[Any, Any], Tensor],
+        batches: Sequence[Batch],
+        trial: Trial,
+    ) -> None:
+        self.model = copy.deepcopy(model)
+        self.model.train()
+        if trial.unfrozen:
+            self.model.requires_grad_(True)
+        if trial.reinitialised:
+            reset(self.model)
+        if not trial.regularised:
+            turn_dropout_off(self.model)
+        self.optimizer = _optimizer(self.model, optimizer, groups, trial)
+        self.batches = list(batches)
+        if trial.standardised_inputs:
+            self.batches = _with_standardised_inputs(self.batches)
+        if trial.standardised_targets:
+            self.batches = _with_standardised_targets(self.batches)
+        self.taken = 0
+        self._loss_fn = loss_fn
+        self._divisor = max(batch_size(batches[0].call) or 1, 1) if trial.averaged_loss else None
+        closure = inspect.signature(self.optimizer.step).parameters.get("closure")
+        self._needs_closure = closure is not None and closure.default is inspect.Parameter.empty
+
+    def step(self) -> tuple[Any, Any, Tensor]:
+        """Train on the next batch.
+
+        Returns:
+            Its outputs, targets and loss (a scalar), before the update.
+        """
+        batch = self.batches[self.taken % len(self.batches)]
+        self.taken += 1
+        outputs = batch.call(self.model)
+        loss = self._loss(outputs, batch.targets)
+        if torch.isfinite(loss) and loss.requires_grad:
+            self._backward(loss)
+            if self._needs_closure:
+                self.optimizer.step(lambda: self._repeat(batch))  # type: ignore[arg-type,return-value]
+            else:
+                self.optimizer.step()
+        return outputs, batch.targets, loss.detach()
+
+    def set_lr(self, lr: float) -> None:
+        """Set the learning rate of all parameter groups."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+
+    def _loss(self, outputs: Any, targets: Any) -> Tensor:
+        loss = self._loss_fn(outputs, targets)
+        return (loss if self._divisor is None else loss / self._divisor).mean()
+
+    def _repeat(self, batch: Batch) -> Tensor:
+        with torch.enable_grad():
+            loss = self._loss(batch.call(self.model), batch.targets)
+            self._backward(loss)
+        return loss
+
+    def _backward(self, loss: Tensor) -> None:
+        """Compute the gradients of the copy's parameters alone; the loss may hold others."""
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        for parameter in parameters:
+            parameter.grad = None
+        # `autograd.grad` may return gradients whose memory layout differs from the weights'.
+        # PyTorch's fused optimisers on a CPU then combine values of different positions.
+        if parameters:
+            torch.autograd.backward(loss, inputs=parameters)
+
+
+def run(training: CopyTraining, task: Task, steps: int) -> TrialOutcome:
+    """Train for `steps` steps, or until the loss is not finite."""
+    targets = [batch.targets for batch in training.batches if isinstance(batch.targets, Tensor)]
+    # Of all batches together: the targets of one alone vary less.
+    constant = constant_loss(task, torch.cat(targets)) if targets else None
+    curve: list[float] = []
+    while len(curve) < steps and (not curve or math.isfinite(curve[-1])):
+        curve.append(_relative_loss(task, *training.step(), constant))
+    finite = math.isfinite(curve[-1])
+    return TrialOutcome(
+        steps=len(curve),
+        start=fmean(curve[:_FIRST]),
+        end=fmean(curve[-_LAST:]) if finite else math.inf,
+    )
+
+
+def _relative_loss(
+    task: Task, outputs: Any, targets: Any, loss: Tensor, constant: float | None
+) -> float:
+    """The task's own loss over the best constant predictor's; else the loss as it is."""
+    value = reference_loss(task, outputs, targets) if isinstance(targets, Tensor) else None
+    if value is None or constant is None:
+        return loss.detach().float().mean().item()
+    return value / constant
+
+
+def _with_standardised_inputs(batches: Sequence[Batch]) -> list[Batch]:
+    """Each batch with inputs of mean 0 and standard deviation 1, a channel or feature each."""
+    rows = torch.cat([batch.call.tensors()[0] for batch in batches])
+    mean, std = mean_and_deviation(rows.float())
+
+    def standardise(tensor: Tensor) -> Tensor:
+        return (tensor - mean) / std if tensor.shape[1:] == rows.shape[1:] else tensor
+
+    return [Batch(batch.call.map(standardise), batch.targets) for batch in batches]
+
+
+def _with_standardised_targets(batches: Sequence[Batch]) -> list[Batch]:
+    """Each batch with targets of mean 0 and standard deviation 1."""
+    values = torch.cat([batch.targets.float() for batch in batches])
+    mean, std = values.mean(), values.std().clamp_min(1e-12)
+    return [Batch(batch.call, (batch.targets - mean) / std) for batch in batches]
+
+
+def _optimizer(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    groups: Sequence[dict[str, Any]],
+    trial: Trial,
+) -> torch.optim.Optimizer:
+    """A new optimiser of the same class and settings for the model, changed as the trial says.
+
+    It holds all parameters where the trial unfreezes them, or where the training's optimiser holds
+    none of this model.
+    """
+    named = dict(model.named_parameters())
+    held: set[str] = set()
+    settings = []
+    for group in groups:
+        own = {key: value for key, value in group.items() if key != "names"}
+        own["params"] = [named[name] for name in group["names"] if name in named]
+        held |= set(group["names"])
+        own["lr"] = own["lr"] * trial.lr
+        if not trial.regularised and "weight_decay" in own:
+            own["weight_decay"] = 0.0
+        settings.append(own)
+    rest = [p for name, p in named.items() if name not in held]
+    if (trial.unfrozen or not any(group["params"] for group in settings)) and rest:
+        settings.append({**settings[0], "params": rest})
+    settings = [group for group in settings if group["params"]]
+    make: Callable[..., torch.optim.Optimizer] = type(optimizer)
+    return make(settings, lr=settings[0]["lr"])  # some optimisers have no default rate
+
+
+def reset(model: nn.Module) -> None:
+    """Draw all weights anew, by the initialisation of each module that has one."""
+    for module in model.modules():
+        methods = (getattr(module, n, None) for n in ("reset_parameters", "_reset_parameters"))
+        draw = next((method for method in methods if callable(method)), None)
+        if draw is not None:
+            draw()

@@ -1,0 +1,54 @@
+"""Labels that do not follow from the inputs."""
+
+from debugnn.faults.cases import case
+from debugnn.faults.edits import change_data, shuffled_labels
+from debugnn.faults.program import Setup
+
+
+def shifted_labels(setup: Setup) -> None:
+    """Each training sample has the label of the one before it."""
+    x, y = setup.train
+    setup.train = x, y.roll(1, dims=0)
+
+
+def other_label_code(setup: Setup, classes: int) -> None:
+    """The validation's classes are numbered from 1, with 0 for the last."""
+    x, y = setup.val
+    setup.val = x, (y + 1) % classes
+
+
+def labels_from_one(setup: Setup) -> None:
+    """Classes 1 and 2 where the loss wants 0 and 1."""
+    change_data(setup, lambda x, y: (x, y + 1))
+
+
+def sorted_labels(setup: Setup) -> None:
+    """The training labels are sorted, as by a file list in another order, the inputs are not."""
+    x, y = setup.train
+    setup.train = x, y.sort(dim=0).values
+
+
+def rows_dropped(setup: Setup, rows: int) -> None:
+    """Incomplete rows are dropped from the inputs and not from the targets."""
+    x, y = setup.train
+    first = len(x) // 20  # most samples come after it
+    kept = [i for i in range(len(x)) if not first <= i < first + rows]
+    setup.train = x[kept], y[: len(kept)]
+
+
+TUNING = [
+    case("mlp", shuffled_labels),
+    case("mlp_sgd", shuffled_labels, share=0.5),
+    case("lstm", shuffled_labels),
+    case("cnn", shifted_labels),
+    case("friedman", shifted_labels),
+]
+
+HELD_OUT = [
+    case("ten_prototypes", other_label_code, ("train_test_mismatch",), classes=10),
+    case("mlp_momentum", other_label_code, ("train_test_mismatch",), classes=10),
+    case("cancer_one_logit", labels_from_one),
+    case("mlp_layer_norm", sorted_labels),
+    case("sine", rows_dropped, rows=3),
+    case("cnn_tanh", rows_dropped, rows=10),
+]

@@ -1,0 +1,77 @@
+"""A sample's output depends on other samples."""
+
+from torch import Tensor, nn
+
+from debugnn.faults.cases import case
+from debugnn.faults.edits import Apply, insert, layers, sequential
+from debugnn.faults.program import Setup
+
+
+def time_before_batch(setup: Setup) -> None:
+    """The recurrent net takes the batch axis for the time axis."""
+    (rnn, _) = layers(setup.model)
+    rnn.batch_first = False
+
+
+def reshape_for_transpose(setup: Setup) -> None:
+    """reshape where transpose was meant: the rows of a sample come from several samples."""
+    mix = Apply(lambda x: x.reshape(x.shape[1], len(x), -1).transpose(0, 1))
+    setup.model = nn.Sequential(mix, setup.model)
+
+
+def normalised_by_hand(setup: Setup, position: int) -> None:
+    """Normalisation by the batch's statistics, in training and in evaluation."""
+    insert(setup, lambda x: (x - x.mean(dim=0)) / (x.std(dim=0) + 1e-5), position)
+
+
+def attention_over_batch(setup: Setup) -> None:
+    """The attention takes the batch axis for the sequence axis."""
+    for module in setup.model.modules():
+        if isinstance(module, nn.MultiheadAttention):
+            module.batch_first = False
+
+
+def channels_before_batch(setup: Setup) -> None:
+    """The channel axis is moved to the front before the images are flattened."""
+    flatten = Apply(lambda x: x.transpose(0, 1).reshape(len(x), -1))
+    model = sequential(setup)
+    setup.model = nn.Sequential(*model[:-2], flatten, model[-1])
+
+
+def gated_over_batch(setup: Setup, position: int) -> None:
+    """A gate whose softmax runs over the samples."""
+    insert(setup, lambda x: x * x.softmax(dim=0) * len(x), position)
+
+
+class BothDirections(nn.Module):
+    """A recurrent net, run forwards and backwards by hand."""
+
+    def __init__(self, rnn: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.rnn, self.head = rnn, head
+
+    def forward(self, x: Tensor) -> Tensor:
+        forwards, _ = self.rnn(x)
+        backwards, _ = self.rnn(x.flip(0))
+        return self.head(forwards[:, -1] + backwards[:, -1])
+
+
+def reversed_batch(setup: Setup) -> None:
+    """`flip(0)`, which reverses the batch, where `flip(1)` was meant to reverse the time."""
+    setup.model = BothDirections(*layers(setup.model))
+
+
+TUNING = [
+    case("lstm", time_before_batch),
+    case("gru_clipped", time_before_batch),
+    case("gru_clipped", reshape_for_transpose),
+    case("mlp", normalised_by_hand, position=1),
+    case("cnn", normalised_by_hand, position=1),
+]
+
+HELD_OUT = [
+    case("transformer", attention_over_batch),
+    case("cnn", channels_before_batch),
+    case("mlp", gated_over_batch, position=1),
+    case("rnn", reversed_batch),
+]

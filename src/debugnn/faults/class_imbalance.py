@@ -1,0 +1,80 @@
+"""Classes that are too rare to be learnt."""
+
+import torch
+
+from debugnn.faults.cases import case
+from debugnn.faults.edits import keep_samples
+from debugnn.faults.program import Setup
+
+
+def thin_out(setup: Setup, classes: tuple[int, ...], keep: float) -> None:
+    """Training has a small share of the samples of some classes; validation has all."""
+    _, y = setup.train
+    kept = torch.ones(len(y), dtype=torch.bool)
+    for label in classes:
+        places = (y.flatten() == label).nonzero().flatten()
+        kept[places[max(2, int(keep * len(places))) :]] = False
+    keep_samples(setup, kept)
+
+
+def background_flood(setup: Setup, label: int, copies: int) -> None:
+    """One class has many overlapping samples, as windows without an object have."""
+    x, y = setup.train
+    background = x[y.flatten() == label].repeat(copies, *[1] * (x.dim() - 1))
+    background = background + 0.1 * torch.randn_like(background)
+    setup.train = torch.cat([x, background]), torch.cat([y, y.new_full((len(background),), label)])
+    setup.epochs = max(1, setup.epochs * len(x) // len(setup.train[0]))
+
+
+def long_tail(setup: Setup, ratio: float) -> None:
+    """Each class has a fixed share of the samples of the one before it.
+
+    As in CIFAR-LT (Cui et al. 2019, arXiv:1901.05555, section 5.1).
+
+    Args:
+        setup: a classification.
+        ratio: number of samples of the rarest class over that of the most frequent one.
+    """
+    _, y = setup.train
+    classes = int(y.max()) + 1
+    kept = torch.ones(len(y), dtype=torch.bool)
+    for label in range(classes):
+        places = (y == label).nonzero().flatten()
+        kept[places[max(1, int(len(places) * ratio ** (label / (classes - 1)))) :]] = False
+    keep_samples(setup, kept)
+
+
+def head_of_sorted_file(setup: Setup, rows: float) -> None:
+    """The first rows of a file that is sorted by class: the last classes are hardly there."""
+    _, y = setup.train
+    order = y.flatten().argsort(stable=True)
+    keep_samples(setup, order[: int(rows * len(y))])
+
+
+def sampler_by_frequency(setup: Setup, rare: tuple[int, ...], keep: float) -> None:
+    """A weighted sampler whose weights are the classes' counts, where their inverse was meant."""
+    thin_out(setup, rare, keep)
+    x, y = setup.train
+    counts = torch.bincount(y.flatten().long()).float()
+    drawn = counts[y.flatten().long()].multinomial(len(y), replacement=True)
+    setup.train = x[drawn], y[drawn]
+
+
+TUNING = [
+    case("few_informative", thin_out, classes=(1,), keep=0.02),
+    case("ten_prototypes", thin_out, classes=(1, 2, 3, 4, 5, 6, 7, 8, 9), keep=0.02),
+    case("moons", thin_out, classes=(0,), keep=0.02),
+    case("mlp_sgd", thin_out, classes=(5, 6, 7, 8, 9), keep=0.02),
+    case("circles_one_logit", thin_out, classes=(1,), keep=0.03),
+    case("cnn", thin_out, classes=(0, 1, 2, 3, 4, 5, 6, 8), keep=0.01),
+    case("few_informative", background_flood, label=0, copies=60),
+]
+
+HELD_OUT = [
+    case("mlp_momentum", long_tail, ratio=0.005),
+    case("ten_prototypes", long_tail, ratio=0.005),
+    # The validation has classes that the training may lack altogether.
+    case("moons", head_of_sorted_file, ("train_test_mismatch",), rows=0.5),
+    case("mlp_cosine", head_of_sorted_file, ("train_test_mismatch",), rows=0.6),
+    case("few_informative", sampler_by_frequency, rare=(1,), keep=0.1),
+]

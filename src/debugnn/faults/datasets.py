@@ -1,0 +1,149 @@
+"""Small data sets, bundled with scikit-learn or generated.
+
+Each function returns (training, validation) pairs of inputs and targets; the seed decides which
+samples go where, and draws what is generated.
+"""
+
+from functools import cache, partial
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from sklearn import datasets
+from sklearn.model_selection import train_test_split
+
+from debugnn.faults.program import Data
+
+Split = tuple[Data, Data]
+
+
+def split(
+    inputs: Any,
+    targets: Any,
+    seed: int,
+    *,
+    train_size: float = 0.7,
+    standardise: Literal["features", "all", "none"] = "features",
+) -> Split:
+    """Split at random, and standardise by the statistics of the training part.
+
+    Args:
+        inputs: (N, …) floats, or whole numbers (tokens), which are not standardised.
+        targets: (N,) classes as whole numbers, or (N, K) floats.
+        seed: of the split.
+        train_size: share of the samples.
+        standardise: each feature by its own mean and standard deviation, or all by those of the
+            whole training part.
+    """
+    x_train, x_val, y_train, y_val = train_test_split(
+        torch.as_tensor(inputs), torch.as_tensor(targets), train_size=train_size, random_state=seed
+    )
+    if not y_train.is_floating_point():
+        y_train, y_val = y_train.long(), y_val.long()
+    if not x_train.is_floating_point():
+        return (x_train, y_train), (x_val, y_val)
+    x_train, x_val = x_train.float(), x_val.float()
+    if standardise != "none":
+        dims = 0 if standardise == "features" else tuple(range(x_train.dim()))
+        mean, std = x_train.mean(dims), x_train.std(dims)
+        x_train, x_val = (x_train - mean) / std, (x_val - mean) / std
+    return (x_train, y_train), (x_val, y_val)
+
+
+@cache
+def bundled(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return inputs (N, D) and targets (N,) of a data set that comes with scikit-learn."""
+    return getattr(datasets, f"load_{name}")(return_X_y=True)
+
+
+def digits(
+    seed: int, *shape: int, standardise: Literal["features", "all", "none"] = "all"
+) -> Split:
+    """8×8 digits as (64,), as images (1, 8, 8) or as sequences of rows (8, 8)."""
+    pixels, labels = bundled("digits")
+    pixels = pixels.reshape(-1, *(shape or (64,)))
+    return split(pixels, labels, seed, train_size=1200 / 1797, standardise=standardise)
+
+
+def table(name: str, seed: int) -> Split:
+    """wine, iris or breast_cancer, with classes as whole numbers."""
+    return split(*bundled(name), seed)
+
+
+def binary(data: Split) -> Split:
+    """Turn classes 0 and 1 into a column of floats, as BCEWithLogitsLoss wants them."""
+    (x, y), (x_val, y_val) = data
+    return (x, y.float().unsqueeze(1)), (x_val, y_val.float().unsqueeze(1))
+
+
+def toy(name: str, seed: int) -> Split:
+    """moons or circles: two classes in the plane."""
+    make = {"moons": datasets.make_moons, "circles": partial(datasets.make_circles, factor=0.5)}
+    inputs, labels = make[name](700, noise=0.1, random_state=seed)
+    return split(inputs, labels, seed)
+
+
+def regression(inputs: np.ndarray, targets: np.ndarray, seed: int) -> Split:
+    """Split, with the targets as a standardised column."""
+    targets = ((targets - targets.mean()) / targets.std()).astype(np.float32)
+    return split(inputs, targets.reshape(len(targets), -1), seed)
+
+
+def friedman(seed: int) -> Split:
+    """Friedman's first problem: a nonlinear function of 5 features of 10."""
+    inputs, targets = datasets.make_friedman1(800, noise=0.5, random_state=seed)
+    return regression(inputs, targets, seed)
+
+
+def sine(seed: int) -> Split:
+    """sin(2x) with noise, for x from -3 to 3."""
+    x = np.random.default_rng(seed).uniform(-3, 3, (600, 1))
+    return regression(x, np.sin(2 * x) + np.random.default_rng(seed).normal(0, 0.1, x.shape), seed)
+
+
+def noisy_line(seed: int) -> Split:
+    """A linear map of 8 features with so much noise that the best R² is 0.4."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(900, 8))
+    clean = x @ rng.normal(size=8)
+    return regression(x, clean + rng.normal(0, clean.std() * 1.5**0.5, 900), seed)
+
+
+def prototypes(
+    seed: int, *, classes: int = 100, samples: int = 3000, features: int = 32, noise: float = 0.5
+) -> Split:
+    """Classes that are random points, with samples scattered around each."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(samples) % classes
+    points = rng.normal(size=(classes, features))
+    return split(points[labels] + rng.normal(0, noise, (samples, features)), labels, seed)
+
+
+def few_informative(seed: int) -> Split:
+    """Two classes that differ in 3 features of 20, with 2 % of the labels wrong."""
+    inputs, labels = datasets.make_classification(
+        2400,
+        20,
+        n_informative=3,
+        n_redundant=0,
+        class_sep=1.5,
+        flip_y=0.04,  # share of labels that are drawn again, so that half of them stay right
+        random_state=seed,
+    )
+    return split(inputs, labels, seed, train_size=0.5)
+
+
+def tokens(seed: int, *, samples: int = 1500, length: int = 12) -> Split:
+    """Sequences over 8 tokens; the class is the token that fills 5 of the 12 places."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(8, size=samples)
+    sequences = rng.integers(8, size=(samples, length))
+    places = rng.permuted(np.tile(np.arange(length), (samples, 1)), axis=1)[:, :5]
+    np.put_along_axis(sequences, places, labels[:, None], axis=1)
+    return split(sequences, labels, seed)
+
+
+def autoencoding(seed: int) -> Split:
+    """Digits whose targets are their own inputs."""
+    (x, _), (x_val, _) = digits(seed)
+    return (x, x.clone()), (x_val, x_val.clone())

@@ -1,0 +1,86 @@
+"""Parameters that no gradient reaches."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from debugnn.faults.cases import case
+from debugnn.faults.edits import insert, layers, sequential, use_activation
+from debugnn.faults.program import Setup
+
+
+def detach_before(setup: Setup, position: int) -> None:
+    """A detach() in the forward pass cuts off the layers before it."""
+    insert(setup, torch.Tensor.detach, position % len(sequential(setup)))
+
+
+def through_numpy(setup: Setup) -> None:
+    """An activation is computed in NumPy."""
+    use_activation(setup, lambda x: torch.from_numpy(np.maximum(x.detach().numpy(), 0)))
+
+
+def frozen_by_accident(setup: Setup, keep: int = 1) -> None:
+    """requires_grad is False in all but the last layers, and the optimiser has all of them."""
+    for layer in layers(setup.model)[:-keep]:
+        layer.requires_grad_(False)
+
+
+class NoGradBody(nn.Module):
+    """A body under no_grad, and a head that learns."""
+
+    def __init__(self, body: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.body, self.head = body, head
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            x = self.body(x)
+        return self.head(x)
+
+
+def no_grad_body(setup: Setup) -> None:
+    """torch.no_grad() around all but the output layer."""
+    model = sequential(setup)
+    setup.model = NoGradBody(model[:-1], model[-1])
+
+
+class DataOfFeatures(nn.Module):
+    """A recurrent net that hands `.data`, which has no gradient, to its head."""
+
+    def __init__(self, rnn: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.rnn, self.head = rnn, head
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs, _ = self.rnn(x)
+        return self.head(outputs[:, -1].data)
+
+
+def data_of_features(setup: Setup) -> None:
+    """`.data` in the forward pass."""
+    setup.model = DataOfFeatures(*layers(setup.model))
+
+
+def binary_activations(setup: Setup) -> None:
+    """sign(x) as the hidden activation, without a straight-through estimator.
+
+    Its derivative is 0 everywhere (Bengio et al. 2013, arXiv:1308.3432).
+    """
+    use_activation(setup, torch.sign)
+
+
+TUNING = [
+    case("mlp", detach_before, position=-1),
+    case("cnn", detach_before, position=3),
+    case("mlp_sgd", frozen_by_accident),
+    case("lstm", frozen_by_accident),
+    case("cnn_batch_norm", frozen_by_accident, keep=2),
+    case("functional", through_numpy),
+]
+
+HELD_OUT = [
+    case("friedman", no_grad_body),
+    case("gru_clipped", data_of_features),
+    case("mlp_tanh", binary_activations),
+    case("cnn_sgd", binary_activations),
+]

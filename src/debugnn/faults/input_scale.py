@@ -1,0 +1,66 @@
+"""Inputs far from zero mean and unit scale."""
+
+import torch
+from torch import Tensor
+
+from debugnn.faults.cases import case
+from debugnn.faults.datasets import bundled
+from debugnn.faults.edits import add_columns, change_inputs
+from debugnn.faults.program import Setup
+
+
+def scale_inputs(setup: Setup, factor: float = 1.0, offset: float = 0.0) -> None:
+    """Inputs in another unit, or with another zero."""
+    change_inputs(setup, lambda x: x * factor + offset)
+
+
+def raw_units(setup: Setup, name: str) -> None:
+    """A table's features in their own units."""
+    inputs = torch.as_tensor(bundled(name)[0]).float()
+    change_inputs(setup, lambda x: x * inputs.std(dim=0) + inputs.mean(dim=0))
+
+
+def scale_features(setup: Setup, decades: float) -> None:
+    """Features whose scales differ by this many powers of ten."""
+    features = setup.train[0].shape[1]
+    change_inputs(setup, lambda x: x * torch.logspace(0, decades, features))
+
+
+def raw_timestamp(setup: Setup) -> None:
+    """A column with the time of each measurement in seconds since 1970."""
+    train, val = (1.6e9 + 3e7 * torch.rand(len(x), 1) for x, _ in (setup.train, setup.val))
+    add_columns(setup, train, val)
+
+
+def missing_as_number(setup: Setup, share: float, code: float) -> None:
+    """Missing values are coded as a number, such as -999, which the net takes for a value."""
+
+    def replace(x: Tensor) -> Tensor:
+        return torch.where(torch.rand_like(x) < share, code, x)
+
+    change_inputs(setup, replace)
+
+
+def squeezed_by_outlier(setup: Setup, outlier: float) -> None:
+    """Scaled to 0 to 1 by a maximum that is one wrong entry, so that all others are near 0."""
+    low = setup.train[0].amin()
+    change_inputs(setup, lambda x: (x - low) / (outlier - low))
+
+
+TUNING = [
+    case("mlp_sgd", scale_inputs, factor=255.0),
+    case("cnn_sgd", scale_inputs, factor=1000.0),
+    case("mlp_sgd", scale_inputs, offset=100.0),
+    case("mlp_momentum", scale_inputs, factor=1e-3),
+    case("friedman_sgd", scale_inputs, factor=255.0),
+    case("lstm", scale_inputs, factor=1e-3),
+    case("wine", raw_units, name="wine"),
+]
+
+HELD_OUT = [
+    case("iris", scale_features, decades=4.0),
+    case("cancer", raw_timestamp),
+    case("friedman_sgd", missing_as_number, share=0.05, code=-999.0),
+    case("wine", missing_as_number, share=0.05, code=-9999.0),
+    case("mlp_sgd", squeezed_by_outlier, outlier=1e5),
+]

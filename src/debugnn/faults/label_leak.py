@@ -1,0 +1,90 @@
+"""Inputs that give the target away."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from debugnn.faults.cases import case
+from debugnn.faults.edits import add_columns, change_data
+from debugnn.faults.program import Data, Setup
+
+
+def leak(setup: Setup, classes: int | None, *, in_val: bool) -> None:
+    """The label, one-hot or as it is, is among the features; in validation it may be missing."""
+
+    def label(y: Tensor) -> Tensor:
+        return 2 * (F.one_hot(y, classes) if classes else y.reshape(len(y), 1)).float()
+
+    add_columns(setup, label(setup.train[1]), label(setup.val[1]) * in_val)
+
+
+def leaky_pixel(setup: Setup, *, in_val: bool) -> None:
+    """The brightness of the corner pixel is the label."""
+
+    def mark(x: Tensor, y: Tensor) -> Data:
+        x = x.clone()
+        x[:, 0, 0, 0] = y - 4.5
+        return x, y
+
+    setup.train = mark(*setup.train)
+    if in_val:
+        setup.val = mark(*setup.val)
+
+
+def row_number(setup: Setup) -> None:
+    """The row's number is a feature, in a file that is sorted by class."""
+    y = torch.cat([setup.train[1], setup.val[1]])
+    number = torch.empty(len(y))
+    number[y.argsort(stable=True)] = torch.arange(len(y)).float()
+    number = ((number - number.mean()) / number.std()).unsqueeze(1)
+    train = len(setup.train[0])
+    add_columns(setup, number[:train], number[train:])
+
+
+def recorded_afterwards(setup: Setup, wrong: float) -> None:
+    """A column that is filled in when the outcome is known, with few wrong entries."""
+
+    def column(y: Tensor) -> Tensor:
+        y = y.reshape(len(y), 1).float()
+        return torch.where(torch.rand(len(y), 1) < wrong, 1 - y, y)
+
+    add_columns(setup, column(setup.train[1]), column(setup.val[1]))
+
+
+def target_encoding(setup: Setup, rows: int) -> None:
+    """A category of few rows is encoded by the mean target of these rows, their own included.
+
+    Categories of the validation rows are new, and get the mean of all targets.
+    """
+    y = setup.train[1].flatten()
+    category = torch.randperm(len(y)) // rows
+    means = torch.bincount(category, weights=y) / torch.bincount(category)
+    add_columns(setup, means[category].unsqueeze(1), y.mean().expand(len(setup.val[0]), 1))
+
+
+def answer_among_tokens(setup: Setup) -> None:
+    """The last token of the sequence is the one to predict."""
+
+    def with_answer(x: Tensor, y: Tensor) -> Data:
+        return torch.cat([x[:, :-1], y.unsqueeze(1)], dim=1), y
+
+    change_data(setup, with_answer)
+
+
+TUNING = [
+    case("ten_prototypes", leak, classes=10, in_val=True),
+    case("few_informative", leak, classes=2, in_val=False),
+    case("friedman", leak, classes=None, in_val=True),
+    case("diabetes", leak, classes=None, in_val=False),
+    case("noisy_line", leak, classes=None, in_val=True),
+    case("cnn", leaky_pixel, in_val=True),
+    case("cnn_tanh", leaky_pixel, in_val=False),
+]
+
+HELD_OUT = [
+    case("wine", row_number),
+    case("few_informative", recorded_afterwards, wrong=0.01),
+    case("noisy_line", target_encoding, rows=2),
+    case("friedman", target_encoding, rows=1),
+    case("transformer_tokens", answer_among_tokens),
+]

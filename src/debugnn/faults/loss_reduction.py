@@ -1,0 +1,89 @@
+"""A loss that is summed over the batch."""
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Categorical, Normal
+
+from debugnn.faults.cases import case
+from debugnn.faults.edits import change_optimizer
+from debugnn.faults.program import Loss, Setup
+
+
+def cross_entropy_sum(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy, summed over the batch."""
+    return -logits.log_softmax(dim=1).gather(1, labels.unsqueeze(1)).sum()
+
+
+def squared_errors(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Squared errors, summed over the batch."""
+    return (outputs - targets).square().sum()
+
+
+def summed(setup: Setup, loss_fn: Loss, batch_size: int, lr: float) -> None:
+    """A loss summed over the batch, at a learning rate that suits its mean."""
+    setup.loss_fn, setup.batch_size = loss_fn, batch_size
+    change_optimizer(setup, lr=lr)
+
+
+def weighted_by_batch(setup: Setup, batch_size: int) -> None:
+    """The loss times the batch size, which is right for an epoch's mean, is differentiated."""
+    mean = setup.loss_fn
+    setup.loss_fn = lambda outputs, targets: mean(outputs, targets) * len(targets)
+    setup.batch_size = batch_size
+
+
+def _categorical(logits: Tensor, labels: Tensor) -> Tensor:
+    return -Categorical(logits=logits, validate_args=False).log_prob(labels).sum()
+
+
+def _normal(outputs: Tensor, targets: Tensor) -> Tensor:
+    return -Normal(outputs, 1.0, validate_args=False).log_prob(targets).sum()
+
+
+def log_likelihood(setup: Setup, batch_size: int) -> None:
+    """The negative log-likelihood of the whole batch, by `torch.distributions`."""
+    classes = not setup.train[1].is_floating_point()
+    setup.loss_fn = _categorical if classes else _normal
+    setup.batch_size = batch_size
+
+
+def inner_product(setup: Setup, batch_size: int) -> None:
+    """The textbook's eᵀe, without a division by the number of samples."""
+
+    def squared_norm(outputs: Tensor, targets: Tensor) -> Tensor:
+        errors = (outputs - targets).flatten()
+        return torch.dot(errors, errors)
+
+    setup.loss_fn, setup.batch_size = squared_norm, batch_size
+
+
+def undivided_accumulation(setup: Setup, batches: int) -> None:
+    """Gradients of several batches are added up, and not divided by their number."""
+    setup.accumulate, setup.averages_accumulated = batches, False
+    setup.batch_size = 8
+    setup.epochs *= 2
+
+
+TUNING = [
+    case("mlp_sgd", summed, loss_fn=nn.CrossEntropyLoss(reduction="sum"), batch_size=64, lr=0.1),
+    case("cnn_sgd", summed, loss_fn=cross_entropy_sum, batch_size=64, lr=0.05),
+    case("friedman_sgd", summed, loss_fn=nn.MSELoss(reduction="sum"), batch_size=64, lr=0.02),
+    case("mlp_momentum", summed, loss_fn=cross_entropy_sum, batch_size=128, lr=0.03),
+    case(
+        "cancer_one_logit",
+        summed,
+        loss_fn=nn.BCEWithLogitsLoss(reduction="sum"),
+        batch_size=128,
+        lr=1.0,
+    ),
+    case("friedman_sgd", summed, loss_fn=squared_errors, batch_size=32, lr=0.02),
+    case("mlp_sgd", weighted_by_batch, batch_size=64),
+]
+
+HELD_OUT = [
+    case("mlp_sgd", log_likelihood, batch_size=128),
+    case("ten_prototypes", log_likelihood, batch_size=64),
+    case("friedman_sgd", inner_product, batch_size=64),
+    case("friedman_sgd", undivided_accumulation, ("lr_too_high",), batches=16),
+    case("mlp_selu", undivided_accumulation, ("lr_too_high",), batches=16),
+]

@@ -1,0 +1,52 @@
+"""A learning rate that is too low."""
+
+from functools import partial
+
+from torch.optim import SGD
+from torch.optim.lr_scheduler import ExponentialLR, LambdaLR
+
+from debugnn.faults.cases import case
+from debugnn.faults.edits import change_optimizer, scale_lr
+from debugnn.faults.program import Setup
+
+
+def switched_to_sgd(setup: Setup, lr: float) -> None:
+    """SGD at a learning rate that suits Adam."""
+    setup.make_optimizer = partial(SGD, lr=lr)
+
+
+def decayed_every_batch(setup: Setup, gamma: float) -> None:
+    """A decay that is meant for epochs is stepped after each batch."""
+    setup.make_scheduler = partial(ExponentialLR, gamma=gamma)
+    setup.scheduler_steps_after = "batch"
+
+
+def warm_up_counted_in_epochs(setup: Setup, steps: int) -> None:
+    """A warm-up over a number of steps is stepped after each epoch, and so hardly begins."""
+    setup.make_scheduler = partial(LambdaLR, lr_lambda=lambda step: (step + 1) / steps)
+
+
+def epsilon_with_lost_sign(setup: Setup, eps: float) -> None:
+    """Adam's epsilon as 1e8, where 1e-8 was meant."""
+    change_optimizer(setup, eps=eps)
+
+
+TUNING = [
+    case("mlp", scale_lr, factor=1e-3),
+    case("mlp_sgd", scale_lr, factor=1e-3),
+    case("cnn", scale_lr, factor=1e-3),
+    case("lstm", scale_lr, factor=1e-3),
+    case("friedman", scale_lr, factor=1e-3),
+    case("cnn_batch_norm", scale_lr, factor=1e-4),
+    case("transformer", scale_lr, factor=1e-3),
+    case("mlp", switched_to_sgd, lr=1e-4),
+    case("gru_clipped", switched_to_sgd, lr=1e-3),
+]
+
+HELD_OUT = [
+    case("mlp_momentum", decayed_every_batch, gamma=0.5),
+    case("friedman_sgd", decayed_every_batch, gamma=0.7),
+    case("transformer", warm_up_counted_in_epochs, steps=10000),
+    case("cnn_sgd", warm_up_counted_in_epochs, steps=10000),
+    case("mlp_layer_norm", epsilon_with_lost_sign, eps=1e8),
+]

@@ -1,0 +1,140 @@
+"""The small networks that the programs train."""
+
+import itertools
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def mlp(
+    *widths: int,
+    activation: Callable[[], nn.Module] = nn.ReLU,
+    norm: Callable[[int], nn.Module] | None = None,
+    dropout: float = 0.0,
+) -> nn.Sequential:
+    """Build linear layers of the given widths, which include the input's and the output's."""
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in itertools.pairwise(widths[:-1]):
+        layers += [nn.Linear(fan_in, fan_out), *([norm(fan_out)] if norm else []), activation()]
+        layers += [nn.Dropout(dropout)] if dropout else []
+    return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1]))
+
+
+def cnn(
+    *widths: int,
+    activation: Callable[[], nn.Module] = nn.ReLU,
+    norm: Callable[[int], nn.Module] | None = None,
+    pool: Callable[[int], nn.Module] = nn.MaxPool2d,
+    classes: int = 10,
+) -> nn.Sequential:
+    """Build 3×3 convolutions for images (1, 8, 8), with a pool after each of the first two."""
+    layers: list[nn.Module] = []
+    for number, (fan_in, fan_out) in enumerate(zip((1, *widths), widths, strict=False)):
+        layers += [nn.Conv2d(fan_in, fan_out, 3, padding=1)]
+        layers += [*([norm(fan_out)] if norm else []), activation()]
+        layers += [pool(2)] if number < 2 else []
+    side = 8 // 2 ** min(len(widths), 2)
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(widths[-1] * side * side, classes))
+
+
+class Functional(nn.Module):
+    """An MLP that calls its activation as a function instead of holding a module."""
+
+    def __init__(self, features: int, hidden: int, outputs: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(features, hidden)
+        self.fc2 = nn.Linear(hidden, hidden)
+        self.fc3 = nn.Linear(hidden, outputs)
+        self.activation: Callable[[Tensor], Tensor] = F.relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.activation(self.fc1(x))
+        x = self.activation(self.fc2(x))
+        return self.fc3(x)
+
+
+class Recurrent(nn.Module):
+    """An RNN, LSTM or GRU with a linear head on its last output."""
+
+    def __init__(
+        self, cell: Callable[..., nn.RNNBase], features: int, hidden: int, outputs: int
+    ) -> None:
+        super().__init__()
+        self.rnn = cell(features, hidden, batch_first=True)
+        self.head = nn.Linear(hidden, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs, _ = self.rnn(x)
+        return self.head(outputs[:, -1])
+
+
+class Transformer(nn.Module):
+    """An encoder with learned positions and a linear head on the mean over the sequence."""
+
+    def __init__(
+        self,
+        embed: nn.Module,
+        length: int,
+        outputs: int,
+        *,
+        width: int = 32,
+        dropout: float = 0.0,
+        depth: int = 1,
+        activation: str | Callable[[Tensor], Tensor] = "gelu",
+        norm_first: bool = False,
+    ) -> None:
+        super().__init__()
+        self.embed = embed
+        self.position = nn.Parameter(0.02 * torch.randn(length, width))
+        self.blocks = nn.Sequential(
+            *(
+                nn.TransformerEncoderLayer(
+                    width,
+                    nhead=4,
+                    dim_feedforward=2 * width,
+                    dropout=dropout,
+                    activation=activation,
+                    batch_first=True,
+                    norm_first=norm_first,
+                )
+                for _ in range(depth)
+            )
+        )
+        self.head = nn.Linear(width, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks(self.embed(x) + self.position).mean(dim=1))
+
+
+class Residual(nn.Module):
+    """x + gain · f(x) with a two-layer net f. With `zero`, f is 0 at the start."""
+
+    def __init__(self, width: int, *, zero: bool = False, gain: float = 1.0) -> None:
+        super().__init__()
+        self.gain = gain
+        self.body = mlp(width, width, width)
+        if zero:
+            for p in self.body[-1].parameters():
+                nn.init.zeros_(p)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.gain * self.body(x)
+
+
+class Apply(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def residual_mlp(depth: int = 4, *, zero: bool = True) -> nn.Sequential:
+    """Build residual blocks of width 32 between two linear layers, for (64,) and 10 classes."""
+    blocks = (Residual(32, zero=zero) for _ in range(depth))
+    return nn.Sequential(nn.Linear(64, 32), *blocks, nn.LayerNorm(32), nn.Linear(32, 10))

@@ -1,0 +1,64 @@
+"""Validation data unlike the training data."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from debugnn.faults.cases import case
+from debugnn.faults.program import Setup
+
+
+def _change_val(setup: Setup, change: Callable[[Tensor], Tensor]) -> None:
+    setup.val = change(setup.val[0]), setup.val[1]
+
+
+def val_scaled(setup: Setup, factor: float = 1.0, offset: float = 0.0) -> None:
+    """The validation inputs are standardised in another way than the training inputs."""
+    _change_val(setup, lambda x: x * factor + offset)
+
+
+def val_inverted(setup: Setup) -> None:
+    """Black and white are swapped in validation."""
+    _change_val(setup, lambda x: x.amax() + x.amin() - x)
+
+
+def val_permuted(setup: Setup) -> None:
+    """The features of the validation are in another order."""
+    order = torch.randperm(setup.val[0].shape[1])
+    _change_val(setup, lambda x: x[:, order])
+
+
+def val_transposed(setup: Setup) -> None:
+    """Rows and columns are swapped in validation."""
+    _change_val(setup, lambda x: x.transpose(-2, -1).contiguous())
+
+
+def val_cropped_elsewhere(setup: Setup, pixels: int) -> None:
+    """The crop of the validation images is some pixels off that of the training images."""
+    _change_val(setup, lambda x: x.roll((pixels, pixels), dims=(-2, -1)))
+
+
+def split_without_shuffling(setup: Setup, feature: int) -> None:
+    """A table that is sorted by a feature is cut into training and validation."""
+    x = torch.cat([setup.train[0], setup.val[0]])
+    y = torch.cat([setup.train[1], setup.val[1]])
+    first, last = x[:, feature].argsort().split([len(setup.train[0]), len(setup.val[0])])
+    setup.train, setup.val = (x[first], y[first]), (x[last], y[last])
+
+
+TUNING = [
+    case("mlp", val_scaled, offset=-3.0),
+    case("friedman", val_scaled, factor=0.1),
+    case("cancer", val_scaled, offset=4.0),
+    case("mlp_raw_pixels", val_scaled, factor=1 / 16),
+    case("cnn", val_inverted),
+]
+
+HELD_OUT = [
+    case("wine", val_permuted),
+    case("lstm", val_transposed),
+    case("cnn_sgd", val_cropped_elsewhere, pixels=3),
+    case("sine", split_without_shuffling, feature=0),
+    case("friedman", split_without_shuffling, feature=0),
+]

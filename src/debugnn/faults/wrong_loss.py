@@ -1,0 +1,107 @@
+"""A loss that does not fit the task or the model's output."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from debugnn.faults.cases import case
+from debugnn.faults.edits import change_data, sequential, use_loss
+from debugnn.faults.program import Setup
+
+softmax = partial(nn.Softmax, dim=1)
+
+
+def append(setup: Setup, make: Callable[[], nn.Module]) -> None:
+    """A module after the output layer that the loss does not expect."""
+    setup.model = nn.Sequential(*sequential(setup), make())
+
+
+def mse_on_one_hot(logits: Tensor, labels: Tensor) -> Tensor:
+    """Squared error between logits and one-hot labels."""
+    return F.mse_loss(logits, F.one_hot(labels, logits.shape[1]).float())
+
+
+def mse_on_softmax(logits: Tensor, labels: Tensor) -> Tensor:
+    """Squared error between probabilities and one-hot labels."""
+    return mse_on_one_hot(logits.softmax(dim=1), labels)
+
+
+def mse_on_argmax(logits: Tensor, labels: Tensor) -> Tensor:
+    """The class number as a regression target of the largest logit."""
+    return F.mse_loss(logits.amax(dim=1), labels.float())
+
+
+def softmax_over_batch(logits: Tensor, labels: Tensor) -> Tensor:
+    """A log-softmax over the samples."""
+    return F.nll_loss(logits.log_softmax(dim=0), labels)
+
+
+def flat_targets(setup: Setup) -> None:
+    """(B, 1) outputs against (B,) targets, which broadcast to (B, B)."""
+    change_data(setup, lambda x, y: (x, y.flatten()))
+
+
+def flipped_sign(setup: Setup) -> None:
+    """The loss is maximised."""
+    setup.loss_sign = -1.0
+
+
+def unsigned_labels(setup: Setup) -> None:
+    """SoftMarginLoss, which wants labels -1 and 1, on labels 0 and 1."""
+    setup.loss_fn = nn.SoftMarginLoss()
+
+
+def ignored_class(setup: Setup, label: int) -> None:
+    """`ignore_index`, which is for padding, leaves a real class out of the loss."""
+    setup.loss_fn = nn.CrossEntropyLoss(ignore_index=label)
+
+
+def _square_of_mean(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs - targets).mean().square()
+
+
+def squared_mean_error(setup: Setup) -> None:
+    """The square of the mean error, where the mean of the squared errors was meant."""
+    setup.loss_fn = _square_of_mean
+
+
+def _mean_of_differences(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs - targets).mean()
+
+
+def signed_error(setup: Setup) -> None:
+    """The mean of the errors without their absolute value or square."""
+    setup.loss_fn = _mean_of_differences
+
+
+TUNING = [
+    case("mlp_sgd", append, make=softmax),
+    case("cancer_one_logit", append, make=nn.Sigmoid),
+    case("friedman", append, make=nn.ReLU),
+    case("cnn", append, make=softmax),
+    case("mlp", append, make=partial(nn.Softmax, dim=0)),
+    case("friedman", append, make=nn.Sigmoid),
+    case("mlp", use_loss, loss_fn=softmax_over_batch),
+    case("mlp", use_loss, loss_fn=mse_on_one_hot),
+    case("mlp", use_loss, loss_fn=F.nll_loss),
+    # The softmax over one logit is 1, so that the loss is 0 for every output.
+    case("cancer_one_logit", use_loss, loss_fn=F.cross_entropy),
+    case("mlp", use_loss, loss_fn=mse_on_argmax),
+    case("mlp_sgd", use_loss, loss_fn=mse_on_softmax),
+    case("friedman", flat_targets),
+    case("diabetes", flat_targets),
+]
+
+HELD_OUT = [
+    case("cnn", flipped_sign),
+    case("friedman", flipped_sign),
+    # That the labels have the wrong code is a correct diagnosis too.
+    case("cancer_one_logit", unsigned_labels, ("bad_labels",)),
+    case("circles_one_logit", unsigned_labels, ("bad_labels",)),
+    case("few_informative", ignored_class, label=0),
+    case("friedman_sgd", squared_mean_error),
+    case("sine", squared_mean_error),
+    case("diabetes", signed_error),
+]

@@ -1,0 +1,173 @@
+"""The evaluation script: intervals, what it prints of the held-out half, evidence judged again."""
+
+import math
+import subprocess
+import sys
+
+import pytest
+
+import evaluate_doctor
+from conftest import REPOSITORY
+from debugnn import records
+from debugnn.faults import FAULTY, SOUND
+
+SCRIPT = REPOSITORY / "scripts" / "evaluate_doctor.py"
+TUNING = "constant_input/friedman+constant_inputs(value=1.0)"
+HELD_OUT = "constant_input/friedman_huber+clamped_to_maximum"
+
+WITHOUT_TORCH = """
+import runpy, sys
+
+class NoTorch:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "torch":
+            raise ImportError("torch is not installed")
+
+sys.meta_path.insert(0, NoTorch())
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def evaluate(*arguments, program=None):
+    command = [sys.executable, *(["-c", program] if program else []), str(SCRIPT), *arguments]
+    shown = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert shown.returncode == 0, shown.stderr
+    return shown.stdout
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A directory with the run of one tuning and one held-out program, and what was printed."""
+    directory = tmp_path_factory.mktemp("saved")
+    options = ["--only", "constant_input/friedman", "--seeds", "1", "--jobs", "1"]
+    return directory, evaluate(*options, "--save", str(directory))
+
+
+@pytest.fixture
+def wrong(saved, tmp_path):
+    """The same runs, as if another cause had been put in, so that both are diagnosed wrongly."""
+    for path in saved[0].glob("*.json"):
+        row = records.load(path.read_text(encoding="utf-8"))
+        (tmp_path / path.name).write_text(records.dump(row | {"cause": "lr_too_low"}))
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_each_run_is_saved_in_a_file_of_its_own(saved):
+    directory, _ = saved
+    rows = {path.name: records.load(path.read_text()) for path in directory.iterdir()}
+    assert set(rows) == {
+        "constant_input-friedman-constant_inputs-value=1.0-seed=0.json",
+        "constant_input-friedman_huber-clamped_to_maximum-seed=0.json",
+    }
+    assert {row["program"] for row in rows.values()} == {TUNING, HELD_OUT}
+    assert {row["family"] for row in rows.values()} == {"constant_inputs", "clamped_to_maximum"}
+
+
+@pytest.mark.slow
+def test_saved_runs_are_judged_again_without_torch(saved):
+    directory, printed = saved
+    again = evaluate("--rejudge", str(directory), program=WITHOUT_TORCH)
+    assert again == printed
+    assert "tuning    0 sound, 1 faulty runs" in again
+
+
+@pytest.mark.slow
+def test_held_out_programs_are_named_only_where_it_is_asked_for(wrong):
+    printed = evaluate("--rejudge", str(wrong))
+    assert TUNING in printed
+    assert HELD_OUT not in printed
+    assert "clamped_to_maximum" not in printed
+    revealed = evaluate("--rejudge", str(wrong), "--reveal")
+    assert f"held_out {HELD_OUT} seed 0: lr_too_low -> error: constant_input" in revealed
+    assert "| `lr_too_low` | `clamped_to_maximum` | 1 | 0.0 % (0.0 to 79.3) |" in revealed
+
+
+@pytest.mark.slow
+def test_saved_runs_are_judged_under_another_threshold(saved):
+    directory, _ = saved
+    # Either of these rules would find it.
+    change = ["--set", "constant_input.SAMPLES=1000000", "--set", "constant_input.BATCHES=2"]
+    again = evaluate("--rejudge", str(directory), *change)
+    assert "constant_input ->" in again.splitlines()[0]
+    moved = evaluate("--rejudge", str(directory), "--sensitivity")
+    assert "| threshold | value | × 0.5 | × 0.8 | × 1.25 | × 2 |" in moved
+    assert "vanishing_gradient" not in moved  # it has no part in this diagnosis
+
+
+@pytest.mark.slow
+def test_the_evidence_of_a_run_is_judged_again_without_torch(tmp_path):
+    command = [sys.executable, str(REPOSITORY / "train.py"), "model=sigmoid_net",
+               "trainer.epochs=2", "wandb=disabled", f"output_dir={tmp_path}"]  # fmt: skip
+    subprocess.run(command, check=True, capture_output=True)
+    (findings,) = tmp_path.rglob("findings.json")
+    kept = records.load(findings.read_text())["main_cause"]
+    assert kept == "vanishing_gradient"
+    again = evaluate("--rejudge", str(tmp_path), program=WITHOUT_TORCH)
+    assert again == f"{findings.parent}: {kept} -> {kept}\n"
+    other = evaluate(
+        "--rejudge",
+        str(tmp_path),
+        "--set",
+        "vanishing_gradient.VANISHED=1e-9",
+        program=WITHOUT_TORCH,
+    )
+    assert kept in other.partition(" -> ")[0]
+    assert kept not in other.partition(" -> ")[2]
+
+
+@pytest.mark.parametrize("given", ["nothing.AT_ALL=1", "vanishing_gradient.VANISHED=much"])
+def test_a_threshold_that_there_is_not_is_an_error(tmp_path, given):
+    command = [sys.executable, str(SCRIPT), "--rejudge", str(tmp_path), "--set", given]
+    shown = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert shown.returncode == 2
+    assert "error: argument --set: " in shown.stderr
+
+
+def test_an_empty_directory_is_an_error(tmp_path):
+    command = [sys.executable, str(SCRIPT), "--rejudge", str(tmp_path)]
+    shown = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert shown.returncode != 0
+    assert "no run" in shown.stderr
+
+
+def test_no_two_runs_are_saved_in_one_file(tmp_path):
+    programs = [p.name for p in (*SOUND, *FAULTY)]
+    for name in programs:
+        evaluate_doctor.save({"program": name, "seed": 0}, tmp_path)
+    assert len(list(tmp_path.iterdir())) == len(programs)
+
+
+def test_intervals_are_wilsons():
+    for number, total in ((0, 10), (3, 7), (95, 100), (40, 40)):
+        share, z = number / total, 1.959964
+        centre = share + z**2 / (2 * total)
+        spread = z * math.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
+        low, high = evaluate_doctor.wilson(number, total)
+        assert low == pytest.approx((centre - spread) / (1 + z**2 / total), abs=1e-6)
+        assert high == pytest.approx((centre + spread) / (1 + z**2 / total), abs=1e-6)
+
+
+def row(cause, found, accepted=()):
+    return {"cause": cause, "found": found, "accepted": list(accepted)}
+
+
+def test_rates_count_false_alarms_found_faults_and_right_causes():
+    rows = [
+        row("healthy", "healthy"),
+        row("healthy", "lr_too_low"),
+        row("dead_relu", "dead_relu"),
+        row("dead_relu", "lr_too_high", ["lr_too_high"]),
+        row("dead_relu", "overfitting"),
+        row("dead_relu", "healthy"),
+        row("dead_relu", "cannot tell"),
+    ]
+    assert evaluate_doctor.rates(rows) == {
+        "false alarms": (1, 2),
+        "faults found": (3, 5),
+        "right cause": (2, 5),
+    }
+    counts = evaluate_doctor.confusion(rows)
+    assert counts.loc["dead_relu", "dead_relu"] == 2
+    assert counts.loc["healthy", "lr_too_low"] == 1
