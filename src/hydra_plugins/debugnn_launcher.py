@@ -21,7 +21,6 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import (
     JobReturn,
-    JobStatus,
     configure_log,
     filter_overrides,
     run_job,
@@ -105,34 +104,25 @@ class StackedLauncher(Launcher):
             for index in chosen:
                 typed = " ".join(filter_overrides(jobs[index].overrides))
                 log.info("\t#%d : %s", jobs[index].number, typed)
-            run = self._together if len(chosen) > 1 else self._one_by_one
-            ended = run([jobs[index] for index in chosen])
+            together = [jobs[index] for index in chosen]
+            alone = len(chosen) == 1
+            ended = [self._run(together[0], self._task)] if alone else self._together(together)
             returns.update(zip(chosen, ended, strict=True))
         return [returns[index] for index in range(len(jobs))]
 
     def _together(self, jobs: Sequence[Job]) -> list[JobReturn]:
         """Run a set as one Hydra job, that of its first member."""
         from debugnn import cli
-        from debugnn.errors import ConfigError
         from debugnn.stacking.sweep import execute_together
 
-        refused: set[int] = set()
-
-        def refuse(index: int, error: ConfigError) -> None:
-            cli.report(error, jobs[index].arm)
-            refused.add(index)
-
-        def train(_: DictConfig) -> str | None:
-            """Why the jobs do not stack, None where they did."""
+        def train(_: DictConfig) -> None:
             requests = [(job.settings, job.arm) for job in jobs]
-            try:
-                execute_together(requests, jobs[0].experiment, refuse)
-            except ConfigError as error:
-                return cli.explain(error)
-            return None
+            execute_together(
+                requests, jobs[0].experiment, lambda index, e: cli.report(e, jobs[index].arm)
+            )
 
         ended = self._run(jobs[0], train)
-        returns = [
+        return [
             replace(
                 ended,
                 overrides=job.arm,
@@ -141,15 +131,6 @@ class StackedLauncher(Launcher):
             )
             for job in jobs
         ]
-        if ended.status == JobStatus.COMPLETED and ended.return_value is not None:
-            log.info("One after the other: %s", ended.return_value)
-            left = [index for index in range(len(jobs)) if index not in refused]
-            for index, alone in zip(left, self._one_by_one([jobs[i] for i in left]), strict=True):
-                returns[index] = alone
-        return returns
-
-    def _one_by_one(self, jobs: Sequence[Job]) -> list[JobReturn]:
-        return [self._run(job, self._task) for job in jobs]
 
     def _run(self, job: Job, task: TaskFunction) -> JobReturn:
         ended = run_job(

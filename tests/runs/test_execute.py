@@ -13,8 +13,8 @@ from conftest import REPOSITORY
 from debugnn import records
 from debugnn.doctor import causes, evidence
 from debugnn.errors import ConfigError
-from debugnn.runs.directory import arm_of, label, run_name
-from debugnn.runs.tasks import execute
+from debugnn.runs.execute import execute
+from debugnn.runs.naming import arm_of, label, run_name
 
 SMALL = ("model=deep_mlp", "reg=bn_dropout", "data.batch_size=64", "trainer.steps_per_epoch=4")
 
