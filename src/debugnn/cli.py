@@ -1,10 +1,10 @@
 """The command line around Hydra: what Hydra cannot parse, and errors as one line."""
 
 import atexit
+import logging
 import os
 import re
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +19,7 @@ from debugnn.errors import CheckFailedError, ConfigError, one_line
 _IN_PROCESS = ("BasicLauncher", "StackedLauncher")
 
 _exit_codes: set[int] = set()  # of the jobs that ran in this process
+_exit_code: int | None = None  # of the process, None until it is known
 _verbose = False  # HYDRA_FULL_ERROR=1: tracebacks too
 
 
@@ -29,19 +30,27 @@ def start(main: Callable[[], None], conf: Path) -> None:
     reads 70 to 120 MB that no run has needed. Under a profiler, a debugger or `python -i`, which
     go on after the script, Python ends in its usual way.
     """
+    if sys.orig_argv[1:2] == sys.argv[:1]:
+        # Exit functions run in reverse order, after threads have ended: W&B's come before this one.
+        atexit.register(_end_without_unloading)
     code: str | int | None = 0
     try:
         launch(main, conf)
     except SystemExit as stop:
         code = 0 if stop.code is None else stop.code
-    alone = sys.orig_argv[1:2] == sys.argv[:1]
-    if not alone or "torch" not in sys.modules or not isinstance(code, int):
-        sys.exit(code)
-    threading._shutdown()  # waits for threads, as Python does first
-    atexit._run_exitfuncs()  # then W&B and logging finish
+    if isinstance(code, int):
+        global _exit_code
+        _exit_code = code
+    sys.exit(code)
+
+
+def _end_without_unloading() -> None:
+    if _exit_code is None or "torch" not in sys.modules:
+        return
+    logging.shutdown()  # the exit function that was registered before, when logging was imported
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)
+    os._exit(_exit_code)
 
 
 def launch(main: Callable[[], None], conf: Path) -> None:
