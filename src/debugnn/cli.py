@@ -19,6 +19,7 @@ from debugnn.errors import CheckFailedError, ConfigError, one_line
 _IN_PROCESS = ("BasicLauncher", "StackedLauncher")
 
 _exit_codes: set[int] = set()  # of the jobs that ran in this process
+_exit_code: int | None = None  # of the process, None until it is known
 _verbose = False  # HYDRA_FULL_ERROR=1: tracebacks too
 
 

@@ -75,7 +75,7 @@ print(json.dumps({**found, "modules": names}))
 
 
 def run(code, *absent):
-    """What the code finds, and the modules of debugnn that it loads, without some packages."""
+    """Run code without some packages; return what it finds and the modules of debugnn it loads."""
     whole = f"ABSENT = {absent!r}{WITHOUT}{code}{LOADED}"
     done = subprocess.run(
         [sys.executable, "-c", whole], capture_output=True, text=True, timeout=120

@@ -1,4 +1,4 @@
-"""What the doctor keeps of the data is what came, in order."""
+"""The buffer holds what was put in, in order."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ SIZES = [3, 1, 4096, 0, 7, 9000, 2]
 
 
 def test_batches_are_what_was_noted():
-    """Beside the plain list of copies that they stand for."""
+    """Against a plain list of copies."""
     generator = torch.Generator().manual_seed(0)
     noted, plain = GrowingTensor(), []
     assert noted.each() == []

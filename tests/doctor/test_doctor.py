@@ -1,4 +1,4 @@
-"""The doctor in anybody's loop: it changes nothing, breaks nothing, and says where a NaN began.
+"""The doctor in training loops of all kinds: it changes nothing, raises nothing, finds NaN.
 
 A program is a training as somebody else would write it. It is run twice, with a doctor and with
 `Nobody` in its place, and what it returns must be the same, bit for bit.
@@ -43,7 +43,7 @@ SAMPLES, FEATURES, CLASSES, BATCH = 128, 6, 3, 16
 
 
 class Nobody:
-    """Looks on as the doctor does, and sees nothing."""
+    """Stands in for the doctor and does nothing."""
 
     evidence = Evidence()
 
@@ -112,7 +112,7 @@ def train(doctor, model, optimizer, loss_fn=cross_entropy, steps=22, rows=None):
 
 
 def bits(value):
-    """Everything that was trained, to be compared byte by byte."""
+    """Return the bytes of everything that was trained."""
     if isinstance(value, nn.Module):
         gradients = [p.grad for p in value.parameters()]
         return [bits(value.state_dict()), bits(gradients), [m.training for m in value.modules()]]
@@ -131,7 +131,7 @@ def bits(value):
 
 
 def outcome(program, watch, **settings):
-    """What a program returns and leaves behind, and its doctors."""
+    """Run a program; return its result, the random states, its doctors and their reports."""
     torch.manual_seed(0)
     random.seed(0)
     np.random.seed(0)
@@ -172,7 +172,7 @@ def refuse(word):
 
 
 def sound(report):
-    """What is true of every report, whatever it says."""
+    """Assert what is true of every report."""
     assert all(len(line) <= 80 for line in str(report).splitlines()), str(report)
     assert report.trial_steps <= report.trial_budget
     json.loads(report.to_json(), parse_constant=refuse)
@@ -683,6 +683,38 @@ def test_the_skill_at_the_training_scale_is_that_of_inputs_brought_back(factor, 
     assert facts.matched_skill > 0.8
 
 
+@pytest.mark.parametrize(("share", "covered"), [(0.5, 0.5), (1.0, 1.0)])
+def test_validation_samples_are_looked_up_among_the_training_samples(share, covered):
+    torch.manual_seed(0)
+    model, (inputs, targets) = mlp(), data()
+    optimizer = sgd(model)
+    with Doctor(model, optimizer, loss_fn=cross_entropy) as doctor:
+        for x, t in batches(8):
+            loss = cross_entropy(model(x), t)
+            loss.backward()
+            optimizer.step()
+            doctor.step(loss, x, t)
+        count = int(share * SAMPLES)
+        doctor.validate(inputs[:count], targets[:count])
+        doctor.report()
+        facts = doctor.evidence.data
+    assert (facts.overlap, facts.covered) == (1.0, covered)
+    assert (facts.trained_on, facts.validation_size) == (SAMPLES, count)
+    assert facts.natural_repeats == 0
+
+
+def test_the_steps_before_the_doctor_came_are_told():
+    model = mlp()
+    optimizer = sgd(model)
+    with Doctor(model, optimizer, cross_entropy, steps_before=30) as doctor:
+        train(doctor, model, optimizer, steps=45)
+        report = doctor.report()
+    assert doctor.evidence.loop.steps_before == 30
+    assert report.healthy is None
+    assert "30 steps" in str(report).replace("\n", " ")
+    assert report.troubles == []
+
+
 def test_every_rule_is_silent_on_no_evidence():
     evidence = Evidence()
     evidence.optimizer.trainable = evidence.optimizer.held = 4
@@ -934,7 +966,7 @@ def test_two_models_with_an_optimiser_each_are_watched():
         )
         moves = [torch.optim.Adam(m.parameters(), lr=1e-3) for m in (generator, critic)]
         loss_fn = nn.BCEWithLogitsLoss()
-        # No loss takes the generator's outputs as they are.
+        # The generator's doctor gets no loss function: none takes its outputs as they are.
         watchers = [doctor(generator, moves[0]), doctor(critic, moves[1], loss_fn)]
         ones, zeros = torch.ones(BATCH, 1), torch.zeros(BATCH, 1)
         for x, _ in batches(22):
@@ -956,7 +988,7 @@ def test_two_models_with_an_optimiser_each_are_watched():
 
 
 class Counted(TorchDispatchMode):
-    """How many operations are called."""
+    """Counts operations."""
 
     def __init__(self):
         super().__init__()
@@ -968,12 +1000,12 @@ class Counted(TorchDispatchMode):
 
 
 def operations_of_watching(lr, dead=False):
-    """What the doctor adds to the 18 steps between two probes, in operations."""
+    """Return the number of operations that the doctor adds to the 18 steps between two probes."""
 
     def counted(doctor_of):
         torch.manual_seed(0)
         model = mlp()
-        if dead:  # no gradient but the last bias's, which is not trained
+        if dead:  # only the last bias has a gradient, and it is not trained
             nn.init.constant_(model[0].bias, -1e6)
             model[2].bias.requires_grad_(False)
         optimizer = sgd(model, lr)
@@ -1047,7 +1079,7 @@ def test_a_missing_zero_grad_is_found_and_counted_in_steps():
         report = doctor.report()
     assert report.findings[0].cause == "missing_zero_grad"
     assert report.findings[0].step == 1
-    # Steps 1 to 20 all, after them those that are probed: step 40.
+    # All of steps 1 to 20 are compared; after them probes only, here step 40.
     assert report.findings[0].evidence == {"steps": 21, "compared": 21}
 
 
@@ -1089,7 +1121,7 @@ def test_a_scheduler_is_left_alone():
     assert accused(undisturbed(program)) == []
 
 
-# What a step may be told, and what may be odd about a loop. `False`: no backward, no update.
+# Unusual arguments of `step`, and unusual loops. `update: False` leaves out the backward pass.
 
 
 def vector(outputs, targets):
@@ -1344,7 +1376,7 @@ def test_layers_left_out_at_random_are_not_frozen(seed):
 
 
 def test_an_embedding_that_is_learnt_from_classes_is_no_wrong_loss():
-    def contrast(outputs, targets):  # outputs are no logits: neighbours of a class, apart of others
+    def contrast(outputs, targets):  # the outputs are embeddings: near within a class, far between
         distances = torch.cdist(outputs, outputs)
         alike = (targets[:, None] == targets).float()
         return (alike * distances + (1 - alike) * F.relu(2 - distances)).mean()
@@ -1367,7 +1399,7 @@ def test_an_embedding_that_is_learnt_from_classes_is_no_wrong_loss():
 
 
 def origin_of(model, loss_fn=cross_entropy, spoil=None, steps=6, at=4, rows=None, save_to=None):
-    """Train, with `spoil(model, inputs)` before step `at`; the finding that names the origin."""
+    """Train, with `spoil(model, inputs)` before step `at`; return the finding with the origin."""
     optimizer = sgd(model, lr=0.01)
     with Doctor(model, optimizer, loss_fn, every=5, save_to=save_to) as doctor:
         for step, (x, t) in enumerate(rows or batches(steps)):
@@ -1530,7 +1562,7 @@ def test_the_loss_of_an_empty_batch_is_no_broken_training():
 
 
 def test_what_the_data_show_is_told_of_a_model_that_was_changed_on_the_way():
-    """Its copy cannot take the weights of the pruned one."""
+    """The doctor's copy cannot load the weights of the pruned model."""
     torch.manual_seed(0)
     model = mlp()
     optimizer = sgd(model)
@@ -1549,7 +1581,7 @@ def test_what_the_data_show_is_told_of_a_model_that_was_changed_on_the_way():
 
 
 def test_a_doctor_that_is_let_go_of_is_gone():
-    """Whether or not it was closed: no hook and no circle holds it."""
+    """Even if it was not closed: neither a hook nor a reference cycle holds it."""
     model = mlp()
     optimizer = sgd(model)
     doctor = Doctor(model, optimizer, cross_entropy)
@@ -1661,7 +1693,7 @@ def test_a_diagnosis_can_be_made_again_without_torch(tmp_path):
 
 
 def tensors_of(root):
-    """How many tensors an object holds, and what it holds does."""
+    """Return the number of tensors that are reachable from an object."""
     seen, ahead = {}, [root]
     while ahead:
         held = ahead.pop()
@@ -1672,7 +1704,7 @@ def tensors_of(root):
 
 
 def test_no_tensor_a_step_is_kept():
-    """Of a long training: small tensors that stay split the heap for the large ones."""
+    """In a long training, small tensors that stay would fragment the memory."""
     model = mlp()
     optimizer = sgd(model)
     doctor = Doctor(model, optimizer, cross_entropy)

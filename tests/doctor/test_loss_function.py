@@ -1,4 +1,4 @@
-"""What `loss_facts` says of loss functions, right and wrong ones, on outputs that it makes up."""
+"""What `loss_facts` measures of right and wrong loss functions, on outputs that it makes up."""
 
 import math
 
@@ -46,7 +46,7 @@ def falls(facts):
 
 
 def squashed_twice(classes):
-    """Cross-entropy of a distribution that is taken for logits: at its best, over guessing."""
+    """The best cross-entropy of probabilities that are taken for logits, over that of guessing."""
     return math.log((math.e + classes - 1) / math.e) / math.log(classes)
 
 
@@ -99,7 +99,9 @@ def test_nll_of_log_softmax_reads_the_outputs_as_logarithms():
     assert facts.other_entries == 0
     assert falls(facts)
     assert floor(facts) < 0.01
-    assert facts.shift_change is None  # a shifted logarithm is none of a distribution
+    assert (
+        facts.shift_change is None
+    )  # shifted, the outputs are no longer logarithms of probabilities
     assert facts.confident is None
 
 
@@ -135,7 +137,7 @@ def test_a_softmax_before_cross_entropy_leaves_its_floor(classes):
 
     facts = loss_facts(inside, outputs, targets, read(outputs, targets))
     assert floor(facts) == pytest.approx(squashed_twice(classes), abs=1e-3)
-    # The softmax in the model: the outputs are seen to be distributions.
+    # With the softmax in the model, the outputs are probabilities.
     outputs = outputs.softmax(dim=1)
     facts = loss_facts(F.cross_entropy, outputs, targets, read(outputs, targets))
     assert facts.output_space == "simplex"
@@ -175,7 +177,7 @@ def test_a_sum_is_told_from_a_mean_at_any_size():
     assert tiny.doubling == pytest.approx(2, rel=1e-4)
     averaged = of_logits(lambda o, t: 1e-3 * F.cross_entropy(o, t))
     assert averaged.doubling == pytest.approx(1, rel=1e-4)
-    # Of a loss that is 0 nothing can be said.
+    # A loss of 0 has no ratio.
     assert of_logits(lambda o, t: 0 * F.cross_entropy(o, t)).doubling is None
 
 
@@ -392,7 +394,7 @@ def test_poisson_nll_of_the_logarithm_of_a_rate_is_sound():
     counts = torch.as_tensor(np.random.default_rng(0).poisson(4.0, (BATCH, 1))).float()
     facts = of_values(F.poisson_nll_loss, counts)
     assert any(right < wrong for right, wrong in facts.rewards)
-    # The output is a rate or its logarithm: of perfect and constant ones it is not known which.
+    # The output may be a rate or its logarithm, so there are two kinds of perfect outputs.
     assert len(facts.rewards) == 2
     assert facts.constant is None
     assert facts.far > -10
@@ -417,7 +419,7 @@ def test_a_column_against_a_row_is_broadcast():
         return (o - t).square().mean()
 
     facts = of_values(loss, VALUES.squeeze(1))
-    # Perfect outputs leave E(x − y)² = 2σ², a constant σ².
+    # The loss of perfect outputs is E(x − y)² = 2σ², that of constant ones σ².
     assert floor(facts) == pytest.approx(2, abs=1e-3)
     assert facts.shapes == [[BATCH, 1], [BATCH]]
     assert of_values(lambda o, t: loss(o.squeeze(1), t), VALUES.squeeze(1)).best < 1e-6

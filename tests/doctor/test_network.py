@@ -1,4 +1,4 @@
-"""What is found out of networks by trying them: operations, mixing, unreached parameters, gains."""
+"""What trying a network out tells: its operations, mixing, unreached parameters, gains."""
 
 import math
 
@@ -222,7 +222,7 @@ def gated():
 
 
 def mixture():
-    """Experts that a softmax weighs."""
+    """A mixture of experts whose outputs a softmax weighs."""
 
     def forward(s, x):
         experts = torch.stack([s.one(x), s.two(x)], dim=1)
@@ -363,7 +363,7 @@ def test_what_depends_on_other_samples_is_found(name):
 
 
 def test_the_layers_that_mix_are_told_in_the_order_of_the_pass():
-    """Also of a layer that is called several times: each call beside its own."""
+    """A layer that is called several times is compared call by call."""
 
     class Centre(nn.Module):
         def forward(self, x):
@@ -646,7 +646,7 @@ def test_a_call_is_changed_wherever_its_tensors_stand():
 
 
 def test_a_recurrent_layer_without_dropout_stays_in_its_mode():
-    """In evaluation cuDNN gives its recurrent layers no backward pass."""
+    """cuDNN's recurrent layers have no backward pass in evaluation mode."""
     model = nn.LSTM(FLAT.shape[-1], 5, num_layers=2, dropout=0.5)
     with without_dropout(model, training=True):
         assert model.training
@@ -656,7 +656,7 @@ def test_a_recurrent_layer_without_dropout_stays_in_its_mode():
 
 
 def test_in_evaluation_a_recurrent_layers_rate_stays():
-    """One that drops out by hand, mode or not, is to be seen."""
+    """Dropout that ignores the mode stays on, so that it can be found."""
     model = nn.LSTM(4, 5, dropout=0.5, num_layers=2)
     with without_dropout(model, training=False):
         assert (model.training, model.dropout) == (False, 0.5)

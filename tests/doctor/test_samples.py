@@ -1,4 +1,4 @@
-"""What is said of data without the network, on the sets that come with scikit-learn."""
+"""Statistics of data without the network, on the data sets that come with scikit-learn."""
 
 import math
 from functools import cache
@@ -64,7 +64,7 @@ def test_classes_are_counted(name):
     assert list(counts.values()) == np.bincount(targets).tolist()
     hot = torch.nn.functional.one_hot(targets).float()
     assert samples.data_facts(inputs, hot, task).class_counts == counts
-    # A class of which no sample is there is counted as none.
+    # A class without a sample has a count of 0.
     more = samples.data_facts(inputs, targets, Task("classes", task.classes + 1))
     assert more.class_counts == counts | {task.classes: 0}
 
@@ -226,7 +226,7 @@ def test_a_one_hot_label_among_the_inputs_is_found_column_by_column():
     leaky = torch.cat([inputs, torch.nn.functional.one_hot(targets).float()], dim=1)
     facts = samples.data_facts(leaky, targets, task)
     shares = facts.feature_shares
-    # One column of ten tells its own class alone, and more than any pixel does.
+    # Each of the ten columns is decided by the class, and no pixel is to that extent.
     assert sorted(facts.feature_order[:10]) == list(range(64, 74))
     assert shares[:10] == pytest.approx([1] * 10, abs=1e-6)
     assert shares[10] < 0.8
@@ -243,7 +243,7 @@ def test_a_label_drawn_into_images_is_found():
 
 
 def test_a_feature_of_a_wide_input_is_told_by_its_index_there():
-    """Of 3,072 features every third is looked at."""
+    """Every third of 3,072 features is looked at."""
     inputs, targets, task = bundled("digits")
     wide = torch.rand(len(inputs), 3, 32, 32, generator=torch.Generator().manual_seed(0))
     wide[:, 1, 2, 4] = targets.float()
@@ -340,11 +340,11 @@ def test_the_scales_shift_is_in_deviations_and_doublings():
     assert simple_models.scale_shift(standard, standard) == pytest.approx(0, abs=1e-9)
     assert simple_models.scale_shift(standard, standard + 2) == pytest.approx(2, abs=1e-6)
     assert simple_models.scale_shift(standard, standard / 4) == pytest.approx(2, abs=1e-6)
-    # Half of the features as they were: the median stays.
+    # Two thirds of the features are unchanged: the median stays.
     some = standard.clone()
     some[:, :10] *= 4
     assert simple_models.scale_shift(standard, some) < 1.5
-    # A feature without variance, as digits' corner, tells nothing.
+    # Features without variance, such as the corner pixels of digits, do not count.
     digits, *_ = bundled("digits")
     assert simple_models.scale_shift(digits, digits) == pytest.approx(0, abs=1e-9)
 
@@ -353,7 +353,7 @@ def test_matched_inputs_have_the_training_scale():
     inputs, *_ = bundled("breast_cancer")
     other = inputs * 3 - 5
     brought = simple_models.matched(inputs, other)
-    # The same samples: bringing them back gives them back.
+    # These are the same samples: at the training scale they are equal again.
     assert brought.numpy() == pytest.approx(inputs.numpy(), rel=1e-2, abs=1e-2)
     images = torch.rand(20, 3, 4, 4) * torch.tensor([1.0, 5.0, 9.0]).reshape(3, 1, 1)
     mean, std = simple_models.mean_and_deviation(images)
@@ -367,7 +367,7 @@ def test_renamed_classes_are_recognised():
     confusion = torch.tensor([[1, 9, 0], [0, 2, 8], [10, 0, 0]])
     assert simple_models.renamed_skill(confusion) == (pytest.approx(27 / 30), True)
     assert simple_models.renamed_skill(confusion[[2, 0, 1]]) == (pytest.approx(27 / 30), False)
-    # Two classes taken for one: no renaming.
+    # Two classes are predicted as one: that is no renaming.
     assert not simple_models.renamed_skill(torch.tensor([[9, 1, 0], [9, 0, 1], [0, 0, 10]]))[1]
 
 
@@ -413,7 +413,7 @@ def test_repeats_are_counted():
 def test_labels_of_repeated_samples_are_compared():
     prints = [torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 2.0, 4.0])]
     labels = [torch.tensor([0, 1, 2]), torch.tensor([0, 2, 2])]
-    # 1 and 2 came again, 2 with another label; no batch holds a sample twice.
+    # 1 and 2 are repeated, 2 with another label; no batch holds a sample twice.
     assert samples.conflicts(prints, labels) == (0.5, 2, 0.0)
     again = torch.tensor([5.0, 5.0, 6.0])
     assert samples.conflicts([*prints, again], [*labels, labels[0]]) == (

@@ -265,7 +265,7 @@ def test_weights_are_the_same_with_and_without_the_doctor(compose, tmp_path):
         directory = execute(config, [], None)
         trained.append(torch.load(directory / "checkpoint.pt", weights_only=False))
         if doctor == "on":
-            assert records.load((directory / "findings.json").read_text())["fork_steps"] > 0
+            assert records.load((directory / "findings.json").read_text())["trial_steps"] > 0
     assert_same(*trained)
 
 

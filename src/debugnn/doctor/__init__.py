@@ -1,4 +1,4 @@
-"""Watches a training from one line in its loop, and names what ails it.
+"""Watches a training from one line in its loop, and names why it fails.
 
 from debugnn.doctor import Doctor, check
 

@@ -1,4 +1,4 @@
-"""The doctor: watches a training from one line in its loop, and names what ails it."""
+"""The doctor: watches a training from one line in its loop, and names why it fails."""
 
 from collections.abc import Callable
 from pathlib import Path
