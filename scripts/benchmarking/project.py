@@ -23,9 +23,8 @@ from debugnn.build import build
 from debugnn.data import Split
 from debugnn.records import Step
 from debugnn.runs.directory import RunDirectory
-from debugnn.runs.execute import follow
-from debugnn.runs.writer import Writer
-from debugnn.stacking.stack import Member, Stack, share_data
+from debugnn.runs.execute import open_run, prepare, records_of
+from debugnn.stacking.stack import Member, Stack
 from debugnn.training.layer_stats import LayerProbe
 from debugnn.training.loop import Training, evaluate, fit
 
@@ -48,11 +47,9 @@ def compose(overrides: Sequence[str]) -> DictConfig:
 
 def records(settings: DictConfig) -> Iterator[object]:
     """Run a training and yield its records, each after it was written as train.py writes it."""
-    training = build(settings)
-    directory = RunDirectory(settings, [], "benchmark")
-    directory.claim(training)
-    with Writer() as writer, directory.recording(training, writer) as write:
-        for record in follow(settings, training, directory.path):
+    run = prepare(RunDirectory(settings, [], "benchmark"))
+    with open_run(run) as write:
+        for record in records_of(run):
             write(record)
             yield record
 
@@ -151,7 +148,6 @@ class Project:
             # A record for each step at once: the steps are counted by their records.
             overrides = [f"seed={seed}", "doctor=off", "trainer.read_every=1"]
             trainings.append(Member(build(self._settings(net, "", *overrides))))
-            share_data(trainings[-1].training, trainings[0].training)
         unwatched = LayerProbe(every=None)
         if stacked:
             for _, record in Stack(trainings).fit(1_000_000, [unwatched] * members):

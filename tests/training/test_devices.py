@@ -17,7 +17,6 @@ from torch.nn.functional import cross_entropy
 from debugnn import Doctor
 from debugnn.data import Data, Split
 from debugnn.nn.networks import network
-from debugnn.stacking.clipping import NormLimits, clip_each
 from debugnn.stacking.stack import Member, Stack
 from debugnn.tensor_stats import describe
 from debugnn.training.clipping import clip_norm, keep, rescale_norm
@@ -73,7 +72,7 @@ def test_a_reading_waits_once():
 @pytest.mark.parametrize("rule", RULES)
 def test_no_step_of_a_stack_waits_for_the_device(rule):
     trainings = [far_training(RULES[rule]), far_training()]
-    stack = Stack([Member(training) for training in trainings], at_once=True)
+    stack = Stack([Member(training) for training in trainings])
     with pytest.raises(NotImplementedError, match="meta"):
         list(stack.fit(1, [LayerProbe(every=None)] * 2))
     assert [training.step for training in trainings] == [1 + STEPS, 1 + STEPS]
@@ -141,14 +140,3 @@ def test_batch_norm_stacks_on_a_gpu(training):
         parameters, buffers = stack_module_state([net, net])
         outputs = vmap(one)(parameters, buffers, torch.empty(2, 5, 3, 12, 12))
         assert (outputs.shape, outputs.device.type) == ((2, 5, 10), "cuda")
-
-
-def test_clipping_a_stack_reads_no_norm_off_a_gpu():
-    with FakeTensorMode():
-        gradients = [torch.ones(3, 4, 5, device="cuda"), torch.ones(3, device="cuda")]
-        limits = NormLimits(
-            torch.ones(3, dtype=torch.float64, device="cuda"),
-            torch.zeros(3, dtype=torch.bool, device="cuda"),
-        )
-        norms = clip_each(gradients, limits)  # reading a value would raise
-        assert (norms.shape, norms.device.type) == ((3,), "cuda")
