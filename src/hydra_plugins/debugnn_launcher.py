@@ -75,7 +75,7 @@ class StackedLauncher(BasicLauncher):
                 (index,) = chosen
                 returns[index] = super().launch([job_overrides[index]], initial_job_idx + index)[0]
                 continue
-            members = [jobs[index] for index in chosen]
+            members = [job for index in chosen if (job := jobs[index]) is not None]
             configure_log(self.config.hydra.job_logging, self.config.hydra.verbose)
             try:
                 execute_together(

@@ -11,7 +11,7 @@ Each member ends where the same run ends alone, up to the order in which floats 
 
 import copy
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -138,7 +138,8 @@ class Stack:
         classes = lead.data.classes is not None
         try:
             for batches in zip(*(t.batches(lead.epoch) for t in trainings), strict=True):
-                step, seen = lead.step, []
+                step = lead.step
+                seen: list[tuple[int, Seen]] = []
                 if any(probe.due(step) for probe in probes):
                     outputs, losses, seen = self._backward_one_by_one(batches, probes)
                 else:
@@ -345,13 +346,14 @@ class _Optimizers:
         self._own = own
         first, *others = own
         alike = [type(o) is type(first) and _settings(o) == _settings(first) for o in others]
-        self._common = None
+        self._common: torch.optim.Optimizer | None = None
         if all(alike):
             grouped = zip(*(optimizer.param_groups for optimizer in own), strict=True)
             groups = [
                 {**g[0], "params": [p for each in g for p in each["params"]]} for g in grouped
             ]
-            self._common = type(first)(groups)
+            make: Callable[..., torch.optim.Optimizer] = type(first)
+            self._common = make(groups)
             for optimizer in own:
                 self._common.state.update(optimizer.state)
 
@@ -362,7 +364,9 @@ class _Optimizers:
 
     def hand_out(self) -> None:
         """Let the members' own optimisers have their state, to be saved or read."""
-        for optimizer in self._own if self._common is not None else ():
+        if self._common is None:
+            return
+        for optimizer in self._own:
             for group in optimizer.param_groups:
                 optimizer.state.update({p: self._common.state[p] for p in group["params"]})
 

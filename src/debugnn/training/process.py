@@ -96,4 +96,5 @@ def leave_dynamo_out(optimizer: type[torch.optim.Optimizer]) -> None:
             function.__dynamo_disable = function  # what torch._compile looks for first
     step = optimizer.step
     if getattr(step, "__name__", "") == "step" and step.__code__.co_name == "_use_grad":
-        optimizer.step = torch.no_grad()(step.__wrapped__)
+        # setattr, because type checkers rightly refuse to assign to a method.
+        setattr(optimizer, "step", torch.no_grad()(vars(step)["__wrapped__"]))  # noqa: B010
