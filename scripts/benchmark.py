@@ -1,4 +1,4 @@
-"""How fast this project is, against the notebooks' plain loop and Lightning.
+"""Measure how fast this project is, against the notebooks and Lightning.
 
 python scripts/benchmark.py --quick         a first look, within 5 minutes
 python scripts/benchmark.py --json FILE     all networks, more rounds
@@ -32,7 +32,9 @@ PRECISIONS = {"fp32": "float32", "bf16": "bfloat16"}  # → torch's name
 WATCHED = (*MAIN, "regression")  # nets that are timed with and without the doctor
 REFERENCE = ROOT / "outputs" / "reference" / "benchmark"  # what the results page shows
 RESULTS_PAGE = REFERENCE.parent / "README.md"
-STACK_STEPS = 20  # that are timed as one, of a stack and of its members one by one
+STACK_STEPS = 20  # steps that are timed together, of a stack and of its members one by one
+# Nets that are timed with `debugnn.nn`'s layers and with torch.nn's.
+OWN_LAYERS = ("mnist", "cifar_bn_dropout")
 NO_BF16 = (
     "bf16 is left out: this processor has no bfloat16 instructions, and emulates them several "
     "times slower than fp32."
@@ -42,15 +44,28 @@ Taken = dict[str, list[float]]
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is measured: rounds on an idle machine, at most `seconds` in all on a busy one."""
+    """How much is measured.
+
+    Attributes:
+        rounds: number of alternating rounds of steps and evaluations.
+        overhead_rounds: number of rounds where the difference is only a few percent of a step.
+        seconds: on a busy machine, the rounds end early so that all of them take about this long.
+        nets: which networks are trained.
+        images: number of images of an evaluation.
+        starts: number of rounds of start-up times.
+        sweeps, jobs: number of sweeps, and of jobs of each, that are timed.
+        rss_steps: network → number of steps before its peak memory is read; None for an epoch.
+        stacked: which networks are trained in stacks.
+        thorough: also measure Lightning, data of ten times the size, and torch.nn's layers.
+    """
 
     rounds: int
-    watched_rounds: int  # with and without the doctor, whose share is small
+    overhead_rounds: int
     seconds: float
     nets: tuple[str, ...]
     images: int
     starts: int
-    sweeps: int  # of which each further job's share is measured
+    sweeps: int
     jobs: int
     rss_steps: dict[str, int | None]
     stacked: tuple[str, ...]
@@ -58,17 +73,17 @@ class Effort:
 
 
 QUICK = Effort(
-    rounds=3, watched_rounds=8, seconds=200, nets=(*MAIN, "regression"), images=1000, starts=2,
+    rounds=3, overhead_rounds=8, seconds=200, nets=(*MAIN, "regression"), images=1000, starts=2,
     sweeps=1, jobs=4,
     rss_steps={"mnist": 21, "cifar": 21}, stacked=("mlp",), thorough=False,
 )  # fmt: skip
 FULL = Effort(
-    rounds=6, watched_rounds=40, seconds=1200, nets=tuple(NETS), images=10_000, starts=5,
+    rounds=6, overhead_rounds=40, seconds=1200, nets=tuple(NETS), images=10_000, starts=5,
     sweeps=3, jobs=8,
     rss_steps={"mnist": None, "cifar": None}, stacked=tuple(STACKED), thorough=True,
 )  # fmt: skip
 
-# Side of the alternation → its worker and what it runs there, where that is not the plain thing.
+# Name in a round → worker and variant, where they differ from (name, "").
 VARIANTS = {
     "watch": ("notebook", "watch"),
     "unwatched": ("notebook", "unwatched"),
@@ -77,7 +92,7 @@ VARIANTS = {
 
 @dataclass
 class Results:
-    """What --json writes. Ratios above 1: this project is faster than the notebooks' loop."""
+    """What --json writes. A ratio above 1 means that this project is faster than the notebooks."""
 
     ratio: dict[str, float] = field(default_factory=dict)
     overhead: dict[str, float] = field(default_factory=dict)
@@ -99,7 +114,10 @@ class Results:
 
 
 class Benchmark:
-    """The workers of all sides, and the phases of the measurement."""
+    """The workers of all sides, and the phases of the measurement.
+
+    A side is a program that trains: the notebooks' loop, this project in one precision, Lightning.
+    """
 
     def __init__(self, effort: Effort, directory: Path) -> None:
         self.effort, self.directory, self.results = effort, directory, Results()
@@ -111,13 +129,15 @@ class Benchmark:
         self.threads = max(1, (os.cpu_count() or 1) // self.at_once)
         self.workers: dict[str, Worker | Together] = {}
         self.precisions = precisions()
-        # Sides of which several runs are timed at once, too.
+        # Sides of which several simultaneous runs are timed too.
         self.together = ("notebook", *self.precisions)
         self._ends = time.perf_counter() + effort.seconds
 
     def start_workers(self, stack: ExitStack, wandb: str) -> None:
-        """A process for each side, which `stack` ends, and one a run for those side by side."""
-        sides = {"notebook": ("benchmarking.notebook:Notebook", {})}
+        """Start a process for each side and for each simultaneous run; `stack` ends them."""
+        sides: dict[str, tuple[str, dict[str, str]]] = {
+            "notebook": ("benchmarking.notebook:Notebook", {})
+        }
         for precision in self.precisions:
             sides[precision] = ("benchmarking.project:Project", _settings(precision, wandb))
         if not self.effort.thorough:
@@ -136,7 +156,7 @@ class Benchmark:
             self.workers[f"{name}_together"] = Together(members)
 
     def start_watched(self, stack: ExitStack, wandb: str) -> None:
-        """The one process that is needed to measure again what `measure_again` does."""
+        """Start the only process that `measure_again` needs."""
         settings = _settings("fp32", wandb)
         self.workers["fp32"] = self._started(
             stack, "fp32", "benchmarking.project:Project", settings
@@ -155,13 +175,13 @@ class Benchmark:
         return worker
 
     def measure(self) -> Results:
-        """All phases, in the order of what matters most."""
+        """Measure everything, the most important first."""
         began = time.perf_counter()
         nets = [net for net in self.effort.nets if net != "regression"]
         steps = {net: self._steps(net) for net in self.effort.nets}
         evaluations = {net: self._evaluations(net) for net in nets}
         self._compare(steps, evaluations)
-        self._watching()
+        self._overheads_of_this_project()
         self._wandb_watch(steps)
         self._roofline(steps, evaluations)
         self._stacks()
@@ -171,27 +191,28 @@ class Benchmark:
         return self.results
 
     def measure_again(self, results: Results) -> Results:
-        """What is small in a step, start-up and memory in place of what was measured before."""
+        """Measure the small overheads, start-up and memory again, and keep the other results."""
         self.results = results
-        self._watching()
+        self._overheads_of_this_project()
         self._startup()
         self._memory()
         results.notes = [note for note in results.notes if "measured again" not in note]
         results.notes.append(
-            f"The doctor's share and tenfold data (up to {self.effort.watched_rounds} rounds), "
-            "start-up and memory were measured again, on a later day or state of the code."
+            "The overheads of the doctor, of torch.nn's layers and of tenfold data (up to "
+            f"{self.effort.overhead_rounds} rounds), start-up and memory were measured again, on a "
+            "later day or state of the code."
         )
         return results
 
     def _alternate(
         self, calls: dict[str, Callable[[], float]], share: float, rounds: int | None = None
     ) -> Taken:
-        """The rounds of one phase, in its share of the time that is left."""
+        """Measure the rounds of one phase, within a share of the remaining time."""
         left = max(self._ends - time.perf_counter(), 0)
         return alternate(calls, rounds or self.effort.rounds, share * left)
 
     def _steps(self, net: str) -> Taken:
-        """Seconds a step, a value a round, of all that is compared on this network."""
+        """Return the seconds of a step of this network: side → one value per round."""
         sides = self._compared(net)
         if net in MAIN:
             sides += ["watch", "unwatched"]
@@ -204,7 +225,7 @@ class Benchmark:
         return self._alternate({**calls, **self._products()}, share=0.3)
 
     def _evaluations(self, net: str) -> Taken:
-        """Seconds of an evaluation of `images` images, a value a round and side."""
+        """Return the seconds of an evaluation of `images` images: side → one value per round."""
         say(f"evaluation, {net}")
         calls = {
             side: self._call(side, "evaluate", net=net, images=self.effort.images)
@@ -213,12 +234,12 @@ class Benchmark:
         return self._alternate({**calls, **self._products()}, share=0.2)
 
     def _compared(self, net: str) -> list[str]:
-        """The sides that a network's steps and evaluations are compared over."""
+        """Return the sides whose steps and evaluations of a network are compared."""
         return [side for side in self.workers if side != "lightning" or net in MAIN]
 
     def _products(self) -> dict[str, Callable[[], float]]:
-        """A matrix product and a convolution in each of this project's processes, in the same
-        rounds."""
+        """Return the calls that time a matrix product and a convolution in this project's
+        processes, in the same rounds as the steps."""
         return {
             f"{kind}_{side}": self._call(side, kind, dtype=PRECISIONS[side])
             for side in self.precisions
@@ -229,7 +250,7 @@ class Benchmark:
         return partial(self.workers[side].call, method, **arguments)
 
     def _compare(self, steps: dict[str, Taken], evaluations: dict[str, Taken]) -> None:
-        """The ratios against the notebooks' loop, one run of it at a time."""
+        """Compute the ratios against a single run of the notebooks' loop."""
         whole = 10_000 / self.effort.images
         together = [f"{side}_together" for side in self.together]
         for side in (*self.precisions, *together, "lightning"):
@@ -261,8 +282,8 @@ class Benchmark:
         self, side: str, step: dict[str, tuple[float, float]],
         evaluation: dict[str, tuple[float, float]],
     ) -> None:  # fmt: skip
-        """The whole article: `article_fp32` as scripts/reproduce.py trains it, several runs at
-        once, `article_fp32_alone` one run after the other."""
+        """Project the time of the whole article: `article_fp32` with several simultaneous runs, as
+        scripts/reproduce.py trains them, and `article_fp32_alone` with one run at a time."""
         name = side.removesuffix("_together")
         key = name if side != name else f"{name}_alone"
         plain, ours = (
@@ -275,7 +296,7 @@ class Benchmark:
         )
 
     def _ratio(self, key: str, taken: Taken, side: str, scale: float) -> tuple[float, float]:
-        """Note a ratio, and return the notebooks' seconds and the side's."""
+        """Record a ratio, and return the seconds of the notebooks and of the side."""
         count = min(len(taken["notebook"]), len(taken[side]))
         faster = ratio(taken["notebook"][:count], taken[side][:count])
         plain = Spread.of(taken["notebook"]).median * scale
@@ -287,38 +308,45 @@ class Benchmark:
         self.results.ratio[key] = plain / side
         self.results.seconds[key] = (plain, side)
 
-    def _watching(self) -> None:
-        """What the doctor adds to a step, and data of ten times the size: so little that nothing
-        else is timed between."""
-        found = {net: self._added(net, "", "doctor=off") for net in WATCHED}
-        self._overheads("doctor", found, max)
-        if self.effort.thorough:
-            self.results.add("overhead", "tenfold_data", self._added("cifar", "tenfold", ""))
+    def _overheads_of_this_project(self) -> None:
+        """Measure what the doctor, torch.nn's layers and data of ten times the size add to a step.
 
-    def _added(self, net: str, variant: str, without: str) -> Spread:
-        say(f"{variant or 'the doctor'}, {net}")
+        These are a few percent, so that nothing else is timed in their rounds.
+        """
+        doctor = {net: self._added("the doctor", net, "", "doctor=off") for net in WATCHED}
+        self._overheads("doctor", doctor, max)
+        if self.effort.thorough:
+            for net in OWN_LAYERS:
+                added = self._added("torch.nn's layers", net, "model.own_layers=false", "")
+                self.results.add("overhead", f"torch_layers_{net}", added)
+            tenfold = self._added("data of ten times the size", "cifar", "tenfold", "")
+            self.results.add("overhead", "tenfold_data", tenfold)
+
+    def _added(self, title: str, net: str, variant: str, without: str) -> Spread:
+        """Return what a variant adds to a step, as a share of the step without it."""
+        say(f"{title}, {net}")
         calls = {
             each: self._call("fp32", "steps", net=net, count=NETS[net].block, variant=each)
             for each in (variant, without)
         }
-        taken = self._alternate(calls, share=0.2, rounds=self.effort.watched_rounds)
+        taken = self._alternate(calls, share=0.2, rounds=self.effort.overhead_rounds)
         return overhead(taken[variant], taken[without])
 
     def _wandb_watch(self, steps: dict[str, Taken]) -> None:
-        """What `wandb.watch` adds to the notebooks' loop."""
+        """Compute what `wandb.watch` adds to a step of the notebooks' loop."""
         found = {net: overhead(steps[net]["watch"], steps[net]["unwatched"]) for net in MAIN}
         self._overheads("wandb_watch", found, min)
 
     def _overheads(self, name: str, found: dict[str, Spread], worst: Callable) -> None:
-        """Each network's, and for all the less favourable of the two image nets'."""
+        """Record the overhead on each network, and as a summary the worse of the image nets'."""
         main = [found[net] for net in MAIN]
         self.results.add("overhead", name, worst(main, key=lambda spread: spread.median))
         for net, spread in found.items():
             self.results.add("overhead", f"{name}_{net}", spread)
 
     def _roofline(self, steps: dict[str, Taken], evaluations: dict[str, Taken]) -> None:
-        """GFLOP/s, and their share of the matrix product's in the same process and round; where a
-        step's time goes, and the ratio that no program could exceed."""
+        """Compute GFLOP/s and their share of a matrix product's in the same process and round, the
+        profile of a step, and an upper bound of the ratio."""
         for side in self.precisions:
             peaks = {}
             for kind, operations in measures.FLOPS.items():
@@ -329,7 +357,7 @@ class Benchmark:
             for net in MAIN:
                 work = self.workers[side].call("work", net=net)
                 self.results.profile[f"{net}_{side}"] = self.workers[side].call("profile", net=net)
-                # Were everything but the products for nothing, and they as fast as the fastest.
+                # If the products ran at the peak and everything else took no time.
                 least = work["step"] / (max(peaks.values()) * 1e9)
                 self.results.bound[f"step_{net}_{side}"] = (
                     Spread.of(steps[net]["notebook"]).median / least
@@ -349,7 +377,7 @@ class Benchmark:
                     self.results.peak_share[key] = Spread.of(shares).median
 
     def _stacks(self, members: int = 8) -> None:
-        """Members × steps a second of a stack, against as many runs one after the other."""
+        """Measure members × steps per second of a stack and of its members one after the other."""
         for net in self.effort.stacked:
             say(f"{members} members, {net}")
             calls = {
@@ -385,10 +413,10 @@ class Benchmark:
         taken = alternate(calls, self.effort.starts, 0.3 * max(self._ends - time.perf_counter(), 0))
         for key, seconds in taken.items():
             self.results.add("startup", key, Spread.of(seconds))
-        # On the embedded digits, whose epoch is short: what is left over is what is asked for.
+        # On the embedded digits, whose short epochs leave the overhead of a job to be measured.
         sweep = ["trainer.epochs=1", "trainer.steps_per_epoch=5", "trainer.device=cpu"]
         sweep.append(f"data.cache={self.directory / 'prepared'}")
-        # Of several sweeps: all jobs of one meet the same moment of the machine.
+        # In several sweeps, because all jobs of one run under the same load of the machine.
         extra = [
             seconds
             for number in range(self.effort.sweeps)
@@ -399,7 +427,7 @@ class Benchmark:
         self.results.add("startup", "extra_job_s", Spread.of(extra))
 
     def _memory(self) -> None:
-        """Peaks of a first run, which decodes the images, and of one that finds them decoded."""
+        """Measure the peak memory of a first run, which decodes the images, and of a later run."""
         for net, steps in self.effort.rss_steps.items():
             say(f"peak memory, {net}")
             for key, length in ((f"{net}_first", 21), (net, steps)):
@@ -417,12 +445,12 @@ class Benchmark:
         self.results.notes += [
             f"{cpu()}, {os.cpu_count()} hardware threads, {self.workers['fp32'].call('version')}; "
             f"data: {images}. Load average {self._load:.1f} before, {os.getloadavg()[0]:.1f} after"
-            " (above 0 before: other programs had their part of the machine).",
-            f"Where several runs are trained at once, they are {self.at_once}, each with "
-            f"{self.threads} of the threads, and a step's time is "
-            "the time until all have done it, over how many they are.",
+            " (above 0 before: other programs used the machine too).",
+            f"Side by side means {self.at_once} simultaneous runs with {self.threads} of the "
+            "threads each; a step's time is then the time until all runs have done it, divided by "
+            "their number.",
             f"Medians and quartiles of up to {effort.rounds} alternating rounds "
-            f"({effort.watched_rounds} of the doctor's share and tenfold data) of 20 steps "
+            f"({effort.overhead_rounds} for overheads of a few percent) of 20 steps "
             f"(regression {NETS['regression'].block}), or an evaluation of {effort.images} images; "
             f"{seconds:.0f} s in all.",
             "A step here is one of train.py's, with the doctor at its default cadence, "
@@ -450,18 +478,19 @@ def precisions(cpuinfo: str | None = None) -> list[str]:
 
 
 def _settings(precision: str, wandb: str) -> dict[str, str]:
-    """This project's side."""
+    """Return the arguments of this project's side."""
     return {"precision": precision, "wandb": wandb}
 
 
 def data_root() -> Path | None:
-    """Where MNIST and CIFAR-10 lie as torchvision lays them out; None where they do not."""
+    """Return the folder with torchvision's files of MNIST and CIFAR-10, or None without them."""
     root = Path(os.environ.get("DEBUGNN_DATA") or ROOT / "data").absolute()
     wanted = (root / "MNIST" / "raw", root / "cifar-10-batches-py")
     return root if all(folder.is_dir() for folder in wanted) else None
 
 
 def cpu() -> str:
+    """Return the processor's name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if "model name" in line)
@@ -470,6 +499,7 @@ def cpu() -> str:
 
 
 def say(text: str) -> None:
+    """Print progress to stderr: stdout is the table's."""
     print(f"  {text}", file=sys.stderr, flush=True)
 
 
@@ -483,11 +513,11 @@ def main() -> int:
         "--output",
         type=Path,
         metavar="DIR",
-        help="write table and figure there; outputs/reference/benchmark: the results page, too",
+        help="write table and figure there; for outputs/reference/benchmark, the results page too",
     )
     parser.add_argument(
         "--again", action="store_true",
-        help="only what adds little to a step, start-up, memory; the rest of DIR's numbers stay",
+        help="measure only small overheads, start-up and memory; keep DIR's other numbers",
     )  # fmt: skip
     parser.add_argument(
         "--wandb", choices=["offline", "disabled"], default="offline", help="this project's sink"

@@ -5,11 +5,14 @@ python scripts/evaluate_doctor.py --seeds 1 --only lr_  some programs, one seed
 python scripts/evaluate_doctor.py --write               fill outputs/reference/doctor and the page
 python scripts/evaluate_doctor.py --save DIR            keep each run's evidence
 python scripts/evaluate_doctor.py --rejudge DIR         diagnose kept evidence by today's rules
+    --set vanishing_gradient.VANISHED=0.05              … under another threshold
+    --sensitivity                                       … under each threshold moved up and down
+
+--rejudge needs no torch. DIR holds what --save has written, or runs of train.py: each evidence.json
+below it is diagnosed again.
 
 Of the held-out half, only the rates are printed. Who reads which of its programs are missed, and
 changes a rule for them, has no held-out half any more: --reveal is for when that is decided.
-
---rejudge needs no torch.
 """
 
 import argparse
@@ -21,7 +24,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +36,8 @@ from debugnn import records
 from debugnn.analysis import tables
 from debugnn.analysis.figures.confusion import draw_confusion
 from debugnn.doctor import causes, evidence
+from debugnn.doctor.causes.thresholds import Threshold, moved, thresholds
+from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.report import Report
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -118,6 +124,73 @@ def rejudge(options: argparse.Namespace) -> Iterator[Row]:
         if _selected(options, row["program"], row["half"]):
             diagnosis = causes.diagnose(evidence.load(row["evidence"]), row["trial_budget"])
             yield row | judgement(diagnosis)
+
+
+def rejudge_runs(paths: Sequence[Path]) -> None:
+    """Print each run of train.py with its diagnosis as it was kept, and by today's rules."""
+    for path in paths:
+        seen = evidence.load(records.load(path.read_text(encoding="utf-8")))
+        kept = records.load(path.with_name("findings.json").read_text(encoding="utf-8"))
+        now = causes.diagnose(seen, kept["trial_budget"])
+        print(f"{path.parent}: {kept['main_cause']} -> {now.main_cause}")
+
+
+def set_threshold(text: str) -> tuple[Threshold, float]:
+    """Parse `cause.NAME=value`, or `signals.NAME=value` for a threshold of several causes.
+
+    Raises:
+        argparse.ArgumentTypeError: no such threshold, or no number.
+    """
+    name, _, value = text.partition("=")
+    known = {str(threshold): threshold for threshold in thresholds()}
+    if name not in known:
+        near = [each for each in known if each.partition(".")[2] == name.rpartition(".")[2]]
+        hint = f"; there is {', '.join(near)}" if near else ""
+        raise argparse.ArgumentTypeError(f"{name}: no such threshold{hint}")
+    try:
+        return known[name], float(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text}: a number is needed") from None
+
+
+FACTORS = (0.5, 0.8, 1.25, 2.0)  # by which each threshold is moved
+
+
+def sensitivity(rows: Sequence[Row]) -> pd.DataFrame:
+    """Count the runs whose first finding changes as each threshold is moved.
+
+    Args:
+        rows: runs of the tuning half, with their evidence.
+
+    Returns:
+        A row for each threshold: its name, its value, and a count for each of `FACTORS`.
+    """
+    seen: list[tuple[Evidence, str]] = []
+    for row in rows:
+        found = evidence.load(row["evidence"])
+        seen.append((found, causes.diagnose(found, row["trial_budget"]).main_cause))
+    counts = []
+    for threshold in thresholds():
+        changed = {}
+        for factor in FACTORS:
+            with moved(threshold, threshold.value * factor):
+                now = [causes.diagnose(found, 0).main_cause for found, _ in seen]
+            changed[f"× {factor:g}"] = sum(
+                cause != before for cause, (_, before) in zip(now, seen, strict=True)
+            )
+        counts.append({"threshold": str(threshold), "value": threshold.value, **changed})
+    return pd.DataFrame(counts)
+
+
+def sensitive(table: pd.DataFrame) -> str:
+    """Return the thresholds at which some diagnosis changes within a factor of two, as Markdown."""
+    columns = [f"× {factor:g}" for factor in FACTORS]
+    some = table[(table[columns] > 0).any(axis=1)]
+    rows = [
+        [f"`{row['threshold']}`", f"{row['value']:g}", *(str(row[c]) for c in columns)]
+        for _, row in some.iterrows()
+    ]
+    return tables.markdown(["threshold", "value", *columns], rows)
 
 
 def _selected(options: argparse.Namespace, program: str, half: str) -> bool:
@@ -292,6 +365,14 @@ def main() -> int:
     parser.add_argument(
         "--reveal", action="store_true", help="name held-out programs, causes and faults, too"
     )
+    parser.add_argument(
+        "--set", type=set_threshold, action="append", default=[], metavar="NAME=VALUE",
+        help="judge under another threshold, such as vanishing_gradient.VANISHED=0.05",
+    )  # fmt: skip
+    parser.add_argument(
+        "--sensitivity", action="store_true",
+        help="with --rejudge: move each threshold and count the tuning runs that change",
+    )  # fmt: skip
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--save", type=Path, metavar="DIR", help="write each run's evidence here")
     source.add_argument("--rejudge", type=Path, metavar="DIR", help="diagnose such runs again")
@@ -299,19 +380,47 @@ def main() -> int:
     if options.write and (options.only or options.half):
         parser.error("--write needs all programs, without --only and --half")
 
-    rows = []
-    for row in rejudge(options) if options.rejudge else run(options):
-        rows.append(row)
-        show_if_wrong(row, options.reveal)
-        if options.save:
-            save(row, options.save)
-    rows.sort(key=lambda r: (r["program"], r["seed"]))
-    print(summary(rows))
+    if options.sensitivity and not options.rejudge:
+        parser.error("--sensitivity needs --rejudge DIR")
+
+    with ExitStack() as others:
+        for threshold, value in options.set:
+            others.enter_context(moved(threshold, value))
+        runs = sorted(options.rejudge.rglob("evidence.json")) if options.rejudge else []
+        if runs:
+            rejudge_runs(runs)
+            return 0
+        rows = []
+        for row in rejudge(options) if options.rejudge else run(options):
+            rows.append(row)
+            show_if_wrong(row, options.reveal)
+            if options.save:
+                save(row, options.save)
+        rows.sort(key=lambda r: (r["program"], r["seed"]))
+        print(summary(rows))
+        if options.sensitivity:
+            tuning = [r for r in rows if r["half"] == "tuning"]
+            table_of_counts = sensitivity(tuning)
+            print(sensitive(table_of_counts))
+            if options.write:
+                write_sensitivity(table_of_counts, tuning)
     if options.reveal:
         print(by_cause(rows), by_family(rows), sep="\n\n")
     if options.write:
         write(rows)
     return 0
+
+
+def write_sensitivity(counts: pd.DataFrame, rows: Sequence[Row]) -> None:
+    """Write how many tuning runs change with each threshold, and the page's table of them."""
+    counts.to_csv(OUTPUT / "thresholds.csv", index=False)
+    changing = sensitive(counts)
+    shown = changing.count("\n") - 1
+    said = (
+        f"{len(counts)} thresholds, each moved alone; shown are the {shown} at which the first "
+        f"finding of some of the {len(rows)} tuning runs changes. Trials are not run again."
+    )
+    tables.fill(DOCTOR_PAGE, "thresholds", f"{changing}\n\n{said}")
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ class Outcome:
 
 def run(job: Job) -> Outcome:
     """Run the job in this process. An error ends the job alone and is returned."""
-    from debugnn.runs.tasks import execute
+    from debugnn.runs.execute import execute
 
     started, error = time.perf_counter(), None
     try:

@@ -13,12 +13,13 @@ PACKAGE = REPOSITORY / "src" / "debugnn"
 PLUGINS = REPOSITORY / "src" / "hydra_plugins"
 MODULES = sorted((*PACKAGE.rglob("*.py"), *PLUGINS.rglob("*.py")))
 
-LEAVES = {"errors", "records", "random_state", "tensor_stats", "lr_curve"}
+LEAVES = {"errors", "files", "records", "random_state", "tensor_stats", "lr_curve"}
 
 # Room → the libraries that it may import besides the standard library, and the other rooms of the
 # package. Imports point one way: a room is listed after all that it may import.
 ALLOWED = {
     "errors": (set(), set()),
+    "files": (set(), set()),
     "records": (set(), set()),
     "random_state": ({"torch"}, set()),
     "tensor_stats": ({"torch"}, {"records"}),
@@ -33,13 +34,13 @@ ALLOWED = {
         {"torch", "hydra", "omegaconf"},
         LEAVES | {"nn", "data", "training", "config"},
     ),
+    "runs": (
+        {"numpy", "torch", "omegaconf", "wandb"},
+        LEAVES | {"nn", "data", "training", "doctor", "config", "build"},
+    ),
     "stacking": (
         {"torch", "omegaconf"},
         LEAVES | {"nn", "data", "training", "config", "build", "runs"},
-    ),
-    "runs": (
-        {"numpy", "torch", "omegaconf", "wandb"},
-        LEAVES | {"nn", "data", "training", "doctor", "config", "build", "stacking"},
     ),
     "analysis": (
         {"numpy", "pandas", "matplotlib", "scipy", "omegaconf", "yaml"},
@@ -112,4 +113,4 @@ def test_requirements_are_exact_and_name_no_index():
 
 
 def test_train_py_is_short():
-    assert len((REPOSITORY / "train.py").read_text().splitlines()) < 60
+    assert len((REPOSITORY / "train.py").read_text().splitlines()) < 40

@@ -28,7 +28,7 @@ EXAMPLES = [
     Layers(epoch=0, step=0, gradients={"conv1.weight": STATS}, parameters={}, activations={}),
 ]  # fmt: skip
 
-# A string that reads like a number of the encoding is that number when it is read back.
+# The strings that encode non-finite numbers are decoded as these numbers.
 words = st.text().filter(lambda text: text not in {"NaN", "Infinity", "-Infinity"})
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | words,
@@ -38,7 +38,7 @@ json_values = st.recursive(
 
 
 def same(a: object, b: object) -> bool:
-    """Equality in which NaN equals NaN, and 1, 1.0 and True are three things."""
+    """Compare so that NaN equals NaN, and 1, 1.0 and True differ."""
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
     if isinstance(a, list) and isinstance(b, list):
@@ -99,6 +99,6 @@ def test_a_file_cut_off_at_any_byte_gives_its_whole_lines(tmp_path, name):
 
 
 def test_records_need_the_standard_library_alone():
-    # -S leaves site-packages out.
+    # -S removes site-packages from the path.
     program = f"import sys; sys.path.insert(0, {str(REPOSITORY / 'src')!r}); import debugnn.records"
     subprocess.run([sys.executable, "-I", "-S", "-c", program], check=True)

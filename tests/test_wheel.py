@@ -45,7 +45,9 @@ def test_the_wheel_holds_every_module_and_the_articles_numbers(wheel: Path) -> N
     wanted.add("debugnn/analysis/article_runs.csv")
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
+        licences = [name for name in archive.namelist() if name.endswith("/LICENSE")]
     assert held == wanted
+    assert len(licences) == 1
 
 
 def test_the_wheel_requires_torch_and_numpy_alone(wheel: Path) -> None:

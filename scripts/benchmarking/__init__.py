@@ -1,1 +1,1 @@
-"""What scripts/benchmark.py is made of: the sides that train, and how they are timed."""
+"""The parts of scripts/benchmark.py: the programs that it times, and how it times them."""

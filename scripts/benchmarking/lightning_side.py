@@ -43,7 +43,7 @@ class Module(pl.LightningModule):
 
 
 class Lightning:
-    """Side (c)."""
+    """The side of PyTorch Lightning."""
 
     def __init__(self, root: Path | None, directory: Path) -> None:
         self.root, self.directory = root, directory
@@ -51,9 +51,9 @@ class Lightning:
         self.data = {}
 
     def steps(self, net: str, count: int, variant: str = "") -> float:
-        """Mean seconds of `count` steps that go on from the last ones."""
+        """Train `count` further steps and return the mean seconds of one."""
         if net not in self.running:
-            self.running[net] = standing_still(lambda pause: self._fit(net, pause))
+            self.running[net] = pausing(lambda pause: self._fit(net, pause))
             for _ in range(3):
                 next(self.running[net])
         started = time.perf_counter()
@@ -62,7 +62,7 @@ class Lightning:
         return (time.perf_counter() - started) / count
 
     def evaluate(self, net: str, images: int) -> float:
-        """Seconds of one evaluation on the first `images` of the test set."""
+        """Return the seconds of one evaluation on the first `images` test images."""
         loader = DataLoader(Subset(self._data(net)[1], range(images)), NETS[net].test_batch)
         trainer, module = self._trainer(logger=False), Module(net)
         started = time.perf_counter()
@@ -92,8 +92,12 @@ class Lightning:
         return self.data[name]
 
 
-def standing_still(work: Callable[[Callable[[], None]], None]) -> Iterator[None]:
-    """Make a generator of a function that calls `pause()` at each step: Lightning owns its loop."""
+def pausing(work: Callable[[Callable[[], None]], None]) -> Iterator[None]:
+    """Turn a function that calls `pause()` after each step into a generator.
+
+    The function runs in a thread of its own, because Lightning does not give up control of its
+    loop.
+    """
     go, done = queue.Queue(), queue.Queue()
     failures = []
 

@@ -1,4 +1,4 @@
-"""Alternating measurement, its ratios with their spread, and the projected article."""
+"""Alternating measurements, their ratios and spread, and the projected time of the article."""
 
 import statistics
 import time
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from benchmarking.nets import ARTICLE, NETS
 
-# Floating-point operations of what is timed to know the machine: a product of two square matrices,
-# and a 3×3 convolution of 64 images, 64 channels wide, as the nets' are.
+# Floating-point operations of two reference computations: a product of two square matrices, and a
+# 3×3 convolution of 64 images with 64 channels, as in the networks.
 MATRIX, IMAGES, CHANNELS, SIDE = 2048, 64, 64, 24
 FLOPS = {
     "product": 2 * MATRIX**3,
@@ -18,7 +18,7 @@ FLOPS = {
 
 @dataclass(frozen=True)
 class Spread:
-    """A median with its quartiles."""
+    """A median with its quartiles, of `n` values."""
 
     median: float
     low: float
@@ -27,22 +27,27 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Spread":
+        """Return the median and quartiles of at least one value."""
         if len(values) == 1:
             return cls(values[0], values[0], values[0], 1)
         low, median, high = statistics.quantiles(values, n=4, method="inclusive")
         return cls(median, low, high, len(values))
 
-    def scaled(self, factor: float) -> "Spread":
-        return Spread(self.median * factor, self.low * factor, self.high * factor, self.n)
-
 
 def alternate(
     sides: Mapping[str, Callable[[], float]], rounds: int, seconds: float
 ) -> dict[str, list[float]]:
-    """Call each side in turn, round after round: a drift of the machine hits all of them.
+    """Call each side in turn, round after round, so that a drift of the machine affects all.
 
-    Every other round goes backwards, so that no side always follows the same one. Ends after
-    `rounds` rounds, or with the first that ends after `seconds`.
+    Every second round is in reverse order, so that no side always follows the same one.
+
+    Args:
+        sides: name → a call that returns the seconds it measured.
+        rounds: the largest number of rounds.
+        seconds: no round starts after this time.
+
+    Returns:
+        Name → the seconds of each round.
     """
     taken: dict[str, list[float]] = {name: [] for name in sides}
     deadline = time.perf_counter() + seconds
@@ -55,30 +60,30 @@ def alternate(
 
 
 def ratio(slow: Sequence[float], fast: Sequence[float]) -> Spread:
-    """How many times as fast as `slow` `fast` is, from the rounds' own ratios."""
+    """Return how many times as fast `fast` is as `slow`, from the ratio of each round."""
     return Spread.of([a / b for a, b in zip(slow, fast, strict=True)])
 
 
 def overhead(with_it: Sequence[float], without: Sequence[float]) -> Spread:
-    """What something adds, as a fraction of the time without it."""
+    """Return what something adds as a share of the time without it, from each round's ratio."""
     return Spread.of([a / b - 1 for a, b in zip(with_it, without, strict=True)])
 
 
 def stand_in(net: str, measured: Mapping[str, object]) -> str:
-    """The network whose time serves for `net`: itself, or the plain one where that is all."""
+    """Return the network whose time is used for `net`: itself if measured, else the plain one."""
     return net if net in measured else net.split("_")[0]
 
 
 def article(
     steps: Mapping[str, float], evaluations: Mapping[str, float], at_once: int = 1
 ) -> float:
-    """Seconds of all the article's runs, `at_once` of them side by side.
+    """Return the seconds of all the article's runs, `at_once` of them side by side.
 
-    Each run goes to the process that is free first, in the article's order. A run that is left
-    alone in the end is counted as slow as beside others.
+    Each run is given to the first free process, in the article's order. A run that is alone at the
+    end is counted as slow as beside others.
 
     Args:
-        steps, evaluations: network → the seconds of one, over the runs that work at the same time.
+        steps, evaluations: network → seconds of one, divided by the number of simultaneous runs.
     """
     busy = [0.0] * at_once
     for run in ARTICLE:
@@ -91,5 +96,5 @@ def article(
 
 
 def epoch(step: float, evaluation: float, net: str) -> float:
-    """Seconds of the article's epoch: its training steps and one evaluation."""
+    """Return the seconds of an epoch of the article: its training steps and one evaluation."""
     return NETS[net].steps_per_epoch * step + evaluation

@@ -1,4 +1,4 @@
-"""What is trained: the article's networks, their data, and how often each of its runs steps."""
+"""The article's networks, their data, and the number of steps of each of its runs."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +9,14 @@ class Net:
     """One of the article's networks on its data.
 
     Attributes:
-        overrides: of this project's configuration.
-        test_batch: what such notebooks evaluate in.
-        block: steps that are timed as one: whole periods of the doctor, 20 steps, each of which
-            has one that is watched closely; of short steps enough to time them.
+        overrides: overrides of this project's configuration.
+        data: name of the data set.
+        batch: training batch size.
+        test_batch: the notebooks' evaluation batch size.
+        test_size: number of test samples.
+        steps_per_epoch: steps of an epoch of the article.
+        block: number of steps that are timed together: a multiple of 20, because the doctor
+            inspects every 20th step more closely; more where a step is short.
     """
 
     overrides: tuple[str, ...]
@@ -50,17 +54,16 @@ NETS = {
 }  # fmt: skip
 MAIN = ("mnist", "cifar")
 
-# What is trained in stacks: nets whose steps are mostly overhead, and one of convolutions.
+# The nets that are trained in stacks. Convolutions are not stacked on a CPU.
 STACKED = {
     "regression": NETS["regression"].overrides,
     "mlp": ("model=deep_mlp", "data=digits"),
-    "mnist": NETS["mnist"].overrides,
 }
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run of the article, by how many training steps and evaluations it consists of."""
+    """The number of training steps and evaluations of a run of the article."""
 
     name: str
     net: str
@@ -80,7 +83,7 @@ ARTICLE = (
     _epochs("VG_Converge", "mnist_sigmoid", 40),
     _epochs("VG_solved_Relu", "mnist", 10),
     _epochs("Explode_Bad_Wt", "mnist", 10),
-    # An evaluation of 500 rows is part of every 16th step there.
+    # The measured step includes its share of the evaluation that follows every 16th step.
     Run("before_nan", "regression", 1600, 0),
     Run("after_nan", "regression", 1600, 0),
     _epochs("run_without_wt", "cifar", 10),
@@ -94,12 +97,12 @@ ARTICLE = (
 
 
 def data_overrides(root: Path | None, cache: Path) -> list[str]:
-    """Where the images are; random ones where `root` is None."""
+    """Return the overrides for the folders of data and cache; `root` is None for random images."""
     return [f"data.cache={cache}", *([f"data.root={root}"] if root else [])]
 
 
 def net_overrides(net: str, root: Path | None) -> list[str]:
-    """The network and its data."""
+    """Return the overrides for the network and its data; `root` is None for random images."""
     overrides = list(NETS[net].overrides if net in NETS else STACKED[net])
     if root is None and net in NETS and NETS[net].data != "regression":
         overrides.append(f"data.reader._target_=benchmarking.random_data.{NETS[net].data}")

@@ -1,8 +1,8 @@
-"""The plain loop, written as the article's notebooks are: what this project is compared with.
+"""The baseline of the benchmark: a loop written as in the article's notebooks.
 
-DataLoader over torchvision's data set with its transforms, a module a network, log-softmax and
-negative log-likelihood, Adam at its defaults, NCHW, float32. Nothing of this project is imported
-but what stands in for missing data.
+DataLoader over torchvision's data set with its transforms, one module per network, log-softmax and
+negative log-likelihood, Adam with its defaults, NCHW, float32. The only import from this project is
+the random data that replaces missing files.
 """
 
 import time
@@ -86,7 +86,7 @@ MODELS = {
 
 
 def data_sets(net: str, root: Path | None):
-    """The training and the test set; random images where `root` is None."""
+    """Return the training and the test set; random images if `root` is None."""
     name = NETS[net].data
     if name == "regression":
         from sklearn.datasets import make_regression
@@ -105,7 +105,7 @@ def data_sets(net: str, root: Path | None):
 
 
 def train(net, loader, optimizer, criterion) -> Iterator[None]:
-    """One epoch; stands still after each step, so that it can be timed."""
+    """Train one epoch, and yield after each step, so that steps can be timed."""
     net.train()
     correct = total = 0
     for inputs, targets in loader:
@@ -133,8 +133,11 @@ def test(net, loader, criterion):
 
 
 class Notebook:
-    """Side (a). Variants: "" as the notebooks are, "watch" with `wandb.watch` at every step, and
-    "unwatched" without it."""
+    """The side of the notebooks' loop.
+
+    Variants: "" as the notebooks are, "watch" with `wandb.watch` at every step, and "unwatched"
+    without it.
+    """
 
     def __init__(self, root: Path | None, directory: Path) -> None:
         self.root, self.directory = root, directory
@@ -142,17 +145,17 @@ class Notebook:
         self.data, self.models = {}, {}
 
     def prepare(self, kind: str, net: str, variant: str = "") -> None:
-        """All that steps or evaluate do once, before what they time."""
+        """Do what `steps` or `evaluate` (`kind`) need once, outside of the timed part."""
         if kind == "evaluate" and net not in self.models:
             self.models[net] = MODELS[net]()
-            self.evaluate(net, 32)  # oneDNN prepares its kernels at their first use
+            self.evaluate(net, 32)  # at its first use, oneDNN prepares its kernels
         if kind == "steps" and (net, variant) not in self.running:
             self.running[net, variant] = self._train(net, variant)
             for _ in range(3):
                 next(self.running[net, variant])
 
     def steps(self, net: str, count: int, variant: str = "") -> float:
-        """Mean seconds of `count` steps that go on from the last ones."""
+        """Train `count` further steps and return the mean seconds of one."""
         self.prepare("steps", net, variant)
         started = time.perf_counter()
         for _ in range(count):
@@ -160,7 +163,7 @@ class Notebook:
         return (time.perf_counter() - started) / count
 
     def evaluate(self, net: str, images: int) -> float:
-        """Seconds of one evaluation on the first `images` of the test set."""
+        """Return the seconds of one evaluation on the first `images` test images."""
         self.prepare("evaluate", net)
         model, criterion = self.models[net], F.nll_loss
         loader = DataLoader(Subset(self._data(net)[1], range(images)), NETS[net].test_batch)
@@ -186,7 +189,7 @@ class Notebook:
         while True:
             for step, _ in enumerate(train(model, loader, optimizer, criterion)):
                 if variant == "watch":
-                    wandb.log({"step": step})  # sends what the hooks have gathered
+                    wandb.log({"step": step})  # sends what the hooks of wandb.watch have collected
                 if step + 1 == len(loader) and net == "regression":
                     loss, _ = test(model, DataLoader(test_set, 500), criterion)
                     wandb.log({"test_loss": loss})

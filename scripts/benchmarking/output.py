@@ -1,4 +1,4 @@
-"""The results as a Markdown table, and as a figure in the house's style."""
+"""The benchmark's results as Markdown tables and as a figure."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from debugnn.analysis.figures.canvas import DPI, FAINT, PALETTE, STYLE, WIDTH
 
-# Result's key → its row in the table; the order is the table's.
+# Key of a result → title of its row, in the order of the table.
 RATIOS = {
     "article_fp32": "whole article, fp32, runs side by side",
     "article_bf16": "whole article, bf16, runs side by side",
@@ -39,7 +39,7 @@ TARGETS = {"article_fp32": 1.6, "article_bf16": 2.5, "eval_fp32": 2.0, "eval_bf1
 
 
 def markdown(results: Mapping[str, Any]) -> str:
-    """Ratios first, then what else was measured, then of what."""
+    """Return all results: first the ratios, then the others, then the notes."""
     rows = [["against the notebooks' loop", "times as fast", "quartiles", "notebooks", "here"]]
     for key, title in RATIOS.items():
         if key in results["ratio"]:
@@ -78,16 +78,16 @@ def markdown(results: Mapping[str, Any]) -> str:
         rows.append([key, *cells, f"{results['bound'][f'step_{key}']:.2f}"])
     blocks.append(_table(rows))
     blocks.append(
-        "The bound: the notebooks' seconds over what the step's products alone take at the speed "
-        "of a large matrix product or a large convolution, whichever is faster here: about the "
-        "most that a program of these kernels can reach."
+        "The bound is the notebooks' seconds divided by the time that the step's products alone "
+        "would take at the speed of a large matrix product or a large convolution, whichever is "
+        "faster here: about the most that a program of these kernels can reach."
     )
     blocks.append("\n".join(results["notes"]))
     return "\n\n".join(blocks) + "\n"
 
 
 def summary(results: Mapping[str, Any]) -> str:
-    """What the results page says: ratios and their targets, watching, start-up, memory."""
+    """Return the table of the results page: ratios, overheads, start-up, memory, targets."""
     rows = [["", "measured", "target"]]
     for key in (
         "article_fp32", "article_bf16", "article_fp32_alone", "article_bf16_alone",
@@ -95,7 +95,7 @@ def summary(results: Mapping[str, Any]) -> str:
         "step_cifar_fp32", "step_cifar_bf16", "step_regression_fp32",
     ):  # fmt: skip
         if key not in results["ratio"] and "bf16" in key:
-            continue  # of a processor without it, as a note says
+            continue  # the processor has no bf16 instructions, as a note says
         target = str(TARGETS.get(key, ""))
         if key in results["bound"]:
             target = f"bound {results['bound'][key]:.2f}"
@@ -131,7 +131,7 @@ def summary(results: Mapping[str, Any]) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """In the unit that leaves it readable."""
+    """Format seconds in a readable unit; "" for None."""
     if seconds is None:
         return ""
     if seconds < 1:
@@ -145,7 +145,7 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def figure(results: Mapping[str, Any], path: Path) -> None:
-    """A bar a ratio with its quartiles, the targets as marks, and the plain loop as a line at 1."""
+    """Draw one bar per ratio with its quartiles, the target as a tick, and a line at 1."""
     keys = [key for key in RATIOS if key in results["ratio"]][::-1]
     with mpl.rc_context(STYLE):
         drawn = Figure(figsize=(WIDTH, 1.8 + 0.27 * len(keys)), dpi=DPI, layout="constrained")

@@ -1,6 +1,6 @@
-"""This project's side: what train.py does at a step and at an evaluation, to be timed.
+"""The side of this project: the steps and evaluations of train.py.
 
-`records` is the one place that knows how a run is put together.
+`records` is the only function that knows how a run is put together.
 """
 
 import math
@@ -23,13 +23,12 @@ from debugnn.build import build
 from debugnn.data import Split
 from debugnn.records import Step
 from debugnn.runs.directory import RunDirectory
-from debugnn.runs.execute import follow
-from debugnn.runs.writer import Writer
-from debugnn.stacking.stack import Member, Stack, share_data
+from debugnn.runs.execute import open_run, prepare, records_of
+from debugnn.stacking.stack import Member, Stack
 from debugnn.training.layer_stats import LayerProbe
 from debugnn.training.loop import Training, evaluate, fit
 
-# Kind of operation → parts of its names in a profile; the first that fits.
+# Kind of operation → parts of its names in a profile; the first kind that matches counts.
 KINDS = {
     "convolutions": ("convolution",),
     "dense layers": ("addmm", "mm"),
@@ -47,18 +46,20 @@ def compose(overrides: Sequence[str]) -> DictConfig:
 
 
 def records(settings: DictConfig) -> Iterator[object]:
-    """A run's records, each written as train.py writes it."""
-    training = build(settings)
-    directory = RunDirectory(settings, [], "benchmark")
-    directory.claim(training)
-    with Writer() as writer, directory.recording(training, writer) as write:
-        for record in follow(settings, training, directory.path):
+    """Run a training and yield its records, each after it was written as train.py writes it."""
+    run = prepare(RunDirectory(settings, [], "benchmark"))
+    with open_run(run) as write:
+        for record in records_of(run):
             write(record)
             yield record
 
 
 class Project:
-    """Side (b). Variants: "" as train.py does it, "doctor=off", "tenfold" ten times the images."""
+    """The side of this project.
+
+    Variants: "" as train.py trains, "tenfold" on ten times the images, or any override, such as
+    "doctor=off".
+    """
 
     def __init__(self, root: Path | None, directory: Path, precision: str, wandb: str) -> None:
         self.root, self.directory, self.precision = root, directory, precision
@@ -67,24 +68,24 @@ class Project:
         self.trainings: dict[str, Training] = {}
 
     def prepare(self, kind: str, net: str, variant: str = "") -> None:
-        """All that steps or evaluate do once, before what they time."""
+        """Do what `steps` or `evaluate` (`kind`) need once, outside of the timed part."""
         if kind == "evaluate":
             self._training(net)
         elif (net, variant) not in self.running:
             self.running[net, variant] = records(self._settings(net, variant))
-            # A CIFAR run is 15,630 steps, of which the doctor looks more closely at the first 200;
-            # one of MNIST ends there.
+            # The doctor inspects the first 200 steps more closely. They are few of the 15,630 steps
+            # of a CIFAR run, and all of an MNIST run.
             self._advance(net, variant, 244 if net.startswith("cifar") else 4)
 
     def steps(self, net: str, count: int, variant: str = "") -> float:
-        """Mean seconds of `count` steps that go on from the last ones."""
+        """Train `count` further steps and return the mean seconds of one."""
         self.prepare("steps", net, variant)
         started = time.perf_counter()
         self._advance(net, variant, count)
         return (time.perf_counter() - started) / count
 
     def evaluate(self, net: str, images: int) -> float:
-        """Seconds of one evaluation on the first `images` of the test set."""
+        """Return the seconds of one evaluation on the first `images` test images."""
         training = self._training(net)
         whole = training.data
         test = Split(whole.test.inputs[:images], whole.test.targets[:images])
@@ -96,7 +97,7 @@ class Project:
         return seconds
 
     def work(self, net: str) -> dict[str, float]:
-        """Floating-point operations of a training step, and of evaluating one image."""
+        """Return the floating-point operations of a training step and of evaluating one image."""
         training = self._training(net)
         counts = {}
         with FlopCounterMode(display=False) as counter:
@@ -108,7 +109,7 @@ class Project:
         return counts
 
     def profile(self, net: str, steps: int = 10) -> dict[str, float]:
-        """Share of a step's time by kind of operation, without doctor and logging."""
+        """Return the share of a step's time by kind of operation, without doctor and logging."""
         training = self._training(net)
         batches = list(islice(training.batches(0), steps))
 
@@ -129,9 +130,9 @@ class Project:
         return {kind: seconds / whole for kind, seconds in spent.items()}
 
     def stack_steps(self, net: str, members: int, count: int, stacked: bool) -> float:
-        """Seconds of `count` steps of all members, at once or one run after the other.
+        """Return the seconds of `count` steps of all members, stacked or one after the other.
 
-        Nobody watches and nothing is logged, on either side.
+        Both without doctor and logging.
         """
         key = (net, f"{members}-{stacked}")
         if key not in self.running:
@@ -144,10 +145,9 @@ class Project:
     def _members(self, net: str, members: int, stacked: bool) -> Iterator[object]:
         trainings = []
         for seed in range(members):
-            # A step is told when it is done: the blocks are counted by what is told.
+            # A record for each step at once: the steps are counted by their records.
             overrides = [f"seed={seed}", "doctor=off", "trainer.read_every=1"]
             trainings.append(Member(build(self._settings(net, "", *overrides))))
-            share_data(trainings[-1].training, trainings[0].training)
         unwatched = LayerProbe(every=None)
         if stacked:
             for _, record in Stack(trainings).fit(1_000_000, [unwatched] * members):
@@ -155,19 +155,19 @@ class Project:
         runs = [fit(member.training, 1_000_000, unwatched) for member in trainings]
         while True:
             for run in runs:
-                # One run after the other, as far as a block of them goes: each finds its caches.
+                # A block of steps of each run in turn, so that each finds its data in the caches.
                 yield from islice((r for r in run if isinstance(r, Step)), 20)
 
     def version(self) -> str:
         return f"torch {torch.__version__} with {torch.get_num_threads()} threads"
 
     def product(self, dtype: str, size: int = MATRIX) -> float:
-        """Seconds of a matrix product of two (size, size) matrices."""
+        """Return the seconds of a matrix product of two (size, size) matrices."""
         left = torch.ones(size, size, dtype=getattr(torch, dtype))
         return _second_time(lambda: torch.mm(left, left))
 
     def convolution(self, dtype: str, images: int = IMAGES) -> float:
-        """Seconds of a convolution as the nets have them, in their layout."""
+        """Return the seconds of a convolution like those of the nets, in channels-last."""
         given = {"dtype": getattr(torch, dtype)}
         weight = torch.ones(CHANNELS, CHANNELS, 3, 3, **given).to(memory_format=torch.channels_last)
         inputs = torch.ones(images, CHANNELS, SIDE, SIDE, **given)
@@ -180,7 +180,7 @@ class Project:
         overrides += data_overrides(self.root, self.directory.parent / "prepared")
         place = self.directory / self.precision / (variant.partition("=")[0] or "plain") / net
         overrides += ["trainer.epochs=1000000", f"output_dir={place}"]
-        if net in NETS:  # W&B's rows as dense as in a run of the article's ten epochs
+        if net in NETS:  # as many W&B rows per step as in a run of ten epochs
             every = math.ceil(10 * NETS[net].steps_per_epoch / 1000)
             overrides.append(f"wandb.every={every}")
         if variant == "tenfold":
@@ -194,7 +194,7 @@ class Project:
     def _training(self, net: str) -> Training:
         if net not in self.trainings:
             self.trainings[net] = build(self._settings(net, ""))
-            self.evaluate(net, 256)  # oneDNN prepares its kernels at their first use
+            self.evaluate(net, 256)  # at its first use, oneDNN prepares its kernels
         return self.trainings[net]
 
     def _advance(self, net: str, variant: str, count: int) -> None:
@@ -205,7 +205,7 @@ class Project:
 
 
 def _second_time(work: Callable[[], object]) -> float:
-    """Seconds of what was done once before: libraries prepare their kernels at their first use."""
+    """Return the seconds of the second call: at their first use, libraries prepare kernels."""
     work()
     started = time.perf_counter()
     work()

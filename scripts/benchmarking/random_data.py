@@ -1,6 +1,6 @@
-"""Random images in place of MNIST and CIFAR-10: a step takes as long on them.
+"""Random images in place of MNIST and CIFAR-10; the time of a step is the same.
 
-Readers for `data.reader`, and what the notebooks' loop reads in place of torchvision's classes.
+Readers for `data.reader`, and a data set that replaces torchvision's in the notebooks' loop.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ SHAPES = {"mnist": (60_000, (1, 28, 28)), "cifar10": (50_000, (3, 32, 32))}
 
 
 def arrays(name: str, times: int = 1, test: int = 10_000) -> Arrays:
-    """As many images as the data set has, `times` times for training."""
+    """Return as many random images as the data set has, for training `times` as many."""
     train, shape = SHAPES[name]
     random = np.random.default_rng(0)
     halves = []
@@ -28,20 +28,22 @@ def arrays(name: str, times: int = 1, test: int = 10_000) -> Arrays:
 
 
 def mnist(root: str, download: bool) -> Arrays:
+    """Return as many random images as MNIST has."""
     return arrays("mnist")
 
 
 def cifar10(root: str, download: bool) -> Arrays:
+    """Return as many random images as CIFAR-10 has."""
     return arrays("cifar10")
 
 
 def tenfold(root: str, download: bool) -> Arrays:
-    """Ten times CIFAR-10's training images: 1.5 GB."""
+    """Return ten times as many random training images as CIFAR-10 has, 1.5 GB."""
     return arrays("cifar10", times=10)
 
 
 class Images:
-    """A data set as torchvision's are: an image of PIL's at an index, then its transform."""
+    """A data set like torchvision's: PIL images to which a transform is applied."""
 
     def __init__(self, name: str, train: bool, transform: Callable[[Any], Any]) -> None:
         halves = arrays(name)

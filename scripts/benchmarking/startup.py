@@ -1,4 +1,4 @@
-"""Start-up times and peak memory, of processes started as a person starts them."""
+"""Start-up times and peak memory of processes that are started as a user starts them."""
 
 import json
 import os
@@ -13,29 +13,20 @@ from benchmarking.worker import ROOT, BenchmarkError, environment
 
 TRAIN = [sys.executable, str(ROOT / "train.py")]
 
-
-# Linux hands a process the peak of the one that it was forked from: a small one starts it.
-_START = """
-import os, sys
-pid = os.posix_spawnp(sys.argv[2], sys.argv[2:], os.environ)
-_, status, usage = os.wait4(pid, 0)
-with open(sys.argv[1], "w") as file:
-    file.write(str(usage.ru_maxrss))
-sys.exit(os.waitstatus_to_exitcode(status) % 256)
-"""
+PEAK_MEMORY = str(Path(__file__).with_name("peak_memory.py"))
 
 
 def wall(command: Sequence[str], log: Path) -> tuple[float, float]:
-    """Seconds of a command, and the peak resident set of its process in MB.
+    """Run a command, and return its seconds and the peak resident set of its process in MB.
 
     Raises:
-        BenchmarkError: it failed.
+        BenchmarkError: the command failed.
     """
     peak = log.with_name("peak.txt")
     started = time.perf_counter()
     with log.open("ab") as output:
         code = subprocess.run(
-            [sys.executable, "-S", "-E", "-c", _START, str(peak), *command],
+            [sys.executable, "-S", "-E", PEAK_MEMORY, str(peak), *command],
             stdout=output, stderr=output, env=environment(), cwd=ROOT, check=False,
         ).returncode  # fmt: skip
     seconds = time.perf_counter() - started
@@ -46,7 +37,7 @@ def wall(command: Sequence[str], log: Path) -> tuple[float, float]:
 
 
 def first_step(side: str, arguments: Sequence[str], log: Path) -> float:
-    """Seconds from the start of the process to the end of its first training step."""
+    """Return the seconds from the start of a process to the end of its first training step."""
     command = [sys.executable, "-m", "benchmarking.startup", side, *arguments]
     mark = log.with_name("first_step.txt")
     mark.unlink(missing_ok=True)
@@ -56,9 +47,9 @@ def first_step(side: str, arguments: Sequence[str], log: Path) -> float:
 
 
 def extra_jobs(overrides: Sequence[str], jobs: int, output: Path, log: Path) -> list[float]:
-    """What each job after the first adds to the time of its epochs, in one in-process sweep.
+    """Return what each job of a sweep after the first takes in addition to its epochs.
 
-    From one job's last write to the next one's, less the epochs' own seconds.
+    This is the time from one job's last write to the next job's, minus the seconds of its epochs.
     """
     seeds = ",".join(str(seed) for seed in range(jobs))
     wall([*TRAIN, "-m", f"seed={seeds}", f"output_dir={output}", *overrides], log)
@@ -72,7 +63,7 @@ def extra_jobs(overrides: Sequence[str], jobs: int, output: Path, log: Path) -> 
 
 
 def _project(mark: Path, arguments: list[str]) -> None:
-    """train.py until its first update is done."""
+    """Run train.py until the end of its first update."""
     from debugnn.training.loop import Training
 
     update = Training.update
@@ -88,7 +79,7 @@ def _project(mark: Path, arguments: list[str]) -> None:
 
 
 def _notebook(mark: Path, arguments: list[str]) -> None:
-    """The notebook's loop until its first step is done."""
+    """Run the notebooks' loop until the end of its first step."""
     from benchmarking.notebook import Notebook
 
     net, root, directory = arguments

@@ -1,7 +1,7 @@
-"""A side in a process of its own: calls come in as lines of JSON, and answers go back.
+"""A side in a process of its own, which receives calls and sends answers as lines of JSON.
 
-The sides stand still while another is timed, and each has its own memory and threads, as its user's
-process has.
+Each side has its own memory and threads, as in its user's process, and waits while another side is
+timed.
 """
 
 import importlib
@@ -20,15 +20,18 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class BenchmarkError(Exception):
-    """A measurement that could not be made."""
+    """A measurement failed."""
 
 
 class Worker:
     """The handle of a side's process.
 
     Args:
-        side: `module:Class` with the keyword arguments, of benchmarking's modules.
-        threads: of the process; None for a thread a core.
+        name: for error messages.
+        side: `module:Class`, a class of one of benchmarking's modules.
+        log: the file that the process writes its stderr to.
+        threads: number of threads of the process; None for one per core.
+        arguments: keyword arguments of the class.
     """
 
     def __init__(
@@ -43,7 +46,7 @@ class Worker:
             )  # fmt: skip
 
     def call(self, method: str, **arguments: Any) -> Any:
-        """What the side's method returns there.
+        """Call a method of the side and return its result.
 
         Raises:
             BenchmarkError: the method failed, or the process has ended.
@@ -52,7 +55,7 @@ class Worker:
         return self.answer()
 
     def ask(self, method: str, **arguments: Any) -> None:
-        """Have the method called, without waiting for its `answer`."""
+        """Start a call of a method; `answer` returns its result."""
         try:
             self._process.stdin.write(json.dumps([method, arguments]) + "\n")
             self._process.stdin.flush()
@@ -60,7 +63,7 @@ class Worker:
             self._ended()
 
     def answer(self) -> Any:
-        """What the method that was asked for returns."""
+        """Wait for the result of the last `ask`, and return it."""
         try:
             line = self._process.stdout.readline()
         except (OSError, ValueError):
@@ -87,17 +90,17 @@ class Worker:
 
 
 class Together:
-    """Processes of one side that work at the same time, each with its share of the cores.
+    """Several processes of one side that work at the same time, each with a share of the cores.
 
-    Stands where a `Worker` does for steps and evaluations. Its seconds are those until all of them
-    are done, over how many there are: what one of them costs where others run beside it.
+    Replaces a `Worker` for steps and evaluations. The seconds are those until all processes are
+    done, divided by their number: the cost of one run among simultaneous ones.
     """
 
     def __init__(self, members: Sequence[Worker]) -> None:
         self._members = members
 
     def call(self, method: str, **arguments: Any) -> float:
-        """Seconds of a step or of an evaluation.
+        """Return the seconds of a step or of an evaluation.
 
         Raises:
             BenchmarkError: as `Worker.call`.
@@ -117,7 +120,7 @@ class Together:
 
 
 def environment(threads: int | None = None) -> dict[str, str]:
-    """The environment of all processes: these modules importable, W&B silent and offline."""
+    """Return the environment of the processes, with these modules importable and W&B offline."""
     path = [str(ROOT / "scripts"), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]
     limit = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
     return {
@@ -127,7 +130,8 @@ def environment(threads: int | None = None) -> dict[str, str]:
 
 
 def serve(side: str, arguments: dict[str, Any]) -> None:
-    # What libraries print must not get between the answers.
+    """Answer the calls on stdin, one per line, until it ends."""
+    # Whatever libraries print goes to stderr, so that stdout holds the answers alone.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     warnings.simplefilter("ignore")
@@ -147,7 +151,7 @@ def serve(side: str, arguments: dict[str, Any]) -> None:
             answer = {"error": f"{method} failed: {type(error).__name__}: {error}"}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
-    os._exit(0)  # W&B's runs are thrown away: nothing to wait for
+    os._exit(0)  # skips waiting for W&B, whose runs are discarded
 
 
 if __name__ == "__main__":

@@ -3,19 +3,18 @@
 from debugnn import Doctor
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from debugnn.doctor import Doctor, check
 
 __all__ = ["Doctor", "check"]
 
 
 def __getattr__(name: str) -> Any:
     # On first use: the command line's --help must not wait for torch.
-    if name == "Doctor":
-        from debugnn.doctor.watch import Doctor
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from debugnn import doctor
 
-        return Doctor
-    if name == "check":
-        from debugnn.doctor.check import check
-
-        return check
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(doctor, name)

@@ -136,7 +136,6 @@ class TrainerConfig:
     eval_every: int = number(1, "[1, inf)")
     eval_batch_size: int = number(128, "[1, inf)")
     read_every: int = number(20, "[1, inf)")
-    graph: bool = False
     checkpoint_every: int = number(1, "[1, inf)")
     stack: int = number(1, "[1, inf)")
 
@@ -244,7 +243,7 @@ class Config:
 # finished run and a request for the same one.
 BOOKKEEPING = ("overwrite", "output_dir", "wandb", "report", "data.root", "data.cache",
                "data.download", "trainer.checkpoint_every", "trainer.read_every",
-               "trainer.graph", "trainer.stack")  # fmt: skip
+               "trainer.stack")  # fmt: skip
 
 
 # --- composing and checking ----------------------------------------------------------------------

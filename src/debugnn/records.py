@@ -96,6 +96,25 @@ class Layers:
 Record = Step | Epoch | LrPoint | LrSuggestion | Layers
 
 
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """What the doctor says about a run, as plain values: files of their own, no JSON line.
+
+    Attributes:
+        cause: the main cause; `healthy` or `cannot tell` without one.
+        healthy: None if the doctor cannot tell.
+        text: the report as the console shows it.
+        report: what findings.json holds.
+        evidence: what evidence.json holds.
+    """
+
+    cause: str
+    healthy: bool | None
+    text: str
+    report: dict[str, Any]
+    evidence: dict[str, Any]
+
+
 def encode(record: Record) -> str:
     """Return the record as one line of strict JSON."""
     return dump({"kind": record.kind, **_fields(record)})

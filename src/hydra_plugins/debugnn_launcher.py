@@ -1,36 +1,25 @@
-"""A Hydra launcher that trains those jobs of a sweep at once that fit each other.
+"""A Hydra launcher that trains several jobs of a sweep at once.
 
     python train.py -m hydra/launcher=stacked model=deep_mlp init=kaiming,xavier seed=0,1,2
 
-Jobs fit that differ in numbers alone (`debugnn.stacking.sweep`), up to
-`hydra.launcher.at_once` of them.
-Each leaves the run that Hydra's own launcher would leave, but for the diagnosis: runs of a stack
-are not diagnosed. Jobs that fit no other run as under Hydra's launcher.
+Jobs that differ only in numbers (`debugnn.stacking.sweep`) train together, up to
+`hydra.launcher.at_once` of them. Each leaves the run that Hydra's own launcher would leave, except
+for the diagnosis: runs of a stack are not diagnosed. Jobs that fit no other run as under Hydra's
+launcher.
 
 Hydra looks for launchers in the namespace package `hydra_plugins`, and imports them whenever it
-starts, for `--help` too: torch is imported when jobs run.
+starts, for `--help` too. So torch is imported here only when jobs run.
 """
 
-import copy
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import (
-    JobReturn,
-    JobStatus,
-    configure_log,
-    filter_overrides,
-    run_job,
-    setup_globals,
-)
-from hydra.plugins.launcher import Launcher
-from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from hydra.core.utils import JobReturn, JobStatus, configure_log
+from omegaconf import DictConfig, OmegaConf
 
 log = logging.getLogger(__name__)
 
@@ -46,141 +35,53 @@ ConfigStore.instance().store(
 )
 
 
-@dataclass
-class Job:
-    """One job of a sweep, whose interpolations are resolved but in `config`."""
-
-    overrides: Sequence[str]
-    config: DictConfig  # with Hydra's own section
-    settings: DictConfig  # without
-    arm: list[str]
-
-    @property
-    def number(self) -> int:
-        return self.config.hydra.job.num
-
-    @property
-    def experiment(self) -> str | None:
-        return self.config.hydra.runtime.choices.get("experiment")
-
-
-class StackedLauncher(Launcher):
-    """Hydra's BasicLauncher, but for the jobs that fit each other.
+class StackedLauncher(BasicLauncher):
+    """Hydra's BasicLauncher, except for the jobs that fit each other.
 
     Args:
         at_once: how many jobs train at once at most; each takes its own memory.
     """
 
     def __init__(self, at_once: int) -> None:
+        super().__init__()
         self._at_once = at_once
-
-    def setup(
-        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
-    ) -> None:
-        self._context = hydra_context
-        self._task = task_function
-        self._config = config
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        """Run all jobs.
+        """Run all jobs. A job's ConfigError is printed, and the others run.
 
         Raises:
-            ConfigError: `at_once` is below 1. A job's own error is said, and the others run.
+            ConfigError: `at_once` is below 1.
         """
+        from debugnn import cli
         from debugnn.errors import ConfigError
-        from debugnn.stacking.sweep import sets_that_fit
+        from debugnn.stacking.sweep import Job, execute_together, sets_that_fit
+
+        def composed(settings: DictConfig) -> Job:
+            job = HydraConfig.get()
+            OmegaConf.resolve(settings)  # ${hydra:...} means this job only in here
+            return Job(settings, job.overrides.task, job.runtime.choices.get("experiment"))
 
         if self._at_once < 1:
             raise ConfigError(f"hydra.launcher.at_once={self._at_once}: allowed is [1, inf)")
-        setup_globals()
-        self._log_as_hydra()
-        Path(str(self._config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
-        jobs = [self._compose(o, initial_job_idx + i) for i, o in enumerate(job_overrides)]
-        sets = sets_that_fit([(j.settings, j.arm, j.experiment) for j in jobs], self._at_once)
-        log.info("Launching %d jobs locally, up to %d at once", len(jobs), self._at_once)
-        returns: dict[int, JobReturn] = {}
-        for chosen in sets:
-            for index in chosen:
-                typed = " ".join(filter_overrides(jobs[index].overrides))
-                log.info("\t#%d : %s", jobs[index].number, typed)
-            run = self._together if len(chosen) > 1 else self._one_by_one
-            ended = run([jobs[index] for index in chosen])
-            returns.update(zip(chosen, ended, strict=True))
-        return [returns[index] for index in range(len(jobs))]
-
-    def _together(self, jobs: Sequence[Job]) -> list[JobReturn]:
-        """Run a set as one Hydra job, that of its first member."""
-        from debugnn import cli
-        from debugnn.errors import ConfigError
-        from debugnn.stacking.sweep import execute_together
-
-        refused: set[int] = set()
-
-        def refuse(index: int, error: ConfigError) -> None:
-            cli.report(error, jobs[index].arm)
-            refused.add(index)
-
-        def train(_: DictConfig) -> str | None:
-            """Why the jobs do not stack, None where they did."""
-            requests = [(job.settings, job.arm) for job in jobs]
+        assert self.config is not None  # after setup
+        task, self.task_function = self.task_function, composed
+        returns = list(super().launch(job_overrides, initial_job_idx))
+        self.task_function = task
+        jobs = [r.return_value if r.status == JobStatus.COMPLETED else None for r in returns]
+        for chosen in sets_that_fit(jobs, self._at_once):
+            if len(chosen) == 1:
+                (index,) = chosen
+                returns[index] = super().launch([job_overrides[index]], initial_job_idx + index)[0]
+                continue
+            members = [job for index in chosen if (job := jobs[index]) is not None]
+            configure_log(self.config.hydra.job_logging, self.config.hydra.verbose)
             try:
-                execute_together(requests, jobs[0].experiment, refuse)
-            except ConfigError as error:
-                return cli.explain(error)
-            return None
-
-        ended = self._run(jobs[0], train)
-        returns = [
-            replace(
-                ended,
-                overrides=job.arm,
-                cfg=job.settings,
-                hydra_cfg=OmegaConf.masked_copy(job.config, "hydra"),
-            )
-            for job in jobs
-        ]
-        if ended.status == JobStatus.COMPLETED and ended.return_value is not None:
-            log.info("One after the other: %s", ended.return_value)
-            left = [index for index in range(len(jobs)) if index not in refused]
-            for index, alone in zip(left, self._one_by_one([jobs[i] for i in left]), strict=True):
-                returns[index] = alone
+                execute_together(
+                    members, refuse=lambda job, error: cli.report(error, job.overrides)
+                )
+            except Exception as error:  # which Hydra raises after the other jobs
+                returns[chosen[0]].status = JobStatus.FAILED
+                returns[chosen[0]].return_value = error
         return returns
-
-    def _one_by_one(self, jobs: Sequence[Job]) -> list[JobReturn]:
-        return [self._run(job, self._task) for job in jobs]
-
-    def _run(self, job: Job, task: TaskFunction) -> JobReturn:
-        ended = run_job(
-            hydra_context=self._context,
-            task_function=task,
-            config=job.config,
-            job_dir_key="hydra.sweep.dir",
-            job_subdir_key="hydra.sweep.subdir",
-        )
-        self._log_as_hydra()
-        return ended
-
-    def _compose(self, overrides: Sequence[str], number: int) -> Job:
-        config = self._context.config_loader.load_sweep_config(self._config, list(overrides))
-        with open_dict(config):
-            config.hydra.job.id = number
-            config.hydra.job.num = number
-        settings = copy.deepcopy(config)
-        with open_dict(settings):
-            del settings["hydra"]
-        # ${hydra:...} means this job only while its configuration is Hydra's.
-        outer = HydraConfig.instance().cfg
-        HydraConfig.instance().set_config(config)
-        try:
-            OmegaConf.resolve(settings)
-            arm = list(config.hydra.overrides.task)
-        except OmegaConfBaseException:
-            settings, arm = OmegaConf.create(), []  # fits no other: launched alone, it says why
-        finally:
-            HydraConfig.instance().cfg = outer
-        return Job(overrides, config, settings, arm)
-
-    def _log_as_hydra(self) -> None:
-        configure_log(self._config.hydra.hydra_logging, self._config.hydra.verbose)

@@ -1,4 +1,4 @@
-"""Every figure shows what the runs and the article recorded, and says what it was drawn from."""
+"""Every figure shows what the runs and the article recorded, and names its data and seeds."""
 
 import math
 import subprocess
@@ -45,7 +45,7 @@ def plotted(kind: str, runs: list[Run], **entry: Any) -> Figure:
 
 
 def texts(figure: Figure) -> str:
-    """All that the figure says outside its panels: title, legends, caption."""
+    """Return the text outside of the panels: title, legends, caption."""
     parts = [figure, *figure.subfigs]
     found = [part._suptitle.get_text() for part in parts if part._suptitle]
     found += [text.get_text() for part in parts for text in part.texts]
@@ -90,7 +90,7 @@ def test_a_figure_of_unknown_kind_is_an_error(tmp_path: Path) -> None:
         draw(tmp_path, tmp_path / "figures")
 
 
-def test_a_comparison_is_not_drawn_by_halves(tmp_path: Path) -> None:
+def test_a_comparison_that_lacks_an_arm_is_not_drawn(tmp_path: Path) -> None:
     write_run(tmp_path, {"reg": "none"}, [epoch(0)])
     with pytest.raises(ConfigError, match="reg=bn"):
         plotted("curves", load_runs(tmp_path), arms=["reg=none", "reg=bn"])
@@ -195,7 +195,7 @@ def test_one_lost_seed_of_two_is_named(tmp_path: Path) -> None:
 # --- the range test -----------------------------------------------------------------------------
 
 
-def test_the_explosion_does_not_squash_the_range_test(tmp_path: Path) -> None:
+def test_the_divergence_does_not_set_the_scale_of_the_range_test(tmp_path: Path) -> None:
     rates = np.geomspace(1e-9, 10, 20)
     losses = [2.3] * 12 + [1.5, 1.0, 0.9, 5.0, 1e3, 1e6, math.inf, math.nan]
     rows = [
@@ -246,7 +246,7 @@ def test_rebinning_one_value() -> None:
     assert rebin([0, 7, 0], 2.0, 2.0, np.array([0.0, 1.0, 3.0])).tolist() == [0, 7]
 
 
-def test_magnitudes_fold_the_signs_and_part_the_zeros() -> None:
+def test_magnitudes_merge_the_signs_and_separate_the_zeros() -> None:
     values = np.array([-2.0] * 10 + [0.0] * 25 + [2.0] * 15)
     shares = magnitudes(vars_of(stats(values)), np.array([0.01, 0.1, 1.0, 10.0]))
     assert shares == pytest.approx([0.5, 0, 0, 0.5], abs=1e-9)
@@ -325,7 +325,7 @@ def test_a_profile_needs_step_0(tmp_path: Path) -> None:
 # --- one number an arm --------------------------------------------------------------------------
 
 
-def test_final_accuracy_takes_the_form_that_its_keys_ask_for(tmp_path: Path) -> None:
+def test_final_accuracy_is_a_heatmap_of_two_or_three_keys_and_else_bars(tmp_path: Path) -> None:
     for reg in ("none", "bn"):
         for lr in ("0.01", "0.001"):
             for init in ("a", "b", "c"):

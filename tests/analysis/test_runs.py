@@ -1,4 +1,4 @@
-"""Tables are read from run directories as `run` and `sinks` write them, and hide nothing."""
+"""The tables of run directories are complete, and tell a NaN from a missing value."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -30,7 +30,7 @@ def write_run(
     task: str = "train",
     loss: str = "cross_entropy",
 ) -> Path:
-    """A run's directory with the files that the figures and tables read."""
+    """Write a run's directory with the files that figures and tables read."""
     label = ",".join(f"{k}={v}" for k, v in arm.items()) or "default"
     directory = root / experiment / label / f"seed={seed}"
     directory.mkdir(parents=True)
@@ -75,7 +75,7 @@ def epoch(number: int, loss: float = 1.0, accuracy: float | None = 50.0, **field
 
 
 def stats(values: np.ndarray, bins: int = 64, dead_units: float | None = None) -> TensorStats:
-    """What `probes.describe` says of these values, by NumPy."""
+    """Compute with NumPy what `tensor_stats.describe` returns for these values."""
     counts, edges = np.histogram(values, bins=bins)
     return TensorStats(
         size=values.size,
@@ -249,7 +249,7 @@ def test_runs_are_paired_by_all_but_one_setting(tmp_path: Path) -> None:
             arm = {"data": "mnist", "model": "tanh", "trainer.precision": precision}
             rows = [epoch(0, accuracy=1.0), epoch(1, loss=accuracy / 100, accuracy=accuracy)]
             write_run(tmp_path, arm, rows, seed=seed, data="mnist")
-    # Neither a run without its partner nor one that ran for longer makes a pair.
+    # A run without a partner is in no pair.
     lonely = {"model": "relu_net", "trainer.precision": "bf16"}
     write_run(tmp_path, lonely, [epoch(0)])
     table = paired(load_runs(tmp_path), "trainer.precision", ("fp32", "bf16"))

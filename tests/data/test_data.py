@@ -1,3 +1,5 @@
+"""The readers, the cache of what they read, and the batches drawn from it."""
+
 import math
 import os
 import pickle
@@ -36,7 +38,7 @@ NAMES = {"train-images-idx3-ubyte", "train-labels-idx1-ubyte",
 
 
 def counter(size: int) -> Data:
-    """A data set whose samples are their own indices."""
+    """Return a data set whose samples are their own indices."""
     index = np.arange(size, dtype=np.float32)[:, None]
     return assemble(Arrays(index, index, index, index), name="index", seed=0, batch_size=1)
 
@@ -50,7 +52,7 @@ def generator(seed: int) -> torch.Generator:
 
 @pytest.fixture(scope="module")
 def embedded(compose):
-    """The data set of a configuration, as train.py reads it."""
+    """Read the data set of a configuration as train.py does."""
 
     def read(*overrides: str, root: Path | None = None) -> Data:
         config = compose("data.download=false", *overrides)
@@ -83,7 +85,7 @@ def test_digits_are_enlarged_bicubically_within_a_frame(prepared):
             return (a + 2) * x**3 - (a + 3) * x**2 + 1
         return a * (x**3 - 5 * x**2 + 8 * x - 4) if x < 2 else 0.0
 
-    # The weight of each of the 8 old pixels in each of the 20 new ones; edges repeated.
+    # The weight of each of the 8 old pixels in each of the 20 new ones, with repeated edges.
     weights = np.zeros((20, 8))
     for new in range(20):
         centre = (new + 0.5) * 8 / 20 - 0.5
@@ -92,7 +94,7 @@ def test_digits_are_enlarged_bicubically_within_a_frame(prepared):
     arrays = decoded(digits, "digits", "", str(prepared), False)
     images = np.concatenate([arrays.train_inputs, arrays.test_inputs])[:, 0].astype(float)
     expected = 255 * np.clip(weights @ (load_digits().images / 16) @ weights.T, 0, 1)
-    assert np.abs(images[:, 4:24, 4:24] - expected).max() <= 0.5 + 1e-3  # whole numbers
+    assert np.abs(images[:, 4:24, 4:24] - expected).max() <= 0.5 + 1e-3  # rounding to integers
     images[:, 4:24, 4:24] = 0
     assert not images.any()  # the frame
 
@@ -173,7 +175,7 @@ def test_real_images_are_torchvisions(embedded, real_data, name, shape, moments)
 
 
 def idx(array: np.ndarray) -> bytes:
-    """The array as an idx file, MNIST's format."""
+    """Return the array as an idx file, the format of MNIST."""
     header = struct.pack(">BBBB", 0, 0, 8, array.ndim) + struct.pack(
         f">{array.ndim}I", *array.shape
     )
@@ -182,7 +184,7 @@ def idx(array: np.ndarray) -> bytes:
 
 @pytest.fixture
 def fake_mnist(tmp_path, image_arrays):
-    """A folder with MNIST's four files of a few random images, and these."""
+    """Return a folder with MNIST's four files, and the few random images in them."""
     arrays = image_arrays((1, 28, 28), train=12, test=10)
     raw = tmp_path / "root" / "MNIST" / "raw"
     raw.mkdir(parents=True)
@@ -201,7 +203,7 @@ def read_mnist(raw: Path, download: bool = False) -> Arrays:
 
 
 def refused(read, *named: str) -> None:
-    """`read()` raises a ConfigError of one line that holds the given words."""
+    """Assert that `read()` raises a ConfigError of one line with the given words."""
     with pytest.raises(ConfigError) as caught:
         read()
     message = str(caught.value)
@@ -309,7 +311,7 @@ def test_cifar_files_that_are_not_cifars_are_refused_and_kept(tmp_path, content,
     folder.mkdir()
     for name in files:
         (folder / name).write_bytes(content)
-    # Files that are there are never written over, even where downloading is allowed.
+    # Existing files are never overwritten, even if downloading is allowed.
     for download in (False, True):
         refused(
             lambda download=download: cifar10(str(tmp_path), download),
@@ -327,7 +329,7 @@ def cached_mnist(raw: Path, cache: Path) -> Arrays:
     return decoded(mnist, "mnist", str(raw.parent.parent), str(cache), False)
 
 
-def test_the_second_call_reads_the_first_ones_arrays_from_the_cache(fake_mnist, tmp_path):
+def test_a_second_call_reads_the_arrays_from_the_cache(fake_mnist, tmp_path):
     raw, arrays = fake_mnist
     cache = tmp_path / "cache"
     cached_mnist(raw, cache)
@@ -397,7 +399,7 @@ def test_a_source_file_of_another_time_or_size_is_decoded_anew(fake_mnist, tmp_p
     assert len(list(cache.iterdir())) == 3
 
 
-def test_two_readers_and_two_roots_have_caches_of_their_own(tmp_path):
+def test_another_reader_has_another_cache(tmp_path):
     first = decoded(regression, "a", str(tmp_path), str(tmp_path / "cache"), False)
     other = decoded(halved, "a", str(tmp_path), str(tmp_path / "cache"), False)
     assert np.array_equal(other.train_inputs, first.train_inputs / 2)
@@ -419,13 +421,13 @@ def scaled(root: str, download: bool, factor: float) -> Arrays:
     return Arrays(*(array * np.float32(factor) for array in regression(root, download)))
 
 
-def test_readers_of_other_settings_have_caches_of_their_own(tmp_path):
+def test_other_arguments_of_a_reader_have_another_cache(tmp_path):
     for factor in (2, 4):
         arrays = decoded(partial(scaled, factor=factor), "scaled", "", str(tmp_path), False)
         assert np.array_equal(arrays.train_inputs, factor * regression("", False).train_inputs)
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(fake_mnist, tmp_path, caplog):
+def test_without_a_writable_cache_the_reader_is_called(fake_mnist, tmp_path, caplog):
     raw, arrays = fake_mnist
     blocked = tmp_path / "file"
     blocked.write_text("in the way")
@@ -435,7 +437,8 @@ def test_a_cache_that_cannot_be_written_is_done_without(fake_mnist, tmp_path, ca
     assert blocked.read_text() == "in the way"
 
 
-# No `if __name__ == "__main__"`: a process that ran the caller's script again would never end.
+# Without `if __name__ == "__main__"`: a subprocess that ran the caller's script again would never
+# end.
 DECODE = """
 import sys
 import numpy as np
@@ -465,7 +468,7 @@ def test_a_process_that_decodes_does_not_carry_torchvision_along(fake_mnist, tmp
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
-def test_what_the_other_process_refuses_is_refused_in_the_same_words(fake_mnist, tmp_path):
+def test_an_error_of_the_subprocess_is_raised_in_the_same_words(fake_mnist, tmp_path):
     raw, _ = fake_mnist
     (raw / "train-labels-idx1-ubyte").write_bytes(b"cut off")
     with pytest.raises(ConfigError) as caught:
@@ -475,7 +478,7 @@ def test_what_the_other_process_refuses_is_refused_in_the_same_words(fake_mnist,
     assert not (tmp_path / "cache").exists()
 
 
-def test_where_the_other_process_cannot_write_this_one_decodes(fake_mnist, tmp_path):
+def test_where_the_subprocess_cannot_write_this_process_decodes(fake_mnist, tmp_path):
     raw, arrays = fake_mnist
     (tmp_path / "file").write_text("in the way")
     ended = run_decode(tmp_path, raw.parent.parent, tmp_path / "file" / "cache")
@@ -525,7 +528,7 @@ def test_of_two_that_decode_at_once_the_second_leaves_nothing_behind(tmp_path):
 
     def reader(root: str, download: bool) -> Arrays:
         calls.append(root)
-        if len(calls) == 1:  # while this one decodes, another does, and is done first
+        if len(calls) == 1:  # during this call, another one decodes and finishes first
             decoded(reader, "raced", root, str(tmp_path), download)
         return regression(root, download)
 
@@ -613,7 +616,7 @@ def test_permuted_labels_are_the_batchs_own_in_another_order(image_data):
     st.integers(1, 5), st.integers(1, 3), st.integers(2, 7), st.integers(2, 7), st.integers(0, 4),
     st.integers(0, 1000),
 )  # fmt: skip
-def test_shifted_images_are_the_obvious_loops(batch, channels, height, width, most, seed):
+def test_shifting_images_is_what_plain_loops_compute(batch, channels, height, width, most, seed):
     images = torch.rand(batch, channels, height, width, generator=generator(seed))
     offsets = torch.randint(0, 2 * most + 1, (2, batch), generator=generator(seed)) - most
     shifted = shift_randomly(images, most, generator(seed))

@@ -1,4 +1,4 @@
-"""`debugnn.data.shapes`: the contract of the images, the silhouettes, and how weak the hue is."""
+"""The drawn images, the silhouettes, and how weakly the hue hints at the class."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def radius_at(name: str, angles: np.ndarray) -> np.ndarray:
 
 
 def is_convex(name: str) -> bool:
-    """Whether the midpoint of any two points inside is inside, by a fixed random sample."""
+    """True if the midpoints of a fixed random sample of points inside are inside."""
     rng = np.random.default_rng(0)
     points = rng.uniform(-EXTENT, EXTENT, (4000, 2))
     signed_distance = getattr(shapes, name)
@@ -112,7 +112,7 @@ def test_every_shape_fits_the_unit_circle_and_nearly_fills_it(name):
 
 @pytest.mark.parametrize("name", shapes.CLASSES)
 def test_signed_distance_is_one_pixel_steep_at_the_outline(name):
-    """Anti-aliasing takes the distance for true near the outline: its slope must be one."""
+    """Anti-aliasing relies on the distance being exact near the outline: its slope must be 1."""
     axis = np.linspace(-EXTENT, EXTENT, 501)
     x, y = np.meshgrid(axis, axis)
     distance = getattr(shapes, name)(x, y)

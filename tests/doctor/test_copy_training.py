@@ -1,4 +1,4 @@
-"""Short trainings of a copy: the training's own objects stay, and a change does what it says."""
+"""Training of copies: the training's own objects stay, and each trial changes what it names."""
 
 import copy
 import math
@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import nn
 
-from debugnn.doctor.copy_training import Batch, CopyTraining, reset, run
-from debugnn.doctor.observe.network import Call
+from debugnn.doctor.copy_training import CopyTraining, reset, run
+from debugnn.doctor.observe.buffer import Batch
+from debugnn.doctor.observe.calls import Call
 from debugnn.doctor.observe.task import Task
 from debugnn.doctor.trials import (
     AVERAGED_LOSS,
@@ -74,7 +75,7 @@ def assert_equal(one, other):
 
 
 def train(model, optimizer, batches, steps, loss=F.cross_entropy):
-    """The plain loop, as anybody writes it."""
+    """A plain training loop."""
     model.train()
     losses = []
     for step in range(steps):
@@ -301,7 +302,7 @@ def test_frozen_parameters_learn_where_they_are_asked_to(batches):
     assert not torch.equal(kept.model[4].weight, before["4.weight"])
     for name, tensor in free.model.state_dict().items():
         assert not torch.equal(tensor, before[name]), name
-    # As if nothing had been frozen.
+    # The weights are those of a training in which nothing is frozen.
     plain = net()
     train(plain, OPTIMIZERS["adam"](plain.parameters()), batches, 4)
     assert_equal(weights(plain), weights(free.model))
@@ -355,7 +356,7 @@ def test_a_runs_loss_is_the_tasks_whatever_it_is_trained_with(batches):
 
 
 def test_a_copy_learns_as_the_loop_does_where_gradients_lie_in_memory_as_no_weight_does():
-    """Of channels-last images and contiguous weights; the fused optimiser takes memory as it is."""
+    """Channels-last images and contiguous weights: the fused optimiser reads memory in order."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 6 * 6, 10))
     images = torch.randn(2, 16, 3, 8, 8).unbind()

@@ -1,4 +1,4 @@
-"""What `examine` says of loss functions, right and wrong ones, on outputs that it makes up."""
+"""What `loss_facts` measures of right and wrong loss functions, on outputs that it makes up."""
 
 import math
 
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from debugnn.doctor.observe.loss_function import examine
+from debugnn.doctor.observe.loss_function import loss_facts
 from debugnn.doctor.observe.task import Task, read
 
 BATCH, CLASSES = 32, 5
@@ -31,7 +31,7 @@ def focal(outputs, targets):
 
 def of_logits(loss, targets=LABELS):
     outputs = normal(BATCH, CLASSES)
-    return examine(loss, outputs, targets, read(outputs, targets))
+    return loss_facts(loss, outputs, targets, read(outputs, targets))
 
 
 def floor(facts):
@@ -46,7 +46,7 @@ def falls(facts):
 
 
 def squashed_twice(classes):
-    """Cross-entropy of a distribution that is taken for logits: at its best, over guessing."""
+    """The best cross-entropy of probabilities that are taken for logits, over that of guessing."""
     return math.log((math.e + classes - 1) / math.e) / math.log(classes)
 
 
@@ -86,7 +86,7 @@ def test_a_sound_loss_of_logits_has_nothing_against_it(name):
 def test_smoothed_labels_cost_more_where_the_outputs_are_most_confident(smoothing, classes):
     outputs, targets = normal(BATCH, classes), torch.arange(BATCH) % classes
     loss = nn.CrossEntropyLoss(label_smoothing=smoothing)
-    facts = examine(loss, outputs, targets, read(outputs, targets))
+    facts = loss_facts(loss, outputs, targets, read(outputs, targets))
     assert facts.confident > 2 * facts.best
     assert falls(facts)
     assert facts.shift_change < 1e-5
@@ -94,12 +94,14 @@ def test_smoothed_labels_cost_more_where_the_outputs_are_most_confident(smoothin
 
 def test_nll_of_log_softmax_reads_the_outputs_as_logarithms():
     outputs = normal(BATCH, CLASSES).log_softmax(dim=1)
-    facts = examine(F.nll_loss, outputs, LABELS, read(outputs, LABELS))
+    facts = loss_facts(F.nll_loss, outputs, LABELS, read(outputs, LABELS))
     assert facts.output_space == "log_simplex"
     assert facts.other_entries == 0
     assert falls(facts)
     assert floor(facts) < 0.01
-    assert facts.shift_change is None  # a shifted logarithm is none of a distribution
+    assert (
+        facts.shift_change is None
+    )  # shifted, the outputs are no longer logarithms of probabilities
     assert facts.confident is None
 
 
@@ -133,11 +135,11 @@ def test_a_softmax_before_cross_entropy_leaves_its_floor(classes):
     def inside(o, t):
         return F.cross_entropy(o.softmax(dim=1), t)
 
-    facts = examine(inside, outputs, targets, read(outputs, targets))
+    facts = loss_facts(inside, outputs, targets, read(outputs, targets))
     assert floor(facts) == pytest.approx(squashed_twice(classes), abs=1e-3)
-    # The softmax in the model: the outputs are seen to be distributions.
+    # With the softmax in the model, the outputs are probabilities.
     outputs = outputs.softmax(dim=1)
-    facts = examine(F.cross_entropy, outputs, targets, read(outputs, targets))
+    facts = loss_facts(F.cross_entropy, outputs, targets, read(outputs, targets))
     assert facts.output_space == "simplex"
     assert floor(facts) == pytest.approx(squashed_twice(classes), abs=2e-3)
 
@@ -148,18 +150,18 @@ def test_a_sigmoid_before_cross_entropy_leaves_its_floor():
     assert floor(inside) > 0.5
     assert inside.shift_change > 0.01
     outputs = torch.sigmoid(normal(BATCH, CLASSES))
-    facts = examine(F.cross_entropy, outputs, LABELS, SQUASHED)
+    facts = loss_facts(F.cross_entropy, outputs, LABELS, SQUASHED)
     assert facts.output_space == "unit"
     assert floor(facts) == pytest.approx(squashed_twice(CLASSES), abs=2e-3)
 
 
 def test_probabilities_in_a_loss_for_probabilities_are_right():
     outputs = normal(BATCH, CLASSES).softmax(dim=1)
-    facts = examine(lambda o, t: F.nll_loss(o.log(), t), outputs, LABELS, SQUASHED)
+    facts = loss_facts(lambda o, t: F.nll_loss(o.log(), t), outputs, LABELS, SQUASHED)
     assert facts.output_space == "simplex"
     assert floor(facts) < 0.01
     assert facts.other_entries == 0
-    facts = examine(lambda o, t: F.mse_loss(o, hot(t)), outputs, LABELS, SQUASHED)
+    facts = loss_facts(lambda o, t: F.mse_loss(o, hot(t)), outputs, LABELS, SQUASHED)
     assert facts.other_entries > 0.1
 
 
@@ -175,7 +177,7 @@ def test_a_sum_is_told_from_a_mean_at_any_size():
     assert tiny.doubling == pytest.approx(2, rel=1e-4)
     averaged = of_logits(lambda o, t: 1e-3 * F.cross_entropy(o, t))
     assert averaged.doubling == pytest.approx(1, rel=1e-4)
-    # Of a loss that is 0 nothing can be said.
+    # A loss of 0 has no ratio.
     assert of_logits(lambda o, t: 0 * F.cross_entropy(o, t)).doubling is None
 
 
@@ -211,7 +213,7 @@ def test_what_a_loss_raises_is_told():
 
 def test_nan_outputs_do_not_hide_what_the_loss_is():
     outputs = torch.full((BATCH, CLASSES), math.nan)
-    facts = examine(F.cross_entropy, outputs, LABELS, Task("classes", CLASSES))
+    facts = loss_facts(F.cross_entropy, outputs, LABELS, Task("classes", CLASSES))
     assert falls(facts)
     assert floor(facts) == pytest.approx(0, abs=1e-3)
 
@@ -227,7 +229,7 @@ def test_a_mask_of_ignored_labels_leaves_it_open():
 def test_examining_leaves_outputs_targets_and_the_random_state():
     outputs = normal(BATCH, CLASSES).requires_grad_()
     kept, state = outputs.detach().clone(), torch.get_rng_state()
-    examine(F.cross_entropy, outputs, LABELS, read(outputs, LABELS))
+    loss_facts(F.cross_entropy, outputs, LABELS, read(outputs, LABELS))
     assert torch.equal(outputs, kept)
     assert outputs.grad is None
     assert torch.equal(LABELS, torch.arange(BATCH) % CLASSES)
@@ -237,14 +239,14 @@ def test_examining_leaves_outputs_targets_and_the_random_state():
 @pytest.mark.parametrize("batch", [2, 3])
 def test_two_samples_are_enough(batch):
     outputs, targets = normal(batch, CLASSES), LABELS[:batch]
-    facts = examine(F.cross_entropy, outputs, targets, read(outputs, targets))
+    facts = loss_facts(F.cross_entropy, outputs, targets, read(outputs, targets))
     assert falls(facts)
     assert facts.cross_gradient < 1e-5
 
 
 def test_one_sample_does_not_end_the_examination():
     outputs, targets = normal(1, CLASSES), LABELS[:1]
-    assert falls(examine(F.cross_entropy, outputs, targets, read(outputs, targets)))
+    assert falls(loss_facts(F.cross_entropy, outputs, targets, read(outputs, targets)))
 
 
 def test_a_loss_of_one_batch_size_only_can_be_examined():
@@ -265,14 +267,14 @@ def test_a_small_penalty_on_the_logits_size_is_no_other_loss():
 
 def test_sequences_with_the_classes_second():
     outputs, targets = normal(8, CLASSES, 7), torch.arange(56).reshape(8, 7) % CLASSES
-    facts = examine(F.cross_entropy, outputs, targets, read(outputs, targets))
+    facts = loss_facts(F.cross_entropy, outputs, targets, read(outputs, targets))
     assert falls(facts)
     assert floor(facts) == pytest.approx(0, abs=1e-3)
     assert facts.shift_change < 1e-5
     assert facts.other_entries > 0.1
     assert facts.cross_gradient < 1e-5
     # A softmax over the time axis: classes do not compete.
-    facts = examine(
+    facts = loss_facts(
         lambda o, t: F.nll_loss(o.log_softmax(dim=2), t), outputs, targets, read(outputs, targets)
     )
     assert floor(facts) > 0.2
@@ -285,7 +287,7 @@ def test_sequences_with_the_classes_last():
         return F.cross_entropy(o.reshape(-1, CLASSES), t.reshape(-1))
 
     for loss in (flattened, lambda o, t: F.cross_entropy(o.transpose(1, 2), t)):
-        facts = examine(loss, outputs, targets, read(outputs, targets))
+        facts = loss_facts(loss, outputs, targets, read(outputs, targets))
         assert falls(facts)
         assert floor(facts) == pytest.approx(0, abs=1e-3)
         assert facts.shift_change < 1e-5
@@ -311,7 +313,7 @@ TWO = (torch.arange(BATCH) % 2).float().unsqueeze(1)
 
 def of_one_logit(loss, targets=TWO):
     outputs = normal(BATCH, 1)
-    return examine(loss, outputs, targets, read(outputs, targets))
+    return loss_facts(loss, outputs, targets, read(outputs, targets))
 
 
 @pytest.mark.parametrize("targets", [TWO, TWO.long(), TWO.squeeze(1)], ids=str)
@@ -329,10 +331,10 @@ def test_bce_of_a_logit_is_sound(targets):
 
 def test_bce_of_a_sigmoid_is_sound_and_with_a_second_one_is_not():
     outputs, task = torch.sigmoid(normal(BATCH, 1)), Task("binary", squashed=True)
-    facts = examine(F.binary_cross_entropy, outputs, TWO, task)
+    facts = loss_facts(F.binary_cross_entropy, outputs, TWO, task)
     assert facts.output_space == "unit"
     assert floor(facts) < 0.01
-    twice = examine(F.binary_cross_entropy_with_logits, outputs, TWO, task)
+    twice = loss_facts(F.binary_cross_entropy_with_logits, outputs, TWO, task)
     # Perfect is log(1 + e⁻¹) or log(1 + e⁰), and guessing is at one half.
     perfect = (math.log1p(math.exp(-1)) + math.log(2)) / 2
     guessing = (math.log1p(math.exp(-0.5)) + math.log1p(math.exp(0.5))) / 2
@@ -357,7 +359,7 @@ VALUES = 3 * normal(BATCH, 1, seed=2) + 1
 
 def of_values(loss, targets=VALUES, outputs=None):
     outputs = normal(BATCH, 1) if outputs is None else outputs
-    return examine(loss, outputs, targets, read(outputs, targets))
+    return loss_facts(loss, outputs, targets, read(outputs, targets))
 
 
 @pytest.mark.parametrize(
@@ -392,7 +394,7 @@ def test_poisson_nll_of_the_logarithm_of_a_rate_is_sound():
     counts = torch.as_tensor(np.random.default_rng(0).poisson(4.0, (BATCH, 1))).float()
     facts = of_values(F.poisson_nll_loss, counts)
     assert any(right < wrong for right, wrong in facts.rewards)
-    # The output is a rate or its logarithm: of perfect and constant ones it is not known which.
+    # The output may be a rate or its logarithm, so there are two kinds of perfect outputs.
     assert len(facts.rewards) == 2
     assert facts.constant is None
     assert facts.far > -10
@@ -417,7 +419,7 @@ def test_a_column_against_a_row_is_broadcast():
         return (o - t).square().mean()
 
     facts = of_values(loss, VALUES.squeeze(1))
-    # Perfect outputs leave E(x − y)² = 2σ², a constant σ².
+    # The loss of perfect outputs is E(x − y)² = 2σ², that of constant ones σ².
     assert floor(facts) == pytest.approx(2, abs=1e-3)
     assert facts.shapes == [[BATCH, 1], [BATCH]]
     assert of_values(lambda o, t: loss(o.squeeze(1), t), VALUES.squeeze(1)).best < 1e-6
@@ -450,13 +452,15 @@ def test_targets_that_do_not_vary_leave_it_open():
 
 def test_several_outputs_are_called_and_not_examined():
     outputs = (normal(BATCH, CLASSES), normal(BATCH, 3))
-    facts = examine(lambda o, t: F.cross_entropy(o[0], t), outputs, LABELS, read(outputs, LABELS))
+    facts = loss_facts(
+        lambda o, t: F.cross_entropy(o[0], t), outputs, LABELS, read(outputs, LABELS)
+    )
     assert facts.error is None
     assert facts.rewards == []
 
 
 def test_an_unknown_task_is_called_and_not_examined():
     outputs = normal(BATCH, 2)
-    facts = examine(lambda o, t: (o.sum() - t.sum()).square(), outputs, VALUES, Task("unknown"))
+    facts = loss_facts(lambda o, t: (o.sum() - t.sum()).square(), outputs, VALUES, Task("unknown"))
     assert facts.error is None
     assert facts.best is None

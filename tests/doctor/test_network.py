@@ -1,4 +1,4 @@
-"""What is found out of networks by trying them: operations, mixing, unreached parameters, gains."""
+"""What trying a network out tells: its operations, mixing, unreached parameters, gains."""
 
 import math
 
@@ -8,16 +8,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from debugnn.doctor.evidence import NetworkFacts
-from debugnn.doctor.observe import network
-from debugnn.doctor.observe.network import (
-    Call,
-    Signals,
-    Tracer,
-    examine,
-    forward_order,
-    initial_weights,
-    trace,
-)
+from debugnn.doctor.observe.architecture import network_facts
+from debugnn.doctor.observe.calls import Call
+from debugnn.doctor.observe.modes import without_dropout
+from debugnn.doctor.observe.operations import SQUASHING, ActivationWatcher, Tracer, trace
+from debugnn.doctor.observe.weights import forward_order, weight_facts
 
 BATCH = 16
 RECURRENT = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
@@ -53,17 +48,17 @@ def look(model, inputs=FLAT) -> NetworkFacts:
     def loss(outputs):
         return outputs.float().square().mean()
 
-    return examine(model, Call((inputs,)), len(inputs), loss)
+    return network_facts(model, Call((inputs,)), len(inputs), loss)
 
 
 def traced(model, inputs=FLAT) -> tuple[torch.Tensor, Tracer]:
-    with network.no_dropout(model, training=False):
+    with without_dropout(model, training=False):
         return trace(model, Call((inputs,)))
 
 
-def signals_of(model, inputs=FLAT) -> Signals:
-    signals = Signals()
-    with network.no_dropout(model, training=False):
+def signals_of(model, inputs=FLAT) -> ActivationWatcher:
+    signals = ActivationWatcher()
+    with without_dropout(model, training=False):
         signals.watch(model, Call((inputs,)))
     return signals
 
@@ -102,8 +97,8 @@ def test_the_last_operation_is_told_through_views_and_dropout(name, view):
 
 def test_squashed_outputs_are_known_by_their_last_operation():
     for name in ("sigmoid", "softmax"):
-        assert look(mlp(end=ENDS[name])).last_op in network.SQUASHING
-    assert look(mlp(end=nn.Tanh())).last_op not in network.SQUASHING
+        assert look(mlp(end=ENDS[name])).last_op in SQUASHING
+    assert look(mlp(end=nn.Tanh())).last_op not in SQUASHING
 
 
 HIDDEN = [
@@ -227,7 +222,7 @@ def gated():
 
 
 def mixture():
-    """Experts that a softmax weighs."""
+    """A mixture of experts whose outputs a softmax weighs."""
 
     def forward(s, x):
         experts = torch.stack([s.one(x), s.two(x)], dim=1)
@@ -368,7 +363,7 @@ def test_what_depends_on_other_samples_is_found(name):
 
 
 def test_the_layers_that_mix_are_told_in_the_order_of_the_pass():
-    """Also of a layer that is called several times: each call beside its own."""
+    """A layer that is called several times is compared call by call."""
 
     class Centre(nn.Module):
         def forward(self, x):
@@ -561,7 +556,7 @@ def test_the_gradient_fades_along_a_sequence():
 
 
 def gains(model, inputs):
-    return {w.name: w for w in initial_weights(model, forward_order(model, Call((inputs,))))}
+    return {w.name: w for w in weight_facts(model, forward_order(model, Call((inputs,))))}
 
 
 FILLED = {
@@ -651,9 +646,9 @@ def test_a_call_is_changed_wherever_its_tensors_stand():
 
 
 def test_a_recurrent_layer_without_dropout_stays_in_its_mode():
-    """In evaluation cuDNN gives its recurrent layers no backward pass."""
+    """cuDNN's recurrent layers have no backward pass in evaluation mode."""
     model = nn.LSTM(FLAT.shape[-1], 5, num_layers=2, dropout=0.5)
-    with network.no_dropout(model, training=True):
+    with without_dropout(model, training=True):
         assert model.training
         first, again = (model(FLAT[:, None])[0] for _ in range(2))
         assert torch.equal(first, again)
@@ -661,9 +656,9 @@ def test_a_recurrent_layer_without_dropout_stays_in_its_mode():
 
 
 def test_in_evaluation_a_recurrent_layers_rate_stays():
-    """One that drops out by hand, mode or not, is to be seen."""
+    """Dropout that ignores the mode stays on, so that it can be found."""
     model = nn.LSTM(4, 5, dropout=0.5, num_layers=2)
-    with network.no_dropout(model, training=False):
+    with without_dropout(model, training=False):
         assert (model.training, model.dropout) == (False, 0.5)
 
 
@@ -675,6 +670,6 @@ def test_a_recurrent_layer_may_call_a_module_of_its_own_dropout():
             self.dropout = nn.Dropout(0.5)
 
     model = Named()
-    with network.no_dropout(model, training=True):
+    with without_dropout(model, training=True):
         assert not model.dropout.training
     assert model.dropout.training

@@ -1,4 +1,4 @@
-"""What is said of data without the network, on the sets that come with scikit-learn."""
+"""Statistics of data without the network, on the data sets that come with scikit-learn."""
 
 import math
 from functools import cache
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import datasets, feature_selection
 
-from debugnn.doctor.observe import samples
+from debugnn.doctor.observe import samples, simple_models
 from debugnn.doctor.observe.task import Task
 
 
@@ -42,7 +42,7 @@ CLASSES = ["iris", "digits", "wine", "breast_cancer"]
 @pytest.mark.parametrize("name", [*CLASSES, "diabetes"])
 def test_scale_is_numpys(name):
     inputs, targets, task = bundled(name)
-    facts = samples.describe(inputs, targets, task)
+    facts = samples.data_facts(inputs, targets, task)
     values = inputs.numpy().astype(float)
     assert facts.samples == len(values)
     assert facts.floating
@@ -60,18 +60,18 @@ def test_scale_is_numpys(name):
 @pytest.mark.parametrize("name", CLASSES)
 def test_classes_are_counted(name):
     inputs, targets, task = bundled(name)
-    counts = samples.describe(inputs, targets, task).class_counts
+    counts = samples.data_facts(inputs, targets, task).class_counts
     assert list(counts.values()) == np.bincount(targets).tolist()
     hot = torch.nn.functional.one_hot(targets).float()
-    assert samples.describe(inputs, hot, task).class_counts == counts
-    # A class of which no sample is there is counted as none.
-    more = samples.describe(inputs, targets, Task("classes", task.classes + 1))
+    assert samples.data_facts(inputs, hot, task).class_counts == counts
+    # A class without a sample has a count of 0.
+    more = samples.data_facts(inputs, targets, Task("classes", task.classes + 1))
     assert more.class_counts == counts | {task.classes: 0}
 
 
 def test_regression_targets_are_described():
     inputs, targets, task = bundled("diabetes")
-    facts = samples.describe(inputs, targets, task)
+    facts = samples.data_facts(inputs, targets, task)
     values = targets.numpy()
     assert facts.target_rms == pytest.approx(np.sqrt((values**2).mean()), rel=1e-6)
     assert facts.target_std == pytest.approx(values.std(), rel=1e-6)
@@ -82,13 +82,13 @@ def test_regression_targets_are_described():
 
 def test_class_numbers_as_values_are_known():
     inputs, targets, _ = bundled("digits")
-    facts = samples.describe(inputs, targets.float().unsqueeze(1), Task("values"))
+    facts = samples.data_facts(inputs, targets.float().unsqueeze(1), Task("values"))
     assert facts.target_consecutive
     assert facts.target_kinds == 10
     assert facts.target_rarest == pytest.approx(targets.bincount().min().item() / len(targets))
     # Not 0, 1, …: a scale of its own.
     shifted = targets.float().unsqueeze(1) * 2
-    assert not samples.describe(inputs, shifted, Task("values")).target_consecutive
+    assert not samples.data_facts(inputs, shifted, Task("values")).target_consecutive
 
 
 def test_labels_out_of_range_are_counted_and_ignored_ones_are_not():
@@ -96,7 +96,7 @@ def test_labels_out_of_range_are_counted_and_ignored_ones_are_not():
     targets = targets.clone()
     targets[:7], targets[7:9] = -100, 3
     targets[9] = -1
-    facts = samples.describe(inputs, targets, Task("classes", 3))
+    facts = samples.data_facts(inputs, targets, Task("classes", 3))
     assert facts.out_of_range == 3
     assert sum(facts.class_counts.values()) == 150 - 10
 
@@ -105,7 +105,7 @@ def test_non_finite_samples_are_counted_and_left_out_of_the_scale():
     inputs, targets, task = bundled("iris")
     spoilt = inputs.clone()
     spoilt[3, 1], spoilt[5, 0], spoilt[5, 2] = math.nan, math.inf, -math.inf
-    facts = samples.describe(spoilt, targets, task)
+    facts = samples.data_facts(spoilt, targets, task)
     assert facts.nonfinite_samples == 2
     kept = np.delete(inputs.numpy(), [3, 5], axis=0)
     assert facts.mean == pytest.approx(kept.mean(), rel=1e-5)
@@ -115,7 +115,7 @@ def test_non_finite_samples_are_counted_and_left_out_of_the_scale():
 @pytest.mark.parametrize("value", [0.0, 3.7, 1e6])
 def test_samples_that_do_not_differ_have_no_deviation(value):
     def largest(inputs):
-        return samples.describe(inputs, torch.arange(40) % 2, Task("classes", 2)).largest_std
+        return samples.data_facts(inputs, torch.arange(40) % 2, Task("classes", 2)).largest_std
 
     inputs = torch.full((40, 5), value)
     assert largest(inputs) == 0
@@ -126,7 +126,9 @@ def test_samples_that_do_not_differ_have_no_deviation(value):
 
 
 def test_tokens_have_no_scale():
-    facts = samples.describe(torch.arange(60).reshape(20, 3), torch.arange(20) % 2, Task("binary"))
+    facts = samples.data_facts(
+        torch.arange(60).reshape(20, 3), torch.arange(20) % 2, Task("binary")
+    )
     assert not facts.floating
     assert facts.rms is None
     assert facts.feature_shares == []
@@ -140,8 +142,8 @@ def test_tokens_have_no_scale():
 def test_no_bundled_set_has_a_leak(name, standardise):
     inputs, targets, task = bundled(name)
     if standardise:
-        inputs = samples.standardised(inputs.double()).float()
-    facts = samples.describe(inputs, targets, task)
+        inputs = simple_models.standardised(inputs.double()).float()
+    facts = samples.data_facts(inputs, targets, task)
     assert facts.features == inputs.shape[1]
     assert max(facts.feature_shares) < LEAKED
 
@@ -150,7 +152,7 @@ def test_no_bundled_set_has_a_leak(name, standardise):
 def test_the_shares_are_those_of_scikit_learns_analysis_of_variance(name):
     """η² = F / (F + (n − k) / (k − 1)), for n samples of k classes."""
     inputs, targets, task = bundled(name)
-    facts = samples.describe(inputs, targets, task)
+    facts = samples.data_facts(inputs, targets, task)
     with np.errstate(all="ignore"):
         ratio = feature_selection.f_classif(inputs.double().numpy(), targets.numpy())[0]
     share = np.nan_to_num(ratio / (ratio + (len(inputs) - task.classes) / (task.classes - 1)))
@@ -167,7 +169,7 @@ def test_the_shares_are_those_of_scikit_learns_analysis_of_variance(name):
 
 def test_the_shares_of_a_regression_are_squared_correlations():
     inputs, targets, task = bundled("diabetes")
-    facts = samples.describe(inputs, targets, task)
+    facts = samples.data_facts(inputs, targets, task)
     table = np.column_stack([inputs.numpy(), targets.numpy()])
     share = np.corrcoef(table.T)[-1, :-1] ** 2
     assert facts.feature_shares == pytest.approx(np.sort(share)[::-1][:3], abs=1e-5)
@@ -178,7 +180,7 @@ def test_the_shares_of_a_regression_are_squared_correlations():
 @pytest.mark.parametrize("features", [2, 8, 20])
 def test_blobs_have_no_leak(classes, features):
     inputs, targets = generated(datasets.make_blobs, 400, n_features=features, centers=classes)
-    facts = samples.describe(inputs, targets, Task("classes", classes))
+    facts = samples.data_facts(inputs, targets, Task("classes", classes))
     assert max(facts.feature_shares) < LEAKED
 
 
@@ -188,14 +190,14 @@ def test_of_tight_blobs_most_features_tell_the_class(classes, features):
     inputs, targets = generated(
         datasets.make_blobs, 400, n_features=features, centers=classes, cluster_std=0.3
     )
-    facts = samples.describe(inputs, targets, Task("classes", classes))
+    facts = samples.data_facts(inputs, targets, Task("classes", classes))
     assert facts.feature_share_median > 0.8
 
 
 @pytest.mark.parametrize("make", [datasets.make_moons, datasets.make_circles])
 def test_toy_sets_have_no_leak(make):
     inputs, targets = generated(make, 400)
-    facts = samples.describe(inputs, targets, Task("classes", 2))
+    facts = samples.data_facts(inputs, targets, Task("classes", 2))
     assert max(facts.feature_shares) < LEAKED
 
 
@@ -214,7 +216,7 @@ def test_a_column_made_from_the_label_is_found(name, noise):
     random = np.random.default_rng(0)
     made = 3.0 * targets.float() + torch.as_tensor(random.normal(0, noise, len(targets))).float()
     leaky = torch.cat([inputs, made.unsqueeze(1)], dim=1)
-    facts = samples.describe(leaky, targets, task)
+    facts = samples.data_facts(leaky, targets, task)
     assert facts.feature_shares[0] > LEAKED
     assert facts.feature_order[0] == inputs.shape[1]
 
@@ -222,9 +224,9 @@ def test_a_column_made_from_the_label_is_found(name, noise):
 def test_a_one_hot_label_among_the_inputs_is_found_column_by_column():
     inputs, targets, task = bundled("digits")
     leaky = torch.cat([inputs, torch.nn.functional.one_hot(targets).float()], dim=1)
-    facts = samples.describe(leaky, targets, task)
+    facts = samples.data_facts(leaky, targets, task)
     shares = facts.feature_shares
-    # One column of ten tells its own class alone, and more than any pixel does.
+    # Each of the ten columns is decided by the class, and no pixel is to that extent.
     assert sorted(facts.feature_order[:10]) == list(range(64, 74))
     assert shares[:10] == pytest.approx([1] * 10, abs=1e-6)
     assert shares[10] < 0.8
@@ -233,19 +235,19 @@ def test_a_one_hot_label_among_the_inputs_is_found_column_by_column():
 def test_a_label_drawn_into_images_is_found():
     inputs, targets, task = bundled("digits")
     images = inputs.reshape(-1, 1, 8, 8).clone()
-    assert max(samples.describe(images, targets, task).feature_shares) < LEAKED
+    assert max(samples.data_facts(images, targets, task).feature_shares) < LEAKED
     images[:, 0, 0, 0] = targets.float()
-    facts = samples.describe(images, targets, task)
+    facts = samples.data_facts(images, targets, task)
     assert facts.feature_shares[0] > LEAKED
     assert facts.feature_order[0] == 0
 
 
 def test_a_feature_of_a_wide_input_is_told_by_its_index_there():
-    """Of 3,072 features every third is looked at."""
+    """Every third of 3,072 features is looked at."""
     inputs, targets, task = bundled("digits")
     wide = torch.rand(len(inputs), 3, 32, 32, generator=torch.Generator().manual_seed(0))
     wide[:, 1, 2, 4] = targets.float()
-    facts = samples.describe(wide, targets, task)
+    facts = samples.data_facts(wide, targets, task)
     assert facts.features == 1024
     assert len(facts.feature_shares) == len(facts.feature_order) == 64
     assert facts.feature_order[0] == 1024 + 2 * 32 + 4
@@ -255,7 +257,7 @@ def test_a_column_made_from_a_regressions_target_is_found():
     inputs, targets, task = bundled("diabetes")
     leaky = inputs.clone()
     leaky[:, 4] = -0.01 * targets.squeeze(1) + 3
-    facts = samples.describe(leaky, targets, task)
+    facts = samples.data_facts(leaky, targets, task)
     assert facts.feature_shares[0] == pytest.approx(1, abs=1e-6)
     assert facts.feature_order[0] == 4
 
@@ -269,11 +271,11 @@ def test_a_column_made_from_a_regressions_target_is_found():
 )
 def test_a_simple_model_learns_the_bundled_sets_and_not_their_shuffled_labels(name, least):
     inputs, targets, task = bundled(name)
-    assert least < samples.simple_skill(inputs, targets, task) <= 1
+    assert least < simple_models.simple_skill(inputs, targets, task) <= 1
     order = torch.as_tensor(np.random.default_rng(1).permutation(len(targets)))
-    assert samples.simple_skill(inputs, targets[order], task) < 0.12
-    assert samples.simple_skill(inputs * 100 - 7, targets, task) == pytest.approx(
-        samples.simple_skill(inputs, targets, task), abs=0.02
+    assert simple_models.simple_skill(inputs, targets[order], task) < 0.12
+    assert simple_models.simple_skill(inputs * 100 - 7, targets, task) == pytest.approx(
+        simple_models.simple_skill(inputs, targets, task), abs=0.02
     )
 
 
@@ -282,32 +284,32 @@ def test_neighbours_and_ridge_are_scikit_learns():
     from sklearn.neighbors import KNeighborsRegressor
 
     inputs, targets, _ = bundled("diabetes")
-    rows, wanted = samples.standardised(inputs.double()), targets.double()
+    rows, wanted = simple_models.standardised(inputs.double()), targets.double()
     asked = rows[300:]
     rows, wanted = rows[:300] - rows[:300].mean(dim=0), wanted[:300]
     near = KNeighborsRegressor(5).fit(rows.numpy(), wanted.numpy()).predict(asked.numpy())
-    assert samples._neighbours(rows, wanted, asked).numpy() == pytest.approx(near)
+    assert simple_models._neighbours(rows, wanted, asked).numpy() == pytest.approx(near)
     alpha = 0.1 * (rows @ rows.T).diagonal().mean().item() + 1e-9
     ridge = Ridge(alpha=alpha, fit_intercept=False).fit(rows.numpy(), wanted - wanted.mean())
     guess = ridge.predict(asked.numpy()).reshape(-1, 1) + wanted.mean().item()
-    assert samples._ridge(rows, wanted, asked).numpy() == pytest.approx(guess, rel=1e-6)
+    assert simple_models._ridge(rows, wanted, asked).numpy() == pytest.approx(guess, rel=1e-6)
 
 
 def test_too_few_samples_say_nothing():
     inputs, targets, task = bundled("iris")
-    assert samples.simple_skill(inputs[:50], targets[:50], task) is None
-    assert samples.transfer_skill(inputs[:20], targets[:20], inputs, targets, task) is None
-    assert samples.told_apart(inputs[:15], inputs) is None
-    assert samples.scale_shift(inputs, inputs[:5]) is None
+    assert simple_models.simple_skill(inputs[:50], targets[:50], task) is None
+    assert simple_models.transfer_skill(inputs[:20], targets[:20], inputs, targets, task) is None
+    assert simple_models.told_apart(inputs[:15], inputs) is None
+    assert simple_models.scale_shift(inputs, inputs[:5]) is None
 
 
 def test_transfer_needs_labels_that_are_coded_alike():
     inputs, targets, task = bundled("digits")
     half = len(inputs) // 2
     parts = inputs[:half], targets[:half], inputs[half:], targets[half:]
-    assert samples.transfer_skill(*parts, task) > 0.9
+    assert simple_models.transfer_skill(*parts, task) > 0.9
     recoded = (*parts[:3], (parts[3] + 3) % 10)
-    assert samples.transfer_skill(*recoded, task) < 0.1
+    assert simple_models.transfer_skill(*recoded, task) < 0.1
 
 
 # --- training against validation ----------------------------------------------------------------
@@ -317,8 +319,8 @@ def test_transfer_needs_labels_that_are_coded_alike():
 def test_halves_of_one_set_are_not_told_apart(name):
     inputs, *_ = bundled(name)
     half = len(inputs) // 2
-    assert abs(samples.told_apart(inputs[:half], inputs[half:])) < 0.35
-    assert samples.scale_shift(inputs[:half], inputs[half:]) < 0.3
+    assert abs(simple_models.told_apart(inputs[:half], inputs[half:])) < 0.35
+    assert simple_models.scale_shift(inputs[:half], inputs[half:]) < 0.3
 
 
 @pytest.mark.parametrize(
@@ -329,32 +331,32 @@ def test_halves_of_one_set_are_not_told_apart(name):
 def test_another_preparation_is_told_apart(change):
     inputs, *_ = bundled("digits")
     half = len(inputs) // 2
-    assert samples.told_apart(inputs[:half], change(inputs[half:])) > 0.7
+    assert simple_models.told_apart(inputs[:half], change(inputs[half:])) > 0.7
 
 
 def test_the_scales_shift_is_in_deviations_and_doublings():
     inputs, *_ = bundled("breast_cancer")
-    standard = samples.standardised(inputs.double())
-    assert samples.scale_shift(standard, standard) == pytest.approx(0, abs=1e-9)
-    assert samples.scale_shift(standard, standard + 2) == pytest.approx(2, abs=1e-6)
-    assert samples.scale_shift(standard, standard / 4) == pytest.approx(2, abs=1e-6)
-    # Half of the features as they were: the median stays.
+    standard = simple_models.standardised(inputs.double())
+    assert simple_models.scale_shift(standard, standard) == pytest.approx(0, abs=1e-9)
+    assert simple_models.scale_shift(standard, standard + 2) == pytest.approx(2, abs=1e-6)
+    assert simple_models.scale_shift(standard, standard / 4) == pytest.approx(2, abs=1e-6)
+    # Two thirds of the features are unchanged: the median stays.
     some = standard.clone()
     some[:, :10] *= 4
-    assert samples.scale_shift(standard, some) < 1.5
-    # A feature without variance, as digits' corner, tells nothing.
+    assert simple_models.scale_shift(standard, some) < 1.5
+    # Features without variance, such as the corner pixels of digits, do not count.
     digits, *_ = bundled("digits")
-    assert samples.scale_shift(digits, digits) == pytest.approx(0, abs=1e-9)
+    assert simple_models.scale_shift(digits, digits) == pytest.approx(0, abs=1e-9)
 
 
 def test_matched_inputs_have_the_training_scale():
     inputs, *_ = bundled("breast_cancer")
     other = inputs * 3 - 5
-    brought = samples.matched(inputs, other)
-    # The same samples: bringing them back gives them back.
+    brought = simple_models.matched(inputs, other)
+    # These are the same samples: at the training scale they are equal again.
     assert brought.numpy() == pytest.approx(inputs.numpy(), rel=1e-2, abs=1e-2)
     images = torch.rand(20, 3, 4, 4) * torch.tensor([1.0, 5.0, 9.0]).reshape(3, 1, 1)
-    mean, std = samples.standardise_like(images)
+    mean, std = simple_models.mean_and_deviation(images)
     assert mean.shape == std.shape == (1, 3, 1, 1)
     scaled = (images - mean) / std
     assert scaled.mean(dim=(0, 2, 3)).numpy() == pytest.approx(np.zeros(3), abs=1e-5)
@@ -363,10 +365,10 @@ def test_matched_inputs_have_the_training_scale():
 
 def test_renamed_classes_are_recognised():
     confusion = torch.tensor([[1, 9, 0], [0, 2, 8], [10, 0, 0]])
-    assert samples.renamed_skill(confusion) == (pytest.approx(27 / 30), True)
-    assert samples.renamed_skill(confusion[[2, 0, 1]]) == (pytest.approx(27 / 30), False)
-    # Two classes taken for one: no renaming.
-    assert not samples.renamed_skill(torch.tensor([[9, 1, 0], [9, 0, 1], [0, 0, 10]]))[1]
+    assert simple_models.renamed_skill(confusion) == (pytest.approx(27 / 30), True)
+    assert simple_models.renamed_skill(confusion[[2, 0, 1]]) == (pytest.approx(27 / 30), False)
+    # Two classes are predicted as one: that is no renaming.
+    assert not simple_models.renamed_skill(torch.tensor([[9, 1, 0], [9, 0, 1], [0, 0, 10]]))[1]
 
 
 # --- fingerprints -------------------------------------------------------------------------------
@@ -411,7 +413,7 @@ def test_repeats_are_counted():
 def test_labels_of_repeated_samples_are_compared():
     prints = [torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 2.0, 4.0])]
     labels = [torch.tensor([0, 1, 2]), torch.tensor([0, 2, 2])]
-    # 1 and 2 came again, 2 with another label; no batch holds a sample twice.
+    # 1 and 2 are repeated, 2 with another label; no batch holds a sample twice.
     assert samples.conflicts(prints, labels) == (0.5, 2, 0.0)
     again = torch.tensor([5.0, 5.0, 6.0])
     assert samples.conflicts([*prints, again], [*labels, labels[0]]) == (
@@ -424,8 +426,8 @@ def test_labels_of_repeated_samples_are_compared():
 def test_nothing_draws_a_random_number():
     inputs, targets, task = bundled("wine")
     state = torch.get_rng_state()
-    samples.describe(inputs, targets, task)
-    samples.simple_skill(inputs, targets, task)
-    samples.told_apart(inputs[:90], inputs[90:])
-    samples.transfer_skill(inputs[:90], targets[:90], inputs[90:], targets[90:], task)
+    samples.data_facts(inputs, targets, task)
+    simple_models.simple_skill(inputs, targets, task)
+    simple_models.told_apart(inputs[:90], inputs[90:])
+    simple_models.transfer_skill(inputs[:90], targets[:90], inputs[90:], targets[90:], task)
     assert torch.equal(torch.get_rng_state(), state)

@@ -1,4 +1,4 @@
-"""How outputs and targets are read, and how well the ones fit the others, beside slow versions."""
+"""How outputs and targets are read, and how well they fit, against slow reference versions."""
 
 import math
 
@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics
 
+from debugnn.doctor.observe.calls import first_tensor
 from debugnn.doctor.observe.task import (
     Task,
     constant_loss,
-    first_tensor,
     read,
     reference_loss,
     relative_loss,
@@ -142,7 +142,7 @@ def test_relative_loss_of_values_is_what_r2_leaves(seed, offset):
     task = Task("values")
     expected = metrics.mean_squared_error(wanted, guessed)
     assert reference_loss(task, outputs, targets) == pytest.approx(expected, rel=1e-4)
-    # A column of values against a row of them is no 20 × 20 comparison.
+    # A column of values and a row of them are not broadcast to 20 × 20.
     assert reference_loss(task, outputs, targets.squeeze(1)) == pytest.approx(expected, rel=1e-4)
     assert constant_loss(task, targets) == pytest.approx(wanted.var(), rel=1e-4)
     r2 = metrics.r2_score(wanted, guessed)
@@ -186,7 +186,7 @@ def test_of_one_class_alone_the_constant_loss_stays_above_zero():
     assert relative_loss(Task("classes", 3), torch.zeros(8, 3), targets) == pytest.approx(
         10 * math.log(3)
     )
-    # Of one value alone no share can be told.
+    # Values that do not vary have no relative loss.
     assert constant_loss(Task("values"), torch.full((8, 1), 2.5)) is None
     assert relative_loss(Task("values"), torch.zeros(8, 1), torch.full((8, 1), 2.5)) is None
 
@@ -240,7 +240,7 @@ def test_recalls_are_those_of_the_classes_asked_for(seed, rarest):
     guessed = logits.argmax(axis=1)
     recalls = {
         c: np.mean(guessed[labels == c] == c) for c in rarest if np.sum(labels == c) >= 3
-    }  # of one or two samples nothing can be said
+    }  # a recall of one or two samples says nothing
     found = score(Task("classes", 4), torch.as_tensor(logits), torch.as_tensor(labels), rarest)
     assert found.recalls == pytest.approx(recalls, abs=1e-5)
 

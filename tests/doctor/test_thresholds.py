@@ -60,3 +60,14 @@ def test_a_moved_threshold_changes_the_diagnosis_and_comes_back():
     with moved(own, 0.6), moved(nearer, 0.6):
         assert diagnose(given, 0).main_cause == "missing_zero_grad"
     assert diagnose(given, 0).main_cause == "healthy"
+
+
+def test_a_count_is_moved_to_a_whole_number():
+    count = next(t for t in thresholds() if t.name == "JUDGED_AFTER")
+    given = evidence(0.0)
+    given.loop.steps = 50
+    assert diagnose(given, 0).judged
+    with moved(count, 1.26 * count.value):  # 50.4
+        assert diagnose(given, 0).judged
+    with moved(count, 1.3 * count.value):  # 52
+        assert not diagnose(given, 0).judged

@@ -12,14 +12,14 @@ CHANNELS_LAST = {"memory_format": torch.channels_last}
 
 
 def one_pass(layer: nn.Module, inputs, gradient, weight, bias) -> dict[str, torch.Tensor]:
-    """Everything that a training pass of a batch norm computes."""
+    """Return everything that a forward and backward pass of a batch norm computes."""
     with torch.no_grad():
         layer.weight.copy_(weight)
         layer.bias.copy_(bias)
     inputs = inputs.detach().requires_grad_()
     outputs = layer(inputs)
     outputs.backward(gradient)
-    # The running statistics start at 0 and 1 and take in a tenth: the rest is the batch's own.
+    # Running statistics start at 0 and 1; a tenth of the batch's is added to nine tenths of them.
     return {
         "outputs": outputs.detach(), "mean": layer.running_mean,
         "variance": layer.running_var - 0.9, "input gradient": inputs.grad,
@@ -32,7 +32,7 @@ def one_pass(layer: nn.Module, inputs, gradient, weight, bias) -> dict[str, torc
 def test_batch_norm_is_as_accurate_in_channels_last(layout, seed):
     generator = torch.Generator().manual_seed(seed)
     shape = (32, 8, 28, 28)
-    # Far from a mean of 0, and gradients that cancel.
+    # With a mean other than 0, and gradients of both signs.
     inputs = torch.randn(shape, generator=generator) + 1
     gradient = torch.randn(shape, generator=generator) * torch.rand(shape, generator=generator)
     weight = torch.rand(8, generator=generator) + 0.5

@@ -135,7 +135,7 @@ def test_kaiming_conv_leaves_all_but_the_convolutions_weights_bit_identical(cifa
 
 @pytest.fixture(scope="module")
 def pretraining():
-    """A source that is embedded and quickly read, and one step on it."""
+    """Overrides for a pre-training of one step on embedded data."""
     return (
         "data@init.pretrain.data=digits",
         "init.pretrain.epochs=1",
@@ -161,7 +161,7 @@ def test_every_init_leaves_batch_norm_alone_and_the_outputs_finite(
 
 
 def others_of(init, pretraining, request):
-    """What an initialisation needs besides: a short pre-training, the real data."""
+    """Return the other overrides of an initialisation: a short pre-training, the real data."""
     if init == "pretrained_cifar10":
         return (*pretraining, f"data.root={request.getfixturevalue('real_data')}")
     return pretraining if init == "pretrained" else ()
@@ -184,7 +184,7 @@ def test_pretrained_takes_the_named_layers_and_leaves_the_rest_as_default_has_it
 
 
 def test_what_is_not_taken_over_does_not_depend_on_the_pretraining(cifar_net, pretraining):
-    # Dropout draws from the same random numbers as the rule.
+    # Dropout draws from the same generator as the initialiser.
     others = (*pretraining, "reg=dropout", "init.weight={_target_:torch.nn.init.normal_}")
     short, long = (
         cifar_net("init=pretrained", *others, f"init.pretrain.steps_per_epoch={steps}")
@@ -193,7 +193,7 @@ def test_what_is_not_taken_over_does_not_depend_on_the_pretraining(cifar_net, pr
     for name, tensor in short.state_dict().items():
         taken = name.split(".")[0] in {"conv1", "conv2"}
         assert torch.equal(tensor, long.state_dict()[name]) != taken, name
-    # The rule comes before the transfer, and fills only what the transfer leaves.
+    # The initialiser runs before the transfer, which overwrites the transferred layers.
     assert long.fc3.weight.std() > 0.9
     assert long.conv2.weight.std() < 0.5
 
@@ -254,8 +254,8 @@ def test_a_transferred_layer_is_a_copy():
 @pytest.mark.parametrize(
     ("layer", "source"),
     [
-        ("conv9", small_net(1)),  # nowhere
-        ("pool1", small_net(1)),  # nothing to copy
+        ("conv9", small_net(1)),  # in neither network
+        ("pool1", small_net(1)),  # a layer without parameters
         ("conv1", small_net(1, channels=3)),  # another shape
         ("conv2", small_net(1, blocks=((4,),))),  # not in the source
     ],

@@ -49,7 +49,7 @@ def one_hot(row: list[float], target: int) -> list[float]:
     return [float(k == target) for k in range(len(row))]
 
 
-# The loss of one sample: logits as a list, and the index of its class.
+# Name → the loss of one sample, from its logits as a list and the index of its class.
 BY_HAND = {
     "cross_entropy": negative_log_softmax,
     "mse": lambda row, t: mean([(x - y) ** 2 for x, y in zip(row, one_hot(row, t), strict=True)]),
@@ -90,7 +90,7 @@ def check_batch_mean(loss, case):
 
 
 def test_every_loss_is_the_mean_of_its_samples_losses(named_loss):
-    # The evaluation weights its batches' losses by their sizes.
+    # The evaluation relies on it: it weights the losses of its batches by their sizes.
     check_batch_mean(named_loss)
 
 
@@ -117,7 +117,7 @@ def test_a_second_squashing_keeps_the_loss_above_a_floor(name, case):
     classes = outputs.shape[1]
     floor = -math.log(math.e / (math.e + classes - 1))
     assert loss(outputs, targets).item() >= floor * (1 - 1e-12)
-    # The right class far above the others reaches it, and cross-entropy reaches zero there.
+    # It is reached where the right class is far above the others, and cross-entropy is zero.
     best = torch.full_like(outputs, -1e3)
     best[torch.arange(len(targets)), targets] = 1e3
     assert loss(best, targets).item() == pytest.approx(floor, rel=1e-12)

@@ -54,7 +54,7 @@ def input_shape_of(config) -> tuple[int, ...]:
 
 
 def layer_shapes(model: nn.Module, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-    """The output shape of each layer, without the batch."""
+    """Return the output shape of each layer, without the batch dimension."""
     shapes, inputs = {}, torch.randn(2, *shape)
     model.eval()
     for name, layer in model.named_children():
@@ -115,7 +115,7 @@ CIFAR_NET_WITH = {
 
 
 @pytest.mark.parametrize("reg", CIFAR_NET_WITH)
-def test_the_regularisers_stand_where_the_article_puts_them(build_on, reg):
+def test_the_regularisers_are_where_the_article_puts_them(build_on, reg):
     net = build_on(CIFAR, "model=cnn", reg=reg)
     names = [name for name, _ in net.named_children()]
     tail = "flatten fc1 fc1_act fc2 fc2_act fc3"
@@ -128,7 +128,7 @@ def test_the_regularisers_stand_where_the_article_puts_them(build_on, reg):
     assert layer_shapes(net, CIFAR)["fc3"] == (10,)
 
 
-def test_without_blocks_the_regularisers_stand_around_every_hidden_activation(build_on):
+def test_without_blocks_the_regularisers_are_around_every_hidden_activation(build_on):
     net = build_on(FEATURES, "model=regressor", "model.hidden=[9,7]", reg="bn_dropout")
     assert [(name, type(layer)) for name, layer in net.named_children()] == [
         ("flatten", Flatten),
@@ -144,7 +144,7 @@ def test_without_blocks_the_regularisers_stand_around_every_hidden_activation(bu
 
 
 def count_by_hand(config, shape: tuple[int, ...], outputs: int, batch_norm: bool) -> int:
-    """The number of parameters, from the widths alone."""
+    """Compute the number of parameters from the widths alone."""
     pieces = config.model.activation.get("pieces", 1)
     bias = 1 if config.model.bias else 0
     total, width = 0, shape[0]
@@ -176,7 +176,7 @@ def test_every_model_with_every_regulariser_has_the_parameters_of_its_widths(
     config, reg = compose(f"model={each_model}"), compose(f"reg={each_reg}").reg
     shape = input_shape_of(config)
     outputs = config.model.outputs or 10
-    # On this device tensors have shapes and no numbers, which saves the time to draw them.
+    # Tensors on the meta device have no values, which saves the time to draw them.
     net = build_on(shape, f"model={each_model}", reg=each_reg, device="meta")
     assert parameter_count(net) == count_by_hand(config, shape, outputs, reg.batch_norm)
     assert sum(isinstance(layer, nn.Dropout) for layer in net) == (
@@ -267,7 +267,7 @@ def test_a_maxout_net_produces_its_pieces_and_passes_its_widths_on(build_on):
 
 
 def own_and_torchs(build_on, reg: str) -> list[nn.Sequential]:
-    """The CIFAR net in channels-last with either kind of layers, and the same weights."""
+    """Return the CIFAR net with our layers and with torch.nn's, with the same weights."""
     nets = [
         build_on(CIFAR, "model=cnn", f"model.own_layers={own}", reg=reg).to(**CHANNELS_LAST)
         for own in ("true", "false")
@@ -286,7 +286,7 @@ def batch(size: int) -> tuple[torch.Tensor, torch.Tensor]:
     return inputs, torch.randint(10, (size,), generator=generator)
 
 
-def test_torchs_layers_can_be_had(build_on):
+def test_own_layers_false_builds_the_net_of_torchs_layers(build_on):
     _, plain = own_and_torchs(build_on, "bn_dropout")
     assert {type(layer).__module__.partition(".")[0] for layer in plain} == {"torch"}
 
@@ -307,7 +307,7 @@ def test_both_kinds_of_dropout_give_outputs_of_the_same_distribution(build_on):
     own, plain = drawn
     error = torch.sqrt((own.var(0) + plain.var(0)) / passes)
     assert ((own.mean(0) - plain.mean(0)).abs() < 5 * error).all()
-    # A sample's variance is known to about √(2 / passes) of itself.
+    # The relative standard error of a sample's variance is about √(2 / passes).
     assert ((own.var(0) / plain.var(0)).log().abs() < 5 * 2 / passes**0.5).all()
 
 
@@ -347,7 +347,7 @@ def test_channels_last_gradients_are_as_accurate_as_contiguous_ones(build_on, ea
     exact, plain, found = gradients(dtype=torch.float64), gradients(), gradients(**CHANNELS_LAST)
     largest = max(gradient.norm() for gradient in exact.values())
     for name, gradient in exact.items():
-        # A convolution's bias before a batch norm has a gradient of 0.
+        # The bias of a convolution before a batch norm has a gradient of 0.
         size = max(gradient.norm(), 1e-6 * largest)
         reached = (plain[name] - gradient).norm() / size
         bound = 3 * max(reached, torch.tensor(5e-7))

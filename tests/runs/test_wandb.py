@@ -14,7 +14,7 @@ import pytest
 
 from conftest import REPOSITORY
 from debugnn import records
-from debugnn.runs.tasks import execute
+from debugnn.runs.execute import execute
 
 WANDB = Path(sys.executable).parent / "wandb"
 

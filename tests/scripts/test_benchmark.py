@@ -92,7 +92,7 @@ def test_the_sides_are_timed_in_processes_of_their_own(tmp_path):
     try:
         for side in (plain, ours):
             assert 0 < side.call("steps", net="regression", count=40) < 1
-        for variant in ("", "doctor=off"):
+        for variant in ("", "doctor=off", "model.own_layers=false"):
             assert 0 < ours.call("steps", net="regression", count=3, variant=variant) < 1
         for variant in ("watch", "unwatched"):
             assert 0 < plain.call("steps", net="regression", count=3, variant=variant) < 1
@@ -120,7 +120,7 @@ def test_the_sides_are_timed_in_processes_of_their_own(tmp_path):
 
 
 def test_processes_together_are_timed_until_the_last_is_done(tmp_path, monkeypatch):
-    """Of a side whose processes sleep, so that it is known how long they take."""
+    """The processes of this side sleep, so that their time is known."""
     (tmp_path / "sleeping.py").write_text(
         "import time\n"
         "class Side:\n"

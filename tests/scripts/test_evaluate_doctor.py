@@ -84,6 +84,47 @@ def test_held_out_programs_are_named_only_where_it_is_asked_for(wrong):
     assert "| `lr_too_low` | `clamped_to_maximum` | 1 | 0.0 % (0.0 to 79.3) |" in revealed
 
 
+@pytest.mark.slow
+def test_saved_runs_are_judged_under_another_threshold(saved):
+    directory, _ = saved
+    # Either of these rules would find it.
+    change = ["--set", "constant_input.SAMPLES=1000000", "--set", "constant_input.BATCHES=2"]
+    again = evaluate("--rejudge", str(directory), *change)
+    assert "constant_input ->" in again.splitlines()[0]
+    moved = evaluate("--rejudge", str(directory), "--sensitivity")
+    assert "| threshold | value | × 0.5 | × 0.8 | × 1.25 | × 2 |" in moved
+    assert "vanishing_gradient" not in moved  # it has no part in this diagnosis
+
+
+@pytest.mark.slow
+def test_the_evidence_of_a_run_is_judged_again_without_torch(tmp_path):
+    command = [sys.executable, str(REPOSITORY / "train.py"), "model=sigmoid_net",
+               "trainer.epochs=2", "wandb=disabled", f"output_dir={tmp_path}"]  # fmt: skip
+    subprocess.run(command, check=True, capture_output=True)
+    (findings,) = tmp_path.rglob("findings.json")
+    kept = records.load(findings.read_text())["main_cause"]
+    assert kept == "vanishing_gradient"
+    again = evaluate("--rejudge", str(tmp_path), program=WITHOUT_TORCH)
+    assert again == f"{findings.parent}: {kept} -> {kept}\n"
+    other = evaluate(
+        "--rejudge",
+        str(tmp_path),
+        "--set",
+        "vanishing_gradient.VANISHED=1e-9",
+        program=WITHOUT_TORCH,
+    )
+    assert kept in other.partition(" -> ")[0]
+    assert kept not in other.partition(" -> ")[2]
+
+
+@pytest.mark.parametrize("given", ["nothing.AT_ALL=1", "vanishing_gradient.VANISHED=much"])
+def test_a_threshold_that_there_is_not_is_an_error(tmp_path, given):
+    command = [sys.executable, str(SCRIPT), "--rejudge", str(tmp_path), "--set", given]
+    shown = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert shown.returncode == 2
+    assert "error: argument --set: " in shown.stderr
+
+
 def test_an_empty_directory_is_an_error(tmp_path):
     command = [sys.executable, str(SCRIPT), "--rejudge", str(tmp_path)]
     shown = subprocess.run(command, capture_output=True, text=True, check=False)

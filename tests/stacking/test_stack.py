@@ -13,7 +13,7 @@ from debugnn import records
 from debugnn.build import build
 from debugnn.errors import ConfigError
 from debugnn.records import Epoch, Layers, Step
-from debugnn.runs.tasks import execute
+from debugnn.runs.execute import execute
 from debugnn.stacking.stack import Member, Stack, fit_captured, share_data
 from debugnn.stacking.sweep import execute_together
 from debugnn.training import checkpoint

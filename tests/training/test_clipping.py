@@ -1,5 +1,4 @@
 import math
-from functools import partial
 
 import pytest
 import torch
@@ -7,7 +6,6 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
 
-from debugnn.stacking.clipping import NormLimits, clip_each
 from debugnn.training.clipping import clip_norm, gradient_rule, keep, rescale_norm
 
 # Rounding of float32 sums over the few hundred numbers below.
@@ -176,28 +174,3 @@ def test_each_option_of_conf_is_its_rule(compose):
             norms.append(round(parameters[0].grad.item(), 5))
         outcomes[option] = norms
     assert outcomes == {"off": [8, 2], "4.0": [4, 2], "scaling": [4, 4]}
-
-
-RULES = [keep, partial(clip_norm, max_norm=4.0), partial(rescale_norm, norm=4.0)]
-
-
-@pytest.mark.parametrize("rule", RULES, ids=["keep", "clip", "rescale"])
-def test_clipping_a_stack_equals_clipping_each(rule):
-    """At every scale that gradients have: vanished, exploded, and no number at all."""
-    scales = torch.tensor([0.0, 1e-30, 1e-3, 1.0, 10.0, 1e25, math.inf, math.nan])
-    shapes = [(3, 4), (5,), ()]
-    generator = torch.Generator().manual_seed(0)
-    gradients = [torch.randn(8, *s, generator=generator) for s in shapes]
-    gradients = [g.mul_(scales.view(-1, *[1] * (g.dim() - 1))) for g in gradients]
-    expected, norms = [], []
-    for index in range(8):
-        parameters = [nn.Parameter(torch.zeros(shape)) for shape in shapes]
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient[index].clone()
-        norms.append(rule(parameters).double())
-        expected.append([parameter.grad for parameter in parameters])
-    limit = {keep: (math.inf, False)}.get(rule) or (4.0, rule.func is rescale_norm)
-    found = clip_each(gradients, NormLimits.of([limit] * 8, torch.device("cpu")))
-    torch.testing.assert_close(found, torch.stack(norms), equal_nan=True, rtol=1e-6, atol=0)
-    for gradient, own in zip(gradients, zip(*expected, strict=True), strict=True):
-        torch.testing.assert_close(gradient, torch.stack(own), equal_nan=True, rtol=1e-5, atol=0)

@@ -65,7 +65,7 @@ def test_a_histogram_counts_between_the_smallest_and_the_largest_value(middle):
     ids=lambda values: f"{values[0]:g}",
 )
 def test_large_finite_values_are_finite_statistics(values):
-    # What an exploding gradient passes through on its way to infinity.
+    # An exploding gradient has such values before it becomes infinite.
     stats = describe(torch.tensor(values), bins=4)
     exact = np.array(values, np.float32).astype(np.float64)
     assert stats.nonfinite == 0
@@ -126,7 +126,7 @@ def test_units_that_are_zero_for_the_whole_batch_are_dead():
 def test_a_channel_is_dead_where_it_is_zero_at_every_position():
     outputs = torch.zeros(2, 4, 3, 3)
     outputs[1, 0, 2, 2] = 1e-30
-    outputs[0, 2, 0, 1] = NAN  # not zero, and not alive either: it is counted as nonfinite
+    outputs[0, 2, 0, 1] = NAN  # neither zero nor alive: it is counted as nonfinite
     assert describe(outputs, units=True).dead_units == 0.5
 
 

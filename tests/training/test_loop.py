@@ -163,7 +163,7 @@ def test_an_epochs_train_loss_is_the_mean_over_its_samples(small_training):
 
 
 @pytest.mark.parametrize("rule", [keep, lambda p: clip_norm(p, 1e-3), lambda p: rescale_norm(p, 4)])
-def test_a_step_is_seen_before_its_update(small_training, rule):
+def test_a_steps_record_is_from_before_its_update(small_training, rule):
     training = small_training(dropout=0.0, gradient_rule=rule)
     twin = copy.deepcopy(training.model)
     step = next(fit(training, 1, UNWATCHED))
@@ -227,7 +227,7 @@ def test_a_training_at_nan_goes_on_to_its_end(small_training):
 
 
 def one_by_one(training: Training) -> tuple[float, float]:
-    """The test set's mean loss and accuracy, a sample at a time."""
+    """Compute the test set's mean loss and accuracy one sample at a time."""
     model = copy.deepcopy(training.model).eval()
     losses, right = [], 0
     for inputs, target in zip(*training.data.test, strict=True):
@@ -318,7 +318,7 @@ def test_channels_last_computes_the_same(small_training):
 # --- when numbers are read ------------------------------------------------------------------------
 
 
-def test_numbers_are_read_every_so_many_steps_and_are_the_same_however_often(small_training):
+def test_the_interval_of_reads_changes_when_records_come_and_not_what_they_say(small_training):
     trained = {}
     for every in (1, 4, 1000):
         training = small_training(steps_per_epoch=6, batch_size=8, read_every=every)
@@ -326,7 +326,7 @@ def test_numbers_are_read_every_so_many_steps_and_are_the_same_however_often(sma
         for record in fit(training, 2, UNWATCHED):
             if isinstance(record, Step):
                 steps.append(record)
-                counts.append(training.step)  # how far the training is when the step is told
+                counts.append(training.step)  # how many steps are done when the record is yielded
             else:
                 epochs.append(record)
         trained[every] = steps, timeless(epochs)
@@ -335,7 +335,7 @@ def test_numbers_are_read_every_so_many_steps_and_are_the_same_however_often(sma
     assert trained[1] == trained[4] == trained[1000]
 
 
-def test_the_steps_before_a_failure_are_told(small_training):
+def test_the_steps_before_a_failure_are_yielded(small_training):
     training = small_training(steps_per_epoch=6, batch_size=8)
     update, calls = training.update, []
 

@@ -30,7 +30,7 @@ def settings(**changes: float) -> dict:
 
 
 class InDouble(nn.Module):
-    """A net that computes in double precision, so that rounding does not grow with the steps."""
+    """A net that computes in float64, so that rounding errors do not grow with the steps."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class InDouble(nn.Module):
 
 @pytest.fixture(scope="module")
 def whole_batches(image_data):
-    """A training whose every batch is the whole training set, so that their order is no matter."""
+    """Return a training whose batches are the whole training set, in whatever order."""
 
     def make() -> Training:
         data = image_data()
@@ -62,7 +62,7 @@ def whole_batches(image_data):
 
 
 def range_test_by_hand(training: Training, start: float, end: float, count: int, diverge: float):
-    """The article's loop: rate, Adam (Kingma & Ba 2015, Algorithm 1), smoothing, stop."""
+    """Compute the article's loop: rate, Adam (Kingma & Ba 2015, Algorithm 1), smoothing, stop."""
     model = copy.deepcopy(training.model)
     inputs = training.data.prepare(training.data.train.inputs)
     targets = training.data.train.targets
@@ -184,7 +184,7 @@ def test_the_gradient_rule_is_the_trainings(small_training):
     plain = points()
     clipped = points(gradient_rule=lambda parameters: clip_norm(parameters, 1e-12))
     assert plain[0] == clipped[0]
-    # Steps of 1e-12 leave the weights where they are, plain ones do not.
+    # Steps scaled to 1e-12 do not change the weights; unscaled ones do.
     assert max(clipped) - min(clipped) < 1
     assert max(plain) - min(plain) > 1
 
@@ -242,7 +242,7 @@ def test_a_training_after_a_range_test_is_the_one_without(small_training):
 
 
 def curve(losses: list[float], start: float = 1e-6) -> list[LrPoint]:
-    """A range test of ten rates a decade whose smoothed losses are these."""
+    """Return the curve of a range test with these smoothed losses and ten rates per decade."""
     growth = 10**0.1
     return [
         LrPoint(3, i, start * growth**i, start * growth ** (i + 1), math.nan, loss)
@@ -251,7 +251,7 @@ def curve(losses: list[float], start: float = 1e-6) -> list[LrPoint]:
 
 
 def suggested(points: list[LrPoint]) -> dict[str, int]:
-    """Which iteration each rule points at."""
+    """Return the iteration that each rule suggests."""
     rates = [point.lr for point in points]
     assert all(s.test == 3 for s in suggest(points))
     return {s.rule: rates.index(s.lr) for s in suggest(points)}
@@ -275,7 +275,7 @@ def test_a_drop_is_steepest_in_its_middle():
 def test_the_article_curve_is_flat_then_drops_then_explodes():
     flat, drop, explosion = [2.3] * 40, [2.3 - 0.18 * i for i in range(1, 11)], [1, 5, 25, 125]
     found = suggested(curve([*flat, *drop, *explosion]))
-    assert found["minimum"] == 49  # on the edge of the explosion
+    assert found["minimum"] == 49  # at the edge of divergence
     assert 40 <= found["steepest"] < 49
     assert 40 <= found["valley"] < 49
 

@@ -90,14 +90,14 @@ def _fill_in_subprocess(reader: Reader, name: str, root: str, cache: str, downlo
     path = os.pathsep.join(part or os.getcwd() for part in sys.path)
     environment = {**os.environ, "PYTHONPATH": path}
     try:
-        ended = subprocess.run(
-            command, stdout=subprocess.PIPE, text=True, env=environment, check=False
-        )
+        # Not subprocess.run, which after a Ctrl-C kills the child before it has cleaned up.
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as child:
+            answer, _ = child.communicate()
     except OSError as error:
         log.debug("data=%s: no subprocess to decode in: %s", name, error)
         return
-    if ended.returncode == REFUSED:
-        raise ConfigError(ended.stdout)
+    if child.returncode == REFUSED:
+        raise ConfigError(answer)
 
 
 def read(reader: Reader, name: str, root: str, download: bool) -> Arrays:

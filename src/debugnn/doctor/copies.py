@@ -10,10 +10,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+
+L = TypeVar("L", bound=Callable[..., Any] | None)
 
 _HOOKS = (
     "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
@@ -24,10 +26,15 @@ _HOOKS = (
 
 
 class Relay:
-    """A hook that calls a method of its owner, as long as there is one.
+    """A hook that calls a method of its owner, as long as the owner exists.
 
-    It neither keeps the owner alive nor goes along with a copy or a file of what it hangs on: a
-    copied model is not the one that is watched. In compiled code it does nothing.
+    It does not keep the owner alive. A copy or a file of the module that it hangs on holds a hook
+    that does nothing: a copied model is not the one that is watched. In compiled code it does
+    nothing either.
+
+    Args:
+        owner: is referenced weakly.
+        method: name of the method that takes the hook's arguments.
     """
 
     def __init__(self, owner: object, method: str) -> None:
@@ -45,24 +52,24 @@ class Relay:
         return nothing
 
     def __reduce__(self) -> tuple:
-        return _inert, ()
+        return _get_nothing, ()
 
 
 def nothing(*args: Any) -> None:
-    """The hook of a model that is not watched."""
+    """Do nothing: the hook of a model that is not watched."""
 
 
-def _inert() -> Callable:
+def _get_nothing() -> Callable:
     return nothing
 
 
-def twin_of(model: nn.Module) -> nn.Module:
-    """A copy of the model without gradients and without anybody's hooks.
+def copied_model(model: nn.Module) -> nn.Module:
+    """Return a copy of the model without gradients and without anybody's hooks.
 
-    Hooks that make the weights, as torch's own parametrisations do, are kept.
+    Hooks that compute the weights, as torch's own parametrisations do, are kept.
 
     Raises:
-        TypeError: a forward that was replaced on the instance: the copy would run the original's.
+        TypeError: a forward was replaced on the instance: the copy would call the original's.
         Exception: whatever copying raises, of a module that holds a lock, say.
     """
     for name, module in model.named_modules():
@@ -75,16 +82,16 @@ def twin_of(model: nn.Module) -> nn.Module:
             hooks = vars(module).get(attribute)
             if hooks:
                 kept.append((module, attribute, hooks))
-                own = {i: h for i, h in hooks.items() if _is_torchs(h)}
-                vars(module)[attribute] = OrderedDict(own)
+                torchs = {i: h for i, h in hooks.items() if _is_torchs(h)}
+                vars(module)[attribute] = OrderedDict(torchs)
     try:
         with torch.inference_mode(False):
-            twin = copy.deepcopy(model)
+            replica = copy.deepcopy(model)
     finally:
         for module, attribute, hooks in kept:
             vars(module)[attribute] = hooks
-    twin.zero_grad(set_to_none=True)
-    return twin
+    replica.zero_grad(set_to_none=True)
+    return replica
 
 
 def _is_torchs(hook: Any) -> bool:
@@ -92,8 +99,8 @@ def _is_torchs(hook: Any) -> bool:
     return module.startswith("torch.")
 
 
-def state_of(model: nn.Module) -> dict[str, Any]:
-    """A copy of the model's state, to be loaded again."""
+def copied_state(model: nn.Module) -> dict[str, Any]:
+    """Return a copy of the model's state dict."""
     with torch.inference_mode(False):
         return {
             name: value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)
@@ -101,13 +108,15 @@ def state_of(model: nn.Module) -> dict[str, Any]:
         }
 
 
-def own_loss(loss_fn: Callable | None) -> Callable | None:
-    """The loss function, or a copy of it where it can have a state of its own."""
+def copied_loss(loss_fn: L) -> L:
+    """Return the loss function, or a copy of it where it can have a state of its own."""
     plain = types.FunctionType | types.BuiltinFunctionType | types.MethodType | partial
     if loss_fn is None or isinstance(loss_fn, plain):
         return loss_fn
     try:
-        return twin_of(loss_fn) if isinstance(loss_fn, nn.Module) else copy.deepcopy(loss_fn)
+        if isinstance(loss_fn, nn.Module):
+            return cast(L, copied_model(loss_fn))
+        return copy.deepcopy(loss_fn)
     except Exception:  # what it holds cannot be copied
         return loss_fn
 

@@ -8,7 +8,6 @@ import copy
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
@@ -16,21 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from debugnn.doctor.evidence import TrialOutcome
-from debugnn.doctor.observe import samples
-from debugnn.doctor.observe.first_look import batch_size
-from debugnn.doctor.observe.network import DROPOUT, Call, with_rate
+from debugnn.doctor.observe.buffer import Batch
+from debugnn.doctor.observe.calls import batch_size
+from debugnn.doctor.observe.modes import turn_dropout_off
+from debugnn.doctor.observe.simple_models import mean_and_deviation
 from debugnn.doctor.observe.task import Task, constant_loss, reference_loss
 from debugnn.doctor.trials import Trial
 
 _FIRST, _LAST = 2, 6  # steps that the relative loss at the start and at the end is the mean of
-
-
-@dataclass(frozen=True)
-class Batch:
-    """How the model is called with a batch, and the targets."""
-
-    call: Call
-    targets: Any
 
 
 class CopyTraining:
@@ -65,7 +57,7 @@ class CopyTraining:
         if trial.reinitialised:
             reset(self.model)
         if not trial.regularised:
-            _turn_dropout_off(self.model)
+            turn_dropout_off(self.model)
         self.optimizer = _optimizer(self.model, optimizer, groups, trial)
         self.batches = list(batches)
         if trial.standardised_inputs:
@@ -91,7 +83,7 @@ class CopyTraining:
         if torch.isfinite(loss) and loss.requires_grad:
             self._backward(loss)
             if self._needs_closure:
-                self.optimizer.step(lambda: self._repeat(batch))
+                self.optimizer.step(lambda: self._repeat(batch))  # type: ignore[arg-type,return-value]
             else:
                 self.optimizer.step()
         return outputs, batch.targets, loss.detach()
@@ -148,18 +140,10 @@ def _relative_loss(
     return value / constant
 
 
-def _turn_dropout_off(model: nn.Module) -> None:
-    for module in model.modules():
-        if isinstance(module, DROPOUT):
-            module.p = 0.0
-    for module in with_rate(model):
-        module.dropout = 0.0
-
-
 def _with_standardised_inputs(batches: Sequence[Batch]) -> list[Batch]:
     """Each batch with inputs of mean 0 and standard deviation 1, a channel or feature each."""
     rows = torch.cat([batch.call.tensors()[0] for batch in batches])
-    mean, std = samples.standardise_like(rows.float())
+    mean, std = mean_and_deviation(rows.float())
 
     def standardise(tensor: Tensor) -> Tensor:
         return (tensor - mean) / std if tensor.shape[1:] == rows.shape[1:] else tensor
@@ -200,14 +184,14 @@ def _optimizer(
     if (trial.unfrozen or not any(group["params"] for group in settings)) and rest:
         settings.append({**settings[0], "params": rest})
     settings = [group for group in settings if group["params"]]
-    # Some optimisers have no default rate.
-    return type(optimizer)(settings, lr=settings[0]["lr"])
+    make: Callable[..., torch.optim.Optimizer] = type(optimizer)
+    return make(settings, lr=settings[0]["lr"])  # some optimisers have no default rate
 
 
 def reset(model: nn.Module) -> None:
     """Draw all weights anew, by the initialisation of each module that has one."""
     for module in model.modules():
-        if callable(getattr(module, "reset_parameters", None)):
-            module.reset_parameters()
-        elif callable(getattr(module, "_reset_parameters", None)):
-            module._reset_parameters()
+        methods = (getattr(module, n, None) for n in ("reset_parameters", "_reset_parameters"))
+        draw = next((method for method in methods if callable(method)), None)
+        if draw is not None:
+            draw()

@@ -280,7 +280,7 @@ def _revived(kind: Any, value: Any) -> Any:
     if get_origin(kind) is dict:
         key, item = get_args(kind)
         return {key(k): _revived(item, v) for k, v in value.items()}
-    if is_dataclass(kind):
+    if isinstance(kind, type) and is_dataclass(kind):
         types = get_type_hints(kind)
         if unknown := set(value) - set(types):
             raise TypeError(f"{kind.__name__} has no {', '.join(sorted(unknown))}")

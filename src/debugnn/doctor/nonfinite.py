@@ -1,8 +1,8 @@
-"""Where a non-finite number came from: the first bad tensor of one training step.
+"""The origin of a non-finite number: the first bad tensor of one training step.
 
 Every operation of the forward pass and the loss is watched. A NaN or an infinity is followed from
-the operation that made it, and is accused only where it reaches the loss, the gradients or the
-outputs: the −inf of an attention mask ends in a softmax and harms nobody.
+the operation that made it, and is reported only where it reaches the loss, the gradients or the
+outputs: the −inf of an attention mask ends in a softmax and does no harm.
 """
 
 import dataclasses
@@ -21,18 +21,24 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
+from debugnn.doctor.observe.calls import as_call
+
 _MOST_SAMPLES = 32
 
-# Finite arguments have a finite result on paper: what is not finite has left the dtype's range.
+# Operations whose result is finite, mathematically, for all finite arguments: a result that is not
+# finite has left the dtype's range.
 _CLOSED = {"add", "sub", "rsub", "mul", "mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot",
            "convolution", "sum", "mean", "cumsum", "prod", "cumprod", "addcmul", "square",
            "mse_loss"}  # fmt: skip
-# What is finite on paper here stays in the range.
+# Operations whose mathematically finite results stay in the dtype's range.
 _BOUNDED = {"log", "log2", "log10", "log1p", "sqrt", "rsqrt", "reciprocal", "acos", "asin",
             "acosh", "atanh", "xlogy"}  # fmt: skip
-# These leave the range at arguments that no divergence is needed for.
+# Operations that leave the range at arguments of ordinary size.
 _STEEP = {"exp", "exp2", "expm1", "sinh", "cosh", "pow"}
-_DIVERGED = 1e6
+_DIVERGED = 1e6  # arguments above this have diverged themselves
+# The other operations square and sum at most. Arguments above max^0.4 of the dtype (2.6e15 in
+# float32, where 5e7 squares of it add up to the limit) can leave the range.
+_SQUARES_OVERFLOW = 0.4
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +47,9 @@ class Origin:
 
     where: str  # input, target, parameter, buffer, forward, loss or backward
     name: str  # of the input (its key or index), target, parameter or buffer, or of the operation
-    layer: str | None  # innermost module the operation ran in, "" for the model itself; None: none
+    layer: str | None  # innermost module that the operation ran in; "" is the model itself
     kind: str  # nan, or inf where there is no NaN among them
-    samples: list[int]  # the first 32 bad indices of the batch; [] where they cannot be told
+    samples: list[int]  # the first 32 bad indices of the batch; [] where they are not known
     count: int  # non-finite values in the tensor
     magnitude: float  # largest finite |value| that the operation met, or that the tensor holds
     overflow: bool  # the operation is defined for its arguments: they were too large
@@ -56,27 +62,31 @@ def find_origin(
     targets: Any,
     call: Callable[[nn.Module, Any], Any] | None = None,
 ) -> Origin | None:
-    """Repeat a training step and find the first non-finite number of it that did harm.
+    """Repeat a training step and find the first non-finite number in it that did harm.
 
-    What made the loss non-finite comes first, then what made a gradient so, then what did not get
-    further than the outputs. An input, target, parameter or buffer that is not finite but reaches
-    none of these is told last.
+    The number that made the loss non-finite is returned; if there is none, the number that made a
+    gradient non-finite; if there is none, one that reached the outputs; if there is none, an input,
+    target, parameter or buffer that is not finite.
 
-    A sample is a row of dim 0, where the bad tensor has as many as the first input: any other
-    tensor of that size passes for the batch's.
-
-    The pass draws the random numbers that the model draws: restore the generators to what they
-    were before the step, and again afterwards where it matters. It moves running statistics and
-    leaves gradients behind, so pass a copy of the model. What the model raises is not caught.
+    The pass draws the same random numbers as the model: restore the generators to their state
+    before the step, and again afterwards where it matters. The pass moves running statistics and
+    leaves gradients behind, so pass a copy of the model.
 
     Args:
         model: in its state before the update, in the mode (train or eval) of the step.
         loss_fn: maps (outputs, targets) to the loss; without it only the forward pass is searched.
         inputs: a tensor, a tuple or list of positional arguments, or a dict of named ones.
-        call: how the model is called with `inputs`, where that is not it (autocast goes here too).
+        targets: what the loss function compares the outputs with.
+        call: calls the model with `inputs` where it takes them in another way; the place for
+            autocast, too.
 
     Returns:
-        None if everything is finite, or what is not finite is a mask.
+        The origin; None if everything is finite, or only a mask is not. Its samples are rows of
+        axis 0 of tensors that have as many rows as the first input: a tensor that happens to have
+        that size is taken for the batch's.
+
+    Raises:
+        Exception: whatever the model or the loss function raises.
     """
     trace = _Trace(model, _batch_size(inputs, targets))
     trace.seed("input", _named(inputs))
@@ -84,7 +94,7 @@ def find_origin(
     trace.seed("parameter", model.named_parameters())
     trace.seed("buffer", model.named_buffers())
     with trace.watching("forward"):
-        outputs = (call or _call)(model, inputs)
+        outputs = _called(model, inputs) if call is None else call(model, inputs)
     in_outputs = trace.reaching(outputs)
     if loss_fn is not None:
         with trace.watching("loss"):
@@ -92,7 +102,7 @@ def find_origin(
         in_loss = trace.reaching(loss)
         if in_loss is not None:
             return in_loss.origin
-        leaves = [p for p in model.parameters() if p.requires_grad]
+        leaves: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
         leaves += [t for t in _tensors(inputs) if t.requires_grad and t.is_leaf]
         in_backward = _Backward(trace).search(loss, leaves)
         if in_backward is not None:
@@ -104,9 +114,9 @@ def find_origin(
 
 @dataclass(frozen=True, order=True, slots=True)
 class _Source:
-    """What a non-finite tensor goes back to. The smallest of several is to blame."""
+    """The origin of a non-finite tensor. Of several the smallest is reported."""
 
-    excused: bool  # infinities that the code wrote down, and so meant
+    excused: bool  # infinities that the code contains as constants, on purpose
     rank: int  # in order of appearance
     origin: Origin = field(compare=False)
 
@@ -126,18 +136,18 @@ class _Trace(TorchDispatchMode):
         self._where = "forward"
         self._model = model
         self._layers: list[str | None] = [None]  # the modules whose forward is running
-        # By storage, so that views share it. The weak reference keeps the address from being
-        # given to another storage.
+        # By storage, so that views share a source. The weak reference keeps the address from being
+        # used for another storage.
         self._sources: dict[StorageWeakRef, _Source] = {}
         self._ranks = 0
-        # Autograd's sequence number → the layer, and what spoilt the operation's arguments.
+        # Autograd's sequence number → the layer, and the source of non-finite arguments.
         self._nodes: dict[int, tuple[str | None, _Source | None]] = {}
 
     @contextmanager
     def watching(self, where: str) -> Iterator[None]:
         """Follow what runs in the block; `where` is forward or loss."""
         self._where = where
-        handles = []
+        handles: list[Any] = []
         for name, module in self._model.named_modules():
             if not isinstance(module, torch.jit.ScriptModule):  # it takes no hooks
                 handles += (
@@ -152,7 +162,11 @@ class _Trace(TorchDispatchMode):
                 handle.remove()
 
     def seed(self, where: str, named: Iterable[tuple[str, Tensor]]) -> None:
-        """Blame what is not finite among the tensors that the step starts from."""
+        """Note the tensors that are not finite before the step.
+
+        Args:
+            where: input, target, parameter or buffer.
+        """
         batch = self.batch if where in ("input", "target") else None
         for name, tensor in named:
             if _is_watched(tensor) and not _is_finite(tensor):
@@ -160,12 +174,12 @@ class _Trace(TorchDispatchMode):
                     where, name or where, None, **_census(tensor, batch),
                     magnitude=_magnitude([tensor]), overflow=False,
                 )  # fmt: skip
-                # An additive mask is made of 0 and −inf, whoever passes it.
+                # A tensor of 0 and −inf alone is an additive mask.
                 mask = bool(((tensor == 0) | (tensor == -math.inf)).all())
                 self.leaves.append(self._blame(tensor, self.source(origin, excused=mask)))
 
     def reaching(self, results: Any) -> _Source | None:
-        """What the non-finite values among the results go back to; None where all are finite."""
+        """Return the source of the non-finite values among the results; None if all are finite."""
         sources = []
         for _, tensor in _named(results):
             if _is_watched(tensor) and not _is_finite(tensor):
@@ -175,19 +189,20 @@ class _Trace(TorchDispatchMode):
         return min(sources, default=None)
 
     def layer_of(self, node: Node) -> str | None:
-        """The layer whose forward pass made the node of the graph."""
+        """Return the layer whose forward pass made the node of the graph."""
         if _is_leaf(node):
             return None
-        # Autograd makes some nodes after the operation: they belong to the one that just ran.
+        # Autograd makes some nodes after their operation: they belong to the one that just ran.
         number = max((n for n in self._nodes if n <= node._sequence_nr()), default=None)
         return None if number is None else self._nodes[number][0]
 
     def spoiler_of(self, node: Node) -> _Source | None:
-        """What made an argument of the node's operation non-finite, if that was not meant."""
+        """Return the source of a non-finite argument of the node's operation, None if excused."""
         _, spoiler = self._nodes.get(node._sequence_nr(), (None, None))
         return None if spoiler is None or spoiler.excused else spoiler
 
     def source(self, origin: Origin, excused: bool = False) -> _Source:
+        """Return a new source, which comes after all earlier ones."""
         self._ranks += 1
         return _Source(excused, self._ranks, origin)
 
@@ -197,14 +212,14 @@ class _Trace(TorchDispatchMode):
         kwargs = kwargs or {}
         layer = self._layers[-1]
         operation = func.__name__.partition(".")[0]
-        # The node of this operation, if it gets one, is the last that autograd has numbered.
+        # If this operation gets a node, it is the latest that autograd has numbered.
         number = torch.autograd._get_sequence_nr() - 1
         if getattr(func, "is_view", False) or "empty" in operation:
-            # No value is new in a view, and none has a meaning in an uninitialised tensor.
+            # A view computes nothing, and an uninitialised tensor holds no meaningful value.
             self._nodes.setdefault(number, (layer, None))
             return func(*args, **kwargs)
 
-        overwrites = operation in ("fill_", "copy_")  # all of their first argument, unread
+        overwrites = operation in ("fill_", "copy_")  # their first argument is not read
         met = list(_tensors((args[1:] if overwrites else args, kwargs)))
         sources = [self._sources.get(_storage(tensor)) for tensor in met]
         spoilers = [s for s, t in zip(sources, met, strict=True) if s and not _is_finite(t)]
@@ -234,12 +249,12 @@ class _Trace(TorchDispatchMode):
         fed = []
         for tensor, source in zip(met, sources, strict=True):
             if not _is_finite(tensor):
-                # Without a source it is a constant of the code, which may be a mask.
+                # A tensor without a source is a constant of the code, which may be a mask.
                 origin = self._origin(name, layer, tensor, magnitude)
                 fed.append(source or self.source(origin, excused=not _has_nan(tensor)))
         cause = min(fed, default=None)
         has_nan = any(map(_has_nan, bad))
-        # Infinities pass on what made them. That a mask's become NaN is this operation's doing.
+        # Infinities are passed on. Where a mask's infinities become NaN, this operation made it.
         if cause is not None and not (cause.excused and has_nan):
             return cause
         args, _ = arguments
@@ -263,7 +278,7 @@ class _Trace(TorchDispatchMode):
         return Origin(self._where, name, layer, **census, magnitude=magnitude, overflow=overflow)
 
     def _blame(self, tensor: Tensor, source: _Source) -> _Source:
-        # A storage may be written in parts.
+        # A storage may be written in parts: the earliest source counts.
         storage = _storage(tensor)
         self._sources[storage] = min(source, self._sources.get(storage, source))
         return source
@@ -280,17 +295,17 @@ class _Backward:
 
     def __init__(self, trace: _Trace) -> None:
         self._trace = trace
-        self._sources: dict[tuple[Node, int], _Source] = {}  # (node, which of its inputs)
+        self._sources: dict[tuple[Node | None, int], _Source] = {}  # (node, which of its inputs)
         self._reached: list[_Source] = []
 
     def search(self, loss: Any, leaves: list[Tensor]) -> _Source | None:
-        """Back-propagate; what the non-finite gradients go back to, None where all are finite."""
+        """Back-propagate, and return the source of non-finite gradients; None if all are finite."""
         if not isinstance(loss, Tensor) or loss.grad_fn is None or not leaves:
             return None
         nodes = _graph(loss.grad_fn)
         handles = [node.register_hook(partial(self._look, node)) for node in nodes]
         try:
-            # Only into the model's own leaves: the loss may hold parameters of the caller's.
+            # Into the model's own leaves alone: the loss may hold other parameters.
             torch.autograd.backward(loss, torch.ones_like(loss), inputs=leaves)
         finally:
             for handle in handles:
@@ -312,7 +327,7 @@ class _Backward:
                 self._sources[edge] = min(source, self._sources.get(edge, source))
 
     def _overflowing_sum(self, node: Node, gradient: Tensor) -> _Source:
-        # Autograd adds the gradients of a tensor that was used more than once, and shows the sum.
+        # Autograd adds the gradients of a tensor that is used more than once: hooks see the sum.
         census = _census(gradient, None if _is_leaf(node) else self._trace.batch)
         return self._trace.source(
             Origin(
@@ -350,51 +365,54 @@ def _graph(root: Node) -> list[Node]:
 
 
 def _is_leaf(node: Node | None) -> bool:
-    """Whether the node collects the gradient of a parameter, or of another leaf tensor."""
+    """Return True if the node collects the gradient of a parameter or another leaf tensor."""
     return node is not None and hasattr(node, "variable")
 
 
 def _saved(node: Node) -> list[Tensor]:
-    """What the node kept of the forward pass."""
-    saved = []
+    """Return the tensors that the node saved in the forward pass."""
+    saved: list[Tensor] = []
     for name in dir(node):
         if name.startswith("_saved_") or name == "saved_tensors":
-            # A checkpoint recomputes what it saved, once.
+            # A checkpoint recomputes its saved tensors only once.
             with suppress(RuntimeError):
                 saved.extend(_tensors(getattr(node, name)))
     return saved
 
 
 def _overflows(name: str, dtype: torch.dtype, magnitude: float) -> bool:
+    """Return True if an operation on finite arguments has left the dtype's range.
+
+    Args:
+        magnitude: largest |argument|.
+    """
     if name in _BOUNDED:
         return False
     if name in _STEEP:
         return magnitude > _DIVERGED
-    # The rest squares and sums at most; 2.6e15 in float32, where 5e7 squares add up to its limit.
-    return name in _CLOSED or magnitude > torch.finfo(dtype).max ** 0.4
+    return name in _CLOSED or magnitude > torch.finfo(dtype).max ** _SQUARES_OVERFLOW
 
 
 def _plain(operation: str) -> str:
-    """`NativeBatchNorm`, `_cudnn_batch_norm`, `sqrt_` → `batch_norm`, `batch_norm`, `sqrt`."""
+    """Return an operation's plain name: `batch_norm` of `NativeBatchNorm`, `sqrt` of `sqrt_`."""
     snake = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", operation).lower().strip("_")
     return re.sub(r"^(native|cudnn|miopen|mkldnn|thnn)_|_layer$", "", snake)
 
 
-def _call(model: nn.Module, inputs: Any) -> Any:
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    if isinstance(inputs, tuple | list):
-        return model(*inputs)
-    return model(inputs)
+def _called(model: nn.Module, inputs: Any) -> Any:
+    """Return the model's outputs for the inputs themselves: clones would hide the origin."""
+    call = as_call(inputs)
+    return model(*call.args, **call.kwargs)
 
 
 def _named(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """The tensors in a nest of containers, each by its keys and indices joined with dots."""
+    """Yield the tensors in a nest of containers with their keys and indices, joined by dots."""
     if isinstance(value, Tensor):
         yield name, value
         return
     if dataclasses.is_dataclass(value) and not isinstance(value, type | Mapping):
         value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    items: Iterable[tuple[Any, Any]]
     if isinstance(value, Mapping):
         items = value.items()
     elif isinstance(value, tuple | list):
@@ -406,7 +424,7 @@ def _named(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
 
 
 def _batch_size(inputs: Any, targets: Any) -> int | None:
-    """Dim 0 of the first input; None where the first target's is another one."""
+    """Return the size of axis 0 of the first input; None where the first target's differs."""
     sizes = [
         next((tensor.shape[0] for _, tensor in _named(value) if tensor.dim()), None)
         for value in (inputs, targets)
@@ -419,7 +437,7 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
 
 
 def _is_watched(value: Any) -> bool:
-    # The rest has no storage of its own, no values, or no infinity (the 8-bit floats).
+    # Other tensors have no storage of their own, no values, or no infinity (the 8-bit floats).
     return (
         isinstance(value, Tensor)
         and (value.is_floating_point() or value.is_complex())
@@ -442,13 +460,13 @@ def _storage(tensor: Tensor) -> StorageWeakRef:
 
 
 def _magnitude(tensors: Iterable[Tensor]) -> float:
-    """The largest finite |value|; 0 where there is none."""
+    """Return the largest finite |value|; 0 if there is none."""
     finite = (tensor.detach()[torch.isfinite(tensor)] for tensor in tensors)
     return max((values.abs().max().item() for values in finite if values.numel()), default=0.0)
 
 
 def _census(tensor: Tensor, batch: int | None) -> dict[str, Any]:
-    """Kind, samples and count of the non-finite values."""
+    """Return kind, samples and count of the non-finite values."""
     bad = ~torch.isfinite(tensor)
     samples = []
     if batch and tensor.dim() and tensor.shape[0] == batch:

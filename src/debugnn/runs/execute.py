@@ -1,107 +1,233 @@
-"""One run: its checks, its records, and its end.
+"""One run from its configuration to its end: whatever trains, trains through here.
 
-A finished run is not repeated; one that was cut off goes on from its checkpoint.
+`execute` does what a configuration asks for. It opens and closes a run in three steps, which the
+members of a stack go through too:
+
+    prepare(directory)    builds and restores the training
+    open_run(run)         writes what it is handed, and at the end how the run ended
+    records_of(run)       trains, and yields the records to be written
+
+A finished run is not repeated. A run that was cut off continues from its checkpoint.
 """
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from omegaconf import DictConfig
 
 from debugnn.build import build
-from debugnn.doctor.report import Report
-from debugnn.doctor.watch import Doctor
 from debugnn.errors import ConfigError
-from debugnn.lr_curve import suggest
-from debugnn.random_state import gpus
-from debugnn.records import Record
+from debugnn.records import Diagnosis, Epoch, Record
 from debugnn.runs.directory import RunDirectory
+from debugnn.runs.facts import facts_of
+from debugnn.runs.naming import run_name
+from debugnn.runs.sinks import Console, JsonLines, Sink
 from debugnn.runs.writer import Writer
-from debugnn.stacking.stack import fit_captured
+from debugnn.training import checkpoint
 from debugnn.training.layer_stats import LayerProbe
 from debugnn.training.loop import Training, fit
-from debugnn.training.range_test import range_test
 
 log = logging.getLogger(__name__)
 
+Write = Callable[[Record | Diagnosis], None]
 
-def execute(config: DictConfig, overrides: Sequence[str], experiment: str | None) -> Path:
-    """Run what the configuration says, or find it done, and return the run's directory.
+
+def execute(config: DictConfig, overrides: Sequence[str], experiment: str | None) -> Path | None:
+    """Do what the configuration's task asks for.
 
     Args:
-        overrides: as typed; they name the arm.
+        config: the composed configuration.
+        overrides: as typed, `key=value` each; they name the arm.
         experiment: the option of the `experiment` group, None without one.
 
+    Returns:
+        The run's directory; None for `task=check`, which writes nothing.
+
     Raises:
-        ConfigError: before anything is written.
+        ConfigError: a setting that cannot be used. Nothing has been written then, except by
+            `task=fix`, whose first run ends before its remedy is composed.
+        CheckFailedError: `task=check` found an error.
     """
+    if config.trainer.stack > 1:
+        raise ConfigError(
+            f"trainer.stack={config.trainer.stack}: this trains one run; train.py stacks several"
+        )
+    if config.task.name == "check":
+        from debugnn.runs.diagnosis import check_before_training
+
+        check_before_training(config)
+        return None
+    if config.task.name == "fix":
+        from debugnn.runs.fix import fix
+
+        return fix(config, overrides, experiment)
     directory = RunDirectory(config, overrides, experiment)
-    directory.compare()
-    if directory.status == "finished":
-        log.info("%s: finished before, skipped (overwrite=true runs it again)", directory.title)
-        directory.update_report()
-        return directory.path
-    training = build(config)
-    log.info("%s", directory.title)
-    directory.claim(training)
-    if training.epoch:
-        log.info("  goes on from epoch %d", training.epoch)
-    started = time.perf_counter()
-    with Writer() as writer, directory.recording(training, writer) as write:
-        for record in follow(config, training, directory.path):
-            write(record)
-    log.info("  %.1f s, in %s", time.perf_counter() - started, directory.path)
+    if not finished(directory):
+        _train(directory)
     return directory.path
 
 
-def follow(config: DictConfig, training: Training, directory: Path) -> Iterator[Record | Report]:
-    """The records of the task: range tests where asked for, the training, its diagnosis."""
-    if training.step == 0 and (config.task.name == "lr_find" or config.task.lr_from):
-        with torch.random.fork_rng(gpus(training.device)):  # the training's numbers stay its own
-            rates = yield from find_lr(config, training)
-        if config.task.lr_from:
-            chosen = rates.get(config.task.lr_from)
-            if not chosen:
-                raise ConfigError(
-                    f"task.lr_from={config.task.lr_from}: the range test's curve suggests nothing"
+def finished(directory: RunDirectory) -> bool:
+    """True if the run is there, finished; say so, and bring its report section up to date.
+
+    Raises:
+        ConfigError: a run of another configuration is there.
+    """
+    directory.compare()
+    if directory.status != "finished":
+        return False
+    log.info("%s: finished before, skipped (overwrite=true runs it again)", directory.title)
+    directory.update_report()
+    return True
+
+
+def _train(directory: RunDirectory) -> None:
+    started = time.perf_counter()
+    run = prepare(directory)
+    log.info("%s", directory.title)
+    if run.training.epoch:
+        log.info("  continues from epoch %d", run.training.epoch)
+    choose_rate(run)
+    console = Console(directory.config.trainer.epochs)
+    with open_run(run) as write:
+        for record in records_of(run):
+            console.write(record)
+            write(record)
+    log.info("  %.1f s, in %s", time.perf_counter() - started, directory.path)
+
+
+@dataclass
+class Run:
+    """A run that can be opened.
+
+    Attributes:
+        directory: where it is kept.
+        training: built, and restored from the run's checkpoint if there is one.
+        search: records of the range test that chose the learning rate. They come before the
+            training's.
+    """
+
+    directory: RunDirectory
+    training: Training
+    search: list[Record] = field(default_factory=list)
+
+
+def prepare(directory: RunDirectory) -> Run:
+    """Build the training of a run, and restore its checkpoint. Nothing is written.
+
+    Afterwards, torch's global generators stand where the training begins.
+
+    Raises:
+        ConfigError: the configuration cannot be used.
+    """
+    training = build(directory.config)
+    if directory.status is not None and directory.checkpoint.exists():
+        checkpoint.restore(directory.checkpoint, training)
+    return Run(directory, training)
+
+
+def choose_rate(run: Run) -> None:
+    """Set the learning rate by a range test if `task.lr_from` asks for it. Nothing is written.
+
+    Raises:
+        ConfigError: the range test suggests no rate.
+    """
+    if run.directory.config.task.lr_from is not None and run.training.step == 0:
+        from debugnn.runs.learning_rate import choose
+
+        run.search = choose(run.directory.config.task, run.training)
+
+
+@contextmanager
+def open_run(run: Run, **more_facts: object) -> Iterator[Write]:
+    """Keep what is written in the block: records, checkpoints, and how the run ended.
+
+    Args:
+        more_facts: of this run, for run.json.
+
+    Yields:
+        The function that takes each record of the run.
+
+    Raises:
+        ConfigError: the directory cannot be written.
+    """
+    directory, training = run.directory, run.training
+    config = directory.config
+    facts = facts_of(config, directory.experiment, directory.arm, training) | more_facts
+    if directory.status is not None:
+        facts["wandb_id"] = directory.read_facts().get("wandb_id")
+    directory.claim()
+    directory.write_facts(facts)
+    started = time.perf_counter()
+    sinks: list[Sink] = [JsonLines(directory.path, training.step)]
+    failed = True
+    with Writer() as writer:
+
+        def write(record: Record | Diagnosis) -> None:
+            for sink in sinks:
+                writer.submit(sink.write, record)
+            if isinstance(record, Epoch) and _checkpoint_due(run):
+                # The writer keeps the order: the checkpoint must not be ahead of its epoch's rows.
+                state = checkpoint.state_of(training)
+                writer.submit(checkpoint.write, directory.checkpoint, state)
+
+        try:
+            if config.wandb.mode != "disabled":
+                from debugnn.runs.wandb_sink import WandB
+
+                logged = WandB(
+                    directory.path,
+                    config=directory.resolved,
+                    name=run_name(config, directory.experiment, directory.arm),
+                    group=directory.experiment,
+                    run_id=facts["wandb_id"],
+                    steps=config.trainer.epochs * _steps_per_epoch(training),
                 )
-            for group in training.optimizer.param_groups:
-                group["lr"] = chosen[0]
-    if config.task.name == "train":
-        probe = LayerProbe(config.doctor.every, config.doctor.bins)
-        if config.trainer.graph and training.device.type == "cuda":
-            yield from fit_captured(training, config.trainer.epochs, probe)
-            return
-        if config.doctor.every is None:
-            yield from fit(training, config.trainer.epochs, probe)
-            return
-        with Doctor(
-            training.model,
-            training.optimizer,
-            loss_fn=training.loss,
-            every=config.doctor.every,
-            budget=config.doctor.budget,
-            save_to=directory,
-        ) as doctor:
-            if training.step:
-                doctor.evidence.troubles.append(f"the {training.step} steps before this start")
-            yield from fit(training, config.trainer.epochs, probe, doctor)
-            yield doctor.report()
+                facts["wandb_id"] = logged.id
+                sinks.append(logged)
+                directory.write_facts(facts)
+            yield write
+            writer.drain()
+            failed = False
+        except Exception as error:
+            facts["error"] = f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            writer.settle()
+            for sink in sinks:
+                sink.close(failed)
+            facts["seconds"] = round(time.perf_counter() - started, 3)
+            facts["status"] = "failed" if failed else "finished"
+            directory.write_facts(facts)
 
 
-def find_lr(config: DictConfig, training: Training) -> Iterator[Record]:
-    """All range tests and their suggestions; returns rule → suggested rates, one a test."""
-    finder = dict(config.task.finder)
-    rates: dict[str, list[float]] = {}
-    for test in range(finder.pop("repeats")):
-        points = []
-        for point in range_test(training, test=test, **finder):
-            points.append(point)
-            yield point
-        for suggestion in suggest(points):
-            rates.setdefault(suggestion.rule, []).append(suggestion.lr)
-            yield suggestion
-    return rates
+def _steps_per_epoch(training: Training) -> int:
+    return training.data.steps_per_epoch(training.batch_size, training.steps_per_epoch)
+
+
+def _checkpoint_due(run: Run) -> bool:
+    settings, epoch = run.directory.config.trainer, run.training.epoch
+    return epoch == settings.epochs or epoch % settings.checkpoint_every == 0
+
+
+def records_of(run: Run) -> Iterator[Record | Diagnosis]:
+    """Do the task of a run, and yield its records: range tests, the training, its diagnosis."""
+    config, training = run.directory.config, run.training
+    yield from run.search
+    if config.task.name == "lr_find":
+        if not run.search and training.step == 0:
+            from debugnn.runs.learning_rate import range_tests
+
+            yield from range_tests(config.task, training)
+        return
+    probe = LayerProbe(config.doctor.every, config.doctor.bins)
+    if config.doctor.every is None:
+        yield from fit(training, config.trainer.epochs, probe)
+        return
+    from debugnn.runs.diagnosis import diagnosed
+
+    yield from diagnosed(config, training, probe, save_to=run.directory.path)

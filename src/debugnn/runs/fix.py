@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from debugnn import records
 from debugnn.config import check, compose
 from debugnn.errors import ConfigError
+from debugnn.files import replace_text
 from debugnn.runs.execute import execute
 
 log = logging.getLogger(__name__)
@@ -24,23 +25,30 @@ CONTROLS = (
 
 
 def fix(config: DictConfig, overrides: Sequence[str], experiment: str | None) -> Path:
-    """Train, apply the first finding's override, and train again for the same budget.
+    """Train, apply the first finding's override, and train again for the same number of epochs.
 
-    Prints accuracy, loss and diagnosis of three runs: before, after, and under an override that
-    is drawn at random by the seed. `fix.json` in the first run's directory holds the same.
-    Returns that directory.
+    A third run, the control, has an override that is drawn at random by the seed. Accuracy, loss
+    and diagnosis of the three are printed, and kept in fix.json in the first run's directory.
+
+    Args:
+        config: the composed configuration.
+        overrides: as typed, `key=value` each; they name the arm.
+        experiment: the option of the `experiment` group, None without one.
+
+    Returns:
+        The first run's directory.
 
     Raises:
-        ConfigError: a remedy that cannot be composed with the settings.
+        ConfigError: a setting that cannot be used, before anything is written; or, after the first
+            run, a remedy that does not go together with the settings.
     """
     check(config)
     asked = [o for o in overrides if not o.startswith("task")]
     directory = _run(asked, experiment)
     report = records.load((directory / "findings.json").read_text(encoding="utf-8"))
     rows = {"before": _row(directory, "")}
-    if report["healthy"]:
-        why = "the run is healthy" if report["judged"] else "the run is too short to judge"
-        log.info("nothing to fix: %s", why)
+    if report["healthy"] is not False:
+        log.info("nothing to fix: %s", _why_nothing(report))
         return directory
     first = report["findings"][0]
     if first["override"] is None:
@@ -54,28 +62,36 @@ def fix(config: DictConfig, overrides: Sequence[str], experiment: str | None) ->
         try:
             rows["control"] = _row(_run(_with(asked, control), experiment), control)
             break
-        except ConfigError as error:  # a net without an image, say, under another model
+        except ConfigError as error:  # say, a network without images under another model
             log.info("control %s does not fit here: %s", control, error)
-    (directory / "fix.json").write_text(records.dump(rows, indent=2) + "\n", encoding="utf-8")
+    replace_text(directory / "fix.json", records.dump(rows, indent=2) + "\n")
     log.info("%s", _table(rows))
     return directory
+
+
+def _why_nothing(report: dict[str, Any]) -> str:
+    if report["healthy"] is None:
+        return f"{report['cannot_tell']} (overwrite=true runs it again)"
+    return "the run is healthy" if report["judged"] else "the run is too short to judge"
 
 
 def _run(overrides: Sequence[str], experiment: str | None) -> Path:
     config = compose(overrides)
     if config.doctor.every is None:
         raise ConfigError("doctor=off: task=fix needs the doctor's findings")
-    return execute(config, overrides, experiment)
+    directory = execute(config, overrides, experiment)
+    assert directory is not None  # task=train
+    return directory
 
 
 def _with(overrides: Sequence[str], change: str) -> list[str]:
-    """The overrides with one of them changed or added."""
+    """Return the overrides with one of them changed or added."""
     key = change.partition("=")[0]
     return [*(o for o in overrides if o.partition("=")[0] != key), change]
 
 
 def _controls(seed: int, overrides: Sequence[str], remedy: str) -> list[str]:
-    """The control changes in random order, without the remedy's key and what is set already."""
+    """Return the control changes in random order, without the remedy's key and what is set."""
     key = remedy.partition("=")[0].partition(".")[0]
     free = [c for c in CONTROLS if c.partition("=")[0].partition(".")[0] != key]
     free = [c for c in free if c not in overrides]
@@ -83,16 +99,15 @@ def _controls(seed: int, overrides: Sequence[str], remedy: str) -> list[str]:
 
 
 def _row(directory: Path, change: str) -> dict[str, Any]:
-    """What a run came to: last test loss and accuracy, and the diagnosis."""
-    epochs = list(records.read_jsonl(directory / "metrics.jsonl", "epoch"))
+    """Return what a run came to: its last losses and accuracy, and its diagnosis."""
+    *_, last = records.read_jsonl(directory / "metrics.jsonl", "epoch")
     report = records.load((directory / "findings.json").read_text(encoding="utf-8"))
-    worrying = [f["cause"] for f in report["findings"] if f["severity"] != "note"]
     return {
         "override": change,
-        "train_loss": epochs[-1]["train_loss"],
-        "test_loss": epochs[-1]["test_loss"],
-        "test_accuracy": epochs[-1]["test_accuracy"],
-        "diagnosis": worrying[0] if worrying else "healthy",
+        "train_loss": last["train_loss"],
+        "test_loss": last["test_loss"],
+        "test_accuracy": last["test_accuracy"],
+        "diagnosis": report["main_cause"],
         "directory": str(directory),
     }
 

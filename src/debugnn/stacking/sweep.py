@@ -1,119 +1,110 @@
-"""The run directories of a stack: each member's holds what the run alone would have left there.
+"""The runs of a stack: each member leaves the directory that the same run would leave alone.
 
 Members are not diagnosed: the doctor watches one model's forward passes, and a stack has its own.
-A member is resumed as a run alone is. Members that were cut off at different epochs go on in a
-stack for each epoch, and one that is left over goes on alone.
+A member continues from its checkpoint as a run alone does.
 """
 
 import copy
 import logging
-import math
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from torch import nn
 
-from debugnn.build import build
 from debugnn.config import BOOKKEEPING, check
 from debugnn.errors import ConfigError
 from debugnn.records import Epoch
-from debugnn.runs import execute
-from debugnn.runs.directory import RunDirectory, Write, flat
-from debugnn.runs.writer import Writer
-from debugnn.stacking.stack import Member, Stack, share_data
+from debugnn.runs.directory import RunDirectory, flat
+from debugnn.runs.execute import Run, choose_rate, execute, finished, open_run, prepare
+from debugnn.runs.naming import arm_of, directory_of
+from debugnn.runs.sinks import Console
+from debugnn.stacking.stack import Member, Stack
 from debugnn.training.layer_stats import LayerProbe
 
 log = logging.getLogger(__name__)
 
-# What the arms of one stack may differ in: numbers, and where runs are kept.
+# What the members of one stack may differ in: numbers, and where runs are kept.
 _OWN = ("seed", "init", "optim", "clip", "reg.dropout", *BOOKKEEPING)
 
-Refuse = Callable[[int, ConfigError], None]
+
+@dataclass
+class Job:
+    """A run that is asked for: the arguments of `debugnn.runs.execute.execute`."""
+
+    config: DictConfig
+    overrides: Sequence[str]
+    experiment: str | None
+
+    def run(self) -> None:
+        """Run it alone."""
+        execute(self.config, self.overrides, self.experiment)
+
+    def shared(self) -> dict[str, Any]:
+        """Return what all members of a stack have in common: settings with dotted keys."""
+        settings = flat(OmegaConf.to_container(self.config, resolve=True))
+        return {"experiment": self.experiment} | {
+            name: value
+            for name, value in settings.items()
+            if not any(name == own or name.startswith(f"{own}.") for own in _OWN)
+        }
+
+
+Refuse = Callable[[Job, ConfigError], None]
+
+
+def _raise(job: Job, error: ConfigError) -> None:
+    raise error
 
 
 def execute_stack(config: DictConfig, overrides: Sequence[str], experiment: str | None) -> Path:
-    """Run `trainer.stack` seeds at once, from `seed` upwards, and return the arm's directory.
+    """Run `trainer.stack` seeds, from `seed` upwards: at once if they train and stack.
+
+    Args:
+        config, overrides, experiment: as for `debugnn.runs.execute.execute`.
+
+    Returns:
+        The arm's directory, which holds a directory for each seed.
 
     Raises:
-        ConfigError: before anything is written.
+        ConfigError: a setting that cannot be used. Nothing has been written then.
+        CheckFailedError: `task=check` found an error.
     """
     check(config)
-    seeds = range(config.seed, config.seed + config.trainer.stack)
-    return execute_together([(_alone(config, s), overrides) for s in seeds], experiment)[0].parent
+    jobs = []
+    for seed in range(config.seed, config.seed + config.trainer.stack):
+        own = copy.deepcopy(config)
+        own.seed, own.trainer.stack = seed, 1
+        jobs.append(Job(own, overrides, experiment))
+    if config.task.name == "train":
+        execute_together(jobs)
+    else:
+        for job in jobs:
+            job.run()
+    return directory_of(config, experiment or "adhoc", arm_of(overrides)).parent
 
 
-def execute_together(
-    requests: Sequence[tuple[DictConfig, Sequence[str]]],
-    experiment: str | None,
-    refuse: Refuse | None = None,
-) -> list[Path]:
-    """Run several configurations of one architecture at once, each in its own directory.
-
-    Finished runs are skipped.
-
-    Args:
-        requests: a configuration and the overrides that name its arm, for each run. They differ in
-            the seed, the initialisation, the optimiser, the clipping and the dropout rate alone.
-        refuse: is told the index and the error of each run that cannot be built, and the others
-            train. Without it the error is raised.
-
-    Raises:
-        ConfigError: before anything is written; a stack that cannot be, too.
-    """
-    _check_same(config for config, _ in requests)
-    runs = [RunDirectory(config, overrides, experiment) for config, overrides in requests]
-    paths = [each.path for each in runs]
-    if len(set(paths)) < len(runs):
-        raise ConfigError("trainer.stack: two members have one directory; name their arms apart")
-    trains = runs[0].config.task.name == "train"
-    waiting = {i: each for i, each in enumerate(runs) if trains and each.status != "finished"}
-    for index, request in enumerate(requests):
-        if index not in waiting:
-            execute.execute(*request, experiment)  # a finished one says that it is skipped
-    if len(waiting) > 1:
-        members = _built(waiting, refuse)
-        waiting = {index: waiting[index] for index in members}
-        if len(members) > 1:
-            _train(list(waiting.values()), list(members.values()))
-            return paths
-    for index in waiting:  # the only one
-        execute.execute(*requests[index], experiment)
-    return paths
-
-
-def sets_that_fit(
-    jobs: Sequence[tuple[DictConfig, Sequence[str], str | None]], at_once: int
-) -> list[list[int]]:
-    """The indices of a sweep's jobs in sets of at most `at_once` for `execute_together`.
-
-    A job that fits no other is a set of its own. So is one that has nothing to train, or whose
-    settings or directory are refused: run alone, it says why.
+def sets_that_fit(jobs: Sequence[Job | None], at_once: int) -> list[list[int]]:
+    """Divide jobs into sets that can train at once.
 
     Args:
-        jobs: configuration, overrides that name the arm, and experiment, for each.
+        jobs: None for one that fits no other.
+        at_once: how many jobs a set holds at most.
+
+    Returns:
+        The indices of the jobs in each set. A job that does not train is a set of its own.
     """
     sets: list[list[int]] = []
     with_room: dict[str, list[int]] = {}
-    taken: set[Path] = set()
-    for index, (config, overrides, experiment) in enumerate(jobs):
-        try:
-            check(config)
-            directory = RunDirectory(config, overrides, experiment)
-            directory.compare()
-        except (ConfigError, OmegaConfBaseException):
-            sets.append([index])
-            continue
-        trains = config.task.name == "train" and config.trainer.stack == 1
-        if not trains or directory.status == "finished" or directory.path in taken:
-            sets.append([index])
-            continue
-        taken.add(directory.path)
-        kind = repr((experiment, sorted(_shared(config).items())))
+    for index, job in enumerate(jobs):
+        kind = str(index)
+        if job is not None and job.config.task.name == "train" and job.config.trainer.stack == 1:
+            kind = repr(sorted(job.shared().items()))
         if len(with_room.get(kind, ())) in (0, at_once):
             with_room[kind] = []
             sets.append(with_room[kind])
@@ -121,122 +112,87 @@ def sets_that_fit(
     return sets
 
 
-def _built(runs: Mapping[int, RunDirectory], refuse: Refuse | None) -> dict[int, Member]:
-    """The members that can be built, by the index of their run."""
-    members: dict[int, Member] = {}
-    for index, each in runs.items():
+def execute_together(jobs: Sequence[Job], refuse: Refuse = _raise) -> None:
+    """Run a set of jobs at once, each in its own directory.
+
+    Finished runs are skipped. Runs that do not stack, or that are faster alone, train one after the
+    other.
+
+    Args:
+        jobs: a set that fits.
+        refuse: is told each job that cannot be run, and why; the others run. By default the error
+            is raised.
+
+    Raises:
+        ConfigError: a job is refused. Nothing has been written then.
+    """
+    ready: dict[int, list[tuple[Job, Run, Member]]] = {}  # by the number of epochs reached
+    alone: list[Job] = []
+    paths = set()
+    for job in jobs:
         try:
-            each.compare()
-            member = Member(build(each.config))
+            directory = RunDirectory(job.config, job.overrides, job.experiment)
+            if directory.path in paths:
+                alone.append(job)  # the same run by another name: finished, when its turn comes
+            elif not finished(directory):
+                paths.add(directory.path)
+                run = prepare(directory)
+                choose_rate(run)
+                member = Member(run.training)
+                ready.setdefault(run.training.epoch, []).append((job, run, member))
         except ConfigError as error:
-            if refuse is None:
-                raise
-            refuse(index, error)
-            continue
-        members[index] = member
-        share_data(member.training, next(iter(members.values())).training)
-    return members
+            refuse(job, error)
+    # All stacks are built before the first run is opened: if one fails, nothing is written.
+    stacks = [_stack([member for _, _, member in group]) for group in ready.values()]
+    for stack, group in zip(stacks, ready.values(), strict=True):
+        if stack is not None:
+            _train(stack, [run for _, run, _ in group])
+        else:
+            alone[:0] = [job for job, _, _ in group]
+    for job in alone:
+        try:
+            job.run()
+        except ConfigError as error:
+            refuse(job, error)
 
 
-def _train(runs: Sequence[RunDirectory], members: Sequence[Member]) -> None:
-    graph = all(each.config.trainer.graph for each in runs)
-    stack = Stack(members, graph=graph)
-    for each, member in zip(runs, members, strict=True):
-        with member.randomness():
-            each.claim(member.training)
-    by_epoch: dict[int, list[int]] = {}
-    for index, member in enumerate(members):
-        by_epoch.setdefault(member.training.epoch, []).append(index)
-    for chosen in by_epoch.values():
-        if len(chosen) < len(members):
-            stack = Stack([members[index] for index in chosen], graph=graph)
-        _train_stack(stack, [runs[index] for index in chosen])
+def _stack(members: Sequence[Member]) -> Stack | None:
+    """Stack the members; None, and a line that says why, if they train one after the other."""
+    training = members[0].training
+    convolutions = any(
+        isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d) for m in training.model.modules()
+    )
+    try:
+        if len(members) == 1:
+            return None
+        if training.device.type == "cpu" and convolutions:
+            # Stacked, they are grouped convolutions. Those take 1.3 times as long for 4 members of
+            # the MNIST net as one after the other, and twice as long for 16.
+            raise ConfigError("on a CPU, stacked convolutions are slower")
+        return Stack(members)
+    except ConfigError as error:
+        log.info("One after the other: %s", error)
+        return None
 
 
-def _train_stack(stack: Stack, runs: Sequence[RunDirectory]) -> None:
-    config, started = runs[0].config, time.perf_counter()
-    epochs = config.trainer.epochs
-    log.info("%s and %d more at once", runs[0].title, len(runs) - 1)
-    if stack.members[0].training.epoch:
-        log.info("  go on from epoch %d", stack.members[0].training.epoch)
-    with Writer() as writer, ExitStack() as recordings:
-        writes = [
-            recordings.enter_context(each.recording(member.training, writer, len(runs)))
-            for each, member in zip(runs, stack.members, strict=True)
-        ]
-        for each, member, write in zip(runs, stack.members, writes, strict=True):
-            _find_lr(each, member, write)
-        probes = [LayerProbe(each.config.doctor.every, each.config.doctor.bins) for each in runs]
-        ended: list[Epoch] = []
-        for index, record in stack.fit(epochs, probes):
-            if not isinstance(record, Epoch):
+def _train(stack: Stack, runs: Sequence[Run]) -> None:
+    config, started = runs[0].directory.config, time.perf_counter()
+    log.info("%s and %d more at once", runs[0].directory.title, len(runs) - 1)
+    if runs[0].training.epoch:
+        log.info("  continue from epoch %d", runs[0].training.epoch)
+    console = Console(config.trainer.epochs, len(runs))
+    probes = [LayerProbe(config.doctor.every, config.doctor.bins) for _ in runs]
+    with ExitStack() as opened:
+        writes = [opened.enter_context(open_run(run, stacked=len(runs))) for run in runs]
+        for run, write in zip(runs, writes, strict=True):
+            for record in run.search:
+                write(record)
+        for index, record in stack.fit(config.trainer.epochs, probes):
+            console.write(record)
+            if isinstance(record, Epoch):
+                with stack.members[index].randomness():  # the checkpoint saves it
+                    writes[index](record)
+            else:
                 writes[index](record)
-                continue
-            with stack.members[index].randomness():  # which the checkpoint holds
-                writes[index](record)
-            ended.append(record)
-            if len(ended) == len(runs):
-                if record.epoch % math.ceil(epochs / 10) == 0 or record.epoch + 1 == epochs:
-                    log.info("%s", epoch_line(ended, epochs))
-                ended = []
-    shared = os.path.commonpath([each.path for each in runs])
+    shared = os.path.commonpath([run.directory.path for run in runs])
     log.info("  %.1f s, in %s", time.perf_counter() - started, shared)
-
-
-def _find_lr(directory: RunDirectory, member: Member, write: Write) -> None:
-    """The range test that `task.lr_from` asks for, as the run alone makes it."""
-    if directory.config.task.lr_from is None or member.training.step > 0:
-        return
-    search = copy.deepcopy(directory.config)
-    search.task.name = "lr_find"  # the test and its choice, without the training after it
-    with member.randomness():
-        for record in execute.follow(search, member.training, directory.path):
-            write(record)
-
-
-def epoch_line(epochs: Sequence[Epoch], total: int) -> str:
-    """One epoch of all members as one line: from the lowest to the highest value."""
-    first = epochs[0]
-    line = f"  epoch {first.epoch:{len(str(total - 1))}d} of {total}"
-    line += f"  train loss {_range([e.train_loss for e in epochs], '.4g')}"
-    if first.test_accuracy is not None:
-        line += f"  accuracy {_range([e.test_accuracy for e in epochs], '.1f')} %"
-    elif first.test_loss is not None:
-        line += f"  test loss {_range([e.test_loss for e in epochs], '.4g')}"
-    return line
-
-
-def _range(values: Sequence[float], form: str) -> str:
-    numbers = [value for value in values if not math.isnan(value)]
-    lost = len(values) - len(numbers)
-    text = f"{min(numbers):{form}} … {max(numbers):{form}}" if numbers else ""
-    return f"{text} ({lost} NaN)".strip() if lost else text
-
-
-def _alone(config: DictConfig, seed: int) -> DictConfig:
-    """The configuration of one member: that of the run alone."""
-    own = copy.deepcopy(config)
-    own.seed = seed
-    own.trainer.stack = 1
-    return own
-
-
-def _check_same(configs: Iterable[DictConfig]) -> None:
-    first, *others = map(_shared, configs)
-    for other in others:
-        for name in sorted(first.keys() | other.keys()):
-            if first.get(name) != other.get(name):
-                raise ConfigError(
-                    f"{name}={first.get(name)} and {name}={other.get(name)} do not stack; members "
-                    "differ in seed, init, optim, clip and reg.dropout alone"
-                )
-
-
-def _shared(config: DictConfig) -> dict[str, Any]:
-    """The settings that all members of a stack have in common."""
-    settings = flat(OmegaConf.to_container(config, resolve=True))
-    return {
-        name: value
-        for name, value in settings.items()
-        if not any(name == own or name.startswith(f"{own}.") for own in _OWN)
-    }

@@ -3,13 +3,13 @@
 On a CPU in fp32 it does so bit for bit.
 """
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from debugnn.errors import ConfigError
+from debugnn.files import replacing
 from debugnn.random_state import random_state, set_random_state
 from debugnn.training.loop import Training
 
@@ -31,9 +31,8 @@ def state_of(training: Training) -> dict[str, Any]:
 
 def write(path: Path, state: dict[str, Any]) -> None:
     """Write the result of `state_of`; the file is replaced atomically."""
-    draft = path.with_suffix(".tmp")
-    torch.save(state, draft)
-    os.replace(draft, path)
+    with replacing(path) as draft:
+        torch.save(state, draft)
 
 
 def restore(path: Path, training: Training) -> None:

@@ -40,7 +40,12 @@ def thresholds() -> list[Threshold]:
 
 @contextmanager
 def moved(threshold: Threshold, value: float) -> Iterator[None]:
-    """Give a threshold another value inside the block, in every file that uses it."""
+    """Give a threshold another value inside the block, in every file that uses it.
+
+    The value of a count is rounded.
+    """
+    if isinstance(threshold.value, int):
+        value = round(value)
     files = [_module(file) for file in ("signals", *ORDER)]
     users = [file for file in files if threshold.name in vars(file)]
     if threshold.file != "signals":

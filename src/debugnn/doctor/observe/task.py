@@ -1,4 +1,4 @@
-"""What a model's outputs and targets mean, and how well the ones fit the others."""
+"""What a model's outputs and targets mean, and how well outputs fit their targets."""
 
 import math
 from collections.abc import Sequence
@@ -10,55 +10,77 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from debugnn.doctor.evidence import Score
+from debugnn.doctor.observe.calls import first_tensor
 
-_TINY = 1e-7
+# Numerical tolerances of reading outputs and targets.
+_TINY = 1e-7  # a probability whose logarithm is taken is at least this
+_SUM = 1e-3  # of probabilities' sum to 1
+_SUM_OF_TARGETS = 1e-4
+_FEW = 8  # targets: fewer that are all equal may be so by chance
+
 _RECALLED = 3  # samples of a class, at least, for a recall: of fewer it says nothing
+_ONE_CLASS = 0.1  # nats: the constant loss of a single class, which is 0, is set to this
 
 
 @dataclass(frozen=True)
 class Task:
-    """A reading of outputs against targets.
+    """How outputs are read against targets.
 
-    kind: `classes` (one of C, from C outputs), `binary` (one output for each 0 or 1), `values`
-    (regression) or `unknown`. `axis` is the classes' axis in the outputs.
+    Attributes:
+        kind: `classes` (one of C, from C outputs), `binary` (one output for each 0 or 1), `values`
+            (regression) or `unknown`.
+        classes: C.
+        axis: the classes' axis in the outputs.
+        squashed: the outputs pass a sigmoid or a softmax: they are probabilities.
     """
 
     kind: str
     classes: int | None = None
     axis: int = 1
-    squashed: bool = False  # the outputs pass a sigmoid or a softmax: they are probabilities
+    squashed: bool = False
+
+    @property
+    def size(self) -> int:
+        """Number of classes."""
+        return self.classes or 2
 
     def pair(self, outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Outputs (N, C) and class indices (N,), or outputs and values of one shape (N,)."""
-        outputs = first_tensor(outputs).detach().float()
-        targets = targets.detach()
+        """Return outputs and targets sample by sample.
+
+        Of classes the outputs (N, C) and class indices (N,), without those that no output stands
+        for; else outputs and values, (N,) both.
+
+        Raises:
+            TypeError: outputs without a tensor.
+        """
+        tensor = first_tensor(outputs)
+        if tensor is None:
+            raise TypeError("the outputs hold no tensor")
+        predicted, targets = tensor.detach().float(), targets.detach()
         if self.kind == "classes":
-            outputs = outputs.movedim(self.axis, -1).reshape(-1, self.classes)
+            predicted = predicted.movedim(self.axis, -1).reshape(-1, self.size)
             if targets.is_floating_point():
-                return outputs, targets.reshape(-1, self.classes).argmax(dim=1)
+                return predicted, targets.reshape(-1, self.size).argmax(dim=1)
             targets = targets.reshape(-1).long()
-            known = (targets >= 0) & (targets < self.classes)
-            return outputs[known], targets[known]
-        return outputs.reshape(-1), targets.float().reshape(-1)
+            known = (targets >= 0) & (targets < self.size)
+            return predicted[known], targets[known]
+        return predicted.reshape(-1), targets.float().reshape(-1)
 
-
-def first_tensor(outputs: Any) -> Tensor | None:
-    """The tensor of a model's outputs; the first, where it returns several."""
-    if isinstance(outputs, Tensor):
-        return outputs
-    if isinstance(outputs, dict):
-        outputs = list(outputs.values())
-    if isinstance(outputs, list | tuple):
-        return next((t for t in map(first_tensor, outputs) if t is not None), None)
-    return getattr(outputs, "logits", None)
+    def labels(self, targets: Tensor) -> Tensor:
+        """Return the targets of classes or of a binary task as class indices, (N,)."""
+        if targets.is_floating_point():
+            if self.kind == "classes":
+                return targets.reshape(-1, self.size).argmax(dim=1)
+            return (targets > 0.5).long().reshape(-1)
+        return targets.reshape(-1).long()
 
 
 def read(outputs: Any, targets: Any) -> Task:
-    """The task that these shapes, types and values are of."""
+    """Return the task that outputs and targets of these shapes, types and values belong to."""
     outputs = first_tensor(outputs)
     if outputs is None or not isinstance(targets, Tensor) or not outputs.is_floating_point():
         return Task("unknown")
-    constant = targets.numel() >= 8 and bool((targets == targets.flatten()[0]).all())
+    constant = targets.numel() >= _FEW and bool((targets == targets.flatten()[0]).all())
     if not targets.is_floating_point():
         if outputs.dim() >= 2 and outputs.shape[0] == targets.shape[0]:
             if outputs.shape[1] > 1 and outputs.shape[2:] == targets.shape[1:]:
@@ -68,41 +90,44 @@ def read(outputs: Any, targets: Any) -> Task:
             if outputs.dim() == 2 and outputs.shape[1] > 1 and targets.numel() == len(outputs):
                 return Task("classes", outputs.shape[1], 1)
         if outputs.numel() == targets.numel() and not constant:
-            return Task("binary" if _zero_one(targets) else "values")
+            return Task("binary" if _all_zero_or_one(targets) else "values")
         return Task("unknown")
     if outputs.shape == targets.shape and outputs.dim() == 2 and outputs.shape[1] > 1:
         sums = targets.sum(dim=1)
-        if (targets >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=1e-4):
+        if (targets >= 0).all() and torch.allclose(
+            sums, torch.ones_like(sums), atol=_SUM_OF_TARGETS
+        ):
             return Task("classes", outputs.shape[1], 1)
     if outputs.numel() != targets.numel() or constant:
-        return Task("unknown")  # constant ones are a placeholder: the outputs alone are looked at
-    return Task("binary" if _zero_one(targets) else "values")
+        return Task("unknown")  # constant targets are placeholders: the loss reads outputs alone
+    return Task("binary" if _all_zero_or_one(targets) else "values")
 
 
-def _zero_one(targets: Tensor) -> bool:
+def _all_zero_or_one(targets: Tensor) -> bool:
     return bool(((targets == 0) | (targets == 1)).all())
 
 
 def space(outputs: Tensor) -> str:
-    """What outputs (N, C) are: distributions (`simplex`), their logarithms, or any numbers."""
+    """Return what outputs (N, C) are: `simplex` (distributions), `log_simplex`, or `real`."""
     if outputs.numel() == 0 or not torch.isfinite(outputs).all():
         return "real"
     low, high = outputs.min().item(), outputs.max().item()
     if outputs.dim() == 2 and outputs.shape[1] > 1:
         sums = outputs.sum(dim=1)
-        if low >= 0 and torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
+        if low >= 0 and torch.allclose(sums, torch.ones_like(sums), atol=_SUM):
             return "simplex"
         if high <= _TINY:
             logs = outputs.logsumexp(dim=1)
-            if torch.allclose(logs, torch.zeros_like(logs), atol=1e-3):
+            if torch.allclose(logs, torch.zeros_like(logs), atol=_SUM):
                 return "log_simplex"
     return "real"
 
 
 def reference_loss(task: Task, outputs: Any, targets: Tensor) -> float | None:
-    """Cross-entropy in nats, or mean squared error: the loss that belongs to the task.
+    """Return the loss that belongs to the task: cross-entropy in nats, or mean squared error.
 
-    Outputs that are probabilities are taken as such. Infinite where an output is not finite.
+    Outputs that are probabilities are taken as such. Infinite where an output is not finite; None
+    of an unknown task or of no sample.
     """
     if task.kind == "unknown":
         return None
@@ -123,7 +148,11 @@ def reference_loss(task: Task, outputs: Any, targets: Tensor) -> float | None:
 
 
 def constant_loss(task: Task, targets: Tensor) -> float | None:
-    """The reference loss of the best constant predictor: entropy of the classes, or variance."""
+    """Return the best constant predictor's reference loss: entropy of the classes, or variance.
+
+    At least 0.1 nats of classes, so that a ratio to it is finite where only one of them occurs;
+    None of an unknown task or of values that do not vary.
+    """
     if task.kind == "unknown":
         return None
     if task.kind == "values":
@@ -131,20 +160,16 @@ def constant_loss(task: Task, targets: Tensor) -> float | None:
         columns = values.reshape(len(values), -1) if values.dim() > 1 else values[:, None]
         variance = columns.var(dim=0, correction=0).mean().item()
         return variance if variance > 0 else None
-    if task.kind == "binary":
-        labels, classes = (targets.detach() > 0.5).long().reshape(-1), 2
-    elif targets.is_floating_point():
-        labels, classes = targets.detach().reshape(-1, task.classes).argmax(dim=1), task.classes
-    else:
-        labels, classes = targets.detach().reshape(-1).long(), task.classes
-    counts = torch.bincount(labels[(labels >= 0) & (labels < classes)]).double()
+    targets = targets.detach()
+    binary = task.kind == "binary"
+    labels = (targets > 0.5).long().reshape(-1) if binary else task.labels(targets)
+    counts = torch.bincount(labels[(labels >= 0) & (labels < task.size)]).double()
     shares = counts[counts > 0] / counts.sum()
-    # Of one class alone nothing can be learnt; a floor keeps the ratio to it finite.
-    return max(-(shares * shares.log()).sum().item(), 0.1)
+    return max(-(shares * shares.log()).sum().item(), _ONE_CLASS)
 
 
 def relative_loss(task: Task, outputs: Any, targets: Tensor) -> float | None:
-    """The reference loss over that of the best constant predictor: 1 is no better than it."""
+    """Return the reference loss over the best constant predictor's: 1 is no better than it."""
     return _over_constant(task, reference_loss(task, outputs, targets), targets)
 
 
@@ -154,7 +179,7 @@ def _over_constant(task: Task, loss: float | None, targets: Tensor) -> float | N
 
 
 def score(task: Task, outputs: Any, targets: Tensor, rarest: Sequence[int] = ()) -> Score:
-    """How well outputs fit targets.
+    """Measure how well outputs fit targets.
 
     Args:
         rarest: classes whose recall is noted, where there are three samples of them.
@@ -167,15 +192,16 @@ def score(task: Task, outputs: Any, targets: Tensor, rarest: Sequence[int] = ())
     if not len(wanted):
         return result
     if task.kind == "values" and bool((wanted.abs() == 1).all()):  # two classes, coded ±1
-        loss = result.relative_loss = None
+        result.relative_loss = None
         share = (wanted > 0).float().mean().item()
         base = max(share, 1 - share)
-        right = ((predicted > 0) == (wanted > 0)).float().mean().item()
-        result.skill = (right - base) / (1 - base) if base < 1 else None
+        accuracy = ((predicted > 0) == (wanted > 0)).float().mean().item()
+        result.skill = (accuracy - base) / (1 - base) if base < 1 else None
         return result
     if task.kind == "values":
-        loss = result.relative_loss
-        result.skill = None if loss is None else (1 - loss if math.isfinite(loss) else -math.inf)
+        relative = result.relative_loss
+        if relative is not None:
+            result.skill = 1 - relative if math.isfinite(relative) else -math.inf
         return result
     if not torch.isfinite(predicted).all():
         predicted = torch.nan_to_num(predicted, nan=0.0)

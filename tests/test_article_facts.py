@@ -1,4 +1,4 @@
-"""What `shared/article.md` records of the article's notebooks, seen in the networks built here."""
+"""What the article's notebooks recorded happens in the networks built here."""
 
 import math
 
@@ -16,7 +16,7 @@ UNWATCHED = LayerProbe(every=None)
 
 @pytest.fixture(params=["digits", "mnist"])
 def on(request, compose):
-    """Compose for the embedded digits, and for MNIST where it is."""
+    """Compose for the embedded digits, and for MNIST if its files are present."""
 
     def composed(*overrides: str) -> DictConfig:
         config = compose(f"data={request.param}", "data.download=false", *overrides)
@@ -28,7 +28,7 @@ def on(request, compose):
 
 
 class ProbeAt(LayerProbe):
-    """A probe that is due at the given steps alone."""
+    """A probe that records the given steps only."""
 
     def __init__(self, steps: tuple[int, ...]) -> None:
         super().__init__(every=1)
@@ -39,7 +39,7 @@ class ProbeAt(LayerProbe):
 
 
 def gradient_norms(training: Training, *steps: int) -> list[dict[str, float]]:
-    """Each layer's weight-gradient norm at the given steps."""
+    """Return each layer's weight-gradient norm at the given steps."""
     seen = []
     for record in fit(training, 1000, ProbeAt(steps)):
         if isinstance(record, Layers):
@@ -51,7 +51,9 @@ def gradient_norms(training: Training, *steps: int) -> list[dict[str, float]]:
 
 
 def test_a_sigmoid_nets_gradient_vanishes_toward_the_input_and_goes_on_to(on):
-    training = build(on("model=sigmoid_net", "data.batch_size=16"))  # a quarter of the time
+    training = build(
+        on("model=sigmoid_net", "data.batch_size=16")
+    )  # saves three quarters of the time
     first, later = gradient_norms(training, 0, 20)
     ratio = first["conv1"] / first["fc2"]
     assert ratio < 1e-2
@@ -90,7 +92,7 @@ def test_every_classifier_starts_near_the_logarithm_of_the_classes(compose, each
 
 @pytest.fixture(scope="module")
 def nan_notebook(compose):
-    """Train an arm of the experiment, and give its steps and epochs."""
+    """Train an arm of the experiment, and return its steps and epochs."""
 
     def train(epochs: int, *overrides: str) -> tuple[list[Step], list[Epoch]]:
         records = list(fit(build(compose("experiment=nan_loss", *overrides)), epochs, UNWATCHED))
@@ -138,7 +140,7 @@ def test_the_notebooks_test_set_has_the_training_targets_and_its_own_divisor(com
 
 
 def test_the_notebooks_test_loss_measures_nothing(nan_notebook):
-    # It ends where it began, in the region of the recorded 1,390, while the training loss falls.
+    # It ends about where it began, near the recorded 1,390, while the training loss falls.
     last = {}
     for data in ("regression_notebook", "regression"):
         _, epochs = nan_notebook(100, "clip=4.0", f"data={data}", "trainer.eval_every=100")

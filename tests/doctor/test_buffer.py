@@ -1,19 +1,19 @@
-"""What the doctor keeps of the data is what came, in order."""
+"""The buffer holds what was put in, in order."""
 
 import pytest
 import torch
 
-from debugnn.doctor.observe.kept import Batches, Kept
+from debugnn.doctor.observe.buffer import BatchBuffer, GrowingTensor
+from debugnn.doctor.observe.calls import as_call
 from debugnn.doctor.observe.task import Task
-from debugnn.doctor.watch import as_call
 
 SIZES = [3, 1, 4096, 0, 7, 9000, 2]
 
 
 def test_batches_are_what_was_noted():
-    """Beside the plain list of copies that they stand for."""
+    """Against a plain list of copies."""
     generator = torch.Generator().manual_seed(0)
-    noted, plain = Batches(), []
+    noted, plain = GrowingTensor(), []
     assert noted.each() == []
     for size in SIZES:
         batch = torch.randn(size, 2, generator=generator)
@@ -26,7 +26,7 @@ def test_batches_are_what_was_noted():
 
 
 def test_batches_that_come_together_are_the_same_as_one_by_one():
-    together, alone = Batches(), Batches()
+    together, alone = GrowingTensor(), GrowingTensor()
     numbers = torch.arange(float(sum(SIZES)))
     together.extend(numbers, SIZES)
     for batch in numbers.split(SIZES):
@@ -35,7 +35,7 @@ def test_batches_that_come_together_are_the_same_as_one_by_one():
 
 
 def test_batches_of_several_types_lose_no_digit():
-    noted = Batches()
+    noted = GrowingTensor()
     noted.append(torch.tensor([True, False]))
     noted.append(torch.tensor([2**40]))
     noted.append(torch.tensor([0.1], dtype=torch.float64, requires_grad=True))
@@ -44,7 +44,7 @@ def test_batches_of_several_types_lose_no_digit():
 
 
 def test_batches_are_noted_in_and_out_of_inference_mode():
-    noted = Batches()
+    noted = GrowingTensor()
     with torch.inference_mode():
         noted.append(torch.zeros(2))
     noted.append(torch.ones(2))
@@ -53,19 +53,19 @@ def test_batches_are_noted_in_and_out_of_inference_mode():
 
 @pytest.mark.parametrize("hot", [False, True])
 def test_classes_are_counted_over_all_batches(hot):
-    kept = Kept()
+    buffer = BatchBuffer()
     for step in range(30):
         labels = torch.tensor([0, 1, 2, 0]) if step % 3 else torch.tensor([1])
         targets = torch.eye(4)[labels] if hot else labels
         inputs = torch.zeros(len(labels), 5)
-        kept.take(as_call(inputs), inputs, targets, due=step % 20 == 0)
-    assert kept.class_counts(Task("classes", 4)).tolist() == [40, 30, 20, 0]
-    assert kept.rarest(Task("classes", 4)) == [3, 2, 1, 0]
+        buffer.take(as_call(inputs), inputs, targets, due=step % 20 == 0)
+    assert buffer.class_counts(Task("classes", 4)).tolist() == [40, 30, 20, 0]
+    assert buffer.rarest(Task("classes", 4)) == [3, 2, 1, 0]
 
 
 def test_targets_that_are_no_plain_tensors_are_left_out():
-    kept, inputs = Kept(), torch.zeros(3, 5)
+    buffer, inputs = BatchBuffer(), torch.zeros(3, 5)
     for targets in (torch.eye(3).to_sparse(), "labels", None):
-        kept.take(as_call(inputs), inputs, targets, due=False)
-    assert not kept.labels
-    assert len(kept.early) == 3
+        buffer.take(as_call(inputs), inputs, targets, due=False)
+    assert not buffer.labels
+    assert len(buffer.early) == 3

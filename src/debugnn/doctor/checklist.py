@@ -3,6 +3,7 @@
 import math
 import textwrap
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,8 +15,9 @@ from debugnn.doctor.causes import CAUSES, signals
 from debugnn.doctor.causes.label_leak import feature_is_target
 from debugnn.doctor.copies import undisturbed
 from debugnn.doctor.evidence import Evidence, Score
+from debugnn.doctor.observe.observer import Observer
 from debugnn.doctor.report import Finding
-from debugnn.doctor.watch import Doctor
+from debugnn.doctor.trial_runner import TrialRunner
 
 _SAMPLES = 1024  # samples taken from a loader
 
@@ -101,17 +103,18 @@ def check(
             failed = "no parameter requires a gradient: there is nothing to train"
             return Checklist((Check("gradients", False, failed),))
         own = torch.optim.Adam(trainable, lr=1e-3)
-    with Doctor(model, own, loss_fn) as doctor:
-        doctor.consider(batches, others)
-        evidence = doctor.evidence
+    observer = Observer(model, own, loss_fn)
+    with closing(observer):
+        observer.consider(batches, others)
+        evidence, trials = observer.evidence, TrialRunner(observer)
         checks = [
             *_data_checks(evidence),
             *_loss_checks(evidence),
             *_network_checks(evidence),
             *(_optimizer_checks(evidence) if optimizer is not None else ()),
         ]
-        rate, suggested = _suggested_rate(doctor)
-        checks += [_overfits(doctor, suggested), rate]
+        rate, suggested = _suggested_rate(trials)
+        checks += [_overfits(trials, suggested), rate]
     checks += [Check("not tried", None, trouble) for trouble in evidence.troubles]
     return Checklist(tuple(checks))
 
@@ -246,49 +249,49 @@ def _optimizer_checks(evidence: Evidence) -> Iterator[Check]:
     yield Check("optimiser", not missing, lacks if missing else holds)
 
 
-def _overfits(doctor: Doctor, suggested: float | None) -> Check:
+def _overfits(trials: TrialRunner, suggested: float | None) -> Check:
     """Whether a copy learns a few samples by heart: what it cannot learn, it won't from many."""
     name = "overfits a batch"
-    reached, passed = _fit(doctor, None)
+    reached, passed = _fit(trials, None)
     if passed is False and suggested is not None:
         # A rate that is right for many steps may be too low for these.
-        faster, passed_faster = _fit(doctor, suggested)
+        faster, passed_faster = _fit(trials, suggested)
         if passed_faster:
             return Check(name, None, f"{reached}; at a rate of {suggested:.1e}: {faster}")
     return Check(name, passed, reached)
 
 
-def _fit(doctor: Doctor, lr: float | None) -> tuple[str, bool | None]:
+def _fit(trials: TrialRunner, lr: float | None) -> tuple[str, bool | None]:
     """How far a copy comes on a few samples, and whether that is all the way."""
-    evidence = doctor.evidence
-    with doctor.trial(FITTED) as trial:
-        if trial is None or evidence.task == "unknown":
+    evidence = trials.evidence
+    with trials.training(FITTED) as training:
+        if training is None or evidence.task == "unknown":
             return "cannot be tried", None
         if lr is not None:
-            trial.set_lr(lr)
+            training.set_lr(lr)
         score = Score()
         for step in range(FIT_STEPS + 1):
             if step % 10 == 0:
-                score = doctor.score_of(trial)
+                score = trials.score_of(training)
                 if score.skill is not None and score.skill >= FIT_SKILL:
                     return f"{score.samples} samples in {step} steps", True
-            if not math.isfinite(trial.step()[-1].item()):
+            if not math.isfinite(training.step()[-1].item()):
                 return f"the loss is not finite after {step} steps", False
     what = "R²" if evidence.task == "values" else "accuracy above guessing"
     reached = "nothing" if score.skill is None else f"{max(score.skill, 0):.2f}"
     return f"{score.samples} samples, {FIT_STEPS} steps: {what} {reached}", False
 
 
-def _suggested_rate(doctor: Doctor) -> tuple[Check, float | None]:
+def _suggested_rate(trials: TrialRunner) -> tuple[Check, float | None]:
     """A learning rate by the steepest fall of a range test's curve, and how far ours is from it."""
     name = "learning rate"
-    with doctor.trial(None) as trial:
-        if trial is None:
+    with trials.training() as training:
+        if training is None:
             return Check(name, None, "cannot be tried"), None
 
         def step(lr: float) -> float:
-            trial.set_lr(lr)
-            return trial.step()[-1].item()
+            training.set_lr(lr)
+            return training.step()[-1].item()
 
         points = list(
             lr_curve.sweep_rates(
@@ -296,7 +299,7 @@ def _suggested_rate(doctor: Doctor) -> tuple[Check, float | None]:
             )
         )
     found = {suggestion.rule: suggestion.lr for suggestion in lr_curve.suggest(points)}
-    own = doctor.evidence.optimizer.lr
+    own = trials.evidence.optimizer.lr
     if "steepest" not in found:
         return Check(name, None, "the range test's curve never falls"), None
     suggested = found["steepest"]

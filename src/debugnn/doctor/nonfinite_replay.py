@@ -1,0 +1,115 @@
+"""The repetition of the first training step whose loss or gradient is not finite."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from debugnn.doctor.copies import copied_loss, copied_state, undisturbed
+from debugnn.doctor.evidence import NonFinite
+from debugnn.doctor.nonfinite import find_origin
+from debugnn.doctor.observe.calls import Call
+from debugnn.doctor.observe.replica import Replica
+from debugnn.random_state import set_random_state
+
+
+class NonFiniteReplay:
+    """Keeps the weights of a step that broke, and repeats the step on a copy.
+
+    Attributes:
+        saved: batch, weights and random state of the step, once it has been repeated.
+    """
+
+    def __init__(self) -> None:
+        self.saved: dict[str, Any] | None = None
+        self._state: dict[str, Any] | None = None
+        self._random_state: list[Tensor] = []
+
+    @property
+    def pending(self) -> bool:
+        """True if a step's weights are kept."""
+        return self._state is not None
+
+    def keep(self, model: nn.Module, random_state: list[Tensor]) -> None:
+        """Keep the weights before the update that a non-finite gradient is about to spoil.
+
+        Only the first time.
+
+        Args:
+            random_state: before the step's forward pass.
+        """
+        if self._state is None:
+            self._state, self._random_state = copied_state(model), random_state
+
+    def repeat(
+        self,
+        step: int,
+        call: Call,
+        targets: Any,
+        replica: Replica | None,
+        loss_fn: Callable[[Any, Any], Tensor] | None,
+    ) -> NonFinite:
+        """Repeat the step whose weights are kept, and return where its first bad number came from.
+
+        Args:
+            step: its number.
+            call: how the model was called.
+            targets: the batch's.
+            replica: a copy of the model; without one the step cannot be repeated.
+            loss_fn: without it only the forward pass is repeated.
+
+        Returns:
+            The origin; `unknown` where the step cannot be repeated, or does not break again.
+        """
+        found = None
+        state = self._state or {}
+        if replica is not None and replica.model is not None:
+            model = _as_before(replica.model, state)
+            with undisturbed():
+                set_random_state(replica.device, self._random_state)
+                found = find_origin(
+                    model,
+                    copied_loss(loss_fn),
+                    call.kwargs or call.args,
+                    targets,
+                    call=lambda model, _: call(model),
+                )
+        self.saved = {
+            "step": step,
+            "call": {"args": call.args, "kwargs": call.kwargs},
+            "targets": targets,
+            "model": state,
+            "random_state": self._random_state,
+        }
+        if found is None:
+            return NonFinite(step, "unknown", "", None, "nan", [], 0, 0.0, overflow=True)
+        return NonFinite(step, **asdict(found))
+
+    def save(self, folder: Path, step: int) -> Path:
+        """Write `saved` to a file that the step names, and return its path."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"nonfinite_step_{step}.pt"
+        torch.save(self.saved, path)
+        return path
+
+
+def _as_before(replica: nn.Module, state: dict[str, Any]) -> nn.Module:
+    """Return a copy of the model before the step, in training mode.
+
+    Args:
+        replica: the model as of the last probe. Buffers are taken from it that the step's forward
+            pass has spoilt.
+        state: the weights and buffers before the update.
+    """
+    buffers = dict(replica.named_buffers())
+    state = {
+        n: buffers[n] if n in buffers and not torch.isfinite(t).all() else t
+        for n, t in state.items()
+    }
+    model = copy.deepcopy(replica)
+    model.load_state_dict(state)
+    return model.train()

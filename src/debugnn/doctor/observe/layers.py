@@ -1,0 +1,131 @@
+"""Probes of the layers: their gradients, updates and activations at some steps."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from debugnn.doctor.copies import undisturbed
+from debugnn.doctor.evidence import Evidence, LayerFacts, Probe
+from debugnn.doctor.observe import devices
+from debugnn.doctor.observe.calls import Call, batch_size
+from debugnn.doctor.observe.modes import without_dropout
+from debugnn.doctor.observe.operations import ActivationWatcher
+from debugnn.tensor_stats import read_together
+
+_SAMPLES = 8  # of a batch that activations are measured with
+# Probes that look at everything. Later ones leave out the updates, and three of four the
+# activations: what dies or saturates stays so.
+_THOROUGH = 10
+_EVERY_LATER = 4
+_SMALL = 2**13  # values of a gradient that is looked at in every step
+
+
+class LayerProbes:
+    """Measures a model's parameters around an update, and its activations after it.
+
+    Attributes:
+        graded: names of the parameters that have had a gradient at a probe.
+    """
+
+    def __init__(self, evidence: Evidence, model: nn.Module) -> None:
+        self.graded: set[str] = set()
+        self._evidence = evidence
+        self._model = model
+        self._probe: Probe | None = None
+        self._before: dict[str, Tensor] = {}  # weights before the update
+        self._named: list[tuple[str, nn.Parameter]] = []  # as of the last probe
+        self._small: list[nn.Parameter] = []  # of these, those looked at in every step
+
+    def refresh(self, due: bool) -> None:
+        """List the parameters where a probe is due: it takes as long as a small layer's step."""
+        if due or not self._named:
+            self._named = list(self._model.named_parameters())
+            parameters = (p for _, p in self._named)
+            self._small = [p for p in parameters if p.numel() <= _SMALL and not devices.waits(p)]
+
+    def has_gradients(self) -> bool:
+        """Return True if any parameter has a gradient."""
+        return any(p.grad is not None for _, p in self._named)
+
+    def has_nonfinite_gradients(self, due: bool) -> bool:
+        """Return True if a gradient holds NaN or infinity.
+
+        Small tensors are looked at in every step, all of them at a probe. On its way to the first
+        layers NaN passes through every layer, and each has a small tensor.
+        """
+        parameters = [p for _, p in self._named] if due else self._small
+        present = [p.grad for p in parameters if p.grad is not None]
+        gradients = [g.coalesce().values() if g.is_sparse else g.detach() for g in present]
+        if not gradients:
+            return False
+        total = sum(read_together(torch._foreach_norm(gradients)))
+        # Norms of finite numbers can overflow.
+        return not math.isfinite(total) and any(not torch.isfinite(g).all() for g in gradients)
+
+    def measure_gradients(self) -> None:
+        """Begin a probe, before an update: the norms of gradients and weights."""
+        present = {n: p.grad.detach() for n, p in self._named if p.grad is not None}
+        self.graded.update(present)
+        gradients = {n: gradient for n, gradient in present.items() if not gradient.is_sparse}
+        weights = {n: p.detach() for n, p in self._model.named_parameters() if p.dim() >= 2}
+        with_both = [n for n in weights if n in gradients]
+        with torch.no_grad():
+            sizes = dict(zip(weights, _norms(list(weights.values())), strict=True))
+            pulls = dict(zip(with_both, _norms([gradients[n] for n in with_both]), strict=True))
+            if len(self._evidence.probes) < _THOROUGH:
+                self._before = {n: w.clone() for n, w in weights.items()}
+        layers = {n: LayerFacts(pulls.get(n), size) for n, size in sizes.items()}
+        self._probe = Probe(self._evidence.loop.steps, layers)
+
+    def measure_updates(self) -> None:
+        """Go on with the probe, after the update: how far the weights have moved."""
+        if self._probe is None or not self._before:
+            return
+        weights = dict(self._model.named_parameters())
+        moved = [weights[n].detach() - before for n, before in self._before.items()]
+        for name, update in zip(self._before, _norms(moved), strict=True):
+            self._probe.layers[name].update = update
+        self._before = {}
+
+    @property
+    def wants_activations(self) -> bool:
+        """True if this probe measures activations."""
+        taken = len(self._evidence.probes)
+        return taken < _THOROUGH or taken % _EVERY_LATER == 0
+
+    def finish(self, replica: nn.Module | None, call: Call) -> None:
+        """Measure activations, and add the probe to the evidence.
+
+        Args:
+            replica: a copy of the model as it is now; None leaves activations out.
+            call: of this step's batch.
+        """
+        probe = self._probe or Probe(self._evidence.loop.steps)
+        if replica is not None:
+            watcher = ActivationWatcher()
+            with undisturbed(), without_dropout(replica, training=True):
+                watcher.watch(replica, call.take(slice(_SAMPLES), batch_size(call)))
+            probe.activations, probe.inputs = watcher.activations, watcher.inputs
+        self._evidence.probes.append(probe)
+
+    def drop(self) -> None:
+        """Forget the probe of this step."""
+        self._probe = None
+
+    def release(self) -> None:
+        """Let go of the parameters."""
+        self._named.clear()
+        self._small.clear()
+
+
+def _norms(tensors: Sequence[Tensor]) -> list[float]:
+    """Return L2 norms with one wait for a GPU; in float64 where float32's squares overflow."""
+    if not tensors:
+        return []
+    norms = read_together(torch._foreach_norm(list(tensors)))
+    return [
+        n if math.isfinite(n) and n > 0 else torch.linalg.vector_norm(t.double()).item()
+        for n, t in zip(norms, tensors, strict=True)
+    ]

@@ -1,0 +1,141 @@
+"""How well a training went: the course of its loss, its scores, how far its weights moved."""
+
+import bisect
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from debugnn.doctor.evidence import Evidence, OutcomeFacts, Score
+from debugnn.doctor.observe.buffer import Batch, BatchBuffer
+from debugnn.doctor.observe.calls import first_tensor
+from debugnn.doctor.observe.modes import without_dropout
+from debugnn.doctor.observe.task import Task, score
+
+_SCORED = 2048  # samples that a score is computed from
+_SMOOTHED = 10  # losses of a running mean
+_LEVELS = tuple(round(0.99 - index / 100, 2) for index in range(50))  # 0.99, 0.98, …, 0.50
+
+
+def note_losses(evidence: Evidence, losses: Sequence[float], ratios: Sequence[float]) -> None:
+    """Fill in what the evidence holds of the course of the losses.
+
+    Args:
+        losses: of all steps.
+        ratios: the loss that was handed over / the loss function's own value, at probes.
+    """
+    outcome, loop = evidence.outcome, evidence.loop
+    if not losses:
+        return
+    finite = [v for v in losses if math.isfinite(v)]
+    outcome.nonfinite_step = next((i for i, v in enumerate(losses) if not math.isfinite(v)), None)
+    outcome.first_loss = losses[0]
+    if finite:
+        tenth = max(1, len(losses) // 10)
+        outcome.last_loss = statistics.median(losses[-tenth:])
+        outcome.highest_loss = max(finite)
+    outcome.first_below = first_below(losses, outcome.initial.relative_loss)
+    if ratios:
+        loop.loss_ratio = statistics.median(ratios)
+        loop.loss_ratio_low, loop.loss_ratio_high = min(ratios), max(ratios)
+
+
+def first_below(losses: Sequence[float], initial: float | None) -> dict[float, int]:
+    """Return level → steps until a mean of ten losses is below level × the loss of guessing.
+
+    All steps where the mean never is below it. Empty of fewer than 20 losses, which have no course.
+
+    Args:
+        initial: the initial relative loss. The loss of guessing is the first loss over it.
+    """
+    if not initial or not math.isfinite(initial) or len(losses) < 2 * _SMOOTHED:
+        return {}
+    lowest: list[tuple[float, int]] = []  # each mean below all before it, and its first step
+    for start in range(len(losses) - _SMOOTHED + 1):
+        mean = statistics.fmean(losses[start : start + _SMOOTHED])
+        if mean < (lowest[-1][0] if lowest else math.inf):
+            lowest.append((mean, start))
+    steps = {}
+    for level in _LEVELS:
+        limit = level * losses[0] / initial
+        index = bisect.bisect_right(lowest, -limit, key=lambda found: -found[0])
+        steps[level] = lowest[index][1] if index < len(lowest) else len(losses)
+    return steps
+
+
+def note_scores(outcome: OutcomeFacts, buffer: BatchBuffer, task: Task, replica: nn.Module) -> None:
+    """Fill in how well a copy of the model fits its training samples, in either mode."""
+    batches = buffer.batches
+    plain = outputs_of(replica, batches, training=False)
+    outcome.train = outcome.train_mode = score_of(plain, task, buffer.rarest(task))
+    last = outputs_of(replica, batches[-1:], training=True)
+    # Most models without batch norm give the same outputs in both modes, dropout being off.
+    if not (plain and last and torch.equal(plain[0][0], last[0][0])):
+        found = outputs_of(replica, batches, training=True)
+        outcome.train_mode = score_of(found, task, buffer.rarest(task))
+
+
+def note_movement(
+    outcome: OutcomeFacts,
+    model: nn.Module,
+    groups: Sequence[Mapping[str, Any]],
+    initial: Mapping[str, Tensor],
+) -> None:
+    """Fill in how far the trained weight tensors (two axes or more) are from where they began.
+
+    Args:
+        groups: the optimiser's groups, `names` being the names of their parameters.
+        initial: the weights that the training began with.
+    """
+    held = {name for group in groups for name in group["names"]}
+    moved, shrunk = [], []
+    for name, parameter in model.named_parameters():
+        if name in held and parameter.requires_grad and parameter.dim() >= 2:
+            start, now = initial[name].float(), parameter.detach().float()
+            norm = torch.linalg.vector_norm(start)
+            change = torch.linalg.vector_norm(now - start)
+            moved.append((change / norm).item() if norm > 0 else math.inf)
+            if norm > 0:
+                shrunk.append((torch.linalg.vector_norm(now) / norm).item())
+    outcome.movement = statistics.median(moved) if moved else None
+    outcome.shrinkage = statistics.median(shrunk) if shrunk else None
+
+
+def outputs_of(
+    model: nn.Module, batches: Sequence[Batch], training: bool
+) -> list[tuple[Tensor, Tensor]]:
+    """Return outputs and targets of the latest batches, the last one first, without dropout.
+
+    Args:
+        training: in training mode, else in evaluation mode.
+    """
+    found: list[tuple[Tensor, Tensor]] = []
+    count = 0
+    with torch.no_grad(), without_dropout(model, training):
+        for batch in reversed(batches):
+            targets = batch.targets
+            if isinstance(targets, Tensor) and count < _SCORED:
+                count += len(targets) if targets.dim() else 1
+                outputs = first_tensor(batch.call(model))
+                if outputs is not None:
+                    found.append((outputs, targets))
+    return found
+
+
+def score_of(found: list[tuple[Tensor, Tensor]], task: Task, rarest: Sequence[int]) -> Score:
+    """Return how well outputs fit their targets, all batches together.
+
+    Args:
+        found: outputs and targets of each batch.
+        rarest: classes whose recall is noted.
+    """
+    if not found:
+        return Score()
+    shapes = {(o.shape[1:], t.shape[1:]) for o, t in found}
+    if len(shapes) > 1:  # sequences of several lengths
+        found = found[:1]
+    outputs, targets = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return score(task, outputs, targets, rarest)

@@ -1,0 +1,226 @@
+"""Nearest neighbours and ridge regression: what can be learnt from the data, and how sets differ.
+
+All functions take inputs (N, …), of which row i belongs to target i. None draws a random number.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from debugnn.doctor.observe.samples import flat
+from debugnn.doctor.observe.task import Task
+
+_NEIGHBOURS = 5
+_RIDGE = 0.1  # penalty, of the kernel's mean diagonal
+_TOKENS = 512  # kinds of tokens that are told apart
+_COMPARED = 300  # samples of each set that are told apart
+
+# Samples below which a model says nothing.
+_LEAST_FOR_SKILL = 60
+_LEAST_FOR_TRANSFER = 30
+_LEAST_FOR_SHIFT = 20
+_LEAST_FOR_SCALE = 8
+
+
+def features(inputs: Tensor, most: int) -> Tensor:
+    """Return what simple models are given, (N, features) in float64.
+
+    Numbers are taken as they are, flat. Of tokens it is how often each occurs, and where; beyond
+    512 kinds they are folded.
+    """
+    if inputs.is_floating_point():
+        return flat(inputs, most)
+    rows = flat(inputs, most).long().clamp_min(0) % _TOKENS
+    kinds = int(rows.max()) + 1 if rows.numel() else 1
+    hot = F.one_hot(rows, kinds).double()
+    counts = hot.sum(dim=1)
+    return counts if hot[0].numel() > 4 * most else torch.cat([counts, hot.flatten(1)], dim=1)
+
+
+def simple_skill(inputs: Tensor, targets: Tensor, task: Task) -> float | None:
+    """Return the skill of the better simple model on samples that it was not fitted to.
+
+    0 is the best constant predictor, 1 is perfect. Two folds, the samples taken in turn. None of
+    too few samples.
+    """
+    rows = features(inputs, 512)
+    few = len(rows) < _LEAST_FOR_SKILL
+    if task.kind == "unknown" or targets.shape[:1] != inputs.shape[:1] or few:
+        return None
+    if task.kind == "values":
+        wanted = targets.detach().cpu().double().reshape(len(rows), -1)
+    else:
+        labels = task.labels(targets).cpu()
+        if len(labels) != len(rows):
+            return None
+        wanted = F.one_hot(labels.clamp_min(0)).double()
+    finite = torch.isfinite(rows).all(dim=1)
+    rows, wanted = standardised(rows[finite]), wanted[finite]
+    folds = torch.arange(len(rows)) % 2
+    guesses = {"neighbours": torch.zeros_like(wanted), "ridge": torch.zeros_like(wanted)}
+    for fold in (0, 1):
+        held, kept = folds == fold, folds != fold
+        guesses["neighbours"][held] = _neighbours(rows[kept], wanted[kept], rows[held])
+        guesses["ridge"][held] = _ridge(rows[kept], wanted[kept], rows[held])
+    return max(_skill(guess, wanted, task.kind == "values") for guess in guesses.values())
+
+
+def transfer_skill(
+    train: Tensor, targets: Tensor, other: Tensor, wanted: Tensor, task: Task
+) -> float | None:
+    """Return the skill on `other` samples of the better simple model, fitted to training samples.
+
+    Args:
+        train: training inputs.
+        targets: their targets.
+        other: inputs of another set.
+        wanted: their targets.
+
+    Returns:
+        As `simple_skill`; None of too few samples, or where an input is not finite.
+    """
+    both = features(torch.cat([train, other]), 512)
+    rows, asked = both[: len(train)], both[len(train) :]
+    if task.kind == "unknown" or len(rows) < _LEAST_FOR_TRANSFER:
+        return None
+    if task.kind == "values":
+        known = targets.detach().cpu().double().reshape(len(rows), -1)
+        true = wanted.detach().cpu().double().reshape(len(asked), -1)
+    else:
+        size = task.classes or 2
+        labels = [task.labels(t).cpu().clamp_min(0) for t in (targets, wanted)]
+        if len(labels[0]) != len(rows) or len(labels[1]) != len(asked):
+            return None
+        known, true = (F.one_hot(t, size).double() for t in labels)
+    if not (torch.isfinite(rows).all() and torch.isfinite(asked).all()):
+        return None
+    mean, deviations = rows.mean(dim=0), rows.std(dim=0, correction=0)
+    deviations = torch.where(deviations > 0, deviations, 1.0)
+    rows, asked = (rows - mean) / deviations, (asked - mean) / deviations
+    guesses = (_neighbours(rows, known, asked), _ridge(rows, known, asked))
+    return max(_skill(guess, true, task.kind == "values") for guess in guesses)
+
+
+def _skill(guess: Tensor, wanted: Tensor, values: bool) -> float:
+    if values:
+        variance = (wanted - wanted.mean(dim=0)).square().mean()
+        return (1 - (guess - wanted).square().mean() / variance.clamp_min(1e-30)).item()
+    labels = wanted.argmax(dim=1)
+    base = wanted.mean(dim=0).max().item()
+    accuracy = (guess.argmax(dim=1) == labels).double().mean().item()
+    return (accuracy - base) / (1 - base) if base < 1 else 0.0
+
+
+def standardised(rows: Tensor) -> Tensor:
+    """Return rows (N, features) with mean 0 and standard deviation 1; constant features with 0."""
+    deviations = rows.std(dim=0, correction=0)
+    return (rows - rows.mean(dim=0)) / torch.where(deviations > 0, deviations, 1.0)
+
+
+def _neighbours(rows: Tensor, wanted: Tensor, asked: Tensor) -> Tensor:
+    """Return the mean target of the five nearest rows, for each row asked for."""
+    nearest = torch.cdist(asked, rows).topk(min(_NEIGHBOURS, len(rows)), largest=False).indices
+    return wanted[nearest].mean(dim=1)
+
+
+def _ridge(rows: Tensor, wanted: Tensor, asked: Tensor) -> Tensor:
+    """Return ridge regression's predictions, solved in its dual form (N, N)."""
+    centre = wanted.mean(dim=0)
+    kernel = rows @ rows.T
+    kernel.diagonal().add_(_RIDGE * kernel.diagonal().mean() + 1e-9)
+    return centre + asked @ (rows.T @ torch.linalg.solve(kernel, wanted - centre))
+
+
+# --- training against validation ------------------------------------------------------------------
+
+
+def scale_shift(train: Tensor, other: Tensor) -> float | None:
+    """Return how far the features' scale has moved.
+
+    The largest of: the features' median of |Δmean| / std, their median of |log₂ ratio of stds|, and
+    |log₂ ratio| of the standard deviations of all values. About 0.1 for two halves of one sample;
+    1 where half of the features are a standard deviation off or twice as wide. None of too few
+    samples.
+    """
+    first, second = flat(train), flat(other)
+    if first.shape[1] != second.shape[1] or len(second) < _LEAST_FOR_SCALE:
+        return None
+    deviations = first.std(dim=0, correction=0)
+    varying = deviations > 1e-3 * deviations.max().clamp_min(1e-30)
+    if not varying.any():
+        return None
+    first, second, deviations = first[:, varying], second[:, varying], deviations[varying]
+    moved = ((second.mean(dim=0) - first.mean(dim=0)) / deviations).abs()
+    wider = (second.std(dim=0, correction=0).clamp_min(1e-12) / deviations).log2().abs()
+    overall = (second.std(correction=0) / first.std(correction=0)).log2().abs()
+    return max(moved.median().item(), wider.median().item(), overall.item())
+
+
+def told_apart(train: Tensor, other: Tensor) -> float | None:
+    """Return the skill of simple models at telling two sets of inputs apart: 0 never, 1 always.
+
+    Half of the proxy A-distance (Ben-David et al. 2007, "Analysis of representations for domain
+    adaptation"). None of too few samples, or where an input is not finite.
+    """
+    size = min(len(train), len(other), _COMPARED)
+    if train.shape[1:] != other.shape[1:] or size < _LEAST_FOR_SHIFT:
+        return None
+    both = features(torch.cat([train, other]), 256)
+    first, second = both[: len(train)], both[len(train) :]
+    pick = [torch.linspace(0, len(rows) - 1, size).long() for rows in (first, second)]
+    rows = torch.stack([first[pick[0]], second[pick[1]]], dim=1).reshape(2 * size, -1)
+    if not torch.isfinite(rows).all():
+        return None
+    labels = torch.arange(2 * size) % 2
+    # Neighbouring rows are of different sets: folds of pairs keep both sets balanced.
+    folds = torch.arange(2 * size) // 2 % 2
+    wanted, rows = F.one_hot(labels).double(), standardised(rows)
+    right = 0.0
+    for fold in (0, 1):
+        held, kept = folds == fold, folds != fold
+        guess = _ridge(rows[kept], wanted[kept], rows[held])
+        near = _neighbours(rows[kept], wanted[kept], rows[held])
+        scores = [(g.argmax(dim=1) == labels[held]).double().mean().item() for g in (guess, near)]
+        right += max(scores) / 2
+    return 2 * right - 1
+
+
+def matched(train: Tensor, other: Tensor) -> Tensor:
+    """Return `other` brought to the training inputs' mean and deviation, feature by feature."""
+    axes = _feature_axes(train)
+    mean, std = train.mean(dim=axes, keepdim=True), train.std(dim=axes, keepdim=True)
+    own_mean, own_std = other.mean(dim=axes, keepdim=True), other.std(dim=axes, keepdim=True)
+    return (other - own_mean) / own_std.clamp_min(1e-8) * std + mean
+
+
+def mean_and_deviation(inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what standardises inputs, broadcastable to them: per channel, or per feature.
+
+    The deviation of constant features is 1.
+    """
+    axes = _feature_axes(inputs)
+    mean, std = inputs.mean(dim=axes, keepdim=True), inputs.std(dim=axes, keepdim=True)
+    return mean, torch.where(std > 1e-12, std, torch.ones_like(std))
+
+
+def _feature_axes(inputs: Tensor) -> tuple[int, ...]:
+    """Return the axes to average over: of (B, features), (B, T, features) or (B, C, …)."""
+    if inputs.dim() == 2:
+        return (0,)
+    if inputs.dim() == 3:
+        return (0, 1)
+    return (0, *range(2, inputs.dim()))
+
+
+def renamed_skill(confusion: Tensor) -> tuple[float, bool]:
+    """Return the accuracy under the best renaming of the classes, and whether it renames any.
+
+    Args:
+        confusion: counts (true class, predicted class).
+    """
+    best = confusion.argmax(dim=1)
+    distinct = len(best.unique()) == len(best)
+    total = confusion.sum().clamp_min(1)
+    renamed = confusion.max(dim=1).values.sum() / total
+    same = bool((best == torch.arange(len(best))).all())
+    return renamed.item(), distinct and not same

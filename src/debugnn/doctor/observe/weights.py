@@ -1,0 +1,73 @@
+"""Scale and symmetry of a network's initial weights."""
+
+import torch
+from torch import nn
+
+from debugnn.doctor.evidence import WeightFacts
+from debugnn.doctor.observe.calls import Call
+from debugnn.doctor.observe.operations import WEIGHTED
+
+
+def forward_order(model: nn.Module, call: Call) -> list[str]:
+    """Return the names of the weight tensors (two axes or more) in the order of the forward pass.
+
+    In order of registration where a parameter belongs to no module that is called.
+    """
+    called: list[nn.Module] = []
+    handles = [
+        module.register_forward_pre_hook(lambda module, args: called.append(module))
+        for module in model.modules()
+    ]
+    try:
+        with torch.no_grad():
+            call(model)
+    finally:
+        for handle in handles:
+            handle.remove()
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    used: list[str] = []
+    for module in called:
+        for parameter in module.parameters(recurse=not list(module.children())):
+            name = names[id(parameter)]
+            if parameter.dim() >= 2 and name not in used:
+                used.append(name)
+    left = [n for n, p in model.named_parameters() if p.dim() >= 2 and n not in used]
+    return sorted(used + left, key=list(names.values()).index) if left else used
+
+
+def weight_facts(model: nn.Module, order: list[str]) -> list[WeightFacts]:
+    """Describe each weight tensor as it stands.
+
+    `gain` is RMS · √fan_in. fan_in is the number of inputs of a unit (all axes but the first); of
+    recurrent layers the number of hidden units, as in PyTorch's initialisation of them. Embeddings
+    and other parameters that multiply no input have no fan-in, and are left out.
+
+    Args:
+        order: names of weight tensors in the order of the forward pass.
+    """
+    named = dict(model.named_parameters())
+    maps = {id(p) for m in model.modules() if isinstance(m, WEIGHTED) for p in m.parameters()}
+    hidden = {
+        id(p): m.hidden_size
+        for m in model.modules()
+        if isinstance(m, nn.RNNBase | nn.RNNCellBase)
+        for p in m.parameters()
+    }
+    facts = []
+    names = [n for n in order if not maps or id(named[n]) in maps]
+    for position, name in enumerate(names):
+        weight = named[name].detach().float().flatten(1)
+        rms = weight.square().mean().sqrt().item()
+        facts.append(
+            WeightFacts(
+                name=name,
+                size=weight.numel(),
+                gain=rms * hidden.get(id(named[name]), weight.shape[1]) ** 0.5,
+                identical_rows=len(weight) > 1 and bool((weight == weight[:1]).all()),
+                identical_columns=weight.shape[1] > 1 and bool((weight == weight[:, :1]).all()),
+                constant=bool((weight == weight[0, 0]).all()),
+                hidden=position + 1 < len(names),
+                norm=torch.linalg.vector_norm(weight).item(),
+            )
+        )
+    return facts

@@ -1,0 +1,112 @@
+"""Trials of a training that goes wrong: which to run, on copies of what, within which budget."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from debugnn.doctor import causes, troubles
+from debugnn.doctor.copies import copied_loss, undisturbed
+from debugnn.doctor.copy_training import CopyTraining, run
+from debugnn.doctor.evidence import Evidence, Score, TrialOutcome
+from debugnn.doctor.observe.buffer import Batch
+from debugnn.doctor.observe.calls import batch_size, take
+from debugnn.doctor.observe.observer import Observer
+from debugnn.doctor.observe.outcome import outputs_of, score_of
+from debugnn.doctor.observe.task import Task
+from debugnn.doctor.trials import UNCHANGED, Trial
+from debugnn.doctor.troubles import guarded
+
+_BATCHES = 8  # of the training's first ones, that a trial trains on
+_STEPS = 24  # of a trial; half of them, at least, have to be within the budget
+
+
+class TrialRunner:
+    """Trains copies of an observed model, from the weights that its training began with."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+
+    @property
+    def evidence(self) -> Evidence:
+        """The observer's; outcomes of trials are noted there."""
+        return self._observer.evidence
+
+    @guarded("the trials")
+    def run(self, budget: int) -> None:
+        """Run the trials that the causes ask for, one after the other.
+
+        Args:
+            budget: the most steps that all trials may take, those of earlier calls included.
+        """
+        evidence = self.evidence
+        while wanted := [
+            trial for trial in causes.trials_wanted(evidence) if trial.name not in evidence.trials
+        ]:
+            steps = min(_STEPS, budget - evidence.trial_steps)
+            outcome = self._outcome(wanted[0], steps) if steps >= _STEPS // 2 else None
+            if outcome is None:
+                return
+            evidence.trials[wanted[0].name] = outcome
+            evidence.trial_steps += outcome.steps
+
+    @contextmanager
+    def training(self, size: int | None = None) -> Iterator[CopyTraining | None]:
+        """Give a training of a copy that the caller steps through.
+
+        The random numbers start from seed 0; the random state is restored afterwards.
+
+        Args:
+            size: number of samples to train on; None for the training's first batches.
+
+        Yields:
+            The training; None where no copy can be trained.
+        """
+        with _seeded():
+            yield self._start(UNCHANGED, size)
+
+    def score_of(self, training: CopyTraining) -> Score:
+        """Return how well a copy fits the batches that it is trained on."""
+        task = self._observer.task or Task("unknown")
+        found = outputs_of(training.model, training.batches, training=True)
+        return score_of(found, task, self._observer.buffer.rarest(task))
+
+    def _outcome(self, trial: Trial, steps: int) -> TrialOutcome | None:
+        """Return how a trial went, None where no copy can be trained."""
+        with _seeded():
+            try:
+                training = self._start(trial)
+                task = self._observer.task
+                return None if training is None or task is None else run(training, task, steps)
+            except Exception as error:  # whatever model, loss or optimiser raise under the change
+                troubles.note_error(self.evidence, f"trial {trial.name}", error)
+                return TrialOutcome(0, math.nan, math.nan)
+
+    def _start(self, trial: Trial, size: int | None = None) -> CopyTraining | None:
+        """Return a training from the initial weights; None without a model, a loss or a batch."""
+        observer = self._observer
+        replica, loss_fn, early = observer.replica, observer.loss_fn, observer.buffer.early
+        failed = self.evidence.loss.error is not None
+        if replica is None or loss_fn is None or failed or not early:
+            return None
+        model = replica.fresh()
+        if model is None:
+            return None
+        batches = early[:_BATCHES]
+        if size is not None:
+            call, targets = batches[0].call, batches[0].targets
+            batch, rows = batch_size(call, len(targets)), slice(size)
+            batches = [Batch(call.take(rows, batch), take(targets, rows, batch))]
+        return CopyTraining(
+            model, observer.optimizer, replica.groups, copied_loss(loss_fn), batches, trial
+        )
+
+
+@contextmanager
+def _seeded() -> Iterator[None]:
+    """Seed the CPU's generator with 0 for a while, with gradients on."""
+    with undisturbed(), torch.enable_grad():
+        # Not torch.manual_seed, which would wake every GPU.
+        torch.random.default_generator.manual_seed(0)
+        yield

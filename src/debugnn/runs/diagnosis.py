@@ -1,0 +1,71 @@
+"""Where runs meet the doctor: a training that it watches, and its checks before one."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from debugnn.build import build
+from debugnn.doctor import Doctor, Report, check
+from debugnn.errors import CheckFailedError
+from debugnn.records import Diagnosis, Record
+from debugnn.training.layer_stats import LayerProbe
+from debugnn.training.loop import Training, fit
+
+log = logging.getLogger(__name__)
+
+_VALIDATION_SAMPLES = 1024  # of the test set; the doctor looks at no more
+
+
+def diagnosed(
+    config: DictConfig, training: Training, probe: LayerProbe, save_to: Path
+) -> Iterator[Record | Diagnosis]:
+    """Train while the doctor watches; yield the training's records, then the diagnosis.
+
+    Args:
+        save_to: folder for the batch and the weights of a first non-finite number.
+    """
+    with Doctor(
+        training.model,
+        training.optimizer,
+        loss_fn=training.loss,
+        every=config.doctor.every,
+        budget=config.doctor.budget,
+        save_to=save_to,
+        steps_before=training.step,
+    ) as doctor:
+        yield from fit(training, config.trainer.epochs, probe, doctor)
+        yield diagnosis_of(doctor.report())
+
+
+def diagnosis_of(report: Report) -> Diagnosis:
+    """Return the doctor's report as a record of plain values."""
+    return Diagnosis(
+        cause=report.main_cause,
+        healthy=report.healthy,
+        text=str(report),
+        report=report.to_dict(),
+        evidence=asdict(report.evidence),
+    )
+
+
+def check_before_training(config: DictConfig) -> None:
+    """Print the doctor's checks of a training; train and write nothing.
+
+    Raises:
+        ConfigError: the configuration cannot be used.
+        CheckFailedError: a check failed.
+    """
+    training = build(config)
+    checklist = check(
+        training.model,
+        training.loss,
+        training.batches(0),
+        training.optimizer,
+        [training.data.test_sample(_VALIDATION_SAMPLES)],
+    )
+    log.info("%s", checklist)
+    if not checklist.passed:
+        raise CheckFailedError

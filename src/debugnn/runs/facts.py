@@ -1,0 +1,71 @@
+"""What run.json says about a run: facts that the configuration does not hold."""
+
+import platform
+import subprocess
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from debugnn.nn.networks import parameter_count
+from debugnn.runs.naming import article_run
+from debugnn.training.loop import Training
+
+
+def facts_of(
+    config: DictConfig, experiment: str, arm: Mapping[str, str], training: Training
+) -> dict[str, Any]:
+    """Return the facts about a run that starts now."""
+    return {
+        "status": "running",
+        "experiment": experiment,
+        "arm": dict(arm),
+        "seed": config.seed,
+        "data": config.data.name,
+        "article_run": article_run(config, arm),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git": _git(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "device": _device(config.trainer.device),
+        "threads": torch.get_num_threads(),
+        "wandb_id": None,
+        "classes": training.data.classes,
+        "parameters": parameter_count(training.model),
+    }
+
+
+@cache  # once a process: it runs the code that it has loaded, even if the files change later
+def _git() -> dict[str, Any]:
+    """Return the commit of this code, and whether tracked files differ from it."""
+
+    def ask(*words: str) -> str | None:
+        try:
+            answer = subprocess.run(
+                ["git", *words],
+                cwd=Path(__file__).parent,
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        return answer.stdout.strip()
+
+    commit = ask("rev-parse", "HEAD")
+    changes = ask("status", "--porcelain", "--untracked-files=no")
+    return {"commit": commit, "dirty": bool(changes) if commit else None}
+
+
+def _device(choice: str) -> str:
+    """Return the model name of the GPU or processor that `trainer.device` stands for."""
+    if choice != "cpu" and torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if "model name" in line)
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -1,0 +1,85 @@
+"""What a run is called: its directory, its arm, and its name in W&B.
+
+A run's directory is named by what the run is: `<output_dir>/<experiment>/<arm>/seed=<n>/`.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from debugnn.config import BOOKKEEPING, settings_of
+
+# Overrides that are left out of an arm's name: the directory names them elsewhere, or they do not
+# change what is computed.
+_NOT_IN_ARM = ("experiment", "seed", "hydra", *BOOKKEEPING)
+
+_LONGEST_LABEL = 120  # characters; file names end at 255 bytes
+
+
+def arm_of(overrides: Sequence[str]) -> dict[str, str]:
+    """Return the overrides that make a run what it is, sorted by key, in a short form.
+
+    >>> arm_of(["model.activation._target_=torch.nn.SELU", "seed=1", "clip='4.0'"])
+    {'clip': '4.0', 'model.activation': 'SELU'}
+
+    Args:
+        overrides: as typed, `key=value` each.
+    """
+    arm = {}
+    settings = (setting for override in overrides for setting in settings_of(override).items())
+    for key, value in settings:
+        key = key.lstrip("+~")
+        if any(key == name or key.startswith(f"{name}.") for name in _NOT_IN_ARM):
+            continue
+        value = _plain_number(value.strip("'\""))
+        if key.endswith("._target_"):
+            key, value = key.removesuffix("._target_"), value.rpartition(".")[2]
+        arm[key] = value
+    return dict(sorted(arm.items()))
+
+
+def _plain_number(value: str) -> str:
+    # 1e-3 and 0.001 are one arm: Hydra rewrites numbers in a sweep, but not in a single run.
+    try:
+        return value if value.lstrip("+-").isdigit() else str(float(value))
+    except ValueError:
+        return value
+
+
+def label(arm: Mapping[str, str]) -> str:
+    """Return the arm as one word that can name a directory."""
+    text = ",".join(f"{key}={value}" for key, value in arm.items()) or "default"
+    safe = re.sub(r"[^\w.,=+-]", "_", text)
+    if len(safe) > _LONGEST_LABEL:  # two long arms must stay two
+        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+        safe = f"{safe[: _LONGEST_LABEL - 13]}-{digest}"
+    return safe
+
+
+def directory_of(config: DictConfig, experiment: str, arm: Mapping[str, str]) -> Path:
+    """Return the path of the run's directory."""
+    return Path(config.output_dir) / experiment / label(arm) / f"seed={config.seed}"
+
+
+def article_run(config: DictConfig, arm: Mapping[str, str]) -> str | None:
+    """Return the name of the article's run that this arm repeats, None without one.
+
+    Of the article's runs whose settings are all among the arm's, it is the one with most settings.
+    """
+    if config.report is None:
+        return None
+    best = None
+    for pattern, run in config.report.article.items():
+        wanted = dict(item.split("=", 1) for item in pattern.split(",") if item != "default")
+        if wanted.items() <= arm.items() and (best is None or len(wanted) > best[0]):
+            best = (len(wanted), run)
+    return best[1] if best else None
+
+
+def run_name(config: DictConfig, experiment: str, arm: Mapping[str, str]) -> str:
+    """Return W&B's name of the run: the article's if there is one, with a seed other than 0."""
+    name = article_run(config, arm) or f"{experiment}/{label(arm)}"
+    return name if config.seed == 0 else f"{name}-seed{config.seed}"
