@@ -101,8 +101,9 @@ class RunDirectory:
 
     def update_report(self) -> None:
         """Give a finished run the present `report` section, which the figures read there."""
-        kept = OmegaConf.load(self._config_path)
-        if OmegaConf.to_container(kept).get("report") != self.resolved["report"]:
+        kept: Any = OmegaConf.load(self._config_path)
+        before: Any = OmegaConf.to_container(kept)
+        if before.get("report") != self.resolved["report"]:
             kept["report"] = self.resolved["report"]
             replace_text(self._config_path, OmegaConf.to_yaml(kept))
 

@@ -155,10 +155,11 @@ class WandB:
                 self.run.alert(
                     title=finding["cause"],
                     text=f"{finding['summary']}. Fix: {finding['fix']}",
-                    level=wandb.AlertLevel.ERROR,
+                    level="ERROR",
                 )
 
     def _payload(self, record: Record) -> dict[str, Any]:
+        row: dict[str, Any]
         match record:
             case Step():
                 row = {"step": record.step, "step/loss": record.loss, "step/lr": record.lr}
@@ -193,7 +194,7 @@ class WandB:
         row: dict[str, Any] = {f"{key}/norm": stats.norm}
         if math.isfinite(stats.low):
             edges = np.linspace(stats.low, stats.high, len(stats.histogram) + 1)
-            row[key] = wandb.Histogram(np_histogram=(stats.histogram, edges.tolist()))
+            row[key] = wandb.Histogram(np_histogram=(np.array(stats.histogram), edges))
         if stats.nonfinite:
             row[f"{key}/nonfinite"] = stats.nonfinite
         if stats.dead_units is not None:

@@ -13,6 +13,7 @@ import copy
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -138,7 +139,8 @@ class Stack:
         classes = lead.data.classes is not None
         try:
             for batches in zip(*(t.batches(lead.epoch) for t in trainings), strict=True):
-                step, seen = lead.step, []
+                step = lead.step
+                seen: list[tuple[int, Seen]] = []
                 if any(probe.due(step) for probe in probes):
                     outputs, losses, seen = self._backward_one_by_one(batches, probes)
                 else:
@@ -154,8 +156,12 @@ class Stack:
                 yield from ((i, Layers(lead.epoch, step, **stats)) for i, stats in seen)
                 if step % lead.read_every == 0:
                     yield from _steps(tallies, unread)
-        except Exception:
-            yield from _steps(tallies, unread)  # before the failure: they explain it
+        except Exception as error:
+            try:
+                before = list(_steps(tallies, unread))
+            except RuntimeError:  # a GPU that an assertion has stopped answers no more
+                raise error from None
+            yield from before  # the steps before the failure, which explain it
             raise
         yield from _steps(tallies, unread)
 
@@ -345,13 +351,14 @@ class _Optimizers:
         self._own = own
         first, *others = own
         alike = [type(o) is type(first) and _settings(o) == _settings(first) for o in others]
-        self._common = None
+        self._common: torch.optim.Optimizer | None = None
         if all(alike):
             grouped = zip(*(optimizer.param_groups for optimizer in own), strict=True)
             groups = [
                 {**g[0], "params": [p for each in g for p in each["params"]]} for g in grouped
             ]
-            self._common = type(first)(groups)
+            same: Any = type(first)  # which has defaults for what the groups lack
+            self._common = same(groups)
             for optimizer in own:
                 self._common.state.update(optimizer.state)
 
@@ -362,9 +369,11 @@ class _Optimizers:
 
     def hand_out(self) -> None:
         """Let the members' own optimisers have their state, to be saved or read."""
-        for optimizer in self._own if self._common is not None else ():
-            for group in optimizer.param_groups:
-                optimizer.state.update({p: self._common.state[p] for p in group["params"]})
+        if self._common is not None:
+            state = self._common.state
+            for optimizer in self._own:
+                for group in optimizer.param_groups:
+                    optimizer.state.update({p: state[p] for p in group["params"] if p in state})
 
 
 def _settings(optimizer: torch.optim.Optimizer) -> list[dict]:

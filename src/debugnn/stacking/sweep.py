@@ -102,10 +102,9 @@ def sets_that_fit(jobs: Sequence[Job | None], at_once: int) -> list[list[int]]:
     sets: list[list[int]] = []
     with_room: dict[str, list[int]] = {}
     for index, job in enumerate(jobs):
-        trains = (
-            job is not None and job.config.task.name == "train" and job.config.trainer.stack == 1
-        )
-        kind = repr(sorted(job.shared().items())) if trains else str(index)
+        kind = str(index)
+        if job is not None and job.config.task.name == "train" and job.config.trainer.stack == 1:
+            kind = repr(sorted(job.shared().items()))
         if len(with_room.get(kind, ())) in (0, at_once):
             with_room[kind] = []
             sets.append(with_room[kind])
