@@ -61,7 +61,8 @@ class StackedLauncher(BasicLauncher):
         def composed(settings: DictConfig) -> Job:
             job = HydraConfig.get()
             OmegaConf.resolve(settings)  # ${hydra:...} means this job only in here
-            return Job(settings, job.overrides.task, job.runtime.choices.get("experiment"))
+            arm = list(job.overrides.task)
+            return Job(settings, arm, job.runtime.choices.get("experiment"))
 
         if self._at_once < 1:
             raise ConfigError(f"hydra.launcher.at_once={self._at_once}: allowed is [1, inf)")

@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import threading
-from collections import defaultdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -15,25 +14,10 @@ import pytest
 from conftest import REPOSITORY
 from debugnn import records
 from debugnn.runs.execute import execute
-
-WANDB = Path(sys.executable).parent / "wandb"
-
+from offline_wandb import read_back
 
 # Without what a run in this process left there for its own service.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if "WANDB" not in name}
-
-
-def read_back(directory: Path) -> dict[str, list[dict]]:
-    """The records of the one offline run below `directory`, by type."""
-    (file,) = directory.rglob("*.wandb")
-    shown = subprocess.run(
-        [WANDB, "leet", "inspect", "--json", str(file)], capture_output=True, text=True, check=True
-    )
-    found = defaultdict(list)
-    for line in shown.stdout.splitlines():
-        row = json.loads(line)
-        found[row["type"]].append(row.get(row["type"]))
-    return found
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -155,8 +156,12 @@ class Stack:
                 yield from ((i, Layers(lead.epoch, step, **stats)) for i, stats in seen)
                 if step % lead.read_every == 0:
                     yield from _steps(tallies, unread)
-        except Exception:
-            yield from _steps(tallies, unread)  # before the failure: they explain it
+        except Exception as error:
+            try:
+                before = list(_steps(tallies, unread))
+            except RuntimeError:  # a GPU that an assertion has stopped answers no more
+                raise error from None
+            yield from before  # the steps before the failure, which explain it
             raise
         yield from _steps(tallies, unread)
 

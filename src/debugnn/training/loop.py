@@ -116,15 +116,9 @@ class Training:
         self.optimizer.step()
         return norm
 
-    def autocast(self, cache: bool = True) -> AbstractContextManager:
-        """Return the context of the forward pass: autocast if `bf16` is set.
-
-        Args:
-            cache: whether weights that are used twice are cast only once.
-        """
-        if not self.bf16:
-            return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=cache)
+    def autocast(self) -> AbstractContextManager:
+        """Return the context of the forward pass: autocast if `bf16` is set."""
+        return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
 
     def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the training batches of one epoch, the same ones at every call."""
