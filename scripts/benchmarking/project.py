@@ -25,8 +25,7 @@ from debugnn.records import Step
 from debugnn.runs.directory import RunDirectory
 from debugnn.runs.execute import open_run, prepare, records_of
 from debugnn.stacking.stack import Member, Stack
-from debugnn.training.layer_stats import LayerProbe
-from debugnn.training.loop import Training, evaluate, fit
+from debugnn.training.loop import NO_PROBE, Training, evaluate, fit
 
 # Kind of operation → parts of its names in a profile; the first kind that matches counts.
 KINDS = {
@@ -148,11 +147,10 @@ class Project:
             # A record for each step at once: the steps are counted by their records.
             overrides = [f"seed={seed}", "doctor=off", "trainer.read_every=1"]
             trainings.append(Member(build(self._settings(net, "", *overrides))))
-        unwatched = LayerProbe(every=None)
         if stacked:
-            for _, record in Stack(trainings).fit(1_000_000, [unwatched] * members):
+            for _, record in Stack(trainings).fit(1_000_000, [NO_PROBE] * members):
                 yield record
-        runs = [fit(member.training, 1_000_000, unwatched) for member in trainings]
+        runs = [fit(member.training, 1_000_000) for member in trainings]
         while True:
             for run in runs:
                 # A block of steps of each run in turn, so that each finds its data in the caches.

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from conftest import REPOSITORY
 from debugnn import records
@@ -103,40 +104,61 @@ def test_where_things_are_kept_may_change(settings, tmp_path):
     assert execute(config, [], None) == directory
 
 
-def test_a_killed_run_goes_on_bit_for_bit(settings, tmp_path):
-    """A real process, killed after its first checkpoint, against one that was left alone."""
-    whole = execute(settings("trainer.epochs=4"), ["whole"], None)
-    program = """
-import sys
+KILLED = """
+import os, signal, sys
 from omegaconf import OmegaConf
-from debugnn import config
 from debugnn.runs import execute
 from debugnn.training import checkpoint
-import os, signal
+
 write = checkpoint.write
+
 def write_then_die(path, state):
     write(path, state)
     if state["epoch"] == 2:
         os.kill(os.getpid(), signal.SIGKILL)
+
 checkpoint.write = write_then_die
 execute.execute(OmegaConf.load(sys.argv[1]), ["killed"], None)
 """
-    config = settings("trainer.epochs=4")
-    from omegaconf import OmegaConf
 
+
+def kill_after_two_epochs(config, tmp_path):
+    """Run a configuration in a process that is killed after its second checkpoint."""
     OmegaConf.save(config, tmp_path / "killed.yaml", resolve=True)
     died = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path / "killed.yaml")],
+        [sys.executable, "-c", KILLED, str(tmp_path / "killed.yaml")],
         cwd=REPOSITORY, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
     )  # fmt: skip
     assert died.returncode == -signal.SIGKILL
     directory = tmp_path / "adhoc" / "killed=" / "seed=0"
     assert records.load((directory / "run.json").read_text())["status"] == "running"
+    return directory
 
+
+def test_a_killed_run_goes_on_bit_for_bit(settings, tmp_path):
+    """A real process, killed after its second checkpoint, against one that was left alone."""
+    whole = execute(settings("trainer.epochs=4"), ["whole"], None)
+    config = settings("trainer.epochs=4")
+    directory = kill_after_two_epochs(config, tmp_path)
     assert execute(config, ["killed"], None) == directory
     assert equal(weights(directory), weights(whole))
     for kind in ("step", "epoch"):
         assert rows(directory, kind) == rows(whole, kind)
+
+
+def test_a_resumed_run_is_called_neither_healthy_nor_sick(compose, tmp_path):
+    """The whole run is sick; what the doctor sees of its last epoch cannot tell."""
+    config = compose("model=sigmoid_net", "trainer.epochs=3")
+    config.output_dir = str(tmp_path)
+    whole = execute(config, ["whole"], None)
+    told = records.load((whole / "findings.json").read_text())
+    assert (told["healthy"], told["main_cause"]) == (False, "vanishing_gradient")
+    directory = kill_after_two_epochs(config, tmp_path)
+    execute(config, ["killed"], None)
+    told = records.load((directory / "findings.json").read_text())
+    assert told["healthy"] is None
+    assert "the first 46 steps were taken before" in told["cannot_tell"]
+    assert all(finding["severity"] == "note" for finding in told["findings"])
 
 
 def test_rows_after_the_checkpoint_are_dropped(settings):

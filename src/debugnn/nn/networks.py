@@ -7,7 +7,6 @@ from math import prod
 from torch import nn
 
 from debugnn.errors import ConfigError
-from debugnn.nn.batch_norm import BatchNorm2d
 from debugnn.nn.layers import Dropout, Flatten
 
 
@@ -65,9 +64,12 @@ def network(
             f"the data has shape {tuple(input_shape)}; use a model without blocks (model=regressor)"
         )
     expansion = getattr(activation(), "expansion", 1)
-    norm, drop, flatten = (
-        (BatchNorm2d, Dropout, Flatten) if own_layers else (nn.BatchNorm2d, nn.Dropout, nn.Flatten)
-    )
+    drop, flatten = (Dropout, Flatten) if own_layers else (nn.Dropout, nn.Flatten)
+    norm: type[nn.BatchNorm2d] = nn.BatchNorm2d
+    if batch_norm and own_layers:
+        from debugnn.nn.batch_norm import BatchNorm2d  # most runs have none
+
+        norm = BatchNorm2d
     layers: dict[str, nn.Module] = {}
     shape = tuple(input_shape)
 

@@ -22,8 +22,7 @@ from debugnn.errors import ConfigError, one_line
 from debugnn.random_state import gpus, random_state, set_random_state
 from debugnn.records import Epoch, Layers, Step
 from debugnn.training.clipping import keep
-from debugnn.training.layer_stats import LayerProbe, Seen
-from debugnn.training.loop import Tally, Training, Unread, correct, evaluate
+from debugnn.training.loop import Probe, Seen, Tally, Training, Unread, correct, evaluate
 
 Batch = tuple[Tensor, Tensor]
 
@@ -103,7 +102,7 @@ class Stack:
     # --- training ---------------------------------------------------------------------------------
 
     def fit(
-        self, epochs: int, probes: Sequence[LayerProbe]
+        self, epochs: int, probes: Sequence[Probe]
     ) -> Iterator[tuple[int, Step | Layers | Epoch]]:
         """Train all members up to `epochs` epochs from where they stand.
 
@@ -131,7 +130,7 @@ class Stack:
                 yield index, tally.epoch_of(lead.step, tested[index], seconds)
 
     def _pass_over(
-        self, optimizers: "_Optimizers", probes: Sequence[LayerProbe], tallies: Sequence[Tally]
+        self, optimizers: "_Optimizers", probes: Sequence[Probe], tallies: Sequence[Tally]
     ) -> Iterator[tuple[int, Step | Layers]]:
         """Train one epoch."""
         lead, trainings, unread = self._trainings[0], self._trainings, Unread()
@@ -180,7 +179,7 @@ class Stack:
         return outputs.detach(), losses.detach()
 
     def _backward_one_by_one(
-        self, batches: Sequence[Batch], probes: Sequence[LayerProbe]
+        self, batches: Sequence[Batch], probes: Sequence[Probe]
     ) -> tuple[Tensor, Tensor, list[tuple[int, Seen]]]:
         """The same, each member as it runs alone, and by the members' index what the probes see."""
         outputs, losses, seen = [], [], []

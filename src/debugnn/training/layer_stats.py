@@ -10,31 +10,29 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from debugnn.records import TensorStats
 from debugnn.tensor_stats import Measurement, measure, summarise
+from debugnn.training.loop import Seen
 
 # Layers whose output only rearranges, selects or zeroes values of their input are not recorded.
 _TRANSPARENT = (nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d,
                 nn.AlphaDropout, nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool2d)  # fmt: skip
-
-Seen = dict[str, dict[str, TensorStats]]
 
 
 class LayerProbe:
     """Records statistics of every layer at every `every`-th step.
 
     Args:
-        every: number of steps between two records; None records nothing.
+        every: number of steps between two records.
         bins: number of histogram bins.
     """
 
-    def __init__(self, every: int | None, bins: int = 64) -> None:
+    def __init__(self, every: int, bins: int = 64) -> None:
         self.every = every
         self.bins = bins
 
     def due(self, step: int) -> bool:
         """Return whether the step with this index is recorded."""
-        return self.every is not None and step % self.every == 0
+        return step % self.every == 0
 
     @contextmanager
     def watch(self, model: nn.Module, step: int) -> Iterator[Seen | None]:

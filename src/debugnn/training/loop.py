@@ -15,11 +15,35 @@ import torch
 from torch import Tensor, nn
 
 from debugnn.data import Data
-from debugnn.records import Epoch, Layers, Step
+from debugnn.records import Epoch, Layers, Step, TensorStats
 from debugnn.training.clipping import GradientRule, keep
-from debugnn.training.layer_stats import LayerProbe
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+# `gradients`, `parameters` or `activations` → name of the parameter or layer → statistics.
+Seen = dict[str, dict[str, TensorStats]]
+
+
+class Probe(Protocol):
+    """A recorder of the layers' statistics, such as `training.layer_stats.LayerProbe`."""
+
+    def due(self, step: int) -> bool:
+        """Return whether the step with this index is recorded."""
+
+    def watch(self, model: nn.Module, step: int) -> AbstractContextManager[Seen | None]:
+        """Wrap the passes of one step; yield a dict that is filled at the end, if it is due."""
+
+
+class NoProbe:
+    """A probe that records nothing."""
+
+    def due(self, step: int) -> bool:
+        return False
+
+    def watch(self, model: nn.Module, step: int) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+NO_PROBE = NoProbe()
 
 
 class Watcher(Protocol):
@@ -130,7 +154,7 @@ _VALIDATION_SAMPLES = 1024  # most test samples that a watcher is given after an
 
 
 def fit(
-    training: Training, epochs: int, probe: LayerProbe, watcher: Watcher = NO_WATCHER
+    training: Training, epochs: int, probe: Probe = NO_PROBE, watcher: Watcher = NO_WATCHER
 ) -> Iterator[Step | Layers | Epoch]:
     """Train until `epochs` epochs are completed, counted from the beginning of the training.
 
@@ -153,7 +177,10 @@ def fit(
 
 
 def train_one_epoch(
-    training: Training, probe: LayerProbe, watcher: Watcher = NO_WATCHER, evaluated: bool = True
+    training: Training,
+    probe: Probe = NO_PROBE,
+    watcher: Watcher = NO_WATCHER,
+    evaluated: bool = True,
 ) -> Iterator[Step | Layers | Epoch]:
     """Train one epoch, then evaluate on the test set if `evaluated` is set.
 

@@ -1,0 +1,39 @@
+"""A reader follows config → build → fit → sinks without opening the doctor or the stacks."""
+
+import subprocess
+import sys
+
+from conftest import REPOSITORY
+
+# Runs train.py's own function on typed arguments, and prints what was imported of the package.
+PROGRAM = """
+import sys
+sys.argv = ["train.py", *sys.argv[1:]]
+sys.path.insert(0, ".")
+import train
+from debugnn import cli
+cli.launch(train.main, train.CONF)
+for name, module in sorted(sys.modules.items()):
+    if name.partition(".")[0] == "debugnn" and getattr(module, "__file__", None):
+        print("reached", name, len(open(module.__file__, encoding="utf-8").readlines()))
+"""
+
+
+def reached(tmp_path, *arguments):
+    """Module → its lines, of the package's modules that one short run imports."""
+    shown = subprocess.run(
+        [sys.executable, "-c", PROGRAM, "trainer.epochs=1", "trainer.steps_per_epoch=2",
+         "wandb=disabled", "trainer.device=cpu", f"output_dir={tmp_path}", *arguments],
+        cwd=REPOSITORY, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    rows = [line.split() for line in shown.stdout.splitlines() if line.startswith("reached ")]
+    return {name: int(lines) for _, name, lines in rows}
+
+
+def test_a_run_without_the_doctor_imports_neither_it_nor_the_stacks(tmp_path):
+    modules = reached(tmp_path, "doctor=off")
+    rooms = {name.split(".")[1] for name in modules if "." in name}
+    assert not rooms & {"doctor", "stacking", "faults", "analysis"}
+    print(f"{len(modules)} modules, {sum(modules.values())} lines")
+    assert sum(modules.values()) < 3500
+    assert "debugnn.doctor.watch" in reached(tmp_path, "doctor=on")
