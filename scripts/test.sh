@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# The environment, lint, and the tests. Arguments go to pytest: bash scripts/test.sh tests/test_run.py
+# The environment, lint, types, and the tests. Arguments go to pytest:
+# bash scripts/test.sh -m "not slow"; bash scripts/test.sh tests/runs
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 bash scripts/setup.sh
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
+.venv/bin/mypy
 # A worker a core, each with one thread: threads that wait for each other waste a busy machine.
 OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --dist worksteal "$@"

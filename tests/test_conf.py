@@ -14,7 +14,7 @@ from conftest import CONF
 from debugnn import cli, config
 from debugnn.build import build
 from debugnn.records import Step
-from debugnn.runs.directory import arm_of
+from debugnn.runs.naming import arm_of
 from debugnn.training.layer_stats import LayerProbe
 from debugnn.training.loop import train_one_epoch
 

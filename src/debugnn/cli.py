@@ -1,10 +1,10 @@
 """The command line around Hydra: what Hydra cannot parse, and errors as one line."""
 
 import atexit
+import logging
 import os
 import re
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,29 +19,42 @@ from debugnn.errors import CheckFailedError, ConfigError, one_line
 _IN_PROCESS = ("BasicLauncher", "StackedLauncher")
 
 _exit_codes: set[int] = set()  # of the jobs that ran in this process
+_exit_code: int | None = None  # of the process, None until it is known
 _verbose = False  # HYDRA_FULL_ERROR=1: tracebacks too
 
 
 def start(main: Callable[[], None], conf: Path) -> None:
     """Run `launch`, then end the process with its exit code.
 
-    If torch was imported, the process ends without unloading its libraries, which costs 0.4 s and
-    reads 70 to 120 MB that no run has needed. Under a profiler, a debugger or `python -i`, which
-    go on after the script, Python ends in its usual way.
+    If torch was imported, the process ends without unloading torch's libraries one by one.
+    Under a profiler, a debugger or `python -i`, which go on after the script, and with
+    `DEBUGNN_PLAIN_PROCESS=1`, Python ends in its usual way.
+
+    PRICE_END
     """
-    code: str | int | None = 0
+    code: list[int] = []
+    # Exit functions run in the reverse order of registration: this one after those of W&B and of
+    # everything else that `main` imports, and after Python has waited for all threads.
+    atexit.register(_end_quickly, code)
     try:
         launch(main, conf)
     except SystemExit as stop:
-        code = 0 if stop.code is None else stop.code
+        if isinstance(stop.code, int | None):
+            code.append(stop.code or 0)
+        raise
+    code.append(0)
+
+
+def _end_quickly(code: list[int]) -> None:
+    """End the process at once, unless its code is unknown or something waits for its usual end."""
     alone = sys.orig_argv[1:2] == sys.argv[:1]
-    if not alone or "torch" not in sys.modules or not isinstance(code, int):
-        sys.exit(code)
-    threading._shutdown()  # waits for threads, as Python does first
-    atexit._run_exitfuncs()  # then W&B and logging finish
+    plain = os.environ.get("DEBUGNN_PLAIN_PROCESS", "") not in ("", "0")
+    if not code or not alone or plain or "torch" not in sys.modules:
+        return
+    logging.shutdown()  # registered before this function, so it would run after it
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)
+    os._exit(code[0])
 
 
 def launch(main: Callable[[], None], conf: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -167,23 +168,40 @@ def test_a_broken_record_is_named(settings):
         execute(settings("trainer.epochs=1"), [], None)
 
 
-def test_a_run_that_breaks_is_failed_and_starts_over(settings, monkeypatch):
+def test_a_range_test_that_suggests_nothing_is_refused_before_anything_is_written(settings):
     config = settings("trainer.epochs=1")
     config.task.lr_from = "steepest"
     config.task.finder.start_lr = 1e3  # a curve that explodes at once suggests nothing
     config.task.finder.end_lr = 1e5
     with pytest.raises(ConfigError, match="suggests nothing"):
         execute(config, [], None)
-    directory = next(path.parent for path in _run_files(config))
-    facts = records.load((directory / "run.json").read_text())
-    assert facts["status"] == "failed"
-    assert "suggests nothing" in facts["error"]
+    assert list(Path(config.output_dir).iterdir()) == []
 
 
-def _run_files(config):
-    from pathlib import Path
+class BreaksLater:
+    """A loss that raises after some calls, as a broken batch or a full memory would."""
 
-    return Path(config.output_dir).rglob("run.json")
+    def __init__(self, calls):
+        self.calls = calls
+
+    def __call__(self, outputs, targets):
+        self.calls -= 1
+        if self.calls < 0:
+            raise RuntimeError("the loss broke")
+        return torch.nn.functional.cross_entropy(outputs, targets)
+
+
+def test_a_run_that_breaks_keeps_its_rows_and_says_why(settings):
+    config = settings("trainer.epochs=2", "doctor=off")
+    config.loss = {"_target_": f"{__name__}.BreaksLater", "calls": 4}  # one before the training
+    with pytest.raises(RuntimeError, match="the loss broke"):
+        execute(config, [], None)
+    (facts,) = Path(config.output_dir).rglob("run.json")
+    told = records.load(facts.read_text())
+    assert told["status"] == "failed"
+    assert told["error"] == "RuntimeError: the loss broke"
+    rows = records.read_jsonl(facts.with_name("metrics.jsonl"), "step")
+    assert [row["step"] for row in rows] == [0, 1, 2]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,10 @@
-"""Settings of the process, not of the training: they change how long it takes and no number."""
+"""Settings of the process, not of the training: they save time or memory and change no number.
+
+`DEBUGNN_PLAIN_PROCESS=1` in the environment turns them off, `cli.start`'s quick end included.
+"""
 
 import ctypes
+import os
 import platform
 import sys
 from pathlib import Path
@@ -24,14 +28,23 @@ CPUINFO = Path("/proc/cpuinfo")
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 
 
+def plain() -> bool:
+    """Return whether the user asked for a process without any of these settings."""
+    return os.environ.get("DEBUGNN_PLAIN_PROCESS", "") not in ("", "0")
+
+
 def keep_freed_memory() -> bool:
-    """Let malloc keep what is freed, for the next step to use again; whether it could be told.
+    """Let malloc keep freed memory, so that the next step uses it again.
 
     A step allocates and frees the same activations, megabytes each. glibc hands blocks of this
-    size back to the kernel, which has to map and zero them again page by page: 9,500 page faults
-    and a quarter of the time of an MNIST step.
+    size back to the kernel, which has to map and zero them again page by page.
+
+    PRICE_KEPT
+
+    Returns:
+        Whether malloc was set: False without glibc, or in a plain process.
     """
-    if platform.libc_ver()[0] != "glibc":
+    if plain() or platform.libc_ver()[0] != "glibc":
         return False
     libc = ctypes.CDLL(None)
     # One store of freed memory for all threads: what one gives back the others can take.
@@ -65,22 +78,17 @@ def has_bf16(cpuinfo: str | None = None) -> bool:
     return True
 
 
-def give_back_memory() -> None:
-    """Hand what malloc keeps back to the kernel, after what took more than a step does."""
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
-
-
 def leave_dynamo_out(optimizer: type[torch.optim.Optimizer]) -> None:
-    """Spare the import of torch.compile's front end (1.5 s, 150 MB), which nothing here uses.
+    """Spare the import of torch.compile's front end, which nothing here uses.
 
-    torch.optim imports it to say that an optimiser's step and four other methods are not to be
-    compiled. The step is put back to what it is without that, a function under `torch.no_grad`;
-    the others are marked as already exempted. Where torch names its parts otherwise nothing is
-    changed, and the import takes place; the same where something has imported it before: it may be
-    compiling.
+    torch.optim imports it to mark an optimiser's step and four other methods as not to be
+    compiled. This function replaces the step by what it is without that mark, a function under
+    `torch.no_grad`, and marks the others itself. It changes nothing where torch names its parts in
+    another way, or where something has imported the front end before and may be compiling.
+
+    PRICE_DYNAMO
     """
-    if "torch._dynamo" in sys.modules:
+    if plain() or "torch._dynamo" in sys.modules:
         return
     for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
         function = getattr(getattr(torch.optim.Optimizer, name), "__wrapped__", None)
@@ -88,4 +96,5 @@ def leave_dynamo_out(optimizer: type[torch.optim.Optimizer]) -> None:
             function.__dynamo_disable = function  # what torch._compile looks for first
     step = optimizer.step
     if getattr(step, "__name__", "") == "step" and step.__code__.co_name == "_use_grad":
-        optimizer.step = torch.no_grad()(step.__wrapped__)
+        # setattr, because type checkers rightly refuse to assign to a method.
+        setattr(optimizer, "step", torch.no_grad()(vars(step)["__wrapped__"]))  # noqa: B010
