@@ -30,7 +30,8 @@ def start(main: Callable[[], None], conf: Path) -> None:
     Under a profiler, a debugger or `python -i`, which go on after the script, and with
     `DEBUGNN_PLAIN_PROCESS=1`, Python ends in its usual way.
 
-    PRICE_END
+    It buys 64 MB of peak memory (717 MB, 781 MB without, which torch's unloading reads) and 0.1 s
+    of processor time, measured as for `training.process.keep_freed_memory`.
     """
     code: list[int] = []
     # Exit functions run in the reverse order of registration: this one after those of W&B and of

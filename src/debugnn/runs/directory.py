@@ -101,11 +101,10 @@ class RunDirectory:
 
     def update_report(self) -> None:
         """Give a finished run the present `report` section, which the figures read there."""
-        kept: Any = OmegaConf.load(self._config_path)
-        before: Any = OmegaConf.to_container(kept)
-        if before.get("report") != self.resolved["report"]:
+        kept: Any = OmegaConf.to_container(OmegaConf.load(self._config_path))
+        if kept.get("report") != self.resolved["report"]:
             kept["report"] = self.resolved["report"]
-            replace_text(self._config_path, OmegaConf.to_yaml(kept))
+            replace_text(self._config_path, OmegaConf.to_yaml(OmegaConf.create(kept)))
 
     def claim(self) -> None:
         """Create the directory, emptied unless a run is continued, and write config.yaml.

@@ -179,7 +179,7 @@ def open_run(run: Run, **more_facts: object) -> Iterator[Write]:
             if config.wandb.mode != "disabled":
                 from debugnn.runs.wandb_sink import WandB
 
-                online = WandB(
+                logged = WandB(
                     directory.path,
                     config=directory.resolved,
                     name=run_name(config, directory.experiment, directory.arm),
@@ -187,8 +187,8 @@ def open_run(run: Run, **more_facts: object) -> Iterator[Write]:
                     run_id=facts["wandb_id"],
                     steps=config.trainer.epochs * _steps_per_epoch(training),
                 )
-                facts["wandb_id"] = online.id
-                sinks.append(online)
+                facts["wandb_id"] = logged.id
+                sinks.append(logged)
                 directory.write_facts(facts)
             yield write
             writer.drain()

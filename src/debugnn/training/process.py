@@ -39,7 +39,11 @@ def keep_freed_memory() -> bool:
     A step allocates and frees the same activations, megabytes each. glibc hands blocks of this
     size back to the kernel, which has to map and zero them again page by page.
 
-    PRICE_KEPT
+    It buys 15 % of the processor time of three short epochs of the MNIST net (23.9 s, 28.3 s
+    without) and 95 % of their page faults (0.11 million, 2.39 million without), and costs 8 MB:
+    medians of 5 alternating runs of
+    `train.py data=mnist trainer.epochs=3 trainer.steps_per_epoch=100 trainer.eval_every=3
+    doctor=off` on one thread of an AMD EPYC.
 
     Returns:
         Whether malloc was set: False without glibc, or in a plain process.
@@ -86,7 +90,8 @@ def leave_dynamo_out(optimizer: type[torch.optim.Optimizer]) -> None:
     `torch.no_grad`, and marks the others itself. It changes nothing where torch names its parts in
     another way, or where something has imported the front end before and may be compiling.
 
-    PRICE_DYNAMO
+    It buys 149 MB of peak memory (717 MB, 866 MB without) and 0.8 s of processor time, measured as
+    for `keep_freed_memory`.
     """
     if plain() or "torch._dynamo" in sys.modules:
         return
