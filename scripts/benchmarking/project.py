@@ -18,14 +18,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarking.measures import CHANNELS, IMAGES, MATRIX, SIDE
 from benchmarking.nets import NETS, data_overrides, net_overrides
-from debugnn import cli, config
+from debugnn import config
 from debugnn.build import build
 from debugnn.data import Split
 from debugnn.records import Step
 from debugnn.runs.directory import RunDirectory
 from debugnn.runs.execute import open_run, prepare, records_of
 from debugnn.stacking.stack import Member, Stack
-from debugnn.training.layer_stats import LayerProbe
 from debugnn.training.loop import Training, evaluate, fit
 
 # Kind of operation → parts of its names in a profile; the first kind that matches counts.
@@ -42,7 +41,7 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 def compose(overrides: Sequence[str]) -> DictConfig:
     config.register()
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        return hydra.compose("config", cli.quote_numbers(overrides, CONF))
+        return hydra.compose("config", config.quote_numbers(overrides, CONF))
 
 
 def records(settings: DictConfig) -> Iterator[object]:
@@ -148,11 +147,10 @@ class Project:
             # A record for each step at once: the steps are counted by their records.
             overrides = [f"seed={seed}", "doctor=off", "trainer.read_every=1"]
             trainings.append(Member(build(self._settings(net, "", *overrides))))
-        unwatched = LayerProbe(every=None)
         if stacked:
-            for _, record in Stack(trainings).fit(1_000_000, [unwatched] * members):
+            for _, record in Stack(trainings).fit(1_000_000):
                 yield record
-        runs = [fit(member.training, 1_000_000, unwatched) for member in trainings]
+        runs = [fit(member.training, 1_000_000) for member in trainings]
         while True:
             for run in runs:
                 # A block of steps of each run in turn, so that each finds its data in the caches.

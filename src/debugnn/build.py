@@ -18,7 +18,6 @@ from debugnn.nn.inits import initialise, transfer
 from debugnn.records import Epoch
 from debugnn.training import process
 from debugnn.training.clipping import gradient_rule
-from debugnn.training.layer_stats import LayerProbe
 from debugnn.training.loop import Training, fit
 
 log = logging.getLogger(__name__)
@@ -203,7 +202,7 @@ def pretrained(config: DictConfig, device: torch.device, input_shape: tuple[int,
         )
     training = assemble(config, build_model(config, data), data)
     training.steps_per_epoch = section.steps_per_epoch
-    for record in fit(training, section.epochs, LayerProbe(every=None)):
+    for record in fit(training, section.epochs):
         if isinstance(record, Epoch):
             accuracy = record.test_accuracy
     log.info("  pre-trained on %s: test accuracy %.1f %%", data.name, accuracy)

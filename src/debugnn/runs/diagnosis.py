@@ -20,7 +20,7 @@ _VALIDATION_SAMPLES = 1024  # of the test set; the doctor looks at no more
 
 
 def diagnosed(
-    config: DictConfig, training: Training, probe: LayerProbe, save_to: Path
+    config: DictConfig, training: Training, save_to: Path
 ) -> Iterator[Record | Diagnosis]:
     """Train while the doctor watches; yield the training's records, then the diagnosis.
 
@@ -36,6 +36,7 @@ def diagnosed(
         save_to=save_to,
         steps_before=training.step,
     ) as doctor:
+        probe = LayerProbe(config.doctor.every, config.doctor.bins)
         yield from fit(training, config.trainer.epochs, probe, doctor)
         yield diagnosis_of(doctor.report())
 

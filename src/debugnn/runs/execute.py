@@ -28,7 +28,6 @@ from debugnn.runs.naming import run_name
 from debugnn.runs.sinks import Console, JsonLines, Sink
 from debugnn.runs.writer import Writer
 from debugnn.training import checkpoint
-from debugnn.training.layer_stats import LayerProbe
 from debugnn.training.loop import Training, fit
 
 log = logging.getLogger(__name__)
@@ -224,10 +223,9 @@ def records_of(run: Run) -> Iterator[Record | Diagnosis]:
 
             yield from range_tests(config.task, training)
         return
-    probe = LayerProbe(config.doctor.every, config.doctor.bins)
     if config.doctor.every is None:
-        yield from fit(training, config.trainer.epochs, probe)
-        return
-    from debugnn.runs.diagnosis import diagnosed
+        yield from fit(training, config.trainer.epochs)
+    else:
+        from debugnn.runs.diagnosis import diagnosed
 
-    yield from diagnosed(config, training, probe, save_to=run.directory.path)
+        yield from diagnosed(config, training, save_to=run.directory.path)

@@ -23,8 +23,16 @@ from debugnn.errors import ConfigError, one_line
 from debugnn.random_state import gpus, random_state, set_random_state
 from debugnn.records import Epoch, Layers, Step
 from debugnn.training.clipping import keep
-from debugnn.training.layer_stats import LayerProbe, Seen
-from debugnn.training.loop import Tally, Training, Unread, correct, evaluate
+from debugnn.training.loop import (
+    NO_PROBE,
+    Probe,
+    Seen,
+    Tally,
+    Training,
+    Unread,
+    correct,
+    evaluate,
+)
 
 Batch = tuple[Tensor, Tensor]
 
@@ -104,13 +112,13 @@ class Stack:
     # --- training ---------------------------------------------------------------------------------
 
     def fit(
-        self, epochs: int, probes: Sequence[LayerProbe]
+        self, epochs: int, probe: Probe = NO_PROBE
     ) -> Iterator[tuple[int, Step | Layers | Epoch]]:
         """Train all members up to `epochs` epochs from where they stand.
 
         Args:
             epochs: of each member, in all.
-            probes: one a member, due at the same steps.
+            probe: records statistics of each member's layers.
 
         Yields:
             What `training.loop.fit` yields for each member, with the member's index before it. All
@@ -121,7 +129,7 @@ class Stack:
         while lead.epoch < epochs:
             started = time.perf_counter()
             tallies = [Tally(lead.epoch, lead.data.classes is not None) for _ in trainings]
-            yield from self._pass_over(optimizers, probes, tallies)
+            yield from self._pass_over(optimizers, probe, tallies)
             due = lead.epoch + 1 == epochs or (lead.epoch + 1) % lead.eval_every == 0
             tested = [evaluate(training) if due else (None, None) for training in trainings]
             optimizers.hand_out()
@@ -132,7 +140,7 @@ class Stack:
                 yield index, tally.epoch_of(lead.step, tested[index], seconds)
 
     def _pass_over(
-        self, optimizers: "_Optimizers", probes: Sequence[LayerProbe], tallies: Sequence[Tally]
+        self, optimizers: "_Optimizers", probe: Probe, tallies: Sequence[Tally]
     ) -> Iterator[tuple[int, Step | Layers]]:
         """Train one epoch."""
         lead, trainings, unread = self._trainings[0], self._trainings, Unread()
@@ -141,8 +149,8 @@ class Stack:
             for batches in zip(*(t.batches(lead.epoch) for t in trainings), strict=True):
                 step = lead.step
                 seen: list[tuple[int, Seen]] = []
-                if any(probe.due(step) for probe in probes):
-                    outputs, losses, seen = self._backward_one_by_one(batches, probes)
+                if probe.due(step):
+                    outputs, losses, seen = self._backward_one_by_one(batches, probe)
                 else:
                     outputs, losses = self._backward(batches)
                 norms = self._apply_rules()
@@ -181,14 +189,14 @@ class Stack:
         return outputs.detach(), losses.detach()
 
     def _backward_one_by_one(
-        self, batches: Sequence[Batch], probes: Sequence[LayerProbe]
+        self, batches: Sequence[Batch], probe: Probe
     ) -> tuple[Tensor, Tensor, list[tuple[int, Seen]]]:
-        """The same, each member as it runs alone, and by the members' index what the probes see."""
+        """The same, each member as it runs alone, and by the members' index what the probe sees."""
         outputs, losses, seen = [], [], []
         for index, (member, batch) in enumerate(zip(self.members, batches, strict=True)):
             training = member.training
             training.model.train()
-            with member.randomness(), probes[index].watch(training.model, training.step) as stats:
+            with member.randomness(), probe.watch(training.model, training.step) as stats:
                 output, loss = training.backward(*batch)
             outputs.append(output.detach())
             losses.append(loss.detach())

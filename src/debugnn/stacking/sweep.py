@@ -26,6 +26,7 @@ from debugnn.runs.naming import arm_of, directory_of
 from debugnn.runs.sinks import Console
 from debugnn.stacking.stack import Member, Stack
 from debugnn.training.layer_stats import LayerProbe
+from debugnn.training.loop import NO_PROBE
 
 log = logging.getLogger(__name__)
 
@@ -181,13 +182,14 @@ def _train(stack: Stack, runs: Sequence[Run]) -> None:
     if runs[0].training.epoch:
         log.info("  continue from epoch %d", runs[0].training.epoch)
     console = Console(config.trainer.epochs, len(runs))
-    probes = [LayerProbe(config.doctor.every, config.doctor.bins) for _ in runs]
+    every, bins = config.doctor.every, config.doctor.bins
+    probe = NO_PROBE if every is None else LayerProbe(every, bins)
     with ExitStack() as opened:
         writes = [opened.enter_context(open_run(run, stacked=len(runs))) for run in runs]
         for run, write in zip(runs, writes, strict=True):
             for record in run.search:
                 write(record)
-        for index, record in stack.fit(config.trainer.epochs, probes):
+        for index, record in stack.fit(config.trainer.epochs, probe):
             console.write(record)
             if isinstance(record, Epoch):
                 with stack.members[index].randomness():  # the checkpoint saves it

@@ -17,27 +17,27 @@ from debugnn.tensor_stats import Measurement, measure, summarise
 _TRANSPARENT = (nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d,
                 nn.AlphaDropout, nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool2d)  # fmt: skip
 
-Seen = dict[str, dict[str, TensorStats]]
-
 
 class LayerProbe:
     """Records statistics of every layer at every `every`-th step.
 
     Args:
-        every: number of steps between two records; None records nothing.
+        every: number of steps between two records.
         bins: number of histogram bins.
     """
 
-    def __init__(self, every: int | None, bins: int = 64) -> None:
+    def __init__(self, every: int, bins: int = 64) -> None:
         self.every = every
         self.bins = bins
 
     def due(self, step: int) -> bool:
         """Return whether the step with this index is recorded."""
-        return self.every is not None and step % self.every == 0
+        return step % self.every == 0
 
     @contextmanager
-    def watch(self, model: nn.Module, step: int) -> Iterator[Seen | None]:
+    def watch(
+        self, model: nn.Module, step: int
+    ) -> Iterator[dict[str, dict[str, TensorStats]] | None]:
         """Wrap the forward and backward pass of one step.
 
         Yields:
@@ -47,7 +47,7 @@ class LayerProbe:
         if not self.due(step):
             yield None
             return
-        seen: Seen = {}
+        seen: dict[str, dict[str, TensorStats]] = {}
         looks: dict[str, Measurement] = {}
         copies: dict[str, Tensor] = {}
         handles = [

@@ -6,7 +6,7 @@ two records, so that the caller can save it or stop.
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from debugnn.data import Data
-from debugnn.records import Epoch, Layers, Step
+from debugnn.records import Epoch, Layers, Step, TensorStats
 from debugnn.training.clipping import GradientRule, keep
-from debugnn.training.layer_stats import LayerProbe
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -43,6 +42,32 @@ class NoWatcher:
 
 
 NO_WATCHER = NoWatcher()
+
+# gradients, parameters or activations → name of the parameter or layer → statistics
+Seen = Mapping[str, dict[str, TensorStats]]
+
+
+class Probe(Protocol):
+    """Records statistics of the layers, as `debugnn.training.layer_stats.LayerProbe` does."""
+
+    def due(self, step: int) -> bool:
+        """Return whether the step with this index is recorded."""
+
+    def watch(self, model: nn.Module, step: int) -> AbstractContextManager[Seen | None]:
+        """Wrap the passes of one step: the statistics are there at the end, None if not due."""
+
+
+class NoProbe:
+    """A probe that records nothing."""
+
+    def due(self, step: int) -> bool:
+        return False
+
+    def watch(self, model: nn.Module, step: int) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+NO_PROBE = NoProbe()
 
 
 @dataclass
@@ -130,7 +155,7 @@ _VALIDATION_SAMPLES = 1024  # most test samples that a watcher is given after an
 
 
 def fit(
-    training: Training, epochs: int, probe: LayerProbe, watcher: Watcher = NO_WATCHER
+    training: Training, epochs: int, probe: Probe = NO_PROBE, watcher: Watcher = NO_WATCHER
 ) -> Iterator[Step | Layers | Epoch]:
     """Train until `epochs` epochs are completed, counted from the beginning of the training.
 
@@ -153,7 +178,10 @@ def fit(
 
 
 def train_one_epoch(
-    training: Training, probe: LayerProbe, watcher: Watcher = NO_WATCHER, evaluated: bool = True
+    training: Training,
+    probe: Probe = NO_PROBE,
+    watcher: Watcher = NO_WATCHER,
+    evaluated: bool = True,
 ) -> Iterator[Step | Layers | Epoch]:
     """Train one epoch, then evaluate on the test set if `evaluated` is set.
 
