@@ -57,7 +57,7 @@ def far_training(rule=keep, classes=True, **decisions) -> Training:
 def test_no_step_waits_for_the_device_between_two_readings(rule, classes):
     training = far_training(RULES[rule], classes, augment_shift=2, permute_labels=classes)
     with pytest.raises(NotImplementedError, match="meta"):
-        list(train_one_epoch(training, NO_PROBE))
+        list(train_one_epoch(training))
     assert training.step == 1 + STEPS  # the read after the last step failed
 
 
@@ -65,7 +65,7 @@ def test_a_reading_waits_once():
     training = far_training()
     training.read_every = 4
     with pytest.raises(NotImplementedError, match="meta"):
-        list(train_one_epoch(training, NO_PROBE))
+        list(train_one_epoch(training))
     assert training.step == 5  # after step 4
 
 
@@ -74,7 +74,7 @@ def test_no_step_of_a_stack_waits_for_the_device(rule):
     trainings = [far_training(RULES[rule]), far_training()]
     stack = Stack([Member(training) for training in trainings])
     with pytest.raises(NotImplementedError, match="meta"):
-        list(stack.fit(1, [NO_PROBE] * 2))
+        list(stack.fit(1))
     assert [training.step for training in trainings] == [1 + STEPS, 1 + STEPS]
 
 

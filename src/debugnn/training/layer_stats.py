@@ -35,7 +35,9 @@ class LayerProbe:
         return step % self.every == 0
 
     @contextmanager
-    def watch(self, model: nn.Module, step: int) -> Iterator[Seen | None]:
+    def watch(
+        self, model: nn.Module, step: int
+    ) -> Iterator[dict[str, dict[str, TensorStats]] | None]:
         """Wrap the forward and backward pass of one step.
 
         Yields:
@@ -45,7 +47,7 @@ class LayerProbe:
         if not self.due(step):
             yield None
             return
-        seen: Seen = {}
+        seen: dict[str, dict[str, TensorStats]] = {}
         looks: dict[str, Measurement] = {}
         copies: dict[str, Tensor] = {}
         handles = [
