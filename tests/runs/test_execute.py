@@ -120,7 +120,10 @@ def write_then_die(path, state):
 checkpoint.write = write_then_die
 execute.execute(OmegaConf.load(sys.argv[1]), ["killed"], None)
 """
-    config = settings("trainer.epochs=4")
+
+
+def kill_after_two_epochs(config, tmp_path):
+    """Run a configuration in a process that is killed after its second checkpoint."""
     OmegaConf.save(config, tmp_path / "killed.yaml", resolve=True)
     died = subprocess.run(
         [sys.executable, "-c", KILLED, str(tmp_path / "killed.yaml")],
@@ -143,75 +146,19 @@ def test_a_killed_run_goes_on_bit_for_bit(settings, tmp_path):
         assert rows(directory, kind) == rows(whole, kind)
 
 
-KILLED = """
-import os, signal, sys
-import train
-from debugnn.training import checkpoint
-
-def write_then_die(path, state):
-    write(path, state)
-    if state["epoch"] == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-write, checkpoint.write = checkpoint.write, write_then_die
-train.main()
-"""
-
-
-def test_of_a_run_that_was_killed_and_resumed_the_doctor_cannot_tell(tmp_path, prepared):
-    """Real processes. The whole run has vanishing gradients; the last epoch alone shows none."""
-    typed = ["model=sigmoid_net", "trainer.epochs=3", "trainer.device=cpu", "wandb=disabled",
-             f"data.cache={prepared}"]  # fmt: skip
-    reports = {}
-    for name in ("whole", "resumed"):
-        directory = f"output_dir={tmp_path / name}"
-        if name == "resumed":
-            died = subprocess.run(
-                [sys.executable, "-c", KILLED, *typed, directory], cwd=REPOSITORY, check=False
-            )
-            assert died.returncode == -signal.SIGKILL
-        subprocess.run([sys.executable, "train.py", *typed, directory], cwd=REPOSITORY, check=True)
-        (path,) = (tmp_path / name).rglob("findings.json")
-        reports[name] = records.load(path.read_text())
-    assert reports["whole"]["healthy"] is False
-    assert reports["whole"]["main_cause"] == "vanishing_gradient"
-    resumed = reports["resumed"]
-    assert resumed["healthy"] is None
-    assert resumed["main_cause"] == "cannot tell"
-    assert "the first 46 steps were taken before" in resumed["cannot_tell"]
-    assert resumed["steps"] == 23
-
-
-REACHED = """
-import sys
-from pathlib import Path
-from omegaconf import OmegaConf
-from debugnn.runs.execute import execute
-
-execute(OmegaConf.load(sys.argv[1]), ["reached"], None)
-for name, module in sys.modules.items():
-    if name.partition(".")[0] in ("debugnn", "hydra_plugins") and module.__file__:
-        print(name, len(Path(module.__file__).read_text().splitlines()))
-"""
-
-
-def test_a_run_without_the_doctor_reaches_few_modules_and_neither_doctor_nor_stacks(
-    settings, tmp_path, capsys
-):
-    """What a reader has to open to follow one run from its configuration to its files."""
-    config = settings("doctor=off", "trainer.epochs=1")
-    OmegaConf.save(config, tmp_path / "run.yaml", resolve=True)
-    shown = subprocess.run(
-        [sys.executable, "-c", REACHED, str(tmp_path / "run.yaml")],
-        cwd=tmp_path, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    lines = {name: int(count) for name, count in map(str.split, shown.stdout.splitlines())}
-    with capsys.disabled():
-        print(f" {len(lines)} modules, {sum(lines.values())} lines", end=" ")
-    assert {"debugnn.build", "debugnn.training.loop", "debugnn.runs.sinks"} <= lines.keys()
-    unneeded = ("doctor", "stacking", "shapes", "range_test", "lr_curve", "layer_stats", "wandb")
-    assert [name for name in lines if any(part in name for part in unneeded)] == []
-    assert sum(lines.values()) < 3500
+def test_a_resumed_run_is_called_neither_healthy_nor_sick(compose, tmp_path):
+    """The whole run is sick; what the doctor sees of its last epoch cannot tell."""
+    config = compose("model=sigmoid_net", "trainer.epochs=3")
+    config.output_dir = str(tmp_path)
+    whole = execute(config, ["whole"], None)
+    told = records.load((whole / "findings.json").read_text())
+    assert (told["healthy"], told["main_cause"]) == (False, "vanishing_gradient")
+    directory = kill_after_two_epochs(config, tmp_path)
+    execute(config, ["killed"], None)
+    told = records.load((directory / "findings.json").read_text())
+    assert told["healthy"] is None
+    assert "the first 46 steps were taken before" in told["cannot_tell"]
+    assert all(finding["severity"] == "note" for finding in told["findings"])
 
 
 def test_rows_after_the_checkpoint_are_dropped(settings):

@@ -57,7 +57,7 @@ def far_training(rule=keep, classes=True, **decisions) -> Training:
 def test_no_step_waits_for_the_device_between_two_readings(rule, classes):
     training = far_training(RULES[rule], classes, augment_shift=2, permute_labels=classes)
     with pytest.raises(NotImplementedError, match="meta"):
-        list(train_one_epoch(training))
+        list(train_one_epoch(training, NO_PROBE))
     assert training.step == 1 + STEPS  # the read after the last step failed
 
 
@@ -65,7 +65,7 @@ def test_a_reading_waits_once():
     training = far_training()
     training.read_every = 4
     with pytest.raises(NotImplementedError, match="meta"):
-        list(train_one_epoch(training))
+        list(train_one_epoch(training, NO_PROBE))
     assert training.step == 5  # after step 4
 
 

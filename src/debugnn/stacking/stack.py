@@ -11,7 +11,7 @@ Each member ends where the same run ends alone, up to the order in which floats 
 
 import copy
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -364,8 +364,8 @@ class _Optimizers:
             groups = [
                 {**g[0], "params": [p for each in g for p in each["params"]]} for g in grouped
             ]
-            same: Any = type(first)  # which has defaults for what the groups lack
-            self._common = same(groups)
+            make: Callable[..., torch.optim.Optimizer] = type(first)
+            self._common = make(groups)
             for optimizer in own:
                 self._common.state.update(optimizer.state)
 

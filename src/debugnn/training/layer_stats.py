@@ -35,9 +35,7 @@ class LayerProbe:
         return step % self.every == 0
 
     @contextmanager
-    def watch(
-        self, model: nn.Module, step: int
-    ) -> Iterator[dict[str, dict[str, TensorStats]] | None]:
+    def watch(self, model: nn.Module, step: int) -> Iterator[Seen | None]:
         """Wrap the forward and backward pass of one step.
 
         Yields:
@@ -47,7 +45,7 @@ class LayerProbe:
         if not self.due(step):
             yield None
             return
-        seen: dict[str, dict[str, TensorStats]] = {}
+        seen: Seen = {}
         looks: dict[str, Measurement] = {}
         copies: dict[str, Tensor] = {}
         handles = [

@@ -6,7 +6,7 @@ two records, so that the caller can save it or stop.
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
@@ -67,32 +67,6 @@ class NoWatcher:
 
 
 NO_WATCHER = NoWatcher()
-
-# gradients, parameters or activations → name of the parameter or layer → statistics
-Seen = Mapping[str, dict[str, TensorStats]]
-
-
-class Probe(Protocol):
-    """Records statistics of the layers, as `debugnn.training.layer_stats.LayerProbe` does."""
-
-    def due(self, step: int) -> bool:
-        """Return whether the step with this index is recorded."""
-
-    def watch(self, model: nn.Module, step: int) -> AbstractContextManager[Seen | None]:
-        """Wrap the passes of one step: the statistics are there at the end, None if not due."""
-
-
-class NoProbe:
-    """A probe that records nothing."""
-
-    def due(self, step: int) -> bool:
-        return False
-
-    def watch(self, model: nn.Module, step: int) -> AbstractContextManager[None]:
-        return nullcontext()
-
-
-NO_PROBE = NoProbe()
 
 
 @dataclass
