@@ -207,7 +207,7 @@ def main(arguments: list[str]) -> int:
     done: dict[Job, Outcome] = {}
     with initialize_config_dir(str(CONF), version_base="1.3"):
         try:
-            given = cli.quote_numbers(options.overrides, CONF)
+            given = config.quote_numbers(options.overrides, CONF)
             jobs = [
                 Job(name, (*arm, f"output_dir={options.output}", f"seed={seed}"))
                 for name in experiments(options.experiments)

@@ -18,7 +18,7 @@ from hypothesis import settings
 from omegaconf import DictConfig
 from torch import nn
 
-from debugnn import cli, config
+from debugnn import config
 from debugnn.data import Arrays, Data, assemble
 from debugnn.nn.losses import cross_entropy
 from debugnn.nn.networks import network
@@ -60,7 +60,7 @@ def compose(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
     def load(*overrides: str) -> DictConfig:
         given = ["wandb=disabled", "trainer.device=cpu", *overrides]
         with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-            return hydra.compose("config", cli.quote_numbers(given, CONF))
+            return hydra.compose("config", config.quote_numbers(given, CONF))
 
     def composed(*overrides: str) -> DictConfig:
         result = copy.deepcopy(load(*overrides))

@@ -11,7 +11,7 @@ import yaml
 from omegaconf import MISSING, OmegaConf
 
 from conftest import CONF
-from debugnn import cli, config
+from debugnn import config
 from debugnn.build import build
 from debugnn.records import Step
 from debugnn.runs.naming import arm_of
@@ -65,11 +65,13 @@ def test_every_combination_of_model_init_reg_and_clip_composes(model):
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         for group in ("init", "reg", "clip"):
             for option in GROUPS[group]:
-                composed = hydra.compose("config", cli.quote_numbers([f"{group}={option}"], CONF))
+                composed = hydra.compose(
+                    "config", config.quote_numbers([f"{group}={option}"], CONF)
+                )
                 alone[group, option] = composed[group]
         for init, reg, clip in itertools.product(*(GROUPS[g] for g in ("init", "reg", "clip"))):
             arguments = [f"model={model}", f"init={init}", f"reg={reg}", f"clip={clip}"]
-            composed = hydra.compose("config", cli.quote_numbers(arguments, CONF))
+            composed = hydra.compose("config", config.quote_numbers(arguments, CONF))
             assert composed.init == alone["init", init]
             assert composed.reg == alone["reg", reg]
             assert composed.clip == alone["clip", clip]
@@ -288,7 +290,7 @@ def test_clip_is_typed_as_anybody_would(compose, arguments, max_norm):
     ],
 )
 def test_numbers_are_quoted_only_where_they_name_an_option(given, quoted):
-    assert cli.quote_numbers([given], CONF) == [quoted]
+    assert config.quote_numbers([given], CONF) == [quoted]
 
 
 def test_default_run_is_offline_and_embedded(compose):

@@ -16,7 +16,7 @@ from hydra.types import RunMode
 
 from benchmarking import output
 from conftest import CONF, REPOSITORY
-from debugnn import cli, config
+from debugnn import config
 from debugnn.analysis import tables
 from reproduce import values_of
 from test_house import ALLOWED, LEAVES
@@ -182,7 +182,7 @@ def test_there_are_commands_to_test():
 def test_every_command_composes(command, documented_conf):
     config.register()
     words = shlex.split(command, comments=True)[2:]
-    overrides = cli.quote_numbers([w for w in words if "=" in w], documented_conf)
+    overrides = config.quote_numbers([w for w in words if "=" in w], documented_conf)
     parsed = OverridesParser.create().parse_overrides(overrides)
     choices = [[f"{o.key_or_group}={value}" for value in values_of(o)] for o in parsed]
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(documented_conf)):

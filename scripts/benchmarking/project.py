@@ -18,14 +18,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarking.measures import CHANNELS, IMAGES, MATRIX, SIDE
 from benchmarking.nets import NETS, data_overrides, net_overrides
-from debugnn import cli, config
+from debugnn import config
 from debugnn.build import build
 from debugnn.data import Split
 from debugnn.records import Step
 from debugnn.runs.directory import RunDirectory
 from debugnn.runs.execute import open_run, prepare, records_of
 from debugnn.stacking.stack import Member, Stack
-from debugnn.training.loop import NO_PROBE, Training, evaluate, fit
+from debugnn.training.loop import Training, evaluate, fit
 
 # Kind of operation → parts of its names in a profile; the first kind that matches counts.
 KINDS = {
@@ -41,7 +41,7 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 def compose(overrides: Sequence[str]) -> DictConfig:
     config.register()
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        return hydra.compose("config", cli.quote_numbers(overrides, CONF))
+        return hydra.compose("config", config.quote_numbers(overrides, CONF))
 
 
 def records(settings: DictConfig) -> Iterator[object]:
@@ -148,7 +148,7 @@ class Project:
             overrides = [f"seed={seed}", "doctor=off", "trainer.read_every=1"]
             trainings.append(Member(build(self._settings(net, "", *overrides))))
         if stacked:
-            for _, record in Stack(trainings).fit(1_000_000, [NO_PROBE] * members):
+            for _, record in Stack(trainings).fit(1_000_000):
                 yield record
         runs = [fit(member.training, 1_000_000) for member in trainings]
         while True:

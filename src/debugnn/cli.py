@@ -13,13 +13,13 @@ import yaml
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
+from debugnn import config
 from debugnn.errors import CheckFailedError, ConfigError, one_line
 
 # Launchers whose jobs run in this process; others start processes for them.
 _IN_PROCESS = ("BasicLauncher", "StackedLauncher")
 
 _exit_codes: set[int] = set()  # of the jobs that ran in this process
-_exit_code: int | None = None  # of the process, None until it is known
 _verbose = False  # HYDRA_FULL_ERROR=1: tracebacks too
 
 
@@ -66,7 +66,7 @@ def launch(main: Callable[[], None], conf: Path) -> None:
     if sys.argv[1:] in (["--help"], ["-h"]):
         print(help_text(conf))
         return
-    sys.argv[1:] = quote_numbers(sys.argv[1:], conf)
+    sys.argv[1:] = config.quote_numbers(sys.argv[1:], conf)
     # Without it, Hydra prints an error itself, in several lines, and raises nothing.
     global _verbose
     _verbose = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -125,20 +125,6 @@ def report(error: ConfigError, arm: Sequence[str]) -> None:
     _exit_codes.add(2)
 
 
-def quote_numbers(arguments: Sequence[str], conf: Path) -> list[str]:
-    """Quote the options of config groups that look like numbers: clip=4.0 → clip='4.0'.
-
-    Hydra 1.3 parses 4.0 as a float and refuses it as the name of an option.
-    """
-    quoted = []
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if equals and (conf / key.lstrip("+")).is_dir():
-            value = ",".join(f"'{v}'" if _is_number(v) else v for v in value.split(","))
-        quoted.append(f"{key}{equals}{value}")
-    return quoted
-
-
 def explain(error: BaseException) -> str:
     """Return the error as one line that names the field, the value and what is allowed."""
     text = one_line(error)
@@ -161,11 +147,3 @@ def explain(error: BaseException) -> str:
         reason = re.sub(r" full_key:.*", "", cause)
         return f"{value.group(1)}: {reason[:1].lower()}{reason[1:]}"
     return f"{text} {cause}".strip() if cause not in text else text
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

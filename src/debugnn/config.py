@@ -8,8 +8,9 @@ file of its group's default option, conf/<group>/<default>.yaml. This module doe
 
 import dataclasses
 import json
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import UnionType
 from typing import Any, get_args
 
@@ -260,17 +261,37 @@ def compose(overrides: Sequence[str]) -> DictConfig:
     Raises:
         ConfigError: overrides that do not go together.
     """
-    groups = HydraConfig.get().runtime.choices
+    sources = HydraConfig.get().runtime.config_sources
+    conf = next(Path(source.path) for source in sources if source.provider == "main")
     try:
-        return hydra_compose("config", [_quoted(override, groups) for override in overrides])
+        return hydra_compose("config", quote_numbers(overrides, conf))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(f"{' '.join(overrides)}: {one_line(error)}") from error
 
 
-def _quoted(override: str, groups: Container[str]) -> str:
-    """Quote a group's option that looks like a number, which Hydra would refuse as its name."""
-    key, _, value = override.partition("=")
-    return f"{key}='{value}'" if key in groups and value.replace(".", "", 1).isdigit() else override
+def quote_numbers(overrides: Sequence[str], conf: Path) -> list[str]:
+    """Quote the options of config groups that look like numbers: clip=4.0 → clip='4.0'.
+
+    Hydra 1.3 parses 4.0 as a float and refuses it as the name of an option.
+
+    Args:
+        conf: the folder of the configuration, with a folder for each group.
+    """
+    quoted = []
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if equals and (conf / key.lstrip("+")).is_dir():
+            value = ",".join(f"'{v}'" if _is_number(v) else v for v in value.split(","))
+        quoted.append(f"{key}{equals}{value}")
+    return quoted
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def settings_of(override: str) -> dict[str, str]:

@@ -15,7 +15,7 @@ from debugnn.stacking.stack import Member, Stack, _norms
 from debugnn.training import checkpoint
 from debugnn.training.clipping import keep
 from debugnn.training.layer_stats import LayerProbe
-from debugnn.training.loop import fit
+from debugnn.training.loop import NO_PROBE, fit
 
 # 100 samples in batches of 32: the last is smaller, and has masks of its own size.
 SMALL = ("data.train_size=100", "data.batch_size=32", "trainer.eval_every=2")
@@ -38,12 +38,16 @@ def built(configs):
 def train_alone(config, epochs=2, every=3):
     """Records, training, and torch's random state at the end."""
     training = build(config)
-    return list(fit(training, epochs, LayerProbe(every))), training, torch.get_rng_state()
+    return (
+        list(fit(training, epochs, LayerProbe(every) if every else NO_PROBE)),
+        training,
+        torch.get_rng_state(),
+    )
 
 
 def train_stacked(members, epochs=2, every=3):
     found = [[] for _ in members]
-    for index, record in Stack(members).fit(epochs, [LayerProbe(every)] * len(found)):
+    for index, record in Stack(members).fit(epochs, LayerProbe(every) if every else NO_PROBE):
         found[index].append(record)
     return found
 

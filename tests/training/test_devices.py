@@ -74,7 +74,7 @@ def test_no_step_of_a_stack_waits_for_the_device(rule):
     trainings = [far_training(RULES[rule]), far_training()]
     stack = Stack([Member(training) for training in trainings])
     with pytest.raises(NotImplementedError, match="meta"):
-        list(stack.fit(1, [NO_PROBE] * 2))
+        list(stack.fit(1))
     assert [training.step for training in trainings] == [1 + STEPS, 1 + STEPS]
 
 

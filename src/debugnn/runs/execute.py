@@ -225,7 +225,7 @@ def records_of(run: Run) -> Iterator[Record | Diagnosis]:
         return
     if config.doctor.every is None:
         yield from fit(training, config.trainer.epochs)
-        return
-    from debugnn.runs.diagnosis import diagnosed
+    else:
+        from debugnn.runs.diagnosis import diagnosed
 
-    yield from diagnosed(config, training, save_to=run.directory.path)
+        yield from diagnosed(config, training, save_to=run.directory.path)

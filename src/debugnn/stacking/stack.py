@@ -22,7 +22,16 @@ from debugnn.errors import ConfigError, one_line
 from debugnn.random_state import gpus, random_state, set_random_state
 from debugnn.records import Epoch, Layers, Step
 from debugnn.training.clipping import keep
-from debugnn.training.loop import Probe, Seen, Tally, Training, Unread, correct, evaluate
+from debugnn.training.loop import (
+    NO_PROBE,
+    Probe,
+    Seen,
+    Tally,
+    Training,
+    Unread,
+    correct,
+    evaluate,
+)
 
 Batch = tuple[Tensor, Tensor]
 
@@ -102,13 +111,13 @@ class Stack:
     # --- training ---------------------------------------------------------------------------------
 
     def fit(
-        self, epochs: int, probes: Sequence[Probe]
+        self, epochs: int, probe: Probe = NO_PROBE
     ) -> Iterator[tuple[int, Step | Layers | Epoch]]:
         """Train all members up to `epochs` epochs from where they stand.
 
         Args:
             epochs: of each member, in all.
-            probes: one a member, due at the same steps.
+            probe: records statistics of each member's layers.
 
         Yields:
             What `training.loop.fit` yields for each member, with the member's index before it. All
@@ -119,7 +128,7 @@ class Stack:
         while lead.epoch < epochs:
             started = time.perf_counter()
             tallies = [Tally(lead.epoch, lead.data.classes is not None) for _ in trainings]
-            yield from self._pass_over(optimizers, probes, tallies)
+            yield from self._pass_over(optimizers, probe, tallies)
             due = lead.epoch + 1 == epochs or (lead.epoch + 1) % lead.eval_every == 0
             tested = [evaluate(training) if due else (None, None) for training in trainings]
             optimizers.hand_out()
@@ -130,7 +139,7 @@ class Stack:
                 yield index, tally.epoch_of(lead.step, tested[index], seconds)
 
     def _pass_over(
-        self, optimizers: "_Optimizers", probes: Sequence[Probe], tallies: Sequence[Tally]
+        self, optimizers: "_Optimizers", probe: Probe, tallies: Sequence[Tally]
     ) -> Iterator[tuple[int, Step | Layers]]:
         """Train one epoch."""
         lead, trainings, unread = self._trainings[0], self._trainings, Unread()
@@ -139,8 +148,8 @@ class Stack:
             for batches in zip(*(t.batches(lead.epoch) for t in trainings), strict=True):
                 step = lead.step
                 seen: list[tuple[int, Seen]] = []
-                if any(probe.due(step) for probe in probes):
-                    outputs, losses, seen = self._backward_one_by_one(batches, probes)
+                if probe.due(step):
+                    outputs, losses, seen = self._backward_one_by_one(batches, probe)
                 else:
                     outputs, losses = self._backward(batches)
                 norms = self._apply_rules()
@@ -179,14 +188,14 @@ class Stack:
         return outputs.detach(), losses.detach()
 
     def _backward_one_by_one(
-        self, batches: Sequence[Batch], probes: Sequence[Probe]
+        self, batches: Sequence[Batch], probe: Probe
     ) -> tuple[Tensor, Tensor, list[tuple[int, Seen]]]:
-        """The same, each member as it runs alone, and by the members' index what the probes see."""
+        """The same, each member as it runs alone, and by the members' index what the probe sees."""
         outputs, losses, seen = [], [], []
         for index, (member, batch) in enumerate(zip(self.members, batches, strict=True)):
             training = member.training
             training.model.train()
-            with member.randomness(), probes[index].watch(training.model, training.step) as stats:
+            with member.randomness(), probe.watch(training.model, training.step) as stats:
                 output, loss = training.backward(*batch)
             outputs.append(output.detach())
             losses.append(loss.detach())
@@ -367,11 +376,11 @@ class _Optimizers:
 
     def hand_out(self) -> None:
         """Let the members' own optimisers have their state, to be saved or read."""
-        if self._common is None:
-            return
-        for optimizer in self._own:
-            for group in optimizer.param_groups:
-                optimizer.state.update({p: self._common.state[p] for p in group["params"]})
+        if self._common is not None:
+            state = self._common.state
+            for optimizer in self._own:
+                for group in optimizer.param_groups:
+                    optimizer.state.update({p: state[p] for p in group["params"] if p in state})
 
 
 def _settings(optimizer: torch.optim.Optimizer) -> list[dict]:

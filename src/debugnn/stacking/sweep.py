@@ -183,13 +183,13 @@ def _train(stack: Stack, runs: Sequence[Run]) -> None:
         log.info("  continue from epoch %d", runs[0].training.epoch)
     console = Console(config.trainer.epochs, len(runs))
     every, bins = config.doctor.every, config.doctor.bins
-    probes = [NO_PROBE if every is None else LayerProbe(every, bins) for _ in runs]
+    probe = NO_PROBE if every is None else LayerProbe(every, bins)
     with ExitStack() as opened:
         writes = [opened.enter_context(open_run(run, stacked=len(runs))) for run in runs]
         for run, write in zip(runs, writes, strict=True):
             for record in run.search:
                 write(record)
-        for index, record in stack.fit(config.trainer.epochs, probes):
+        for index, record in stack.fit(config.trainer.epochs, probe):
             console.write(record)
             if isinstance(record, Epoch):
                 with stack.members[index].randomness():  # the checkpoint saves it
