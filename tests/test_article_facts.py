@@ -11,6 +11,8 @@ from debugnn.records import Epoch, Layers, Step
 from debugnn.training.layer_stats import LayerProbe
 from debugnn.training.loop import NO_PROBE, Training, evaluate, fit
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(params=["digits", "mnist"])
 def on(request, compose):

@@ -58,6 +58,7 @@ cli.start(main, Path())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [0, 3])
 @pytest.mark.parametrize("options", [[], ["-X", "utf8"]])  # started on the script alone, and not
 def test_a_process_ends_with_its_code_after_threads_and_exit_functions(tmp_path, options, code):
@@ -70,6 +71,7 @@ def test_a_process_ends_with_its_code_after_threads_and_exit_functions(tmp_path,
     assert shown.stdout.split() == ["main", "thread", "atexit"]
 
 
+@pytest.mark.slow
 def test_a_profiler_of_the_whole_script_still_reports(tmp_path, prepared):
     shown = subprocess.run(
         [sys.executable, "-m", "cProfile", "train.py", "model=regressor", "data=regression",
@@ -167,6 +169,7 @@ def test_full_error_shows_the_traceback(tmp_path):
     assert "Traceback" in shown.stderr
 
 
+@pytest.mark.slow
 def test_an_arm_that_fails_is_named_and_the_others_run(monkeypatch, capsys, tmp_path):
     code, _, err = launch(
         monkeypatch, capsys, "-m", "optim.lr=-1,1e-3", "trainer.epochs=1",
@@ -179,6 +182,7 @@ def test_an_arm_that_fails_is_named_and_the_others_run(monkeypatch, capsys, tmp_
     ]
 
 
+@pytest.mark.slow
 def test_an_experiment_sweeps_as_typed(monkeypatch, capsys, tmp_path):
     """With and without -m, and with single values for what it sweeps over."""
 
@@ -210,6 +214,7 @@ def test_an_experiments_configuration_is_printed_and_nothing_runs(monkeypatch, c
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_readmes_sweep_runs_as_typed_from_a_clean_start(tmp_path):
     """In an empty folder with an empty HOME: no network, no account, no prompt."""
     started = time.monotonic()
@@ -224,6 +229,7 @@ def test_the_readmes_sweep_runs_as_typed_from_a_clean_start(tmp_path):
     assert list((tmp_path / "outputs").rglob("*.wandb"))
 
 
+@pytest.mark.slow
 def test_a_sweep_side_by_side_leaves_the_runs_and_names_the_refused_one(tmp_path, prepared):
     shown = start(
         "-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "optim.lr=-1,1e-3,1e-2",

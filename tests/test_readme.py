@@ -222,6 +222,7 @@ def test_the_diagnosis_is_the_one_that_the_front_page_shows(tmp_path):
     assert words[0] in words[1]
 
 
+@pytest.mark.slow
 def test_the_watched_loop_names_its_fault(tmp_path):
     (tmp_path / "watched.py").write_text(EXAMPLES["watched.py"], encoding="utf-8")
     shown = run("watched.py", folder=tmp_path)

@@ -135,6 +135,7 @@ def kill_after_two_epochs(config, tmp_path):
     return directory
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_bit_for_bit(settings, tmp_path):
     """A real process, killed after its second checkpoint, against one that was left alone."""
     whole = execute(settings("trainer.epochs=4"), ["whole"], None)
@@ -146,6 +147,7 @@ def test_a_killed_run_goes_on_bit_for_bit(settings, tmp_path):
         assert rows(directory, kind) == rows(whole, kind)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_called_neither_healthy_nor_sick(compose, tmp_path):
     """The whole run is sick; what the doctor sees of its last epoch cannot tell."""
     config = compose("model=sigmoid_net", "trainer.epochs=3")

@@ -12,6 +12,8 @@ from conftest import CONF, REPOSITORY
 from debugnn import cli, records
 from debugnn.runs import fix
 
+pytestmark = pytest.mark.slow
+
 # A dense net on 320 digits: 50 steps in all, enough to be judged.
 SMALL = ("wandb=disabled", "trainer.device=cpu", "data=digits", "data.train_size=320",
          "model.blocks=[]", "model.hidden=[32]", "trainer.epochs=10")  # fmt: skip

@@ -3,7 +3,11 @@
 import subprocess
 import sys
 
+import pytest
+
 from conftest import REPOSITORY
+
+pytestmark = pytest.mark.slow
 
 # Runs train.py's own function on typed arguments, and prints what was imported of the package.
 PROGRAM = """

@@ -16,6 +16,8 @@ from debugnn import records
 from debugnn.runs.execute import execute
 from offline_wandb import read_back
 
+pytestmark = pytest.mark.slow
+
 # Without what a run in this process left there for its own service.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if "WANDB" not in name}
 

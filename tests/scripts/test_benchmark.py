@@ -14,6 +14,8 @@ from benchmarking.measures import Spread
 from benchmarking.worker import BenchmarkError, Together, Worker
 from debugnn.build import build
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_spread_is_the_median_and_its_quartiles():
     assert Spread.of([3.0, 1.0, 2.0, 5.0, 4.0]) == Spread(3.0, 2.0, 4.0, 5)

@@ -11,6 +11,8 @@ from conftest import REPOSITORY
 from debugnn import records
 from debugnn.faults import FAULTY, SOUND
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = REPOSITORY / "scripts" / "evaluate_doctor.py"
 TUNING = "constant_input/friedman+constant_inputs(value=1.0)"
 HELD_OUT = "constant_input/friedman_huber+clamped_to_maximum"
@@ -53,7 +55,6 @@ def wrong(saved, tmp_path):
     return tmp_path
 
 
-@pytest.mark.slow
 def test_each_run_is_saved_in_a_file_of_its_own(saved):
     directory, _ = saved
     rows = {path.name: records.load(path.read_text()) for path in directory.iterdir()}
@@ -65,7 +66,6 @@ def test_each_run_is_saved_in_a_file_of_its_own(saved):
     assert {row["family"] for row in rows.values()} == {"constant_inputs", "clamped_to_maximum"}
 
 
-@pytest.mark.slow
 def test_saved_runs_are_judged_again_without_torch(saved):
     directory, printed = saved
     again = evaluate("--rejudge", str(directory), program=WITHOUT_TORCH)
@@ -73,7 +73,6 @@ def test_saved_runs_are_judged_again_without_torch(saved):
     assert "tuning    0 sound, 1 faulty runs" in again
 
 
-@pytest.mark.slow
 def test_held_out_programs_are_named_only_where_it_is_asked_for(wrong):
     printed = evaluate("--rejudge", str(wrong))
     assert TUNING in printed
@@ -84,7 +83,6 @@ def test_held_out_programs_are_named_only_where_it_is_asked_for(wrong):
     assert "| `lr_too_low` | `clamped_to_maximum` | 1 | 0.0 % (0.0 to 79.3) |" in revealed
 
 
-@pytest.mark.slow
 def test_saved_runs_are_judged_under_another_threshold(saved):
     directory, _ = saved
     # Either of these rules would find it.
@@ -96,7 +94,6 @@ def test_saved_runs_are_judged_under_another_threshold(saved):
     assert "vanishing_gradient" not in moved  # it has no part in this diagnosis
 
 
-@pytest.mark.slow
 def test_the_evidence_of_a_run_is_judged_again_without_torch(tmp_path):
     command = [sys.executable, str(REPOSITORY / "train.py"), "model=sigmoid_net",
                "trainer.epochs=2", "wandb=disabled", f"output_dir={tmp_path}"]  # fmt: skip

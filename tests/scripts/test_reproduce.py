@@ -12,6 +12,8 @@ import reproduce
 from conftest import CONF, REPOSITORY
 from debugnn import config, records
 
+pytestmark = pytest.mark.slow
+
 
 def start(*arguments, cwd, environment=os.environ):
     return subprocess.run(

@@ -11,6 +11,8 @@ from conftest import REPOSITORY
 from debugnn.stacking.stack import Stack
 from test_cli import launch, start
 
+pytestmark = pytest.mark.slow
+
 STACKED = "hydra/launcher=stacked"
 TINY = (
     "model=deep_mlp", "model.hidden=[20,12]", "data.train_size=100", "data.batch_size=32",

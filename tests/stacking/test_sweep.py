@@ -15,6 +15,8 @@ from debugnn.stacking.sweep import Job, execute_stack, execute_together
 from debugnn.training import checkpoint
 from offline_wandb import read_back
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def settings(compose, tmp_path):

@@ -9,6 +9,8 @@ import torch
 from conftest import REPOSITORY
 from debugnn.training import process
 
+pytestmark = pytest.mark.slow
+
 STEPS = """
 import resource, sys
 import torch
