@@ -16,7 +16,7 @@ from debugnn.build import build
 from debugnn.records import Step
 from debugnn.runs.naming import arm_of
 from debugnn.training.layer_stats import LayerProbe
-from debugnn.training.loop import train_one_epoch
+from debugnn.training.loop import NO_PROBE, train_one_epoch
 
 GROUPS = {
     folder.name: sorted(path.stem for path in folder.glob("*.yaml"))
@@ -48,7 +48,9 @@ NEEDS = {
 def two_steps(settings) -> list[Step]:
     training = build(settings)
     training.steps_per_epoch = 2
-    records = train_one_epoch(training, LayerProbe(settings.doctor.every), evaluated=False)
+    every = settings.doctor.every
+    probe = NO_PROBE if every is None else LayerProbe(every)
+    records = train_one_epoch(training, probe, evaluated=False)
     return [record for record in records if isinstance(record, Step)]
 
 
