@@ -66,7 +66,7 @@ def execute(config: DictConfig, overrides: Sequence[str], experiment: str | None
         return fix(config, overrides, experiment)
     directory = RunDirectory(config, overrides, experiment)
     if not finished(directory):
-        _train(directory)
+        train(prepare(directory))
     return directory.path
 
 
@@ -84,9 +84,14 @@ def finished(directory: RunDirectory) -> bool:
     return True
 
 
-def _train(directory: RunDirectory) -> None:
-    started = time.perf_counter()
-    run = prepare(directory)
+def train(run: "Run") -> None:
+    """Do the task of a prepared run, and keep what it yields.
+
+    Raises:
+        ConfigError: the range test suggests no rate, or the directory cannot be written. Nothing
+            has been written then.
+    """
+    directory, started = run.directory, time.perf_counter()
     log.info("%s", directory.title)
     if run.training.epoch:
         log.info("  continues from epoch %d", run.training.epoch)
@@ -130,12 +135,15 @@ def prepare(directory: RunDirectory) -> Run:
 
 
 def choose_rate(run: Run) -> None:
-    """Set the learning rate by a range test if `task.lr_from` asks for it. Nothing is written.
+    """Set the learning rate by a range test if `task.lr_from` asks for it, once a run.
+
+    Nothing is written.
 
     Raises:
         ConfigError: the range test suggests no rate.
     """
-    if run.directory.config.task.lr_from is not None and run.training.step == 0:
+    asked = run.directory.config.task.lr_from is not None
+    if asked and run.training.step == 0 and not run.search:
         from debugnn.runs.learning_rate import choose
 
         run.search = choose(run.directory.config.task, run.training)

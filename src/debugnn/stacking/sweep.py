@@ -21,7 +21,7 @@ from debugnn.config import BOOKKEEPING, check
 from debugnn.errors import ConfigError
 from debugnn.records import Epoch
 from debugnn.runs.directory import RunDirectory, flat
-from debugnn.runs.execute import Run, choose_rate, execute, finished, open_run, prepare
+from debugnn.runs.execute import Run, choose_rate, execute, finished, open_run, prepare, train
 from debugnn.runs.naming import arm_of, directory_of
 from debugnn.runs.sinks import Console
 from debugnn.stacking.stack import Member, Stack
@@ -128,13 +128,13 @@ def execute_together(jobs: Sequence[Job], refuse: Refuse = _raise) -> None:
         ConfigError: a job is refused. Nothing has been written then.
     """
     ready: dict[int, list[tuple[Job, Run, Member]]] = {}  # by the number of epochs reached
-    alone: list[Job] = []
+    again: list[Job] = []  # asked for twice under different names
     paths = set()
     for job in jobs:
         try:
             directory = RunDirectory(job.config, job.overrides, job.experiment)
             if directory.path in paths:
-                alone.append(job)  # the same run by another name: finished, when its turn comes
+                again.append(job)  # finished, when its turn comes
             elif not finished(directory):
                 paths.add(directory.path)
                 run = prepare(directory)
@@ -149,8 +149,13 @@ def execute_together(jobs: Sequence[Job], refuse: Refuse = _raise) -> None:
         if stack is not None:
             _train(stack, [run for _, run, _ in group])
         else:
-            alone[:0] = [job for job, _, _ in group]
-    for job in alone:
+            for job, run, member in group:
+                try:
+                    with member.randomness():
+                        train(run)
+                except ConfigError as error:
+                    refuse(job, error)
+    for job in again:
         try:
             job.run()
         except ConfigError as error:
