@@ -46,7 +46,7 @@ ALLOWED = {
         {"numpy", "pandas", "matplotlib", "scipy", "omegaconf", "yaml"},
         LEAVES | {"doctor"},
     ),
-    "cli": ({"hydra", "omegaconf", "yaml"}, LEAVES | {"config"}),
+    "cli": ({"hydra", "omegaconf", "yaml"}, LEAVES | {"config", "training"}),
     "debugnn_launcher": ({"hydra", "omegaconf"}, LEAVES | {"cli", "stacking"}),
     "__init__": (set(), {"doctor"}),
 }

@@ -49,8 +49,11 @@ def start(main: Callable[[], None], conf: Path) -> None:
 def _end_quickly(code: list[int]) -> None:
     """End the process at once, unless its code is unknown or something waits for its usual end."""
     alone = sys.orig_argv[1:2] == sys.argv[:1]
-    plain = os.environ.get("DEBUGNN_PLAIN_PROCESS", "") not in ("", "0")
-    if not code or not alone or plain or "torch" not in sys.modules:
+    if not code or not alone or "torch" not in sys.modules:
+        return
+    from debugnn.training.process import plain  # imports torch, which is there already
+
+    if plain():
         return
     logging.shutdown()  # registered before this function, so it would run after it
     sys.stdout.flush()

@@ -11,8 +11,6 @@ from torch.optim import Optimizer
 from debugnn.faults.nets import Functional, Recurrent, mlp
 from debugnn.faults.program import Data, Loss, Setup
 
-MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
-
 # The modules that serve the sound programs as hidden activations.
 HIDDEN = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SELU, nn.GELU, nn.Tanh, nn.Sigmoid)
 

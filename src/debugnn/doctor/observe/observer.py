@@ -155,8 +155,7 @@ class Observer:
 
     @guarded("the gradients before an update")
     def _before_update(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
-        pending, due = self._passes.pending, self._due
-        state = pending[-1].random_state if pending else self._random_state()
+        due, state = self._due, self._state_before_pass()
         self._passes.note_update(self.model.training)
         self._stale.compare(due)
         self._layers.refresh(due)
@@ -195,6 +194,11 @@ class Observer:
     def _random_state(self) -> list[Tensor]:
         device = self.replica.device if self.replica is not None else torch.device("cpu")
         return random_state(device)
+
+    def _state_before_pass(self) -> list[Tensor]:
+        """Return the random state before this step's forward pass; the present one without it."""
+        pending = self._passes.pending
+        return pending[-1].random_state if pending else self._random_state()
 
     @property
     def _due(self) -> bool:
@@ -251,9 +255,7 @@ class Observer:
         if not self.nonfinite.pending:
             if math.isfinite(self._losses.values[-1]):
                 return
-            pending = self._passes.pending
-            state = pending[-1].random_state if pending else self._random_state()
-            self.nonfinite.keep(self.model, state)
+            self.nonfinite.keep(self.model, self._state_before_pass())
         found = self.nonfinite.repeat(step, call, targets, self.replica, self.loss_fn)
         self.evidence.nonfinite = found
         if self._save_to is not None:
