@@ -1,25 +1,24 @@
-"""Writing beside the training: disk and network are waited for in a thread of its own."""
+"""A thread that writes, so that the training waits neither for the disk nor for the network."""
 
 import queue
 import threading
 from collections.abc import Callable
 from typing import Any
 
-_MOST = 100_000  # records that wait; beyond, the training does
+_MOST_WAITING = 100_000  # calls in the queue; with more, `submit` waits
 
 
 class Writer:
-    """Calls what it is handed one after the other, in order, in its own thread.
+    """Makes the calls that it is given in its own thread, one after the other, in order.
 
         with Writer() as writer:
             writer.submit(file.write, line)
 
-    After a call that failed nothing more is called: the error is raised at the next `submit` or
-    `drain`.
+    After a call that failed, no other is made. The next `submit` or `drain` raises its error.
     """
 
     def __init__(self) -> None:
-        self._calls: queue.Queue[tuple[Callable, tuple] | None] = queue.Queue(_MOST)
+        self._calls: queue.Queue[tuple[Callable, tuple] | None] = queue.Queue(_MOST_WAITING)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="writer", daemon=True)
         self._thread.start()
@@ -32,17 +31,25 @@ class Writer:
         self._thread.join()
 
     def submit(self, call: Callable, *arguments: Any) -> None:
-        """Have `call(*arguments)` done after all that was handed over before."""
+        """Add `call(*arguments)` to the end of the queue.
+
+        Raises:
+            BaseException: the error of an earlier call.
+        """
         self._raise()
         self._calls.put((call, arguments))
 
     def drain(self) -> None:
-        """Wait until everything is done."""
+        """Wait until all calls are made.
+
+        Raises:
+            BaseException: the error of one of them.
+        """
         self._calls.join()
         self._raise()
 
     def settle(self) -> None:
-        """Wait as `drain` does, and let an error be: something else has failed already."""
+        """Wait until all calls are made, and forget an error: for use after another failure."""
         self._calls.join()
         self._error = None
 
@@ -56,7 +63,7 @@ class Writer:
             try:
                 if self._error is None:
                     call(*arguments)
-            except BaseException as error:  # the thread goes on, or `drain` would wait for ever
+            except BaseException as error:  # the thread continues, or `drain` would wait forever
                 self._error = error
             finally:
                 self._calls.task_done()
