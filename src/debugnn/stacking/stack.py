@@ -76,8 +76,9 @@ class Stack:
         models = [training.model for training in self._trainings]
         self._parameters = _stacked([dict(model.named_parameters()) for model in models])
         self._buffers = _stacked([dict(model.named_buffers()) for model in models])
+        # Each stacked parameter that is trained, and the members' parameters, which are its slices.
         self._trained = [
-            _Trained(self._parameters[name], [model.get_parameter(name) for model in models])
+            (self._parameters[name].requires_grad_(), [m.get_parameter(name) for m in models])
             for name, parameter in models[0].named_parameters()
             if parameter.requires_grad
         ]
@@ -124,7 +125,7 @@ class Stack:
             members stand at the epoch's end before the first `Epoch` is yielded.
         """
         lead, trainings = self._trainings[0], self._trainings
-        optimizers = _Optimizers([training.optimizer for training in trainings])
+        optimizers = _Optimizers(trainings, list(self._parameters.values()))
         while lead.epoch < epochs:
             started = time.perf_counter()
             tallies = [Tally(lead.epoch, lead.data.classes is not None) for _ in trainings]
@@ -175,16 +176,15 @@ class Stack:
     def _backward(self, batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
         """Set the gradients of all members; return their outputs (N, B, …) and losses (N,)."""
         outputs, losses = self._forward(batches)
+        for whole, _ in self._trained:
+            whole.grad = None
         # No member's loss depends on another's parameters, so these are each member's own
         # gradients. A sum of the losses is never taken: one NaN would spoil it.
-        gradients = torch.autograd.grad(
-            losses, [p.whole for p in self._trained], torch.ones_like(losses), allow_unused=True
-        )
-        for parameter, gradient in zip(self._trained, gradients, strict=True):
-            if gradient is not None:
-                parameter.gradient.copy_(gradient)
-            for own, part in parameter.members:
-                own.grad = None if gradient is None else part
+        losses.backward(torch.ones_like(losses))
+        for whole, own in self._trained:
+            parts = [None] * len(own) if whole.grad is None else whole.grad.unbind()
+            for parameter, part in zip(own, parts, strict=True):
+                parameter.grad = part
         return outputs.detach(), losses.detach()
 
     def _backward_one_by_one(
@@ -201,20 +201,24 @@ class Stack:
             losses.append(loss.detach())
             if stats is not None:
                 seen.append((index, stats))
-        for parameter in self._trained:
-            for own, part in parameter.members:
-                own.grad = None if own.grad is None else part.copy_(own.grad)
+        for whole, own in self._trained:
+            if own[0].grad is None:
+                whole.grad = None
+                continue
+            # In the memory layout of the parameters, which fused optimisers expect.
+            whole.grad = torch.empty_like(whole)
+            for parameter, part in zip(own, whole.grad, strict=True):
+                parameter.grad = part.copy_(parameter.grad)
         return torch.stack(outputs), torch.stack(losses), seen
 
     @torch.no_grad()
     def _apply_rules(self) -> Tensor:
         """Apply each member's gradient rule; return the norms (N,) before it."""
-        if all(training.gradient_rule is keep for training in self._trainings):
-            reached = [p for p in self._trained if p.members[0][0].grad is not None]
-            return _norms([parameter.gradient for parameter in reached])
-        own = zip(*([own for own, _ in p.members] for p in self._trained), strict=True)
         rules = [training.gradient_rule for training in self._trainings]
-        return torch.stack([rule(parameters) for rule, parameters in zip(rules, own, strict=True)])
+        if all(rule is keep for rule in rules):
+            return _norms([whole.grad for whole, _ in self._trained if whole.grad is not None])
+        models = [training.model for training in self._trainings]
+        return torch.stack([r(m.parameters()) for r, m in zip(rules, models, strict=True)])
 
     # --- forward passes ---------------------------------------------------------------------------
 
@@ -269,22 +273,6 @@ class Stack:
         with torch.random.fork_rng(gpus(inputs.device)):
             training.outputs(inputs)
         return met
-
-
-class _Trained:
-    """A parameter of all members, and its gradient.
-
-    Attributes:
-        whole: (N, …), of which the members' parameters are slices.
-        gradient: (N, …), in the memory layout of `whole`, as `backward` would leave it: fused
-            optimisers go through memory in its order.
-        members: each member's parameter, and its slice of `gradient`.
-    """
-
-    def __init__(self, whole: Tensor, own: Sequence[nn.Parameter]) -> None:
-        self.gradient = torch.zeros_like(whole)
-        self.whole = whole.requires_grad_()
-        self.members = list(zip(own, self.gradient, strict=True))
 
 
 class _MaskedDropout(nn.Module):
@@ -348,39 +336,64 @@ def _norms(gradients: Sequence[Tensor]) -> Tensor:
     return norms
 
 
-class _Optimizers:
-    """The members' optimisers, as one over all their parameters if their settings are the same.
+# Optimisers that update each number by itself, and whose state beside the count of steps has the
+# parameter's shape: they update a stacked parameter as they update its slices.
+_ELEMENTWISE = (
+    torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adamax, torch.optim.RAdam,
+    torch.optim.Adagrad, torch.optim.RMSprop,
+)  # fmt: skip
 
-    One call for all starts fewer operations. The state of each parameter stays its own.
+
+class _Optimizers:
+    """The members' optimisers: one over the stacked parameters, if it would do the same.
+
+    It starts one operation where the members' own start N.
+
+    Args:
+        trainings: the members'.
+        wholes: the stacked parameters, in the order of a member's parameters.
     """
 
-    def __init__(self, own: Sequence[torch.optim.Optimizer]) -> None:
-        self._own = own
-        first, *others = own
-        alike = [type(o) is type(first) and _settings(o) == _settings(first) for o in others]
+    def __init__(self, trainings: Sequence[Training], wholes: Sequence[Tensor]) -> None:
+        self._own = [training.optimizer for training in trainings]
+        parameters = [training.model.parameters() for training in trainings]
+        self._parameters = list(zip(wholes, zip(*parameters, strict=True), strict=True))
         self._common: torch.optim.Optimizer | None = None
-        if all(alike):
-            grouped = zip(*(optimizer.param_groups for optimizer in own), strict=True)
-            groups = [
-                {**g[0], "params": [p for each in g for p in each["params"]]} for g in grouped
-            ]
+        first, *others = self._own
+        alike = [type(o) is type(first) and _settings(o) == _settings(first) for o in others]
+        if type(first) in _ELEMENTWISE and all(alike):
+            whole_of = {own[0]: whole for whole, own in self._parameters}
             make: Callable[..., torch.optim.Optimizer] = type(first)
-            self._common = make(groups)
-            for optimizer in own:
-                self._common.state.update(optimizer.state)
+            self._common = make(
+                [{**g, "params": [whole_of[p] for p in g["params"]]} for g in first.param_groups]
+            )
+            self._take_in(self._common)
 
     def step(self) -> None:
         """Update the parameters of all members."""
         for optimizer in self._own if self._common is None else [self._common]:
             optimizer.step()
 
+    def _take_in(self, common: torch.optim.Optimizer) -> None:
+        """Stack the members' state, which a checkpoint may have restored."""
+        for whole, own in self._parameters:
+            states = [o.state.get(p, {}) for o, p in zip(self._own, own, strict=True)]
+            sliced = [{k: v for k, v in s.items() if _has_slices(k, v)} for s in states]
+            if states[0]:
+                common.state[whole] = copy.deepcopy(states[0]) | _stacked(sliced)
+
     def hand_out(self) -> None:
         """Let the members' own optimisers have their state, to be saved or read."""
-        if self._common is not None:
-            state = self._common.state
-            for optimizer in self._own:
-                for group in optimizer.param_groups:
-                    optimizer.state.update({p: state[p] for p in group["params"] if p in state})
+        for whole, own in self._parameters if self._common is not None else ():
+            for index, (optimizer, parameter) in enumerate(zip(self._own, own, strict=True)):
+                state = self._common.state.get(whole, {})
+                optimizer.state[parameter] = {
+                    k: v[index] if _has_slices(k, v) else copy.deepcopy(v) for k, v in state.items()
+                }
+
+
+def _has_slices(key: str, value: object) -> bool:
+    return key != "step" and isinstance(value, Tensor)
 
 
 def _settings(optimizer: torch.optim.Optimizer) -> list[dict]:
