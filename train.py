@@ -17,10 +17,7 @@ config.register()
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def main(settings: DictConfig) -> None:
     # Imported here, because torch takes seconds: --help and --cfg do not need it.
-    if settings.trainer.stack > 1:
-        from debugnn.stacking.sweep import execute_stack as execute
-    else:
-        from debugnn.runs.execute import execute
+    from debugnn.runs.execute import execute
 
     job = HydraConfig.get()
     arm, experiment = job.overrides.task, job.runtime.choices.get("experiment")

@@ -119,7 +119,6 @@ MISTAKES = {
     "trainer.epochs=0": ["trainer.epochs=0", "[1, inf)"],
     "optim.lr=-1": ["optim.lr=-1", "(0, inf)"],
     "optim.lr=abc": ["optim.lr=abc", "number"],
-    "trainer.stack=0": ["trainer.stack=0", "[1, inf)"],
     "seed=1.5": ["seed=1.5", "Integer"],
     "seed=-1": ["seed=-1", "[0, "],
     "reg.dropout=1.0": ["reg.dropout=1.0", "[0, 1)"],

@@ -138,7 +138,6 @@ class TrainerConfig:
     eval_batch_size: int = number(128, "[1, inf)")
     read_every: int = number(20, "[1, inf)")
     checkpoint_every: int = number(1, "[1, inf)")
-    stack: int = number(1, "[1, inf)")
 
 
 @dataclass
@@ -243,8 +242,7 @@ class Config:
 # Settings of where and how a run is kept, not of what it computes: they may differ between a
 # finished run and a request for the same one.
 BOOKKEEPING = ("overwrite", "output_dir", "wandb", "report", "data.root", "data.cache",
-               "data.download", "trainer.checkpoint_every", "trainer.read_every",
-               "trainer.stack")  # fmt: skip
+               "data.download", "trainer.checkpoint_every", "trainer.read_every")  # fmt: skip
 
 
 # --- composing and checking ----------------------------------------------------------------------
@@ -330,8 +328,6 @@ def check(config: DictConfig) -> None:
             f"task.finder.end_lr={config.task.finder.end_lr}: it has to be above "
             f"task.finder.start_lr={config.task.finder.start_lr}"
         )
-    if config.trainer.stack > 1 and config.task.name == "fix":
-        raise ConfigError("trainer.stack: task=fix tries one run, and needs trainer.stack=1")
     if config.clip.rescale and config.clip.max_norm is None:
         raise ConfigError("clip.rescale=true: needs clip.max_norm, the norm to scale to")
 

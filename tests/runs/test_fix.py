@@ -131,13 +131,6 @@ def test_without_the_doctor_it_is_refused(monkeypatch, capsys, here):
     assert not list(here.rglob("run.json"))
 
 
-def test_of_a_stack_it_is_refused(monkeypatch, capsys, here):
-    code, _, err = launch(monkeypatch, capsys, *SMALL, "trainer.stack=2")
-    assert code == 2
-    assert "trainer.stack" in err
-    assert not list(here.rglob("run.json"))
-
-
 def test_a_remedy_that_looks_like_a_number_is_composed(monkeypatch, capsys, here):
     code, _, err = launch(
         monkeypatch, capsys, "wandb=disabled", "trainer.device=cpu", "model=regressor",

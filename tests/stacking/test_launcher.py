@@ -102,7 +102,6 @@ def test_an_experiments_jobs_are_named_by_it(sweep, runs):
         (("model.hidden=[20,12],[16]",), [None, None]),  # each fits no other
         ((), [None]),
         (("seed=0,1,2,3,4", "hydra.launcher.at_once=2"), [2, 2, 2, 2, None]),
-        (("trainer.stack=2", "init=kaiming,xavier"), [2] * 4),  # stacks of their own
         (("optim.lr=1e-3,0.0010,1e-2",), [2, 2]),  # two names of one run
     ],
 )

@@ -20,7 +20,6 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from debugnn.build import build
-from debugnn.errors import ConfigError
 from debugnn.records import Diagnosis, Epoch, Record
 from debugnn.runs.directory import RunDirectory
 from debugnn.runs.facts import facts_of
@@ -51,10 +50,6 @@ def execute(config: DictConfig, overrides: Sequence[str], experiment: str | None
             `task=fix`, whose first run ends before its remedy is composed.
         CheckFailedError: `task=check` found an error.
     """
-    if config.trainer.stack > 1:
-        raise ConfigError(
-            f"trainer.stack={config.trainer.stack}: this trains one run; train.py stacks several"
-        )
     if config.task.name == "check":
         from debugnn.runs.diagnosis import check_before_training
 

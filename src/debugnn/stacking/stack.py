@@ -93,19 +93,17 @@ class Stack:
         self._try_one_batch()
 
     def _try_one_batch(self) -> None:
-        """Pass two samples forwards in training mode, and put everything back."""
+        """Pass two samples forwards in training mode; statistics and random state stay."""
         batch = next(self._trainings[0].data.test_batches(2))
         states = [member.random_state for member in self.members]
         buffers = {name: buffer.clone() for name, buffer in self._buffers.items()}
         try:
-            self._forward([batch] * len(self.members))
+            self._forward([batch] * len(self.members), buffers)
         except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
             raise ConfigError(
                 f"the network or its loss cannot be stacked: {one_line(error)}"
             ) from error
         finally:
-            for name, buffer in self._buffers.items():
-                buffer.copy_(buffers[name])
             for member, state in zip(self.members, states, strict=True):
                 member.random_state = state
 
@@ -163,19 +161,15 @@ class Stack:
                     training.step += 1
                 yield from ((i, Layers(lead.epoch, step, **stats)) for i, stats in seen)
                 if step % lead.read_every == 0:
-                    yield from _steps(tallies, unread)
+                    yield from _steps(tallies, unread.read())
         except Exception as error:
-            try:
-                before = list(_steps(tallies, unread))
-            except RuntimeError:  # a GPU that an assertion has stopped answers no more
-                raise error from None
-            yield from before  # the steps before the failure, which explain it
+            yield from _steps(tallies, unread.read_after(error))
             raise
-        yield from _steps(tallies, unread)
+        yield from _steps(tallies, unread.read())
 
     def _backward(self, batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
         """Set the gradients of all members; return their outputs (N, B, …) and losses (N,)."""
-        outputs, losses = self._forward(batches)
+        outputs, losses = self._forward(batches, self._buffers)
         for whole, _ in self._trained:
             whole.grad = None
         # No member's loss depends on another's parameters, so these are each member's own
@@ -222,7 +216,9 @@ class Stack:
 
     # --- forward passes ---------------------------------------------------------------------------
 
-    def _forward(self, batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
+    def _forward(
+        self, batches: Sequence[Batch], buffers: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
         training = self._trainings[0]
 
         def one(
@@ -238,7 +234,7 @@ class Stack:
         # A layer that draws random numbers raises: it would not draw what the run alone draws.
         together = vmap(one, randomness="error")
         with training.autocast():
-            return together(self._parameters, self._buffers, inputs, targets, masks)
+            return together(self._parameters, buffers, inputs, targets, masks)
 
     def _draw_masks(self, inputs: Tensor) -> list[Tensor]:
         """Return a mask (N, B, …) for each dropout in the order of the pass.
@@ -310,15 +306,13 @@ def _stacked(tensors: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     return stacked
 
 
-def _steps(tallies: Sequence[Tally], unread: Unread) -> Iterator[tuple[int, Step]]:
-    """Yield the unread steps of all members."""
-    for step, rates, size, losses, norms, rights in unread.read():
+def _steps(tallies: Sequence[Tally], read: Sequence[tuple]) -> Iterator[tuple[int, Step]]:
+    """Yield the records of all members for each step that was read."""
+    for step, rates, size, losses, norms, rights in read:
         for index, tally in enumerate(tallies):
             right = None if rights is None else rights[index]
-            for record in tally.steps(
-                [(step, rates[index], size, losses[index], norms[index], right)]
-            ):
-                yield index, record
+            own = step, rates[index], size, losses[index], norms[index], right
+            yield from ((index, record) for record in tally.steps([own]))
 
 
 def _norms(gradients: Sequence[Tensor]) -> Tensor:
@@ -379,17 +373,20 @@ class _Optimizers:
         for whole, own in self._parameters:
             states = [o.state.get(p, {}) for o, p in zip(self._own, own, strict=True)]
             sliced = [{k: v for k, v in s.items() if _has_slices(k, v)} for s in states]
+            same = {k: copy.deepcopy(v) for k, v in states[0].items() if not _has_slices(k, v)}
             if states[0]:
-                common.state[whole] = copy.deepcopy(states[0]) | _stacked(sliced)
+                common.state[whole] = same | _stacked(sliced)
 
     def hand_out(self) -> None:
         """Let the members' own optimisers have their state, to be saved or read."""
-        for whole, own in self._parameters if self._common is not None else ():
+        if self._common is None:
+            return
+        for whole, own in self._parameters:
+            state = self._common.state.get(whole, {})
             for index, (optimizer, parameter) in enumerate(zip(self._own, own, strict=True)):
-                state = self._common.state.get(whole, {})
-                optimizer.state[parameter] = {
-                    k: v[index] if _has_slices(k, v) else copy.deepcopy(v) for k, v in state.items()
-                }
+                for key, value in state.items():
+                    part = value[index] if _has_slices(key, value) else copy.deepcopy(value)
+                    optimizer.state[parameter][key] = part
 
 
 def _has_slices(key: str, value: object) -> bool:

@@ -1,28 +1,25 @@
-"""The runs of a stack: each member leaves the directory that the same run would leave alone.
+"""The jobs of a sweep that train at once: each leaves the directory that it would leave alone.
 
 Members are not diagnosed: the doctor watches one model's forward passes, and a stack has its own.
 A member continues from its checkpoint as a run alone does.
 """
 
-import copy
 import logging
 import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from debugnn.config import BOOKKEEPING, check
+from debugnn.config import BOOKKEEPING
 from debugnn.errors import ConfigError
 from debugnn.records import Epoch
 from debugnn.runs.directory import RunDirectory, flat
-from debugnn.runs.execute import Run, choose_rate, execute, finished, open_run, prepare, train
-from debugnn.runs.naming import arm_of, directory_of
+from debugnn.runs.execute import Run, choose_rate, finished, open_run, prepare, train
 from debugnn.runs.sinks import Console
 from debugnn.stacking.stack import Member, Stack
 from debugnn.training.layer_stats import LayerProbe
@@ -42,10 +39,6 @@ class Job:
     overrides: Sequence[str]
     experiment: str | None
 
-    def run(self) -> None:
-        """Run it alone."""
-        execute(self.config, self.overrides, self.experiment)
-
     def shared(self) -> dict[str, Any]:
         """Return what all members of a stack have in common: settings with dotted keys."""
         settings = flat(OmegaConf.to_container(self.config, resolve=True))
@@ -54,40 +47,6 @@ class Job:
             for name, value in settings.items()
             if not any(name == own or name.startswith(f"{own}.") for own in _OWN)
         }
-
-
-Refuse = Callable[[Job, ConfigError], None]
-
-
-def _raise(job: Job, error: ConfigError) -> None:
-    raise error
-
-
-def execute_stack(config: DictConfig, overrides: Sequence[str], experiment: str | None) -> Path:
-    """Run `trainer.stack` seeds, from `seed` upwards: at once if they train and stack.
-
-    Args:
-        config, overrides, experiment: as for `debugnn.runs.execute.execute`.
-
-    Returns:
-        The arm's directory, which holds a directory for each seed.
-
-    Raises:
-        ConfigError: a setting that cannot be used. Nothing has been written then.
-        CheckFailedError: `task=check` found an error.
-    """
-    check(config)
-    jobs = []
-    for seed in range(config.seed, config.seed + config.trainer.stack):
-        own = copy.deepcopy(config)
-        own.seed, own.trainer.stack = seed, 1
-        jobs.append(Job(own, overrides, experiment))
-    if config.task.name == "train":
-        execute_together(jobs)
-    else:
-        for job in jobs:
-            job.run()
-    return directory_of(config, experiment or "adhoc", arm_of(overrides)).parent
 
 
 def sets_that_fit(jobs: Sequence[Job | None], at_once: int) -> list[list[int]]:
@@ -104,7 +63,7 @@ def sets_that_fit(jobs: Sequence[Job | None], at_once: int) -> list[list[int]]:
     with_room: dict[str, list[int]] = {}
     for index, job in enumerate(jobs):
         kind = str(index)
-        if job is not None and job.config.task.name == "train" and job.config.trainer.stack == 1:
+        if job is not None and job.config.task.name == "train":
             kind = repr(sorted(job.shared().items()))
         if len(with_room.get(kind, ())) in (0, at_once):
             with_room[kind] = []
@@ -113,7 +72,7 @@ def sets_that_fit(jobs: Sequence[Job | None], at_once: int) -> list[list[int]]:
     return sets
 
 
-def execute_together(jobs: Sequence[Job], refuse: Refuse = _raise) -> None:
+def execute_together(jobs: Sequence[Job], refuse: Callable[[Job, ConfigError], None]) -> None:
     """Run a set of jobs at once, each in its own directory.
 
     Finished runs are skipped. Runs that do not stack, or that are faster alone, train one after the
@@ -121,20 +80,16 @@ def execute_together(jobs: Sequence[Job], refuse: Refuse = _raise) -> None:
 
     Args:
         jobs: a set that fits.
-        refuse: is told each job that cannot be run, and why; the others run. By default the error
-            is raised.
-
-    Raises:
-        ConfigError: a job is refused. Nothing has been written then.
+        refuse: is told each job that cannot be run, and why; the others run.
     """
     ready: dict[int, list[tuple[Job, Run, Member]]] = {}  # by the number of epochs reached
-    again: list[Job] = []  # asked for twice under different names
     paths = set()
+    again: list[RunDirectory] = []  # runs that two jobs ask for
     for job in jobs:
         try:
             directory = RunDirectory(job.config, job.overrides, job.experiment)
             if directory.path in paths:
-                again.append(job)  # finished, when its turn comes
+                again.append(directory)
             elif not finished(directory):
                 paths.add(directory.path)
                 run = prepare(directory)
@@ -143,23 +98,19 @@ def execute_together(jobs: Sequence[Job], refuse: Refuse = _raise) -> None:
                 ready.setdefault(run.training.epoch, []).append((job, run, member))
         except ConfigError as error:
             refuse(job, error)
-    # All stacks are built before the first run is opened: if one fails, nothing is written.
-    stacks = [_stack([member for _, _, member in group]) for group in ready.values()]
-    for stack, group in zip(stacks, ready.values(), strict=True):
+    for group in ready.values():
+        stack = _stack([member for _, _, member in group])
         if stack is not None:
             _train(stack, [run for _, run, _ in group])
-        else:
-            for job, run, member in group:
-                try:
-                    with member.randomness():
-                        train(run)
-                except ConfigError as error:
-                    refuse(job, error)
-    for job in again:
-        try:
-            job.run()
-        except ConfigError as error:
-            refuse(job, error)
+            continue
+        for job, run, member in group:
+            try:
+                with member.randomness():
+                    train(run)
+            except ConfigError as error:
+                refuse(job, error)
+    for directory in again:
+        finished(directory)  # says so
 
 
 def _stack(members: Sequence[Member]) -> Stack | None:

@@ -211,11 +211,7 @@ def train_one_epoch(
             if step % training.read_every == 0:
                 yield from tally.steps(unread.read())
     except Exception as error:
-        try:
-            before = unread.read()
-        except RuntimeError:  # after a failed assertion on a GPU, nothing can be read from it
-            raise error from None
-        yield from tally.steps(before)
+        yield from tally.steps(unread.read_after(error))
         raise
     yield from tally.steps(unread.read())
     tested: tuple[float | None, float | None] = None, None
@@ -262,6 +258,17 @@ class Unread:
             for absent in (number is None for number in columns[0])
         ]
         return [(*k, *numbers) for k, *numbers in zip(known, *read, strict=True)]
+
+    def read_after(self, error: Exception) -> list[tuple]:
+        """Return the steps before a failure as `read` does.
+
+        Raises:
+            Exception: `error`, if the device cannot be read: a GPU after a failed assertion.
+        """
+        try:
+            return self.read()
+        except RuntimeError:
+            raise error from None
 
 
 class Tally:
