@@ -226,6 +226,7 @@ class TrialOutcome:
     steps: int
     start: float  # relative loss, mean of the first steps
     end: float  # relative loss, mean of the last steps
+    end_again: float | None = None  # the same of a second training, on other batches; None: not run
 
 
 @dataclass

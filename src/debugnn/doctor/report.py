@@ -9,6 +9,11 @@ from debugnn import records
 from debugnn.doctor.evidence import Evidence
 
 SEVERITIES = ("note", "warning", "error")
+CONFIDENCES = (
+    "certain",  # holds in any program that does this, whatever its task and its outcome
+    "shown",  # a copy that differs in this one thing learns better, on two sets of batches
+    "suspected",  # fits what was seen, and nothing proves it
+)
 
 _WIDTH = 80  # columns of a terminal
 
@@ -18,11 +23,12 @@ class Finding:
     """One thing that is wrong, or worth a note.
 
     Raises:
-        ValueError: the severity is none of `SEVERITIES`.
+        ValueError: the severity is none of `SEVERITIES`, or the confidence of `CONFIDENCES`.
     """
 
     cause: str  # a name in `debugnn.doctor.causes.CAUSES`
     severity: str  # note, warning or error
+    confidence: str  # certain, shown or suspected
     summary: str  # one sentence: what was seen
     fix: str
     layer: str | None = None
@@ -35,46 +41,54 @@ class Finding:
     def __post_init__(self) -> None:
         if self.severity not in SEVERITIES:
             raise ValueError(f"severity={self.severity}: allowed are {', '.join(SEVERITIES)}")
+        if self.confidence not in CONFIDENCES:
+            allowed = ", ".join(CONFIDENCES)
+            raise ValueError(f"confidence={self.confidence}: allowed are {allowed}")
 
 
 @dataclass
 class Report:
-    """The diagnosis of a training. The first finding is the main cause."""
+    """The diagnosis of a training.
 
+    Attributes:
+        healthy: True: it learns, as well as can be told, and nothing is wrong. False: something is
+            wrong, or it does not learn. None: the doctor cannot tell.
+        reason: one sentence: why.
+        findings: the main cause first.
+        outcome: numbers about how well the training went.
+        steps: training steps that were watched.
+        trial_steps: extra training steps on copies, spent to tell causes apart.
+        trial_budget: the most steps that trials were allowed to take.
+        troubles: what could not be looked at, and why.
+        evidence: what the report rests on.
+    """
+
+    healthy: bool | None
+    reason: str
     findings: list[Finding]
-    outcome: dict[str, Any]  # numbers about how well the training went
+    outcome: dict[str, Any]
     steps: int
-    trial_steps: int  # extra training steps on copies, spent to tell causes apart
+    trial_steps: int
     trial_budget: int
-    judged: bool = True  # False: too few steps to say how well the training goes
-    cannot_tell: str | None = None  # why it can be called neither healthy nor unhealthy
-    troubles: list[str] = field(default_factory=list)  # what could not be looked at, and why
-    evidence: Evidence = field(default_factory=Evidence, repr=False)  # what the report rests on
-
-    @property
-    def healthy(self) -> bool | None:
-        """False with a warning or an error, else None where the doctor cannot tell, else True."""
-        if worrying(self.findings):
-            return False
-        return None if self.cannot_tell else True
+    troubles: list[str] = field(default_factory=list)
+    evidence: Evidence = field(default_factory=Evidence, repr=False)
 
     @property
     def main_cause(self) -> str:
-        """The first warning's or error's cause, else `healthy` or `cannot tell`."""
-        found = worrying(self.findings)
-        if found:
-            return found[0].cause
-        return "cannot tell" if self.cannot_tell else "healthy"
+        """The cause of the first finding that is proven; of a training that does not learn, of the
+        first that is suspected. Without one `healthy`, `does not learn` or `cannot tell`."""
+        if self.healthy is False:
+            named = [f for f in self.findings if f.severity != "note"] or [
+                f for f in self.findings if f.confidence == "suspected"
+            ]
+            return named[0].cause if named else "does not learn"
+        return "cannot tell" if self.healthy is None else "healthy"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report without its evidence, which is long and has a file of its own."""
-        shown = {
-            "healthy": self.healthy,
-            "main_cause": self.main_cause,
-            **asdict(replace(self, evidence=Evidence())),
-        }
+        shown = asdict(replace(self, evidence=Evidence()))
         del shown["evidence"]
-        return shown
+        return {"main_cause": self.main_cause, **shown}
 
     def to_json(self) -> str:
         """Return the report as strict JSON (NaN and infinities as strings)."""
@@ -82,19 +96,11 @@ class Report:
 
     def __str__(self) -> str:
         trials = f", {self.trial_steps} of at most {self.trial_budget} trial steps"
-        head = self.main_cause
-        if head == "healthy" and not self.judged:
-            head = "nothing wrong so far, too short to judge"
         after = f"(after {self.steps} steps{trials if self.trial_steps else ''})"
-        lines = [f"diagnosis: {head} {after}"]
-        if self.cannot_tell:
-            lines += _wrap(self.cannot_tell, 2)
-        found = worrying(self.findings)
-        for number, finding in enumerate(found):
-            lines += _lines(finding, indent=2, fix=number == 0)
-        for finding in self.findings:
-            if finding.severity == "note":
-                lines += _lines(finding, indent=2, fix=False)
+        lines = [f"diagnosis: {self.main_cause} {after}"]
+        lines += _wrap(self.reason, 2)
+        for number, finding in enumerate(self.findings):
+            lines += _lines(finding, indent=2, fix=number == 0 and self.healthy is False)
         if self.troubles:
             lines += _wrap("not looked at: " + "; ".join(self.troubles), 2)
         return "\n".join(lines)
@@ -108,7 +114,8 @@ def worrying(findings: Sequence[Finding]) -> list[Finding]:
 def _lines(finding: Finding, indent: int, fix: bool) -> list[str]:
     place = f" in {finding.layer}" if finding.layer else ""
     when = f" at step {finding.step}" if finding.step is not None else ""
-    lines = _wrap(f"{finding.severity}: {finding.cause}{place}{when}: {finding.summary}", indent)
+    head = f"{finding.severity} ({finding.confidence}): {finding.cause}{place}{when}"
+    lines = _wrap(f"{head}: {finding.summary}", indent)
     if fix:
         lines += _wrap(f"fix: {finding.fix}", indent + 2)
         if finding.override:

@@ -1,7 +1,7 @@
 """Trials of a training that goes wrong: which to run, on copies of what, within which budget."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -10,7 +10,7 @@ from debugnn.doctor import causes, troubles
 from debugnn.doctor.copies import copied_loss, undisturbed
 from debugnn.doctor.copy_training import CopyTraining, run
 from debugnn.doctor.evidence import Evidence, Score, TrialOutcome
-from debugnn.doctor.observe.buffer import Batch
+from debugnn.doctor.observe.buffer import Batch, BatchBuffer
 from debugnn.doctor.observe.calls import batch_size, take
 from debugnn.doctor.observe.observer import Observer
 from debugnn.doctor.observe.outcome import outputs_of, score_of
@@ -19,6 +19,7 @@ from debugnn.doctor.trials import UNCHANGED, Trial
 from debugnn.doctor.troubles import guarded
 
 _BATCHES = 8  # of the training's first ones, that a trial trains on
+_LEAST_BATCHES = 4  # that a trial is repeated on
 _STEPS = 24  # of a trial; half of them, at least, have to be within the budget
 
 
@@ -41,14 +42,24 @@ class TrialRunner:
             budget: the most steps that all trials may take, those of earlier calls included.
         """
         evidence = self.evidence
-        while wanted := [
-            trial for trial in causes.trials_wanted(evidence) if trial.name not in evidence.trials
-        ]:
+        first, second = _two_sets(self._observer.buffer)
+        while True:
             steps = min(_STEPS, budget - evidence.trial_steps)
-            outcome = self._outcome(wanted[0], steps) if steps >= _STEPS // 2 else None
-            if outcome is None:
+            if steps < _STEPS // 2:
                 return
-            evidence.trials[wanted[0].name] = outcome
+            confirmed = next(causes.trials_to_confirm(evidence), None) if second else None
+            if confirmed is not None:
+                outcome = self._outcome(confirmed, second, steps)
+                if outcome is None:
+                    return
+                evidence.trials[confirmed.name].end_again = outcome.end
+            else:
+                wanted = causes.trials_wanted(evidence)
+                trial = next((t for t in wanted if t.name not in evidence.trials), None)
+                outcome = None if trial is None else self._outcome(trial, first, steps)
+                if trial is None or outcome is None:
+                    return
+                evidence.trials[trial.name] = outcome
             evidence.trial_steps += outcome.steps
 
     @contextmanager
@@ -64,7 +75,7 @@ class TrialRunner:
             The training; None where no copy can be trained.
         """
         with _seeded():
-            yield self._start(UNCHANGED, size)
+            yield self._start(UNCHANGED, self._observer.buffer.early[:_BATCHES], size)
 
     def score_of(self, training: CopyTraining) -> Score:
         """Return how well a copy fits the batches that it is trained on."""
@@ -72,28 +83,29 @@ class TrialRunner:
         found = outputs_of(training.model, training.batches, training=True)
         return score_of(found, task, self._observer.buffer.rarest(task))
 
-    def _outcome(self, trial: Trial, steps: int) -> TrialOutcome | None:
+    def _outcome(self, trial: Trial, batches: Sequence[Batch], steps: int) -> TrialOutcome | None:
         """Return how a trial went, None where no copy can be trained."""
         with _seeded():
             try:
-                training = self._start(trial)
+                training = self._start(trial, batches)
                 task = self._observer.task
                 return None if training is None or task is None else run(training, task, steps)
             except Exception as error:  # whatever model, loss or optimiser raise under the change
                 troubles.note_error(self.evidence, f"trial {trial.name}", error)
                 return TrialOutcome(0, math.nan, math.nan)
 
-    def _start(self, trial: Trial, size: int | None = None) -> CopyTraining | None:
+    def _start(
+        self, trial: Trial, batches: Sequence[Batch], size: int | None = None
+    ) -> CopyTraining | None:
         """Return a training from the initial weights; None without a model, a loss or a batch."""
         observer = self._observer
-        replica, loss_fn, early = observer.replica, observer.loss_fn, observer.buffer.early
+        replica, loss_fn = observer.replica, observer.loss_fn
         failed = self.evidence.loss.error is not None
-        if replica is None or loss_fn is None or failed or not early:
+        if replica is None or loss_fn is None or failed or not batches:
             return None
         model = replica.fresh()
         if model is None:
             return None
-        batches = early[:_BATCHES]
         if size is not None:
             call, targets = batches[0].call, batches[0].targets
             batch, rows = batch_size(call, len(targets)), slice(size)
@@ -101,6 +113,21 @@ class TrialRunner:
         return CopyTraining(
             model, observer.optimizer, replica.groups, copied_loss(loss_fn), batches, trial
         )
+
+
+def _two_sets(buffer: BatchBuffer) -> tuple[list[Batch], list[Batch]]:
+    """Return the batches of a trial, and those of its repetition, which hold other samples.
+
+    The training's first batches are halved where no others are kept. A training on one batch, the
+    whole set, repeats the trial on it.
+    """
+    first = buffer.early[:_BATCHES]
+    second = buffer.batches[len(first) :][:_BATCHES]
+    if len(second) >= _LEAST_BATCHES:
+        return first, second
+    if len(first) < 2:
+        return first, first
+    return first[::2], first[1::2]
 
 
 @contextmanager

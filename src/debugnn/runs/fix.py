@@ -50,6 +50,9 @@ def fix(config: DictConfig, overrides: Sequence[str], experiment: str | None) ->
     if report["healthy"] is not False:
         log.info("nothing to fix: %s", _why_nothing(report))
         return directory
+    if not report["findings"]:
+        log.info("no cause was found: %s", report["reason"])
+        return directory
     first = report["findings"][0]
     if first["override"] is None:
         log.info("no setting mends %s: %s", first["cause"], first["fix"])
@@ -70,9 +73,8 @@ def fix(config: DictConfig, overrides: Sequence[str], experiment: str | None) ->
 
 
 def _why_nothing(report: dict[str, Any]) -> str:
-    if report["healthy"] is None:
-        return f"{report['cannot_tell']} (overwrite=true runs it again)"
-    return "the run is healthy" if report["judged"] else "the run is too short to judge"
+    again = "" if report["healthy"] else " (overwrite=true runs it again)"
+    return report["reason"] + again
 
 
 def _run(overrides: Sequence[str], experiment: str | None) -> Path:

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from importlib import import_module
 
 from debugnn.doctor.causes.cause import Cause, Kind
-from debugnn.doctor.causes.signals import judged, last_validation, rough_start, short, skill
+from debugnn.doctor.causes.signals import cured, last_validation, rough_start, short, skill
+from debugnn.doctor.causes.verdict import verdict
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.report import Finding, Report, worrying
 from debugnn.doctor.trials import TRIALS, UNCHANGED, Trial
@@ -55,12 +56,19 @@ def diagnose(evidence: Evidence, budget: int) -> Report:
         budget: the most steps that trials were allowed to take, for the report's words.
     """
     found = [finding for cause in CAUSES.values() for finding in cause.findings(evidence)]
-    before = evidence.loop.steps_before
-    if before:
-        found = [finding if _certain(finding) else _noted(finding) for finding in found]
+    proven = [finding for finding in found if _proven(finding, evidence)]
+    suspects = [finding for finding in worrying(found) if finding not in proven]
+    notes = [finding for finding in found if finding.severity == "note"]
     outcome, last = evidence.outcome, last_validation(evidence)
+    healthy, reason = verdict(evidence, proven)
+    for finding in suspects:
+        finding.severity = "note"
     return Report(
-        findings=arranged(found, evidence),
+        healthy=healthy,
+        reason=reason,
+        findings=arranged(proven, suspects if healthy is False else [], evidence)
+        + notes
+        + ([] if healthy is False else suspects),
         outcome={
             "task": evidence.task,
             "first_loss": outcome.first_loss,
@@ -71,48 +79,60 @@ def diagnose(evidence: Evidence, budget: int) -> Report:
         steps=evidence.loop.steps,
         trial_steps=evidence.trial_steps,
         trial_budget=budget,
-        judged=judged(evidence),
-        cannot_tell=(
-            f"the first {before} steps were taken before the doctor began to watch: what it saw "
-            "of the rest cannot tell whether the whole training is healthy"
-            if before
-            else None
-        ),
         troubles=list(evidence.troubles),
         evidence=evidence,
     )
 
 
-def _certain(finding: Finding) -> bool:
-    return CAUSES[finding.cause].kind is Kind.CERTAIN
+def _proven(finding: Finding, evidence: Evidence) -> bool:
+    """True for a finding above a note that rests on more than a suspicion.
+
+    What the outcome shows is not sure where the training's start was not seen.
+    """
+    if finding.severity == "note":
+        return False
+    return finding.confidence == "certain" or (
+        finding.confidence == "shown" and not evidence.loop.steps_before
+    )
 
 
-def _noted(finding: Finding) -> Finding:
-    """The finding as a note: what rests on the outcome is not sure where its start was not seen."""
-    finding.severity = "note"
-    return finding
-
-
-def arranged(found: Sequence[Finding], evidence: Evidence) -> list[Finding]:
-    """Return warnings and errors in the order of causes, then notes.
+def arranged(
+    proven: Sequence[Finding], suspects: Sequence[Finding], evidence: Evidence
+) -> list[Finding]:
+    """Return findings in the order of causes, the proven before the suspected ones.
 
     Symptoms of the first one stand under it. Rivals of it, which would explain the same, are left
     out.
     """
-    notes = [finding for finding in found if finding.severity == "note"]
-    ranked = sorted(worrying(found), key=lambda finding: place(finding, evidence))
+    ranked = [
+        *sorted(proven, key=lambda finding: place(finding, evidence)),
+        *sorted(suspects, key=lambda finding: place(finding, evidence)),
+    ]
     if not ranked:
-        return notes
+        return []
     main, *others = ranked
     kinds = {finding.cause: CAUSES[finding.cause].kind for finding in others}
     main.consequences = [f for f in others if kinds[f.cause] is Kind.SYMPTOM]
-    beside = [f for f in others if kinds[f.cause] in (Kind.CERTAIN, Kind.INDEPENDENT)]
-    return [main, *beside, *notes]
+    return [main, *(f for f in others if kinds[f.cause] in (Kind.CERTAIN, Kind.INDEPENDENT))]
 
 
 def place(finding: Finding, evidence: Evidence) -> tuple[int, int]:
     """Return where a finding stands: its lateness, then its cause's place in `ORDER`."""
     return CAUSES[finding.cause].lateness(evidence, finding), ORDER.index(finding.cause)
+
+
+def trials_to_confirm(evidence: Evidence) -> Iterator[Trial]:
+    """Yield the trials that cure on the first set of batches, and have no outcome on the second.
+
+    The unchanged one comes first, which they are compared with.
+    """
+    for trial in TRIALS:
+        outcome = evidence.trials.get(trial.name)
+        if outcome is None or outcome.end_again is not None or cured(evidence, trial) is None:
+            continue
+        if evidence.trials[UNCHANGED.name].end_again is None:
+            yield UNCHANGED
+        yield trial
 
 
 def trials_wanted(evidence: Evidence) -> Iterator[Trial]:

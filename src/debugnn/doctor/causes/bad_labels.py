@@ -64,6 +64,7 @@ def out_of_range(evidence: Evidence) -> Iterator[Sign]:
         "number the classes from 0, or give the model as many outputs as there are classes",
         evidence={"out_of_range": data.out_of_range, "classes": evidence.classes},
         override=None,
+        confidence="certain",
     )
 
 
@@ -80,6 +81,7 @@ def conflicting(evidence: Evidence) -> Iterator[Sign]:
             "label",
             "look at where inputs and labels are shuffled: they must be shuffled together",
             evidence={"conflicting": data.conflicting},
+            confidence="certain",
         )
 
 
@@ -95,6 +97,7 @@ def coded_as_numbers(evidence: Evidence) -> Iterator[Sign]:
             "code the classes as 0 and 1",
             evidence={"low": data.target_low, "high": data.target_high},
             override=None,
+            confidence="certain",
         )
 
 
@@ -128,6 +131,7 @@ def coded_otherwise(evidence: Evidence) -> Iterator[Sign]:
                 "simple_model_train_to_validation": data.transfer_skill,
             },
             override=None,
+            confidence="shown",
         )
 
 
@@ -147,6 +151,7 @@ def wrong_training_labels(evidence: Evidence) -> Iterator[Sign]:
             "look through the training samples with the largest loss",
             evidence={"train_skill": found, "validation_skill": last.skill},
             override=None,
+            confidence="shown",
         )
 
 

@@ -33,6 +33,8 @@ class Sign:
     Attributes:
         severity: note, warning or error.
         summary: one sentence: what was seen, with its numbers.
+        confidence: certain, shown or suspected, see `report.CONFIDENCES`; None gives what the
+            cause's kind implies.
         fix: what to change; None gives the cause's general remedy.
         layer: the module concerned, None where there is none in particular.
         step: the first step at which it was seen.
@@ -49,6 +51,7 @@ class Sign:
     samples: list[int] = field(default_factory=list)
     evidence: dict[str, Any] = field(default_factory=dict)
     override: str | _Inherited | None = INHERITED
+    confidence: str | None = None
 
 
 Rule = Callable[[Evidence], Iterator[Sign]]
@@ -94,12 +97,14 @@ class Cause:
 
     def findings(self, evidence: Evidence) -> Iterator[Finding]:
         """Yield a finding for each sign that the rules see in the evidence."""
+        implied = "certain" if self.kind is Kind.CERTAIN else "suspected"
         for rule in self.rules:
             for sign in rule(evidence):
                 override = self.override if sign.override is INHERITED else sign.override
                 yield Finding(
                     cause=self.name,
                     severity=sign.severity,
+                    confidence=sign.confidence or implied,
                     summary=sign.summary,
                     fix=sign.fix or self.fix,
                     layer=sign.layer,

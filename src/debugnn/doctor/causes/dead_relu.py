@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign
-from debugnn.doctor.causes.signals import dead_units, severity, short
+from debugnn.doctor.causes.signals import cured, dead_units, severity, short, shown_by
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.report import Finding
 from debugnn.doctor.trials import REINITIALISED, Trial
@@ -23,6 +23,7 @@ def dead_layer(evidence: Evidence) -> Iterator[Sign]:
         layer=layer or None,
         step=step,
         evidence={"dead_units": share},
+        confidence=shown_by(evidence, cured(evidence, REINITIALISED) if from_start else None),
     )
 
 

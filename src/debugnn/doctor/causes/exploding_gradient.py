@@ -12,6 +12,7 @@ from debugnn.doctor.causes.signals import (
     module_of,
     severity,
     short,
+    shown_by,
     trial_numbers,
 )
 from debugnn.doctor.evidence import Evidence
@@ -65,6 +66,7 @@ def _sign(evidence: Evidence, what: str, ratio: float, layer: str | None) -> Sig
         layer=layer,
         step=0,
         evidence={"ratio": ratio, **trial_numbers(evidence, STANDARDISED_TARGETS)},
+        confidence=shown_by(evidence, cured(evidence, STANDARDISED_TARGETS)),
     )
 
 

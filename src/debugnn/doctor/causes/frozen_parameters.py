@@ -9,6 +9,7 @@ from debugnn.doctor.causes.signals import (
     module_of,
     severity,
     short,
+    shown_by,
     trial_numbers,
 )
 from debugnn.doctor.evidence import Evidence
@@ -28,6 +29,7 @@ def cut_off(evidence: Evidence) -> Iterator[Sign]:
             f"{listed(unreached)}",
             layer=module_of(unreached[0]),
             evidence={"parameters": unreached[:32]},
+            confidence="certain",
         )
 
 
@@ -40,6 +42,7 @@ def steps_without_gradient(evidence: Evidence) -> Iterator[Sign]:
             f"{loop.empty_steps} optimiser steps found no gradient at all",
             "call loss.backward() before optimizer.step(), on a loss that is not detached",
             evidence={"steps_without_gradient": loop.empty_steps},
+            confidence="certain",
         )
 
 
@@ -48,7 +51,8 @@ def held_but_frozen(evidence: Evidence) -> Iterator[Sign]:
     frozen = evidence.optimizer.frozen_held
     if not frozen:
         return
-    mended = "; with all of them learning, a copy learns" if cured(evidence, UNFROZEN) else ""
+    cure = cured(evidence, UNFROZEN)
+    mended = "; with all of them learning, a copy learns" if cure else ""
     yield Sign(
         severity(evidence) if short(evidence) else "note",
         f"{len(frozen)} parameters of the optimiser have requires_grad=False: {listed(frozen)}"
@@ -57,6 +61,7 @@ def held_but_frozen(evidence: Evidence) -> Iterator[Sign]:
         "frozen",
         layer=module_of(frozen[0]),
         evidence={"parameters": frozen[:32], **trial_numbers(evidence, UNFROZEN)},
+        confidence=shown_by(evidence, cure),
     )
 
 

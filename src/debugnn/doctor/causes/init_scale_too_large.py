@@ -11,6 +11,7 @@ from debugnn.doctor.causes.signals import (
     rough_start,
     severity,
     short,
+    shown_by,
     trial_numbers,
 )
 from debugnn.doctor.evidence import Evidence
@@ -25,7 +26,8 @@ def large_weights(evidence: Evidence) -> Iterator[Sign]:
     worst = extreme_gain(evidence, large=True)
     if worst is None or not (short(evidence) or rough_start(evidence)):
         return
-    if cured(evidence, REINITIALISED) is None and not outsized_constant(evidence):
+    cure = cured(evidence, REINITIALISED)
+    if cure is None and not outsized_constant(evidence):
         return
     initial = evidence.outcome.initial.relative_loss
     loss = f", the loss at {initial:.3g} times that of guessing" if initial else ""
@@ -40,6 +42,7 @@ def large_weights(evidence: Evidence) -> Iterator[Sign]:
             "initial_relative_loss": initial,
             **trial_numbers(evidence, REINITIALISED),
         },
+        confidence=shown_by(evidence, cure),
     )
 
 

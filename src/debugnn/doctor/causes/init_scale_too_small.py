@@ -12,6 +12,7 @@ from debugnn.doctor.causes.signals import (
     module_of,
     severity,
     short,
+    shown_by,
     trial_numbers,
 )
 from debugnn.doctor.evidence import Evidence
@@ -28,7 +29,8 @@ def small_weights(evidence: Evidence) -> Iterator[Sign]:
     if worst is None or not short(evidence):
         return
     obvious = failing(evidence) and worst.gain < SMALL_GAIN * WITHOUT_TRIAL
-    if cured(evidence, REINITIALISED) is None and not obvious:
+    cure = cured(evidence, REINITIALISED)
+    if cure is None and not obvious:
         return
     yield Sign(
         severity(evidence),
@@ -37,6 +39,7 @@ def small_weights(evidence: Evidence) -> Iterator[Sign]:
         layer=module_of(worst.name),
         step=0,
         evidence={"gain": worst.gain, **trial_numbers(evidence, REINITIALISED)},
+        confidence=shown_by(evidence, cure),
     )
 
 

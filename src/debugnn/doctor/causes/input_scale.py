@@ -23,6 +23,7 @@ def unscaled_inputs(evidence: Evidence) -> Iterator[Sign]:
             "std": data.std,
             **trial_numbers(evidence, STANDARDISED_INPUTS),
         },
+        confidence="shown",
     )
 
 

@@ -9,6 +9,7 @@ from debugnn.doctor.causes.signals import (
     failing,
     severity,
     short,
+    shown_by,
     summed,
     trial_numbers,
 )
@@ -21,15 +22,15 @@ def summed_loss(evidence: Evidence) -> Iterator[Sign]:
     batch size. Elsewhere it is a note."""
     if not summed(evidence):
         return
-    averaged = cured(evidence, AVERAGED_LOSS) is not None
+    averaged, slower = cured(evidence, AVERAGED_LOSS), cured(evidence, *LOWER_RATES)
     ran_off = failing(evidence) and diverged(evidence)
-    slower = cured(evidence, *LOWER_RATES) is not None
     harmful = short(evidence) and (averaged or slower or ran_off)
     yield Sign(
         severity(evidence) if harmful else "note",
         "the loss is summed over the batch, so that its gradient grows with the batch size"
         + ("; averaged, a copy learns" if averaged else ""),
         evidence=trial_numbers(evidence, AVERAGED_LOSS),
+        confidence=shown_by(evidence, averaged or slower),
     )
 
 

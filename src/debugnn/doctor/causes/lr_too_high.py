@@ -12,6 +12,7 @@ from debugnn.doctor.causes.signals import (
     module_of,
     severity,
     short,
+    shown_by,
     trial_numbers,
 )
 from debugnn.doctor.evidence import Evidence
@@ -45,6 +46,7 @@ def large_updates(evidence: Evidence) -> Iterator[Sign]:
             "largest_update": update,
             **trial_numbers(evidence, *LOWER_RATES),
         },
+        confidence=shown_by(evidence, slower),
         override=f"optim.lr={lower}",
     )
 

@@ -11,6 +11,7 @@ from debugnn.doctor.causes.signals import (
     largest_update,
     severity,
     short,
+    shown_by,
     trial_numbers,
 )
 from debugnn.doctor.evidence import Evidence
@@ -42,6 +43,7 @@ def still_weights(evidence: Evidence) -> Iterator[Sign]:
             "movement": movement,
             **trial_numbers(evidence, *HIGHER_RATES),
         },
+        confidence=shown_by(evidence, faster),
         override=f"optim.lr={higher}",
     )
 

@@ -48,6 +48,7 @@ def first_number(evidence: Evidence) -> Iterator[Sign]:
             "largest_finite_argument": found.magnitude,
         },
         override=OVERRIDE if grown else None,
+        confidence="certain",
     )
 
 
@@ -67,6 +68,7 @@ def bad_samples(evidence: Evidence) -> Iterator[Sign]:
             _FIXES["input"],
             evidence={"samples": data.nonfinite_samples},
             override=None,
+            confidence="certain",
         )
 
 
@@ -79,6 +81,7 @@ def bad_loss(evidence: Evidence) -> Iterator[Sign]:
             "look at what came before: the first finding's cause",
             step=evidence.outcome.nonfinite_step,
             override=None,
+            confidence="certain",
         )
 
 

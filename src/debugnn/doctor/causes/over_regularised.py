@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign
-from debugnn.doctor.causes.signals import cured, severity, short, trial_numbers
+from debugnn.doctor.causes.signals import cured, severity, short, shown_by, trial_numbers
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.trials import UNREGULARISED, Trial
 
@@ -32,7 +32,7 @@ def strong_regulariser(evidence: Evidence) -> Iterator[Sign]:
         return
     penalty, decay = penalty_share(evidence), evidence.optimizer.weight_decay
     dropout, shrunk = evidence.network.dropout, evidence.outcome.shrinkage
-    relieved = cured(evidence, UNREGULARISED) is not None
+    relieved = cured(evidence, UNREGULARISED)
     if penalty > MOSTLY_PENALTY:
         what, fix = f"{100 * penalty:.0f} % of the loss is a penalty", "weaken the penalty"
     elif decay > 0 and ((shrunk is not None and shrunk < SHRUNK) or relieved):
@@ -54,6 +54,7 @@ def strong_regulariser(evidence: Evidence) -> Iterator[Sign]:
             "shrinkage": shrunk,
             **trial_numbers(evidence, UNREGULARISED),
         },
+        confidence=shown_by(evidence, relieved),
     )
 
 

@@ -57,6 +57,8 @@ def falls_behind(evidence: Evidence) -> Iterator[Sign]:
             "validation_skill": last.skill,
             "validation_loss_over_lowest": risen,
         },
+        # The weights of an earlier step are the counterfactual: they had the lower loss.
+        confidence="shown" if turned else "suspected",
     )
 
 

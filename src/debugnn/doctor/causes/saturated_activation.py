@@ -4,7 +4,13 @@ from collections.abc import Iterable, Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign
 from debugnn.doctor.causes.dead_relu import after_what_killed_them
-from debugnn.doctor.causes.signals import saturated_values, severity, short
+from debugnn.doctor.causes.signals import (
+    cured,
+    saturated_values,
+    severity,
+    short,
+    shown_by,
+)
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.trials import REINITIALISED, Trial
 
@@ -22,6 +28,7 @@ def saturated_layer(evidence: Evidence) -> Iterator[Sign]:
         layer=layer or None,
         step=step,
         evidence={"saturated": share},
+        confidence=shown_by(evidence, cured(evidence, REINITIALISED) if from_start else None),
     )
 
 

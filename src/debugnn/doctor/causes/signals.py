@@ -17,7 +17,6 @@ from debugnn.doctor.evidence import (
     Evidence,
     Probe,
     Score,
-    TrialOutcome,
     WeightFacts,
 )
 from debugnn.doctor.trials import UNCHANGED, Trial
@@ -31,6 +30,9 @@ JUDGED_AFTER = 40
 FAILING = 0.5
 # Skill that no learning needs: the standard error of an accuracy over 64 samples is up to 0.06.
 AT_CHANCE = 0.12
+# Loss over that of guessing above which it is that of guessing. A network that predicts what can be
+# predicted of a language gets few symbols right and has a loss far below.
+LOSS_AT_CHANCE = 0.9
 # Skill of a simple model above which the training is compared with it: beyond AT_CHANCE.
 SIMPLE_FINDS = 0.15
 # Skill that a training may stay behind a simple model. Sound programs do by up to 0.14 (the
@@ -40,8 +42,6 @@ BEHIND = 0.1
 FAR_BEHIND = 0.25
 # Skill above which a likelihood worse than guessing comes from few samples that the net is sure of.
 NEARLY_PERFECT = 0.9
-# Share by which a loss that nothing is known of must fall to count as learning.
-FALLEN = 0.05
 # A loss this many times its first value has diverged. Single losses of sound programs stay below
 # 1.6 times the first; the median of the last tenth scatters less than single losses.
 DIVERGED = 3.0
@@ -151,8 +151,7 @@ def skill(evidence: Evidence) -> float | None:
     """Return how well the training samples are fitted: 0 as by guessing, 1 perfectly.
 
     The better of evaluation mode and batch statistics counts, because early running averages are
-    far off. −∞ after a loss that was not finite. Where the task is unknown, 1 if the loss has
-    fallen and 0 if not. None where nothing is known.
+    far off. −∞ after a loss that was not finite. None where the task is unknown.
     """
     outcome = evidence.outcome
     if outcome.nonfinite_step is not None:
@@ -161,9 +160,6 @@ def skill(evidence: Evidence) -> float | None:
     known = [value for value in scores if value is not None]
     if known:
         return max(known)
-    if outcome.first_loss is not None and outcome.last_loss is not None:
-        fallen = outcome.first_loss - outcome.last_loss
-        return 1.0 if fallen > FALLEN * abs(outcome.first_loss) else 0.0
     return None
 
 
@@ -190,27 +186,65 @@ def judged(evidence: Evidence) -> bool:
     return (enough or evidence.outcome.nonfinite_step is not None) and skill(evidence) is not None
 
 
-def failing(evidence: Evidence) -> bool:
-    """Return whether it hardly learns its training samples, or far less well than a simple model.
+def learns(evidence: Evidence) -> bool | None:
+    """Return whether it learns its training samples at all; None where that cannot be told.
 
-    A likelihood worse than that of guessing fails at a fair accuracy too: the net is sure of what
-    it gets wrong.
+    It does not where its skill and its loss are those of guessing, where its loss diverged or is
+    worse than that of guessing, and where it stays far behind a simple model.
     """
     if not judged(evidence):
+        return None
+    if evidence.outcome.nonfinite_step is not None:
         return False
-    found, simple = reached(evidence), evidence.data.simple_skill
+    return not (
+        at_chance(evidence)
+        or worse_than_guessing(evidence)
+        or ran_off(evidence)
+        or behind(evidence)
+    )
+
+
+def at_chance(evidence: Evidence) -> bool:
+    """Return whether it does no better than guessing, by its skill and by its loss."""
+    if not judged(evidence):
+        return False
+    losses = [evidence.outcome.train.relative_loss, evidence.outcome.train_mode.relative_loss]
+    lowest = min((loss for loss in losses if loss is not None), default=math.inf)
+    return reached(evidence) < AT_CHANCE and lowest > LOSS_AT_CHANCE
+
+
+def worse_than_guessing(evidence: Evidence) -> bool:
+    """Return whether a likelihood is worse than that of guessing at a fair accuracy: the network is
+    sure of what it gets wrong."""
+    if not judged(evidence):
+        return False
     trained = [evidence.outcome.train.relative_loss, evidence.outcome.train_mode.relative_loss]
     floor = loss_floor(evidence)
     likelihood = shift_invariant(evidence) or (
         evidence.task == "binary" and floor is not None and floor < UNREACHABLE
     )
     worse = all(loss is not None and loss > 1 for loss in trained)
-    if likelihood and worse and found < NEARLY_PERFECT:
-        return True
-    if simple is not None and simple > SIMPLE_FINDS:
-        # As much as nearest neighbours find on samples left out: the data has no more to give.
-        return found < simple - FAR_BEHIND or (found < FAILING and found < simple - BEHIND)
-    return found < FAILING
+    return bool(likelihood) and worse and reached(evidence) < NEARLY_PERFECT
+
+
+def ran_off(evidence: Evidence) -> bool:
+    """Return whether the loss diverged, and the training did not come back to fit half."""
+    return judged(evidence) and diverged(evidence) and reached(evidence) < FAILING
+
+
+def behind(evidence: Evidence) -> bool:
+    """Return whether it learns far less than a simple model does."""
+    simple = evidence.data.simple_skill
+    if not judged(evidence) or simple is None or simple <= SIMPLE_FINDS:
+        return False
+    # As much as nearest neighbours find on samples left out: the data has no more to give.
+    found = reached(evidence)
+    return found < simple - FAR_BEHIND or (found < FAILING and found < simple - BEHIND)
+
+
+def failing(evidence: Evidence) -> bool:
+    """Return whether it is known not to learn."""
+    return learns(evidence) is False
 
 
 def short(evidence: Evidence) -> bool:
@@ -219,11 +253,6 @@ def short(evidence: Evidence) -> bool:
         return False
     simple = evidence.data.simple_skill
     return failing(evidence) or (simple is not None and reached(evidence) < simple - BEHIND)
-
-
-def at_chance(evidence: Evidence) -> bool:
-    """Return whether it does no better than guessing."""
-    return judged(evidence) and reached(evidence) < AT_CHANCE
 
 
 def severity(evidence: Evidence) -> str:
@@ -295,30 +324,47 @@ def rough_start(evidence: Evidence) -> bool:
 
 
 def cured(evidence: Evidence, *trials: Trial) -> Trial | None:
-    """Return the trial, the best of those given, that learns where the unchanged one does not."""
+    """Return the trial, the best of those given, that learns where the unchanged one does not.
+
+    On the first set of batches. `shown_by` asks the second one too.
+    """
+    run = {trial: evidence.trials[trial.name] for trial in trials if trial.name in evidence.trials}
     unchanged = evidence.trials.get(UNCHANGED.name)
     if unchanged is None or unchanged.steps == 0:
         return None
-    run = {trial: evidence.trials[trial.name] for trial in trials if trial.name in evidence.trials}
-    if not math.isfinite(unchanged.end) or unchanged.end > FAR_WORSE:
+    scores = {t: _cure(t, o.end, unchanged.end) for t, o in run.items() if o.steps}
+    return max((t for t in scores if scores[t] > 0), key=scores.__getitem__, default=None)
+
+
+def shown_by(evidence: Evidence, cure: Trial | None) -> str:
+    """Return the confidence that a cure gives: shown where a second set of batches confirms it."""
+    unchanged = evidence.trials.get(UNCHANGED.name)
+    changed = None if cure is None else evidence.trials.get(cure.name)
+    if cure is None or changed is None or unchanged is None:
+        return "suspected"
+    if changed.end_again is None or unchanged.end_again is None:
+        return "suspected"
+    return "shown" if _cure(cure, changed.end_again, unchanged.end_again) > 0 else "suspected"
+
+
+def _cure(trial: Trial, end: float, unchanged: float) -> float:
+    """Return how well a trial cures, 0 where it does not.
+
+    Args:
+        end: its relative loss at the end.
+        unchanged: the same of the unchanged trial.
+    """
+    if (not math.isfinite(unchanged) or unchanged > FAR_WORSE) and trial.lr == 1.0 and end < CALM:
         # Far worse than guessing: a change that leaves the rate alone tells enough where it brings
         # the loss to that of guessing. A lower rate does so without curing anything.
-        calmed = {
-            trial: -outcome.end
-            for trial, outcome in run.items()
-            if trial.lr == 1.0 and outcome.steps and outcome.end < CALM
-        }
-        if calmed:
-            return max(calmed, key=calmed.__getitem__)
-    least = min(CURED * _gain(unchanged) + LEARNT, _gain(unchanged) + BETTER)
-    gains = {trial: _gain(outcome) for trial, outcome in run.items()}
-    better = {trial: gain for trial, gain in gains.items() if gain >= least}
-    return max(better, key=better.__getitem__) if better else None
+        return 2.0 - end
+    gain, base = _gain(end), _gain(unchanged)
+    return gain if gain >= min(CURED * base + LEARNT, base + BETTER) else 0.0
 
 
-def _gain(outcome: TrialOutcome) -> float:
+def _gain(end: float) -> float:
     """How much of the way from the best constant predictor to a perfect one was gone."""
-    return max(0.0, 1 - outcome.end) if outcome.steps and math.isfinite(outcome.end) else 0.0
+    return max(0.0, 1 - end) if math.isfinite(end) else 0.0
 
 
 def trial_numbers(evidence: Evidence, *trials: Trial) -> dict[str, float]:

@@ -26,6 +26,7 @@ def equal_units(evidence: Evidence) -> Iterator[Sign]:
         layer=module_of(layer.name),
         step=0,
         evidence={"gain": layer.gain},
+        confidence="certain",
     )
 
 

@@ -49,6 +49,7 @@ def unlike_inputs(evidence: Evidence) -> Iterator[Sign]:
             "validation_skill": last.skill,
             "skill_at_training_scale": data.matched_skill,
         },
+        confidence="certain",
     )
 
 

@@ -1,0 +1,68 @@
+"""Whether a training is healthy, before and beside the causes that are found. Needs no torch."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from debugnn.doctor.causes.signals import (
+    JUDGED_AFTER,
+    at_chance,
+    behind,
+    diverged,
+    learns,
+    reached,
+    skill,
+)
+from debugnn.doctor.evidence import Evidence
+from debugnn.doctor.report import Finding, worrying
+
+
+class Verdict(NamedTuple):
+    """`healthy` as in `Report`, and the reason in one sentence."""
+
+    healthy: bool | None
+    reason: str
+
+
+def verdict(evidence: Evidence, findings: Sequence[Finding]) -> Verdict:
+    """Judge a training.
+
+    Args:
+        findings: those above a note are proven.
+    """
+    found = worrying(findings)
+    if found:
+        return Verdict(False, f"{found[0].confidence}: {found[0].cause.replace('_', ' ')}")
+    before, steps = evidence.loop.steps_before, evidence.loop.steps
+    if before:
+        return Verdict(
+            None,
+            f"the first {before} steps were taken before the doctor began to watch: what it saw "
+            "of the rest cannot tell whether the whole training is healthy",
+        )
+    if steps < JUDGED_AFTER:
+        return Verdict(None, f"{steps} steps are too few to judge; nothing is wrong so far")
+    if evidence.task == "unknown":
+        return Verdict(
+            None,
+            "it is not known what the loss compares, so that a good outcome cannot be told from a "
+            "bad one; nothing is wrong with the program as far as can be seen",
+        )
+    learning = learns(evidence)
+    if learning is None:
+        return Verdict(None, "how well the outputs fit the targets could not be measured")
+    if not learning:
+        return Verdict(False, _why_it_does_not_learn(evidence))
+    return Verdict(True, f"it learns: its skill on training samples is {reached(evidence):.2f}")
+
+
+def _why_it_does_not_learn(evidence: Evidence) -> str:
+    known = skill(evidence)
+    measured = f"its skill on training samples is {known:.2f} (0 is guessing, 1 is perfect)"
+    if at_chance(evidence):
+        return f"it does not learn: {measured}"
+    if diverged(evidence):
+        return f"its loss diverged, and {measured}"
+    simple = evidence.data.simple_skill
+    if behind(evidence) and simple is not None:
+        return f"it learns far less than a simple model, whose skill is {simple:.2f}: {measured}"
+    return f"it is worse than guessing, for it is sure of what it gets wrong: {measured}"
