@@ -20,6 +20,7 @@ from debugnn.doctor.observe.calls import batch_size
 from debugnn.doctor.observe.modes import turn_dropout_off
 from debugnn.doctor.observe.simple_models import mean_and_deviation
 from debugnn.doctor.observe.task import Task, constant_loss, reference_loss
+from debugnn.doctor.rectified import Rectified
 from debugnn.doctor.trials import Trial
 
 _FIRST, _LAST = 2, 6  # steps that the relative loss at the start and at the end is the mean of
@@ -59,6 +60,8 @@ class CopyTraining:
         if not trial.regularised:
             turn_dropout_off(self.model)
         self.optimizer = _optimizer(self.model, optimizer, groups, trial)
+        if trial.rectified:
+            self.model = Rectified(self.model, batches[0].call)
         self.batches = list(batches)
         if trial.standardised_inputs:
             self.batches = _with_standardised_inputs(self.batches)
@@ -66,6 +69,7 @@ class CopyTraining:
             self.batches = _with_standardised_targets(self.batches)
         self.taken = 0
         self._loss_fn = loss_fn
+        self._clipped = trial.clipped
         self._divisor = max(batch_size(batches[0].call) or 1, 1) if trial.averaged_loss else None
         closure = inspect.signature(self.optimizer.step).parameters.get("closure")
         self._needs_closure = closure is not None and closure.default is inspect.Parameter.empty
@@ -112,6 +116,8 @@ class CopyTraining:
         # PyTorch's fused optimisers on a CPU then combine values of different positions.
         if parameters:
             torch.autograd.backward(loss, inputs=parameters)
+        if self._clipped is not None:
+            nn.utils.clip_grad_norm_(parameters, self._clipped)
 
 
 def run(training: CopyTraining, task: Task, steps: int) -> TrialOutcome:

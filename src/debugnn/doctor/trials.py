@@ -21,6 +21,8 @@ class Trial:
         standardised_targets: the same for the targets.
         averaged_loss: the loss is divided by the number of samples in a batch.
         unfrozen: parameters that were frozen are trained too.
+        rectified: hidden sigmoids and tanhs are ReLUs, and weights are drawn by Kaiming's rule.
+        clipped: the gradient is clipped at this norm; None leaves it as it is.
     """
 
     name: str
@@ -31,6 +33,8 @@ class Trial:
     standardised_targets: bool = False
     averaged_loss: bool = False
     unfrozen: bool = False
+    rectified: bool = False
+    clipped: float | None = None
 
 
 UNCHANGED = Trial("unchanged")
@@ -40,6 +44,8 @@ REINITIALISED = Trial("reinitialised", reinitialised=True)
 UNREGULARISED = Trial("unregularised", regularised=False)
 STANDARDISED_TARGETS = Trial("standardised targets", standardised_targets=True)
 UNFROZEN = Trial("unfrozen", unfrozen=True)
+RECTIFIED = Trial("rectified", rectified=True)
+CLIPPED = Trial("clipped gradient", clipped=1.0)
 LOWER_RATES = (Trial("rate / 10", lr=0.1), Trial("rate / 100", lr=0.01))
 HIGHER_RATES = (
     Trial("rate * 10", lr=10.0),
@@ -58,6 +64,8 @@ TRIALS = (
     UNREGULARISED,
     STANDARDISED_TARGETS,
     UNFROZEN,
+    RECTIFIED,
+    CLIPPED,
     *LOWER_RATES,
     *HIGHER_RATES,
 )

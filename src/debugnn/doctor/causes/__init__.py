@@ -10,7 +10,14 @@ from collections.abc import Iterator, Sequence
 from importlib import import_module
 
 from debugnn.doctor.causes.cause import Cause, Kind
-from debugnn.doctor.causes.signals import cured, last_validation, rough_start, short, skill
+from debugnn.doctor.causes.signals import (
+    cured,
+    last_validation,
+    learns_late,
+    rough_start,
+    short,
+    skill,
+)
 from debugnn.doctor.causes.verdict import verdict
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.report import Finding, Report, worrying
@@ -141,7 +148,7 @@ def trials_wanted(evidence: Evidence) -> Iterator[Trial]:
     None is wanted for a training that goes well, or whose cause is certain. To be asked again
     after each trial, which may answer what another was wanted for.
     """
-    if not short(evidence) and not rough_start(evidence):
+    if not (short(evidence) or rough_start(evidence) or learns_late(evidence)):
         return
     certain = [cause for cause in CAUSES.values() if cause.kind is Kind.CERTAIN]
     if any(worrying(list(cause.findings(evidence))) for cause in certain):

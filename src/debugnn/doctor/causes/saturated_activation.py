@@ -10,9 +10,10 @@ from debugnn.doctor.causes.signals import (
     severity,
     short,
     shown_by,
+    trial_numbers,
 )
 from debugnn.doctor.evidence import Evidence
-from debugnn.doctor.trials import REINITIALISED, Trial
+from debugnn.doctor.trials import RECTIFIED, REINITIALISED, Trial
 
 
 def saturated_layer(evidence: Evidence) -> Iterator[Sign]:
@@ -27,15 +28,15 @@ def saturated_layer(evidence: Evidence) -> Iterator[Sign]:
         "almost zero" + (", from the start" if from_start else ""),
         layer=layer or None,
         step=step,
-        evidence={"saturated": share},
-        confidence=shown_by(evidence, cured(evidence, REINITIALISED) if from_start else None),
+        evidence={"saturated": share, **trial_numbers(evidence, REINITIALISED, RECTIFIED)},
+        confidence=shown_by(evidence, cured(evidence, REINITIALISED, RECTIFIED)),
     )
 
 
 def trials(evidence: Evidence) -> Iterable[Trial]:
-    """Draw weights and biases anew where a layer is saturated."""
+    """Draw weights and biases anew, or put ReLUs, where a layer is saturated."""
     if saturated_values(evidence):
-        yield REINITIALISED
+        yield from (REINITIALISED, RECTIFIED)
 
 
 CAUSE = Cause(

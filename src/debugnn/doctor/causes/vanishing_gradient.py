@@ -1,10 +1,11 @@
 """Gradients that shrink on their way to the first layers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
 from debugnn.doctor.causes.exploding_gradient import growing_gradients
 from debugnn.doctor.causes.signals import (
+    cured,
     findable,
     gradient_ratios,
     learns_late,
@@ -13,8 +14,11 @@ from debugnn.doctor.causes.signals import (
     relu_override,
     severity,
     short,
+    shown_by,
+    trial_numbers,
 )
 from debugnn.doctor.evidence import Evidence
+from debugnn.doctor.trials import RECTIFIED, Trial
 
 # Gradient at the first layer over that at the last. AUTOTRAINER (Zhang et al. 2021) warns below
 # 1e-3 where the gradient is small besides. Sound programs have 0.18 and more, faulty ones 3e-4 and
@@ -50,8 +54,9 @@ def _sign(evidence: Evidence, what: str, ratio: float, layer: str | None) -> Sig
         what,
         layer=layer,
         step=0,
-        evidence={"ratio": ratio},
+        evidence={"ratio": ratio, **trial_numbers(evidence, RECTIFIED)},
         override=relu_override(evidence),
+        confidence=shown_by(evidence, cured(evidence, RECTIFIED)),
     )
 
 
@@ -60,6 +65,12 @@ def fading_gradients(evidence: Evidence) -> Iterator[Sign]:
     concerned = short(evidence) or learns_late(evidence)
     if concerned and not any(growing_gradients(evidence)):
         yield from first_of(layers, time_steps)(evidence)
+
+
+def trials(evidence: Evidence) -> Iterable[Trial]:
+    """Put ReLUs for sigmoids and tanhs where the first layers' gradient fades."""
+    if any(layers(evidence)):
+        yield RECTIFIED
 
 
 CAUSE = Cause(
@@ -71,4 +82,5 @@ CAUSE = Cause(
     "networks LSTM or GRU)",
     source="Hochreiter 1991; Glorot & Bengio 2010; the article's claim 5",
     override="model=relu_net",
+    trials=trials,
 )
