@@ -54,7 +54,9 @@ class Report:
         healthy: True: it learns, as well as can be told, and nothing is wrong. False: something is
             wrong, or it does not learn. None: the doctor cannot tell.
         reason: one sentence: why.
-        findings: the main cause first.
+        main: what is wrong, or, of a training that does not learn, what is suspected most; None
+            where nothing is.
+        findings: the main one first.
         outcome: numbers about how well the training went.
         steps: training steps that were watched.
         trial_steps: extra training steps on copies, spent to tell causes apart.
@@ -65,6 +67,7 @@ class Report:
 
     healthy: bool | None
     reason: str
+    main: Finding | None
     findings: list[Finding]
     outcome: dict[str, Any]
     steps: int
@@ -75,19 +78,15 @@ class Report:
 
     @property
     def main_cause(self) -> str:
-        """The cause of the first finding that is proven; of a training that does not learn, of the
-        first that is suspected. Without one `healthy`, `does not learn` or `cannot tell`."""
-        if self.healthy is False:
-            named = [f for f in self.findings if f.severity != "note"] or [
-                f for f in self.findings if f.confidence == "suspected"
-            ]
-            return named[0].cause if named else "does not learn"
-        return "cannot tell" if self.healthy is None else "healthy"
+        """The main finding's cause; without one `healthy`, `does not learn` or `cannot tell`."""
+        if self.main is not None:
+            return self.main.cause
+        return {True: "healthy", False: "does not learn", None: "cannot tell"}[self.healthy]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report without its evidence, which is long and has a file of its own."""
         shown = asdict(replace(self, evidence=Evidence()))
-        del shown["evidence"]
+        del shown["evidence"], shown["main"]  # the main finding is the first one
         return {"main_cause": self.main_cause, **shown}
 
     def to_json(self) -> str:
@@ -100,7 +99,7 @@ class Report:
         lines = [f"diagnosis: {self.main_cause} {after}"]
         lines += _wrap(self.reason, 2)
         for number, finding in enumerate(self.findings):
-            lines += _lines(finding, indent=2, fix=number == 0 and self.healthy is False)
+            lines += _lines(finding, indent=2, fix=number == 0 and self.main is not None)
         if self.troubles:
             lines += _wrap("not looked at: " + "; ".join(self.troubles), 2)
         return "\n".join(lines)

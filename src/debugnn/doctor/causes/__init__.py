@@ -53,6 +53,8 @@ ORDER = (
     "train_test_mismatch",
     "overfitting",
 )
+LATE = 1  # beyond it, a finding is the end of what another one began
+
 CAUSES: dict[str, Cause] = {name: import_module(f"{__name__}.{name}").CAUSE for name in ORDER}
 
 
@@ -70,12 +72,12 @@ def diagnose(evidence: Evidence, budget: int) -> Report:
     healthy, reason = verdict(evidence, proven)
     for finding in suspects:
         finding.severity = "note"
+    ranked = arranged(proven, suspects if healthy is False else [], evidence)
     return Report(
         healthy=healthy,
         reason=reason,
-        findings=arranged(proven, suspects if healthy is False else [], evidence)
-        + notes
-        + ([] if healthy is False else suspects),
+        main=ranked[0] if ranked else None,
+        findings=[*ranked, *notes, *([] if healthy is False else suspects)],
         outcome={
             "task": evidence.task,
             "first_loss": outcome.first_loss,
@@ -108,13 +110,15 @@ def arranged(
 ) -> list[Finding]:
     """Return findings in the order of causes, the proven before the suspected ones.
 
-    Symptoms of the first one stand under it. Rivals of it, which would explain the same, are left
-    out.
+    What ended a divergence stands behind whatever is suspected of it. Symptoms of the first one
+    stand under it. Rivals of it, which would explain the same, are left out.
     """
-    ranked = [
-        *sorted(proven, key=lambda finding: place(finding, evidence)),
-        *sorted(suspects, key=lambda finding: place(finding, evidence)),
-    ]
+
+    def rank(finding: Finding) -> tuple[bool, bool, tuple[int, int]]:
+        found = place(finding, evidence)
+        return found[0] > LATE, finding.severity == "note", found
+
+    ranked = sorted([*proven, *suspects], key=rank)
     if not ranked:
         return []
     main, *others = ranked

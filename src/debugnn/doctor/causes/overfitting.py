@@ -16,6 +16,8 @@ WITH_STEEP_TURN = 0.5
 # asks for a rise beside a falling training loss, SageMaker Debugger for 10 %.
 TURNED = 1.1
 TURNED_STEEPLY = 1.4
+# Skill of a simple model, fitted to training samples, above the network's on validation samples.
+BEATEN = 0.1
 # Validations that a turn is seen in, and samples that a skill is taken of.
 VALIDATIONS = 3
 SAMPLES = 20
@@ -40,6 +42,8 @@ def falls_behind(evidence: Evidence) -> Iterator[Sign]:
     risen = losses[-1] / min(losses) if len(losses) >= VALIDATIONS and min(losses) > 0 else None
     gap = trained - last.skill
     turned = risen is not None and risen > TURNED
+    transfer = evidence.data.transfer_skill
+    beaten = transfer is not None and transfer > last.skill + BEATEN
     steeply = risen is not None and risen > TURNED_STEEPLY
     if not (
         gap > WITHOUT_TURN * GAP
@@ -56,9 +60,11 @@ def falls_behind(evidence: Evidence) -> Iterator[Sign]:
             "train_skill": trained,
             "validation_skill": last.skill,
             "validation_loss_over_lowest": risen,
+            "simple_model_skill": transfer,
         },
-        # The weights of an earlier step are the counterfactual: they had the lower loss.
-        confidence="shown" if turned else "suspected",
+        # The counterfactuals: the weights of an earlier step had the lower loss; a simpler model of
+        # the same training samples does better.
+        confidence="shown" if turned or beaten else "suspected",
     )
 
 

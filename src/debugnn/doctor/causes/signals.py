@@ -119,6 +119,8 @@ ALL_SYMMETRIC = 0.9
 # have 0.39 and more.
 MIXED = 0.01
 
+_FLAT = ("sigmoid", "tanh", "hardsigmoid", "hardtanh")
+
 # --- data -----------------------------------------------------------------------------------------
 
 # Root mean square of inputs or targets far from 1 (LeCun et al. 1998, "Efficient BackProp", ask for
@@ -529,6 +531,11 @@ def outsized_constant(evidence: Evidence) -> bool:
     """Return whether all weights are so large that their size strikes before their symmetry."""
     weights = evidence.weights
     return bool(weights) and min(w.gain for w in weights) > OUTSIZED
+
+
+def flat_activations(evidence: Evidence) -> bool:
+    """Return whether the network has activations that flatten out on both sides."""
+    return any(a.op in _FLAT for probe in evidence.probes for a in probe.activations)
 
 
 def evaluations_differ(evidence: Evidence) -> bool:

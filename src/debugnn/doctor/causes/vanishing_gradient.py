@@ -7,6 +7,7 @@ from debugnn.doctor.causes.exploding_gradient import growing_gradients
 from debugnn.doctor.causes.signals import (
     cured,
     findable,
+    flat_activations,
     gradient_ratios,
     learns_late,
     module_of,
@@ -56,7 +57,9 @@ def _sign(evidence: Evidence, what: str, ratio: float, layer: str | None) -> Sig
         step=0,
         evidence={"ratio": ratio, **trial_numbers(evidence, RECTIFIED)},
         override=relu_override(evidence),
-        confidence=shown_by(evidence, cured(evidence, RECTIFIED)),
+        confidence=shown_by(
+            evidence, cured(evidence, RECTIFIED) if flat_activations(evidence) else None
+        ),
     )
 
 
@@ -69,7 +72,7 @@ def fading_gradients(evidence: Evidence) -> Iterator[Sign]:
 
 def trials(evidence: Evidence) -> Iterable[Trial]:
     """Put ReLUs for sigmoids and tanhs where the first layers' gradient fades."""
-    if any(layers(evidence)):
+    if flat_activations(evidence) and any(layers(evidence)):
         yield RECTIFIED
 
 
