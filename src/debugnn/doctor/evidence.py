@@ -88,6 +88,9 @@ class NetworkFacts:
     parameters: int = 0
     weight_layers: int = 0
     depth: int = 0  # weight layers that follow each other
+    # Distance of the outputs at the mean of two samples from the mean of their outputs, over the
+    # outputs' spread: 0 of a linear network. None where inputs cannot be averaged.
+    bend: float | None = None
     nonlinear: bool | None = None  # some operation of the forward pass is a nonlinearity
     last_op: str | None = None  # the operation that makes the outputs: sigmoid, softmax, relu, …
     batch_softmax: bool = False  # a softmax over the batch axis
@@ -117,6 +120,8 @@ class WeightFacts:
     constant: bool
     hidden: bool  # has a weight layer after it
     norm: float
+    inputs: int = 0  # values that a unit is fed with
+    outputs: int = 0  # units
 
 
 @dataclass

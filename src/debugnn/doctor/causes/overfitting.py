@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign
-from debugnn.doctor.causes.signals import judged, overflowed, summed
+from debugnn.doctor.causes.signals import fitted, judged, overflowed, summed
 from debugnn.doctor.evidence import Evidence
 
 # Skill on training samples above that on validation samples, where the validation loss turned.
@@ -29,8 +29,9 @@ def falls_behind(evidence: Evidence) -> Iterator[Sign]:
     validations = [v for v in outcome.validations if v.score.skill is not None]
     if not validations or not judged(evidence) or overflowed(evidence):
         return
-    last, trained = validations[-1].score, outcome.train.skill
-    if trained is None or last.skill is None or last.samples < SAMPLES:
+    last = validations[-1].score
+    trained, held_out = fitted(outcome.train, evidence), fitted(last, evidence)
+    if trained is None or held_out is None or last.samples < SAMPLES:
         return
     # A summed loss grows with the number of samples, which may differ between validations.
     values = {
@@ -40,10 +41,10 @@ def falls_behind(evidence: Evidence) -> Iterator[Sign]:
     }
     losses = list(values.values())
     risen = losses[-1] / min(losses) if len(losses) >= VALIDATIONS and min(losses) > 0 else None
-    gap = trained - last.skill
+    gap = trained - held_out
     turned = risen is not None and risen > TURNED
     transfer = evidence.data.transfer_skill
-    beaten = transfer is not None and transfer > last.skill + BEATEN
+    beaten = transfer is not None and transfer > held_out + BEATEN
     steeply = risen is not None and risen > TURNED_STEEPLY
     if not (
         gap > WITHOUT_TURN * GAP
@@ -53,12 +54,12 @@ def falls_behind(evidence: Evidence) -> Iterator[Sign]:
         return
     yield Sign(
         "warning",
-        f"the skill is {trained:.2f} on training and {last.skill:.2f} on validation samples"
+        f"the skill is {trained:.2f} on training and {held_out:.2f} on validation samples"
         + (f", whose loss has risen to {risen:.2f} times its lowest" if turned else ""),
         step=min(values, key=values.__getitem__) if turned else None,
         evidence={
             "train_skill": trained,
-            "validation_skill": last.skill,
+            "validation_skill": held_out,
             "validation_loss_over_lowest": risen,
             "simple_model_skill": transfer,
         },

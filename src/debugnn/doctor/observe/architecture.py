@@ -58,6 +58,7 @@ def network_facts(
         # Sampling in evaluation can be meant, dropout is not.
         facts.drops_in_evaluation = any(name in DROPPING for name in tracer.operations)
         facts.evaluation_change = evaluation_change(model, call)
+        facts.bend = _bend(model, call)
         if first is not None and batch is not None and batch >= LEAST_BATCH:
             facts.mixing, facts.mixing_layers = mixing(model, call, batch)
     with without_dropout(model, training=True):
@@ -116,6 +117,30 @@ def _is_distribution(value: Tensor, axis: int) -> bool:
     return bool(value.max() <= _ABOVE_ZERO) and torch.allclose(
         logs, torch.zeros_like(logs), atol=_SUM
     )
+
+
+def _bend(model: nn.Module, call: Call) -> float | None:
+    """Return how far a network in evaluation mode is from a linear map, see `NetworkFacts.bend`.
+
+    For networks of one tensor of real numbers, of four samples and more; else None.
+    """
+    given = call.tensors()
+    if len(given) != 1 or not given[0].is_floating_point() or len(given[0]) < 4:
+        return None
+    inputs, half = given[0], len(given[0]) // 2
+    first, second = inputs[:half], inputs[half : 2 * half]
+    with torch.no_grad():
+        ends = [
+            first_tensor(call.map(lambda _, rows=rows: rows)(model)) for rows in (first, second)
+        ]
+        middle = first_tensor(call.map(lambda _: (first + second) / 2)(model))
+    if middle is None or ends[0] is None or ends[1] is None or not middle.is_floating_point():
+        return None
+    if not (middle.shape == ends[0].shape == ends[1].shape):
+        return None
+    mean = (ends[0] + ends[1]).double() / 2
+    spread = torch.cat([end.double() for end in ends]).std(dim=0).max().item()
+    return (middle.double() - mean).abs().max().item() / spread if spread > 0 else None
 
 
 def _without_gradient(
