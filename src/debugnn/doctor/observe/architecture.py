@@ -129,18 +129,18 @@ def _bend(model: nn.Module, call: Call) -> float | None:
         return None
     inputs, half = given[0], len(given[0]) // 2
     first, second = inputs[:half], inputs[half : 2 * half]
-    with torch.no_grad():
-        ends = [
-            first_tensor(call.map(lambda _, rows=rows: rows)(model)) for rows in (first, second)
-        ]
-        middle = first_tensor(call.map(lambda _: (first + second) / 2)(model))
-    if middle is None or ends[0] is None or ends[1] is None or not middle.is_floating_point():
+
+    def of(rows: Tensor) -> Tensor | None:
+        with torch.no_grad():
+            return first_tensor(call.map(lambda _: rows)(model))
+
+    found = [of(rows) for rows in (first, second, (first + second) / 2)]
+    ends = [tensor.double() for tensor in found if tensor is not None]
+    if len(ends) < 3 or len({tensor.shape for tensor in ends}) > 1:
         return None
-    if not (middle.shape == ends[0].shape == ends[1].shape):
-        return None
-    mean = (ends[0] + ends[1]).double() / 2
-    spread = torch.cat([end.double() for end in ends]).std(dim=0).max().item()
-    return (middle.double() - mean).abs().max().item() / spread if spread > 0 else None
+    middle, mean = ends[2], (ends[0] + ends[1]) / 2
+    spread = torch.cat(ends[:2]).std(dim=0).max().item()
+    return (middle - mean).abs().max().item() / spread if spread > 0 else None
 
 
 def _without_gradient(
