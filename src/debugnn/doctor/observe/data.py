@@ -140,7 +140,11 @@ def _evaluate(
         and isinstance(b.call.args[0], Tensor)
         and b.call.args[0].shape[1:] == given.shape[1:]
     ]
-    with undisturbed(), torch.no_grad(), without_dropout(replica, training=False):
+    with (
+        undisturbed(model=replica),
+        torch.no_grad(),
+        without_dropout(replica, training=False),
+    ):
         outputs = validation.outputs
         if validation.step != steps:
             outputs = run_in_chunks(replica, call, count)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from debugnn.doctor import troubles
-from debugnn.doctor.copies import Relay, copied_loss, undisturbed
+from debugnn.doctor.copies import Relay, undisturbed
 from debugnn.doctor.evidence import Evidence, Validation
 from debugnn.doctor.nonfinite_replay import NonFiniteReplay
 from debugnn.doctor.observe import devices, first_batch
@@ -274,10 +274,9 @@ class Observer:
             return
         batch = self.buffer.early[0]
         model = copy.deepcopy(self.replica.model)
-        loss_fn = copied_loss(self.loss_fn)
-        with undisturbed():
+        with undisturbed(self.loss_fn, self.model):
             self.task = first_batch.examine(
-                model, batch.call, batch.targets, loss_fn, self.evidence
+                model, batch.call, batch.targets, self.loss_fn, self.evidence
             )
             found = outputs_of(model, [batch], training=True)
             rarest = self.buffer.rarest(self.task)
@@ -303,7 +302,11 @@ class Observer:
             rows = torch.linspace(0, batch - 1, count).long()
             call, targets = call.take(rows, batch), take(targets, rows, batch)
             given = None if given is None else take(given, rows, batch)
-        with undisturbed(), torch.no_grad(), without_dropout(model, training=False):
+        with (
+            undisturbed(self.loss_fn, self.model),
+            torch.no_grad(),
+            without_dropout(model, training=False),
+        ):
             outputs = run_in_chunks(model, call, count)
             loss = self._value(outputs, targets)
         task, step = self.task or read(outputs, targets), self._loop.steps
@@ -323,7 +326,8 @@ class Observer:
         """Return the loss function's own value."""
         if self.loss_fn is None:
             return None
-        return copied_loss(self.loss_fn)(outputs, targets).detach().float().mean().item()
+        with torch.enable_grad():  # a loss may hold a gradient's norm
+            return self.loss_fn(outputs, targets).detach().float().mean().item()
 
     # --- the evidence -----------------------------------------------------------------------------
 
@@ -356,7 +360,7 @@ class Observer:
         replica, outcome = self.replica, self.evidence.outcome
         model = None if replica is None else replica.current()
         if replica is not None and model is not None and self.task is not None:
-            with undisturbed():
+            with undisturbed(model=self.model):
                 note_scores(outcome, self.buffer, self.task, model)
             note_movement(outcome, self.model, replica.groups, replica.initial)
 
