@@ -139,7 +139,7 @@ def _loss_facts(loss_fn: LossFunction, outputs: Any, targets: Any, task: Task) -
     if facts.other_outputs:  # other terms add to it, whatever the outputs' first tensor is
         facts.best = facts.constant = facts.confident = None
     if facts.ignores_targets or facts.pairwise:
-        facts.confirmed = facts.opposed = False
+        facts.confirmed = facts.opposed = facts.fixed_entries = False
     facts.opposed = facts.opposed and not facts.other_outputs and _exchangeable(loss, tensor)
     return facts
 
@@ -526,9 +526,11 @@ def _linear(loss: _Loss, first: Tensor, second: Tensor) -> float | None:
 
 
 def _reads_fixed_entries(loss: _Loss, noise: Tensor, gradient: Tensor, task: Task) -> bool:
-    """Return whether the loss reads the same part of the outputs, not all, whatever the labels."""
+    """Return whether the loss reads the same part of each sample's outputs, not all, whatever the
+    labels are."""
     read = gradient != 0
-    if loss.targets.is_floating_point() or read.all() or not read.any():
+    some = read.movedim(task.axis, -1).any(dim=-1) & ~read.movedim(task.axis, -1).all(dim=-1)
+    if loss.targets.is_floating_point() or not some.all():
         return False
     others = (loss.gradient(noise, _renamed(loss.targets, task.size, by)) for by in (1, 2))
     return all(other is not None and torch.equal(read, other != 0) for other in others)
