@@ -221,6 +221,8 @@ def _other_targets(targets: Tensor, task: Task) -> list[Tensor]:
         others.append(_renamed(targets, task.size, 1))
     elif task.kind == "classes":
         others.append(targets.roll(1, dims=1))
+    else:
+        others.append((targets / 2).to(targets.dtype))
     return [other for other in others if not torch.equal(other, targets)]
 
 
