@@ -16,8 +16,8 @@ class LossFacts:
     """How the loss function responds to outputs that the doctor makes up."""
 
     error: str | None = None  # why loss_fn(outputs, targets) raised
-    # False: not tried on made-up outputs, which could end a GPU's context, or which it gives another
-    # value at every call.
+    # False: not tried on made-up outputs, which could end a GPU's context, or which it gives
+    # another value at every call.
     tried: bool = True
     scalar: bool = True  # False: it returns a value for each sample
     gradient: bool = True  # it has a gradient with respect to the outputs
@@ -38,7 +38,9 @@ class LossFacts:
     other_outputs: bool = False  # it depends on other tensors of the outputs than the first
     parameters: bool = False  # it reads parameters: a penalty of weights, or a network of its own
     link: str = "identity"  # values: what turns outputs into them; identity, sigmoid or exp
-    confirmed: bool = False  # lower at outputs that are right, as the shapes have it, than elsewhere
+    confirmed: bool = (
+        False  # lower at outputs that are right, as the shapes have it, than elsewhere
+    )
     opposed: bool = False  # higher at right outputs than elsewhere, for every sample
     permuted: float | None = None  # relative change where outputs, not targets, change places
     fixed_entries: bool = False  # classes: it reads some outputs only, whatever the labels are

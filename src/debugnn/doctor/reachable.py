@@ -44,7 +44,9 @@ class Reached:
     def __init__(self, function: Any, model: nn.Module | None = None) -> None:
         self.modules: list[nn.Module] = []
         self.tensors: list[Tensor] = []
-        self._notes: list[Callable[[], Undo]] = []  # each notes a state and returns what restores it
+        self._notes: list[
+            Callable[[], Undo]
+        ] = []  # each notes a state and returns what restores it
         self._seen: set[int] = set()
         self._alive: list[Any] = []  # an address is not used again while its object lives
         self._waiting: deque[Any] = deque()
@@ -89,9 +91,12 @@ class Reached:
             self._notes.append(partial(_random_numbers, value))
         elif isinstance(value, torch.optim.Optimizer):
             self._attributes(value)
-        elif not isinstance(value, type | types.ModuleType) and hasattr(value, "__dict__"):
-            if _is_own(type(value).__module__):
-                self._attributes(value)
+        elif (
+            not isinstance(value, type | types.ModuleType)
+            and hasattr(value, "__dict__")
+            and _is_own(type(value).__module__)
+        ):
+            self._attributes(value)
 
     def _attributes(self, value: Any) -> None:
         attributes = vars(value)

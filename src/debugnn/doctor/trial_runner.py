@@ -119,9 +119,7 @@ class TrialRunner:
             call, targets = batches[0].call, batches[0].targets
             batch, rows = batch_size(call, len(targets)), slice(size)
             batches = [Batch(call.take(rows, batch), take(targets, rows, batch))]
-        return CopyTraining(
-            model, observer.optimizer, replica.groups, loss_fn, batches, trial
-        )
+        return CopyTraining(model, observer.optimizer, replica.groups, loss_fn, batches, trial)
 
 
 def _two_sets(buffer: BatchBuffer) -> tuple[list[Batch], list[Batch]]:

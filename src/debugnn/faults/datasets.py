@@ -154,7 +154,10 @@ def text(seed: int, *, tokens: int = 20, samples: int = 900, length: int = 16) -
     rng = np.random.default_rng(seed)
     popularity = 1 / (1 + np.arange(tokens))
     successors = np.stack(
-        [rng.choice(tokens, 3, replace=False, p=popularity / popularity.sum()) for _ in range(tokens)]
+        [
+            rng.choice(tokens, 3, replace=False, p=popularity / popularity.sum())
+            for _ in range(tokens)
+        ]
     )
     stream = np.zeros((samples, length + 1), dtype=int)
     stream[:, 0] = rng.integers(tokens, size=samples)

@@ -1,7 +1,7 @@
 """The small networks that the programs train."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -156,9 +156,9 @@ class VariationalAutoencoder(nn.Module):
 class Heads(nn.Module):
     """A shared body with several heads, whose outputs come in a dict."""
 
-    def __init__(self, body: nn.Module, heads: dict[str, nn.Module]) -> None:
+    def __init__(self, body: nn.Module, heads: Mapping[str, nn.Module]) -> None:
         super().__init__()
-        self.body, self.heads = body, nn.ModuleDict(heads)
+        self.body, self.heads = body, nn.ModuleDict(dict(heads))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         hidden = self.body(x)

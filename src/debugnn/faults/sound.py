@@ -125,7 +125,8 @@ def variational_autoencoder(seed: int) -> Setup:
 
 def triplet_loss(embedded: Tensor, _: Tensor) -> Tensor:
     """Push a sample's neighbour of its own class nearer to it than one of another class."""
-    return F.triplet_margin_loss(*embedded.unbind(dim=1))
+    anchor, own, other = embedded.unbind(dim=1)
+    return F.triplet_margin_loss(anchor, own, other)
 
 
 def triplet_score(embedded: Tensor, _: Tensor) -> float:
@@ -161,6 +162,9 @@ def generator(seed: int, hinge: bool = False) -> Setup:
     def loss_fn(fake: Tensor, _: Tensor) -> Tensor:
         return -critic(fake).mean() if hinge else F.softplus(-critic(fake)).mean()
 
+    def outside(fake: Tensor, _: Tensor) -> float:
+        return (fake.norm(dim=1) > 0.5).float().mean().item()
+
     def train_critic(model: nn.Module) -> None:
         chosen = torch.randint(len(train[0]), (32,), generator=draws)
         with torch.no_grad():
@@ -174,7 +178,7 @@ def generator(seed: int, hinge: bool = False) -> Setup:
 
     return Setup(
         maker, loss_fn, partial(Adam, lr=1e-3, betas=(0.5, 0.9)), train, val,
-        after_step=train_critic, score=lambda fake, _: (fake.norm(dim=1) > 0.5).float().mean().item(),
+        after_step=train_critic, score=outside,
     )  # fmt: skip
 
 
@@ -373,13 +377,21 @@ TUNING: dict[str, Build] = {
     "language_model": language_model,
     "variational_autoencoder": variational_autoencoder,
     "triplet_net": lambda seed: Setup(
-        mlp(64, 64, 16), triplet_loss, partial(Adam, lr=2e-3), *triplets(seed), epochs=6,
+        mlp(64, 64, 16),
+        triplet_loss,
+        partial(Adam, lr=2e-3),
+        *triplets(seed),
+        epochs=6,
         score=triplet_score,
-    ),  # fmt: skip
+    ),
     "soft_labels": lambda seed: Setup(
-        mlp(12, 32, 1), nn.BCEWithLogitsLoss(), partial(Adam, lr=1e-2), *fuzzy(seed), epochs=10,
+        mlp(12, 32, 1),
+        nn.BCEWithLogitsLoss(),
+        partial(Adam, lr=1e-2),
+        *fuzzy(seed),
+        epochs=10,
         score=soft_label_score,
-    ),  # fmt: skip
+    ),
     "generator": generator,
 }
 
@@ -525,13 +537,21 @@ HELD_OUT: dict[str, Build] = {
     ),
     # other tasks
     "siamese_net": lambda seed: Setup(
-        mlp(64, 64, 8), contrastive_loss, partial(Adam, lr=2e-3), *tangled_pairs(seed), epochs=6,
+        mlp(64, 64, 8),
+        contrastive_loss,
+        partial(Adam, lr=2e-3),
+        *tangled_pairs(seed),
+        epochs=6,
         score=contrastive_score,
-    ),  # fmt: skip
+    ),
     "counts": lambda seed: Setup(
-        mlp(8, 32, 1), nn.PoissonNLLLoss(), partial(Adam, lr=5e-3), *counts(seed), epochs=10,
+        mlp(8, 32, 1),
+        nn.PoissonNLLLoss(),
+        partial(Adam, lr=5e-3),
+        *counts(seed),
+        epochs=10,
         score=rate_score,
-    ),  # fmt: skip
+    ),
     "heteroscedastic": heteroscedastic,
     "several_tasks": several_tasks,
     "generator_with_hinge": partial(generator, hinge=True),
