@@ -89,9 +89,7 @@ class Reached:
         elif isinstance(value, torch.Generator | random.Random | np.random.Generator
                         | np.random.RandomState):  # fmt: skip
             self._notes.append(partial(_random_numbers, value))
-        elif isinstance(value, torch.optim.Optimizer):
-            self._attributes(value)
-        elif (
+        elif isinstance(value, torch.optim.Optimizer) or (
             not isinstance(value, type | types.ModuleType)
             and hasattr(value, "__dict__")
             and _is_own(type(value).__module__)

@@ -99,7 +99,8 @@ def broadcast_shapes(evidence: Evidence) -> str | None:
     if not (unpaired and apart) or loss.ignores_targets or len(loss.shapes) < 2:
         return None
     outputs, targets = loss.shapes
-    if sorted([outputs, targets], key=len) == [targets, [*targets, 1]]:
+    shorter, longer = sorted(loss.shapes, key=len)
+    if longer == [*shorter, 1]:
         return (
             f"outputs {tuple(outputs)} and targets {tuple(targets)} are broadcast: every "
             "output is compared with every target"
@@ -256,7 +257,7 @@ CAUSE = Cause(
             ),
             _rule(
                 broadcast_shapes,
-                "bring both to one shape (outputs.squeeze(1), or targets.unsqueeze(1))",
+                "bring both to one shape, (B, 1) or (B,): by squeeze(1) or unsqueeze(1)",
                 any_task=True,
             ),
             _rule(

@@ -346,7 +346,7 @@ def _read_values(loss: _Loss, link: str, values: Tensor) -> _Reading:
     return _Reading(
         link, ideal, constant, right, elsewhere,
         confirmed=apart and all(right < value for value in elsewhere),
-        opposed=apart and len(known) > 1 and all(right > value for value in known),
+        opposed=apart and all(right > value for value in known) and min(known, default=0) < 0,
     )  # fmt: skip
 
 
@@ -393,7 +393,7 @@ def _try_binary(facts: LossFacts, loss: _Loss, outputs: Tensor, task: Task) -> N
     others = [facts.constant, facts.rewards[0][1]]
     known = all(map(math.isfinite, [facts.best, *others]))
     facts.confirmed = known and facts.best < min(others)
-    facts.opposed = known and facts.best > max(others)
+    facts.opposed = known and facts.best > max(others) and min(others) < 0
     facts.permuted = _permuted(loss, torch.randn(outputs.shape, generator=_numbers()).sigmoid())
     facts.cross_gradient = _cross_gradient(loss, outputs)
 
@@ -490,8 +490,9 @@ def _is_pairwise(loss: _Loss, outputs: Tensor, classes: int) -> bool:
     renamed = [_renamed(targets, number, by) for by in (1, 2)]
     if not all(_same_gradient(loss, outputs, other) for other in renamed):
         return False
-    in_turn = torch.arange(targets.numel(), device=targets.device).remainder(number)
-    return not _same_gradient(loss, outputs, in_turn.reshape(targets.shape))
+    places = torch.arange(targets.numel(), device=targets.device).reshape(targets.shape)
+    others = (places % number, places // 2 % number)  # one of them may group as the labels do
+    return not all(_same_gradient(loss, outputs, other) for other in others)
 
 
 def _noise(rows: Tensor, output_space: str) -> Tensor:
