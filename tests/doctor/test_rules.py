@@ -485,7 +485,10 @@ def edges():
         ("wrong_loss", loss(best=0.21, constant=1.0, confident=0.3),
          loss(best=0.21, constant=1.0, confident=0.4)),
         ("wrong_loss", loss(best=0.21, constant=1.0), loss(best=0.21, constant=0.0)),
-        ("wrong_loss", loop(loss_ratio=-1.0), loop(loss_ratio=-0.4)),
+        ("wrong_loss", loop(loss_ratio_low=-1.09, loss_ratio_high=-0.91),
+         loop(loss_ratio_low=-1.11, loss_ratio_high=-0.91)),
+        ("wrong_loss", loop(loss_ratio_low=-1.0, loss_ratio_high=-0.91),
+         loop(loss_ratio_low=-1.0, loss_ratio_high=-0.89)),
         ("wrong_loss", loss(gradient=False), loss(gradient=True)),
         ("wrong_loss", loss(cross_gradient=2e-3), loss(cross_gradient=1e-3)),
         ("wrong_loss", loss(shift_change=0.011), loss(shift_change=0.01)),
@@ -1000,6 +1003,92 @@ def test_labels_that_are_coded_otherwise_in_validation():
     assert [f.cause for f in found_by("bad_labels", given)] == ["bad_labels"]
     given.data.relabelled_skill = 0.5
     assert found_by("bad_labels", given) == []
+
+
+def test_a_rare_class_that_a_simple_model_recognises_is_shown_to_be_lost():
+    given = evidence()
+    given.data.class_counts[4] = 8
+    given.outcome.train.recalls = {4: 0.1, 5: 0.1}  # class 5 is not rare
+    (suspected,) = found_by("class_imbalance", given)
+    assert suspected.confidence == "suspected"
+    for recognised, confidence in (({4: 0.5}, "shown"), ({4: 0.49}, "suspected"),
+                                   ({5: 0.9}, "suspected")):  # fmt: skip
+        given.data.simple_recognition = recognised
+        (found,) = found_by("class_imbalance", given)
+        assert found.confidence == confidence
+    given.data.simple_recognition = {4: 0.6}
+    given.outcome.train.recalls = {4: 0.3}  # not clearly worse
+    assert found_by("class_imbalance", given)[0].confidence == "suspected"
+
+
+def test_tokens_are_not_called_imbalanced():
+    given = evidence()
+    given.data.class_counts[4], given.outcome.train.recalls = 1, {4: 0.0}
+    assert found_by("class_imbalance", given)
+    given.positions = True
+    assert found_by("class_imbalance", given) == []
+
+
+def flipped(**values):
+    given = evidence()
+    for name, value in values.items():
+        setattr(given.loss if hasattr(given.loss, name) else given.loop, name, value)
+    return [f.summary for f in found_by("wrong_loss", given)]
+
+
+def test_a_sign_that_is_flipped_twice_is_right():
+    turned = {"loss_ratio_low": -1.0, "loss_ratio_high": -1.0}
+    assert "sign is flipped" in flipped(rewards=[[-0.1, -9.0]])[0]
+    assert "sign is flipped" in flipped(**turned)[0]
+    assert flipped(rewards=[[-0.1, -9.0]], **turned) == []  # a likelihood that the loop maximises
+
+
+def test_a_penalty_beside_a_loss_near_zero_is_no_flipped_sign():
+    assert flipped(loss_ratio=-3.0, loss_ratio_low=-40.0, loss_ratio_high=2.0) == []
+
+
+UNPAIRED = {"permuted": 1e-7, "cross_gradient": 0.0, "shapes": [[32, 1], [32]]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "accused"),
+    [
+        ({}, True),
+        ({"shapes": [[32], [32, 1]]}, True),
+        ({"shapes": [[32, 1], [32, 1]]}, False),
+        ({"shapes": [[32, 3], [32]]}, False),
+        ({"permuted": 0.1}, False),
+        ({"cross_gradient": 0.1}, False),  # a distance of two sets, say
+        ({"ignores_targets": True}, False),
+    ],
+)
+def test_outputs_that_meet_all_targets_are_broadcast_whatever_the_task(changes, accused):
+    given = evidence()
+    given.task, given.outcome.train, given.outcome.train_mode = "unknown", Score(), Score()
+    for name, value in (UNPAIRED | changes).items():
+        setattr(given.loss, name, value)
+    found = found_by("wrong_loss", given)
+    assert [f.confidence for f in found] == ["certain"] * accused
+
+
+@pytest.mark.parametrize(
+    ("changes", "accused"),
+    [
+        ({}, True),
+        ({"linear": 0.01}, False),  # it takes the logarithm
+        ({"rewards": [[0.1, 0.9]]}, False),  # a mean absolute error
+        ({"other_entries": 0.5}, False),
+        ({"confirmed": False}, False),
+    ],
+)
+def test_probabilities_in_the_place_of_their_logarithms(changes, accused):
+    given = evidence()
+    wrong = {"linear": 1e-7, "rewards": [[-0.99, -0.01]], "confirmed": True, "constant": -0.1,
+             "best": -0.99, "other_entries": 0.0, "output_space": "simplex"}  # fmt: skip
+    for name, value in (wrong | changes).items():
+        setattr(given.loss, name, value)
+    found = [f.summary for f in found_by("wrong_loss", given)]
+    assert any("logarithms" in summary for summary in found) is accused
 
 
 @pytest.mark.parametrize(

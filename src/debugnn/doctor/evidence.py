@@ -16,7 +16,9 @@ class LossFacts:
     """How the loss function responds to outputs that the doctor makes up."""
 
     error: str | None = None  # why loss_fn(outputs, targets) raised
-    tried: bool = True  # False: not tried on made-up outputs, which could end a GPU's context
+    # False: not tried on made-up outputs, which could end a GPU's context, or which it gives
+    # another value at every call.
+    tried: bool = True
     scalar: bool = True  # False: it returns a value for each sample
     gradient: bool = True  # it has a gradient with respect to the outputs
     shapes: list[list[int]] = field(default_factory=list)  # of outputs and targets
@@ -32,6 +34,17 @@ class LossFacts:
     other_entries: float | None = None  # share of the gradient on outputs of other classes
     cross_gradient: float | None = None  # relative change of a sample's gradient by other samples
     pairwise: bool = False  # labels count only by being equal or not, as in metric learning
+    ignores_targets: bool = False  # other targets leave its value and its gradient as they are
+    other_outputs: bool = False  # it depends on other tensors of the outputs than the first
+    parameters: bool = False  # it reads parameters: a penalty of weights, or a network of its own
+    link: str = "identity"  # values: what turns outputs into them; identity, sigmoid or exp
+    confirmed: bool = (
+        False  # lower at outputs that are right, as the shapes have it, than elsewhere
+    )
+    opposed: bool = False  # higher at right outputs than elsewhere, for every sample
+    permuted: float | None = None  # relative change where outputs, not targets, change places
+    fixed_entries: bool = False  # classes: it reads some outputs only, whatever the labels are
+    linear: float | None = None  # classes: how far it is from linear in probabilities, relatively
 
 
 @dataclass
@@ -69,6 +82,9 @@ class DataFacts:
     feature_share_median: float | None = None
     features: int = 0  # how many features were compared
     simple_skill: float | None = None  # of a simple model, on samples that it was not fitted to
+    # Class → the lower one of recall and precision of a simple model that gives all classes the
+    # same weight, on samples that it was not fitted to; of the rarest classes.
+    simple_recognition: dict[int, float] = field(default_factory=dict)
     overlap: float | None = None  # share of validation samples that were trained on
     covered: float | None = None  # share of training samples that are among the validation samples
     trained_on: int | None = None  # distinct training samples seen
@@ -252,6 +268,9 @@ class NonFinite:
 class Evidence:
     task: str = "unknown"  # classes, binary, values, unknown
     classes: int | None = None
+    positions: bool = False  # a sample has several labels: tokens, pixels, attributes
+    reconstruction: bool = False  # the targets are the inputs
+    adversarial: bool = False  # another network is trained against this one
     loss: LossFacts = field(default_factory=LossFacts)
     data: DataFacts = field(default_factory=DataFacts)
     network: NetworkFacts = field(default_factory=NetworkFacts)

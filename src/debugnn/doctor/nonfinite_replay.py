@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from debugnn.doctor.copies import copied_loss, copied_state, undisturbed
+from debugnn.doctor.copies import copied_state, undisturbed
 from debugnn.doctor.evidence import NonFinite
 from debugnn.doctor.nonfinite import find_origin
 from debugnn.doctor.observe.calls import Call
@@ -69,11 +69,11 @@ class NonFiniteReplay:
         state = self._state or {}
         if replica is not None and replica.model is not None:
             model = _as_before(replica.model, state)
-            with undisturbed():
+            with undisturbed(loss_fn, replica.model):
                 set_random_state(replica.device, self._random_state)
                 found = find_origin(
                     model,
-                    copied_loss(loss_fn),
+                    loss_fn,
                     call.kwargs or call.args,
                     targets,
                     call=lambda model, _: call(model),

@@ -1,7 +1,7 @@
 """The small networks that the programs train."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -121,6 +121,48 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.gain * self.body(x)
+
+
+class LanguageModel(nn.Module):
+    """A GRU over tokens (B, T) that returns logits (B, T, tokens) and its last state."""
+
+    def __init__(self, tokens: int, width: int = 48) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(tokens, 16)
+        self.rnn = nn.GRU(16, width, batch_first=True)
+        self.head = nn.Linear(width, tokens)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        outputs, state = self.rnn(self.embed(x))
+        return self.head(outputs), state
+
+
+class VariationalAutoencoder(nn.Module):
+    """Returns rebuilt inputs, and the mean and the log-variance of the code that they come from."""
+
+    def __init__(self, features: int, hidden: int, code: int) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(features, hidden), nn.ReLU())
+        self.mean, self.log_variance = nn.Linear(hidden, code), nn.Linear(hidden, code)
+        self.decoder = mlp(code, hidden, features)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        hidden = self.encoder(x)
+        mean, log_variance = self.mean(hidden), self.log_variance(hidden)
+        code = mean + torch.randn_like(mean) * (0.5 * log_variance).exp()
+        return self.decoder(code), mean, log_variance
+
+
+class Heads(nn.Module):
+    """A shared body with several heads, whose outputs come in a dict."""
+
+    def __init__(self, body: nn.Module, heads: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.body, self.heads = body, nn.ModuleDict(dict(heads))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        hidden = self.body(x)
+        return {name: head(hidden) for name, head in self.heads.items()}
 
 
 class Apply(nn.Module):

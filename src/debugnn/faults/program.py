@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 Data = tuple[Tensor, Tensor]  # inputs and targets
-Loss = Callable[[Tensor, Tensor], Tensor]
+Loss = Callable[[Any, Tensor], Tensor]  # of outputs and targets
 Half = Literal["tuning", "held_out"]
 
 
@@ -64,6 +64,7 @@ class Setup:
     after_step: Callable[[nn.Module], None] | None = None  # called after each optimiser step
     calls_train: bool = True  # model.train() before each epoch
     calls_eval: bool = True  # model.eval() before each validation
+    score: Callable[[Any, Tensor], float] | None = None  # of validation outputs; None: `score`
     scores: list[float] = field(default_factory=list)  # one per validation, filled by `train`
 
 
@@ -132,7 +133,8 @@ def train(
         if setup.calls_eval:
             model.eval()
         with torch.no_grad():
-            setup.scores.append(score(model(setup.val[0]), setup.val[1]))
+            measure = setup.score or score
+            setup.scores.append(measure(model(setup.val[0]), setup.val[1]))
         observer.validate(*setup.val)
     return observer
 

@@ -89,7 +89,7 @@ def coded_as_numbers(evidence: Evidence) -> Iterator[Sign]:
     """Two classes coded as numbers that a likelihood of 0 and 1 has no bound for."""
     data = evidence.data
     few = data.target_kinds is not None and data.target_kinds <= TWO
-    if unbounded(evidence) and few:
+    if unbounded(evidence) and few and evidence.task == "values":
         yield Sign(
             "error",
             f"two classes are coded as {data.target_low:g} and {data.target_high:g}, for a loss "

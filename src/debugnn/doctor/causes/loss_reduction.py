@@ -20,7 +20,7 @@ from debugnn.doctor.trials import AVERAGED_LOSS, LOWER_RATES, Trial
 def summed_loss(evidence: Evidence) -> Iterator[Sign]:
     """A sum does harm where its average, or a lower rate, cures: it multiplies the rate by the
     batch size. Elsewhere it is a note."""
-    if not summed(evidence):
+    if not summed(evidence) or _is_a_bound(evidence):
         return
     averaged, slower = cured(evidence, AVERAGED_LOSS), cured(evidence, *LOWER_RATES)
     ran_off = failing(evidence) and diverged(evidence)
@@ -34,9 +34,14 @@ def summed_loss(evidence: Evidence) -> Iterator[Sign]:
     )
 
 
+def _is_a_bound(evidence: Evidence) -> bool:
+    """True of a variational autoencoder's evidence bound, which is a sum by its definition."""
+    return evidence.reconstruction and evidence.loss.other_outputs
+
+
 def trials(evidence: Evidence) -> Iterable[Trial]:
     """Average a loss that is summed."""
-    if summed(evidence):
+    if summed(evidence) and not _is_a_bound(evidence):
         yield AVERAGED_LOSS
 
 

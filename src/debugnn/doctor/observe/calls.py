@@ -140,6 +140,33 @@ def first_tensor(value: Any) -> Tensor | None:
     return getattr(value, "logits", None)
 
 
+def with_first(value: Any, tensor: Tensor) -> Any:
+    """Return a nest of containers with `tensor` in the place of its `first_tensor`.
+
+    Raises:
+        TypeError: a nest without a tensor.
+    """
+    if isinstance(value, Tensor):
+        return tensor
+    if isinstance(value, dict):
+        result = copy.copy(value)
+        name = next((n for n, item in value.items() if first_tensor(item) is not None), None)
+        if name is not None:
+            result[name] = with_first(value[name], tensor)
+            return result
+    if isinstance(value, list | tuple):
+        items = list(value)
+        index = next((i for i, item in enumerate(items) if first_tensor(item) is not None), None)
+        if index is not None:
+            items[index] = with_first(items[index], tensor)
+            return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    if first_tensor(value) is None:
+        raise TypeError("the outputs hold no tensor")
+    result = copy.copy(value)
+    object.__setattr__(result, "logits", tensor)
+    return result
+
+
 def rows_of(inputs: Any) -> Tensor | None:
     """Return the tensor that holds the samples of a batch, None where there is none."""
     tensor = first_tensor(inputs) if isinstance(inputs, Tensor | list | tuple | dict) else None

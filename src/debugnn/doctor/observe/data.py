@@ -13,6 +13,7 @@ from debugnn.doctor.observe.calls import Call, first_tensor, run_in_chunks
 from debugnn.doctor.observe.modes import without_dropout
 from debugnn.doctor.observe.task import Task, score
 
+_RECOGNISED = 64  # classes that a simple model is asked for
 _DESCRIBED = 1024  # samples that statistics are computed of
 
 
@@ -57,6 +58,9 @@ def note_data(
     if targets is not None:
         keep = samples.first_of_each(inputs)
         facts.simple_skill = simple_models.simple_skill(inputs[keep], targets[keep], task)
+        facts.simple_recognition = simple_models.recognition(
+            inputs[keep], targets[keep], None, None, task, buffer.rarest(task)
+        )
     if validation is not None:
         known = buffer.prints.together() if buffer.prints else samples.fingerprints(inputs)
         if _compare(facts, known, inputs, targets, validation, task):
@@ -114,6 +118,9 @@ def _compare(
         facts.transfer_skill = simple_models.transfer_skill(
             inputs, known_targets, rows, targets, task
         )
+        facts.simple_recognition |= simple_models.recognition(
+            inputs, known_targets, rows, targets, task, list(facts.class_counts)[:_RECOGNISED]
+        )
     return True
 
 
@@ -140,7 +147,11 @@ def _evaluate(
         and isinstance(b.call.args[0], Tensor)
         and b.call.args[0].shape[1:] == given.shape[1:]
     ]
-    with undisturbed(), torch.no_grad(), without_dropout(replica, training=False):
+    with (
+        undisturbed(model=replica),
+        torch.no_grad(),
+        without_dropout(replica, training=False),
+    ):
         outputs = validation.outputs
         if validation.step != steps:
             outputs = run_in_chunks(replica, call, count)

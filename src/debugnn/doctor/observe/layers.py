@@ -105,7 +105,7 @@ class LayerProbes:
         probe = self._probe or Probe(self._evidence.loop.steps)
         if replica is not None:
             watcher = ActivationWatcher()
-            with undisturbed(), without_dropout(replica, training=True):
+            with undisturbed(model=replica), without_dropout(replica, training=True):
                 watcher.watch(replica, call.take(slice(_SAMPLES), batch_size(call)))
             probe.activations, probe.inputs = watcher.activations, watcher.inputs
         self._evidence.probes.append(probe)

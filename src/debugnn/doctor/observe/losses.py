@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from debugnn.doctor.copies import copied_loss, undisturbed
+from debugnn.doctor.copies import undisturbed
 from debugnn.tensor_stats import read_together
 
 _ZERO_LOSS = 1e-8  # a loss of this size has no ratio to another that means anything
@@ -49,7 +49,7 @@ class LossCurve:
         self, loss: Tensor, loss_fn: Callable[[Any, Any], Tensor], outputs: Any, targets: Any
     ) -> None:
         """Note the ratio of a loss to what the loss function returns for the same outputs."""
-        with undisturbed(), torch.no_grad():
-            own = copied_loss(loss_fn)(outputs, targets).float().mean().item()
+        with undisturbed(loss_fn), torch.enable_grad():  # a loss may hold a gradient's norm
+            own = loss_fn(outputs, targets).detach().float().mean().item()
         if math.isfinite(own) and abs(own) > _ZERO_LOSS and math.isfinite(loss.item()):
             self.ratios.append(loss.item() / own)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from debugnn.doctor import troubles
-from debugnn.doctor.copies import Relay, copied_loss, undisturbed
+from debugnn.doctor.copies import Relay, undisturbed
 from debugnn.doctor.evidence import Evidence, Validation
 from debugnn.doctor.nonfinite_replay import NonFiniteReplay
 from debugnn.doctor.observe import devices, first_batch
@@ -40,6 +40,7 @@ from debugnn.doctor.observe.outcome import (
     score_of,
 )
 from debugnn.doctor.observe.replica import Replica
+from debugnn.doctor.observe.rivals import Rivals
 from debugnn.doctor.observe.stale_gradients import StaleGradients
 from debugnn.doctor.observe.task import Task, read, score
 from debugnn.doctor.troubles import guarded
@@ -114,6 +115,7 @@ class Observer:
         self._layers = LayerProbes(self.evidence, self.model)
         self._stale = StaleGradients(self._loop)
         self._validation: ValidationBatch | None = None
+        self._rivals = Rivals(self.model, optimizer)
         self._handles: list[Any] = []
         self._hook(model)
 
@@ -146,6 +148,7 @@ class Observer:
         if not self._begun:
             self._begin()
         call = Call(args, kwargs)
+        self._rivals.note_inputs(call.tensors())
         self._passes.note_training(ForwardPass(call, self.model.training, self._random_state()))
 
     @guarded("the outputs of a forward pass")
@@ -232,7 +235,7 @@ class Observer:
             return
         self.buffer.take(call, inputs, targets, due)
         if self.task is None:
-            self._examine()
+            self._examine(None if self._outputs is None else (self._outputs, value.float().item()))
         self._losses.add(value, step)
         if due or not devices.waits(value):
             self._losses.read()
@@ -267,17 +270,26 @@ class Observer:
             self._losses.compare(loss, self.loss_fn, self._outputs, targets)
 
     @guarded("the first batch")
-    def _examine(self) -> None:
-        """Try out the network and the loss function as they are at the start."""
+    def _examine(self, handed: tuple[Any, float] | None = None) -> None:
+        """Try out the network and the loss function as they are at the start.
+
+        Args:
+            handed: the outputs of the step's own pass, and the loss that was handed over.
+        """
         self.task = Task("unknown")
         if self.replica is None or self.replica.model is None or not self.buffer.early:
             return
         batch = self.buffer.early[0]
         model = copy.deepcopy(self.replica.model)
-        loss_fn = copied_loss(self.loss_fn)
-        with undisturbed():
+        with undisturbed(self.loss_fn, self.model) as changes:
             self.task = first_batch.examine(
-                model, batch.call, batch.targets, loss_fn, self.evidence
+                model,
+                batch.call,
+                batch.targets,
+                self.loss_fn,
+                self.evidence,
+                lambda: self._rivals.note_read(changes),
+                handed,
             )
             found = outputs_of(model, [batch], training=True)
             rarest = self.buffer.rarest(self.task)
@@ -303,7 +315,11 @@ class Observer:
             rows = torch.linspace(0, batch - 1, count).long()
             call, targets = call.take(rows, batch), take(targets, rows, batch)
             given = None if given is None else take(given, rows, batch)
-        with undisturbed(), torch.no_grad(), without_dropout(model, training=False):
+        with (
+            undisturbed(self.loss_fn, self.model),
+            torch.no_grad(),
+            without_dropout(model, training=False),
+        ):
             outputs = run_in_chunks(model, call, count)
             loss = self._value(outputs, targets)
         task, step = self.task or read(outputs, targets), self._loop.steps
@@ -323,15 +339,26 @@ class Observer:
         """Return the loss function's own value."""
         if self.loss_fn is None:
             return None
-        return copied_loss(self.loss_fn)(outputs, targets).detach().float().mean().item()
+        with torch.enable_grad():  # a loss may hold a gradient's norm
+            return self.loss_fn(outputs, targets).detach().float().mean().item()
 
     # --- the evidence -----------------------------------------------------------------------------
 
     def gather(self) -> None:
         """Bring the evidence up to date."""
+        self._gather_rivals()
         self._gather_loop()
         self._gather_data()
         self._gather_outcome()
+
+    @guarded("other networks")
+    def _gather_rivals(self) -> None:
+        """Know of no task where another network is trained against this one: both may do well, and
+        neither loss falls."""
+        if self._rivals.found():
+            self.evidence.adversarial = True
+            self.evidence.task, self.evidence.classes = "unknown", None
+            self.task = Task("unknown")
 
     @guarded("the optimiser and the losses")
     def _gather_loop(self) -> None:
@@ -356,7 +383,7 @@ class Observer:
         replica, outcome = self.replica, self.evidence.outcome
         model = None if replica is None else replica.current()
         if replica is not None and model is not None and self.task is not None:
-            with undisturbed():
+            with undisturbed(model=self.model):
                 note_scores(outcome, self.buffer, self.task, model)
             note_movement(outcome, self.model, replica.groups, replica.initial)
 
