@@ -11,7 +11,6 @@ from debugnn.doctor.copies import copied_loss, undisturbed
 from debugnn.doctor.copy_training import CopyTraining, run
 from debugnn.doctor.evidence import Evidence, Score, TrialOutcome
 from debugnn.doctor.observe.buffer import Batch, BatchBuffer
-from debugnn.doctor.observe.calls import batch_size, take
 from debugnn.doctor.observe.observer import Observer
 from debugnn.doctor.observe.outcome import outputs_of, score_of
 from debugnn.doctor.observe.task import Task
@@ -107,11 +106,16 @@ class TrialRunner:
         if model is None:
             return None
         if size is not None:
-            call, targets = batches[0].call, batches[0].targets
-            batch, rows = batch_size(call, len(targets)), slice(size)
-            batches = [Batch(call.take(rows, batch), take(targets, rows, batch))]
+            first = batches[0]
+            batches = [Batch(*observer.layout.take(first.call, slice(size), first.targets))]
         return CopyTraining(
-            model, observer.optimizer, replica.groups, copied_loss(loss_fn), batches, trial
+            model,
+            observer.optimizer,
+            replica.groups,
+            copied_loss(loss_fn),
+            batches,
+            trial,
+            observer.layout,
         )
 
 

@@ -6,25 +6,30 @@ from debugnn.doctor.causes.cause import Cause, Kind, Sign
 from debugnn.doctor.causes.signals import MIXED, evaluations_differ, severity, short
 from debugnn.doctor.evidence import Evidence
 
-# How often the same samples came, over the number of steps, above which every step saw all of
-# them: one graph or set, whose samples may be meant to depend on each other.
+# Share of the batches that are the first one again above which each step saw one graph or one set,
+# whose entries may be meant to depend on each other. At a probe a batch is the first one, or not.
 WHOLE = 0.9
+# Sizes of batches beyond which each may be a set, or a sequence, of its own length. A loader makes
+# two: full batches and a smaller last one.
+SIZES = 2
 
 
 def mixed_samples(evidence: Evidence) -> Iterator[Sign]:
     """In evaluation mode, outputs change as other samples' inputs do."""
-    network = evidence.network
+    network, data = evidence.network, evidence.data
     if network.mixing is None or network.mixing <= MIXED:
         return
     if network.batch_softmax or evaluations_differ(evidence):
         return
-    whole = (evidence.outcome.epochs or 0) >= WHOLE * evidence.loop.steps > 0
+    whole = data.same_batch is None or data.same_batch >= WHOLE
+    one_set = (whole or data.batch_sizes > SIZES) and not network.sample_axis_told
     layers = (name for name, change in network.mixing_layers.items() if name and change > MIXED)
     yield Sign(
-        "note" if whole and not short(evidence) else severity(evidence),
+        "note" if one_set and not short(evidence) else severity(evidence),
         f"a sample's output changes by {100 * network.mixing:.2g} % when only other samples of the "
         "batch change, in evaluation mode",
         layer=next(layers, None),
+        confidence="suspected" if one_set else "certain",
         evidence={"relative_change": network.mixing},
     )
 
@@ -35,6 +40,7 @@ CAUSE = Cause(
     kind=Kind.CERTAIN,
     rules=(mixed_samples,),
     fix="keep the batch axis apart: look for view or reshape where permute is meant, batch_first, "
-    "and statistics or attention over axis 0",
+    "and statistics or attention over axis 0. If samples lie along another axis, or depend on each "
+    "other on purpose, say so: Doctor(..., sample_axis=1) or Doctor(..., sample_axis=None)",
     source="Lightning issue 1237",
 )

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from debugnn.doctor.copies import copied_state
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.observe.architecture import network_facts
-from debugnn.doctor.observe.calls import Call, batch_size, first_tensor
+from debugnn.doctor.observe.calls import Call, first_tensor
 from debugnn.doctor.observe.loss_function import LossFunction, loss_facts
+from debugnn.doctor.observe.mixing import Samples
 from debugnn.doctor.observe.modes import without_dropout
 from debugnn.doctor.observe.operations import SQUASHING, trace
 from debugnn.doctor.observe.task import Task, read
@@ -18,7 +19,12 @@ from debugnn.doctor.observe.weights import forward_order, weight_facts
 
 
 def examine(
-    model: nn.Module, call: Call, targets: Any, loss_fn: LossFunction | None, evidence: Evidence
+    model: nn.Module,
+    call: Call,
+    targets: Any,
+    loss_fn: LossFunction | None,
+    samples: Samples,
+    evidence: Evidence,
 ) -> Task:
     """Fill in what the evidence holds of the task, the loss, the network and its weights.
 
@@ -26,14 +32,12 @@ def examine(
         model: a copy of the model as it starts. Its weights and buffers stay.
         call: how the model is called with the batch.
         targets: the batch's targets.
+        samples: where the batch's samples lie.
         evidence: where the facts are noted.
 
     Returns:
         How outputs and targets are read.
     """
-    batch = batch_size(call, len(targets) if _has_axes(targets) else None)
-    if _is_time_first(model, call, targets):
-        batch = None  # PyTorch's default layout of sequences: axis 0 is time throughout
     with without_dropout(model, training=False):
         outputs, tracer = trace(model, call)
     first = first_tensor(outputs)
@@ -66,7 +70,7 @@ def examine(
         return tensor.float().square().mean()
 
     state = copied_state(model)
-    evidence.network = network_facts(model, call, batch, loss)
+    evidence.network = network_facts(model, call, samples, loss)
     with torch.no_grad():
         model.load_state_dict(state)
     evidence.weights = weight_facts(model, forward_order(model, call))
@@ -92,19 +96,3 @@ def _takes_sides(rewards: list[list[float]]) -> bool:
     if not values or not all(map(math.isfinite, values)):
         return False
     return any(right < wrong for right, wrong in rewards) or min(values) < 0
-
-
-def _is_time_first(model: nn.Module, call: Call, targets: Any) -> bool:
-    """True if inputs and targets are sequences whose first axis is time."""
-    shapes = [t.shape for t in call.tensors() if t.dim() == 3]
-    recurrent = (nn.RNNBase, nn.MultiheadAttention)
-    return (
-        isinstance(targets, Tensor)
-        and targets.dim() >= 2
-        and any(shape[:2] == targets.shape[:2] for shape in shapes)
-        and any(isinstance(m, recurrent) and not m.batch_first for m in model.modules())
-    )
-
-
-def _has_axes(targets: Any) -> bool:
-    return isinstance(targets, Tensor) and targets.dim() > 0
