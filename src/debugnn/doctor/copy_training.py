@@ -4,7 +4,6 @@ The copy starts from the weights that the training began with, sees its first ba
 plain loop. Nothing of the training's own is touched.
 """
 
-import copy
 import inspect
 import math
 from collections.abc import Callable, Sequence
@@ -14,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from debugnn.doctor.copies import copied_model
 from debugnn.doctor.evidence import TrialOutcome
 from debugnn.doctor.observe.buffer import Batch
-from debugnn.doctor.observe.layout import Layout
+from debugnn.doctor.observe.layout import FIRST_AXIS, Layout
 from debugnn.doctor.observe.modes import turn_dropout_off
 from debugnn.doctor.observe.simple_models import mean_and_deviation
 from debugnn.doctor.observe.task import Task, constant_loss, reference_loss
@@ -35,7 +35,7 @@ class CopyTraining:
         loss_fn: called as `loss_fn(outputs, targets)`.
         batches: at least one.
         trial: what is different from the training.
-        layout: where the samples of the batches lie.
+        layout: where the samples of the batches lie; on the first axis unless given.
 
     Raises:
         Exception: whatever the model, its optimiser or the batches raise where the change does not
@@ -50,9 +50,9 @@ class CopyTraining:
         loss_fn: Callable[[Any, Any], Tensor],
         batches: Sequence[Batch],
         trial: Trial,
-        layout: Layout,
+        layout: Layout = FIRST_AXIS,
     ) -> None:
-        self.model = copy.deepcopy(model)
+        self.model = copied_model(model)
         self.model.train()
         if trial.unfrozen:
             self.model.requires_grad_(True)

@@ -90,7 +90,7 @@ class TrialRunner:
                 task = self._observer.task
                 return None if training is None or task is None else run(training, task, steps)
             except Exception as error:  # whatever model, loss or optimiser raise under the change
-                troubles.note_error(self.evidence, f"trial {trial.name}", error)
+                troubles.note_error(self.evidence, f"the trial '{trial.name}'", error)
                 return TrialOutcome(0, math.nan, math.nan)
 
     def _start(

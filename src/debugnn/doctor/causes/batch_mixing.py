@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign
-from debugnn.doctor.causes.signals import MIXED, evaluations_differ, severity, short
+from debugnn.doctor.causes.signals import MIXED, evaluations_differ, severity
 from debugnn.doctor.evidence import Evidence
 
 # Share of the batches that are the first one again above which each step saw one graph or one set,
@@ -25,7 +25,7 @@ def mixed_samples(evidence: Evidence) -> Iterator[Sign]:
     one_set = (whole or data.batch_sizes > SIZES) and not network.sample_axis_told
     layers = (name for name, change in network.mixing_layers.items() if name and change > MIXED)
     yield Sign(
-        "note" if one_set and not short(evidence) else severity(evidence),
+        "note" if one_set else severity(evidence),
         f"a sample's output changes by {100 * network.mixing:.2g} % when only other samples of the "
         "batch change, in evaluation mode",
         layer=next(layers, None),

@@ -169,6 +169,9 @@ class Layout:
         return _select(targets.unflatten(0, shape[:2]), axis, rows).flatten(0, 1)
 
 
+FIRST_AXIS = Layout()  # what is assumed where nothing was found out
+
+
 def samples_axis(tensor: Tensor, count: int, axis: int) -> int | None:
     """Return the axis along which a tensor beside the inputs holds `count` samples.
 

@@ -1,6 +1,5 @@
 """The observer: turns what happens in a training loop into evidence. It judges nothing."""
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from debugnn.doctor import troubles
-from debugnn.doctor.copies import Relay, copied_loss, undisturbed
+from debugnn.doctor.copies import Relay, copied_loss, copied_model, undisturbed
 from debugnn.doctor.evidence import Evidence, Validation
 from debugnn.doctor.nonfinite_replay import NonFiniteReplay
 from debugnn.doctor.observe import devices, first_batch
@@ -286,7 +285,7 @@ class Observer:
         if self._save_to is not None:
             found.replay = str(self.nonfinite.save(self._save_to, step))
 
-    @guarded("the loss beside loss_fn's value")
+    @guarded("loss_fn's value beside the loss")
     def _compare_loss(self, loss: Tensor, targets: Any) -> None:
         if self.loss_fn is not None and self._outputs is not None:
             self._losses.compare(loss, self.loss_fn, self._outputs, targets)
@@ -296,7 +295,7 @@ class Observer:
         """Find out along which axis samples lie, and whether the model keeps them apart."""
         if self.replica is None or self.replica.model is None:
             return None
-        model = copy.deepcopy(self.replica.model)
+        model = copied_model(self.replica.model)
         with undisturbed(), without_dropout(model, training=False):
             return find_samples(model, call.map(copied), targets, self._sample_axis)
 
@@ -306,7 +305,7 @@ class Observer:
         if self.replica is None or self.replica.model is None or not self.buffer.early:
             return
         batch = self.buffer.early[0]
-        model = copy.deepcopy(self.replica.model)
+        model = copied_model(self.replica.model)
         with undisturbed():
             self._try_without_targets(model, batch)
             loss_fn = copied_loss(self.loss_fn)
