@@ -48,8 +48,8 @@ class DataFacts:
     feature_spread: float | None = None  # largest / tenth percentile of the features' deviations
     distinct: int = 0  # samples that differ
     constant_batches: float = 0.0  # share of batches whose samples are all equal
-    # Share of the batches compared with the first one that are the same; None: none was compared.
-    same_batch: float | None = 0.0
+    # Every batch that was compared with the first one is the same; None: none was compared.
+    same_batch: bool | None = False
     batch_sizes: int = 1  # how many sizes batches came in
     nonfinite_samples: int = 0
     class_counts: dict[int, int] = field(default_factory=dict)

@@ -27,6 +27,16 @@ from debugnn.faults.datasets import (
     tokens,
     toy,
 )
+from debugnn.faults.loops import (
+    carrying,
+    contrastive,
+    graph,
+    loss_alone,
+    packed,
+    sentences,
+    sharpness_aware,
+    siamese,
+)
 from debugnn.faults.nets import Functional, Recurrent, Transformer, cnn, mlp, residual_mlp
 from debugnn.faults.program import Setup
 
@@ -204,6 +214,14 @@ TUNING: dict[str, Build] = {
     "autoencoder": lambda seed: Setup(
         mlp(64, 64, 24, 64, 64), nn.MSELoss(), partial(Adam, lr=5e-3), *autoencoding(seed)
     ),
+    # loops of their own, and samples that are not the first axis
+    "carried_lstm": partial(carrying, cell=nn.LSTM, flat=False),
+    "packed": packed,
+    "graph_dense": partial(graph, form="dense"),
+    "graph_edges": partial(graph, form="edges"),
+    "contrastive": contrastive,
+    "sharpness_aware": sharpness_aware,
+    "loss_alone": loss_alone,
 }
 
 # What nobody looked at when the thresholds were set.
@@ -346,6 +364,12 @@ HELD_OUT: dict[str, Build] = {
     "noisy_line": lambda seed: Setup(
         mlp(8, 16, 1), nn.MSELoss(), partial(Adam, lr=3e-3), *noisy_line(seed), epochs=8
     ),
+    # loops of their own, and samples that are not the first axis
+    "carried_gru": partial(carrying, cell=nn.GRU, flat=True),
+    "sentences": sentences,
+    "graph_sparse": partial(graph, form="sparse"),
+    "graph_held": partial(graph, form="held"),
+    "siamese": siamese,
 }
 
 

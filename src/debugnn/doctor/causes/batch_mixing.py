@@ -6,9 +6,6 @@ from debugnn.doctor.causes.cause import Cause, Kind, Sign
 from debugnn.doctor.causes.signals import MIXED, evaluations_differ, severity
 from debugnn.doctor.evidence import Evidence
 
-# Share of the batches that are the first one again above which each step saw one graph or one set,
-# whose entries may be meant to depend on each other. At a probe a batch is the first one, or not.
-WHOLE = 0.9
 # Sizes of batches beyond which each may be a set, or a sequence, of its own length. A loader makes
 # two: full batches and a smaller last one.
 SIZES = 2
@@ -21,15 +18,16 @@ def mixed_samples(evidence: Evidence) -> Iterator[Sign]:
         return
     if network.batch_softmax or evaluations_differ(evidence):
         return
-    whole = data.same_batch is None or data.same_batch >= WHOLE
-    one_set = (whole or data.batch_sizes > SIZES) and not network.sample_axis_told
+    # The entries of one graph, or of a set, may be meant to depend on each other.
+    one_set = data.same_batch is not False or data.batch_sizes > SIZES
+    certain = network.sample_axis_told or not one_set
     layers = (name for name, change in network.mixing_layers.items() if name and change > MIXED)
     yield Sign(
-        "note" if one_set else severity(evidence),
+        severity(evidence) if certain else "note",
         f"a sample's output changes by {100 * network.mixing:.2g} % when only other samples of the "
         "batch change, in evaluation mode",
         layer=next(layers, None),
-        confidence="suspected" if one_set else "certain",
+        confidence="certain" if certain else "suspected",
         evidence={"relative_change": network.mixing},
     )
 

@@ -105,7 +105,7 @@ class BatchBuffer:
         prints: fingerprints of the samples of all batches, see `samples.fingerprints`.
         labels: the targets of all batches.
         sizes: numbers of samples that batches had.
-        same: of each batch at a probe, whether it is the first one again.
+        same: of batches at probes, whether it is the first one again.
     """
 
     def __init__(self) -> None:

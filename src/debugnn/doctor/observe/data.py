@@ -56,15 +56,16 @@ def note_data(
         inputs, targets = inputs[chosen], None if targets is None else targets[chosen]
     facts = samples.data_facts(inputs, targets, task)
     facts.samples, facts.distinct = count, len(distinct)
-    facts.same_batch = sum(buffer.same) / len(buffer.same) if buffer.same else None
+    facts.same_batch = all(buffer.same) if buffer.same else None
     facts.batch_sizes = len(buffer.sizes)
     evidence.data = facts
-    _note_fingerprints(evidence, buffer, task)
+    _note_fingerprints(evidence, buffer, layout, task)
     if targets is not None:
         keep = samples.first_of_each(inputs)
         facts.simple_skill = simple_models.simple_skill(inputs[keep], targets[keep], task)
     # Of a graph, or of one set at every step, validation has the same entries by right.
-    apart = layout.axis is not None and not (evidence.network.mixing and all(buffer.same))
+    one_set = evidence.network.mixing and facts.same_batch is not False
+    apart = layout.axis is not None and not one_set
     if validation is not None and apart:
         known = buffer.prints.together() if buffer.prints else samples.fingerprints(inputs)
         wanted = layout.targets_by_sample(validation.call, validation.targets)
@@ -74,7 +75,7 @@ def note_data(
                 _evaluate(facts, buffer, layout, validation, task, replica, steps)
 
 
-def _note_fingerprints(evidence: Evidence, buffer: BatchBuffer, task: Task) -> None:
+def _note_fingerprints(evidence: Evidence, buffer: BatchBuffer, layout: Layout, task: Task) -> None:
     """Fill in what fingerprints and labels of all batches tell."""
     facts, prints = evidence.data, buffer.prints.each()
     several = [p for p in prints if len(p) > 1]
@@ -83,9 +84,10 @@ def _note_fingerprints(evidence: Evidence, buffer: BatchBuffer, task: Task) -> N
     counts = buffer.class_counts(task)
     if counts is not None:
         facts.class_counts = dict(enumerate(counts.tolist()))
-        facts.conflicting, facts.repeated, facts.repeats_within = samples.conflicts(
-            prints, buffer.labels.each()
-        )
+        if layout.axis is not None:  # else a label may be the place of a sample's partner
+            facts.conflicting, facts.repeated, facts.repeats_within = samples.conflicts(
+                prints, buffer.labels.each()
+            )
     seen, times = samples.repeats(prints)
     evidence.outcome.epochs = times if seen else None
 

@@ -145,9 +145,9 @@ def _conclude(
 ) -> Samples:
     dependence = {a: influence.name for a, influence in found.items() if influence is not None}
     if told == FIND:
-        axis: int | None = _axis_of(inputs, targets, dependence)
-        if dependence.get(axis or 0) != "apart" and _is_related(passes.call, inputs, axis or 0):
-            axis = None
+        likely = _axis_of(inputs, targets, dependence)
+        related = _is_related(passes.call, inputs, likely) or _is_pairwise(passes, inputs, likely)
+        axis = None if related and dependence.get(likely) != "apart" else likely
         layout = replace(layout, axis=axis)
     layout = _verified(passes, layout, found)
     apart = layout.axis is not None and dependence.get(layout.axis) == "apart"
@@ -211,6 +211,12 @@ def _is_related(call: Call, inputs: Tensor, axis: int) -> bool:
     return False
 
 
+def _is_pairwise(passes: "_Passes", inputs: Tensor, axis: int) -> bool:
+    """True if the outputs are of pairs of entries, as similarities to all others of a batch are."""
+    output, count = passes.output, inputs.shape[axis]
+    return output is not None and output.dim() >= 2 and output.shape[:2] == (count, count)
+
+
 def _is_samples_axis(
     passes: "_Passes",
     inputs: Tensor,
@@ -229,8 +235,6 @@ def _is_samples_axis(
         return False
     if not isinstance(targets, Tensor) or not targets.dim() or len(targets) != count:
         return False
-    if output.dim() >= 2 and output.shape[:2] == (count, count):
-        return False  # pairs of samples
     if dependence.get(1 - axis) == "apart":
         return False
     features = () if not inputs.is_floating_point() else inputs.shape[-1:]
