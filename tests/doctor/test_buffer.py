@@ -5,6 +5,7 @@ import torch
 
 from debugnn.doctor.observe.buffer import BatchBuffer, GrowingTensor
 from debugnn.doctor.observe.calls import as_call
+from debugnn.doctor.observe.layout import Layout
 from debugnn.doctor.observe.task import Task
 
 SIZES = [3, 1, 4096, 0, 7, 9000, 2]
@@ -58,7 +59,7 @@ def test_classes_are_counted_over_all_batches(hot):
         labels = torch.tensor([0, 1, 2, 0]) if step % 3 else torch.tensor([1])
         targets = torch.eye(4)[labels] if hot else labels
         inputs = torch.zeros(len(labels), 5)
-        buffer.take(as_call(inputs), inputs, targets, due=step % 20 == 0)
+        buffer.take(as_call(inputs), inputs, targets, Layout(), due=step % 20 == 0)
     assert buffer.class_counts(Task("classes", 4)).tolist() == [40, 30, 20, 0]
     assert buffer.rarest(Task("classes", 4)) == [3, 2, 1, 0]
 
@@ -66,6 +67,26 @@ def test_classes_are_counted_over_all_batches(hot):
 def test_targets_that_are_no_plain_tensors_are_left_out():
     buffer, inputs = BatchBuffer(), torch.zeros(3, 5)
     for targets in (torch.eye(3).to_sparse(), "labels", None):
-        buffer.take(as_call(inputs), inputs, targets, due=False)
+        buffer.take(as_call(inputs), inputs, targets, Layout(), due=False)
     assert not buffer.labels
     assert len(buffer.early) == 3
+
+
+def test_samples_of_the_second_axis_are_kept_as_rows():
+    buffer, inputs = BatchBuffer(), torch.arange(12).reshape(3, 4)
+    buffer.take(as_call(inputs), None, None, Layout(1), due=True)
+    assert torch.equal(buffer.early[0].inputs, inputs.T)
+    assert torch.equal(buffer.early[0].call.args[0], inputs)
+    assert [len(prints) for prints in buffer.prints.each()] == [4]
+    assert buffer.sizes == {4}
+
+
+def test_batches_are_compared_with_the_first_one_without_end():
+    """Fingerprints come to an end after 50,000 samples."""
+    buffer, graph = BatchBuffer(), torch.randn(30_000, 2)
+    for step in range(6):
+        buffer.take(as_call(graph), graph, None, Layout(None), due=True)
+        if step == 4:
+            graph = graph.flip(0)
+    assert buffer.same == [True, True, True, True, False]
+    assert len(buffer.prints) < 6

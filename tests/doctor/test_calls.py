@@ -5,23 +5,19 @@ from collections import UserDict, namedtuple
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from debugnn.doctor.observe.calls import (
     Call,
     as_call,
-    batch_size,
+    bytes_of,
+    first_tensor,
     map_tensors,
     reshaped_like,
-    run_in_chunks,
 )
 
 ROWS, OTHER = torch.arange(12.0).reshape(4, 3), torch.arange(8.0).reshape(4, 2)
 Pair = namedtuple("Pair", ["first", "second"])
-
-
-class Both(nn.Module):
-    def forward(self, wide, narrow):
-        return wide.sum(dim=1) + narrow.sum(dim=1)
 
 
 @pytest.mark.parametrize(
@@ -52,45 +48,6 @@ def test_a_forward_that_works_in_place_does_not_reach_the_batch():
     assert torch.equal(rows, ROWS)
 
 
-def test_some_samples_are_taken_of_tensors_that_hold_as_many():
-    scale = torch.tensor(2.0)
-    call = Call((ROWS, scale), {"lookup": torch.zeros(7, 2)})
-    for rows, wanted in ((slice(2), ROWS[:2]), (torch.tensor([3, 0]), ROWS[[3, 0]])):
-        taken = call.take(rows, 4)
-        assert torch.equal(taken.args[0], wanted)
-        assert taken.args[1] is scale
-        assert taken.kwargs["lookup"].shape == (7, 2)
-    assert call.take(slice(2), None).args[0] is ROWS
-
-
-def test_chunks_give_the_outputs_of_the_whole_batch():
-    torch.manual_seed(0)
-    wide, narrow = torch.randn(10, 3), torch.randn(10, 2)
-    seen = []
-
-    class Noting(Both):
-        def forward(self, wide, narrow):
-            seen.append(len(wide))
-            return super().forward(wide, narrow)
-
-    whole = run_in_chunks(Noting(), Call((wide, narrow)), 10, size=10)
-    parts = run_in_chunks(Noting(), Call((wide,), {"narrow": narrow}), 10, size=4)
-    assert torch.equal(whole, parts)
-    assert seen == [10, 4, 4, 2]
-    # An argument of another length belongs to no sample.
-    run_in_chunks(Noting(), Call((wide, narrow[:1])), 10, size=4)
-    assert seen[4:] == [10]
-
-
-def test_outputs_that_are_no_tensor_are_computed_in_one_pass():
-    class Packed(Both):
-        def forward(self, wide, narrow):
-            return {"logits": super().forward(wide, narrow)}
-
-    outputs = run_in_chunks(Packed(), Call((ROWS, OTHER)), 4, size=2)
-    assert outputs["logits"].shape == (4,)
-
-
 def test_samples_are_reshaped_to_what_the_model_was_called_with():
     images = torch.randn(5, 1, 2, 3)
     reference = Call((torch.zeros(9, 6),))
@@ -104,14 +61,6 @@ def test_samples_are_reshaped_to_what_the_model_was_called_with():
     assert reshaped_like(Call((images,)), None).args[0] is images
 
 
-def test_the_batch_size_is_that_of_the_targets_where_an_input_has_as_many():
-    time_first = torch.zeros(7, 4, 3)
-    assert batch_size(Call((time_first,))) == 7
-    assert batch_size(Call((time_first,)), targets=4) == 4
-    assert batch_size(Call((time_first,)), targets=5) == 7
-    assert batch_size(Call((torch.tensor(1.0),))) is None
-
-
 def test_nested_tensors_are_changed_in_containers_of_the_same_type():
     nest = {"a": [ROWS, (OTHER, "text")], "b": Pair(ROWS, None)}
     doubled = map_tensors(nest, lambda tensor: 2 * tensor)
@@ -121,3 +70,35 @@ def test_nested_tensors_are_changed_in_containers_of_the_same_type():
     assert isinstance(doubled["b"], Pair)
     assert doubled["b"].second is None
     assert nest["b"].first is ROWS
+
+
+def test_a_mapping_that_is_no_dict_keeps_its_type():
+    batch = UserDict(wide=ROWS)
+    doubled = map_tensors(batch, lambda tensor: 2 * tensor)
+    assert isinstance(doubled, UserDict)
+    assert torch.equal(doubled["wide"], 2 * ROWS)
+    assert batch["wide"] is ROWS
+
+
+def test_packed_sequences_are_one_argument():
+    """They are tuples, of tensors that are no arguments."""
+    packed = pack_padded_sequence(ROWS[:, :, None], torch.tensor([3, 2, 2, 1]), batch_first=True)
+    call = as_call(packed)
+    assert call.args == (packed,)
+    assert type(call.map(torch.clone).args[0]) is type(packed)
+
+
+def test_a_loss_among_the_outputs_is_not_taken_for_them():
+    loss = torch.tensor(0.5)
+    for outputs in ((loss, ROWS), {"loss": loss, "logits": ROWS}, [loss, [None, ROWS]]):
+        assert first_tensor(outputs) is ROWS
+    assert first_tensor({"loss": loss}) is loss
+
+
+def test_a_sparse_tensor_is_as_large_as_the_values_that_it_holds():
+    wide = torch.zeros(5000, 5000)
+    wide[3, 4] = wide[7, 8] = 1.0
+    assert bytes_of(wide) == 5000 * 5000 * 4
+    assert bytes_of(wide.to_sparse()) == 2 * 4 + 4 * 8
+    assert bytes_of(wide.to_sparse_csr()) == 2 * 4
+    assert bytes_of(torch.tensor(1.0)) == 4

@@ -1262,16 +1262,64 @@ def test_an_evaluation_before_the_training_does_not_blind_the_doctor(mode):
 class Locked(nn.Module):
     def __init__(self):
         super().__init__()
-        self.body, self.lock = mlp(), threading.Lock()
+        self.body, self.locks = mlp(), {"one": threading.Lock(), "two": [threading.RLock()]}
+        self.functional = F
 
     def forward(self, inputs):
-        with self.lock:
-            return self.body(inputs)
+        with self.locks["one"], self.locks["two"][0]:
+            return self.functional.relu(self.body(inputs))
+
+
+class Remembering(nn.Module):
+    """Keeps its last hidden values, with their graph."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last, self.hidden = nn.Linear(FEATURES, 12), nn.Linear(12, CLASSES), None
+
+    def forward(self, inputs):
+        self.hidden = torch.relu(self.first(inputs))
+        return self.last(self.hidden)
+
+
+def weight_normed():
+    return nn.Sequential(
+        nn.utils.weight_norm(nn.Linear(FEATURES, 12)), nn.ReLU(), nn.Linear(12, CLASSES)
+    )
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm`:FutureWarning")
+@pytest.mark.parametrize("make", [Locked, Remembering, weight_normed])
+@pytest.mark.parametrize("called_before", [False, True])
+def test_what_holds_a_lock_or_a_graph_is_copied_all_the_same(make, called_before):
+    def program(doctor):
+        model = make()
+        if called_before:
+            model(data()[0])  # of the second pass on, deepcopy refuses the first one's results
+        optimizer = sgd(model)
+        train(doctor(model, optimizer, cross_entropy), model, optimizer, steps=45)
+        return model.state_dict()
+
+    report = undisturbed(program)
+    assert report.evidence.task == "classes"
+    assert report.evidence.network.parameters > 0
+
+
+class Streaming(nn.Module):
+    """Holds a running generator, which has no copy."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.numbers = mlp(), (n for n in range(10**6))
+
+    def forward(self, inputs):
+        next(self.numbers)
+        return self.body(inputs)
 
 
 def test_a_model_that_cannot_be_copied_is_trained_and_the_report_says_so():
     def program(doctor):
-        model = Locked()
+        model = Streaming()
         optimizer = sgd(model)
         train(doctor(model, optimizer, cross_entropy), model, optimizer, steps=45)
         return model.state_dict()

@@ -10,6 +10,7 @@ from torch import nn
 from debugnn.doctor.evidence import NetworkFacts
 from debugnn.doctor.observe.architecture import network_facts
 from debugnn.doctor.observe.calls import Call
+from debugnn.doctor.observe.mixing import find_samples
 from debugnn.doctor.observe.modes import without_dropout
 from debugnn.doctor.observe.operations import SQUASHING, ActivationWatcher, Tracer, trace
 from debugnn.doctor.observe.weights import forward_order, weight_facts
@@ -48,7 +49,10 @@ def look(model, inputs=FLAT) -> NetworkFacts:
     def loss(outputs):
         return outputs.float().square().mean()
 
-    return network_facts(model, Call((inputs,)), len(inputs), loss)
+    call = Call((inputs,))
+    with without_dropout(model, training=False):
+        samples = find_samples(model, call, torch.zeros(len(inputs)))
+    return network_facts(model, call, samples, loss)
 
 
 def traced(model, inputs=FLAT) -> tuple[torch.Tensor, Tracer]:
@@ -341,9 +345,6 @@ MIXING = {
         ),
         FLAT,
     ),
-    "batch norm without statistics": (
-        lambda: mlp(nn.Sequential(nn.BatchNorm1d(20, track_running_stats=False), nn.ReLU())), FLAT,
-    ),
     "reshape for permute": (
         lambda: Net(
             lambda s, x: s.a(x.permute(1, 0, 2).reshape(len(x), -1)), a=nn.Linear(24, 3)
@@ -396,6 +397,9 @@ def test_of_many_layers_those_that_mix_are_told():
 APART = {
     "mlp": (mlp, FLAT),
     "batch norm": (lambda: mlp(nn.Sequential(nn.BatchNorm1d(20), nn.ReLU())), FLAT),
+    "batch norm without statistics": (
+        lambda: mlp(nn.Sequential(nn.BatchNorm1d(20, track_running_stats=False), nn.ReLU())), FLAT,
+    ),
     "cnn": (
         lambda: nn.Sequential(
             nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.3), nn.Flatten(),

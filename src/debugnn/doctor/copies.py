@@ -7,7 +7,7 @@ import sys
 import threading
 import types
 import weakref
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -24,6 +24,8 @@ _HOOKS = (
     "_backward_pre_hooks", "_state_dict_hooks", "_state_dict_pre_hooks",
     "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks",
 )  # fmt: skip
+_LOCKS = {type(make()): make for make in (threading.Lock, threading.RLock)}
+_DEPTH = 4  # levels of containers in a module's attributes that are searched for what has no copy
 
 
 class _Blocks(threading.local):
@@ -77,11 +79,13 @@ def _get_nothing() -> Callable:
 def copied_model(model: nn.Module) -> nn.Module:
     """Return a copy of the model without gradients and without anybody's hooks.
 
-    Hooks that compute the weights, as torch's own parametrisations do, are kept.
+    Hooks that compute the weights, as torch's own parametrisations do, are kept. What cannot be
+    copied and has no state that the copy needs is replaced: results of an earlier pass, which hang
+    on its graph, by their values; locks by new ones; Python's modules by themselves.
 
     Raises:
         TypeError: a forward was replaced on the instance: the copy would call the original's.
-        Exception: whatever copying raises, of a module that holds a lock, say.
+        Exception: whatever copying raises, of a module that holds an open file, say.
     """
     for name, module in model.named_modules():
         patched = vars(module).get("forward")
@@ -97,12 +101,48 @@ def copied_model(model: nn.Module) -> nn.Module:
                 vars(module)[attribute] = OrderedDict(torchs)
     try:
         with torch.inference_mode(False):
-            replica = copy.deepcopy(model)
+            replica = copy.deepcopy(model, _replacements(model))
     finally:
         for module, attribute, hooks in kept:
             vars(module)[attribute] = hooks
     replica.zero_grad(set_to_none=True)
     return replica
+
+
+def _replacements(model: nn.Module) -> dict[int, Any]:
+    """Return what stands in a copy for things that cannot be copied, by their identity.
+
+    In the form of `copy.deepcopy`'s memory.
+    """
+    found: dict[int, Any] = {}
+    seen: set[int] = set()
+
+    def look(value: Any, depth: int) -> None:
+        if id(value) in seen or depth > _DEPTH:
+            return
+        seen.add(id(value))
+        if isinstance(value, Tensor):
+            if (
+                value.grad_fn is not None
+            ):  # as weight norm's product, which the next pass makes anew
+                found[id(value)] = value.detach().clone()
+        elif isinstance(value, types.ModuleType):
+            found[id(value)] = value
+        elif type(value) in _LOCKS:
+            found[id(value)] = _LOCKS[type(value)]()
+        elif isinstance(value, dict):
+            for item in list(value.values()):
+                look(item, depth + 1)
+        elif isinstance(value, list | tuple | set | deque):
+            for item in list(value):
+                look(item, depth + 1)
+        elif not isinstance(value, type) and not callable(value):
+            look(getattr(value, "__dict__", None), depth + 1)
+
+    for module in model.modules():
+        for value in list(vars(module).values()):
+            look(value, 0)
+    return found
 
 
 def _is_torchs(hook: Any) -> bool:

@@ -4,7 +4,6 @@ The copy starts from the weights that the training began with, sees its first ba
 plain loop. Nothing of the training's own is touched.
 """
 
-import copy
 import inspect
 import math
 from collections.abc import Callable, Sequence
@@ -14,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from debugnn.doctor.copies import copied_model
 from debugnn.doctor.evidence import TrialOutcome
 from debugnn.doctor.observe.buffer import Batch
-from debugnn.doctor.observe.calls import batch_size
+from debugnn.doctor.observe.layout import FIRST_AXIS, Layout
 from debugnn.doctor.observe.modes import turn_dropout_off
 from debugnn.doctor.observe.simple_models import mean_and_deviation
 from debugnn.doctor.observe.task import Task, constant_loss, reference_loss
@@ -36,6 +36,7 @@ class CopyTraining:
         loss_fn: called as `loss_fn(outputs, targets)`.
         batches: at least one.
         trial: what is different from the training.
+        layout: where the samples of the batches lie; on the first axis unless given.
 
     Raises:
         Exception: whatever the model, its optimiser or the batches raise where the change does not
@@ -50,8 +51,9 @@ class CopyTraining:
         loss_fn: Callable[[Any, Any], Tensor],
         batches: Sequence[Batch],
         trial: Trial,
+        layout: Layout = FIRST_AXIS,
     ) -> None:
-        self.model = copy.deepcopy(model)
+        self.model = copied_model(model)
         self.model.train()
         if trial.unfrozen:
             self.model.requires_grad_(True)
@@ -64,13 +66,14 @@ class CopyTraining:
             self.model = Rectified(self.model, batches[0].call)
         self.batches = list(batches)
         if trial.standardised_inputs:
-            self.batches = _with_standardised_inputs(self.batches)
+            self.batches = _with_standardised_inputs(self.batches, layout)
         if trial.standardised_targets:
             self.batches = _with_standardised_targets(self.batches)
         self.taken = 0
         self._loss_fn = loss_fn
         self._clipped = trial.clipped
-        self._divisor = max(batch_size(batches[0].call) or 1, 1) if trial.averaged_loss else None
+        rows = layout.rows(batches[0].call) if trial.averaged_loss else None
+        self._divisor = None if rows is None else max(len(rows), 1)
         closure = inspect.signature(self.optimizer.step).parameters.get("closure")
         self._needs_closure = closure is not None and closure.default is inspect.Parameter.empty
 
@@ -146,13 +149,16 @@ def _relative_loss(
     return value / constant
 
 
-def _with_standardised_inputs(batches: Sequence[Batch]) -> list[Batch]:
+def _with_standardised_inputs(batches: Sequence[Batch], layout: Layout) -> list[Batch]:
     """Each batch with inputs of mean 0 and standard deviation 1, a channel or feature each."""
-    rows = torch.cat([batch.call.tensors()[0] for batch in batches])
+    inputs = [layout.inputs(batch.call) for batch in batches]
+    rows = torch.cat([tensor for tensor in inputs if tensor is not None])
     mean, std = mean_and_deviation(rows.float())
+    known = {id(tensor) for tensor in inputs}
 
     def standardise(tensor: Tensor) -> Tensor:
-        return (tensor - mean) / std if tensor.shape[1:] == rows.shape[1:] else tensor
+        alike = id(tensor) in known or tensor.shape[1:] == rows.shape[1:]
+        return (tensor - mean) / std if alike and tensor.is_floating_point() else tensor
 
     return [Batch(batch.call.map(standardise), batch.targets) for batch in batches]
 

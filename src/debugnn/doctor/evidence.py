@@ -61,6 +61,9 @@ class DataFacts:
     feature_spread: float | None = None  # largest / tenth percentile of the features' deviations
     distinct: int = 0  # samples that differ
     constant_batches: float = 0.0  # share of batches whose samples are all equal
+    # Every batch that was compared with the first one is the same; None: none was compared.
+    same_batch: bool | None = False
+    batch_sizes: int = 1  # how many sizes batches came in
     nonfinite_samples: int = 0
     class_counts: dict[int, int] = field(default_factory=dict)
     conflicting: float = 0.0  # share of the repeated samples that came with several labels
@@ -110,7 +113,14 @@ class NetworkFacts:
     nonlinear: bool | None = None  # some operation of the forward pass is a nonlinearity
     last_op: str | None = None  # the operation that makes the outputs: sigmoid, softmax, relu, …
     batch_softmax: bool = False  # a softmax over the batch axis
-    mixing: float | None = None  # relative change of a sample's output by other samples' inputs
+    sample_axis: int | None = 0  # of the inputs; None: a batch cannot be parted into samples
+    sample_axis_told: bool = False  # by the user, and not found
+    # Axis of the inputs → on which other positions along it an output depends: apart (on none),
+    # earlier, later, all. Axes that the outputs do not have are missing.
+    axis_dependence: dict[int, str] = field(default_factory=dict)
+    # Relative change of a sample's output by other samples' inputs; None where it is not certain
+    # that they are samples.
+    mixing: float | None = None
     mixing_layers: dict[str, float] = field(
         default_factory=dict
     )  # the same at each module's output

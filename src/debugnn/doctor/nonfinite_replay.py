@@ -1,6 +1,5 @@
 """The repetition of the first training step whose loss or gradient is not finite."""
 
-import copy
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from debugnn.doctor.copies import copied_state, undisturbed
+from debugnn.doctor.copies import copied_model, copied_state, undisturbed
 from debugnn.doctor.evidence import NonFinite
 from debugnn.doctor.nonfinite import find_origin
 from debugnn.doctor.observe.calls import Call
@@ -110,6 +109,6 @@ def _as_before(replica: nn.Module, state: dict[str, Any]) -> nn.Module:
         n: buffers[n] if n in buffers and not torch.isfinite(t).all() else t
         for n, t in state.items()
     }
-    model = copy.deepcopy(replica)
+    model = copied_model(replica)
     model.load_state_dict(state)
     return model.train()

@@ -11,7 +11,6 @@ from debugnn.doctor.copies import undisturbed
 from debugnn.doctor.copy_training import CopyTraining, run
 from debugnn.doctor.evidence import Evidence, Score, TrialOutcome
 from debugnn.doctor.observe.buffer import Batch, BatchBuffer
-from debugnn.doctor.observe.calls import batch_size, take
 from debugnn.doctor.observe.observer import Observer
 from debugnn.doctor.observe.outcome import outputs_of, score_of
 from debugnn.doctor.observe.task import Task
@@ -91,7 +90,7 @@ class TrialRunner:
                 task = self._observer.task
                 return None if training is None or task is None else run(training, task, steps)
             except Exception as error:  # whatever model, loss or optimiser raise under the change
-                troubles.note_error(self.evidence, f"trial {trial.name}", error)
+                troubles.note_error(self.evidence, f"the trial '{trial.name}'", error)
                 return TrialOutcome(0, math.nan, math.nan)
 
     @contextmanager
@@ -116,10 +115,17 @@ class TrialRunner:
         if model is None:
             return None
         if size is not None:
-            call, targets = batches[0].call, batches[0].targets
-            batch, rows = batch_size(call, len(targets)), slice(size)
-            batches = [Batch(call.take(rows, batch), take(targets, rows, batch))]
-        return CopyTraining(model, observer.optimizer, replica.groups, loss_fn, batches, trial)
+            first = batches[0]
+            batches = [Batch(*observer.layout.take(first.call, slice(size), first.targets))]
+        return CopyTraining(
+            model,
+            observer.optimizer,
+            replica.groups,
+            loss_fn,
+            batches,
+            trial,
+            observer.layout,
+        )
 
 
 def _two_sets(buffer: BatchBuffer) -> tuple[list[Batch], list[Batch]]:

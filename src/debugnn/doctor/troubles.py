@@ -27,7 +27,7 @@ def guarded(what: str) -> Callable[[Method[S, P, R]], Callable[Concatenate[S, P]
     losses and batches come in ways that nobody has thought of.
 
     Args:
-        what: what the method looks at, for that line.
+        what: what the method looks at, as the subject of that line.
     """
 
     def decorate(method: Method[S, P, R]) -> Callable[Concatenate[S, P], R | None]:
@@ -46,7 +46,8 @@ def guarded(what: str) -> Callable[[Method[S, P, R]], Callable[Concatenate[S, P]
 
 def note_error(evidence: Evidence, what: str, error: Exception) -> None:
     """Note that something could not be looked at, and the error that was the reason."""
-    note(evidence, f"{what}: {type(error).__name__}: {one_line(error)}")
+    reason = f"{type(error).__name__}: {one_line(error)}"
+    note(evidence, f"{what} cannot be looked at, for an error was raised on the way ({reason})")
 
 
 def note(evidence: Evidence, text: str) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from debugnn.doctor import causes
 from debugnn.doctor.evidence import Evidence
+from debugnn.doctor.observe.mixing import FIND
 from debugnn.doctor.observe.observer import Observer
 from debugnn.doctor.report import Report
 from debugnn.doctor.trial_runner import TrialRunner
@@ -41,11 +42,14 @@ class Doctor:
         save_to: folder for the batch and the weights of a first non-finite number.
         steps_before: steps that the training took before the doctor watched, where it goes on from
             a checkpoint.
+        sample_axis: the axis of the inputs along which samples lie, 0 or 1. None where a batch
+            cannot be parted into samples that are apart, as with a graph, or with pairs. "find"
+            tries it out on the first batch.
 
     Raises:
         TypeError: a model that is no module, an optimiser that is none, or one of them that takes
             no hooks.
-        ValueError: `every` below 1, or `budget` below 0.
+        ValueError: `every` below 1, `budget` below 0, or another `sample_axis`.
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class Doctor:
         budget: int = 200,
         save_to: Path | str | None = None,
         steps_before: int = 0,
+        sample_axis: int | str | None = FIND,
     ) -> None:
         if budget < 0:
             raise ValueError(f"budget={budget}: at least 0 is needed")
@@ -69,6 +74,7 @@ class Doctor:
             every=every,
             save_to=Path(save_to) if save_to is not None else None,
             steps_before=steps_before,
+            sample_axis=sample_axis,
         )
         self._trials = TrialRunner(self._observer)
 
@@ -82,24 +88,26 @@ class Doctor:
         """Batch, weights and random state of the first step that was not finite, None without."""
         return self._observer.nonfinite.saved
 
-    def step(self, loss: Any, inputs: Any, targets: Any) -> None:
+    def step(self, loss: Any, inputs: Any = None, targets: Any = None) -> None:
         """Take note of one training step; to be called after `optimizer.step()`.
 
         Args:
             loss: the loss that was stepped with, a scalar tensor.
-            inputs: the batch, or a tuple or dict of the model's arguments.
-            targets: what `loss_fn` compares the outputs with.
+            inputs: the batch, or a tuple or dict of the model's arguments. Without it, the model's
+                call that was seen in the step is taken.
+            targets: what `loss_fn` compares the outputs with. Without it, nothing is said about
+                the loss function, unless that needs no targets, nor about how well outputs fit.
         """
         self._observer.step(loss, inputs, targets)
 
-    def validate(self, inputs: Any, targets: Any) -> None:
+    def validate(self, inputs: Any, targets: Any = None) -> None:
         """Evaluate a copy of the model, in evaluation mode, on at most 1,024 validation samples.
 
         To be called where the loop evaluates, as often as it does.
 
         Args:
             inputs: as for `step`; the whole validation set or a batch of it.
-            targets: a tensor.
+            targets: as for `step`. Without them, only the inputs are compared with the training's.
         """
         self._observer.validate(inputs, targets)
 

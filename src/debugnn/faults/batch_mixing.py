@@ -1,5 +1,7 @@
 """A sample's output depends on other samples."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from debugnn.faults.cases import case
@@ -61,12 +63,25 @@ def reversed_batch(setup: Setup) -> None:
     setup.model = BothDirections(*layers(setup.model))
 
 
+def weighed_over_batch(setup: Setup) -> None:
+    """The weights of a sequence's steps sum to 1 over the samples, not over the steps."""
+    model: Any = setup.model
+    model.over = 0
+
+
+def viewed_for_transposed(setup: Setup) -> None:
+    """view and transpose where the table was meant to stay: features come from several samples."""
+    mix = Apply(lambda x: x.reshape(x.shape[1], len(x)).transpose(0, 1))
+    setup.model = nn.Sequential(mix, setup.model)
+
+
 TUNING = [
     case("lstm", time_before_batch),
     case("gru_clipped", time_before_batch),
     case("gru_clipped", reshape_for_transpose),
     case("mlp", normalised_by_hand, position=1),
     case("cnn", normalised_by_hand, position=1),
+    case("packed", weighed_over_batch),
 ]
 
 HELD_OUT = [
@@ -74,4 +89,5 @@ HELD_OUT = [
     case("cnn", channels_before_batch),
     case("mlp", gated_over_batch, position=1),
     case("rnn", reversed_batch),
+    case("autoencoder", viewed_for_transposed),
 ]

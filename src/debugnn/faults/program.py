@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 Data = tuple[Tensor, Tensor]  # inputs and targets
-Loss = Callable[[Any, Tensor], Tensor]  # of outputs and targets
+Loss = Callable[[Any, Any], Tensor]  # of outputs and targets
 Half = Literal["tuning", "held_out"]
 
 
@@ -24,12 +24,13 @@ class Scheduler(Protocol):
 class Observer(Protocol):
     """Anything that watches a training from inside its loop, as `debugnn.Doctor` does."""
 
-    def step(self, loss: Any, inputs: Any, targets: Any) -> None: ...
+    def step(self, loss: Any, inputs: Any = None, targets: Any = None) -> None: ...
 
     def validate(self, inputs: Any, targets: Any) -> None: ...
 
 
 AnyObserver = TypeVar("AnyObserver", bound=Observer)
+MakeObserver = Callable[[nn.Module, Optimizer, Loss], AnyObserver]
 
 
 def zero_grad(optimizer: Optimizer, batch_number: int) -> None:
@@ -65,6 +66,8 @@ class Setup:
     calls_train: bool = True  # model.train() before each epoch
     calls_eval: bool = True  # model.eval() before each validation
     score: Callable[[Any, Tensor], float] | None = None  # of validation outputs; None: `score`
+    # Takes the place of the plain loop: it gets the setup, the seed and `train`'s `make_observer`.
+    loop: Callable[[Setup, int, MakeObserver], Any] | None = None
     scores: list[float] = field(default_factory=list)  # one per validation, filled by `train`
 
 
@@ -86,12 +89,12 @@ class Program:
 def train(
     setup: Setup,
     seed: int,
-    make_observer: Callable[[nn.Module, Optimizer, Loss], AnyObserver],
+    make_observer: MakeObserver[AnyObserver],
 ) -> AnyObserver:
-    """Train a setup with the loop that users write.
+    """Train a setup with the loop that users write, or with its own.
 
     Args:
-        setup: the training; its `scores` are filled.
+        setup: the training; the plain loop fills its `scores`.
         seed: of PyTorch's generator and of the order of the samples.
         make_observer: called once with the model, the optimiser and the loss function.
 
@@ -99,6 +102,8 @@ def train(
         The observer, which is not closed.
     """
     torch.manual_seed(seed)
+    if setup.loop is not None:
+        return setup.loop(setup, seed, make_observer)
     shuffle = torch.Generator().manual_seed(seed)
     optimizer = setup.make_optimizer(setup.model.parameters())
     model, loss_fn = setup.model, setup.loss_fn

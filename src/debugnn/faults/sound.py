@@ -36,6 +36,16 @@ from debugnn.faults.datasets import (
     toy,
     triplets,
 )
+from debugnn.faults.loops import (
+    carrying,
+    contrastive,
+    graph,
+    loss_alone,
+    packed,
+    sentences,
+    sharpness_aware,
+    siamese,
+)
 from debugnn.faults.nets import (
     Functional,
     Heads,
@@ -393,6 +403,14 @@ TUNING: dict[str, Build] = {
         score=soft_label_score,
     ),
     "generator": generator,
+    # loops of their own, and samples that are not the first axis
+    "carried_lstm": partial(carrying, cell=nn.LSTM, flat=False),
+    "packed": packed,
+    "graph_dense": partial(graph, form="dense"),
+    "graph_edges": partial(graph, form="edges"),
+    "contrastive": contrastive,
+    "sharpness_aware": sharpness_aware,
+    "loss_alone": loss_alone,
 }
 
 # What nobody looked at when the thresholds were set.
@@ -555,6 +573,12 @@ HELD_OUT: dict[str, Build] = {
     "heteroscedastic": heteroscedastic,
     "several_tasks": several_tasks,
     "generator_with_hinge": partial(generator, hinge=True),
+    # loops of their own, and samples that are not the first axis
+    "carried_gru": partial(carrying, cell=nn.GRU, flat=True),
+    "sentences": sentences,
+    "graph_sparse": partial(graph, form="sparse"),
+    "graph_held": partial(graph, form="held"),
+    "siamese": siamese,
 }
 
 

@@ -3,28 +3,31 @@
 from collections.abc import Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign
-from debugnn.doctor.causes.signals import MIXED, evaluations_differ, severity, short
+from debugnn.doctor.causes.signals import MIXED, evaluations_differ, severity
 from debugnn.doctor.evidence import Evidence
 
-# How often the same samples came, over the number of steps, above which every step saw all of
-# them: one graph or set, whose samples may be meant to depend on each other.
-WHOLE = 0.9
+# Sizes of batches beyond which each may be a set, or a sequence, of its own length. A loader makes
+# two: full batches and a smaller last one.
+SIZES = 2
 
 
 def mixed_samples(evidence: Evidence) -> Iterator[Sign]:
     """In evaluation mode, outputs change as other samples' inputs do."""
-    network = evidence.network
+    network, data = evidence.network, evidence.data
     if network.mixing is None or network.mixing <= MIXED:
         return
     if network.batch_softmax or evaluations_differ(evidence):
         return
-    whole = (evidence.outcome.epochs or 0) >= WHOLE * evidence.loop.steps > 0
+    # The entries of one graph, or of a set, may be meant to depend on each other.
+    one_set = data.same_batch is not False or data.batch_sizes > SIZES
+    certain = network.sample_axis_told or not one_set
     layers = (name for name, change in network.mixing_layers.items() if name and change > MIXED)
     yield Sign(
-        "note" if whole and not short(evidence) else severity(evidence),
+        severity(evidence) if certain else "note",
         f"a sample's output changes by {100 * network.mixing:.2g} % when only other samples of the "
         "batch change, in evaluation mode",
         layer=next(layers, None),
+        confidence="certain" if certain else "suspected",
         evidence={"relative_change": network.mixing},
     )
 
@@ -35,6 +38,7 @@ CAUSE = Cause(
     kind=Kind.CERTAIN,
     rules=(mixed_samples,),
     fix="keep the batch axis apart: look for view or reshape where permute is meant, batch_first, "
-    "and statistics or attention over axis 0",
+    "and statistics or attention over axis 0. If samples lie along another axis, or depend on each "
+    "other on purpose, say so: Doctor(..., sample_axis=1) or Doctor(..., sample_axis=None)",
     source="Lightning issue 1237",
 )

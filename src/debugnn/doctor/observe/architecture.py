@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from debugnn.doctor.evidence import NetworkFacts
 from debugnn.doctor.observe.calls import Call, first_tensor
-from debugnn.doctor.observe.mixing import LEAST_BATCH, evaluation_change, mixing
+from debugnn.doctor.observe.mixing import Samples, evaluation_change
 from debugnn.doctor.observe.modes import BATCH_NORM, dropout_rates, without_dropout
 from debugnn.doctor.observe.operations import DROPPING, WEIGHTED, trace
 
@@ -23,19 +23,27 @@ _CONSTANT = 1e-4  # relative difference between samples
 
 
 def network_facts(
-    model: nn.Module, call: Call, batch: int | None, loss: Callable[[Any], Tensor]
+    model: nn.Module, call: Call, samples: Samples, loss: Callable[[Any], Tensor]
 ) -> NetworkFacts:
     """Try a network out on one batch.
 
     Running statistics of the model move; its weights stay.
 
     Args:
-        batch: number of samples, None where inputs and outputs have no common batch axis.
+        samples: where the batch's samples lie, and whether the network keeps them apart.
         loss: maps outputs to a scalar with a gradient, the user's loss or a stand-in for it.
     """
     modules = list(model.modules())
     rates = dropout_rates(model)
-    facts = NetworkFacts(parameters=sum(p.numel() for p in model.parameters()))
+    axis = samples.layout.axis
+    facts = NetworkFacts(
+        parameters=sum(p.numel() for p in model.parameters()),
+        sample_axis=axis,
+        sample_axis_told=samples.told,
+        axis_dependence=samples.dependence,
+        mixing=samples.mixing,
+        mixing_layers=samples.mixing_layers,
+    )
     facts.dropout = max(rates, default=0.0)
     facts.mode_sensitive = facts.dropout > 0 or any(isinstance(m, BATCH_NORM) for m in modules)
     facts.weight_layers = sum(
@@ -51,19 +59,18 @@ def network_facts(
         first = first_tensor(outputs)
         if first is not None:
             facts.last_op = tracer.made(first)
-            facts.batch_softmax = any(
-                axis == 0 and len(shape) >= 2 and shape[0] == batch and shape == tuple(first.shape)
-                for axis, shape in tracer.softmax_axes
+            facts.batch_softmax = axis == 0 and any(
+                over == 0 and shape[0] == samples.count and shape == tuple(first.shape)
+                for over, shape in tracer.softmax_axes
+                if len(shape) >= 2
             )
         # Sampling in evaluation can be meant, dropout is not.
         facts.drops_in_evaluation = any(name in DROPPING for name in tracer.operations)
         facts.evaluation_change = evaluation_change(model, call)
         facts.bend = _bend(model, call)
-        if first is not None and batch is not None and batch >= LEAST_BATCH:
-            facts.mixing, facts.mixing_layers = mixing(model, call, batch)
     with without_dropout(model, training=True):
         facts.unreached, facts.unused = _without_gradient(model, call, loss)
-        facts.time_gradient = _time_gradient(model, call, loss)
+        facts.time_gradient = _time_gradient(model, call, 0 if axis == 1 else 1, loss)
     return facts
 
 
@@ -175,16 +182,22 @@ def _without_gradient(
     return unreached, unused
 
 
-def _time_gradient(model: nn.Module, call: Call, loss: Callable[[Any], Tensor]) -> float | None:
+def _time_gradient(
+    model: nn.Module, call: Call, axis: int, loss: Callable[[Any], Tensor]
+) -> float | None:
     """Return ‖∂L/∂x‖ of the first tenth of the time steps over that of the last tenth.
 
-    For a recurrent network on one input (B, T, features) of at least ten steps; else None.
+    For a recurrent network on one input (B, T, features) or (T, B, features) of at least ten steps;
+    else None.
+
+    Args:
+        axis: of time.
     """
     recurrent = any(isinstance(m, nn.RNNBase | nn.RNNCellBase) for m in model.modules())
     given = call.tensors()
     if not recurrent or len(given) != 1 or given[0].dim() != 3:
         return None
-    if not given[0].is_floating_point() or given[0].shape[1] < 10:
+    if not given[0].is_floating_point() or given[0].shape[axis] < 10:
         return None
     inputs = given[0].detach().clone().requires_grad_()
     with torch.enable_grad():
@@ -194,7 +207,8 @@ def _time_gradient(model: nn.Module, call: Call, loss: Callable[[Any], Tensor]) 
         (gradient,) = torch.autograd.grad(value, inputs, allow_unused=True)
     if gradient is None:
         return None
-    tenth = max(1, inputs.shape[1] // 10)
+    gradient = gradient.movedim(axis, 1)
+    tenth = max(1, gradient.shape[1] // 10)
     first, last = (
         torch.linalg.vector_norm(part.double()).item()
         for part in (gradient[:, :tenth], gradient[:, -tenth:])

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from debugnn.doctor.observe import samples
-from debugnn.doctor.observe.calls import Call, copied, map_tensors, rows_of
+from debugnn.doctor.observe.calls import Call, bytes_of, copied, is_plain, map_tensors
+from debugnn.doctor.observe.layout import Layout
 from debugnn.doctor.observe.task import Task
 
 _EARLY = 4  # batches of the beginning, at least; more where they hold fewer than _EARLY_SAMPLES
@@ -26,7 +27,7 @@ class Batch(NamedTuple):
 
     call: Call
     targets: Any
-    inputs: Any = None  # the samples, a tensor, where there is one
+    inputs: Tensor | None = None  # the samples, (samples, …), where there is a tensor of them
 
 
 @dataclass
@@ -34,9 +35,8 @@ class ValidationBatch:
     """The samples of the latest validation, and what a copy of the model predicted."""
 
     call: Call
-    inputs: Tensor | None
-    targets: Tensor
-    count: int  # number of samples
+    inputs: Tensor | None  # (samples, …)
+    targets: Any
     size: int  # number of samples given, of which these were chosen
     step: int
     outputs: Any
@@ -104,6 +104,8 @@ class BatchBuffer:
         late: batches of the latest probes.
         prints: fingerprints of the samples of all batches, see `samples.fingerprints`.
         labels: the targets of all batches.
+        sizes: numbers of samples that batches had.
+        same: of batches at probes, whether it is the first one again.
     """
 
     def __init__(self) -> None:
@@ -111,6 +113,9 @@ class BatchBuffer:
         self.late: deque[Batch] = deque(maxlen=_LATE)
         self.prints = GrowingTensor()
         self.labels = GrowingTensor()
+        self.sizes: set[int] = set()
+        self.same: list[bool] = []
+        self._first: Tensor | None = None  # of the first batch, what fingerprints look at
         self._bytes = self._samples = self._fingerprinted = 0
         self._waiting: list[Tensor] = []  # batches whose fingerprints are computed together
 
@@ -119,17 +124,21 @@ class BatchBuffer:
         """All copies, in the order in which they came."""
         return [*self.early, *self.late]
 
-    def take(self, call: Call, inputs: Any, targets: Any, due: bool) -> None:
+    def take(self, call: Call, inputs: Any, targets: Any, layout: Layout, due: bool) -> None:
         """Note a batch.
 
         Args:
-            due: a probe is due. Late batches are copied then, and fingerprints are computed.
+            inputs: as the loop handed them over, None where it did not.
+            layout: where the samples lie.
+            due: a probe is due. Late batches are copied then, fingerprints are computed, and the
+                batch is compared with the first one.
         """
-        rows = _leading(call, inputs)
+        rows = layout.rows(call, inputs)
+        if rows is not None and len(rows):
+            self._compare(rows, due)
         if (
             isinstance(targets, Tensor)
-            and targets.layout == torch.strided
-            and not targets.is_nested
+            and is_plain(targets)
             and len(self.labels) * max(targets.numel(), 1) < _LABELS
         ):
             self.labels.append(targets)
@@ -140,7 +149,7 @@ class BatchBuffer:
             self._fingerprinted += len(rows)
             if due:
                 self.fingerprint()
-        size = sum(t.numel() * t.element_size() for t in call.tensors())
+        size = sum(map(bytes_of, call.tensors()))
         count = len(rows) if rows is not None else 1
         few = len(self.early) < _EARLY or self._samples < _EARLY_SAMPLES
         early = few and self._bytes + size <= _BYTES
@@ -150,6 +159,17 @@ class BatchBuffer:
             (self.early if early else self.late).append(batch)
             self._bytes += size if early else 0
             self._samples += count if early else 0
+
+    def _compare(self, rows: Tensor, due: bool) -> None:
+        """Note the batch's size, and whether it is the first one again."""
+        self.sizes.add(len(rows))
+        if self._first is None:
+            self._first = samples.thinned(rows)
+        elif due:
+            # As fingerprints come to an end, this does not: one graph may come without end.
+            now = samples.thinned(rows)
+            same = now.shape == self._first.shape and bool((now == self._first).all())
+            self.same.append(same)
 
     def fingerprint(self) -> None:
         """Compute the fingerprints of the batches since the last call."""
@@ -177,9 +197,4 @@ class BatchBuffer:
         """Let go of the copies; fingerprints and labels stay."""
         self.early.clear()
         self.late.clear()
-
-
-def _leading(call: Call, inputs: Any) -> Tensor | None:
-    """Return the tensor that holds the samples: the inputs themselves, or the model's first one."""
-    rows = rows_of(inputs)
-    return rows if rows is not None else next(iter(call.tensors()), None)
+        self._first = None

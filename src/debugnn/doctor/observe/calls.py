@@ -1,12 +1,13 @@
 """How a model is called with a batch, and the tensors in its arguments."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 
 @dataclass
@@ -28,10 +29,6 @@ class Call:
             {name: map_tensors(value, change) for name, value in self.kwargs.items()},
         )
 
-    def take(self, rows: slice | Tensor, batch: int | None) -> "Call":
-        """Return the call with some of its `batch` samples, see `take`."""
-        return self.map(lambda tensor: take(tensor, rows, batch))
-
     def tensors(self) -> list[Tensor]:
         """Return all tensors among the arguments, in order."""
         found: list[Tensor] = []
@@ -46,6 +43,8 @@ class Call:
 
 def as_call(inputs: Any) -> Call:
     """Return the call that a batch stands for: a tuple or list as arguments, a dict as keywords."""
+    if isinstance(inputs, PackedSequence):  # a tuple too
+        return Call((inputs,))
     if isinstance(inputs, Mapping):
         return Call((), dict(inputs))
     if isinstance(inputs, list | tuple):
@@ -71,50 +70,25 @@ def reshaped_like(call: Call, reference: Call | None) -> Call:
     return Call((given.reshape(-1, *wanted.shape[1:]), *call.args[1:]), call.kwargs)
 
 
-def run_in_chunks(model: nn.Module, call: Call, batch: int, size: int = 64) -> Any:
-    """Return the model's outputs for a batch that may be too large for one pass.
-
-    Only outputs that are a single tensor are computed chunk by chunk; anything else in one pass.
-
-    Args:
-        batch: number of samples in the call.
-        size: samples of a chunk.
-    """
-    if batch <= size or any(t.dim() == 0 or len(t) != batch for t in call.tensors()):
-        return call(model)
-    parts = []
-    for start in range(0, batch, size):
-        part = call.take(slice(start, start + size), batch)(model)
-        if not isinstance(part, Tensor) or part.dim() == 0:
-            return call(model)
-        parts.append(part)
-    return torch.cat(parts)
+def is_plain(tensor: Tensor) -> bool:
+    """True of a tensor whose axes can be indexed: neither sparse nor nested."""
+    return tensor.layout == torch.strided and not tensor.is_nested
 
 
-def batch_size(call: Call, targets: int | None = None) -> int | None:
-    """Return the number of samples of a batch, None where the call has no tensor with axes.
-
-    Args:
-        targets: number of targets. It is the batch size if an input has as many along an axis.
-    """
-    shapes = [t.shape for t in call.tensors() if t.dim()]
-    if targets is not None and any(targets in shape[:2] for shape in shapes):
-        return targets
-    return shapes[0][0] if shapes else None
-
-
-def take(tensor: Tensor, rows: slice | Tensor, batch: int | None) -> Tensor:
-    """Return the given rows of a tensor that holds `batch` samples, any other tensor whole."""
-    if not tensor.dim() or len(tensor) != batch:
-        return tensor
-    return tensor[rows.to(tensor.device) if isinstance(rows, Tensor) else rows]
+def bytes_of(tensor: Tensor) -> int:
+    """Return the size of a tensor's values in memory; of a sparse one, of those it holds."""
+    if tensor.layout == torch.sparse_coo:
+        return sum(bytes_of(part) for part in (tensor._indices(), tensor._values()))
+    if tensor.layout != torch.strided:
+        return tensor.values().numel() * tensor.element_size()
+    return tensor.numel() * tensor.element_size()
 
 
 def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """Return a nest of containers with each tensor in it changed, of the same types."""
     if isinstance(value, Tensor):
         return change(value)
-    if isinstance(value, dict):
+    if isinstance(value, MutableMapping):
         result = copy.copy(value)  # a subclass may know more than its items
         for name, item in value.items():
             result[name] = map_tensors(item, change)
@@ -129,15 +103,22 @@ def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 def first_tensor(value: Any) -> Tensor | None:
     """Return the first tensor in a nest of containers: the outputs of a model that returns several.
 
-    Of an object that is no container its `logits` are taken. None where there is no tensor.
+    A number among them, such as a loss that the model computes itself, is taken only where there is
+    nothing else. Of an object that is no container its `logits` are taken. None without a tensor.
     """
+    found = _tensors_in(value)
+    return next((t for t in found if t.dim()), found[0] if found else None)
+
+
+def _tensors_in(value: Any) -> list[Tensor]:
     if isinstance(value, Tensor):
-        return value
-    if isinstance(value, dict):
+        return [value]
+    if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, list | tuple):
-        return next((t for t in map(first_tensor, value) if t is not None), None)
-    return getattr(value, "logits", None)
+        return [tensor for item in value for tensor in _tensors_in(item)]
+    logits = getattr(value, "logits", None)
+    return [logits] if isinstance(logits, Tensor) else []
 
 
 def with_first(value: Any, tensor: Tensor) -> Any:
@@ -146,31 +127,28 @@ def with_first(value: Any, tensor: Tensor) -> Any:
     Raises:
         TypeError: a nest without a tensor.
     """
-    if isinstance(value, Tensor):
-        return tensor
-    if isinstance(value, dict):
-        result = copy.copy(value)
-        name = next((n for n, item in value.items() if first_tensor(item) is not None), None)
-        if name is not None:
-            result[name] = with_first(value[name], tensor)
-            return result
-    if isinstance(value, list | tuple):
-        items = list(value)
-        index = next((i for i, item in enumerate(items) if first_tensor(item) is not None), None)
-        if index is not None:
-            items[index] = with_first(items[index], tensor)
-            return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    if first_tensor(value) is None:
+    first = first_tensor(value)
+    if first is None:
         raise TypeError("the outputs hold no tensor")
-    result = copy.copy(value)
-    object.__setattr__(result, "logits", tensor)
-    return result
+    return _exchanged(value, first, tensor)
 
 
-def rows_of(inputs: Any) -> Tensor | None:
-    """Return the tensor that holds the samples of a batch, None where there is none."""
-    tensor = first_tensor(inputs) if isinstance(inputs, Tensor | list | tuple | dict) else None
-    return tensor if tensor is not None and tensor.dim() else None
+def _exchanged(value: Any, old: Tensor, new: Tensor) -> Any:
+    if isinstance(value, Tensor):
+        return new if value is old else value
+    if isinstance(value, Mapping):
+        result = copy.copy(value)
+        for name, item in value.items():
+            result[name] = _exchanged(item, old, new)  # type: ignore[index]
+        return result
+    if isinstance(value, list | tuple):
+        items = [_exchanged(item, old, new) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    if getattr(value, "logits", None) is old:
+        result = copy.copy(value)
+        object.__setattr__(result, "logits", new)
+        return result
+    return value
 
 
 def copied(tensor: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """The samples that were kept of a training, and how the latest validation's differ from them."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,8 @@ from debugnn.doctor.copies import undisturbed
 from debugnn.doctor.evidence import DataFacts, Evidence
 from debugnn.doctor.observe import samples, simple_models
 from debugnn.doctor.observe.buffer import BatchBuffer, ValidationBatch
-from debugnn.doctor.observe.calls import Call, first_tensor, run_in_chunks
+from debugnn.doctor.observe.calls import Call, first_tensor
+from debugnn.doctor.observe.layout import Layout
 from debugnn.doctor.observe.modes import without_dropout
 from debugnn.doctor.observe.task import Task, score
 
@@ -20,6 +22,7 @@ _DESCRIBED = 1024  # samples that statistics are computed of
 def note_data(
     evidence: Evidence,
     buffer: BatchBuffer,
+    layout: Layout,
     validation: ValidationBatch | None,
     task: Task | None,
     current: Callable[[], nn.Module | None],
@@ -29,21 +32,22 @@ def note_data(
 
     Args:
         buffer: training batches.
+        layout: where their samples lie.
         validation: the latest.
         task: how outputs and targets are read; nothing is noted without it.
         current: returns a copy of the model as it is now, None without a copy. It may raise.
         steps: number of training steps taken.
     """
-    batches = [b for b in buffer.batches if isinstance(b.inputs, Tensor)]
-    if not batches or task is None:
+    kept = [(b, b.inputs) for b in buffer.batches if b.inputs is not None]
+    if not kept or task is None:
         return
-    shape = batches[0].inputs.shape[1:]
-    batches = [b for b in batches if b.inputs.shape[1:] == shape]
-    inputs = torch.cat([b.inputs for b in batches])
-    given = [b.targets for b in batches if isinstance(b.targets, Tensor)]
-    whole = len(given) == len(batches) and all(
-        len(b.inputs) == len(t) and t.shape[1:] == given[0].shape[1:]
-        for b, t in zip(batches, given, strict=True)
+    kept = [(b, rows) for b, rows in kept if rows.shape[1:] == kept[0][1].shape[1:]]
+    inputs = torch.cat([rows for _, rows in kept])
+    every = [layout.targets_by_sample(b.call, b.targets) for b, _ in kept]
+    given = [t for t in every if isinstance(t, Tensor) and t.dim()]
+    whole = len(given) == len(kept) and all(
+        len(rows) == len(t) and t.shape[1:] == given[0].shape[1:]
+        for (_, rows), t in zip(kept, given, strict=True)
     )
     targets = torch.cat(given) if whole else None
     # Batches of a whole set would be the same samples again and again.
@@ -53,23 +57,29 @@ def note_data(
         inputs, targets = inputs[chosen], None if targets is None else targets[chosen]
     facts = samples.data_facts(inputs, targets, task)
     facts.samples, facts.distinct = count, len(distinct)
+    facts.same_batch = all(buffer.same) if buffer.same else None
+    facts.batch_sizes = len(buffer.sizes)
     evidence.data = facts
-    _note_fingerprints(evidence, buffer, task)
+    _note_fingerprints(evidence, buffer, layout, task)
     if targets is not None:
         keep = samples.first_of_each(inputs)
         facts.simple_skill = simple_models.simple_skill(inputs[keep], targets[keep], task)
         facts.simple_recognition = simple_models.recognition(
             inputs[keep], targets[keep], None, None, task, buffer.rarest(task)
         )
-    if validation is not None:
+    # Of a graph, or of one set at every step, validation has the same entries by right.
+    one_set = evidence.network.mixing and facts.same_batch is not False
+    apart = layout.axis is not None and not one_set
+    if validation is not None and apart:
         known = buffer.prints.together() if buffer.prints else samples.fingerprints(inputs)
-        if _compare(facts, known, inputs, targets, validation, task):
+        wanted = layout.targets_by_sample(validation.call, validation.targets)
+        if _compare(facts, known, inputs, targets, validation, wanted, task):
             replica = current()
             if replica is not None:
-                _evaluate(facts, buffer, validation, task, replica, steps)
+                _evaluate(facts, buffer, layout, validation, task, replica, steps)
 
 
-def _note_fingerprints(evidence: Evidence, buffer: BatchBuffer, task: Task) -> None:
+def _note_fingerprints(evidence: Evidence, buffer: BatchBuffer, layout: Layout, task: Task) -> None:
     """Fill in what fingerprints and labels of all batches tell."""
     facts, prints = evidence.data, buffer.prints.each()
     several = [p for p in prints if len(p) > 1]
@@ -78,9 +88,10 @@ def _note_fingerprints(evidence: Evidence, buffer: BatchBuffer, task: Task) -> N
     counts = buffer.class_counts(task)
     if counts is not None:
         facts.class_counts = dict(enumerate(counts.tolist()))
-        facts.conflicting, facts.repeated, facts.repeats_within = samples.conflicts(
-            prints, buffer.labels.each()
-        )
+        if layout.axis is not None:  # else a label may be the place of a sample's partner
+            facts.conflicting, facts.repeated, facts.repeats_within = samples.conflicts(
+                prints, buffer.labels.each()
+            )
     seen, times = samples.repeats(prints)
     evidence.outcome.epochs = times if seen else None
 
@@ -91,6 +102,7 @@ def _compare(
     inputs: Tensor,
     known_targets: Tensor | None,
     validation: ValidationBatch,
+    targets: Any,
     task: Task,
 ) -> bool:
     """Fill in how the validation samples differ from training samples.
@@ -99,11 +111,12 @@ def _compare(
         known: fingerprints of all training samples.
         inputs: some of these samples.
         known_targets: their targets.
+        targets: of the validation samples.
 
     Returns:
         False where the two have other shapes, and cannot be compared.
     """
-    rows, targets = validation.inputs, validation.targets
+    rows = validation.inputs
     if rows is None or rows.shape[1:] != inputs.shape[1:]:
         return False
     prints = samples.fingerprints(rows)
@@ -114,7 +127,7 @@ def _compare(
     if facts.floating:
         facts.scale_shift = simple_models.scale_shift(inputs, rows)
     facts.shift = simple_models.told_apart(inputs, rows)
-    if known_targets is not None:
+    if known_targets is not None and isinstance(targets, Tensor):
         facts.transfer_skill = simple_models.transfer_skill(
             inputs, known_targets, rows, targets, task
         )
@@ -127,6 +140,7 @@ def _compare(
 def _evaluate(
     facts: DataFacts,
     buffer: BatchBuffer,
+    layout: Layout,
     validation: ValidationBatch,
     task: Task,
     replica: nn.Module,
@@ -136,8 +150,10 @@ def _evaluate(
 
     For models of one tensor.
     """
-    call, targets, count = validation.call, validation.targets, validation.count
+    call, targets = validation.call, validation.targets
     if len(call.args) != 1 or not isinstance(call.args[0], Tensor) or call.kwargs:
+        return
+    if not isinstance(targets, Tensor):
         return
     given = call.args[0]
     trained = [
@@ -154,10 +170,10 @@ def _evaluate(
     ):
         outputs = validation.outputs
         if validation.step != steps:
-            outputs = run_in_chunks(replica, call, count)
+            outputs = layout.run(replica, call)
         if trained and given.is_floating_point() and not _takes_indices(replica, given):
             brought = Call((simple_models.matched(torch.cat(trained), given),))
-            at_scale = run_in_chunks(replica, brought, count)
+            at_scale = layout.run(replica, brought)
             facts.matched_skill = score(task, at_scale, targets).skill
     if task.kind == "classes" and first_tensor(outputs) is not None:
         predicted, wanted = task.pair(outputs, targets)

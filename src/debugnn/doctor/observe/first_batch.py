@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from debugnn.doctor.copies import copied_state
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.observe.architecture import network_facts
-from debugnn.doctor.observe.calls import Call, batch_size, first_tensor
+from debugnn.doctor.observe.calls import Call, first_tensor
 from debugnn.doctor.observe.loss_function import LossFunction, loss_facts
+from debugnn.doctor.observe.mixing import Samples
 from debugnn.doctor.observe.modes import without_dropout
 from debugnn.doctor.observe.operations import SQUASHING, trace
 from debugnn.doctor.observe.task import Task, read, reference_loss
@@ -26,6 +27,7 @@ def examine(
     call: Call,
     targets: Any,
     loss_fn: LossFunction | None,
+    samples: Samples,
     evidence: Evidence,
     reads_parameters: Callable[[], bool],
     handed: tuple[Any, float] | None = None,
@@ -36,6 +38,7 @@ def examine(
         model: a copy of the model as it starts. Its weights and buffers stay.
         call: how the model is called with the batch.
         targets: the batch's targets.
+        samples: where the batch's samples lie.
         evidence: where the facts are noted.
         reads_parameters: returns whether the loss function has read any parameters.
         handed: the outputs of the training's own pass, and the loss that it handed over; None
@@ -44,9 +47,6 @@ def examine(
     Returns:
         How outputs and targets are read.
     """
-    batch = batch_size(call, len(targets) if _has_axes(targets) else None)
-    if _is_time_first(model, call, targets):
-        batch = None  # PyTorch's default layout of sequences: axis 0 is time throughout
     with without_dropout(model, training=False):
         outputs, tracer = trace(model, call)
     first = first_tensor(outputs)
@@ -78,7 +78,7 @@ def examine(
         return tensor.float().square().mean()
 
     state = copied_state(model)
-    evidence.network = network_facts(model, call, batch, loss)
+    evidence.network = network_facts(model, call, samples, loss)
     with torch.no_grad():
         model.load_state_dict(state)
     evidence.weights = weight_facts(model, forward_order(model, call))
@@ -129,19 +129,3 @@ def _has_positions(task: Task, call: Call, targets: Any) -> bool:
     labels = task.labels(targets).numel()
     axes = [given.shape[:2] for given in call.tensors() if given.dim()]
     return bool(axes) and all(labels not in shape for shape in axes)
-
-
-def _is_time_first(model: nn.Module, call: Call, targets: Any) -> bool:
-    """True if inputs and targets are sequences whose first axis is time."""
-    shapes = [t.shape for t in call.tensors() if t.dim() == 3]
-    recurrent = (nn.RNNBase, nn.MultiheadAttention)
-    return (
-        isinstance(targets, Tensor)
-        and targets.dim() >= 2
-        and any(shape[:2] == targets.shape[:2] for shape in shapes)
-        and any(isinstance(m, recurrent) and not m.batch_first for m in model.modules())
-    )
-
-
-def _has_axes(targets: Any) -> bool:
-    return isinstance(targets, Tensor) and targets.dim() > 0

@@ -24,21 +24,24 @@ class ForwardPasses:
     Attributes:
         pending: passes with gradients since the last step, the latest ones.
         last_call: the call that the latest update was computed from.
+        last_evaluation: the latest call without gradients since the last step.
     """
 
     def __init__(self, loop: LoopFacts) -> None:
         self._loop = loop
         self.pending: list[ForwardPass] = []
         self.last_call: Call | None = None
+        self.last_evaluation: Call | None = None
 
     def note_training(self, each: ForwardPass) -> None:
         """Note a pass with gradients."""
         self.pending.append(each)
         del self.pending[:-_KEPT]
 
-    def note_evaluation(self, args: tuple, training: bool) -> None:
+    def note_evaluation(self, call: Call, training: bool) -> None:
         """Note a pass without gradients, of a model in training mode or not."""
         self._loop.evaluations += 1
+        args, self.last_evaluation = call.args, call
         last = self.last_call
         # A loop may compute the training accuracy of a batch in passing.
         repeated = last is not None and bool(args) and bool(last.args) and args[0] is last.args[0]
@@ -59,6 +62,52 @@ class ForwardPasses:
             if self._loop.first_eval_mode is None:
                 self._loop.first_eval_mode = self._loop.steps
 
-    def call_of(self, inputs: Any) -> Call:
-        """Return how the model was called in this step: as was seen, or as the inputs imply."""
-        return self.pending[0].call if len(self.pending) == 1 else as_call(inputs)
+    def call_of(self, inputs: Any) -> Call | None:
+        """Return how the model was called in this step, None where that is not known.
+
+        As was seen. Of several passes it is the one with these inputs, else the latest, from which
+        the optimiser steps. Inputs that the model was not called with count where they fit it: a
+        batch that is accumulated from parts, or a compiled model's, whose passes are not seen.
+
+        Args:
+            inputs: as the loop handed them over, None where it did not.
+        """
+        calls = [each.call for each in self.pending]
+        if inputs is None or len(calls) == 1:
+            return calls[-1] if calls else None
+        handed = as_call(inputs)
+        for call in reversed(calls):
+            if _among(handed.tensors(), call.tensors()):
+                return call
+        return handed if not calls or _alike(handed, calls[-1]) else calls[-1]
+
+    def validation_call(self, inputs: Any) -> Call:
+        """Return how the model is called with validation inputs.
+
+        As was seen, where the loop has just evaluated with them itself: it may hand over less than
+        the model takes.
+        """
+        handed, seen = as_call(inputs), self.last_evaluation
+        if seen is None or _alike(handed, seen) or not _among(handed.tensors(), seen.tensors()):
+            return handed
+        return seen
+
+    def clear(self) -> None:
+        """Forget the passes of a step."""
+        self.pending.clear()
+        self.last_evaluation = None
+
+
+def _among(handed: list[Tensor], seen: list[Tensor]) -> bool:
+    """True if all tensors of one call are tensors of another, and there is one."""
+    known = {id(tensor) for tensor in seen}
+    return bool(handed) and all(id(tensor) in known for tensor in handed)
+
+
+def _alike(one: Call, other: Call) -> bool:
+    """True if two calls have arguments of the same names and numbers of tensors."""
+    return (
+        len(one.args) == len(other.args)
+        and one.kwargs.keys() == other.kwargs.keys()
+        and len(one.tensors()) == len(other.tensors())
+    )

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from debugnn.doctor.copies import undisturbed
 from debugnn.doctor.evidence import Evidence, LayerFacts, Probe
 from debugnn.doctor.observe import devices
-from debugnn.doctor.observe.calls import Call, batch_size
+from debugnn.doctor.observe.calls import Call
+from debugnn.doctor.observe.layout import Layout
 from debugnn.doctor.observe.modes import without_dropout
 from debugnn.doctor.observe.operations import ActivationWatcher
 from debugnn.tensor_stats import read_together
@@ -95,18 +96,19 @@ class LayerProbes:
         taken = len(self._evidence.probes)
         return taken < _THOROUGH or taken % _EVERY_LATER == 0
 
-    def finish(self, replica: nn.Module | None, call: Call) -> None:
+    def finish(self, replica: nn.Module | None, call: Call | None, layout: Layout) -> None:
         """Measure activations, and add the probe to the evidence.
 
         Args:
             replica: a copy of the model as it is now; None leaves activations out.
-            call: of this step's batch.
+            call: of this step's batch; None where it is not known.
+            layout: where its samples lie.
         """
         probe = self._probe or Probe(self._evidence.loop.steps)
-        if replica is not None:
+        if replica is not None and call is not None:
             watcher = ActivationWatcher()
             with undisturbed(model=replica), without_dropout(replica, training=True):
-                watcher.watch(replica, call.take(slice(_SAMPLES), batch_size(call)))
+                watcher.watch(replica, layout.take(call, slice(_SAMPLES))[0])
             probe.activations, probe.inputs = watcher.activations, watcher.inputs
         self._evidence.probes.append(probe)
 

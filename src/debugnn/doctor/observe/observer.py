@@ -1,6 +1,5 @@
 """The observer: turns what happens in a training loop into evidence. It judges nothing."""
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,26 +9,24 @@ import torch
 from torch import Tensor, nn
 
 from debugnn.doctor import troubles
-from debugnn.doctor.copies import Relay, undisturbed
+from debugnn.doctor.copies import Relay, copied_model, undisturbed
 from debugnn.doctor.evidence import Evidence, Validation
 from debugnn.doctor.nonfinite_replay import NonFiniteReplay
 from debugnn.doctor.observe import devices, first_batch
-from debugnn.doctor.observe.buffer import BatchBuffer, ValidationBatch
+from debugnn.doctor.observe.buffer import Batch, BatchBuffer, ValidationBatch
 from debugnn.doctor.observe.calls import (
     Call,
     as_call,
-    batch_size,
     copied,
     map_tensors,
     reshaped_like,
-    rows_of,
-    run_in_chunks,
-    take,
 )
 from debugnn.doctor.observe.data import note_data
 from debugnn.doctor.observe.forward_passes import ForwardPass, ForwardPasses
 from debugnn.doctor.observe.layers import LayerProbes
+from debugnn.doctor.observe.layout import Layout
 from debugnn.doctor.observe.losses import LossCurve
+from debugnn.doctor.observe.mixing import FIND, Samples, find_samples
 from debugnn.doctor.observe.modes import without_dropout
 from debugnn.doctor.observe.optimizer import optimizer_facts, still_unreached
 from debugnn.doctor.observe.outcome import (
@@ -64,9 +61,12 @@ class Observer:
         every: steps between two probes of the layers.
         save_to: folder for the batch and the weights of a first non-finite number.
         steps_before: steps that the training took before.
+        sample_axis: the inputs' axis of samples; None where samples are not apart, "find" where it
+            is to be found.
 
     Attributes:
         evidence: what has been seen.
+        layout: where the samples of a batch lie.
         buffer: some of the training's batches.
         replica: a copy of the model, from the first forward pass on.
         task: how outputs and targets are read, from the first step on.
@@ -74,7 +74,7 @@ class Observer:
 
     Raises:
         TypeError: an argument of the wrong kind, or a model or optimiser that takes no hooks.
-        ValueError: `every` below 1.
+        ValueError: `every` below 1, or a sample axis that is none of the four.
     """
 
     def __init__(
@@ -86,6 +86,7 @@ class Observer:
         every: int = 20,
         save_to: Path | None = None,
         steps_before: int = 0,
+        sample_axis: int | str | None = FIND,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model is a {type(model).__name__}: a torch.nn.Module is needed")
@@ -96,6 +97,8 @@ class Observer:
             raise TypeError(f"loss_fn is a {type(loss_fn).__name__}: a function is needed")
         if every < 1:
             raise ValueError(f"every={every}: at least 1 is needed")
+        if sample_axis not in (0, 1, None, FIND) or isinstance(sample_axis, bool):
+            raise ValueError(f"sample_axis={sample_axis!r}: 0, 1, None or {FIND!r} is needed")
         self.model: nn.Module = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
         self.optimizer = optimizer
         self.loss_fn = loss_fn
@@ -103,8 +106,12 @@ class Observer:
         self.buffer = BatchBuffer()
         self.replica: Replica | None = None
         self.task: Task | None = None
+        self.layout = Layout(sample_axis if isinstance(sample_axis, int) else None)
+        if sample_axis == FIND:
+            self.layout = Layout()
         self.nonfinite = NonFiniteReplay()
         self._every = every
+        self._sample_axis = sample_axis
         self._save_to = save_to
         self._loop = self.evidence.loop
         self._loop.steps_before = steps_before
@@ -143,7 +150,7 @@ class Observer:
     def _before_forward(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         learning = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
         if not learning:
-            self._passes.note_evaluation(args, self.model.training)
+            self._passes.note_evaluation(Call(args, kwargs), self.model.training)
             return
         if not self._begun:
             self._begin()
@@ -183,9 +190,10 @@ class Observer:
         self._begun = True
         self.replica = Replica(self.model, self.optimizer)
         if self.replica.error is not None:
-            reason = one_line(self.replica.error)
             troubles.note(
-                self.evidence, f"the model cannot be copied ({reason}): it is not tried out"
+                self.evidence,
+                "the model is not tried out, and its outputs are not looked at: it cannot be "
+                f"copied ({one_line(self.replica.error)})",
             )
         held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
         watched = sorted(
@@ -210,12 +218,12 @@ class Observer:
 
     # --- a step -----------------------------------------------------------------------------------
 
-    def step(self, loss: Any, inputs: Any, targets: Any) -> None:
+    def step(self, loss: Any, inputs: Any = None, targets: Any = None) -> None:
         """Take note of one training step, after the optimiser's."""
         self._note_step(loss, inputs, targets)
         # Counted whatever happens above, so that probes stay where they belong.
         self._loop.steps += 1
-        self._passes.pending.clear()
+        self._passes.clear()
         self._outputs = None
         self._layers.drop()
 
@@ -230,12 +238,19 @@ class Observer:
             troubles.note(self.evidence, f"the loss has shape {shape}: its mean is taken")
             value = value.float().mean()
         call = self._passes.call_of(inputs)
-        if any(t.numel() == 0 for t in call.tensors()):
+        if call is None:
+            troubles.note(
+                self.evidence,
+                "data and outputs are not looked at: step() was given no inputs, and no call of "
+                "the model was seen in the step",
+            )
+        elif any(t.numel() == 0 for t in call.tensors()):
             self._losses.add(value, None)
             return
-        self.buffer.take(call, inputs, targets, due)
-        if self.task is None:
-            self._examine(None if self._outputs is None else (self._outputs, value.float().item()))
+        else:
+            outputs = self._outputs
+            handed = None if outputs is None else (outputs, value.float().item())
+            self._take(call, inputs, targets, due, handed)
         self._losses.add(value, step)
         if due or not devices.waits(value):
             self._losses.read()
@@ -245,15 +260,33 @@ class Observer:
             model = None
             if self.replica is not None and self._layers.wants_activations:
                 model = self.replica.current() if step > 0 else self.replica.model
-            self._layers.finish(model, call)
+            self._layers.finish(model, call, self.layout)
 
-    def _look_for_nonfinite(self, loss: Tensor, call: Call, targets: Any) -> None:
+    def _take(
+        self,
+        call: Call,
+        inputs: Any,
+        targets: Any,
+        due: bool,
+        handed: tuple[Any, float] | None,
+    ) -> None:
+        """Keep a batch, and try the model out on the first one."""
+        if self.task is not None:
+            self.buffer.take(call, inputs, targets, self.layout, due)
+            return
+        self.task = Task("unknown")
+        samples = self._find_samples(call, targets) or Samples(self.layout)
+        self.layout = samples.layout
+        self.buffer.take(call, inputs, targets, self.layout, due)
+        self._examine(samples, handed)
+
+    def _look_for_nonfinite(self, loss: Tensor, call: Call | None, targets: Any) -> None:
         """Repeat this step on a copy, where it is the first that broke."""
         step, broke = self._loop.steps, self._losses.broke_at
         # A loss that is read late, on a GPU, has reached the weights: they no longer tell where it
         # came from.
         late = devices.waits(loss) and broke is not None and broke < step
-        if self.evidence.nonfinite is not None or late:
+        if self.evidence.nonfinite is not None or late or call is None:
             return
         if not self.nonfinite.pending:
             if math.isfinite(self._losses.values[-1]):
@@ -264,29 +297,40 @@ class Observer:
         if self._save_to is not None:
             found.replay = str(self.nonfinite.save(self._save_to, step))
 
-    @guarded("the loss beside loss_fn's value")
+    @guarded("loss_fn's value beside the loss")
     def _compare_loss(self, loss: Tensor, targets: Any) -> None:
         if self.loss_fn is not None and self._outputs is not None:
             self._losses.compare(loss, self.loss_fn, self._outputs, targets)
 
+    @guarded("where the samples of a batch lie")
+    def _find_samples(self, call: Call, targets: Any) -> Samples | None:
+        """Find out along which axis samples lie, and whether the model keeps them apart."""
+        if self.replica is None or self.replica.model is None:
+            return None
+        model = copied_model(self.replica.model)
+        with undisturbed(self.loss_fn, self.model), without_dropout(model, training=False):
+            return find_samples(model, call.map(copied), targets, self._sample_axis)
+
     @guarded("the first batch")
-    def _examine(self, handed: tuple[Any, float] | None = None) -> None:
+    def _examine(self, samples: Samples, handed: tuple[Any, float] | None) -> None:
         """Try out the network and the loss function as they are at the start.
 
         Args:
+            samples: where the batch's samples lie.
             handed: the outputs of the step's own pass, and the loss that was handed over.
         """
-        self.task = Task("unknown")
         if self.replica is None or self.replica.model is None or not self.buffer.early:
             return
         batch = self.buffer.early[0]
-        model = copy.deepcopy(self.replica.model)
+        model = copied_model(self.replica.model)
         with undisturbed(self.loss_fn, self.model) as changes:
+            self._try_without_targets(model, batch)
             self.task = first_batch.examine(
                 model,
                 batch.call,
                 batch.targets,
                 self.loss_fn,
+                samples,
                 self.evidence,
                 lambda: self._rivals.note_read(changes),
                 handed,
@@ -295,10 +339,24 @@ class Observer:
             rarest = self.buffer.rarest(self.task)
             self.evidence.outcome.initial = score_of(found, self.task, rarest)
 
+    def _try_without_targets(self, model: nn.Module, batch: Batch) -> None:
+        """Leave the loss function out where it needs targets, and the loop hands none over."""
+        if self.loss_fn is None or batch.targets is not None:
+            return
+        try:
+            with torch.no_grad(), without_dropout(model, training=False):
+                self.loss_fn(batch.call(model), None)
+        except Exception:  # whatever a function raises that compares outputs with None
+            self.loss_fn = None
+            troubles.note(
+                self.evidence,
+                "the loss function is not looked at: it needs targets, and step() was given none",
+            )
+
     # --- validation -------------------------------------------------------------------------------
 
-    @guarded("a validation")
-    def validate(self, inputs: Any, targets: Any) -> None:
+    @guarded("validation")
+    def validate(self, inputs: Any, targets: Any = None) -> None:
         """Evaluate a copy of the model, in evaluation mode, on some validation samples."""
         self._loop.validations += 1
         if self.model.training and not torch.is_grad_enabled():
@@ -306,33 +364,52 @@ class Observer:
         if not self._begun:
             self._begin()
         model = self.replica.current() if self.replica is not None else None
-        if model is None or not isinstance(targets, Tensor):
+        if model is None:
             return
-        call = reshaped_like(as_call(inputs), self._passes.last_call)
-        batch = batch_size(call, len(targets))
-        count, given = min(batch or 1, _VALIDATED), rows_of(inputs)
-        if batch is not None and count < batch:
-            rows = torch.linspace(0, batch - 1, count).long()
-            call, targets = call.take(rows, batch), take(targets, rows, batch)
-            given = None if given is None else take(given, rows, batch)
+        whole = reshaped_like(self._passes.validation_call(inputs), self._passes.last_call)
+        size = self.layout.count(whole) or 1
+        call, kept = whole, targets
+        if size > _VALIDATED:
+            rows = torch.linspace(0, size - 1, _VALIDATED).long()
+            call, kept = self.layout.take(whole, rows, targets)
         with (
             undisturbed(self.loss_fn, self.model),
             torch.no_grad(),
             without_dropout(model, training=False),
         ):
-            outputs = run_in_chunks(model, call, count)
-            loss = self._value(outputs, targets)
-        task, step = self.task or read(outputs, targets), self._loop.steps
-        found = score(task, outputs, targets, self.buffer.rarest(task))
-        self.evidence.outcome.validations.append(Validation(step, loss, found))
+            try:
+                outputs = self.layout.run(model, call)
+            except Exception as error:  # whatever the model raises of what it was not made for
+                troubles.note(self.evidence, self._why_not_validated(inputs, error))
+                return
+            loss = self._value(outputs, kept)
+        task, step = self.task or read(outputs, kept), self._loop.steps
+        if isinstance(kept, Tensor):
+            found = score(task, outputs, kept, self.buffer.rarest(task))
+            self.evidence.outcome.validations.append(Validation(step, loss, found))
+        given = self.layout.rows(call, inputs if call is whole else None)
         self._validation = ValidationBatch(
             call=call.map(copied),
             inputs=None if given is None else copied(given),
-            targets=copied(targets),
-            count=count,
-            size=batch or 1,
+            targets=map_tensors(kept, copied),
+            size=size,
             step=step,
             outputs=outputs,
+        )
+
+    def _why_not_validated(self, inputs: Any, error: Exception) -> str:
+        seen, handed = self._passes.last_call, as_call(inputs)
+        if seen is not None:
+            taken, given = (len(call.args) + len(call.kwargs) for call in (seen, handed))
+            if taken != given:
+                arguments = f"{taken} argument{'' if taken == 1 else 's'}"
+                return (
+                    f"validation is not looked at: the model takes {arguments} and validate() was "
+                    f"given {given}"
+                )
+        return (
+            "validation is not looked at: the model cannot be called with what validate() was "
+            f"given ({type(error).__name__}: {one_line(error)})"
         )
 
     def _value(self, outputs: Any, targets: Any) -> float | None:
@@ -375,7 +452,13 @@ class Observer:
     def _gather_data(self) -> None:
         current = self.replica.current if self.replica is not None else lambda: None
         note_data(
-            self.evidence, self.buffer, self._validation, self.task, current, self._loop.steps
+            self.evidence,
+            self.buffer,
+            self.layout,
+            self._validation,
+            self.task,
+            current,
+            self._loop.steps,
         )
 
     @guarded("the outcome")
@@ -398,11 +481,11 @@ class Observer:
         """
         self._begin()
         for inputs, targets in batches:
-            self.buffer.take(as_call(inputs), inputs, targets, self._due)
-        self._examine()
+            self._take(as_call(inputs), inputs, targets, self._due, None)
         if validation:
             inputs, targets = validation[0]
-            if all(isinstance(i, Tensor) and isinstance(t, Tensor) for i, t in validation):
+            whole = all(isinstance(i, Tensor) and isinstance(t, Tensor) for i, t in validation)
+            if whole and self.layout.axis == 0:
                 inputs, targets = (torch.cat(parts) for parts in zip(*validation, strict=True))
             self.validate(inputs, targets)
         self.gather()
@@ -415,6 +498,6 @@ class Observer:
         if self.replica is not None:
             self.replica.release()
         self.buffer.clear()
-        self._passes.pending.clear()
+        self._passes.clear()
         self._layers.release()
         self._validation = None

@@ -50,7 +50,7 @@ class Replica:
         """Return another copy, with the weights and buffers that the training began with."""
         if self.model is None:
             return None
-        fresh = copy.deepcopy(self.model)
+        fresh = copied_model(self.model)
         fresh.load_state_dict(self.initial)
         return fresh
 

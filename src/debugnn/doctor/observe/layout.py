@@ -1,0 +1,214 @@
+"""Where the samples of a batch lie in the tensors of a call, and how some of them are taken."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from debugnn.doctor.observe.calls import Call, as_call, is_plain, map_tensors
+
+_SLICE = 64  # samples that a copy of the model is given at once
+
+Rows = slice | Tensor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Along which axis the samples of a training's batches lie.
+
+    Attributes:
+        axis: of the inputs; None where a batch cannot be parted into samples, as a graph can't.
+        main: index of the inputs among the call's tensors.
+        divisible: False where the model refuses a part of a batch.
+        verified: some samples alone were seen to give the outputs that they give among the others.
+    """
+
+    axis: int | None = 0
+    main: int = 0
+    divisible: bool = True
+    verified: bool = False
+
+    def inputs(self, call: Call) -> Tensor | None:
+        """Return the tensor among the arguments that holds the samples, None without one."""
+        tensors = call.tensors()
+        if self.main < len(tensors) and _has_axes(tensors[self.main]):
+            return tensors[self.main]
+        return next((t for t in tensors if _has_axes(t)), None)
+
+    def count(self, call: Call) -> int | None:
+        """Return the number of samples, None where they are not apart."""
+        inputs = self.inputs(call)
+        if self.axis is None or inputs is None or inputs.dim() <= self.axis:
+            return None
+        return inputs.shape[self.axis]
+
+    def rows(self, call: Call, inputs: Any = None) -> Tensor | None:
+        """Return the samples, (samples, …), None where the call has no tensor with axes.
+
+        Samples that are not apart are the entries of the first axis.
+
+        Args:
+            inputs: the batch as the loop handed it over. It is taken where it holds as many samples
+                as the call: a loop may reshape a batch before it calls the model.
+        """
+        own = self.inputs(call)
+        handed = self.inputs(as_call(inputs)) if _is_batch(inputs) else None
+        axis = self.axis or 0
+        if own is None:
+            return _first(handed, axis)
+        if handed is not None and min(handed.dim(), own.dim()) > axis:
+            own = handed if handed.shape[axis] == own.shape[axis] else own
+        return _first(own, axis)
+
+    def take(self, call: Call, rows: Rows, targets: Any = None) -> tuple[Call, Any]:
+        """Return the call and the targets with some of the samples.
+
+        Both whole where a tensor among them does not hold them in a known way: the rows of an
+        adjacency matrix go with its columns, and edges with their nodes.
+        """
+        axes = self._axes(call)
+        shape = self._shape(call)
+        if axes is None or shape is None or not self._fits(targets, shape):
+            return call, targets
+        order = iter(axes)
+        part = call.map(lambda tensor: _select(tensor, next(order), rows))
+        return part, map_tensors(targets, lambda tensor: self._part_of_targets(tensor, shape, rows))
+
+    def targets_by_sample(self, call: Call, targets: Any) -> Any:
+        """Return targets with the samples on the first axis: (T·B,) or (T, B) become (B, T)."""
+        shape = self._shape(call)
+        if not isinstance(targets, Tensor) or shape is None or not is_plain(targets):
+            return targets
+        place = self._place(targets, shape)
+        if place is None:
+            return targets
+        axis, parted = place
+        return _first(targets.unflatten(0, shape[:2]) if parted else targets, axis)
+
+    def run(self, model: nn.Module, call: Call) -> Any:
+        """Return the model's outputs for a batch that may be too large for one pass.
+
+        Only outputs that are a single tensor are computed part by part, and only of samples that
+        are apart.
+        """
+        count = self.count(call)
+        if not self.verified or self.axis != 0 or count is None or count <= _SLICE:
+            return call(model)
+        parts = []
+        for start in range(0, count, _SLICE):
+            part, _ = self.take(call, slice(start, start + _SLICE))
+            output = part(model) if part is not call else None
+            if not isinstance(output, Tensor) or output.dim() == 0:
+                return call(model)
+            parts.append(output)
+        return torch.cat(parts)
+
+    def _shape(self, call: Call) -> tuple[int, ...] | None:
+        inputs = self.inputs(call)
+        return None if inputs is None else tuple(inputs.shape)
+
+    def _axes(self, call: Call) -> list[int | None] | None:
+        """Return each tensor's axis of samples, None of a tensor that all samples share.
+
+        None altogether where the batch is not to be parted.
+        """
+        count, inputs = self.count(call), self.inputs(call)
+        if count is None or not self.divisible:
+            return None
+        axes: list[int | None] = []
+        for tensor in call.tensors():
+            if tensor is inputs:
+                axes.append(self.axis)
+                continue
+            axis = samples_axis(tensor, count, self.axis or 0)
+            if axis is None and not self.verified and (not is_plain(tensor) or tensor.numel() > 1):
+                return None
+            axes.append(axis)
+        return axes
+
+    def _fits(self, targets: Any, shape: tuple[int, ...]) -> bool:
+        """True if all that the targets hold is one value for each sample, or nothing."""
+        if targets is None:
+            return True
+        if isinstance(targets, Tensor):
+            return is_plain(targets) and self._place(targets, shape) is not None
+        if isinstance(targets, Mapping):
+            return all(self._fits(item, shape) for item in targets.values())
+        if isinstance(targets, list | tuple):
+            return all(self._fits(item, shape) for item in targets)
+        return False
+
+    def _place(self, targets: Tensor, shape: tuple[int, ...]) -> tuple[int, bool] | None:
+        """Return the axis of the samples in targets, and whether two axes were made one.
+
+        Args:
+            shape: of the inputs.
+        """
+        if self.axis is None or len(shape) <= self.axis or targets.dim() == 0:
+            return None
+        count = shape[self.axis]
+        if len(shape) > 1 and targets.shape[:2] == shape[:2]:
+            return self.axis, False
+        if targets.shape[0] == count:
+            return 0, False
+        if len(shape) > 1 and targets.shape[0] == shape[0] * shape[1]:
+            return self.axis, True
+        if targets.dim() > self.axis and targets.shape[self.axis] == count:
+            return self.axis, False
+        return None
+
+    def _part_of_targets(self, targets: Tensor, shape: tuple[int, ...], rows: Rows) -> Tensor:
+        place = self._place(targets, shape)
+        if place is None:
+            return targets
+        axis, parted = place
+        if not parted:
+            return _select(targets, axis, rows)
+        return _select(targets.unflatten(0, shape[:2]), axis, rows).flatten(0, 1)
+
+
+FIRST_AXIS = Layout()  # what is assumed where nothing was found out
+
+
+def samples_axis(tensor: Tensor, count: int, axis: int) -> int | None:
+    """Return the axis along which a tensor beside the inputs holds `count` samples.
+
+    That of the inputs; or the other one, as in a recurrent net's state. None of a tensor of another
+    size, and of a matrix (samples, samples), whose rows go with its columns.
+
+    Args:
+        axis: of the samples in the inputs.
+    """
+    if not _has_axes(tensor) or (tensor.dim() == 2 and tensor.shape == (count, count)):
+        return None
+    if not tensor.is_floating_point() and tensor.dim() == 2 and tensor.shape[0] == 2 != count:
+        return None  # pairs of indices, the edges of a graph
+    if tensor.dim() > axis and tensor.shape[axis] == count:
+        return axis
+    other = 1 - axis
+    if tensor.dim() > other and tensor.shape[other] == count and (other == 0 or tensor.dim() == 3):
+        return other
+    return None
+
+
+def _has_axes(tensor: Tensor) -> bool:
+    return is_plain(tensor) and tensor.dim() > 0
+
+
+def _is_batch(inputs: Any) -> bool:
+    return isinstance(inputs, Tensor | list | tuple | Mapping)
+
+
+def _first(tensor: Tensor | None, axis: int) -> Tensor | None:
+    if tensor is None or tensor.dim() <= axis:
+        return tensor
+    return tensor.movedim(axis, 0)
+
+
+def _select(tensor: Tensor, axis: int | None, rows: Rows) -> Tensor:
+    if axis is None:
+        return tensor
+    chosen = rows.to(tensor.device) if isinstance(rows, Tensor) else rows
+    return tensor[(slice(None),) * axis + (chosen,)]
