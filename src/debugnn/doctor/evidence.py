@@ -82,6 +82,21 @@ class DataFacts:
 
 
 @dataclass
+class LeafFacts:
+    """A tensor that the outputs are learnt through, that no parameter list of the model names and
+    the optimiser does not hold."""
+
+    name: str | None  # path of attributes and keys to it, None where it was not found
+    attribute: str | None  # path of the module's attribute that it lies in
+    holder: str | None  # type of that attribute: list, dict, Linear, Tensor, …
+    shape: list[int] = field(default_factory=list)
+    parameter: bool = False  # an nn.Parameter
+    constant: bool = False  # all of its values were equal when it was first seen
+    anew: bool = False  # another one stands in its place in the next forward pass
+    moved: bool = False  # its values have changed since: another optimiser holds it
+
+
+@dataclass
 class NetworkFacts:
     """What the network is, tried out on a batch."""
 
@@ -100,6 +115,7 @@ class NetworkFacts:
     softmax_inputs: list[str] = field(default_factory=list)  # layers fed with (log-)probabilities
     unreached: list[str] = field(default_factory=list)  # used, trainable, without a gradient
     unused: list[str] = field(default_factory=list)
+    unregistered: list[LeafFacts] = field(default_factory=list)
     time_gradient: float | None = None  # at a sequence's first tenth over that at its last
     mode_sensitive: bool = False  # dropout or batch norm
     dropout: float = 0.0  # largest rate
@@ -157,6 +173,10 @@ class OptimizerFacts:
     frozen_held: list[str] = field(default_factory=list)  # requires_grad=False, and held
     lr: float | None = None
     weight_decay: float = 0.0
+    # [update, learning rate of each group], where a rate changed (at most 64 points) and at the end
+    rates: list[list[float]] = field(default_factory=list)
+    lost_eps: float | None = None  # an eps above 0 that is 0 in the type of its parameters
+    dtype: str | None = None  # this type, as float16
 
 
 @dataclass
@@ -165,6 +185,10 @@ class LoopFacts:
     optimizer_steps: int = 0
     backwards: int = 0
     empty_steps: int = 0  # optimiser steps without any gradient
+    looked_for_cleared: int = 0  # updates before which a gradient was looked for that had arrived
+    cleared_steps: int = 0  # of these, those that found no gradient, or zeros alone
+    cleared_to_none: bool = False  # there was none; else they were zero
+    passes_per_update: list[int] = field(default_factory=list)  # backward passes, the latest 64
     # [step, distance to the sum of the old and the new gradient, distance to the new gradient] of
     # gradients' directions (0 equal, 2 opposite), for the first 1,000 comparisons.
     residues: list[list[float]] = field(default_factory=list)

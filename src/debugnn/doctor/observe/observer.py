@@ -28,10 +28,11 @@ from debugnn.doctor.observe.calls import (
 )
 from debugnn.doctor.observe.data import note_data
 from debugnn.doctor.observe.forward_passes import ForwardPass, ForwardPasses
+from debugnn.doctor.observe.graph import UnregisteredLeaves, look_at_copy
 from debugnn.doctor.observe.layers import LayerProbes
 from debugnn.doctor.observe.losses import LossCurve
 from debugnn.doctor.observe.modes import without_dropout
-from debugnn.doctor.observe.optimizer import optimizer_facts, still_unreached
+from debugnn.doctor.observe.optimizer import RateCurve, optimizer_facts, still_unreached
 from debugnn.doctor.observe.outcome import (
     note_losses,
     note_movement,
@@ -112,7 +113,9 @@ class Observer:
         self._outputs: Any = None  # of the latest pass, where a probe is due
         self._losses = LossCurve()
         self._layers = LayerProbes(self.evidence, self.model)
-        self._stale = StaleGradients(self._loop)
+        self._stale = StaleGradients(self._loop, optimizer)
+        self._leaves = UnregisteredLeaves(self.model, optimizer)
+        self._rates = RateCurve()
         self._validation: ValidationBatch | None = None
         self._handles: list[Any] = []
         self._hook(model)
@@ -150,8 +153,12 @@ class Observer:
 
     @guarded("the outputs of a forward pass")
     def _after_forward(self, module: nn.Module, args: tuple, output: Any) -> None:
-        if torch.is_grad_enabled() and self._due:
+        if not torch.is_grad_enabled():
+            return
+        if self._due:
             self._outputs = map_tensors(output, Tensor.detach)
+        if self._leaves.looks and self._passes.pending:
+            self._leaves.look(self._passes.pending[-1].call, output)
 
     @guarded("the gradients before an update")
     def _before_update(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
@@ -162,6 +169,7 @@ class Observer:
         if not self._layers.has_gradients():
             self._loop.empty_steps += 1
             return
+        self._rates.note(optimizer)
         if self.replica is not None:
             self.replica.note_rates(optimizer)
         if self.evidence.nonfinite is None and self._layers.has_nonfinite_gradients(due):
@@ -340,8 +348,11 @@ class Observer:
         groups = self.replica.groups if self.replica is not None else []
         initial = self.replica.initial if self.replica is not None else {}
         network = self.evidence.network
-        self.evidence.optimizer = optimizer_facts(self.model, self.optimizer, groups, initial)
+        self.evidence.optimizer = optimizer_facts(
+            self.model, self.optimizer, groups, initial, self._rates.points()
+        )
         network.unreached = still_unreached(network.unreached, self._layers.graded)
+        network.unregistered = self._leaves.facts()
         note_losses(self.evidence, self._losses.values, self._losses.ratios)
 
     @guarded("the data")
@@ -373,12 +384,23 @@ class Observer:
         for inputs, targets in batches:
             self.buffer.take(as_call(inputs), inputs, targets, self._due)
         self._examine()
+        self._look_for_unregistered()
         if validation:
             inputs, targets = validation[0]
             if all(isinstance(i, Tensor) and isinstance(t, Tensor) for i, t in validation):
                 inputs, targets = (torch.cat(parts) for parts in zip(*validation, strict=True))
             self.validate(inputs, targets)
         self.gather()
+
+    @guarded("layers that are not registered")
+    def _look_for_unregistered(self) -> None:
+        replica = self.replica.model if self.replica is not None else None
+        if replica is not None and self.buffer.early:
+            call = self.buffer.early[0].call
+            with undisturbed(), torch.enable_grad():
+                self._leaves = look_at_copy(
+                    self.model, self.optimizer, copy.deepcopy(replica), call
+                )
 
     def close(self) -> None:
         """Take all hooks off the model and the optimiser, and let go of copies and batches."""
@@ -390,4 +412,5 @@ class Observer:
         self.buffer.clear()
         self._passes.pending.clear()
         self._layers.release()
+        self._leaves.release()
         self._validation = None
