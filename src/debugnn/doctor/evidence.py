@@ -35,6 +35,24 @@ class LossFacts:
 
 
 @dataclass
+class SequenceFacts:
+    """Symbols that a loss pulls outputs to, beside those of an input with as many positions.
+
+    Shares of a few positions in one batch. An output sees a symbol where it changes with it.
+    """
+
+    argument: str  # of the model's forward that holds the input
+    same: float  # scored positions whose symbol is the input's there
+    following: float  # scored positions whose symbol is the input's at the next position
+    scored: float  # positions that the loss scores
+    sees_own: float | None = None  # outputs that see the symbol at their position
+    sees_following: float | None = None  # outputs that see the symbol at the next position
+    through_code: float | None = None  # … and only through tensors without an axis of positions
+    sees_past: bool = False  # some output sees a symbol before it
+    sees_future: bool = False  # some output sees a symbol after it
+
+
+@dataclass
 class DataFacts:
     """The samples that the doctor kept."""
 
@@ -68,6 +86,7 @@ class DataFacts:
     feature_order: list[int] = field(default_factory=list)
     feature_share_median: float | None = None
     features: int = 0  # how many features were compared
+    sequence: SequenceFacts | None = None  # None: the outputs are no symbols of a sequence
     simple_skill: float | None = None  # of a simple model, on samples that it was not fitted to
     overlap: float | None = None  # share of validation samples that were trained on
     covered: float | None = None  # share of training samples that are among the validation samples
@@ -203,6 +222,9 @@ class LoopFacts:
     loss_ratio: float | None = None  # median
     loss_ratio_low: float | None = None
     loss_ratio_high: float | None = None
+    # Gradient that reached the outputs / that of loss_fn's mean, median over the probes: 1 / k
+    # where the loss is divided by k.
+    gradient_scale: float | None = None
     steps_before: int = 0  # steps that were taken before the doctor began to watch
 
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import torch
 
 from debugnn.doctor import causes, troubles
+from debugnn.doctor.causes.signals import undivided_passes
 from debugnn.doctor.copies import copied_loss, undisturbed
 from debugnn.doctor.copy_training import CopyTraining, run
 from debugnn.doctor.evidence import Evidence, Score, TrialOutcome
@@ -110,8 +111,16 @@ class TrialRunner:
             call, targets = batches[0].call, batches[0].targets
             batch, rows = batch_size(call, len(targets)), slice(size)
             batches = [Batch(call.take(rows, batch), take(targets, rows, batch))]
+        added = undivided_passes(self.evidence)
         return CopyTraining(
-            model, observer.optimizer, replica.groups, copied_loss(loss_fn), batches, trial
+            model,
+            observer.optimizer,
+            replica.groups,
+            copied_loss(loss_fn),
+            batches,
+            trial,
+            passes=added or 1,
+            undivided=added is not None,
         )
 
 

@@ -156,7 +156,9 @@ def trials_wanted(evidence: Evidence) -> Iterator[Trial]:
     None is wanted for a training that goes well, or whose cause is certain. To be asked again
     after each trial, which may answer what another was wanted for.
     """
-    if not (short(evidence) or rough_start(evidence) or vanished_rate(evidence)):
+    if not short(evidence) and not rough_start(evidence):
+        if vanished_rate(evidence) is not None:
+            yield UNCHANGED  # whose rate is constant
         return
     found = [finding for cause in CAUSES.values() for finding in cause.findings(evidence)]
     if any(f.confidence == "certain" and _answers(f, evidence) for f in worrying(found)):

@@ -10,6 +10,7 @@ threshold can be moved before a diagnosis of that half changes is measured by
 
 import itertools
 import math
+import statistics
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -73,6 +74,10 @@ BETTER = 0.1
 # anything but the rate then cures where it brings the loss down to CALM.
 FAR_WORSE = 1.5
 CALM = 1.05
+
+# Gradients that reach the outputs over the loss function's own, by which a loss counts as not
+# divided; rounding is far below.
+UNDIVIDED = 0.02
 
 # --- the learning rate ----------------------------------------------------------------------------
 
@@ -479,6 +484,16 @@ def shift_invariant(evidence: Evidence) -> bool | None:
         return False if evidence.loss.squared else None
     change = evidence.loss.shift_change
     return None if change is None else change <= SHIFT_TOLERANCE
+
+
+def undivided_passes(evidence: Evidence) -> int | None:
+    """Return how many backward passes are added up for an update, where their loss is not divided
+    by that number; None where it is, or where there is one pass."""
+    counts, scale = evidence.loop.passes_per_update, evidence.loop.gradient_scale
+    passes = statistics.mode(counts) if counts else 1
+    if passes < 2 or scale is None or abs(scale - 1) > UNDIVIDED:
+        return None
+    return passes
 
 
 # --- layers ---------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from debugnn.doctor.observe.data import note_data
 from debugnn.doctor.observe.forward_passes import ForwardPass, ForwardPasses
 from debugnn.doctor.observe.graph import UnregisteredLeaves, look_at_copy
 from debugnn.doctor.observe.layers import LayerProbes
-from debugnn.doctor.observe.losses import LossCurve
+from debugnn.doctor.observe.losses import LossCurve, output_gradient, scores_of
 from debugnn.doctor.observe.modes import without_dropout
 from debugnn.doctor.observe.optimizer import RateCurve, optimizer_facts, still_unreached
 from debugnn.doctor.observe.outcome import (
@@ -41,6 +42,7 @@ from debugnn.doctor.observe.outcome import (
     score_of,
 )
 from debugnn.doctor.observe.replica import Replica
+from debugnn.doctor.observe.sequences import Scored, scored, sequence_facts
 from debugnn.doctor.observe.stale_gradients import StaleGradients
 from debugnn.doctor.observe.task import Task, read, score
 from debugnn.doctor.troubles import guarded
@@ -111,6 +113,8 @@ class Observer:
         self._begun = False
         self._passes = ForwardPasses(self._loop)
         self._outputs: Any = None  # of the latest pass, where a probe is due
+        self._output_gradient: Tensor | None = None  # of these outputs
+        self._scored: Scored | None = None  # what the loss pulled the outputs of a batch to
         self._losses = LossCurve()
         self._layers = LayerProbes(self.evidence, self.model)
         self._stale = StaleGradients(self._loop, optimizer)
@@ -157,8 +161,14 @@ class Observer:
             return
         if self._due:
             self._outputs = map_tensors(output, Tensor.detach)
+            scores = scores_of(output)
+            if scores is not None and scores.requires_grad and not scores.is_leaf:
+                scores.register_hook(Relay(self, "_note_output_gradient"))
         if self._leaves.looks and self._passes.pending:
             self._leaves.look(self._passes.pending[-1].call, output)
+
+    def _note_output_gradient(self, gradient: Tensor) -> None:
+        self._output_gradient = gradient.detach()
 
     @guarded("the gradients before an update")
     def _before_update(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
@@ -221,7 +231,7 @@ class Observer:
         # Counted whatever happens above, so that probes stay where they belong.
         self._loop.steps += 1
         self._passes.pending.clear()
-        self._outputs = None
+        self._outputs = self._output_gradient = None
         self._layers.drop()
 
     @guarded("a step")
@@ -247,6 +257,7 @@ class Observer:
             self._look_for_nonfinite(value, call, targets)
         if due:
             self._compare_loss(value, targets)
+            self._note_scored(call, targets)
             model = None
             if self.replica is not None and self._layers.wants_activations:
                 model = self.replica.current() if step > 0 else self.replica.model
@@ -273,6 +284,21 @@ class Observer:
     def _compare_loss(self, loss: Tensor, targets: Any) -> None:
         if self.loss_fn is not None and self._outputs is not None:
             self._losses.compare(loss, self.loss_fn, self._outputs, targets)
+            gradient = self._output_gradient
+            own = None
+            if gradient is not None:
+                own = output_gradient(self.loss_fn, self._outputs, targets)
+            if gradient is not None and own is not None:
+                self._losses.compare_gradients(gradient, own)
+
+    @guarded("what the loss compares at each position")
+    def _note_scored(self, call: Call, targets: Any) -> None:
+        """Note which symbols the loss pulls a batch's outputs to, once."""
+        if self._scored is not None or self._outputs is None:
+            return
+        scores, gradient = scores_of(self._outputs), self._output_gradient
+        if scores is not None and gradient is not None and len(self._passes.pending) == 1:
+            self._scored = scored(call, scores, gradient, targets)
 
     @guarded("the first batch")
     def _examine(self) -> None:
@@ -339,6 +365,7 @@ class Observer:
         """Bring the evidence up to date."""
         self._gather_loop()
         self._gather_data()
+        self._gather_sequence()
         self._gather_outcome()
 
     @guarded("the optimiser and the losses")
@@ -354,6 +381,8 @@ class Observer:
         network.unreached = still_unreached(network.unreached, self._layers.graded)
         network.unregistered = self._leaves.facts()
         note_losses(self.evidence, self._losses.values, self._losses.ratios)
+        scales = self._losses.gradient_scales
+        self._loop.gradient_scale = statistics.median(scales) if scales else None
 
     @guarded("the data")
     def _gather_data(self) -> None:
@@ -361,6 +390,13 @@ class Observer:
         note_data(
             self.evidence, self.buffer, self._validation, self.task, current, self._loop.steps
         )
+
+    @guarded("what the outputs of a sequence see")
+    def _gather_sequence(self) -> None:
+        model = None if self.replica is None else self.replica.current()
+        if model is not None and self._scored is not None:
+            with undisturbed():
+                self.evidence.data.sequence = sequence_facts(model, self._scored)
 
     @guarded("the outcome")
     def _gather_outcome(self) -> None:
@@ -385,6 +421,7 @@ class Observer:
             self.buffer.take(as_call(inputs), inputs, targets, self._due)
         self._examine()
         self._look_for_unregistered()
+        self._score_a_copy()
         if validation:
             inputs, targets = validation[0]
             if all(isinstance(i, Tensor) and isinstance(t, Tensor) for i, t in validation):
@@ -402,6 +439,18 @@ class Observer:
                     self.model, self.optimizer, copy.deepcopy(replica), call
                 )
 
+    @guarded("what the loss compares at each position")
+    def _score_a_copy(self) -> None:
+        replica = self.replica.model if self.replica is not None else None
+        if replica is None or self.loss_fn is None or not self.buffer.early:
+            return
+        call, targets = self.buffer.early[0].call, self.buffer.early[0].targets
+        with undisturbed(), torch.no_grad(), without_dropout(replica, training=False):
+            outputs = call(replica)
+        scores, gradient = scores_of(outputs), output_gradient(self.loss_fn, outputs, targets)
+        if scores is not None and gradient is not None:
+            self._scored = scored(call, scores, gradient, targets)
+
     def close(self) -> None:
         """Take all hooks off the model and the optimiser, and let go of copies and batches."""
         for handle in self._handles:
@@ -413,4 +462,5 @@ class Observer:
         self._passes.pending.clear()
         self._layers.release()
         self._leaves.release()
+        self._scored = self._output_gradient = None
         self._validation = None
