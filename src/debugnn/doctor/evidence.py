@@ -67,10 +67,16 @@ class DataFacts:
     distinct: int = 0  # samples that differ
     constant_batches: float = 0.0  # share of batches whose samples are all equal
     nonfinite_samples: int = 0
+    nonfinite_features: list[int] = field(default_factory=list)  # not finite in any sample
     class_counts: dict[int, int] = field(default_factory=dict)
     conflicting: float = 0.0  # share of the repeated samples that came with several labels
     repeated: int = 0  # samples that came more than once
     repeats_within: float = 0.0  # share of batches in which a sample occurs twice
+    # Batches of four samples and more whose labels are all one class, as a share; the same share of
+    # batches drawn at random; and how many batches of one class follow each other, on average.
+    one_class_batches: float = 0.0
+    one_class_by_chance: float = 0.0
+    one_class_run: float = 0.0
     out_of_range: int = 0  # labels that no output stands for
     void_labels: bool = False  # all of these labels are one value
     target_kinds: int | None = None  # how many values regression targets take
@@ -89,6 +95,11 @@ class DataFacts:
     sequence: SequenceFacts | None = None  # None: the outputs are no symbols of a sequence
     simple_skill: float | None = None  # of a simple model, on samples that it was not fitted to
     overlap: float | None = None  # share of validation samples that were trained on
+    # The same for each class of which there are 20 validation samples, and how many distinct samples
+    # these are.
+    overlap_of_class: dict[int, float] = field(default_factory=dict)
+    copies: int = 0
+    continuous: float | None = None  # distinct values of a feature / distinct samples, median
     covered: float | None = None  # share of training samples that are among the validation samples
     trained_on: int | None = None  # distinct training samples seen
     validation_size: int | None = None  # samples that the latest validation was given

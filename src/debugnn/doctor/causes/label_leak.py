@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign
-from debugnn.doctor.causes.signals import same_set
+from debugnn.doctor.causes.signals import listed, same_set
 from debugnn.doctor.evidence import Evidence, SequenceFacts
 
 # Share of a feature's variance that the target explains: 1 for a copy of the label; sound programs
@@ -29,6 +29,16 @@ SEEN = 0.3
 MOSTLY_SCORED = 0.5
 # Share of validation samples that were trained on.
 OVERLAP = 0.5
+# The same of features that hardly ever take a value twice, and what that is: the median over the
+# features of distinct values over distinct samples.
+OVERLAP_OF_CONTINUOUS = 0.3
+CONTINUOUS = 0.5
+# Share of a class's validation samples that were trained on, of a class that was duplicated before
+# the split (of samples with five copies, one in five parts, 0.99 are) and of a class that was not;
+# and distinct samples of it, below which it may be one blank image.
+COPIED = 0.7
+SPARED = 0.1
+COPIES = 10
 # Share of validation samples that repeat one another: a small domain, or identifiers.
 NATURAL = 0.05
 
@@ -130,13 +140,27 @@ def _sees_directly(facts: SequenceFacts) -> bool:
 def trained_on_validation(evidence: Evidence) -> Iterator[Sign]:
     """Validation samples that are among the training samples."""
     data = evidence.data
-    natural = not data.floating or data.natural_repeats > NATURAL
-    if (
-        data.overlap is not None
-        and data.overlap > OVERLAP
-        and not same_set(evidence)
-        and not natural
-    ):
+    if data.overlap is None or same_set(evidence):
+        return
+    copied = [c for c, share in data.overlap_of_class.items() if share > COPIED]
+    spared = [c for c, share in data.overlap_of_class.items() if share < SPARED]
+    if copied and spared and data.copies >= COPIES and data.floating:
+        most = max(data.overlap_of_class[c] for c in copied)
+        least = max(data.overlap_of_class[c] for c in spared)
+        yield Sign(
+            "warning",
+            f"{100 * most:.0f} % of the validation samples of class {listed(map(str, copied))} were "
+            f"trained on, and {100 * least:.0f} % of class {listed(map(str, spared))}: samples "
+            "were duplicated before the split, so that the score is that of samples learnt by "
+            "heart",
+            "split first, then oversample the training part alone",
+            evidence={"overlap": data.overlap, "overlap_of_class": data.overlap_of_class},
+        )
+        return
+    # Measurements with many digits repeat by no chance; categories and grey values do.
+    continuous = data.floating and (data.continuous or 0) > CONTINUOUS
+    natural = not continuous and (not data.floating or data.natural_repeats > NATURAL)
+    if data.overlap > (OVERLAP_OF_CONTINUOUS if continuous else OVERLAP) and not natural:
         yield Sign(
             "warning",
             f"{100 * data.overlap:.0f} % of the validation samples were trained on",

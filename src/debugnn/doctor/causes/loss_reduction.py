@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
-from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
+from debugnn.doctor.causes.cause import Cause, Kind, Sign
 from debugnn.doctor.causes.signals import (
     cured,
     diverged,
@@ -17,8 +17,8 @@ from debugnn.doctor.causes.signals import (
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.trials import AVERAGED_LOSS, DIVIDED, LOWER_RATES, Trial
 
-# Passes whose undivided sum is worth a note where it does no harm: two may be the parts of one loss,
-# as of a discriminator's real and made-up batch.
+# Passes whose undivided sum is worth a note where it does no harm: two may be the parts of one
+# loss, as of a discriminator's real and made-up batch.
 SEVERAL = 4
 
 
@@ -40,8 +40,8 @@ def summed_loss(evidence: Evidence) -> Iterator[Sign]:
 
 
 def undivided_accumulation(evidence: Evidence) -> Iterator[Sign]:
-    """Gradients of several passes that are added up and not divided: as harmful as a rate that is so
-    many times higher, which an optimiser like Adam takes without harm."""
+    """Gradients of several passes that are added up and not divided: as harmful as a rate that is
+    so many times higher, which an optimiser like Adam takes without harm."""
     passes = undivided_passes(evidence)
     if passes is None:
         return
@@ -78,7 +78,7 @@ CAUSE = Cause(
     name="loss_reduction",
     meaning="a loss or gradients that are summed where a mean is meant",
     kind=Kind.RIVAL,
-    rules=(first_of(summed_loss, undivided_accumulation),),
+    rules=(summed_loss, undivided_accumulation),
     fix='average the loss over the batch (reduction="mean")',
     source="TheDeepChecker (Ben Braiek & Khomh 2023): the loss doubles with the batch",
     trials=trials,
