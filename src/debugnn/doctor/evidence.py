@@ -95,8 +95,7 @@ class DataFacts:
     sequence: SequenceFacts | None = None  # None: the outputs are no symbols of a sequence
     simple_skill: float | None = None  # of a simple model, on samples that it was not fitted to
     overlap: float | None = None  # share of validation samples that were trained on
-    # The same for each class of which there are 20 validation samples, and how many distinct samples
-    # these are.
+    # The same for each class with 20 validation samples, and how many distinct samples these are.
     overlap_of_class: dict[int, float] = field(default_factory=dict)
     copies: int = 0
     continuous: float | None = None  # distinct values of a feature / distinct samples, median

@@ -39,9 +39,16 @@ def holds_none(evidence: Evidence) -> Iterator[Sign]:
     """None of the trainable parameters is in the optimiser."""
     facts = evidence.optimizer
     if facts.trainable and facts.held == 0:
+        other = ""
+        if facts.frozen_held:
+            other = f"; it holds frozen ones (requires_grad=False): {listed(facts.frozen_held)}"
+        elif facts.foreign:
+            other = f"; it holds {facts.foreign} parameters that are not the model's"
+        named = f" ({listed(facts.missing)})" if facts.missing else ""
         yield Sign(
             "error",
-            f"the optimiser holds none of the model's {facts.trainable} trainable parameters",
+            f"the optimiser holds none of the model's {facts.trainable} trainable parameters"
+            f"{named}{other}",
             evidence={"foreign": facts.foreign},
         )
 

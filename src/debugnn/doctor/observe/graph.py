@@ -64,7 +64,11 @@ class UnregisteredLeaves:
         self._passes += 1
         if self._passes == 1:
             places = {id(p.tensor): p for p in unlisted(self._model)} if leaves else {}
-            self._seen = {key: _first_seen(leaf, places.get(key)) for key, leaf in leaves.items()}
+            order = {key: index for index, key in enumerate(places)}
+            self._seen = {
+                key: _first_seen(leaves[key], places.get(key))
+                for key in sorted(leaves, key=lambda key: order.get(key, len(order)))
+            }
             return
         gone = [seen for key, seen in self._seen.items() if key not in leaves]
         for key, seen in self._seen.items():
