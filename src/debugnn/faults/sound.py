@@ -13,9 +13,11 @@ from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, StepLR
 
 from debugnn.faults.datasets import (
+    Split,
     autoencoding,
     binary,
     bundled,
+    copying,
     digits,
     few_informative,
     friedman,
@@ -23,11 +25,24 @@ from debugnn.faults.datasets import (
     prototypes,
     regression,
     sine,
+    successors,
     table,
     tokens,
     toy,
 )
-from debugnn.faults.nets import Functional, Recurrent, Transformer, cnn, mlp, residual_mlp
+from debugnn.faults.nets import (
+    CausalAttention,
+    Convolved,
+    Functional,
+    NextSymbol,
+    Reader,
+    Recurrent,
+    ThroughCode,
+    Transformer,
+    cnn,
+    mlp,
+    residual_mlp,
+)
 from debugnn.faults.program import Setup
 
 ce = nn.CrossEntropyLoss
@@ -64,6 +79,13 @@ def fine_tuning(seed: int) -> Setup:
     train, val = ((x[y >= 5], y[y >= 5] - 5) for x, y in images)
     head = only_trainable(partial(Adam, lr=5e-3))
     return Setup(model, nn.CrossEntropyLoss(), head, train, val, epochs=10)
+
+
+def oversampled(data: Split) -> Split:
+    """Repeat the training samples of class 1 twice, as for a class that is rare."""
+    (x, y), val = data
+    again = (y == 1).nonzero().flatten().repeat(2)
+    return (torch.cat([x, x[again]]), torch.cat([y, y[again]])), val
 
 
 Build = Callable[[int], Setup]
@@ -106,6 +128,14 @@ TUNING: dict[str, Build] = {
         partial(AdamW, lr=1e-3),
         *digits(seed),
         make_scheduler=partial(OneCycleLR, max_lr=1e-2, total_steps=10),
+    ),
+    "mlp_accumulated_by_8": lambda seed: Setup(
+        mlp(64, 48, 10, activation=nn.Tanh),
+        ce(),
+        partial(SGD, lr=0.3, momentum=0.9),
+        *digits(seed),
+        batch_size=8,
+        accumulate=8,
     ),
     "mlp_accumulated": lambda seed: Setup(
         mlp(64, 64, 64, 10),
@@ -158,6 +188,12 @@ TUNING: dict[str, Build] = {
         *digits(seed, 8, 8),
         batch_size=40,
         epochs=9,
+    ),
+    "next_symbol_gru": lambda seed: Setup(
+        NextSymbol(12, Reader()), ce(), partial(Adam, lr=1e-2), *successors(seed)
+    ),
+    "next_symbol_attention": lambda seed: Setup(
+        NextSymbol(12, CausalAttention(16)), ce(), partial(Adam, lr=5e-3), *successors(seed)
     ),
     # tables: two classes, three, a hundred
     "cancer": lambda seed: Setup(  # 37 % and 63 %
@@ -295,6 +331,12 @@ HELD_OUT: dict[str, Build] = {
         partial(AdamW, lr=3e-3),
         *tokens(seed),
     ),
+    "next_symbol_convolution": lambda seed: Setup(
+        NextSymbol(12, Convolved()), ce(), partial(AdamW, lr=1e-2), *successors(seed)
+    ),
+    "symbols_through_a_code": lambda seed: Setup(
+        NextSymbol(6, ThroughCode(8)), ce(), partial(Adam, lr=1e-2), *copying(seed), epochs=20
+    ),
     # tables: two classes, three, a hundred
     "cancer_one_logit": lambda seed: Setup(
         mlp(30, 16, 1, activation=nn.Tanh),
@@ -320,6 +362,9 @@ HELD_OUT: dict[str, Build] = {
     ),
     "hundred_classes": lambda seed: Setup(
         mlp(32, 128, 100), ce(), partial(Adam, lr=5e-3), *prototypes(seed), epochs=6
+    ),
+    "oversampled": lambda seed: Setup(  # after the split
+        mlp(20, 32, 2), ce(), partial(Adam, lr=3e-3), *oversampled(few_informative(seed)), epochs=4
     ),
     "few_informative": lambda seed: Setup(  # stops before it overfits
         mlp(20, 32, 2),

@@ -150,8 +150,8 @@ def trained_on_validation(evidence: Evidence) -> Iterator[Sign]:
         yield Sign(
             "warning",
             f"{100 * most:.0f} % of the validation samples of class {listed(map(str, copied))} "
-            f"were trained on, and {100 * least:.0f} % of class {listed(map(str, spared))}: samples "
-            "were duplicated before the split, so that the score is that of samples learnt by "
+            f"were trained on, and {100 * least:.0f} % of class {listed(map(str, spared))}: "
+            "samples were duplicated before the split, so that the score is that of samples learnt by "
             "heart",
             "split first, then oversample the training part alone",
             evidence={"overlap": data.overlap, "overlap_of_class": data.overlap_of_class},
