@@ -122,6 +122,7 @@ class LeafFacts:
     parameter: bool = False  # an nn.Parameter
     constant: bool = False  # all of its values were equal when it was first seen
     anew: bool = False  # another one stands in its place in the next forward pass
+    graded: bool = False  # a gradient of the loss has reached it
     moved: bool = False  # its values have changed since: another optimiser holds it
 
 

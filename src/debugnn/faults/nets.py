@@ -166,12 +166,10 @@ class ThroughCode(nn.Module):
     def __init__(self, length: int, width: int = 32, code: int = 48) -> None:
         super().__init__()
         self.encoder = nn.Sequential(nn.Flatten(), nn.Linear(length * width, code), nn.Tanh())
-        self.decoder = nn.Sequential(
-            nn.Linear(code, length * width), nn.Unflatten(1, (length, width))
-        )
+        self.decoder = nn.Linear(code, length * width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.decoder(self.encoder(x))
+        return self.decoder(self.encoder(x)).reshape(x.shape)
 
 
 class Residual(nn.Module):

@@ -151,7 +151,7 @@ def trained_on_validation(evidence: Evidence) -> Iterator[Sign]:
             "warning",
             f"{100 * most:.0f} % of the validation samples of class {listed(map(str, copied))} "
             f"were trained on, and {100 * least:.0f} % of class {listed(map(str, spared))}: "
-            "samples were duplicated before the split, so that the score is that of samples learnt by "
+            "samples were duplicated before the split, and the score is that of samples learnt by "
             "heart",
             "split first, then oversample the training part alone",
             evidence={"overlap": data.overlap, "overlap_of_class": data.overlap_of_class},

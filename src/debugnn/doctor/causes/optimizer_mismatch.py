@@ -78,7 +78,10 @@ def never_listed(evidence: Evidence) -> list[LeafFacts]:
     return [
         leaf
         for leaf in evidence.network.unregistered
-        if not leaf.anew and not leaf.moved and (leaf.parameter or not leaf.constant)
+        if leaf.graded
+        and not leaf.anew
+        and not leaf.moved
+        and (leaf.parameter or not leaf.constant)
     ]
 
 
@@ -99,7 +102,8 @@ def unregistered(evidence: Evidence) -> Iterator[Sign]:
         "error",
         f"the model learns through {what} that model.parameters() does not list, so that no "
         f"optimiser made from it holds them and they never change: {shapes}",
-        _registration(named[0] if named else leaves[0]),
+        _registration(named[0] if named else leaves[0])
+        + "; freeze what is meant to stay as it is by requires_grad_(False)",
         layer=module_of(named[0].attribute or "") if named else None,
         evidence={
             "unregistered": [leaf.name or _shape(leaf) for leaf in leaves[:32]],
@@ -131,7 +135,11 @@ def _registration(leaf: LeafFacts) -> str:
 
 def made_in_forward(evidence: Evidence) -> Iterator[Sign]:
     """Layers that the forward pass makes anew, with other random weights each time."""
-    leaves = [leaf for leaf in evidence.network.unregistered if leaf.anew and leaf.parameter]
+    leaves = [
+        leaf
+        for leaf in evidence.network.unregistered
+        if leaf.graded and leaf.anew and leaf.parameter
+    ]
     if all(leaf.constant for leaf in leaves):
         return
     shapes = listed(_shape(leaf) for leaf in leaves)

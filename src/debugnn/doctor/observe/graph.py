@@ -70,30 +70,39 @@ class UnregisteredLeaves:
                 for key in sorted(leaves, key=lambda key: order.get(key, len(order)))
             }
             return
+        self._bring_up_to_date()
         gone = [seen for key, seen in self._seen.items() if key not in leaves]
         for key, seen in self._seen.items():
             seen.passes += key in leaves
-        if self._passes > 2:
-            return
-        # As many others have come as have gone: they are made in the forward pass.
-        anew = sum(key not in self._seen for key in leaves) >= len(gone)
-        for seen in gone:
-            seen.facts.anew, seen.leaf = anew, None
+        if self._passes == 2:
+            # As many others have come as have gone: they are made in the forward pass.
+            anew = sum(key not in self._seen for key in leaves) >= len(gone)
+            for seen in gone:
+                seen.facts.anew = anew
+        else:
+            for seen in gone:
+                seen.leaf = None
 
     def facts(self) -> list[LeafFacts]:
         """Return what is known of the leaves that kept their identity, and of those made anew."""
+        self._bring_up_to_date()
+        return [s.facts for s in self._seen.values() if s.facts.anew or s.passes > 1]
+
+    def _bring_up_to_date(self) -> None:
         for seen in self._seen.values():
             if seen.leaf is not None:
+                seen.facts.graded |= seen.leaf.grad is not None
                 seen.facts.moved = not torch.equal(seen.values, _thinned(seen.leaf))
-        return [s.facts for s in self._seen.values() if s.facts.anew or s.passes > 1]
 
     def forget(self, names: set[str]) -> None:
         """Leave out the leaves of these names."""
         self._seen = {k: s for k, s in self._seen.items() if s.facts.name not in names}
 
     def release(self) -> None:
-        """Let go of the leaves."""
-        self._seen.clear()
+        """Let go of the leaves; what is known of them stays."""
+        self._bring_up_to_date()
+        for seen in self._seen.values():
+            seen.leaf = None
 
 
 def look_at_copy(
@@ -108,7 +117,12 @@ def look_at_copy(
     """
     leaves = UnregisteredLeaves(replica, optimizer)
     for _ in range(2):
-        leaves.look(call, call(replica))
+        outputs = call(replica)
+        leaves.look(call, outputs)
+        for tensor in Call((outputs,)).tensors():
+            if tensor.requires_grad:
+                tensor.square().sum().backward()
+                break
     held = _held(optimizer)
     names = {place.name for place in unlisted(model) if id(place.tensor) in held}
     leaves.forget(names)

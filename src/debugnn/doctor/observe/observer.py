@@ -284,12 +284,10 @@ class Observer:
     def _compare_loss(self, loss: Tensor, targets: Any) -> None:
         if self.loss_fn is not None and self._outputs is not None:
             self._losses.compare(loss, self.loss_fn, self._outputs, targets)
-            gradient = self._output_gradient
-            own = None
-            if gradient is not None:
+            if self._output_gradient is not None and self._loop.passes_per_update[-1:] > [1]:
                 own = output_gradient(self.loss_fn, self._outputs, targets)
-            if gradient is not None and own is not None:
-                self._losses.compare_gradients(gradient, own)
+                if own is not None:
+                    self._losses.compare_gradients(self._output_gradient, own)
 
     @guarded("what the loss compares at each position")
     def _note_scored(self, call: Call, targets: Any) -> None:

@@ -53,11 +53,12 @@ def scored(call: Call, outputs: Tensor, gradient: Tensor, targets: Any) -> Score
     if gradient.shape != outputs.shape or outputs.dim() < 2:
         return None
     axis = _class_axis(outputs, targets)
-    rows = gradient.movedim(axis, -1).flatten(0, -2).float()
-    if rows.shape[1] < 2 or not torch.isfinite(rows).all():
+    if gradient.shape[axis] < 2:
         return None
-    symbols = rows.argmin(dim=1)
-    symbols[(rows == 0).all(dim=1)] = -1
+    pulls, symbols = gradient.movedim(axis, -1).flatten(0, -2).min(dim=1)
+    if not torch.isfinite(pulls).all():
+        return None
+    symbols[pulls >= 0] = -1
     return Scored(call.map(copied), symbols.cpu(), axis)
 
 
