@@ -27,7 +27,7 @@ ALLOWED = {
     "nn": ({"torch"}, LEAVES),
     "data": ({"numpy", "torch", "torchvision", "sklearn"}, LEAVES),
     "training": ({"numpy", "torch"}, LEAVES | {"nn", "data"}),
-    "doctor": ({"torch"}, LEAVES),
+    "doctor": ({"numpy", "torch"}, LEAVES),
     "faults": ({"numpy", "torch", "sklearn"}, {"doctor"}),
     "config": ({"hydra", "omegaconf"}, LEAVES),
     "build": (

@@ -365,6 +365,9 @@ def test_each_trial_changes_one_thing_and_is_wanted_by_some_cause():
     given.loss.doubling = 2.0
     given.weights[0].gain = 9.0
     given.network.nonlinear = False
+    for each in given.weights:  # of low rank, which can be meant
+        each.inputs, each.outputs = 9, 4
+    given.weights[-1].outputs = 9
     wanted = set(causes.trials_wanted(given))
     given.outcome.highest_loss = 1e4
     assert wanted | set(causes.trials_wanted(given)) == set(TRIALS)

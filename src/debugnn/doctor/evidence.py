@@ -48,6 +48,24 @@ class LossFacts:
 
 
 @dataclass
+class SequenceFacts:
+    """Symbols that a loss pulls outputs to, beside those of an input with as many positions.
+
+    Shares of a few positions in one batch. An output sees a symbol where it changes with it.
+    """
+
+    argument: str  # of the model's forward that holds the input
+    same: float  # scored positions whose symbol is the input's there
+    following: float  # scored positions whose symbol is the input's at the next position
+    scored: float  # positions that the loss scores
+    sees_own: float | None = None  # outputs that see the symbol at their position
+    sees_following: float | None = None  # outputs that see the symbol at the next position
+    through_code: float | None = None  # … and only through tensors without an axis of positions
+    sees_past: bool = False  # some output sees a symbol before it
+    sees_future: bool = False  # some output sees a symbol after it
+
+
+@dataclass
 class DataFacts:
     """The samples that the doctor kept."""
 
@@ -65,10 +83,16 @@ class DataFacts:
     same_batch: bool | None = False
     batch_sizes: int = 1  # how many sizes batches came in
     nonfinite_samples: int = 0
+    nonfinite_features: list[int] = field(default_factory=list)  # not finite in any sample
     class_counts: dict[int, int] = field(default_factory=dict)
     conflicting: float = 0.0  # share of the repeated samples that came with several labels
     repeated: int = 0  # samples that came more than once
     repeats_within: float = 0.0  # share of batches in which a sample occurs twice
+    # Batches of four samples and more whose labels are all one class, as a share; the same share of
+    # batches drawn at random; and how many batches of one class follow each other, on average.
+    one_class_batches: float = 0.0
+    one_class_by_chance: float = 0.0
+    one_class_run: float = 0.0
     out_of_range: int = 0  # labels that no output stands for
     void_labels: bool = False  # all of these labels are one value
     target_kinds: int | None = None  # how many values regression targets take
@@ -84,11 +108,16 @@ class DataFacts:
     feature_order: list[int] = field(default_factory=list)
     feature_share_median: float | None = None
     features: int = 0  # how many features were compared
+    sequence: SequenceFacts | None = None  # None: the outputs are no symbols of a sequence
     simple_skill: float | None = None  # of a simple model, on samples that it was not fitted to
     # Class → the lower one of recall and precision of a simple model that gives all classes the
     # same weight, on samples that it was not fitted to; of the rarest classes.
     simple_recognition: dict[int, float] = field(default_factory=dict)
     overlap: float | None = None  # share of validation samples that were trained on
+    # The same for each class with 20 validation samples, and how many distinct samples these are.
+    overlap_of_class: dict[int, float] = field(default_factory=dict)
+    copies: int = 0
+    continuous: float | None = None  # distinct values of a feature / distinct samples, median
     covered: float | None = None  # share of training samples that are among the validation samples
     trained_on: int | None = None  # distinct training samples seen
     validation_size: int | None = None  # samples that the latest validation was given
@@ -98,6 +127,22 @@ class DataFacts:
     transfer_skill: float | None = None  # of a simple model from training to validation samples
     matched_skill: float | None = None  # on validation inputs brought to the training scale
     relabelled_skill: float | None = None  # on validation labels under the best renaming
+
+
+@dataclass
+class LeafFacts:
+    """A tensor that the outputs are learnt through, that no parameter list of the model names and
+    the optimiser does not hold."""
+
+    name: str | None  # path of attributes and keys to it, None where it was not found
+    attribute: str | None  # path of the module's attribute that it lies in
+    holder: str | None  # type of that attribute: list, dict, Linear, Tensor, …
+    shape: list[int] = field(default_factory=list)
+    parameter: bool = False  # an nn.Parameter
+    constant: bool = False  # all of its values were equal when it was first seen
+    anew: bool = False  # another one stands in its place in the next forward pass
+    graded: bool = False  # a gradient of the loss has reached it
+    moved: bool = False  # its values have changed since: another optimiser holds it
 
 
 @dataclass
@@ -129,6 +174,7 @@ class NetworkFacts:
     softmax_inputs: list[str] = field(default_factory=list)  # layers fed with (log-)probabilities
     unreached: list[str] = field(default_factory=list)  # used, trainable, without a gradient
     unused: list[str] = field(default_factory=list)
+    unregistered: list[LeafFacts] = field(default_factory=list)
     time_gradient: float | None = None  # at a sequence's first tenth over that at its last
     mode_sensitive: bool = False  # dropout or batch norm
     dropout: float = 0.0  # largest rate
@@ -188,6 +234,10 @@ class OptimizerFacts:
     frozen_held: list[str] = field(default_factory=list)  # requires_grad=False, and held
     lr: float | None = None
     weight_decay: float = 0.0
+    # [update, learning rate of each group], where a rate changed (at most 64 points) and at the end
+    rates: list[list[float]] = field(default_factory=list)
+    lost_eps: float | None = None  # an eps above 0 that is 0 in the type of its parameters
+    dtype: str | None = None  # this type, as float16
 
 
 @dataclass
@@ -196,6 +246,10 @@ class LoopFacts:
     optimizer_steps: int = 0
     backwards: int = 0
     empty_steps: int = 0  # optimiser steps without any gradient
+    looked_for_cleared: int = 0  # updates before which a gradient was looked for that had arrived
+    cleared_steps: int = 0  # of these, those that found no gradient, or zeros alone
+    cleared_to_none: bool = False  # there was none; else they were zero
+    passes_per_update: list[int] = field(default_factory=list)  # backward passes, the latest 64
     # [step, distance to the sum of the old and the new gradient, distance to the new gradient] of
     # gradients' directions (0 equal, 2 opposite), for the first 1,000 comparisons.
     residues: list[list[float]] = field(default_factory=list)
@@ -210,6 +264,9 @@ class LoopFacts:
     loss_ratio: float | None = None  # median
     loss_ratio_low: float | None = None
     loss_ratio_high: float | None = None
+    # Gradient that reached the outputs / that of loss_fn's mean, median over the probes: 1 / k
+    # where the loss is divided by k.
+    gradient_scale: float | None = None
     steps_before: int = 0  # steps that were taken before the doctor began to watch
 
 

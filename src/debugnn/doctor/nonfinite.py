@@ -101,7 +101,7 @@ def find_origin(
             loss = loss_fn(outputs, targets)
         in_loss = trace.reaching(loss)
         if in_loss is not None:
-            return in_loss.origin
+            return _with_samples(in_loss.origin, outputs, trace.batch)
         leaves: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
         leaves += [t for t in _tensors(inputs) if t.requires_grad and t.is_leaf]
         in_backward = _Backward(trace).search(loss, leaves)
@@ -110,6 +110,16 @@ def find_origin(
     if in_outputs is not None and not in_outputs.excused:
         return in_outputs.origin
     return next((leaf.origin for leaf in trace.leaves if not leaf.excused), None)
+
+
+def _with_samples(origin: Origin, outputs: Any, batch: int | None) -> Origin:
+    """The origin; where its samples are not known, with those whose outputs are not finite."""
+    tensor = next((t for t in _tensors(outputs) if not _is_finite(t)), None)
+    if origin.samples or tensor is None or origin.where not in ("input", "forward"):
+        return origin
+    samples = _census(tensor, batch)["samples"]
+    # All samples of the batch are none in particular.
+    return origin if len(samples) == batch else dataclasses.replace(origin, samples=samples)
 
 
 @dataclass(frozen=True, order=True, slots=True)

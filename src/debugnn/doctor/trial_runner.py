@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import torch
 
 from debugnn.doctor import causes, troubles
+from debugnn.doctor.causes.signals import undivided_passes
 from debugnn.doctor.copies import undisturbed
 from debugnn.doctor.copy_training import CopyTraining, run
 from debugnn.doctor.evidence import Evidence, Score, TrialOutcome
@@ -117,6 +118,7 @@ class TrialRunner:
         if size is not None:
             first = batches[0]
             batches = [Batch(*observer.layout.take(first.call, slice(size), first.targets))]
+        added = undivided_passes(self.evidence)
         return CopyTraining(
             model,
             observer.optimizer,
@@ -125,6 +127,8 @@ class TrialRunner:
             batches,
             trial,
             observer.layout,
+            passes=added or 1,
+            undivided=added is not None,
         )
 
 

@@ -224,6 +224,26 @@ def ring(seed: int) -> Split:
     return split(rng.normal(size=(1500, 6)), points.astype(np.float32), seed, standardise="none")
 
 
+def successors(seed: int, *, symbols: int = 12, length: int = 16, samples: int = 1500) -> Split:
+    """Windows of a chain of symbols, and the symbols that follow each, (N, length) both.
+
+    Three in four symbols are the usual successor of the one before.
+    """
+    rng = np.random.default_rng(seed)
+    usual, chain = rng.permutation(symbols), rng.integers(symbols, size=(samples, length + 1))
+    for place in range(1, length + 1):
+        follows = rng.random(samples) < 0.75
+        chain[follows, place] = usual[chain[follows, place - 1]]
+    (x, _), (x_val, _) = split(chain, np.zeros(samples, dtype=int), seed)
+    return (x[:, :-1], x[:, 1:]), (x_val[:, :-1], x_val[:, 1:])
+
+
+def copying(seed: int) -> Split:
+    """Sequences of eight symbols whose targets are their own inputs."""
+    (x, _), (x_val, _) = successors(seed, symbols=6, length=8)
+    return (x, x.clone()), (x_val, x_val.clone())
+
+
 def autoencoding(seed: int) -> Split:
     """Digits whose targets are their own inputs."""
     (x, _), (x_val, _) = digits(seed)

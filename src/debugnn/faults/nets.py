@@ -108,6 +108,70 @@ class Transformer(nn.Module):
         return self.head(self.blocks(self.embed(x) + self.position).mean(dim=1))
 
 
+class NextSymbol(nn.Module):
+    """Scores of a symbol for each position, (B, symbols, T), from those read so far, (B, T)."""
+
+    def __init__(self, symbols: int, body: nn.Module, width: int = 32) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(symbols, width)
+        self.body = body
+        self.head = nn.Linear(width, symbols)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(self.embedding(x))).transpose(1, 2)
+
+
+class Reader(nn.Module):
+    """A GRU that gives its outputs at all positions; in both directions they are added."""
+
+    def __init__(self, width: int = 32, *, both: bool = False) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(width, width, batch_first=True, bidirectional=both)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs, _ = self.rnn(x)
+        return outputs.unflatten(-1, (-1, x.shape[-1])).sum(dim=2)
+
+
+class CausalAttention(nn.Module):
+    """A transformer block in which a position attends to those before it, if `causal`."""
+
+    def __init__(self, length: int, width: int = 32, *, causal: bool = True) -> None:
+        super().__init__()
+        self.position = nn.Parameter(0.1 * torch.randn(length, width))
+        self.block = nn.TransformerEncoderLayer(width, 4, 2 * width, 0.0, batch_first=True)
+        self.causal = causal
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1]) if self.causal else None
+        return self.block(x + self.position, src_mask=mask)
+
+
+class Convolved(nn.Module):
+    """A convolution over positions with its padding on the left, or on both sides."""
+
+    def __init__(self, width: int = 32, *, kernel: int = 5, centred: bool = False) -> None:
+        super().__init__()
+        self.convolution = nn.Conv1d(width, width, kernel)
+        self.padding = (kernel // 2, kernel // 2) if centred else (kernel - 1, 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        padded = F.pad(x.transpose(1, 2), self.padding)
+        return torch.relu(self.convolution(padded)).transpose(1, 2) + x
+
+
+class ThroughCode(nn.Module):
+    """The whole sequence goes through one code, from which each position is read."""
+
+    def __init__(self, length: int, width: int = 32, code: int = 48) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Flatten(), nn.Linear(length * width, code), nn.Tanh())
+        self.decoder = nn.Linear(code, length * width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decoder(self.encoder(x)).reshape(x.shape)
+
+
 class Residual(nn.Module):
     """x + gain · f(x) with a two-layer net f. With `zero`, f is 0 at the start."""
 

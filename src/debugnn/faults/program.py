@@ -62,7 +62,9 @@ class Setup:
     loss_sign: float = 1.0
     change_batch: Callable[[Tensor, Tensor], Data] | None = None  # augments a training batch
     zero_grad: Callable[[Optimizer, int], None] = zero_grad  # gets the batch's number in its epoch
+    before_step: Callable[[Optimizer], None] | None = None  # between backward and optimiser step
     after_step: Callable[[nn.Module], None] | None = None  # called after each optimiser step
+    shuffles: bool = True  # draws the order of the samples anew in each epoch
     calls_train: bool = True  # model.train() before each epoch
     calls_eval: bool = True  # model.eval() before each validation
     score: Callable[[Any, Tensor], float] | None = None  # of validation outputs; None: `score`
@@ -113,8 +115,10 @@ def train(
     for _ in range(setup.epochs):
         if setup.calls_train:
             model.train()
-        batches = torch.randperm(len(inputs), generator=shuffle).split(setup.batch_size)
-        for number, batch in enumerate(batches):
+        order = torch.arange(len(inputs))
+        if setup.shuffles:
+            order = torch.randperm(len(inputs), generator=shuffle)
+        for number, batch in enumerate(order.split(setup.batch_size)):
             x, y = inputs[batch], targets[batch]
             if setup.change_batch:
                 x, y = setup.change_batch(x, y)
@@ -127,6 +131,8 @@ def train(
             if setup.clip:
                 nn.utils.clip_grad_norm_(model.parameters(), setup.clip)
             if (number + 1) % setup.accumulate == 0:
+                if setup.before_step:
+                    setup.before_step(optimizer)
                 optimizer.step()
                 if setup.after_step:
                     setup.after_step(model)

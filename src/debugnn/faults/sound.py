@@ -14,9 +14,11 @@ from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, StepLR
 
 from debugnn.faults.datasets import (
+    Split,
     autoencoding,
     binary,
     bundled,
+    copying,
     counts,
     digits,
     few_informative,
@@ -29,6 +31,7 @@ from debugnn.faults.datasets import (
     ring,
     sine,
     spreading,
+    successors,
     table,
     tangled_pairs,
     text,
@@ -47,10 +50,15 @@ from debugnn.faults.loops import (
     siamese,
 )
 from debugnn.faults.nets import (
+    CausalAttention,
+    Convolved,
     Functional,
     Heads,
     LanguageModel,
+    NextSymbol,
+    Reader,
     Recurrent,
+    ThroughCode,
     Transformer,
     VariationalAutoencoder,
     cnn,
@@ -239,6 +247,13 @@ def several_tasks(seed: int) -> Setup:
     )  # fmt: skip
 
 
+def oversampled(data: Split) -> Split:
+    """Repeat the training samples of class 1 twice, as for a class that is rare."""
+    (x, y), val = data
+    again = (y == 1).nonzero().flatten().repeat(2)
+    return (torch.cat([x, x[again]]), torch.cat([y, y[again]])), val
+
+
 Build = Callable[[int], Setup]
 
 # What the thresholds of the doctor were set on.
@@ -279,6 +294,14 @@ TUNING: dict[str, Build] = {
         partial(AdamW, lr=1e-3),
         *digits(seed),
         make_scheduler=partial(OneCycleLR, max_lr=1e-2, total_steps=10),
+    ),
+    "mlp_accumulated_by_8": lambda seed: Setup(
+        mlp(64, 48, 10, activation=nn.Tanh),
+        ce(),
+        partial(SGD, lr=0.3, momentum=0.9),
+        *digits(seed),
+        batch_size=8,
+        accumulate=8,
     ),
     "mlp_accumulated": lambda seed: Setup(
         mlp(64, 64, 64, 10),
@@ -331,6 +354,12 @@ TUNING: dict[str, Build] = {
         *digits(seed, 8, 8),
         batch_size=40,
         epochs=9,
+    ),
+    "next_symbol_gru": lambda seed: Setup(
+        NextSymbol(12, Reader()), ce(), partial(Adam, lr=1e-2), *successors(seed)
+    ),
+    "next_symbol_attention": lambda seed: Setup(
+        NextSymbol(12, CausalAttention(16)), ce(), partial(Adam, lr=5e-3), *successors(seed)
     ),
     # tables: two classes, three, a hundred
     "cancer": lambda seed: Setup(  # 37 % and 63 %
@@ -502,6 +531,12 @@ HELD_OUT: dict[str, Build] = {
         partial(AdamW, lr=3e-3),
         *tokens(seed),
     ),
+    "next_symbol_convolution": lambda seed: Setup(
+        NextSymbol(12, Convolved()), ce(), partial(AdamW, lr=1e-2), *successors(seed)
+    ),
+    "symbols_through_a_code": lambda seed: Setup(
+        NextSymbol(6, ThroughCode(8)), ce(), partial(Adam, lr=1e-2), *copying(seed), epochs=20
+    ),
     # tables: two classes, three, a hundred
     "cancer_one_logit": lambda seed: Setup(
         mlp(30, 16, 1, activation=nn.Tanh),
@@ -527,6 +562,9 @@ HELD_OUT: dict[str, Build] = {
     ),
     "hundred_classes": lambda seed: Setup(
         mlp(32, 128, 100), ce(), partial(Adam, lr=5e-3), *prototypes(seed), epochs=6
+    ),
+    "oversampled": lambda seed: Setup(  # after the split
+        mlp(20, 32, 2), ce(), partial(Adam, lr=3e-3), *oversampled(few_informative(seed)), epochs=4
     ),
     "few_informative": lambda seed: Setup(  # stops before it overfits
         mlp(20, 32, 2),

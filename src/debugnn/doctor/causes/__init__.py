@@ -17,6 +17,7 @@ from debugnn.doctor.causes.signals import (
     rough_start,
     short,
     skill,
+    vanished_rate,
 )
 from debugnn.doctor.causes.verdict import verdict
 from debugnn.doctor.evidence import Evidence
@@ -137,6 +138,9 @@ def trials_to_confirm(evidence: Evidence) -> Iterator[Trial]:
 
     The unchanged one comes first, which they are compared with.
     """
+    unchanged = evidence.trials.get(UNCHANGED.name)
+    if vanished_rate(evidence) and unchanged is not None and unchanged.end_again is None:
+        yield UNCHANGED
     for trial in TRIALS:
         outcome = evidence.trials.get(trial.name)
         if outcome is None or outcome.end_again is not None or cured(evidence, trial) is None:
@@ -146,6 +150,11 @@ def trials_to_confirm(evidence: Evidence) -> Iterator[Trial]:
         yield trial
 
 
+def _answers(finding: Finding, evidence: Evidence) -> bool:
+    """True unless the finding may be the end of a divergence, whose cause trials tell."""
+    return CAUSES[finding.cause].lateness(evidence, finding) == 0
+
+
 def trials_wanted(evidence: Evidence) -> Iterator[Trial]:
     """Yield the trials that would tell apart the causes in question, in the order of `TRIALS`.
 
@@ -153,9 +162,11 @@ def trials_wanted(evidence: Evidence) -> Iterator[Trial]:
     after each trial, which may answer what another was wanted for.
     """
     if not (short(evidence) or rough_start(evidence) or learns_late(evidence)):
+        if vanished_rate(evidence) is not None:
+            yield UNCHANGED  # whose rate is constant
         return
-    certain = [cause for cause in CAUSES.values() if cause.kind is Kind.CERTAIN]
-    if any(worrying(list(cause.findings(evidence))) for cause in certain):
+    found = [finding for cause in CAUSES.values() for finding in cause.findings(evidence)]
+    if any(f.confidence == "certain" and _answers(f, evidence) for f in worrying(found)):
         return
     wanted = {trial for cause in CAUSES.values() for trial in cause.trials(evidence)}
     yield from (trial for trial in TRIALS if trial is UNCHANGED or trial in wanted)

@@ -2,8 +2,15 @@
 
 from collections.abc import Iterator
 
-from debugnn.doctor.causes.cause import Cause, Kind, Sign
-from debugnn.doctor.causes.signals import RARE, judged, last_validation
+from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
+from debugnn.doctor.causes.signals import (
+    NEARLY_PERFECT,
+    RARE,
+    judged,
+    last_validation,
+    reached,
+    severity,
+)
 from debugnn.doctor.evidence import Evidence, Score
 
 # Training samples over the commonest class's, of the classes whose recall is looked at.
@@ -15,6 +22,12 @@ RECOGNISED = 0.6
 # samples. Where a class is only likelier than another one, no model has such a precision.
 TOLD = 0.5
 CLEARLY = 0.3
+# Share of batches that hold one class alone, of data that are sorted: all but those in which one
+# class ends and the next begins. The share of shuffled batches above which it may be chance.
+ONE_CLASS = 0.5
+BY_CHANCE = 0.1
+# Batches of the same class in a row. Real and made-up batches of a discriminator take turns.
+IN_A_ROW = 2.0
 
 
 def rare_classes(evidence: Evidence, score: Score) -> dict[int, float]:
@@ -67,11 +80,32 @@ def unrecognised_class(evidence: Evidence) -> Iterator[Sign]:
     )
 
 
+def sorted_batches(evidence: Evidence) -> Iterator[Sign]:
+    """Batches of one class each, one class after the other: the data are not shuffled."""
+    data = evidence.data
+    if evidence.task not in ("classes", "binary") or not judged(evidence):
+        return
+    share, by_chance, run = data.one_class_batches, data.one_class_by_chance, data.one_class_run
+    if share < ONE_CLASS or by_chance > BY_CHANCE or run < IN_A_ROW:
+        return
+    yield Sign(
+        "note" if reached(evidence) > NEARLY_PERFECT else severity(evidence),
+        f"{100 * share:.0f} % of the batches hold one class alone ({100 * by_chance:.2g} % would "
+        f"by chance), {run:.3g} batches of the same class in a row: the training data are sorted "
+        "by class, and each class is learnt at the others' expense",
+        "shuffle the training data: DataLoader(..., shuffle=True), or a permutation of the samples "
+        "before they are cut into batches",
+        evidence={"one_class_batches": share, "by_chance": by_chance, "in_a_row": run},
+        confidence="certain",
+        override=None,
+    )
+
+
 CAUSE = Cause(
     name="class_imbalance",
     meaning="classes that are too rare to be learnt",
     kind=Kind.SYMPTOM,
-    rules=(unrecognised_class,),
+    rules=(first_of(sorted_batches, unrecognised_class),),
     fix="weight the loss by class, or sample the rare classes more often",
     source="Buda et al. 2018, arXiv:1710.05381; the article's claim 14",
     override="data.imbalance=1.0",

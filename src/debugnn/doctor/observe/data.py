@@ -92,6 +92,9 @@ def _note_fingerprints(evidence: Evidence, buffer: BatchBuffer, layout: Layout, 
             facts.conflicting, facts.repeated, facts.repeats_within = samples.conflicts(
                 prints, buffer.labels.each()
             )
+        (facts.one_class_batches, facts.one_class_by_chance, facts.one_class_run) = (
+            samples.one_class_batches(prints, buffer.labels.each())
+        )
     seen, times = samples.repeats(prints)
     evidence.outcome.epochs = times if seen else None
 
@@ -121,7 +124,14 @@ def _compare(
         return False
     prints = samples.fingerprints(rows)
     facts.natural_repeats = 1 - len(prints.unique()) / max(len(prints), 1)
-    facts.overlap = torch.isin(prints, known).double().mean().item()
+    trained = torch.isin(prints, known)
+    facts.overlap = trained.double().mean().item()
+    facts.copies = len(prints[trained].unique())
+    facts.continuous = samples.distinct_values(rows)
+    if task.kind in ("classes", "binary") and targets.shape[:1] == trained.shape:
+        labels = task.labels(targets).cpu()
+        if labels.shape == trained.shape:
+            facts.overlap_of_class = samples.overlap_of_classes(trained, labels)
     facts.covered = torch.isin(known, prints).double().mean().item()
     facts.trained_on, facts.validation_size = len(known.unique()), validation.size
     if facts.floating:

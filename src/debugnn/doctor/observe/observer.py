@@ -1,6 +1,7 @@
 """The observer: turns what happens in a training loop into evidence. It judges nothing."""
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,13 @@ from debugnn.doctor.observe.calls import (
 )
 from debugnn.doctor.observe.data import note_data
 from debugnn.doctor.observe.forward_passes import ForwardPass, ForwardPasses
+from debugnn.doctor.observe.graph import UnregisteredLeaves, look_at_copy
 from debugnn.doctor.observe.layers import LayerProbes
 from debugnn.doctor.observe.layout import Layout
-from debugnn.doctor.observe.losses import LossCurve
+from debugnn.doctor.observe.losses import LossCurve, output_gradient, scores_of
 from debugnn.doctor.observe.mixing import FIND, Samples, find_samples
 from debugnn.doctor.observe.modes import without_dropout
-from debugnn.doctor.observe.optimizer import optimizer_facts, still_unreached
+from debugnn.doctor.observe.optimizer import RateCurve, optimizer_facts, still_unreached
 from debugnn.doctor.observe.outcome import (
     note_losses,
     note_movement,
@@ -38,6 +40,7 @@ from debugnn.doctor.observe.outcome import (
 )
 from debugnn.doctor.observe.replica import Replica
 from debugnn.doctor.observe.rivals import Rivals
+from debugnn.doctor.observe.sequences import Scored, scored, sequence_facts
 from debugnn.doctor.observe.stale_gradients import StaleGradients
 from debugnn.doctor.observe.task import Task, read, score
 from debugnn.doctor.troubles import guarded
@@ -118,9 +121,13 @@ class Observer:
         self._begun = False
         self._passes = ForwardPasses(self._loop)
         self._outputs: Any = None  # of the latest pass, where a probe is due
+        self._output_gradient: Tensor | None = None  # of these outputs
+        self._scored: Scored | None = None  # what the loss pulled the outputs of a batch to
         self._losses = LossCurve()
         self._layers = LayerProbes(self.evidence, self.model)
-        self._stale = StaleGradients(self._loop)
+        self._stale = StaleGradients(self._loop, optimizer)
+        self._leaves = UnregisteredLeaves(self.model, optimizer)
+        self._rates = RateCurve()
         self._validation: ValidationBatch | None = None
         self._rivals = Rivals(self.model, optimizer)
         self._handles: list[Any] = []
@@ -160,8 +167,18 @@ class Observer:
 
     @guarded("the outputs of a forward pass")
     def _after_forward(self, module: nn.Module, args: tuple, output: Any) -> None:
-        if torch.is_grad_enabled() and self._due:
+        if not torch.is_grad_enabled():
+            return
+        if self._due:
             self._outputs = map_tensors(output, Tensor.detach)
+            scores = scores_of(output)
+            if scores is not None and scores.requires_grad and not scores.is_leaf:
+                scores.register_hook(Relay(self, "_note_output_gradient"))
+        if self._leaves.looks and self._passes.pending:
+            self._leaves.look(self._passes.pending[-1].call, output)
+
+    def _note_output_gradient(self, gradient: Tensor) -> None:
+        self._output_gradient = gradient.detach()
 
     @guarded("the gradients before an update")
     def _before_update(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
@@ -172,6 +189,7 @@ class Observer:
         if not self._layers.has_gradients():
             self._loop.empty_steps += 1
             return
+        self._rates.note(optimizer)
         if self.replica is not None:
             self.replica.note_rates(optimizer)
         if self.evidence.nonfinite is None and self._layers.has_nonfinite_gradients(due):
@@ -224,7 +242,7 @@ class Observer:
         # Counted whatever happens above, so that probes stay where they belong.
         self._loop.steps += 1
         self._passes.clear()
-        self._outputs = None
+        self._outputs = self._output_gradient = None
         self._layers.drop()
 
     @guarded("a step")
@@ -257,6 +275,8 @@ class Observer:
             self._look_for_nonfinite(value, call, targets)
         if due:
             self._compare_loss(value, targets)
+            if call is not None:
+                self._note_scored(call, targets)
             model = None
             if self.replica is not None and self._layers.wants_activations:
                 model = self.replica.current() if step > 0 else self.replica.model
@@ -301,6 +321,19 @@ class Observer:
     def _compare_loss(self, loss: Tensor, targets: Any) -> None:
         if self.loss_fn is not None and self._outputs is not None:
             self._losses.compare(loss, self.loss_fn, self._outputs, targets)
+            if self._output_gradient is not None and self._loop.passes_per_update[-1:] > [1]:
+                own = output_gradient(self.loss_fn, self._outputs, targets)
+                if own is not None:
+                    self._losses.compare_gradients(self._output_gradient, own)
+
+    @guarded("what the loss compares at each position")
+    def _note_scored(self, call: Call, targets: Any) -> None:
+        """Note which symbols the loss pulls a batch's outputs to, once."""
+        if self._scored is not None or self._outputs is None:
+            return
+        scores, gradient = scores_of(self._outputs), self._output_gradient
+        if scores is not None and gradient is not None and len(self._passes.pending) == 1:
+            self._scored = scored(call, scores, gradient, targets)
 
     @guarded("where the samples of a batch lie")
     def _find_samples(self, call: Call, targets: Any) -> Samples | None:
@@ -426,6 +459,7 @@ class Observer:
         self._gather_rivals()
         self._gather_loop()
         self._gather_data()
+        self._gather_sequence()
         self._gather_outcome()
 
     @guarded("other networks")
@@ -444,9 +478,14 @@ class Observer:
         groups = self.replica.groups if self.replica is not None else []
         initial = self.replica.initial if self.replica is not None else {}
         network = self.evidence.network
-        self.evidence.optimizer = optimizer_facts(self.model, self.optimizer, groups, initial)
+        self.evidence.optimizer = optimizer_facts(
+            self.model, self.optimizer, groups, initial, self._rates.points()
+        )
         network.unreached = still_unreached(network.unreached, self._layers.graded)
+        network.unregistered = self._leaves.facts()
         note_losses(self.evidence, self._losses.values, self._losses.ratios)
+        scales = self._losses.gradient_scales
+        self._loop.gradient_scale = statistics.median(scales) if scales else None
 
     @guarded("the data")
     def _gather_data(self) -> None:
@@ -460,6 +499,13 @@ class Observer:
             current,
             self._loop.steps,
         )
+
+    @guarded("what the outputs of a sequence see")
+    def _gather_sequence(self) -> None:
+        model = None if self.replica is None else self.replica.current()
+        if model is not None and self._scored is not None:
+            with undisturbed():
+                self.evidence.data.sequence = sequence_facts(model, self._scored)
 
     @guarded("the outcome")
     def _gather_outcome(self) -> None:
@@ -482,6 +528,8 @@ class Observer:
         self._begin()
         for inputs, targets in batches:
             self._take(as_call(inputs), inputs, targets, self._due, None)
+        self._look_for_unregistered()
+        self._score_a_copy()
         if validation:
             inputs, targets = validation[0]
             whole = all(isinstance(i, Tensor) and isinstance(t, Tensor) for i, t in validation)
@@ -489,6 +537,30 @@ class Observer:
                 inputs, targets = (torch.cat(parts) for parts in zip(*validation, strict=True))
             self.validate(inputs, targets)
         self.gather()
+
+    @guarded("layers that are not registered")
+    def _look_for_unregistered(self) -> None:
+        replica = self.replica.model if self.replica is not None else None
+        if replica is not None and self.buffer.early:
+            call = self.buffer.early[0].call
+            with undisturbed(self.loss_fn, self.model), torch.enable_grad():
+                self._leaves = look_at_copy(self.model, self.optimizer, copied_model(replica), call)
+
+    @guarded("what the loss compares at each position")
+    def _score_a_copy(self) -> None:
+        replica = self.replica.model if self.replica is not None else None
+        if replica is None or self.loss_fn is None or not self.buffer.early:
+            return
+        call, targets = self.buffer.early[0].call, self.buffer.early[0].targets
+        with (
+            undisturbed(self.loss_fn, self.model),
+            torch.no_grad(),
+            without_dropout(replica, training=False),
+        ):
+            outputs = call(replica)
+        scores, gradient = scores_of(outputs), output_gradient(self.loss_fn, outputs, targets)
+        if scores is not None and gradient is not None:
+            self._scored = scored(call, scores, gradient, targets)
 
     def close(self) -> None:
         """Take all hooks off the model and the optimiser, and let go of copies and batches."""
@@ -500,4 +572,6 @@ class Observer:
         self.buffer.clear()
         self._passes.clear()
         self._layers.release()
+        self._leaves.release()
+        self._scored = self._output_gradient = None
         self._validation = None
