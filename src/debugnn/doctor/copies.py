@@ -41,12 +41,11 @@ class Relay:
         self._owner = weakref.ref(owner)
         self._method = method
 
-    def __call__(self, *args: Any) -> None:
+    def __call__(self, *args: Any) -> Any:
         if torch.compiler.is_compiling():
-            return
+            return None
         owner = self._owner()
-        if owner is not None:
-            getattr(owner, self._method)(*args)
+        return None if owner is None else getattr(owner, self._method)(*args)
 
     def __deepcopy__(self, memo: dict) -> Callable:
         return nothing

@@ -4,7 +4,6 @@ The copy starts from the weights that the training began with, sees its first ba
 plain loop. Nothing of the training's own is touched.
 """
 
-import copy
 import inspect
 import math
 from collections.abc import Callable, Sequence
@@ -29,7 +28,7 @@ class CopyTraining:
     """A plain training loop over a copy of a model, on given batches in turn.
 
     Args:
-        model: copied as it stands.
+        model: is trained from its present weights: a copy.
         optimizer: gives the class; its state is not used.
         groups: settings of its parameter groups at the start; `names` holds the parameters' names.
         loss_fn: called as `loss_fn(outputs, targets)`.
@@ -50,7 +49,7 @@ class CopyTraining:
         batches: Sequence[Batch],
         trial: Trial,
     ) -> None:
-        self.model = copy.deepcopy(model)
+        self.model = model
         self.model.train()
         if trial.unfrozen:
             self.model.requires_grad_(True)

@@ -1,6 +1,5 @@
 """The repetition of the first training step whose loss or gradient is not finite."""
 
-import copy
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -67,8 +66,8 @@ class NonFiniteReplay:
         """
         found = None
         state = self._state or {}
-        if replica is not None and replica.model is not None:
-            model = _as_before(replica.model, state)
+        model = None if replica is None else replica.as_before(state)
+        if replica is not None and model is not None:
             with undisturbed():
                 set_random_state(replica.device, self._random_state)
                 found = find_origin(
@@ -95,21 +94,3 @@ class NonFiniteReplay:
         path = folder / f"nonfinite_step_{step}.pt"
         torch.save(self.saved, path)
         return path
-
-
-def _as_before(replica: nn.Module, state: dict[str, Any]) -> nn.Module:
-    """Return a copy of the model before the step, in training mode.
-
-    Args:
-        replica: the model as of the last probe. Buffers are taken from it that the step's forward
-            pass has spoilt.
-        state: the weights and buffers before the update.
-    """
-    buffers = dict(replica.named_buffers())
-    state = {
-        n: buffers[n] if n in buffers and not torch.isfinite(t).all() else t
-        for n, t in state.items()
-    }
-    model = copy.deepcopy(replica)
-    model.load_state_dict(state)
-    return model.train()

@@ -1,14 +1,17 @@
 """The doctor: watches a training from one line in its loop, and names why it fails."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from debugnn.doctor import causes
+from debugnn.doctor.causes import non_finite
 from debugnn.doctor.evidence import Evidence
+from debugnn.doctor.nonfinite import NonFiniteError
 from debugnn.doctor.observe.observer import Observer
 from debugnn.doctor.report import Report
 from debugnn.doctor.trial_runner import TrialRunner
@@ -31,6 +34,8 @@ class Doctor:
     model's memory, kept batches at most 128 MiB. What the doctor cannot look at never raises; the
     report says it.
 
+    TODO-memory
+
     Args:
         model: any module; one from `torch.compile` too.
         optimizer: any of `torch.optim`.
@@ -41,11 +46,16 @@ class Doctor:
         save_to: folder for the batch and the weights of a first non-finite number.
         steps_before: steps that the training took before the doctor watched, where it goes on from
             a checkpoint.
+        on_nonfinite: what to do at the step whose loss, gradients or weights are the first to hold
+            NaN or infinity: "raise" a `NonFiniteError` from `step`, "warn", or None, which leaves
+            it to the report. Anything but None looks at all gradients and weights in every step.
+        memory: "low" keeps no copy of the model and of its initial weights. What needs one is not
+            looked at then, trials among it.
 
     Raises:
         TypeError: a model that is no module, an optimiser that is none, or one of them that takes
             no hooks.
-        ValueError: `every` below 1, or `budget` below 0.
+        ValueError: `every` below 1, `budget` below 0, or a value that is not listed here.
     """
 
     def __init__(
@@ -58,10 +68,18 @@ class Doctor:
         budget: int = 200,
         save_to: Path | str | None = None,
         steps_before: int = 0,
+        on_nonfinite: Literal["raise", "warn"] | None = None,
+        memory: Literal["normal", "low"] = "normal",
     ) -> None:
         if budget < 0:
             raise ValueError(f"budget={budget}: at least 0 is needed")
+        if on_nonfinite not in ("raise", "warn", None):
+            raise ValueError(f'on_nonfinite={on_nonfinite!r}: "raise", "warn" or None is needed')
+        if memory not in ("normal", "low"):
+            raise ValueError(f'memory={memory!r}: "normal" or "low" is needed')
         self.budget = budget
+        self._on_nonfinite = on_nonfinite
+        self._told = False  # of the first non-finite number
         self._observer = Observer(
             model,
             optimizer,
@@ -69,6 +87,8 @@ class Doctor:
             every=every,
             save_to=Path(save_to) if save_to is not None else None,
             steps_before=steps_before,
+            at_once=on_nonfinite is not None,
+            copies=memory == "normal",
         )
         self._trials = TrialRunner(self._observer)
 
@@ -82,15 +102,27 @@ class Doctor:
         """Batch, weights and random state of the first step that was not finite, None without."""
         return self._observer.nonfinite.saved
 
-    def step(self, loss: Any, inputs: Any, targets: Any) -> None:
+    def step(self, loss: Any, inputs: Any = None, targets: Any = None) -> None:
         """Take note of one training step; to be called after `optimizer.step()`.
 
         Args:
             loss: the loss that was stepped with, a scalar tensor.
             inputs: the batch, or a tuple or dict of the model's arguments.
             targets: what `loss_fn` compares the outputs with.
+
+        Raises:
+            NonFiniteError: the first NaN or infinite number appeared in this step, and the doctor
+                was made with `on_nonfinite="raise"`.
         """
         self._observer.step(loss, inputs, targets)
+        found = self.evidence.nonfinite
+        if found is None or self._told or self._on_nonfinite is None:
+            return
+        self._told = True
+        message = non_finite.told(found)
+        if self._on_nonfinite == "raise":
+            raise NonFiniteError(message, found)
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
 
     def validate(self, inputs: Any, targets: Any) -> None:
         """Evaluate a copy of the model, in evaluation mode, on at most 1,024 validation samples.

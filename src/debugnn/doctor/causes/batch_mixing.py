@@ -36,5 +36,6 @@ CAUSE = Cause(
     rules=(mixed_samples,),
     fix="keep the batch axis apart: look for view or reshape where permute is meant, batch_first, "
     "and statistics or attention over axis 0",
+    harm="a prediction depends on which other samples happen to be in the batch",
     source="Lightning issue 1237",
 )

@@ -39,6 +39,7 @@ def holds_none(evidence: Evidence) -> Iterator[Sign]:
             "error",
             f"the optimiser holds none of the model's {facts.trainable} trainable parameters",
             evidence={"foreign": facts.foreign},
+            line=evidence.loop.update_line,
         )
 
 
@@ -55,6 +56,7 @@ def lacks_some(evidence: Evidence) -> Iterator[Sign]:
             "hand them to the optimiser, or freeze them with requires_grad_(False)",
             layer=module_of(missing[0]),
             evidence={"missing": missing[:32], "foreign": facts.foreign},
+            line=evidence.loop.update_line,
         )
 
 
@@ -64,5 +66,6 @@ CAUSE = Cause(
     kind=Kind.CERTAIN,
     rules=(first_of(no_parameters, never_steps, holds_none, lacks_some),),
     fix="make the optimiser from model.parameters(), after the model is complete and on its device",
+    harm="a parameter that the optimiser does not hold keeps its random initial value",
     source="PyTorch's documentation of torch.optim, Constructing it",
 )

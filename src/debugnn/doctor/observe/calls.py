@@ -129,15 +129,22 @@ def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 def first_tensor(value: Any) -> Tensor | None:
     """Return the first tensor in a nest of containers: the outputs of a model that returns several.
 
-    Of an object that is no container its `logits` are taken. None where there is no tensor.
+    A number among them, such as a loss that the model computes itself, is taken only where there is
+    nothing else. Of an object that is no container its `logits` are taken. None without a tensor.
     """
+    found = _tensors_in(value)
+    return next((t for t in found if t.dim()), found[0] if found else None)
+
+
+def _tensors_in(value: Any) -> list[Tensor]:
     if isinstance(value, Tensor):
-        return value
-    if isinstance(value, dict):
+        return [value]
+    if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, list | tuple):
-        return next((t for t in map(first_tensor, value) if t is not None), None)
-    return getattr(value, "logits", None)
+        return [tensor for item in value for tensor in _tensors_in(item)]
+    logits = getattr(value, "logits", None)
+    return [logits] if isinstance(logits, Tensor) else []
 
 
 def rows_of(inputs: Any) -> Tensor | None:

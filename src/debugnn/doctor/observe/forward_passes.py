@@ -36,14 +36,20 @@ class ForwardPasses:
         self.pending.append(each)
         del self.pending[:-_KEPT]
 
-    def note_evaluation(self, args: tuple, training: bool) -> None:
-        """Note a pass without gradients, of a model in training mode or not."""
+    def note_evaluation(self, args: tuple, training: bool) -> bool:
+        """Note a pass without gradients, of a model in training mode or not.
+
+        Returns:
+            True for an evaluation in training mode.
+        """
         self._loop.evaluations += 1
         last = self.last_call
         # A loop may compute the training accuracy of a batch in passing.
         repeated = last is not None and bool(args) and bool(last.args) and args[0] is last.args[0]
-        if training and not repeated:
-            self._loop.train_mode_evaluations += 1
+        if not training or repeated:
+            return False
+        self._loop.train_mode_evaluations += 1
+        return True
 
     def note_update(self, training: bool) -> None:
         """Note that the optimiser steps.
@@ -61,4 +67,7 @@ class ForwardPasses:
 
     def call_of(self, inputs: Any) -> Call:
         """Return how the model was called in this step: as was seen, or as the inputs imply."""
-        return self.pending[0].call if len(self.pending) == 1 else as_call(inputs)
+        calls = [each.call for each in self.pending]
+        if inputs is None or len(calls) == 1:
+            return calls[-1] if calls else as_call(inputs)
+        return as_call(inputs)
