@@ -28,6 +28,7 @@ ALLOWED = {
     "data": ({"numpy", "torch", "torchvision", "sklearn"}, LEAVES),
     "training": ({"numpy", "torch"}, LEAVES | {"nn", "data"}),
     "doctor": ({"numpy", "torch"}, LEAVES),
+    "integrations": ({"torch", "lightning", "transformers"}, LEAVES | {"doctor"}),
     "faults": ({"numpy", "torch", "sklearn"}, {"doctor"}),
     "config": ({"hydra", "omegaconf"}, LEAVES),
     "build": (

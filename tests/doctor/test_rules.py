@@ -96,7 +96,7 @@ def found_by(cause, given):
 
 
 def diagnosis(given):
-    return causes.diagnose(given, budget=200)
+    return causes.diagnose(given, budget=200, overrides=True)
 
 
 # --- nothing to say -----------------------------------------------------------------------------
@@ -364,6 +364,7 @@ def test_each_trial_changes_one_thing_and_is_wanted_by_some_cause():
     given.optimizer.weight_decay, given.optimizer.frozen_held = 0.1, ["first.weight"]
     given.loss.doubling = 2.0
     given.weights[0].gain = 9.0
+    given.loop.passes_per_update, given.loop.gradient_scale = [4, 4, 4], 1.0
     given.network.nonlinear = False
     for each in given.weights:  # of low rank, which can be meant
         each.inputs, each.outputs = 9, 4

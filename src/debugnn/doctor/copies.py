@@ -8,7 +8,7 @@ import threading
 import types
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -54,12 +54,11 @@ class Relay:
         self._owner = weakref.ref(owner)
         self._method = method
 
-    def __call__(self, *args: Any) -> None:
+    def __call__(self, *args: Any) -> Any:
         if torch.compiler.is_compiling() or _blocks.open:
-            return
+            return None
         owner = self._owner()
-        if owner is not None:
-            getattr(owner, self._method)(*args)
+        return None if owner is None else getattr(owner, self._method)(*args)
 
     def __deepcopy__(self, memo: dict) -> Callable:
         return nothing
@@ -76,12 +75,15 @@ def _get_nothing() -> Callable:
     return nothing
 
 
-def copied_model(model: nn.Module) -> nn.Module:
+def copied_model(model: nn.Module, shared: Mapping[int, Any] | None = None) -> nn.Module:
     """Return a copy of the model without gradients and without anybody's hooks.
 
     Hooks that compute the weights, as torch's own parametrisations do, are kept. What cannot be
     copied and has no state that the copy needs is replaced: results of an earlier pass, which hang
     on its graph, by their values; locks by new ones; Python's modules by themselves.
+
+    Args:
+        shared: what stands in the copy for things of these identities.
 
     Raises:
         TypeError: a forward was replaced on the instance: the copy would call the original's.
@@ -101,7 +103,7 @@ def copied_model(model: nn.Module) -> nn.Module:
                 vars(module)[attribute] = OrderedDict(torchs)
     try:
         with torch.inference_mode(False):
-            replica = copy.deepcopy(model, _replacements(model))
+            replica = copy.deepcopy(model, _replacements(model) | dict(shared or {}))
     finally:
         for module, attribute, hooks in kept:
             vars(module)[attribute] = hooks

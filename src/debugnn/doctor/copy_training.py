@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from debugnn.doctor.copies import copied_model
 from debugnn.doctor.evidence import TrialOutcome
 from debugnn.doctor.observe.buffer import Batch
 from debugnn.doctor.observe.layout import FIRST_AXIS, Layout
@@ -31,7 +30,7 @@ class CopyTraining:
     """A plain training loop over a copy of a model, on given batches in turn.
 
     Args:
-        model: copied as it stands.
+        model: is trained from its present weights: a copy.
         optimizer: gives the class; its state is not used.
         groups: settings of its parameter groups at the start; `names` holds the parameters' names.
         loss_fn: called as `loss_fn(outputs, targets)`.
@@ -59,7 +58,7 @@ class CopyTraining:
         passes: int = 1,
         undivided: bool = False,
     ) -> None:
-        self.model = copied_model(model)
+        self.model = model
         self.model.train()
         if trial.unfrozen:
             self.model.requires_grad_(True)

@@ -268,6 +268,11 @@ class LoopFacts:
     # where the loss is divided by k.
     gradient_scale: float | None = None
     steps_before: int = 0  # steps that were taken before the doctor began to watch
+    # `file:line` of the person's code that called, the first time that it was seen.
+    training_line: str | None = None  # the model, with gradients
+    eval_mode_line: str | None = None  # the model, with gradients, in evaluation mode
+    evaluation_line: str | None = None  # the model, without gradients, in training mode
+    update_line: str | None = None  # optimizer.step()
 
 
 @dataclass
@@ -290,6 +295,20 @@ class Validation:
 
 
 @dataclass
+class Jump:
+    """A single step whose loss lies above those around it."""
+
+    step: int
+    loss: float
+    around: float  # median of the ten losses before and the ten after
+    spread: float  # median distance of these to their median
+    samples: list[int] = field(default_factory=list)  # of its batch, the largest losses first
+    own: list[float] = field(default_factory=list)  # these samples' losses
+    typical: float | None = None  # median of its samples' losses
+    again: list[int] = field(default_factory=list)  # other steps with the first of these samples
+
+
+@dataclass
 class OutcomeFacts:
     first_loss: float | None = None
     last_loss: float | None = None  # median of the last tenth
@@ -305,6 +324,7 @@ class OutcomeFacts:
     movement: float | None = None  # median over weights of ‖w − w₀‖/‖w₀‖
     shrinkage: float | None = None  # median over weights of ‖w‖/‖w₀‖
     epochs: float | None = None  # how often the same samples came
+    jumps: list[Jump] = field(default_factory=list)  # the largest, over the spread around them
 
 
 @dataclass
@@ -329,6 +349,9 @@ class NonFinite:
     magnitude: float
     overflow: bool
     replay: str | None = None  # file with the batch and the weights
+    inputs: list[str] = field(default_factory=list)  # types and shapes that the operation took
+    outputs: list[str] = field(default_factory=list)  # and gave
+    line: str | None = None  # `file:line` of the person's code that called the operation
 
 
 @dataclass

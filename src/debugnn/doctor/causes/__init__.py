@@ -59,13 +59,18 @@ LATE = 1  # beyond it, a finding is the end of what another one began
 CAUSES: dict[str, Cause] = {name: import_module(f"{__name__}.{name}").CAUSE for name in ORDER}
 
 
-def diagnose(evidence: Evidence, budget: int) -> Report:
+def diagnose(evidence: Evidence, budget: int, overrides: bool = False) -> Report:
     """Return all findings: the main cause first, what it explains under it.
 
     Args:
         budget: the most steps that trials were allowed to take, for the report's words.
+        overrides: the training is one of train.py's, so that findings name the override that mends
+            them.
     """
     found = [finding for cause in CAUSES.values() for finding in cause.findings(evidence)]
+    if not overrides:
+        for finding in found:
+            finding.override = None
     proven = [finding for finding in found if _proven(finding, evidence)]
     suspects = [finding for finding in worrying(found) if finding not in proven]
     notes = [finding for finding in found if finding.severity == "note"]

@@ -92,6 +92,7 @@ CAUSE = Cause(
     kind=Kind.SYMPTOM,
     rules=(growing_gradients,),
     fix="clip the gradient's norm, standardise the targets, or initialise by Kaiming's rule",
+    harm="a single step throws the weights far off",
     source="Pascanu et al. 2013, arXiv:1211.5063; the article's claims 7 and 8",
     override="clip=4.0",
     trials=trials,

@@ -102,6 +102,7 @@ CAUSE = Cause(
     rules=(first_of(cleared_before_step, cut_off, steps_without_gradient, held_but_frozen),),
     fix="remove detach(), .data, no_grad() or a step without derivative (argmax, round) between "
     "them and the loss",
+    harm="a layer without a gradient keeps its random initial weights",
     source="PyTorch's notes on autograd, Locally disabling gradient computation",
     trials=trials,
 )

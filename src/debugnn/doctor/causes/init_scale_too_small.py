@@ -62,6 +62,7 @@ CAUSE = Cause(
     kind=Kind.RIVAL,
     rules=(small_weights,),
     fix="initialise by the layers' fan-in (torch.nn.init.kaiming_uniform_)",
+    harm="signals and gradients shrink from layer to layer, so that the first layers hardly move",
     source="Glorot & Bengio 2010; He et al. 2015, arXiv:1502.01852",
     override="init=kaiming",
     trials=trials,

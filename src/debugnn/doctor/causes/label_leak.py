@@ -174,5 +174,6 @@ CAUSE = Cause(
     kind=Kind.CERTAIN,
     rules=(feature_is_target, feature_stands_out, sees_its_target, trained_on_validation),
     fix="split the data before anything else, and keep the validation part out of training",
+    harm="the score is that of a shortcut, which new data will not offer",
     source="Kaufman et al. 2012, Leakage in data mining, doi:10.1145/2382577.2382579",
 )

@@ -85,6 +85,7 @@ CAUSE = Cause(
     kind=Kind.RIVAL,
     rules=(summed_loss, undivided_accumulation),
     fix='average the loss over the batch (reduction="mean")',
+    harm="gradients grow with the batch size, and with them every step",
     source="TheDeepChecker (Ben Braiek & Khomh 2023): the loss doubles with the batch",
     trials=trials,
 )

@@ -101,6 +101,7 @@ CAUSE = Cause(
     kind=Kind.RIVAL,
     rules=(first_of(taken_to_nothing, still_weights),),
     fix="raise the learning rate",
+    harm="the weights hardly leave their initial values in the steps that there are",
     source="Smith 2017, arXiv:1506.01186; the article's claim 4",
     override="optim.lr=1e-3",
     trials=trials,

@@ -67,6 +67,7 @@ CAUSE = Cause(
     kind=Kind.RIVAL,
     rules=(linear_layers,),
     fix="put an activation (ReLU) after every hidden layer",
+    harm="such layers can do no more than one linear layer",
     source="identity: a composition of linear maps is linear",
     override="model=relu_net",
     trials=trials,

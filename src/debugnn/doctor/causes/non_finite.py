@@ -18,6 +18,7 @@ _PLACES = {
     "forward": "the operation {name} of the forward pass produced it",
     "loss": "the operation {name} of the loss function produced it",
     "backward": "the backward pass of {name} produced it",
+    "update": "the optimiser's update of {name} produced it",
 }
 _FIXES = {
     "input": "remove or fill these samples before training",
@@ -36,6 +37,9 @@ _OF_OPERATIONS = {
     "mean over nothing is 0 / 0: skip such a batch, or divide the sum by max(count, 1)",
     "div": _DIVISIONS,
     "reciprocal": _DIVISIONS,
+    "log": "keep the argument above 0 (clamp, log1p, or a loss that takes logits)",
+    "sqrt": "keep the argument from going below 0 (clamp)",
+    "exp": "keep the argument small (clamp, or subtract the largest)",
     "std": "values that do not differ have a deviation of 0, whose derivative is infinite: use "
     "sqrt(var + eps)",
 }
@@ -43,6 +47,12 @@ _CONSTANT_COLUMNS = (
     "a feature that never varies has a standard deviation of 0, and (x - mean) / std is 0 / 0 "
     "there: set std[std == 0] = 1 before the division, or drop these features"
 )
+# In half precision a number below 6e-8 is 0.
+_HALF_UPDATE = (
+    "in half precision Adam's eps of 1e-8 is 0, and the update is divided by 0: use eps=1e-4, or "
+    "keep the weights in float32 and compute under autocast"
+)
+_UPDATE = "lower the learning rate, clip the gradient, and look at the optimiser's eps and betas"
 _GROWN = "the numbers had grown beyond bounds before: mend what made them grow"
 
 
@@ -71,7 +81,7 @@ def first_number(evidence: Evidence) -> Iterator[Sign]:
     grown = overflowed(evidence)
     yield Sign(
         "error",
-        f"{_NUMBERS.get(found.kind, found.kind)} first appeared here: {_place(evidence, found)}",
+        _seen(evidence, found),
         _GROWN if grown else _mend(evidence, found),
         layer=found.layer,
         step=found.step,
@@ -81,9 +91,12 @@ def first_number(evidence: Evidence) -> Iterator[Sign]:
             "operation": found.name,
             "count": found.count,
             "largest_finite_argument": found.magnitude,
+            "inputs": found.inputs,
+            "outputs": found.outputs,
         },
         override=OVERRIDE if grown else None,
         confidence="certain",
+        line=found.line,
     )
 
 
@@ -97,7 +110,32 @@ def _mend(evidence: Evidence, found: NonFinite) -> str | None:
         return next((fix for part, fix in _OF_OPERATIONS.items() if part in found.name), None)
     if found.where == "backward" and "std" in found.name:
         return _OF_OPERATIONS["std"]
+    if found.where == "update":
+        half = any(shape.startswith("float16") for shape in found.outputs)
+        return _HALF_UPDATE if half else _UPDATE
     return _FIXES.get(found.where)
+
+
+def told(evidence: Evidence, found: NonFinite) -> str:
+    """Return what is said at once, at the step of the first non-finite number, in one line."""
+    parts = [f"step {found.step}: {_seen(evidence, found)}"]
+    if found.layer:
+        parts.append(f"in the module {found.layer}")
+    if found.line:
+        parts.append(f"called at {found.line}")
+    if found.inputs:
+        parts.append(f"which took {', '.join(found.inputs)}")
+    if found.outputs:
+        parts.append(f"{'and gave' if found.inputs else 'of'} {', '.join(found.outputs)}")
+    if found.samples:
+        parts.append(f"samples {', '.join(map(str, found.samples))} of the batch")
+    remedy = _GROWN if found.overflow and found.where != "unknown" else _mend(evidence, found)
+    return f"{'; '.join(parts)}{f'. {remedy}' if remedy else ''}"
+
+
+def _seen(evidence: Evidence, found: NonFinite) -> str:
+    number = _NUMBERS.get(found.kind, found.kind)
+    return f"{number} first appeared here: {_place(evidence, found)}"
 
 
 def _place(evidence: Evidence, found: NonFinite) -> str:
@@ -150,6 +188,7 @@ CAUSE = Cause(
     kind=Kind.SYMPTOM,
     rules=(first_of(first_number, bad_samples, bad_loss),),
     fix="keep the operation's argument in its domain (clamp, + eps)",
+    harm="with the next update it spreads into every weight, and nothing is learnt any more",
     source="the article's NaN experiment; pytorch issue 160016 asks for the operation's name",
     override=OVERRIDE,
     lateness=after_its_divergence,

@@ -50,6 +50,7 @@ def holds_none(evidence: Evidence) -> Iterator[Sign]:
             f"the optimiser holds none of the model's {facts.trainable} trainable parameters"
             f"{named}{other}",
             evidence={"foreign": facts.foreign},
+            line=evidence.loop.update_line,
         )
 
 
@@ -66,6 +67,7 @@ def lacks_some(evidence: Evidence) -> Iterator[Sign]:
             "hand them to the optimiser, or freeze them with requires_grad_(False)",
             layer=module_of(missing[0]),
             evidence={"missing": missing[:32], "foreign": facts.foreign},
+            line=evidence.loop.update_line,
         )
 
 
@@ -160,5 +162,6 @@ CAUSE = Cause(
         first_of(unregistered, made_in_forward, no_parameters, never_steps, holds_none, lacks_some),
     ),
     fix="make the optimiser from model.parameters(), after the model is complete and on its device",
+    harm="a parameter that the optimiser does not hold keeps its random initial value",
     source="PyTorch's documentation of torch.optim, Constructing it",
 )

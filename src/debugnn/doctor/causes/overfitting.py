@@ -75,6 +75,7 @@ CAUSE = Cause(
     kind=Kind.SYMPTOM,
     rules=(falls_behind,),
     fix="stop earlier, regularise (dropout, weight decay, augmentation), or get more data",
+    harm="what is learnt by heart does not help on new data",
     source="Prechelt 1998, Early stopping, but when?; the article's claims 10 to 12",
     override="reg=bn_dropout",
 )

@@ -45,6 +45,7 @@ CAUSE = Cause(
     kind=Kind.SYMPTOM,
     rules=(saturated_layer,),
     fix="make weights and biases before the activation smaller (Xavier's rule), or use ReLU",
+    harm="the derivative is almost zero there, so that the layers before hardly learn",
     source="Glorot & Bengio 2010; TheDeepChecker (Ben Braiek & Khomh 2023)",
     override="init=xavier",
     trials=trials,

@@ -313,7 +313,7 @@ def overflowed(evidence: Evidence) -> bool:
         return evidence.outcome.nonfinite_step is not None and not evidence.data.nonfinite_samples
     if found.where in ("input", "target"):
         return False
-    if found.where in ("parameter", "buffer"):
+    if found.where in ("parameter", "buffer", "update"):
         return found.step > 0 and (found.overflow or _diverged_before(evidence, found.step))
     return found.overflow or found.where == "unknown" or _diverged_before(evidence, found.step)
 

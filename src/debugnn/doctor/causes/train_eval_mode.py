@@ -39,6 +39,7 @@ def trained_in_evaluation_mode(evidence: Evidence) -> Iterator[Sign]:
             "call model.train() before each epoch's training",
             step=loop.first_eval_mode,
             evidence={"steps": loop.eval_mode_forwards},
+            line=loop.eval_mode_line,
         )
 
 
@@ -52,6 +53,7 @@ def evaluated_in_training_mode(evidence: Evidence) -> Iterator[Sign]:
             f"{count} evaluations ran in training mode: dropout was on, batch norm used (and "
             "updated) batch statistics",
             evidence={"evaluations": count},
+            line=loop.evaluation_line,
         )
 
 
@@ -88,5 +90,6 @@ CAUSE = Cause(
         ),
     ),
     fix="call model.eval() before evaluating, and model.train() after",
+    harm="dropout and batch norm compute another function in the other mode",
     source="pytorch issue 76383",
 )

@@ -83,6 +83,7 @@ CAUSE = Cause(
     rules=(fading_gradients,),
     fix="use ReLU with Kaiming's initialisation, batch norm or residual connections (in recurrent "
     "networks LSTM or GRU)",
+    harm="the first layers hardly leave their random initial weights",
     source="Hochreiter 1991; Glorot & Bengio 2010; the article's claim 5",
     override="model=relu_net",
     trials=trials,

@@ -282,6 +282,7 @@ CAUSE = Cause(
         ),
     ),
     fix="use a loss that falls as the outputs come nearer to the targets",
+    harm="the lowest value of this loss is not where the outputs are right",
     source="the article's claims 1 and 2; Bishop 2006, Pattern Recognition, section 4.3",
     override="loss=cross_entropy",
 )

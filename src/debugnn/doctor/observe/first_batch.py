@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from debugnn.doctor.copies import copied_state
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.observe.architecture import network_facts
 from debugnn.doctor.observe.calls import Call, first_tensor
@@ -77,10 +76,11 @@ def examine(
             raise TypeError("the outputs hold no tensor")
         return tensor.float().square().mean()
 
-    state = copied_state(model)
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     evidence.network = network_facts(model, call, samples, loss)
     with torch.no_grad():
-        model.load_state_dict(state)
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
     evidence.weights = weight_facts(model, forward_order(model, call))
     return task
 

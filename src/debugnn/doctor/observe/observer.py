@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from debugnn.doctor import troubles
 from debugnn.doctor.copies import Relay, copied_model, undisturbed
-from debugnn.doctor.evidence import Evidence, Validation
+from debugnn.doctor.evidence import Evidence, NonFinite, Validation
+from debugnn.doctor.nonfinite import described
 from debugnn.doctor.nonfinite_replay import NonFiniteReplay
 from debugnn.doctor.observe import devices, first_batch
 from debugnn.doctor.observe.buffer import Batch, BatchBuffer, ValidationBatch
+from debugnn.doctor.observe.callers import line_of_caller
 from debugnn.doctor.observe.calls import (
     Call,
     as_call,
@@ -27,6 +29,7 @@ from debugnn.doctor.observe.forward_passes import ForwardPass, ForwardPasses
 from debugnn.doctor.observe.graph import UnregisteredLeaves, look_at_copy
 from debugnn.doctor.observe.layers import LayerProbes
 from debugnn.doctor.observe.layout import Layout
+from debugnn.doctor.observe.loss_jumps import LossJumps, own_losses
 from debugnn.doctor.observe.losses import LossCurve, output_gradient, scores_of
 from debugnn.doctor.observe.mixing import FIND, Samples, find_samples
 from debugnn.doctor.observe.modes import without_dropout
@@ -46,6 +49,7 @@ from debugnn.doctor.observe.task import Task, read, score
 from debugnn.doctor.troubles import guarded
 from debugnn.errors import one_line
 from debugnn.random_state import random_state
+from debugnn.tensor_stats import read_together
 
 _VALIDATED = 1024  # samples of a validation set that are looked at
 _EARLY_PROBES = (3, 8)  # steps
@@ -66,6 +70,9 @@ class Observer:
         steps_before: steps that the training took before.
         sample_axis: the inputs' axis of samples; None where samples are not apart, "find" where it
             is to be found.
+        at_once: look at the loss, all gradients and all weights in every step, to find the first
+            non-finite number at its own step.
+        copies: keep a copy of the model and its initial weights.
 
     Attributes:
         evidence: what has been seen.
@@ -90,6 +97,8 @@ class Observer:
         save_to: Path | None = None,
         steps_before: int = 0,
         sample_axis: int | str | None = FIND,
+        at_once: bool = False,
+        copies: bool = True,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model is a {type(model).__name__}: a torch.nn.Module is needed")
@@ -116,14 +125,17 @@ class Observer:
         self._every = every
         self._sample_axis = sample_axis
         self._save_to = save_to
+        self._at_once = at_once
+        self._copies = copies
         self._loop = self.evidence.loop
         self._loop.steps_before = steps_before
         self._begun = False
         self._passes = ForwardPasses(self._loop)
-        self._outputs: Any = None  # of the latest pass, where a probe is due
-        self._output_gradient: Tensor | None = None  # of these outputs
+        self._outputs: Any = None  # of the latest pass since the last step
+        self._output_gradient: Tensor | None = None  # of these outputs, where a probe is due
         self._scored: Scored | None = None  # what the loss pulled the outputs of a batch to
         self._losses = LossCurve()
+        self._jumps = LossJumps()
         self._layers = LayerProbes(self.evidence, self.model)
         self._stale = StaleGradients(self._loop, optimizer)
         self._leaves = UnregisteredLeaves(self.model, optimizer)
@@ -157,18 +169,24 @@ class Observer:
     def _before_forward(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         learning = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
         if not learning:
-            self._passes.note_evaluation(Call(args, kwargs), self.model.training)
+            if self._passes.note_evaluation(Call(args, kwargs), self.model.training):
+                self._loop.evaluation_line = self._loop.evaluation_line or line_of_caller()
             return
         if not self._begun:
             self._begin()
         call = Call(args, kwargs)
         self._rivals.note_inputs(call.tensors())
+        if self._loop.training_line is None:
+            self._loop.training_line = line_of_caller()
+        if not self.model.training and self._loop.eval_mode_line is None:
+            self._loop.eval_mode_line = line_of_caller()
         self._passes.note_training(ForwardPass(call, self.model.training, self._random_state()))
 
     @guarded("the outputs of a forward pass")
     def _after_forward(self, module: nn.Module, args: tuple, output: Any) -> None:
         if not torch.is_grad_enabled():
             return
+        self._outputs = map_tensors(output, Tensor.detach)
         if self._due:
             self._outputs = map_tensors(output, Tensor.detach)
             scores = scores_of(output)
@@ -180,9 +198,38 @@ class Observer:
     def _note_output_gradient(self, gradient: Tensor) -> None:
         self._output_gradient = gradient.detach()
 
+    def _before_update(
+        self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict
+    ) -> tuple[tuple, dict] | None:
+        """Note the gradients of an update; with a closure, those that its first call leaves.
+
+        Returns:
+            Arguments with a closure that notes them; None where there is no closure.
+        """
+        own, *rest = args  # a hook on the step gets the optimiser too
+        closure = rest[0] if rest else kwargs.get("closure")
+        if closure is None:
+            self._note_update(optimizer)
+            return None
+        noted = False
+
+        def watched() -> Any:
+            nonlocal noted
+            result = closure()
+            if not noted:
+                noted = True
+                self._note_update(optimizer)
+            return result
+
+        if rest:
+            return (own, watched, *rest[1:]), kwargs
+        return args, {**kwargs, "closure": watched}
+
     @guarded("the gradients before an update")
-    def _before_update(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
+    def _note_update(self, optimizer: torch.optim.Optimizer) -> None:
         due, state = self._due, self._state_before_pass()
+        if self._loop.update_line is None:
+            self._loop.update_line = line_of_caller()
         self._passes.note_update(self.model.training)
         self._stale.compare(due)
         self._layers.refresh(due)
@@ -192,10 +239,11 @@ class Observer:
         self._rates.note(optimizer)
         if self.replica is not None:
             self.replica.note_rates(optimizer)
-        if self.evidence.nonfinite is None and self._layers.has_nonfinite_gradients(due):
+        thorough = due or self._at_once
+        if self.evidence.nonfinite is None and self._layers.has_nonfinite_gradients(thorough):
             self.nonfinite.keep(self.model, state)
         if due:
-            self._layers.measure_gradients()
+            self._layers.measure_gradients(self.replica)
 
     @guarded("the weights after an update")
     def _after_update(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
@@ -206,7 +254,7 @@ class Observer:
     def _begin(self) -> None:
         """Copy the model and note what the optimiser holds, before the first forward pass."""
         self._begun = True
-        self.replica = Replica(self.model, self.optimizer)
+        self.replica = Replica(self.model, self.optimizer, self._copies)
         if self.replica.error is not None:
             troubles.note(
                 self.evidence,
@@ -244,6 +292,8 @@ class Observer:
         self._passes.clear()
         self._outputs = self._output_gradient = None
         self._layers.drop()
+        if self.replica is not None:
+            self.replica.rest()
 
     @guarded("a step")
     def _note_step(self, loss: Any, inputs: Any, targets: Any) -> None:
@@ -270,9 +320,12 @@ class Observer:
             handed = None if outputs is None else (outputs, value.float().item())
             self._take(call, inputs, targets, due, handed)
         self._losses.add(value, step)
-        if due or not devices.waits(value):
+        if due or self._at_once or not devices.waits(value):
             self._losses.read()
+            self._look_for_jump(step, targets)
             self._look_for_nonfinite(value, call, targets)
+            if self._at_once and self.evidence.nonfinite is None:
+                self.evidence.nonfinite = self._spoilt_by_update()
         if due:
             self._compare_loss(value, targets)
             if call is not None:
@@ -313,9 +366,44 @@ class Observer:
                 return
             self.nonfinite.keep(self.model, self._state_before_pass())
         found = self.nonfinite.repeat(step, call, targets, self.replica, self.loss_fn)
+        if found.where == "parameter" and step > 0:  # it was finite before the last update
+            found.where, found.layer = "update", found.name.rpartition(".")[0]
+            found.step, found.line = step - 1, self._loop.update_line
         self.evidence.nonfinite = found
         if self._save_to is not None:
             found.replay = str(self.nonfinite.save(self._save_to, step))
+
+    def _look_for_jump(self, step: int, targets: Any) -> None:
+        """Keep the samples' own losses, where this loss is among those that jump the most."""
+        values = self._losses.values
+        if len(values) != step + 1 or not self._jumps.is_among_the_largest(values):
+            return
+        with undisturbed(self.loss_fn, self.model), torch.no_grad():
+            own = own_losses(self.loss_fn, self._outputs, targets)
+        self._jumps.add(step, values, own)
+
+    def _spoilt_by_update(self) -> NonFinite | None:
+        """Return the first weight that is not finite after an update; None if all are finite."""
+        weights = {n: p.detach() for n, p in self.model.named_parameters() if p.is_floating_point()}
+        if all(map(math.isfinite, read_together(torch._foreach_norm(list(weights.values()))))):
+            return None
+        for name, values in weights.items():
+            if not torch.isfinite(values).all():  # and not only its norm
+                finite = values[torch.isfinite(values)]
+                return NonFinite(
+                    self._loop.steps,
+                    "update",
+                    name,
+                    layer=name.rpartition(".")[0],
+                    kind="nan" if torch.isnan(values).any() else "inf",
+                    samples=[],
+                    count=values.numel() - finite.numel(),
+                    magnitude=finite.abs().max().item() if len(finite) else 0.0,
+                    overflow=False,
+                    outputs=[described(values)],
+                    line=self._loop.update_line,
+                )
+        return None
 
     @guarded("loss_fn's value beside the loss")
     def _compare_loss(self, loss: Tensor, targets: Any) -> None:
@@ -354,8 +442,9 @@ class Observer:
         """
         if self.replica is None or self.replica.model is None or not self.buffer.early:
             return
-        batch = self.buffer.early[0]
-        model = copied_model(self.replica.model)
+        batch, model = self.buffer.early[0], self.replica.start()
+        if model is None:
+            return
         with undisturbed(self.loss_fn, self.model) as changes:
             self._try_without_targets(model, batch)
             self.task = first_batch.examine(
@@ -461,6 +550,8 @@ class Observer:
         self._gather_data()
         self._gather_sequence()
         self._gather_outcome()
+        if self.replica is not None:
+            self.replica.rest()
 
     @guarded("other networks")
     def _gather_rivals(self) -> None:
@@ -486,6 +577,7 @@ class Observer:
         note_losses(self.evidence, self._losses.values, self._losses.ratios)
         scales = self._losses.gradient_scales
         self._loop.gradient_scale = statistics.median(scales) if scales else None
+        self.evidence.outcome.jumps = self._jumps.largest(self._losses.values, self.buffer.prints)
 
     @guarded("the data")
     def _gather_data(self) -> None:

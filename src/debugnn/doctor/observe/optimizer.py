@@ -74,7 +74,8 @@ def optimizer_facts(
         missing=[
             n
             for n, p in trainable.items()
-            if id(p) not in held and (n not in initial or torch.equal(initial[n], p.detach()))
+            if id(p) not in held
+            and (n not in initial or torch.equal(initial[n].to(p.device), p.detach()))
         ],
         foreign=len(held - own),
         frozen_held=[n for n, p in parameters.items() if not p.requires_grad and id(p) in held],

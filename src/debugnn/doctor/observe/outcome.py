@@ -93,8 +93,10 @@ def note_movement(
     held = {name for group in groups for name in group["names"]}
     moved, shrunk = [], []
     for name, parameter in model.named_parameters():
-        if name in held and parameter.requires_grad and parameter.dim() >= 2:
-            start, now = initial[name].float(), parameter.detach().float()
+        known = name in held and name in initial
+        if known and parameter.requires_grad and parameter.dim() >= 2:
+            now = parameter.detach().float()
+            start = initial[name].to(now.device).float()
             norm = torch.linalg.vector_norm(start)
             change = torch.linalg.vector_norm(now - start)
             moved.append((change / norm).item() if norm > 0 else math.inf)
