@@ -53,7 +53,7 @@ def change_over_spread(before: Tensor, after: Tensor) -> float:
 
     0 for changes that are rounding, and for tensors that cannot be compared.
     """
-    if before.shape != after.shape or len(before) < 2:
+    if before.shape != after.shape or before.dim() == 0 or len(before) < 2:
         return 0.0
     change = (after - before).abs().max().item()
     if change <= _ROUNDING * before.abs().max().item() or not torch.isfinite(before).all():
