@@ -185,11 +185,20 @@ def _axis_of(inputs: Tensor, targets: Any, dependence: dict[int, str]) -> int:
 
     The first where nothing tells.
     """
-    if isinstance(targets, Tensor) and is_plain(targets) and targets.dim() and inputs.dim() > 1:
-        each, sizes = targets.shape[0], inputs.shape[:2]
-        if sizes[0] != sizes[1] and targets.shape[:2] != sizes and each in sizes:
-            return sizes.index(each)
+    told = _axis_by_targets(inputs, targets)
+    if told is not None:
+        return told
     return 1 if dependence.get(0) != "apart" and dependence.get(1) == "apart" else 0
+
+
+def _axis_by_targets(inputs: Tensor, targets: Any) -> int | None:
+    """Return the axis whose entries have one target each, None where it may be either."""
+    if not isinstance(targets, Tensor) or not is_plain(targets) or not targets.dim():
+        return None
+    each, sizes = targets.shape[0], inputs.shape[:2]
+    if len(sizes) < 2 or sizes[0] == sizes[1] or targets.shape[:2] == sizes or each not in sizes:
+        return None
+    return sizes.index(each)
 
 
 def _is_related(call: Call, inputs: Tensor, axis: int) -> bool:
@@ -227,15 +236,15 @@ def _is_samples_axis(
 ) -> bool:
     """True if an axis along which entries mix can be nothing but that of the samples.
 
-    It is the targets' first axis and the outputs' first axis, and the other one is not apart. Where
-    no other axis can be that of time, order does not matter either.
+    It is the targets' first axis and the outputs' first axis; and the other one is not apart, or is
+    not the targets'. Where no other axis can be that of time, order does not matter either.
     """
     count, output = inputs.shape[axis], passes.output
     if output is None or influence.view.axis != 0 or influence.view.parts:
         return False
     if not isinstance(targets, Tensor) or not targets.dim() or len(targets) != count:
         return False
-    if dependence.get(1 - axis) == "apart":
+    if dependence.get(1 - axis) == "apart" and _axis_by_targets(inputs, targets) != axis:
         return False
     features = () if not inputs.is_floating_point() else inputs.shape[-1:]
     others = list(inputs.shape[: inputs.dim() - len(features)])
