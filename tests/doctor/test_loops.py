@@ -333,3 +333,86 @@ def test_a_sample_axis_that_there_is_not_is_refused(axis):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(ValueError, match="sample_axis"):
         Doctor(model, optimizer, sample_axis=axis)
+
+
+def test_validation_with_targets_of_several_tensors_has_a_loss():
+    class Heads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.kind, self.value = mlp(), mlp(1)
+
+        def forward(self, x):
+            return {"kind": self.kind(x), "value": self.value(x)}
+
+    def loss_fn(outputs, targets):
+        error = F.mse_loss(outputs["value"], targets["value"])
+        return F.cross_entropy(outputs["kind"], targets["kind"]) + error
+
+    def program(make):
+        model = Heads()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        watcher = make(model, optimizer, loss_fn)
+        for x, t in batches(12):
+            targets = {"kind": t, "value": x[:, :1]}
+            optimizer.zero_grad()
+            loss = loss_fn(model(x), targets)
+            loss.backward()
+            optimizer.step()
+            watcher.step(loss, x, targets)
+            watcher.validate(x, targets)
+        watcher.validate(x)
+        return [model]
+
+    (report,) = both_ways(program)
+    assert report.troubles == []
+    validations = report.evidence.outcome.validations
+    assert len(validations) == 12
+    assert validations[-1].loss < validations[0].loss
+
+
+RAGGED = {
+    "packed": (
+        lambda parts: nn.utils.rnn.pack_sequence(parts, enforce_sorted=False),
+        lambda packed: nn.utils.rnn.pad_packed_sequence(packed, batch_first=True)[0],
+    ),
+    "nested": (torch.nested.nested_tensor, lambda nested: nested.to_padded_tensor(0.0)),
+    "jagged": (
+        lambda parts: torch.nested.nested_tensor(parts, layout=torch.jagged),
+        lambda nested: nested.to_padded_tensor(0.0),
+    ),
+    "list": (list, lambda parts: nn.utils.rnn.pad_sequence(parts, batch_first=True)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+@pytest.mark.parametrize("kind", RAGGED)
+def test_samples_of_several_lengths_are_watched(kind):
+    pack, pad = RAGGED[kind]
+
+    class Summing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = mlp()
+
+        def forward(self, parts):
+            return self.body(pad(parts).sum(dim=1))
+
+    def program(make):
+        model = Summing()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        watcher = make(model, optimizer, F.cross_entropy)
+        for x, t in batches(42):
+            lengths = torch.randint(1, 5, (len(x),)).tolist()
+            given = pack([row.expand(n, -1) / n for row, n in zip(x, lengths, strict=True)])
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(given), t)
+            loss.backward()
+            optimizer.step()
+            watcher.step(loss, (given,), t)
+        watcher.validate((given,), t)
+        return [model]
+
+    (report,) = both_ways(program)
+    assert report.troubles == []
+    assert [f.cause for f in report.findings if f.severity != "note"] == []
+    assert len(report.evidence.outcome.validations) == 1

@@ -115,6 +115,8 @@ def find_samples(
         targets: the batch's.
         told: the sample axis, None where samples are not apart, `FIND` where nothing is known.
     """
+    if told == FIND and (_is_packed(call) or _is_ragged(call)):
+        return Samples(Layout(None, main=None if _is_ragged(call) else 0))
     axis = 0 if told == FIND else told
     given = Layout(axis if isinstance(axis, int) else None)
     with torch.no_grad(), _with_statistics(model):
@@ -201,13 +203,24 @@ def _axis_by_targets(inputs: Tensor, targets: Any) -> int | None:
     return sizes.index(each)
 
 
-def _is_related(call: Call, inputs: Tensor, axis: int) -> bool:
-    """True if the call says which entries belong together: edges, an adjacency matrix, lengths."""
+def _is_packed(call: Call) -> bool:
+    """True if the steps of sequences of several lengths lie one after the other in a tensor."""
     arguments = tree_leaves(
         (call.args, call.kwargs), is_leaf=lambda value: isinstance(value, PackedSequence)
     )
-    if any(isinstance(value, PackedSequence) for value in arguments):
-        return True
+    return any(isinstance(value, PackedSequence) for value in arguments)
+
+
+def _is_ragged(call: Call) -> bool:
+    """True if the first argument is a list of one tensor for each sample, of several sizes."""
+    first = next(iter((*call.args, *call.kwargs.values())), None)
+    if not isinstance(first, list) or not all(isinstance(item, Tensor) for item in first):
+        return False
+    return len({item.shape[:1] for item in first if is_plain(item)}) > 1
+
+
+def _is_related(call: Call, inputs: Tensor, axis: int) -> bool:
+    """True if the call says which entries belong together, by edges or an adjacency matrix."""
     count = inputs.shape[axis]
     for tensor in call.tensors():
         if tensor is inputs or (is_plain(tensor) and tensor.numel() <= 1):
@@ -446,7 +459,7 @@ def _half_changed(tensor: Tensor, axis: int, half: int) -> Tensor:
         parts[half] = part.narrow(axis, 0, 1).expand_as(part)
     else:
         # Columns may have alphabets of their own, and an index out of range ends a GPU's context.
-        parts[half] = part.roll(1, 0)
+        parts[half] = part.narrow(0, 0, 1).expand_as(part)
     return torch.cat(parts, dim=axis)
 
 
