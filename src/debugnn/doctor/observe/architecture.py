@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from debugnn.doctor.evidence import NetworkFacts
-from debugnn.doctor.observe.calls import Call, first_tensor
+from debugnn.doctor.observe.calls import Call, first_tensor, is_plain
 from debugnn.doctor.observe.mixing import Samples, evaluation_change
 from debugnn.doctor.observe.modes import BATCH_NORM, dropout_rates, without_dropout
 from debugnn.doctor.observe.operations import DROPPING, WEIGHTED, trace
@@ -81,7 +81,7 @@ def _softmax_inputs(model: nn.Module, call: Call, found: list[str]) -> Iterator[
     Args:
         found: the layers' names are appended to it during the passes in the block.
     """
-    given = call.tensors()
+    given = [tensor for tensor in call.tensors() if is_plain(tensor)]
 
     def watch(name: str, axis: int) -> Callable:
         def hook(module: nn.Module, args: tuple) -> None:
@@ -195,7 +195,7 @@ def _time_gradient(
     """
     recurrent = any(isinstance(m, nn.RNNBase | nn.RNNCellBase) for m in model.modules())
     given = call.tensors()
-    if not recurrent or len(given) != 1 or given[0].dim() != 3:
+    if not recurrent or len(given) != 1 or given[0].dim() != 3 or not is_plain(given[0]):
         return None
     if not given[0].is_floating_point() or given[0].shape[axis] < 10:
         return None

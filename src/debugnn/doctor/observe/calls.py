@@ -63,6 +63,8 @@ def reshaped_like(call: Call, reference: Call | None) -> Call:
     wanted, given = reference.args[0], call.args[0]
     if not isinstance(wanted, Tensor) or not isinstance(given, Tensor):
         return call
+    if not all(is_plain(tensor) and tensor.dim() for tensor in (wanted, given)):
+        return call
     if wanted.shape[1:] == given.shape[1:] or not len(given):
         return call
     if given[0].numel() != wanted[0].numel():

@@ -20,19 +20,21 @@ class Layout:
 
     Attributes:
         axis: of the inputs; None where a batch cannot be parted into samples, as a graph can't.
-        main: index of the inputs among the call's tensors.
+        main: index of the inputs among the call's tensors; None where each sample is a tensor.
         divisible: False where the model refuses a part of a batch.
         verified: some samples alone were seen to give the outputs that they give among the others.
     """
 
     axis: int | None = 0
-    main: int = 0
+    main: int | None = 0
     divisible: bool = True
     verified: bool = False
 
     def inputs(self, call: Call) -> Tensor | None:
         """Return the tensor among the arguments that holds the samples, None without one."""
         tensors = call.tensors()
+        if self.main is None:
+            return None
         if self.main < len(tensors) and _has_axes(tensors[self.main]):
             return tensors[self.main]
         return next((t for t in tensors if _has_axes(t)), None)

@@ -115,6 +115,8 @@ def find_samples(
         targets: the batch's.
         told: the sample axis, None where samples are not apart, `FIND` where nothing is known.
     """
+    if told == FIND and (_is_packed(call) or _is_ragged(call)):
+        return Samples(Layout(None, main=None if _is_ragged(call) else 0))
     axis = 0 if told == FIND else told
     given = Layout(axis if isinstance(axis, int) else None)
     with torch.no_grad(), _with_statistics(model):
@@ -185,20 +187,40 @@ def _axis_of(inputs: Tensor, targets: Any, dependence: dict[int, str]) -> int:
 
     The first where nothing tells.
     """
-    if isinstance(targets, Tensor) and is_plain(targets) and targets.dim() and inputs.dim() > 1:
-        each, sizes = targets.shape[0], inputs.shape[:2]
-        if sizes[0] != sizes[1] and targets.shape[:2] != sizes and each in sizes:
-            return sizes.index(each)
+    told = _axis_by_targets(inputs, targets)
+    if told is not None:
+        return told
     return 1 if dependence.get(0) != "apart" and dependence.get(1) == "apart" else 0
 
 
-def _is_related(call: Call, inputs: Tensor, axis: int) -> bool:
-    """True if the call says which entries belong together: edges, an adjacency matrix, lengths."""
+def _axis_by_targets(inputs: Tensor, targets: Any) -> int | None:
+    """Return the axis whose entries have one target each, None where it may be either."""
+    if not isinstance(targets, Tensor) or not is_plain(targets) or not targets.dim():
+        return None
+    each, sizes = targets.shape[0], inputs.shape[:2]
+    if len(sizes) < 2 or sizes[0] == sizes[1] or targets.shape[:2] == sizes or each not in sizes:
+        return None
+    return sizes.index(each)
+
+
+def _is_packed(call: Call) -> bool:
+    """True if the steps of sequences of several lengths lie one after the other in a tensor."""
     arguments = tree_leaves(
         (call.args, call.kwargs), is_leaf=lambda value: isinstance(value, PackedSequence)
     )
-    if any(isinstance(value, PackedSequence) for value in arguments):
-        return True
+    return any(isinstance(value, PackedSequence) for value in arguments)
+
+
+def _is_ragged(call: Call) -> bool:
+    """True if the first argument is a list of one tensor for each sample, of several sizes."""
+    first = next(iter((*call.args, *call.kwargs.values())), None)
+    if not isinstance(first, list) or not all(isinstance(item, Tensor) for item in first):
+        return False
+    return len({item.shape[:1] for item in first if is_plain(item)}) > 1
+
+
+def _is_related(call: Call, inputs: Tensor, axis: int) -> bool:
+    """True if the call says which entries belong together, by edges or an adjacency matrix."""
     count = inputs.shape[axis]
     for tensor in call.tensors():
         if tensor is inputs or (is_plain(tensor) and tensor.numel() <= 1):
@@ -227,15 +249,15 @@ def _is_samples_axis(
 ) -> bool:
     """True if an axis along which entries mix can be nothing but that of the samples.
 
-    It is the targets' first axis and the outputs' first axis, and the other one is not apart. Where
-    no other axis can be that of time, order does not matter either.
+    It is the targets' first axis and the outputs' first axis; and the other one is not apart, or is
+    not the targets'. Where no other axis can be that of time, order does not matter either.
     """
     count, output = inputs.shape[axis], passes.output
     if output is None or influence.view.axis != 0 or influence.view.parts:
         return False
     if not isinstance(targets, Tensor) or not targets.dim() or len(targets) != count:
         return False
-    if dependence.get(1 - axis) == "apart":
+    if dependence.get(1 - axis) == "apart" and _axis_by_targets(inputs, targets) != axis:
         return False
     features = () if not inputs.is_floating_point() else inputs.shape[-1:]
     others = list(inputs.shape[: inputs.dim() - len(features)])
@@ -437,7 +459,7 @@ def _half_changed(tensor: Tensor, axis: int, half: int) -> Tensor:
         parts[half] = part.narrow(axis, 0, 1).expand_as(part)
     else:
         # Columns may have alphabets of their own, and an index out of range ends a GPU's context.
-        parts[half] = part.roll(1, 0)
+        parts[half] = part.narrow(0, 0, 1).expand_as(part)
     return torch.cat(parts, dim=axis)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from debugnn.doctor import troubles
 from debugnn.doctor.copies import Relay, copied_model, undisturbed
-from debugnn.doctor.evidence import Evidence, NonFinite, Validation
+from debugnn.doctor.evidence import Evidence, NonFinite, Score, Validation
 from debugnn.doctor.nonfinite import described
 from debugnn.doctor.nonfinite_replay import NonFiniteReplay
 from debugnn.doctor.observe import devices, first_batch
@@ -124,6 +124,7 @@ class Observer:
         self.nonfinite = NonFiniteReplay()
         self._every = every
         self._sample_axis = sample_axis
+        self._without_targets = False  # the loss function was seen to need none
         self._save_to = save_to
         self._at_once = at_once
         self._copies = copies
@@ -468,6 +469,7 @@ class Observer:
         try:
             with torch.no_grad(), without_dropout(model, training=False):
                 self.loss_fn(batch.call(model), None)
+            self._without_targets = True
         except Exception:  # whatever a function raises that compares outputs with None
             self.loss_fn = None
             troubles.note(
@@ -506,8 +508,9 @@ class Observer:
                 return
             loss = self._value(outputs, kept)
         task, step = self.task or read(outputs, kept), self._loop.steps
-        if isinstance(kept, Tensor):
-            found = score(task, outputs, kept, self.buffer.rarest(task))
+        if loss is not None or isinstance(kept, Tensor):
+            rarest = self.buffer.rarest(task)
+            found = score(task, outputs, kept, rarest) if isinstance(kept, Tensor) else Score()
             self.evidence.outcome.validations.append(Validation(step, loss, found))
         given = self.layout.rows(call, inputs if call is whole else None)
         self._validation = ValidationBatch(
@@ -535,8 +538,8 @@ class Observer:
         )
 
     def _value(self, outputs: Any, targets: Any) -> float | None:
-        """Return the loss function's own value."""
-        if self.loss_fn is None:
+        """Return the loss function's own value, None without targets that it needs."""
+        if self.loss_fn is None or (targets is None and not self._without_targets):
             return None
         with torch.enable_grad():  # a loss may hold a gradient's norm
             return self.loss_fn(outputs, targets).detach().float().mean().item()

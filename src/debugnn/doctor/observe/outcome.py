@@ -134,6 +134,7 @@ def score_of(found: list[tuple[Tensor, Tensor]], task: Task, rarest: Sequence[in
         found: outputs and targets of each batch.
         rarest: classes whose recall is noted.
     """
+    found = [pair for pair in found if all(tensor.dim() for tensor in pair)]
     if not found or task.kind == "unknown":
         return Score()
     shapes = {(o.shape[1:], t.shape[1:]) for o, t in found}
