@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from debugnn.doctor.causes.cause import Cause, Kind, Rule, Sign, first_of
 from debugnn.doctor.causes.signals import (
     AT_CHANCE,
+    MIXED,
     RARE,
     SHIFTED,
     STILL,
@@ -164,7 +165,11 @@ def wrong_training_labels(evidence: Evidence) -> Iterator[Sign]:
 
 
 def no_relation(evidence: Evidence) -> Iterator[Sign]:
-    """Neither the network nor a simple model finds anything, and no other cause keeps them."""
+    """Neither the network nor a simple model finds anything, and no other cause keeps them.
+
+    A simple model of single samples proves nothing about samples that depend on each other, as the
+    nodes of a graph do.
+    """
     data, last = evidence.data, last_validation(evidence)
     found = reached(evidence)
     held_out = last.skill if last is not None else None
@@ -174,6 +179,7 @@ def no_relation(evidence: Evidence) -> Iterator[Sign]:
         and data.distinct >= SAMPLES
         and data.simple_skill < AT_CHANCE
         and learnt < AT_CHANCE
+        and (evidence.network.mixing or 0) <= MIXED
         and (evidence.outcome.movement or 0) > STILL
         and rarest_share(evidence) > BALANCED * RARE
         and not cured(evidence, *LOWER_RATES, REINITIALISED)
