@@ -38,7 +38,7 @@ from debugnn.analysis.figures.confusion import draw_confusion
 from debugnn.doctor import causes, evidence
 from debugnn.doctor.causes.thresholds import Threshold, moved, thresholds
 from debugnn.doctor.evidence import Evidence
-from debugnn.doctor.report import Report
+from debugnn.doctor.report import CONFIDENCES, Report
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = ROOT / "outputs" / "reference" / "doctor"
@@ -82,9 +82,12 @@ def diagnose(job: tuple[str, int]) -> Row:
 
 def judgement(report: Report) -> Row:
     """Return the part of a row that depends on the doctor's rules."""
+    named = report.main_cause in causes.ORDER
     return {
+        "healthy": report.healthy,
         "found": report.main_cause,
-        "findings": [f"{f.severity}: {f.cause}" for f in report.findings],
+        "confidence": report.findings[0].confidence if named else None,
+        "findings": [f"{f.severity} ({f.confidence}): {f.cause}" for f in report.findings],
     }
 
 
@@ -206,8 +209,8 @@ def right(row: Row) -> bool:
 
 
 def unhealthy(row: Row) -> bool:
-    """Return whether the doctor names a cause."""
-    return row["found"] in causes.ORDER
+    """Return whether the doctor says that something is wrong."""
+    return row["healthy"] is False
 
 
 def rates(rows: list[Row]) -> dict[str, tuple[int, int]]:
@@ -285,6 +288,21 @@ def by_cause(rows: list[Row]) -> str:
     return tables.markdown(["cause", "runs", "found", "right", "instead"], lines)
 
 
+def by_confidence(rows: list[Row]) -> str:
+    """Return how often a first finding of each confidence is right, as a Markdown table.
+
+    A cause that is named for a sound program is wrong.
+    """
+    lines = []
+    for confidence in CONFIDENCES:
+        part = [r for r in rows if r["confidence"] == confidence]
+        lines.append([confidence, str(len(part)), percent(sum(map(right, part)), len(part))])
+    unnamed = [r for r in rows if r["found"] == "does not learn"]
+    faulty = sum(r["cause"] != "healthy" for r in unnamed)
+    lines.append(["no cause: does not learn", str(len(unnamed)), percent(faulty, len(unnamed))])
+    return tables.markdown(["confidence", "runs", "right"], lines)
+
+
 def by_family(rows: list[Row]) -> str:
     """Return how many runs of each fault function are named rightly, as a Markdown table."""
     lines = []
@@ -298,14 +316,15 @@ def by_family(rows: list[Row]) -> str:
 
 def confusion(rows: list[Row]) -> pd.DataFrame:
     """Count the runs by injected cause (rows) and first finding (columns), `healthy` first."""
-    names = ["healthy", *causes.ORDER]
+    injected = ["healthy", *causes.ORDER]
+    said = ["healthy", "cannot tell", "does not learn", *causes.ORDER]
     # An accepted name counts as the injected one.
     pairs = [(r["cause"], r["cause"] if right(r) else r["found"]) for r in rows]
     counts = pd.crosstab(
         pd.Series([p[0] for p in pairs], name="injected"),
         pd.Series([p[1] for p in pairs], name="found"),
     )
-    return counts.reindex(index=names, columns=names, fill_value=0)
+    return counts.reindex(index=injected, columns=said, fill_value=0)
 
 
 # --------------------------------------------------------------------------------------- output
@@ -335,6 +354,7 @@ def write(rows: list[Row]) -> None:
     )  # fmt: skip
     tables.fill(DOCTOR_PAGE, "rates", f"{table(rows)}\n\n{said}")
     tables.fill(DOCTOR_PAGE, "by_cause", by_cause(held))
+    tables.fill(DOCTOR_PAGE, "by_confidence", by_confidence(held))
 
 
 def _commit() -> str:
@@ -398,6 +418,7 @@ def main() -> int:
                 save(row, options.save)
         rows.sort(key=lambda r: (r["program"], r["seed"]))
         print(summary(rows))
+        print(by_confidence([r for r in rows if r["half"] == "tuning"]))
         if options.sensitivity:
             tuning = [r for r in rows if r["half"] == "tuning"]
             table_of_counts = sensitivity(tuning)

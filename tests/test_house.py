@@ -27,7 +27,8 @@ ALLOWED = {
     "nn": ({"torch"}, LEAVES),
     "data": ({"numpy", "torch", "torchvision", "sklearn"}, LEAVES),
     "training": ({"numpy", "torch"}, LEAVES | {"nn", "data"}),
-    "doctor": ({"torch"}, LEAVES),
+    "doctor": ({"numpy", "torch"}, LEAVES),
+    "integrations": ({"torch", "lightning", "transformers"}, LEAVES | {"doctor"}),
     "faults": ({"numpy", "torch", "sklearn"}, {"doctor"}),
     "config": ({"hydra", "omegaconf"}, LEAVES),
     "build": (

@@ -34,7 +34,7 @@ from debugnn.doctor.causes import CAUSES
 from debugnn.doctor.copies import nothing
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.observe import devices
-from debugnn.doctor.report import SEVERITIES, Finding, Report
+from debugnn.doctor.report import CONFIDENCES, SEVERITIES, Finding, Report
 from debugnn.random_state import set_random_state
 
 NAN = math.nan
@@ -182,9 +182,13 @@ def sound(report):
             assert each.severity in SEVERITIES
             assert each.summary
             assert each.fix
+            assert each.confidence in CONFIDENCES
+            assert each.severity == "note" or each.confidence != "suspected"
     worrying = [finding.severity != "note" for finding in report.findings]
-    assert worrying == sorted(worrying, reverse=True)
-    assert not (report.healthy and any(worrying))
+    assert worrying[1:] == sorted(worrying[1:], reverse=True)
+    assert report.main is (report.findings[0] if report.main else None)
+    assert (report.healthy is False) == (report.main_cause in (*CAUSES, "does not learn"))
+    assert report.healthy is False or not any(worrying)
 
 
 def accused(report):

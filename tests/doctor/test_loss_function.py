@@ -1,6 +1,8 @@
 """What `loss_facts` measures of right and wrong loss functions, on outputs that it makes up."""
 
 import math
+from collections import namedtuple
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from debugnn.doctor.observe.loss_function import loss_facts
-from debugnn.doctor.observe.task import Task, read
+from debugnn.doctor.observe.task import Task, read, score
 
 BATCH, CLASSES = 32, 5
 LABELS = torch.arange(BATCH) % CLASSES
@@ -218,12 +220,28 @@ def test_nan_outputs_do_not_hide_what_the_loss_is():
     assert floor(facts) == pytest.approx(0, abs=1e-3)
 
 
-def test_a_mask_of_ignored_labels_leaves_it_open():
+@pytest.mark.parametrize("ignored", [-100, 2])
+def test_labels_that_the_loss_leaves_out_do_not_count(ignored):
     labels = LABELS.clone()
-    labels[3] = -100
-    facts = of_logits(F.cross_entropy, labels)
+    labels[3] = ignored
+    facts = of_logits(lambda o, t: F.cross_entropy(o, t, ignore_index=ignored), labels)
     assert facts.error is None
+    assert facts.confirmed
+    assert floor(facts) == pytest.approx(0, abs=1e-3)
+
+
+def test_a_label_that_no_output_stands_for_leaves_it_open():
+    labels = LABELS.clone()
+    labels[3] = CLASSES
+
+    def loss(o, t):  # nothing is raised, and the sample counts
+        return -(o.log_softmax(dim=1) * F.one_hot(t, CLASSES + 1)[:, :CLASSES]).sum(1).mean() + (
+            0.1 * o.square().mean()
+        )
+
+    facts = of_logits(loss, labels)
     assert facts.rewards == []
+    assert not facts.confirmed
 
 
 def test_examining_leaves_outputs_targets_and_the_random_state():
@@ -294,16 +312,26 @@ def test_sequences_with_the_classes_last():
         assert facts.cross_gradient < 1e-5
 
 
-def test_one_hot_targets_are_classes_and_soft_ones_leave_it_open():
+def test_one_hot_targets_are_classes():
     facts = of_logits(F.cross_entropy, hot(LABELS))
+    assert facts.confirmed
     assert floor(facts) == pytest.approx(0, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [F.cross_entropy, lambda o, t: F.kl_div(o.log_softmax(1), t, reduction="sum")],
+    ids=["cross_entropy", "divergence"],
+)
+def test_a_distribution_is_met_best_by_itself(loss):
     soft = normal(BATCH, CLASSES, seed=1).softmax(dim=1)
-    for loss in (F.cross_entropy, lambda o, t: F.kl_div(o.log_softmax(1), t, reduction="sum")):
-        facts = of_logits(loss, soft)
-        assert facts.error is None
-        assert facts.gradient
-        assert facts.rewards == []
-        assert facts.best is None
+    facts = of_logits(loss, soft)
+    assert facts.error is None
+    assert facts.gradient
+    assert facts.confirmed
+    assert falls(facts)
+    assert facts.best is None  # its entropy stays, whatever the outputs are
+    assert of_logits(lambda o, t: -loss(o, t), soft).opposed
 
 
 # --- two classes from one output ----------------------------------------------------------------
@@ -390,14 +418,24 @@ def test_a_summed_and_a_flipped_regression():
     assert not falls(of_values(lambda o, t: -F.mse_loss(o, t)))
 
 
-def test_poisson_nll_of_the_logarithm_of_a_rate_is_sound():
+def test_poisson_nll_reads_outputs_as_the_logarithms_of_rates():
     counts = torch.as_tensor(np.random.default_rng(0).poisson(4.0, (BATCH, 1))).float()
     facts = of_values(F.poisson_nll_loss, counts)
-    assert any(right < wrong for right, wrong in facts.rewards)
-    # The output may be a rate or its logarithm, so there are two kinds of perfect outputs.
-    assert len(facts.rewards) == 2
-    assert facts.constant is None
+    assert facts.confirmed
+    assert facts.link == "exp"
     assert facts.far > -10
+    assert not facts.opposed
+
+
+def test_bce_of_logits_reads_probabilities_through_a_sigmoid():
+    shares = normal(BATCH, 1, seed=3).sigmoid()
+    facts = of_values(F.binary_cross_entropy_with_logits, shares)
+    assert facts.confirmed
+    assert facts.link == "sigmoid"
+    task = Task("values", link=facts.link)
+    assert score(task, shares.logit(), shares).skill == pytest.approx(1, abs=1e-4)
+    # The same targets by a squared error of the outputs themselves.
+    assert of_values(F.mse_loss, shares).link == "identity"
 
 
 @pytest.mark.parametrize(
@@ -450,13 +488,186 @@ def test_targets_that_do_not_vary_leave_it_open():
 # --- what can't be read -------------------------------------------------------------------------
 
 
-def test_several_outputs_are_called_and_not_examined():
-    outputs = (normal(BATCH, CLASSES), normal(BATCH, 3))
-    facts = loss_facts(
-        lambda o, t: F.cross_entropy(o[0], t), outputs, LABELS, read(outputs, LABELS)
-    )
-    assert facts.error is None
-    assert facts.rewards == []
+class Answer:
+    """What a model may return that is no container."""
+
+    def __init__(self, logits, hidden):
+        self.logits, self.hidden = logits, hidden
+
+
+Pair = namedtuple("Pair", ["logits", "hidden"])
+LOGITS, HIDDEN = normal(BATCH, CLASSES), normal(BATCH, 3, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "loss"),
+    [
+        ((LOGITS, HIDDEN), lambda o, t: F.cross_entropy(o[0], t)),
+        ([LOGITS], lambda o, t: F.cross_entropy(o[0], t)),
+        (((LOGITS, HIDDEN), None), lambda o, t: F.cross_entropy(o[0][0], t)),
+        (Pair(LOGITS, HIDDEN), lambda o, t: F.cross_entropy(o.logits, t)),
+        ({"logits": LOGITS, "hidden": HIDDEN}, lambda o, t: F.cross_entropy(o["logits"], t)),
+        (Answer(LOGITS, HIDDEN), lambda o, t: F.cross_entropy(o.logits, t)),
+    ],
+    ids=["tuple", "list", "nested", "named tuple", "dict", "object"],
+)
+def test_made_up_outputs_take_the_first_tensors_place(outputs, loss):
+    facts = loss_facts(loss, outputs, LABELS, read(outputs, LABELS))
+    plain = loss_facts(F.cross_entropy, LOGITS, LABELS, read(LOGITS, LABELS))
+    assert asdict(facts) == asdict(plain)
+    assert facts.confirmed
+
+
+@pytest.mark.parametrize("kind", [tuple, list])
+def test_a_term_of_other_outputs_leaves_the_level_open(kind):
+    outputs = kind([LOGITS, HIDDEN])
+
+    def loss(o, t):
+        return F.cross_entropy(o[0], t) + o[1].square().mean()
+
+    facts = loss_facts(loss, outputs, LABELS, read(outputs, LABELS))
+    assert facts.confirmed
+    assert facts.other_outputs
+    assert facts.best is None
+    assert facts.constant is None
+
+
+# --- losses that compare no output with its target ------------------------------------------------
+
+
+def contrastive(embedded, labels):
+    distances = torch.cdist(embedded, embedded) + 1e-3
+    same = labels[:, None] == labels
+    return torch.where(same, distances.square(), (1 - distances).clamp_min(0).square()).mean()
+
+
+@pytest.mark.parametrize("size", [3, CLASSES, 16])
+def test_labels_that_count_as_equal_or_not_are_no_classes(size):
+    outputs = normal(BATCH, size)
+    facts = loss_facts(contrastive, outputs, LABELS, Task("classes", size))
+    assert facts.pairwise
+    assert not facts.confirmed
+    assert not facts.opposed
+
+
+@pytest.mark.parametrize("classes", [2, 10, 24, 36, 50])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_softmax_before_cross_entropy_is_no_metric_learning(classes, seed):
+    outputs = normal(64, classes, seed=seed).softmax(dim=1)
+    labels = torch.randint(classes, (64,), generator=torch.Generator().manual_seed(seed))
+    facts = loss_facts(F.cross_entropy, outputs, labels, read(outputs, labels))
+    assert not facts.pairwise
+    assert facts.confirmed
+    assert floor(facts) > 0.2
+
+
+def test_targets_that_are_ignored_make_no_task():
+    facts = of_logits(lambda o, t: F.triplet_margin_loss(*o[:30].chunk(3)))
+    assert facts.ignores_targets
+    assert not (facts.confirmed)
+    assert not (facts.opposed)
+    assert not (facts.fixed_entries)
+    facts = of_values(lambda o, t: o.square().mean())
+    assert facts.ignores_targets
+    assert not (facts.confirmed)
+    assert not (facts.opposed)
+
+
+def test_a_contrastive_loss_of_distances_is_none_of_two_classes():
+    outputs = normal(BATCH, 1).abs()
+
+    def near_where_0(d, t):
+        return torch.where(t > 0.5, (1 - d).clamp_min(0).square(), d.square()).mean()
+
+    for loss in (near_where_0, lambda d, t: near_where_0(d, 1 - t)):
+        facts = loss_facts(loss, outputs, TWO, read(outputs, TWO))
+        assert not facts.squared
+        assert not (facts.confirmed)
+        assert not (facts.opposed)
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_a_policy_gradient_is_no_classification(sign):
+    advantages = sign * normal(BATCH, seed=5).abs()  # all of one sign: as if it were flipped
+
+    def loss(logits, actions):
+        chosen = logits.log_softmax(dim=1).gather(1, actions[:, None]).squeeze(1)
+        return -(chosen * advantages).mean()
+
+    facts = of_logits(loss)
+    assert not facts.opposed
+    values = of_values(lambda o, t: -(o * t).mean())  # log-probabilities and advantages
+    assert not (values.confirmed)
+    assert not (values.opposed)
+
+
+def test_a_ranking_is_no_regression():
+    def loss(o, t):
+        before = (o - o.T)[(t - t.T) > 0]
+        return F.softplus(-before).mean()
+
+    facts = of_values(loss)
+    assert not (facts.confirmed)
+    assert not (facts.opposed)
+    correlation = of_values(lambda o, t: 1 - torch.corrcoef(torch.cat([o, t], 1).T)[0, 1])
+    assert not (correlation.confirmed)
+    assert not (correlation.opposed)
+
+
+def test_a_flipped_regression_is_opposed():
+    facts = of_values(lambda o, t: -F.mse_loss(o, t))
+    assert facts.opposed
+    assert not facts.confirmed
+
+
+@pytest.mark.parametrize("loss", [F.soft_margin_loss, lambda o, t: F.relu(1 - o * t).mean()])
+def test_two_classes_in_a_code_of_their_own_are_known(loss):
+    assert of_values(loss, 2 * TWO - 1).confirmed
+
+
+def test_a_class_number_against_the_largest_output_reads_other_entries():
+    facts = of_logits(lambda o, t: F.mse_loss(o.amax(dim=1), t.float()))
+    assert facts.fixed_entries
+    assert not of_logits(F.cross_entropy).fixed_entries
+    assert not of_logits(F.nll_loss).fixed_entries
+
+
+@pytest.mark.parametrize("low", [0.0, 40.0])
+def test_a_broadcast_loss_does_not_care_whose_output_it_is(low):
+    targets = VALUES.squeeze(1) - VALUES.min() + low  # prices
+
+    def loss(o, t):  # what F.mse_loss does, without its warning
+        return (o - t).square().mean()
+
+    facts = of_values(loss, targets)
+    assert facts.permuted < 1e-6
+    assert facts.cross_gradient < 1e-6
+    assert not facts.ignores_targets
+    assert of_values(lambda o, t: loss(o.squeeze(1), t), targets).permuted > 1e-3
+
+
+def test_probabilities_for_logarithms_are_linear():
+    outputs = normal(BATCH, CLASSES).softmax(dim=1)
+    facts = loss_facts(F.nll_loss, outputs, LABELS, read(outputs, LABELS))
+    assert facts.linear < 1e-5
+    assert facts.confirmed
+    assert facts.best < 0
+    right = loss_facts(lambda o, t: F.nll_loss(o.log(), t), outputs, LABELS, SQUASHED)
+    assert right.linear > 0.05
+
+
+def test_a_loss_that_draws_random_numbers_is_tried_out_and_one_that_counts_its_calls_is_not():
+    def noisy(o, t):
+        return F.cross_entropy(o + 0.1 * torch.randn(o.shape), t)
+
+    assert of_logits(noisy).confirmed
+    calls = []
+
+    def growing(o, t):
+        calls.append(None)
+        return len(calls) * F.cross_entropy(o, t)
+
+    assert not of_logits(growing).tried
 
 
 def test_an_unknown_task_is_called_and_not_examined():

@@ -66,8 +66,8 @@ def test_a_count_is_moved_to_a_whole_number():
     count = next(t for t in thresholds() if t.name == "JUDGED_AFTER")
     given = evidence(0.0)
     given.loop.steps = 50
-    assert diagnose(given, 0).judged
+    assert diagnose(given, 0).healthy is False
     with moved(count, 1.26 * count.value):  # 50.4
-        assert diagnose(given, 0).judged
+        assert diagnose(given, 0).healthy is False
     with moved(count, 1.3 * count.value):  # 52
-        assert not diagnose(given, 0).judged
+        assert diagnose(given, 0).healthy is None

@@ -11,12 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from debugnn.doctor.checklist import check
+    from debugnn.doctor.nonfinite import NonFiniteError
     from debugnn.doctor.report import Finding, Report
     from debugnn.doctor.watch import Doctor
 
-__all__ = ["Doctor", "Finding", "Report", "check"]
+__all__ = ["Doctor", "Finding", "NonFiniteError", "Report", "check"]
 
-_MODULES = {"Doctor": "watch", "Finding": "report", "Report": "report", "check": "checklist"}
+_MODULES = {
+    "Doctor": "watch",
+    "Finding": "report",
+    "NonFiniteError": "nonfinite",
+    "Report": "report",
+    "check": "checklist",
+}
 
 
 def __getattr__(name: str) -> Any:

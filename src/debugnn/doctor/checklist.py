@@ -240,6 +240,10 @@ def _network_checks(evidence: Evidence) -> Iterator[Check]:
 
 def _optimizer_checks(evidence: Evidence) -> Iterator[Check]:
     facts = evidence.optimizer
+    outside = _finding("optimizer_mismatch", evidence)
+    if outside is not None and evidence.network.unregistered:
+        yield Check("optimiser", False, f"{outside.summary}; {outside.fix}")
+        return
     missing = [n for n in facts.missing if n not in evidence.network.unused]
     lacks = (
         f"{facts.name} lacks {len(missing)} of {facts.trainable} trainable parameters: "

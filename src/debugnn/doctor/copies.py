@@ -8,15 +8,15 @@ import threading
 import types
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-L = TypeVar("L", bound=Callable[..., Any] | None)
+from debugnn.doctor.reachable import Changes, kept
 
 _HOOKS = (
     "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
@@ -28,12 +28,22 @@ _LOCKS = {type(make()): make for make in (threading.Lock, threading.RLock)}
 _DEPTH = 4  # levels of containers in a module's attributes that are searched for what has no copy
 
 
+class _Blocks(threading.local):
+    """How many `undisturbed` blocks the thread is in."""
+
+    open = 0
+
+
+_blocks = _Blocks()
+
+
 class Relay:
     """A hook that calls a method of its owner, as long as the owner exists.
 
     It does not keep the owner alive. A copy or a file of the module that it hangs on holds a hook
     that does nothing: a copied model is not the one that is watched. In compiled code it does
-    nothing either.
+    nothing either, and in what a doctor tries out in an `undisturbed` block: a discriminator that
+    the generator's doctor calls is not called by the loop.
 
     Args:
         owner: is referenced weakly.
@@ -44,12 +54,11 @@ class Relay:
         self._owner = weakref.ref(owner)
         self._method = method
 
-    def __call__(self, *args: Any) -> None:
-        if torch.compiler.is_compiling():
-            return
+    def __call__(self, *args: Any) -> Any:
+        if torch.compiler.is_compiling() or _blocks.open:
+            return None
         owner = self._owner()
-        if owner is not None:
-            getattr(owner, self._method)(*args)
+        return None if owner is None else getattr(owner, self._method)(*args)
 
     def __deepcopy__(self, memo: dict) -> Callable:
         return nothing
@@ -66,12 +75,15 @@ def _get_nothing() -> Callable:
     return nothing
 
 
-def copied_model(model: nn.Module) -> nn.Module:
+def copied_model(model: nn.Module, shared: Mapping[int, Any] | None = None) -> nn.Module:
     """Return a copy of the model without gradients and without anybody's hooks.
 
     Hooks that compute the weights, as torch's own parametrisations do, are kept. What cannot be
     copied and has no state that the copy needs is replaced: results of an earlier pass, which hang
     on its graph, by their values; locks by new ones; Python's modules by themselves.
+
+    Args:
+        shared: what stands in the copy for things of these identities.
 
     Raises:
         TypeError: a forward was replaced on the instance: the copy would call the original's.
@@ -91,7 +103,7 @@ def copied_model(model: nn.Module) -> nn.Module:
                 vars(module)[attribute] = OrderedDict(torchs)
     try:
         with torch.inference_mode(False):
-            replica = copy.deepcopy(model, _replacements(model))
+            replica = copy.deepcopy(model, _replacements(model) | dict(shared or {}))
     finally:
         for module, attribute, hooks in kept:
             vars(module)[attribute] = hooks
@@ -149,37 +161,36 @@ def copied_state(model: nn.Module) -> dict[str, Any]:
         }
 
 
-def copied_loss(loss_fn: L) -> L:
-    """Return the loss function, or a copy of it where it can have a state of its own."""
-    plain = types.FunctionType | types.BuiltinFunctionType | types.MethodType | partial
-    if loss_fn is None or isinstance(loss_fn, plain):
-        return loss_fn
-    try:
-        if isinstance(loss_fn, nn.Module):
-            return cast(L, copied_model(loss_fn))
-        return copy.deepcopy(loss_fn)
-    except Exception:  # what it holds cannot be copied
-        return loss_fn
-
-
 @contextmanager
-def undisturbed() -> Iterator[None]:
-    """Restore all random states afterwards; in between neither autocast nor inference mode."""
+def undisturbed(loss_fn: Any = None, model: nn.Module | None = None) -> Iterator[Changes]:
+    """Leave no trace of what runs in the block, which nobody's doctor takes note of.
+
+    Random states are restored, and all that the loss function or the model's code reaches, see
+    `reachable.kept`. In between neither autocast nor inference mode.
+
+    Args:
+        loss_fn: the user's, where the block calls it.
+        model: the user's, where the block calls copies of it.
+    """
     devices = []
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         devices = list(range(torch.cuda.device_count()))
     python = random.getstate()
     numpy = sys.modules.get("numpy")
     numpys = numpy.random.get_state() if numpy else None
+    outer = _blocks.open
+    _blocks.open = outer + 1
     try:
         with (
             torch.random.fork_rng(devices),
             torch.inference_mode(False),
             torch.autocast("cpu", enabled=False),
             torch.autocast("cuda", enabled=False),
+            kept(loss_fn, model) as changes,
         ):
-            yield
+            yield changes
     finally:
+        _blocks.open = outer
         random.setstate(python)
         if numpy:
             numpy.random.set_state(numpys)

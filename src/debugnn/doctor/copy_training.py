@@ -13,15 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from debugnn.doctor.copies import copied_model
 from debugnn.doctor.evidence import TrialOutcome
 from debugnn.doctor.observe.buffer import Batch
 from debugnn.doctor.observe.layout import FIRST_AXIS, Layout
 from debugnn.doctor.observe.modes import turn_dropout_off
 from debugnn.doctor.observe.simple_models import mean_and_deviation
 from debugnn.doctor.observe.task import Task, constant_loss, reference_loss
+from debugnn.doctor.rectified import Rectified
 from debugnn.doctor.trials import Trial
 
+_PASSES = 4  # of an update, at most
 _FIRST, _LAST = 2, 6  # steps that the relative loss at the start and at the end is the mean of
 
 
@@ -29,13 +30,16 @@ class CopyTraining:
     """A plain training loop over a copy of a model, on given batches in turn.
 
     Args:
-        model: copied as it stands.
+        model: is trained from its present weights: a copy.
         optimizer: gives the class; its state is not used.
         groups: settings of its parameter groups at the start; `names` holds the parameters' names.
         loss_fn: called as `loss_fn(outputs, targets)`.
         batches: at least one.
         trial: what is different from the training.
         layout: where the samples of the batches lie; on the first axis unless given.
+        passes: how many backward passes the training adds up for an update. At most four are run,
+            on a batch each, and stand for all.
+        undivided: the training does not divide their sum.
 
     Raises:
         Exception: whatever the model, its optimiser or the batches raise where the change does not
@@ -51,8 +55,10 @@ class CopyTraining:
         batches: Sequence[Batch],
         trial: Trial,
         layout: Layout = FIRST_AXIS,
+        passes: int = 1,
+        undivided: bool = False,
     ) -> None:
-        self.model = copied_model(model)
+        self.model = model
         self.model.train()
         if trial.unfrozen:
             self.model.requires_grad_(True)
@@ -61,30 +67,41 @@ class CopyTraining:
         if not trial.regularised:
             turn_dropout_off(self.model)
         self.optimizer = _optimizer(self.model, optimizer, groups, trial)
+        if trial.rectified:
+            self.model = Rectified(self.model, batches[0].call)
         self.batches = list(batches)
         if trial.standardised_inputs:
             self.batches = _with_standardised_inputs(self.batches, layout)
         if trial.standardised_targets:
             self.batches = _with_standardised_targets(self.batches)
         self.taken = 0
+        self._passes = min(passes, _PASSES, len(self.batches))
+        # Of the mean over the passes, or of their sum.
+        self._weight = (passes if undivided and not trial.divided else 1) / self._passes
         self._loss_fn = loss_fn
+        self._clipped = trial.clipped
         rows = layout.rows(batches[0].call) if trial.averaged_loss else None
         self._divisor = None if rows is None else max(len(rows), 1)
         closure = inspect.signature(self.optimizer.step).parameters.get("closure")
         self._needs_closure = closure is not None and closure.default is inspect.Parameter.empty
 
     def step(self) -> tuple[Any, Any, Tensor]:
-        """Train on the next batch.
+        """Train on the next batch, or on as many as there are passes for an update.
 
         Returns:
-            Its outputs, targets and loss (a scalar), before the update.
+            Outputs, targets and loss (a scalar) of the last of them, before the update.
         """
-        batch = self.batches[self.taken % len(self.batches)]
-        self.taken += 1
-        outputs = batch.call(self.model)
-        loss = self._loss(outputs, batch.targets)
-        if torch.isfinite(loss) and loss.requires_grad:
+        self._clear()
+        for _ in range(self._passes):
+            batch = self.batches[self.taken % len(self.batches)]
+            self.taken += 1
+            outputs = batch.call(self.model)
+            loss = self._loss(outputs, batch.targets)
+            learnable = bool(torch.isfinite(loss)) and loss.requires_grad
+            if not learnable:
+                break
             self._backward(loss)
+        if learnable:
             if self._needs_closure:
                 self.optimizer.step(lambda: self._repeat(batch))  # type: ignore[arg-type,return-value]
             else:
@@ -102,19 +119,26 @@ class CopyTraining:
 
     def _repeat(self, batch: Batch) -> Tensor:
         with torch.enable_grad():
+            self._clear()
             loss = self._loss(batch.call(self.model), batch.targets)
             self._backward(loss)
         return loss
 
-    def _backward(self, loss: Tensor) -> None:
-        """Compute the gradients of the copy's parameters alone; the loss may hold others."""
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
-        for parameter in parameters:
+    def _clear(self) -> None:
+        for parameter in self.model.parameters():
             parameter.grad = None
+
+    def _backward(self, loss: Tensor) -> None:
+        """Add to the gradients of the copy's parameters alone; the loss may hold others."""
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        if self._weight != 1:
+            loss = loss * self._weight
         # `autograd.grad` may return gradients whose memory layout differs from the weights'.
         # PyTorch's fused optimisers on a CPU then combine values of different positions.
         if parameters:
             torch.autograd.backward(loss, inputs=parameters)
+        if self._clipped is not None:
+            nn.utils.clip_grad_norm_(parameters, self._clipped)
 
 
 def run(training: CopyTraining, task: Task, steps: int) -> TrialOutcome:

@@ -16,7 +16,9 @@ class LossFacts:
     """How the loss function responds to outputs that the doctor makes up."""
 
     error: str | None = None  # why loss_fn(outputs, targets) raised
-    tried: bool = True  # False: not tried on made-up outputs, which could end a GPU's context
+    # False: not tried on made-up outputs, which could end a GPU's context, or which it gives
+    # another value at every call.
+    tried: bool = True
     scalar: bool = True  # False: it returns a value for each sample
     gradient: bool = True  # it has a gradient with respect to the outputs
     shapes: list[list[int]] = field(default_factory=list)  # of outputs and targets
@@ -32,6 +34,35 @@ class LossFacts:
     other_entries: float | None = None  # share of the gradient on outputs of other classes
     cross_gradient: float | None = None  # relative change of a sample's gradient by other samples
     pairwise: bool = False  # labels count only by being equal or not, as in metric learning
+    ignores_targets: bool = False  # other targets leave its value and its gradient as they are
+    other_outputs: bool = False  # it depends on other tensors of the outputs than the first
+    parameters: bool = False  # it reads parameters: a penalty of weights, or a network of its own
+    link: str = "identity"  # values: what turns outputs into them; identity, sigmoid or exp
+    confirmed: bool = (
+        False  # lower at outputs that are right, as the shapes have it, than elsewhere
+    )
+    opposed: bool = False  # higher at right outputs than elsewhere, for every sample
+    permuted: float | None = None  # relative change where outputs, not targets, change places
+    fixed_entries: bool = False  # classes: it reads some outputs only, whatever the labels are
+    linear: float | None = None  # classes: how far it is from linear in probabilities, relatively
+
+
+@dataclass
+class SequenceFacts:
+    """Symbols that a loss pulls outputs to, beside those of an input with as many positions.
+
+    Shares of a few positions in one batch. An output sees a symbol where it changes with it.
+    """
+
+    argument: str  # of the model's forward that holds the input
+    same: float  # scored positions whose symbol is the input's there
+    following: float  # scored positions whose symbol is the input's at the next position
+    scored: float  # positions that the loss scores
+    sees_own: float | None = None  # outputs that see the symbol at their position
+    sees_following: float | None = None  # outputs that see the symbol at the next position
+    through_code: float | None = None  # … and only through tensors without an axis of positions
+    sees_past: bool = False  # some output sees a symbol before it
+    sees_future: bool = False  # some output sees a symbol after it
 
 
 @dataclass
@@ -52,10 +83,16 @@ class DataFacts:
     same_batch: bool | None = False
     batch_sizes: int = 1  # how many sizes batches came in
     nonfinite_samples: int = 0
+    nonfinite_features: list[int] = field(default_factory=list)  # not finite in any sample
     class_counts: dict[int, int] = field(default_factory=dict)
     conflicting: float = 0.0  # share of the repeated samples that came with several labels
     repeated: int = 0  # samples that came more than once
     repeats_within: float = 0.0  # share of batches in which a sample occurs twice
+    # Batches of four samples and more whose labels are all one class, as a share; the same share of
+    # batches drawn at random; and how many batches of one class follow each other, on average.
+    one_class_batches: float = 0.0
+    one_class_by_chance: float = 0.0
+    one_class_run: float = 0.0
     out_of_range: int = 0  # labels that no output stands for
     void_labels: bool = False  # all of these labels are one value
     target_kinds: int | None = None  # how many values regression targets take
@@ -71,8 +108,16 @@ class DataFacts:
     feature_order: list[int] = field(default_factory=list)
     feature_share_median: float | None = None
     features: int = 0  # how many features were compared
+    sequence: SequenceFacts | None = None  # None: the outputs are no symbols of a sequence
     simple_skill: float | None = None  # of a simple model, on samples that it was not fitted to
+    # Class → the lower one of recall and precision of a simple model that gives all classes the
+    # same weight, on samples that it was not fitted to; of the rarest classes.
+    simple_recognition: dict[int, float] = field(default_factory=dict)
     overlap: float | None = None  # share of validation samples that were trained on
+    # The same for each class with 20 validation samples, and how many distinct samples these are.
+    overlap_of_class: dict[int, float] = field(default_factory=dict)
+    copies: int = 0
+    continuous: float | None = None  # distinct values of a feature / distinct samples, median
     covered: float | None = None  # share of training samples that are among the validation samples
     trained_on: int | None = None  # distinct training samples seen
     validation_size: int | None = None  # samples that the latest validation was given
@@ -85,12 +130,31 @@ class DataFacts:
 
 
 @dataclass
+class LeafFacts:
+    """A tensor that the outputs are learnt through, that no parameter list of the model names and
+    the optimiser does not hold."""
+
+    name: str | None  # path of attributes and keys to it, None where it was not found
+    attribute: str | None  # path of the module's attribute that it lies in
+    holder: str | None  # type of that attribute: list, dict, Linear, Tensor, …
+    shape: list[int] = field(default_factory=list)
+    parameter: bool = False  # an nn.Parameter
+    constant: bool = False  # all of its values were equal when it was first seen
+    anew: bool = False  # another one stands in its place in the next forward pass
+    graded: bool = False  # a gradient of the loss has reached it
+    moved: bool = False  # its values have changed since: another optimiser holds it
+
+
+@dataclass
 class NetworkFacts:
     """What the network is, tried out on a batch."""
 
     parameters: int = 0
     weight_layers: int = 0
     depth: int = 0  # weight layers that follow each other
+    # Distance of the outputs at the mean of two samples from the mean of their outputs, over the
+    # outputs' spread: 0 of a linear network. None where inputs cannot be averaged.
+    bend: float | None = None
     nonlinear: bool | None = None  # some operation of the forward pass is a nonlinearity
     last_op: str | None = None  # the operation that makes the outputs: sigmoid, softmax, relu, …
     batch_softmax: bool = False  # a softmax over the batch axis
@@ -110,6 +174,7 @@ class NetworkFacts:
     softmax_inputs: list[str] = field(default_factory=list)  # layers fed with (log-)probabilities
     unreached: list[str] = field(default_factory=list)  # used, trainable, without a gradient
     unused: list[str] = field(default_factory=list)
+    unregistered: list[LeafFacts] = field(default_factory=list)
     time_gradient: float | None = None  # at a sequence's first tenth over that at its last
     mode_sensitive: bool = False  # dropout or batch norm
     dropout: float = 0.0  # largest rate
@@ -127,6 +192,8 @@ class WeightFacts:
     constant: bool
     hidden: bool  # has a weight layer after it
     norm: float
+    inputs: int = 0  # values that a unit is fed with
+    outputs: int = 0  # units
 
 
 @dataclass
@@ -167,6 +234,10 @@ class OptimizerFacts:
     frozen_held: list[str] = field(default_factory=list)  # requires_grad=False, and held
     lr: float | None = None
     weight_decay: float = 0.0
+    # [update, learning rate of each group], where a rate changed (at most 64 points) and at the end
+    rates: list[list[float]] = field(default_factory=list)
+    lost_eps: float | None = None  # an eps above 0 that is 0 in the type of its parameters
+    dtype: str | None = None  # this type, as float16
 
 
 @dataclass
@@ -175,6 +246,10 @@ class LoopFacts:
     optimizer_steps: int = 0
     backwards: int = 0
     empty_steps: int = 0  # optimiser steps without any gradient
+    looked_for_cleared: int = 0  # updates before which a gradient was looked for that had arrived
+    cleared_steps: int = 0  # of these, those that found no gradient, or zeros alone
+    cleared_to_none: bool = False  # there was none; else they were zero
+    passes_per_update: list[int] = field(default_factory=list)  # backward passes, the latest 64
     # [step, distance to the sum of the old and the new gradient, distance to the new gradient] of
     # gradients' directions (0 equal, 2 opposite), for the first 1,000 comparisons.
     residues: list[list[float]] = field(default_factory=list)
@@ -189,7 +264,15 @@ class LoopFacts:
     loss_ratio: float | None = None  # median
     loss_ratio_low: float | None = None
     loss_ratio_high: float | None = None
+    # Gradient that reached the outputs / that of loss_fn's mean, median over the probes: 1 / k
+    # where the loss is divided by k.
+    gradient_scale: float | None = None
     steps_before: int = 0  # steps that were taken before the doctor began to watch
+    # `file:line` of the person's code that called, the first time that it was seen.
+    training_line: str | None = None  # the model, with gradients
+    eval_mode_line: str | None = None  # the model, with gradients, in evaluation mode
+    evaluation_line: str | None = None  # the model, without gradients, in training mode
+    update_line: str | None = None  # optimizer.step()
 
 
 @dataclass
@@ -212,6 +295,20 @@ class Validation:
 
 
 @dataclass
+class Jump:
+    """A single step whose loss lies above those around it."""
+
+    step: int
+    loss: float
+    around: float  # median of the ten losses before and the ten after
+    spread: float  # median distance of these to their median
+    samples: list[int] = field(default_factory=list)  # of its batch, the largest losses first
+    own: list[float] = field(default_factory=list)  # these samples' losses
+    typical: float | None = None  # median of its samples' losses
+    again: list[int] = field(default_factory=list)  # other steps with the first of these samples
+
+
+@dataclass
 class OutcomeFacts:
     first_loss: float | None = None
     last_loss: float | None = None  # median of the last tenth
@@ -227,6 +324,7 @@ class OutcomeFacts:
     movement: float | None = None  # median over weights of ‖w − w₀‖/‖w₀‖
     shrinkage: float | None = None  # median over weights of ‖w‖/‖w₀‖
     epochs: float | None = None  # how often the same samples came
+    jumps: list[Jump] = field(default_factory=list)  # the largest, over the spread around them
 
 
 @dataclass
@@ -251,12 +349,18 @@ class NonFinite:
     magnitude: float
     overflow: bool
     replay: str | None = None  # file with the batch and the weights
+    inputs: list[str] = field(default_factory=list)  # types and shapes that the operation took
+    outputs: list[str] = field(default_factory=list)  # and gave
+    line: str | None = None  # `file:line` of the person's code that called the operation
 
 
 @dataclass
 class Evidence:
     task: str = "unknown"  # classes, binary, values, unknown
     classes: int | None = None
+    positions: bool = False  # a sample has several labels: tokens, pixels, attributes
+    reconstruction: bool = False  # the targets are the inputs
+    adversarial: bool = False  # another network is trained against this one
     loss: LossFacts = field(default_factory=LossFacts)
     data: DataFacts = field(default_factory=DataFacts)
     network: NetworkFacts = field(default_factory=NetworkFacts)

@@ -21,6 +21,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
+from debugnn.doctor.evidence import NonFinite
+from debugnn.doctor.observe.callers import line_of_caller
 from debugnn.doctor.observe.calls import as_call
 
 _MOST_SAMPLES = 32
@@ -41,6 +43,18 @@ _DIVERGED = 1e6  # arguments above this have diverged themselves
 _SQUARES_OVERFLOW = 0.4
 
 
+class NonFiniteError(ArithmeticError):
+    """A NaN or an infinite number appeared in a training that asked to be stopped there.
+
+    Attributes:
+        found: where the number came from.
+    """
+
+    def __init__(self, message: str, found: NonFinite) -> None:
+        super().__init__(message)
+        self.found = found
+
+
 @dataclass(frozen=True, slots=True)
 class Origin:
     """The tensor in which non-finite numbers first appeared."""
@@ -53,6 +67,11 @@ class Origin:
     count: int  # non-finite values in the tensor
     magnitude: float  # largest finite |value| that the operation met, or that the tensor holds
     overflow: bool  # the operation is defined for its arguments: they were too large
+    # Types and shapes: of what the operation took, and of what it gave; of an input, a target, a
+    # parameter or a buffer its own alone.
+    inputs: list[str] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)
+    line: str | None = None  # `file:line` of the person's code that called the operation
 
 
 def find_origin(
@@ -101,7 +120,7 @@ def find_origin(
             loss = loss_fn(outputs, targets)
         in_loss = trace.reaching(loss)
         if in_loss is not None:
-            return in_loss.origin
+            return _with_samples(in_loss.origin, outputs, trace.batch)
         leaves: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
         leaves += [t for t in _tensors(inputs) if t.requires_grad and t.is_leaf]
         in_backward = _Backward(trace).search(loss, leaves)
@@ -110,6 +129,16 @@ def find_origin(
     if in_outputs is not None and not in_outputs.excused:
         return in_outputs.origin
     return next((leaf.origin for leaf in trace.leaves if not leaf.excused), None)
+
+
+def _with_samples(origin: Origin, outputs: Any, batch: int | None) -> Origin:
+    """The origin; where its samples are not known, with those whose outputs are not finite."""
+    tensor = next((t for t in _tensors(outputs) if not _is_finite(t)), None)
+    if origin.samples or tensor is None or origin.where not in ("input", "forward"):
+        return origin
+    samples = _census(tensor, batch)["samples"]
+    # All samples of the batch are none in particular.
+    return origin if len(samples) == batch else dataclasses.replace(origin, samples=samples)
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -140,8 +169,8 @@ class _Trace(TorchDispatchMode):
         # used for another storage.
         self._sources: dict[StorageWeakRef, _Source] = {}
         self._ranks = 0
-        # Autograd's sequence number → the layer, and the source of non-finite arguments.
-        self._nodes: dict[int, tuple[str | None, _Source | None]] = {}
+        # Autograd's sequence number → the layer, the source of non-finite arguments, and the line.
+        self._nodes: dict[int, tuple[str | None, _Source | None, str | None]] = {}
 
     @contextmanager
     def watching(self, where: str) -> Iterator[None]:
@@ -172,7 +201,7 @@ class _Trace(TorchDispatchMode):
             if _is_watched(tensor) and not _is_finite(tensor):
                 origin = Origin(
                     where, name or where, None, **_census(tensor, batch),
-                    magnitude=_magnitude([tensor]), overflow=False,
+                    magnitude=_magnitude([tensor]), overflow=False, outputs=[described(tensor)],
                 )  # fmt: skip
                 # A tensor of 0 and −inf alone is an additive mask.
                 mask = bool(((tensor == 0) | (tensor == -math.inf)).all())
@@ -184,21 +213,24 @@ class _Trace(TorchDispatchMode):
         for _, tensor in _named(results):
             if _is_watched(tensor) and not _is_finite(tensor):
                 # A value from outside of torch, or from a kernel that is not dispatched.
-                unseen = self.source(self._origin("unknown", None, tensor, _magnitude([tensor])))
+                unseen = self.source(self._origin("unknown", None, [tensor], []))
                 sources.append(self._sources.get(_storage(tensor), unseen))
         return min(sources, default=None)
 
-    def layer_of(self, node: Node) -> str | None:
-        """Return the layer whose forward pass made the node of the graph."""
+    def place_of(self, node: Node) -> tuple[str | None, str | None]:
+        """Return the layer whose forward pass made the node of the graph, and the line of code."""
         if _is_leaf(node):
-            return None
+            return None, None
         # Autograd makes some nodes after their operation: they belong to the one that just ran.
         number = max((n for n in self._nodes if n <= node._sequence_nr()), default=None)
-        return None if number is None else self._nodes[number][0]
+        if number is None:
+            return None, None
+        layer, _, line = self._nodes[number]
+        return layer, line
 
     def spoiler_of(self, node: Node) -> _Source | None:
         """Return the source of a non-finite argument of the node's operation, None if excused."""
-        _, spoiler = self._nodes.get(node._sequence_nr(), (None, None))
+        _, spoiler, _ = self._nodes.get(node._sequence_nr(), (None, None, None))
         return None if spoiler is None or spoiler.excused else spoiler
 
     def source(self, origin: Origin, excused: bool = False) -> _Source:
@@ -210,20 +242,20 @@ class _Trace(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        layer = self._layers[-1]
+        layer, line = self._layers[-1], line_of_caller(below=find_origin.__code__)
         operation = func.__name__.partition(".")[0]
         # If this operation gets a node, it is the latest that autograd has numbered.
         number = torch.autograd._get_sequence_nr() - 1
         if getattr(func, "is_view", False) or "empty" in operation:
             # A view computes nothing, and an uninitialised tensor holds no meaningful value.
-            self._nodes.setdefault(number, (layer, None))
+            self._nodes.setdefault(number, (layer, None, line))
             return func(*args, **kwargs)
 
         overwrites = operation in ("fill_", "copy_")  # their first argument is not read
         met = list(_tensors((args[1:] if overwrites else args, kwargs)))
         sources = [self._sources.get(_storage(tensor)) for tensor in met]
         spoilers = [s for s, t in zip(sources, met, strict=True) if s and not _is_finite(t)]
-        self._nodes.setdefault(number, (layer, min(spoilers, default=None)))
+        self._nodes.setdefault(number, (layer, min(spoilers, default=None), line))
         schema = getattr(func, "_schema", None)
         if schema is None or schema.is_mutable:
             met = [tensor.clone() for tensor in met]
@@ -250,7 +282,7 @@ class _Trace(TorchDispatchMode):
         for tensor, source in zip(met, sources, strict=True):
             if not _is_finite(tensor):
                 # A tensor without a source is a constant of the code, which may be a mask.
-                origin = self._origin(name, layer, tensor, magnitude)
+                origin = self._origin(name, layer, [tensor], met)
                 fed.append(source or self.source(origin, excused=not _has_nan(tensor)))
         cause = min(fed, default=None)
         has_nan = any(map(_has_nan, bad))
@@ -263,19 +295,24 @@ class _Trace(TorchDispatchMode):
         )
         by_zero = name == "div" and bool((torch.as_tensor(args[1]) == 0).any())
         overflow = not (meant or by_zero) and _overflows(name, bad[0].dtype, magnitude)
-        origin = self._origin(name, layer, bad[0], magnitude, overflow)
+        origin = self._origin(name, layer, bad, met, overflow)
         return self.source(origin, excused=meant and not has_nan)
 
     def _origin(
         self,
         name: str,
         layer: str | None,
-        tensor: Tensor,
-        magnitude: float,
+        bad: list[Tensor],
+        met: list[Tensor],
         overflow: bool = False,
     ) -> Origin:
-        census = _census(tensor, self.batch)
-        return Origin(self._where, name, layer, **census, magnitude=magnitude, overflow=overflow)
+        return Origin(
+            self._where, name, layer, **_census(bad[0], self.batch),
+            magnitude=_magnitude(met or bad), overflow=overflow,
+            inputs=[described(tensor) for tensor in met],
+            outputs=[described(tensor) for tensor in bad],
+            line=line_of_caller(below=find_origin.__code__),
+        )  # fmt: skip
 
     def _blame(self, tensor: Tensor, source: _Source) -> _Source:
         # A storage may be written in parts: the earliest source counts.
@@ -329,10 +366,12 @@ class _Backward:
     def _overflowing_sum(self, node: Node, gradient: Tensor) -> _Source:
         # Autograd adds the gradients of a tensor that is used more than once: hooks see the sum.
         census = _census(gradient, None if _is_leaf(node) else self._trace.batch)
+        layer, line = self._trace.place_of(node)
         return self._trace.source(
             Origin(
-                "backward", "add", self._trace.layer_of(node), **census,
+                "backward", "add", layer, **census,
                 magnitude=torch.finfo(gradient.dtype).max, overflow=True,
+                outputs=[described(gradient)], line=line,
             )
         )  # fmt: skip
 
@@ -346,10 +385,13 @@ class _Backward:
         met = [*_tensors(incoming), *_saved(node)]
         magnitude = _magnitude(met)
         census = _census(gradient, None if _is_leaf(target) else self._trace.batch)
+        layer, line = self._trace.place_of(node)
         return self._trace.source(
             Origin(
-                "backward", name, self._trace.layer_of(node), **census, magnitude=magnitude,
+                "backward", name, layer, **census, magnitude=magnitude,
                 overflow=all(map(_is_finite, met)) and _overflows(name, gradient.dtype, magnitude),
+                inputs=[described(tensor) for tensor in _tensors(incoming)],
+                outputs=[described(gradient)], line=line,
             )
         )  # fmt: skip
 
@@ -457,6 +499,11 @@ def _has_nan(tensor: Tensor) -> bool:
 
 def _storage(tensor: Tensor) -> StorageWeakRef:
     return StorageWeakRef(tensor.untyped_storage())
+
+
+def described(tensor: Tensor) -> str:
+    """Return a tensor's type and shape, `float32 (64, 10)`."""
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
 
 
 def _magnitude(tensors: Iterable[Tensor]) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from debugnn.doctor.copies import copied_loss, copied_model, copied_state, undisturbed
+from debugnn.doctor.copies import copied_state, undisturbed
 from debugnn.doctor.evidence import NonFinite
 from debugnn.doctor.nonfinite import find_origin
 from debugnn.doctor.observe.calls import Call
@@ -66,13 +66,13 @@ class NonFiniteReplay:
         """
         found = None
         state = self._state or {}
-        if replica is not None and replica.model is not None:
-            model = _as_before(replica.model, state)
-            with undisturbed():
+        model = None if replica is None else replica.as_before(state)
+        if replica is not None and model is not None:
+            with undisturbed(loss_fn, replica.model):
                 set_random_state(replica.device, self._random_state)
                 found = find_origin(
                     model,
-                    copied_loss(loss_fn),
+                    loss_fn,
                     call.kwargs or call.args,
                     targets,
                     call=lambda model, _: call(model),
@@ -94,21 +94,3 @@ class NonFiniteReplay:
         path = folder / f"nonfinite_step_{step}.pt"
         torch.save(self.saved, path)
         return path
-
-
-def _as_before(replica: nn.Module, state: dict[str, Any]) -> nn.Module:
-    """Return a copy of the model before the step, in training mode.
-
-    Args:
-        replica: the model as of the last probe. Buffers are taken from it that the step's forward
-            pass has spoilt.
-        state: the weights and buffers before the update.
-    """
-    buffers = dict(replica.named_buffers())
-    state = {
-        n: buffers[n] if n in buffers and not torch.isfinite(t).all() else t
-        for n, t in state.items()
-    }
-    model = copied_model(replica)
-    model.load_state_dict(state)
-    return model.train()

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 import torch
 
 from debugnn.doctor import causes, troubles
-from debugnn.doctor.copies import copied_loss, undisturbed
+from debugnn.doctor.causes.signals import undivided_passes
+from debugnn.doctor.copies import undisturbed
 from debugnn.doctor.copy_training import CopyTraining, run
 from debugnn.doctor.evidence import Evidence, Score, TrialOutcome
 from debugnn.doctor.observe.buffer import Batch, BatchBuffer
@@ -73,7 +74,7 @@ class TrialRunner:
         Yields:
             The training; None where no copy can be trained.
         """
-        with _seeded():
+        with self._seeded():
             yield self._start(UNCHANGED, self._observer.buffer.early[:_BATCHES], size)
 
     def score_of(self, training: CopyTraining) -> Score:
@@ -84,7 +85,7 @@ class TrialRunner:
 
     def _outcome(self, trial: Trial, batches: Sequence[Batch], steps: int) -> TrialOutcome | None:
         """Return how a trial went, None where no copy can be trained."""
-        with _seeded():
+        with self._seeded():
             try:
                 training = self._start(trial, batches)
                 task = self._observer.task
@@ -92,6 +93,15 @@ class TrialRunner:
             except Exception as error:  # whatever model, loss or optimiser raise under the change
                 troubles.note_error(self.evidence, f"the trial '{trial.name}'", error)
                 return TrialOutcome(0, math.nan, math.nan)
+
+    @contextmanager
+    def _seeded(self) -> Iterator[None]:
+        """Seed the CPU's generator with 0 for a while, with gradients on; put all back after."""
+        observer = self._observer
+        with undisturbed(observer.loss_fn, observer.model), torch.enable_grad():
+            # Not torch.manual_seed, which would wake every GPU.
+            torch.random.default_generator.manual_seed(0)
+            yield
 
     def _start(
         self, trial: Trial, batches: Sequence[Batch], size: int | None = None
@@ -108,14 +118,17 @@ class TrialRunner:
         if size is not None:
             first = batches[0]
             batches = [Batch(*observer.layout.take(first.call, slice(size), first.targets))]
+        added = undivided_passes(self.evidence)
         return CopyTraining(
             model,
             observer.optimizer,
             replica.groups,
-            copied_loss(loss_fn),
+            loss_fn,
             batches,
             trial,
             observer.layout,
+            passes=added or 1,
+            undivided=added is not None,
         )
 
 
@@ -132,12 +145,3 @@ def _two_sets(buffer: BatchBuffer) -> tuple[list[Batch], list[Batch]]:
     if len(first) < 2:
         return first, first
     return first[::2], first[1::2]
-
-
-@contextmanager
-def _seeded() -> Iterator[None]:
-    """Seed the CPU's generator with 0 for a while, with gradients on."""
-    with undisturbed(), torch.enable_grad():
-        # Not torch.manual_seed, which would wake every GPU.
-        torch.random.default_generator.manual_seed(0)
-        yield

@@ -20,7 +20,10 @@ class Trial:
         standardised_inputs: the inputs are brought to mean 0 and standard deviation 1.
         standardised_targets: the same for the targets.
         averaged_loss: the loss is divided by the number of samples in a batch.
+        divided: gradients that are added up over several passes are divided by their number.
         unfrozen: parameters that were frozen are trained too.
+        rectified: hidden sigmoids and tanhs are ReLUs, and weights are drawn by Kaiming's rule.
+        clipped: the gradient is clipped at this norm; None leaves it as it is.
     """
 
     name: str
@@ -30,16 +33,22 @@ class Trial:
     standardised_inputs: bool = False
     standardised_targets: bool = False
     averaged_loss: bool = False
+    divided: bool = False
     unfrozen: bool = False
+    rectified: bool = False
+    clipped: float | None = None
 
 
 UNCHANGED = Trial("unchanged")
 STANDARDISED_INPUTS = Trial("standardised inputs", standardised_inputs=True)
 AVERAGED_LOSS = Trial("averaged loss", averaged_loss=True)
+DIVIDED = Trial("accumulation divided", divided=True)
 REINITIALISED = Trial("reinitialised", reinitialised=True)
 UNREGULARISED = Trial("unregularised", regularised=False)
 STANDARDISED_TARGETS = Trial("standardised targets", standardised_targets=True)
 UNFROZEN = Trial("unfrozen", unfrozen=True)
+RECTIFIED = Trial("rectified", rectified=True)
+CLIPPED = Trial("clipped gradient", clipped=1.0)
 LOWER_RATES = (Trial("rate / 10", lr=0.1), Trial("rate / 100", lr=0.01))
 HIGHER_RATES = (
     Trial("rate * 10", lr=10.0),
@@ -54,10 +63,13 @@ TRIALS = (
     UNCHANGED,
     STANDARDISED_INPUTS,
     AVERAGED_LOSS,
+    DIVIDED,
     REINITIALISED,
     UNREGULARISED,
     STANDARDISED_TARGETS,
     UNFROZEN,
+    RECTIFIED,
+    CLIPPED,
     *LOWER_RATES,
     *HIGHER_RATES,
 )

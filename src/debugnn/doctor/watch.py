@@ -1,14 +1,17 @@
 """The doctor: watches a training from one line in its loop, and names why it fails."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from debugnn.doctor import causes
+from debugnn.doctor.causes import non_finite
 from debugnn.doctor.evidence import Evidence
+from debugnn.doctor.nonfinite import NonFiniteError
 from debugnn.doctor.observe.mixing import FIND
 from debugnn.doctor.observe.observer import Observer
 from debugnn.doctor.report import Report
@@ -32,6 +35,8 @@ class Doctor:
     model's memory, kept batches at most 128 MiB. What the doctor cannot look at never raises; the
     report says it.
 
+    TODO-memory
+
     Args:
         model: any module; one from `torch.compile` too.
         optimizer: any of `torch.optim`.
@@ -45,11 +50,16 @@ class Doctor:
         sample_axis: the axis of the inputs along which samples lie, 0 or 1. None where a batch
             cannot be parted into samples that are apart, as with a graph, or with pairs. "find"
             tries it out on the first batch.
+        on_nonfinite: what to do at the step whose loss, gradients or weights are the first to hold
+            NaN or infinity: "raise" a `NonFiniteError` from `step`, "warn", or None, which leaves
+            it to the report. Anything but None looks at all gradients and weights in every step.
+        memory: "low" keeps no copy of the model and of its initial weights. What needs one is not
+            looked at then, trials among it.
 
     Raises:
         TypeError: a model that is no module, an optimiser that is none, or one of them that takes
             no hooks.
-        ValueError: `every` below 1, `budget` below 0, or another `sample_axis`.
+        ValueError: `every` below 1, `budget` below 0, or a value that is not listed here.
     """
 
     def __init__(
@@ -63,10 +73,18 @@ class Doctor:
         save_to: Path | str | None = None,
         steps_before: int = 0,
         sample_axis: int | str | None = FIND,
+        on_nonfinite: Literal["raise", "warn"] | None = None,
+        memory: Literal["normal", "low"] = "normal",
     ) -> None:
         if budget < 0:
             raise ValueError(f"budget={budget}: at least 0 is needed")
+        if on_nonfinite not in ("raise", "warn", None):
+            raise ValueError(f'on_nonfinite={on_nonfinite!r}: "raise", "warn" or None is needed')
+        if memory not in ("normal", "low"):
+            raise ValueError(f'memory={memory!r}: "normal" or "low" is needed')
         self.budget = budget
+        self._on_nonfinite = on_nonfinite
+        self._told = False  # of the first non-finite number
         self._observer = Observer(
             model,
             optimizer,
@@ -75,6 +93,8 @@ class Doctor:
             save_to=Path(save_to) if save_to is not None else None,
             steps_before=steps_before,
             sample_axis=sample_axis,
+            at_once=on_nonfinite is not None,
+            copies=memory == "normal",
         )
         self._trials = TrialRunner(self._observer)
 
@@ -97,8 +117,20 @@ class Doctor:
                 call that was seen in the step is taken.
             targets: what `loss_fn` compares the outputs with. Without it, nothing is said about
                 the loss function, unless that needs no targets, nor about how well outputs fit.
+
+        Raises:
+            NonFiniteError: the first NaN or infinite number appeared in this step, and the doctor
+                was made with `on_nonfinite="raise"`.
         """
         self._observer.step(loss, inputs, targets)
+        found = self.evidence.nonfinite
+        if found is None or self._told or self._on_nonfinite is None:
+            return
+        self._told = True
+        message = non_finite.told(self.evidence, found)
+        if self._on_nonfinite == "raise":
+            raise NonFiniteError(message, found)
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
 
     def validate(self, inputs: Any, targets: Any = None) -> None:
         """Evaluate a copy of the model, in evaluation mode, on at most 1,024 validation samples.

@@ -60,7 +60,26 @@ def sampler_by_frequency(setup: Setup, rare: tuple[int, ...], keep: float) -> No
     setup.train = x[drawn], y[drawn]
 
 
+def sorted_by_class(setup: Setup) -> None:
+    """The samples are sorted by class, and the sampler does not shuffle."""
+    x, y = setup.train
+    order = y.flatten().argsort(stable=True)
+    setup.train, setup.shuffles = (x[order], y[order]), False
+
+
+def folder_by_folder(setup: Setup) -> None:
+    """The samples are read from one folder for each class, in no order of the classes."""
+    x, y = setup.train
+    folders = torch.randperm(int(y.max()) + 1)
+    order = torch.cat([(y.flatten() == label).nonzero().flatten() for label in folders])
+    setup.train, setup.shuffles = (x[order], y[order]), False
+
+
+UNSHUFFLED = ("bad_labels", "train_test_mismatch")
+
 TUNING = [
+    case("mlp_momentum", sorted_by_class, UNSHUFFLED),
+    case("cnn", sorted_by_class, UNSHUFFLED),
     case("few_informative", thin_out, classes=(1,), keep=0.02),
     case("ten_prototypes", thin_out, classes=(1, 2, 3, 4, 5, 6, 7, 8, 9), keep=0.02),
     case("moons", thin_out, classes=(0,), keep=0.02),
@@ -71,6 +90,7 @@ TUNING = [
 ]
 
 HELD_OUT = [
+    case("cnn_batch_norm", folder_by_folder, UNSHUFFLED),
     case("mlp_momentum", long_tail, ratio=0.005),
     case("ten_prototypes", long_tail, ratio=0.005),
     # The validation has classes that the training may lack altogether.

@@ -95,6 +95,11 @@ def friedman(seed: int) -> Split:
     return regression(inputs, targets, seed)
 
 
+def prices(seed: int) -> Split:
+    """Friedman's first problem, with targets that are all positive."""
+    return tuple((x, y + 4) for x, y in friedman(seed))  # type: ignore[return-value]
+
+
 def sine(seed: int) -> Split:
     """sin(2x) with noise, for x from -3 to 3."""
     x = np.random.default_rng(seed).uniform(-3, 3, (600, 1))
@@ -141,6 +146,102 @@ def tokens(seed: int, *, samples: int = 1500, length: int = 12) -> Split:
     places = rng.permuted(np.tile(np.arange(length), (samples, 1)), axis=1)[:, :5]
     np.put_along_axis(sequences, places, labels[:, None], axis=1)
     return split(sequences, labels, seed)
+
+
+def text(seed: int, *, tokens: int = 20, samples: int = 900, length: int = 16) -> Split:
+    """Sequences in which three successors of each token are about equally likely; the targets are
+    the inputs shifted by one. Some tokens are rare."""
+    rng = np.random.default_rng(seed)
+    popularity = 1 / (1 + np.arange(tokens))
+    successors = np.stack(
+        [
+            rng.choice(tokens, 3, replace=False, p=popularity / popularity.sum())
+            for _ in range(tokens)
+        ]
+    )
+    stream = np.zeros((samples, length + 1), dtype=int)
+    stream[:, 0] = rng.integers(tokens, size=samples)
+    for place in range(length):
+        stream[:, place + 1] = successors[stream[:, place], rng.integers(3, size=samples)]
+    return split(stream[:, :-1], stream[:, 1:], seed)
+
+
+def tangled_pairs(seed: int, *, samples: int = 1600) -> Split:
+    """Two digits side by side (2, 64); the target is 1 where they are of different classes."""
+    pixels, labels = bundled("digits")
+    rng = np.random.default_rng(seed)
+    first = rng.integers(len(labels), size=samples)
+    second = rng.integers(len(labels), size=samples)
+    equal = rng.random(samples) < 0.5
+    for index in np.flatnonzero(equal):
+        second[index] = rng.choice(np.flatnonzero(labels == labels[first[index]]))
+    different = (labels[first] != labels[second]).astype(np.float32)
+    return split(np.stack([pixels[first], pixels[second]], 1), different, seed, standardise="all")
+
+
+def triplets(seed: int, *, samples: int = 1500) -> Split:
+    """An anchor, another digit of its class and one of another class (3, 64); the target is the
+    anchor's class, which the loss does not read."""
+    pixels, labels = bundled("digits")
+    rng = np.random.default_rng(seed)
+    anchors = rng.integers(len(labels), size=samples)
+    rows = []
+    for anchor in anchors:
+        same = labels == labels[anchor]
+        rows.append([anchor, rng.choice(np.flatnonzero(same)), rng.choice(np.flatnonzero(~same))])
+    return split(pixels[np.array(rows)], labels[anchors], seed, standardise="all")
+
+
+def fuzzy(seed: int) -> Split:
+    """A probability for each sample, where others have a label: a column between 0 and 1."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(1200, 12))
+    shares = 1 / (1 + np.exp(2.5 - 2.5 * x[:, 0] - x[:, 1] * x[:, 2]))
+    return split(x, shares.astype(np.float32)[:, None], seed)
+
+
+def counts(seed: int) -> Split:
+    """Counts whose rate depends on the inputs, as a column."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(1200, 8))
+    rates = np.exp(1.0 + 0.8 * x[:, 0] - 0.5 * np.abs(x[:, 1]))
+    return split(x, rng.poisson(rates).astype(np.float32)[:, None], seed)
+
+
+def spreading(seed: int) -> Split:
+    """A curve whose noise grows along it, as a column."""
+    rng = np.random.default_rng(seed)
+    x = rng.uniform(-2, 2, (1200, 1))
+    y = np.sin(3 * x) + (0.05 + 0.15 * (x + 2)) * rng.normal(size=x.shape)
+    return split(x, y.astype(np.float32), seed)
+
+
+def ring(seed: int) -> Split:
+    """Noise, and beside it points (2,) of a ring that a generator is to draw from it."""
+    rng = np.random.default_rng(seed)
+    angles = rng.uniform(0, 2 * np.pi, 1500)
+    points = np.stack([np.cos(angles), np.sin(angles)], 1) + 0.05 * rng.normal(size=(1500, 2))
+    return split(rng.normal(size=(1500, 6)), points.astype(np.float32), seed, standardise="none")
+
+
+def successors(seed: int, *, symbols: int = 12, length: int = 16, samples: int = 1500) -> Split:
+    """Windows of a chain of symbols, and the symbols that follow each, (N, length) both.
+
+    Three in four symbols are the usual successor of the one before.
+    """
+    rng = np.random.default_rng(seed)
+    usual, chain = rng.permutation(symbols), rng.integers(symbols, size=(samples, length + 1))
+    for place in range(1, length + 1):
+        follows = rng.random(samples) < 0.75
+        chain[follows, place] = usual[chain[follows, place - 1]]
+    (x, _), (x_val, _) = split(chain, np.zeros(samples, dtype=int), seed)
+    return (x[:, :-1], x[:, 1:]), (x_val[:, :-1], x_val[:, 1:])
+
+
+def copying(seed: int) -> Split:
+    """Sequences of eight symbols whose targets are their own inputs."""
+    (x, _), (x_val, _) = successors(seed, symbols=6, length=8)
+    return (x, x.clone()), (x_val, x_val.clone())
 
 
 def autoencoding(seed: int) -> Split:

@@ -69,7 +69,20 @@ def binary_activations(setup: Setup) -> None:
     use_activation(setup, torch.sign)
 
 
+def cleared_between(setup: Setup, set_to_none: bool) -> None:
+    """The gradients are cleared between backward() and the optimiser's step."""
+    setup.before_step = lambda optimizer: optimizer.zero_grad(set_to_none=set_to_none)
+
+
+def model_cleared_between(setup: Setup) -> None:
+    """model.zero_grad() between backward() and the optimiser's step."""
+    setup.before_step = lambda _: setup.model.zero_grad()
+
+
 TUNING = [
+    case("cnn", cleared_between, ("optimizer_mismatch",), set_to_none=True),
+    case("friedman", cleared_between, ("optimizer_mismatch",), set_to_none=False),
+    case("lstm", cleared_between, ("optimizer_mismatch",), set_to_none=False),
     case("mlp", detach_before, position=-1),
     case("cnn", detach_before, position=3),
     case("mlp_sgd", frozen_by_accident),
@@ -79,6 +92,7 @@ TUNING = [
 ]
 
 HELD_OUT = [
+    case("mlp_layer_norm", model_cleared_between, ("optimizer_mismatch",)),
     case("friedman", no_grad_body),
     case("gru_clipped", data_of_features),
     case("mlp_tanh", binary_activations),

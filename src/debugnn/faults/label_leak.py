@@ -6,6 +6,7 @@ from torch import Tensor
 
 from debugnn.faults.cases import case
 from debugnn.faults.edits import add_columns, change_data
+from debugnn.faults.nets import CausalAttention, Convolved, NextSymbol, Reader
 from debugnn.faults.program import Data, Setup
 
 
@@ -71,7 +72,58 @@ def answer_among_tokens(setup: Setup) -> None:
     change_data(setup, with_answer)
 
 
+def sees_what_follows(setup: Setup) -> None:
+    """The attention has no causal mask."""
+    setup.model = NextSymbol(12, CausalAttention(16, causal=False))
+
+
+def targets_not_shifted(setup: Setup) -> None:
+    """The target of each position is the symbol that is read there."""
+    change_data(setup, lambda x, y: (x, x.clone()))
+
+
+def both_directions(setup: Setup) -> None:
+    """The recurrent layer reads the sequence from its end, too."""
+    setup.model = NextSymbol(12, Reader(both=True))
+
+
+def centred_convolution(setup: Setup) -> None:
+    """The convolution is padded on both sides, and so sees what follows."""
+    setup.model = NextSymbol(12, Convolved(centred=True))
+
+
+def together(setup: Setup) -> Data:
+    """Return training and validation samples as one set."""
+    return torch.cat([setup.train[0], setup.val[0]]), torch.cat([setup.train[1], setup.val[1]])
+
+
+def split_again(setup: Setup, chosen: Tensor) -> None:
+    """Split these of all samples at random into training and validation."""
+    x, y = together(setup)
+    chosen = chosen[torch.randperm(len(chosen))]
+    cut = 3 * len(chosen) // 4
+    setup.train = x[chosen[:cut]], y[chosen[:cut]]
+    setup.val = x[chosen[cut:]], y[chosen[cut:]]
+
+
+def oversampled_before_split(setup: Setup, label: int, copies: int) -> None:
+    """A class is repeated several times before the data are split."""
+    _, y = together(setup)
+    own = (y == label).nonzero().flatten()
+    split_again(setup, torch.cat([torch.arange(len(y)), own.repeat(copies)]))
+
+
+def bootstrapped_before_split(setup: Setup) -> None:
+    """The samples are drawn with replacement before they are split."""
+    _, y = together(setup)
+    split_again(setup, torch.randint(len(y), (2 * len(y),)))
+
+
 TUNING = [
+    case("next_symbol_attention", sees_what_follows),
+    case("next_symbol_gru", targets_not_shifted, ("bad_labels",)),
+    case("few_informative", oversampled_before_split, ("overfitting",), label=1, copies=5),
+    case("cnn", oversampled_before_split, label=3, copies=6),
     case("ten_prototypes", leak, classes=10, in_val=True),
     case("few_informative", leak, classes=2, in_val=False),
     case("friedman", leak, classes=None, in_val=True),
@@ -82,6 +134,9 @@ TUNING = [
 ]
 
 HELD_OUT = [
+    case("next_symbol_gru", both_directions),
+    case("next_symbol_convolution", centred_convolution),
+    case("friedman", bootstrapped_before_split),
     case("wine", row_number),
     case("few_informative", recorded_afterwards, wrong=0.01),
     case("noisy_line", target_encoding, rows=2),

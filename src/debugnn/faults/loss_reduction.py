@@ -64,7 +64,17 @@ def undivided_accumulation(setup: Setup, batches: int) -> None:
     setup.epochs *= 2
 
 
+def summed_over_batches(setup: Setup, batches: int, lr: float) -> None:
+    """Small batches, whose gradients are added up for an update at the rate of a single one."""
+    setup.batch_size, setup.accumulate = 8, batches
+    setup.averages_accumulated = False
+    setup.epochs *= 2
+    change_optimizer(setup, lr=lr)
+
+
 TUNING = [
+    case("mlp_momentum", summed_over_batches, ("lr_too_high",), batches=16, lr=0.1),
+    case("cnn_batch_norm", summed_over_batches, ("lr_too_high",), batches=12, lr=0.3),
     case("mlp_sgd", summed, loss_fn=nn.CrossEntropyLoss(reduction="sum"), batch_size=64, lr=0.1),
     case("cnn_sgd", summed, loss_fn=cross_entropy_sum, batch_size=64, lr=0.05),
     case("friedman_sgd", summed, loss_fn=nn.MSELoss(reduction="sum"), batch_size=64, lr=0.02),

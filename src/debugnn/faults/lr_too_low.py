@@ -3,7 +3,7 @@
 from functools import partial
 
 from torch.optim import SGD
-from torch.optim.lr_scheduler import ExponentialLR, LambdaLR
+from torch.optim.lr_scheduler import ExponentialLR, LambdaLR, StepLR
 
 from debugnn.faults.cases import case
 from debugnn.faults.edits import change_optimizer, scale_lr
@@ -31,7 +31,16 @@ def epsilon_with_lost_sign(setup: Setup, eps: float) -> None:
     change_optimizer(setup, eps=eps)
 
 
+def step_size_in_epochs(setup: Setup, gamma: float) -> None:
+    """A step decay whose step size is meant in epochs is stepped after each batch."""
+    setup.make_scheduler = partial(StepLR, step_size=max(setup.epochs // 2, 1), gamma=gamma)
+    setup.scheduler_steps_after = "batch"
+
+
 TUNING = [
+    case("mlp_momentum", step_size_in_epochs, gamma=0.1),
+    case("friedman", step_size_in_epochs, gamma=0.1),
+    case("cnn_tanh", step_size_in_epochs, gamma=0.2),
     case("mlp", scale_lr, factor=1e-3),
     case("mlp_sgd", scale_lr, factor=1e-3),
     case("cnn", scale_lr, factor=1e-3),

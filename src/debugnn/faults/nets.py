@@ -1,7 +1,7 @@
 """The small networks that the programs train."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -108,6 +108,70 @@ class Transformer(nn.Module):
         return self.head(self.blocks(self.embed(x) + self.position).mean(dim=1))
 
 
+class NextSymbol(nn.Module):
+    """Scores of a symbol for each position, (B, symbols, T), from those read so far, (B, T)."""
+
+    def __init__(self, symbols: int, body: nn.Module, width: int = 32) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(symbols, width)
+        self.body = body
+        self.head = nn.Linear(width, symbols)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(self.embedding(x))).transpose(1, 2)
+
+
+class Reader(nn.Module):
+    """A GRU that gives its outputs at all positions; in both directions they are added."""
+
+    def __init__(self, width: int = 32, *, both: bool = False) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(width, width, batch_first=True, bidirectional=both)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs, _ = self.rnn(x)
+        return outputs.unflatten(-1, (-1, x.shape[-1])).sum(dim=2)
+
+
+class CausalAttention(nn.Module):
+    """A transformer block in which a position attends to those before it, if `causal`."""
+
+    def __init__(self, length: int, width: int = 32, *, causal: bool = True) -> None:
+        super().__init__()
+        self.position = nn.Parameter(0.1 * torch.randn(length, width))
+        self.block = nn.TransformerEncoderLayer(width, 4, 2 * width, 0.0, batch_first=True)
+        self.causal = causal
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1]) if self.causal else None
+        return self.block(x + self.position, src_mask=mask)
+
+
+class Convolved(nn.Module):
+    """A convolution over positions with its padding on the left, or on both sides."""
+
+    def __init__(self, width: int = 32, *, kernel: int = 5, centred: bool = False) -> None:
+        super().__init__()
+        self.convolution = nn.Conv1d(width, width, kernel)
+        self.padding = (kernel // 2, kernel // 2) if centred else (kernel - 1, 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        padded = F.pad(x.transpose(1, 2), self.padding)
+        return torch.relu(self.convolution(padded)).transpose(1, 2) + x
+
+
+class ThroughCode(nn.Module):
+    """The whole sequence goes through one code, from which each position is read."""
+
+    def __init__(self, length: int, width: int = 32, code: int = 48) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Flatten(), nn.Linear(length * width, code), nn.Tanh())
+        self.decoder = nn.Linear(code, length * width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decoder(self.encoder(x)).reshape(x.shape)
+
+
 class Residual(nn.Module):
     """x + gain · f(x) with a two-layer net f. With `zero`, f is 0 at the start."""
 
@@ -121,6 +185,48 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.gain * self.body(x)
+
+
+class LanguageModel(nn.Module):
+    """A GRU over tokens (B, T) that returns logits (B, T, tokens) and its last state."""
+
+    def __init__(self, tokens: int, width: int = 48) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(tokens, 16)
+        self.rnn = nn.GRU(16, width, batch_first=True)
+        self.head = nn.Linear(width, tokens)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        outputs, state = self.rnn(self.embed(x))
+        return self.head(outputs), state
+
+
+class VariationalAutoencoder(nn.Module):
+    """Returns rebuilt inputs, and the mean and the log-variance of the code that they come from."""
+
+    def __init__(self, features: int, hidden: int, code: int) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(features, hidden), nn.ReLU())
+        self.mean, self.log_variance = nn.Linear(hidden, code), nn.Linear(hidden, code)
+        self.decoder = mlp(code, hidden, features)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        hidden = self.encoder(x)
+        mean, log_variance = self.mean(hidden), self.log_variance(hidden)
+        code = mean + torch.randn_like(mean) * (0.5 * log_variance).exp()
+        return self.decoder(code), mean, log_variance
+
+
+class Heads(nn.Module):
+    """A shared body with several heads, whose outputs come in a dict."""
+
+    def __init__(self, body: nn.Module, heads: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.body, self.heads = body, nn.ModuleDict(dict(heads))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        hidden = self.body(x)
+        return {name: head(hidden) for name, head in self.heads.items()}
 
 
 class Apply(nn.Module):

@@ -115,7 +115,22 @@ def logarithmic_error(setup: Setup) -> None:
     setup.loss_fn = squared_log_error
 
 
+def half_precision(setup: Setup) -> None:
+    """All in half precision, in which Adam's eps of 1e-8 is 0."""
+    setup.model.half()
+    change_inputs(setup, torch.Tensor.half)
+
+
+def nothing_labelled(setup: Setup, samples: int) -> None:
+    """Some samples have no label, and small batches of them have none at all."""
+    y = setup.train[1].clone()
+    y[torch.randperm(len(y))[:samples]] = -100
+    setup.train, setup.batch_size = (setup.train[0], y), 4
+    setup.epochs = max(1, setup.epochs // 4)
+
+
 TUNING = [
+    case("mlp", half_precision),
     case("mlp", poison_inputs, value=nan),
     case("cnn", poison_inputs, value=inf),
     case("mlp_sgd", poison_parameter, layer=1),
@@ -129,6 +144,7 @@ TUNING = [
 ]
 
 HELD_OUT = [
+    case("mlp_sgd", nothing_labelled, samples=700),
     case("friedman_sgd", poison_targets),
     case("mlp_rmsprop", constant_features_standardised),
     case("transformer_tokens", all_padding, samples=3),

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from debugnn.faults.cases import case
-from debugnn.faults.edits import after_making_optimizer, layers, sequential
+from debugnn.faults.edits import after_making_optimizer, layers, sequential, widths
 from debugnn.faults.nets import mlp
 from debugnn.faults.program import Setup
 
@@ -109,6 +109,60 @@ def layers_in_list(setup: Setup) -> None:
     setup.model = HiddenInList(hidden, head)
 
 
+class BranchesInDict(nn.Module):
+    """Two branches, kept in a dict, whose outputs are added before the head."""
+
+    def __init__(self, features: int, outputs: int) -> None:
+        super().__init__()
+        self.branches = {
+            name: nn.Sequential(nn.Linear(features, 48), activation)
+            for name, activation in (("smooth", nn.Tanh()), ("sharp", nn.ReLU()))
+        }
+        self.head = nn.Linear(48, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(sum(branch(x) for branch in self.branches.values()))
+
+
+def branches_in_dict(setup: Setup) -> None:
+    """Branches lie in a dict, where a ModuleDict is needed."""
+    setup.model = BranchesInDict(*widths(setup))
+
+
+class ProjectedInForward(nn.Module):
+    """A net whose input is projected by a layer that is made in each forward pass."""
+
+    def __init__(self, features: int, body: nn.Module) -> None:
+        super().__init__()
+        self.features, self.body = features, body
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(torch.tanh(nn.Linear(self.features, self.features)(x)))
+
+
+def projected_in_forward(setup: Setup) -> None:
+    """A layer is made in the forward pass."""
+    setup.model = ProjectedInForward(setup.train[0].shape[1], setup.model)
+
+
+class PlainWeights(nn.Module):
+    """A hidden layer of plain tensors, which are no parameters, before a linear head."""
+
+    def __init__(self, features: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = (torch.randn(features, 64) / features**0.5).requires_grad_()
+        self.bias = torch.zeros(64, requires_grad=True)
+        self.head = nn.Linear(64, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(x @ self.weight + self.bias))
+
+
+def plain_weights(setup: Setup) -> None:
+    """Weights are tensors that require a gradient and are no nn.Parameter."""
+    setup.model = PlainWeights(*widths(setup))
+
+
 TUNING = [
     case("mlp", optimise, choose=of_another_net),
     case("mlp_sgd", optimise, choose=of_a_copy),
@@ -116,6 +170,9 @@ TUNING = [
     case("lstm", optimise, choose=of_a_copy),
     case("friedman", optimise, choose=of_first_layer),
     case("mlp", reinitialised),
+    case("ten_prototypes", branches_in_dict),
+    case("mlp_momentum", branches_in_dict),
+    case("mlp_tanh", projected_in_forward),
 ]
 
 HELD_OUT = [
@@ -124,4 +181,5 @@ HELD_OUT = [
     case("mlp_sgd", weight_norm_after),
     case("cnn_batch_norm", assigned_checkpoint),
     case("friedman", layers_in_list),
+    case("mlp_sgd", plain_weights),
 ]

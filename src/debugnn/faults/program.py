@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 Data = tuple[Tensor, Tensor]  # inputs and targets
-Loss = Callable[[Any, Any], Tensor]
+Loss = Callable[[Any, Any], Tensor]  # of outputs and targets
 Half = Literal["tuning", "held_out"]
 
 
@@ -62,9 +62,12 @@ class Setup:
     loss_sign: float = 1.0
     change_batch: Callable[[Tensor, Tensor], Data] | None = None  # augments a training batch
     zero_grad: Callable[[Optimizer, int], None] = zero_grad  # gets the batch's number in its epoch
+    before_step: Callable[[Optimizer], None] | None = None  # between backward and optimiser step
     after_step: Callable[[nn.Module], None] | None = None  # called after each optimiser step
+    shuffles: bool = True  # draws the order of the samples anew in each epoch
     calls_train: bool = True  # model.train() before each epoch
     calls_eval: bool = True  # model.eval() before each validation
+    score: Callable[[Any, Tensor], float] | None = None  # of validation outputs; None: `score`
     # Takes the place of the plain loop: it gets the setup, the seed and `train`'s `make_observer`.
     loop: Callable[[Setup, int, MakeObserver], Any] | None = None
     scores: list[float] = field(default_factory=list)  # one per validation, filled by `train`
@@ -112,8 +115,10 @@ def train(
     for _ in range(setup.epochs):
         if setup.calls_train:
             model.train()
-        batches = torch.randperm(len(inputs), generator=shuffle).split(setup.batch_size)
-        for number, batch in enumerate(batches):
+        order = torch.arange(len(inputs))
+        if setup.shuffles:
+            order = torch.randperm(len(inputs), generator=shuffle)
+        for number, batch in enumerate(order.split(setup.batch_size)):
             x, y = inputs[batch], targets[batch]
             if setup.change_batch:
                 x, y = setup.change_batch(x, y)
@@ -126,6 +131,8 @@ def train(
             if setup.clip:
                 nn.utils.clip_grad_norm_(model.parameters(), setup.clip)
             if (number + 1) % setup.accumulate == 0:
+                if setup.before_step:
+                    setup.before_step(optimizer)
                 optimizer.step()
                 if setup.after_step:
                     setup.after_step(model)
@@ -137,7 +144,8 @@ def train(
         if setup.calls_eval:
             model.eval()
         with torch.no_grad():
-            setup.scores.append(score(model(setup.val[0]), setup.val[1]))
+            measure = setup.score or score
+            setup.scores.append(measure(model(setup.val[0]), setup.val[1]))
         observer.validate(*setup.val)
     return observer
 

@@ -8,24 +8,36 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, StepLR
 
 from debugnn.faults.datasets import (
+    Split,
     autoencoding,
     binary,
     bundled,
+    copying,
+    counts,
     digits,
     few_informative,
     friedman,
+    fuzzy,
     noisy_line,
+    prices,
     prototypes,
     regression,
+    ring,
     sine,
+    spreading,
+    successors,
     table,
+    tangled_pairs,
+    text,
     tokens,
     toy,
+    triplets,
 )
 from debugnn.faults.loops import (
     carrying,
@@ -37,8 +49,23 @@ from debugnn.faults.loops import (
     sharpness_aware,
     siamese,
 )
-from debugnn.faults.nets import Functional, Recurrent, Transformer, cnn, mlp, residual_mlp
-from debugnn.faults.program import Setup
+from debugnn.faults.nets import (
+    CausalAttention,
+    Convolved,
+    Functional,
+    Heads,
+    LanguageModel,
+    NextSymbol,
+    Reader,
+    Recurrent,
+    ThroughCode,
+    Transformer,
+    VariationalAutoencoder,
+    cnn,
+    mlp,
+    residual_mlp,
+)
+from debugnn.faults.program import Setup, score
 
 ce = nn.CrossEntropyLoss
 
@@ -74,6 +101,157 @@ def fine_tuning(seed: int) -> Setup:
     train, val = ((x[y >= 5], y[y >= 5] - 5) for x, y in images)
     head = only_trainable(partial(Adam, lr=5e-3))
     return Setup(model, nn.CrossEntropyLoss(), head, train, val, epochs=10)
+
+
+def next_token_loss(outputs: tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
+    """Cross-entropy of a language model's logits; its state is left alone."""
+    return F.cross_entropy(outputs[0].flatten(0, 1), targets.flatten())
+
+
+def next_token_score(outputs: tuple[Tensor, Tensor], targets: Tensor) -> float:
+    """Return the share of tokens that are predicted."""
+    return (outputs[0].argmax(dim=2) == targets).float().mean().item()
+
+
+def language_model(seed: int) -> Setup:
+    """A language model that returns its state beside the logits."""
+    return Setup(
+        LanguageModel(20), next_token_loss, partial(Adam, lr=5e-3), *text(seed), clip=1.0,
+        score=next_token_score,
+    )  # fmt: skip
+
+
+def negative_elbo(outputs: tuple[Tensor, Tensor, Tensor], targets: Tensor) -> Tensor:
+    """Squared error and KL divergence, both summed over pixels, codes and samples."""
+    rebuilt, mean, log_variance = outputs
+    kl = -0.5 * (1 + log_variance - mean.square() - log_variance.exp()).sum()
+    return 0.5 * (rebuilt - targets).square().sum() + kl
+
+
+def rebuilt_score(outputs: tuple[Tensor, ...], targets: Tensor) -> float:
+    """Return R² of a variational autoencoder's rebuilt inputs."""
+    return score(outputs[0], targets)
+
+
+def variational_autoencoder(seed: int) -> Setup:
+    """A variational autoencoder of digits by the textbook's summed bound."""
+    return Setup(
+        VariationalAutoencoder(64, 64, 6), negative_elbo, partial(Adam, lr=2e-3),
+        *autoencoding(seed), score=rebuilt_score,
+    )  # fmt: skip
+
+
+def triplet_loss(embedded: Tensor, _: Tensor) -> Tensor:
+    """Push a sample's neighbour of its own class nearer to it than one of another class."""
+    anchor, own, other = embedded.unbind(dim=1)
+    return F.triplet_margin_loss(anchor, own, other)
+
+
+def triplet_score(embedded: Tensor, _: Tensor) -> float:
+    """Return the share of triplets whose own class is nearer."""
+    anchor, own, other = embedded.unbind(dim=1)
+    nearer = (anchor - own).norm(dim=1) < (anchor - other).norm(dim=1)
+    return nearer.float().mean().item()
+
+
+def contrastive_loss(embedded: Tensor, different: Tensor) -> Tensor:
+    """Hadsell's loss of pairs: near where they are of one class, a margin apart otherwise."""
+    distance = (embedded[:, 0] - embedded[:, 1]).norm(dim=1)
+    apart = (1 - distance).clamp_min(0)
+    return torch.where(different > 0.5, apart.square(), distance.square()).mean()
+
+
+def contrastive_score(embedded: Tensor, different: Tensor) -> float:
+    """Return the share of pairs that a distance of one half tells apart."""
+    distance = (embedded[:, 0] - embedded[:, 1]).norm(dim=1)
+    return ((distance > 0.5) == (different > 0.5)).float().mean().item()
+
+
+def generator(seed: int, hinge: bool = False) -> Setup:
+    """A generator of points of a ring; the critic that its loss calls trains after each step."""
+    maker, critic = mlp(6, 48, 48, 2), mlp(2, 48, 48, 1, activation=partial(nn.LeakyReLU, 0.2))
+    if hinge:
+        for layer in (critic[0], critic[2]):
+            spectral_norm(layer)
+    moves = Adam(critic.parameters(), lr=2e-3, betas=(0.5, 0.9))
+    train, val = ring(seed)
+    draws = torch.Generator().manual_seed(seed)
+
+    def loss_fn(fake: Tensor, _: Tensor) -> Tensor:
+        return -critic(fake).mean() if hinge else F.softplus(-critic(fake)).mean()
+
+    def outside(fake: Tensor, _: Tensor) -> float:
+        return (fake.norm(dim=1) > 0.5).float().mean().item()
+
+    def train_critic(model: nn.Module) -> None:
+        chosen = torch.randint(len(train[0]), (32,), generator=draws)
+        with torch.no_grad():
+            fake = model(train[0][chosen])
+        true = train[1][chosen]
+        bound = F.relu if hinge else F.softplus
+        margin = 1.0 if hinge else 0.0
+        moves.zero_grad()
+        (bound(margin - critic(true)) + bound(margin + critic(fake))).mean().backward()
+        moves.step()
+
+    return Setup(
+        maker, loss_fn, partial(Adam, lr=1e-3, betas=(0.5, 0.9)), train, val,
+        after_step=train_critic, score=outside,
+    )  # fmt: skip
+
+
+def soft_label_score(outputs: Tensor, targets: Tensor) -> float:
+    """Return R² of probabilities that come as logits."""
+    return score(outputs.sigmoid(), targets)
+
+
+def rate_score(outputs: Tensor, targets: Tensor) -> float:
+    """Return R² of rates that come as logarithms."""
+    return score(outputs.exp(), targets)
+
+
+def gaussian_loss(outputs: dict[str, Tensor], targets: Tensor) -> Tensor:
+    """The Gaussian's negative log-likelihood, which may fall below zero."""
+    deviation = outputs["log_variance"].clamp(-8, 8).exp()
+    return F.gaussian_nll_loss(outputs["mean"], targets, deviation)
+
+
+def mean_score(outputs: dict[str, Tensor], targets: Tensor) -> float:
+    """Return R² of the means."""
+    return score(outputs["mean"], targets)
+
+
+def heteroscedastic(seed: int) -> Setup:
+    """Mean and log-variance of a curve whose noise grows along it."""
+    heads = {"mean": nn.Linear(32, 1), "log_variance": nn.Linear(32, 1)}
+    body = nn.Sequential(*mlp(1, 32, 32), nn.Tanh())
+    return Setup(
+        Heads(body, heads), gaussian_loss, partial(Adam, lr=1e-2), *spreading(seed), epochs=15,
+        score=mean_score,
+    )  # fmt: skip
+
+
+def digits_and_pixels_loss(outputs: dict[str, Tensor], targets: Tensor) -> Tensor:
+    """Which digit it is, and how dark its image is on average, in one loss."""
+    darkness = outputs["darkness"].squeeze(1)
+    return F.cross_entropy(outputs["digit"], targets) + 0.1 * darkness.square().mean()
+
+
+def several_tasks(seed: int) -> Setup:
+    """Two heads on one body; the loss adds a penalty of the second one to the first one's loss."""
+    body = nn.Sequential(*mlp(64, 64, 64), nn.ReLU())
+    heads = {"digit": nn.Linear(64, 10), "darkness": nn.Linear(64, 1)}
+    return Setup(
+        Heads(body, heads), digits_and_pixels_loss, partial(Adam, lr=2e-3), *digits(seed),
+        score=lambda outputs, targets: score(outputs["digit"], targets),
+    )  # fmt: skip
+
+
+def oversampled(data: Split) -> Split:
+    """Repeat the training samples of class 1 twice, as for a class that is rare."""
+    (x, y), val = data
+    again = (y == 1).nonzero().flatten().repeat(2)
+    return (torch.cat([x, x[again]]), torch.cat([y, y[again]])), val
 
 
 Build = Callable[[int], Setup]
@@ -116,6 +294,14 @@ TUNING: dict[str, Build] = {
         partial(AdamW, lr=1e-3),
         *digits(seed),
         make_scheduler=partial(OneCycleLR, max_lr=1e-2, total_steps=10),
+    ),
+    "mlp_accumulated_by_8": lambda seed: Setup(
+        mlp(64, 48, 10, activation=nn.Tanh),
+        ce(),
+        partial(SGD, lr=0.3, momentum=0.9),
+        *digits(seed),
+        batch_size=8,
+        accumulate=8,
     ),
     "mlp_accumulated": lambda seed: Setup(
         mlp(64, 64, 64, 10),
@@ -169,6 +355,12 @@ TUNING: dict[str, Build] = {
         batch_size=40,
         epochs=9,
     ),
+    "next_symbol_gru": lambda seed: Setup(
+        NextSymbol(12, Reader()), ce(), partial(Adam, lr=1e-2), *successors(seed)
+    ),
+    "next_symbol_attention": lambda seed: Setup(
+        NextSymbol(12, CausalAttention(16)), ce(), partial(Adam, lr=5e-3), *successors(seed)
+    ),
     # tables: two classes, three, a hundred
     "cancer": lambda seed: Setup(  # 37 % and 63 %
         mlp(30, 16, 2), ce(), partial(Adam, lr=3e-3), *table("breast_cancer", seed), epochs=12
@@ -214,6 +406,32 @@ TUNING: dict[str, Build] = {
     "autoencoder": lambda seed: Setup(
         mlp(64, 64, 24, 64, 64), nn.MSELoss(), partial(Adam, lr=5e-3), *autoencoding(seed)
     ),
+    "friedman_prices": lambda seed: Setup(
+        mlp(10, 64, 64, 1), nn.MSELoss(), partial(Adam, lr=3e-3), *prices(seed), epochs=12
+    ),
+    # other tasks
+    "forty_classes": lambda seed: Setup(
+        mlp(32, 128, 40), ce(), partial(Adam, lr=5e-3), *prototypes(seed, classes=40), epochs=6
+    ),
+    "language_model": language_model,
+    "variational_autoencoder": variational_autoencoder,
+    "triplet_net": lambda seed: Setup(
+        mlp(64, 64, 16),
+        triplet_loss,
+        partial(Adam, lr=2e-3),
+        *triplets(seed),
+        epochs=6,
+        score=triplet_score,
+    ),
+    "soft_labels": lambda seed: Setup(
+        mlp(12, 32, 1),
+        nn.BCEWithLogitsLoss(),
+        partial(Adam, lr=1e-2),
+        *fuzzy(seed),
+        epochs=10,
+        score=soft_label_score,
+    ),
+    "generator": generator,
     # loops of their own, and samples that are not the first axis
     "carried_lstm": partial(carrying, cell=nn.LSTM, flat=False),
     "packed": packed,
@@ -313,6 +531,12 @@ HELD_OUT: dict[str, Build] = {
         partial(AdamW, lr=3e-3),
         *tokens(seed),
     ),
+    "next_symbol_convolution": lambda seed: Setup(
+        NextSymbol(12, Convolved()), ce(), partial(AdamW, lr=1e-2), *successors(seed)
+    ),
+    "symbols_through_a_code": lambda seed: Setup(
+        NextSymbol(6, ThroughCode(8)), ce(), partial(Adam, lr=1e-2), *copying(seed), epochs=20
+    ),
     # tables: two classes, three, a hundred
     "cancer_one_logit": lambda seed: Setup(
         mlp(30, 16, 1, activation=nn.Tanh),
@@ -339,6 +563,9 @@ HELD_OUT: dict[str, Build] = {
     "hundred_classes": lambda seed: Setup(
         mlp(32, 128, 100), ce(), partial(Adam, lr=5e-3), *prototypes(seed), epochs=6
     ),
+    "oversampled": lambda seed: Setup(  # after the split
+        mlp(20, 32, 2), ce(), partial(Adam, lr=3e-3), *oversampled(few_informative(seed)), epochs=4
+    ),
     "few_informative": lambda seed: Setup(  # stops before it overfits
         mlp(20, 32, 2),
         ce(),
@@ -364,6 +591,26 @@ HELD_OUT: dict[str, Build] = {
     "noisy_line": lambda seed: Setup(
         mlp(8, 16, 1), nn.MSELoss(), partial(Adam, lr=3e-3), *noisy_line(seed), epochs=8
     ),
+    # other tasks
+    "siamese_net": lambda seed: Setup(
+        mlp(64, 64, 8),
+        contrastive_loss,
+        partial(Adam, lr=2e-3),
+        *tangled_pairs(seed),
+        epochs=6,
+        score=contrastive_score,
+    ),
+    "counts": lambda seed: Setup(
+        mlp(8, 32, 1),
+        nn.PoissonNLLLoss(),
+        partial(Adam, lr=5e-3),
+        *counts(seed),
+        epochs=10,
+        score=rate_score,
+    ),
+    "heteroscedastic": heteroscedastic,
+    "several_tasks": several_tasks,
+    "generator_with_hinge": partial(generator, hinge=True),
     # loops of their own, and samples that are not the first axis
     "carried_gru": partial(carrying, cell=nn.GRU, flat=True),
     "sentences": sentences,

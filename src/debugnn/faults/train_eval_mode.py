@@ -43,7 +43,26 @@ def dropout_without_mode(setup: Setup) -> None:
             model[position] = Apply(partial(F.dropout, p=module.p))
 
 
+def slow_statistics(setup: Setup, momentum: float) -> None:
+    """Batch norm's momentum is the weight of the new batch, and is so small that it never comes."""
+    for module in setup.model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.momentum = momentum
+
+
+def statistics_set_back(setup: Setup) -> None:
+    """Batch norm's running statistics are set back after each step."""
+
+    def set_back(model: nn.Module) -> None:
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+                module.reset_running_stats()
+
+    setup.after_step = set_back
+
+
 TUNING = [
+    case("cnn_batch_norm", slow_statistics, momentum=1e-4),
     case("mlp_batch_norm", trained_in_eval_mode),
     case("mlp_dropout", trained_in_eval_mode),
     case("mlp_dropout", validated_in_train_mode),
@@ -52,6 +71,7 @@ TUNING = [
 ]
 
 HELD_OUT = [
+    case("cnn_batch_norm", statistics_set_back),
     case("cnn_batch_norm", never_back_to_train),
     case("mlp_batch_norm", never_back_to_train),
     case("cnn_batch_norm", metric_leaves_eval_mode),

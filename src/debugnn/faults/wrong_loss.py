@@ -76,6 +76,29 @@ def signed_error(setup: Setup) -> None:
     setup.loss_fn = _mean_of_differences
 
 
+def nll_of_probabilities(setup: Setup) -> None:
+    """A softmax before nll_loss, which wants logarithms."""
+    append(setup, softmax)
+    setup.loss_fn = nn.NLLLoss()
+
+
+def nll_of_squashed(setup: Setup) -> None:
+    """A sigmoid before nll_loss, which wants the logarithms of a softmax."""
+    append(setup, nn.Sigmoid)
+    setup.loss_fn = F.nll_loss
+
+
+def _kl_of_probabilities(outputs: Tensor, targets: Tensor) -> Tensor:
+    wanted = F.one_hot(targets, outputs.shape[1]) * 0.9 + 0.1 / outputs.shape[1]
+    return F.kl_div(outputs, wanted, reduction="batchmean")
+
+
+def divergence_of_probabilities(setup: Setup) -> None:
+    """A softmax before kl_div, which wants logarithms; the targets are smoothed."""
+    append(setup, softmax)
+    setup.loss_fn = _kl_of_probabilities
+
+
 TUNING = [
     case("mlp_sgd", append, make=softmax),
     case("cancer_one_logit", append, make=nn.Sigmoid),
@@ -92,6 +115,10 @@ TUNING = [
     case("mlp_sgd", use_loss, loss_fn=mse_on_softmax),
     case("friedman", flat_targets),
     case("diabetes", flat_targets),
+    case("friedman_prices", flat_targets),
+    case("mlp", nll_of_probabilities),
+    case("cnn", nll_of_probabilities),
+    case("forty_classes", append, make=softmax),
 ]
 
 HELD_OUT = [
@@ -104,4 +131,6 @@ HELD_OUT = [
     case("friedman_sgd", squared_mean_error),
     case("sine", squared_mean_error),
     case("diabetes", signed_error),
+    case("mlp_momentum", nll_of_squashed),
+    case("few_informative", divergence_of_probabilities),
 ]

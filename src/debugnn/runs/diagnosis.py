@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from debugnn.build import build
-from debugnn.doctor import Doctor, Report, check
+from debugnn.doctor import Doctor, Report, causes, check
 from debugnn.errors import CheckFailedError
 from debugnn.records import Diagnosis, Record
 from debugnn.training.layer_stats import LayerProbe
@@ -38,7 +38,8 @@ def diagnosed(
     ) as doctor:
         probe = LayerProbe(config.doctor.every, config.doctor.bins)
         yield from fit(training, config.trainer.epochs, probe, doctor)
-        yield diagnosis_of(doctor.report())
+        seen = doctor.report().evidence
+        yield diagnosis_of(causes.diagnose(seen, config.doctor.budget, overrides=True))
 
 
 def diagnosis_of(report: Report) -> Diagnosis:

@@ -139,7 +139,8 @@ class WandB:
 
     def _diagnose(self, diagnosis: Diagnosis) -> None:
         """Log the findings as a table and in the summary, and raise an alert for each error."""
-        columns = ["severity", "cause", "layer", "step", "summary", "fix", "override"]
+        columns = ["severity", "confidence", "cause", "layer", "step", "summary", "harm", "fix"]
+        columns += ["line", "override"]
         findings = diagnosis.report["findings"]
         table = wandb.Table(columns=[*columns, "under"])
         for finding, under in _flattened(findings):
@@ -147,6 +148,7 @@ class WandB:
         self.run.log({"findings": table})
         first = next((f for f in findings if f["cause"] == diagnosis.cause), None)
         self.run.summary["doctor/healthy"] = diagnosis.healthy
+        self.run.summary["doctor/reason"] = diagnosis.report["reason"]
         self.run.summary["doctor/cause"] = diagnosis.cause
         self.run.summary["doctor/severity"] = first["severity"] if first else None
         self.run.summary["doctor/override"] = first["override"] if first else None
@@ -154,7 +156,7 @@ class WandB:
             if finding["severity"] == "error":
                 self.run.alert(
                     title=finding["cause"],
-                    text=f"{finding['summary']}. Fix: {finding['fix']}",
+                    text=f"{finding['summary']}: {finding['harm']}. Fix: {finding['fix']}",
                     level="ERROR",
                 )
 

@@ -10,7 +10,15 @@ from collections.abc import Iterator, Sequence
 from importlib import import_module
 
 from debugnn.doctor.causes.cause import Cause, Kind
-from debugnn.doctor.causes.signals import cured, last_validation, rough_start, short, skill
+from debugnn.doctor.causes.signals import (
+    cured,
+    last_validation,
+    learns_late,
+    rough_start,
+    short,
+    skill,
+    vanished_rate,
+)
 from debugnn.doctor.causes.verdict import verdict
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.report import Finding, Report, worrying
@@ -46,16 +54,23 @@ ORDER = (
     "train_test_mismatch",
     "overfitting",
 )
+LATE = 1  # beyond it, a finding is the end of what another one began
+
 CAUSES: dict[str, Cause] = {name: import_module(f"{__name__}.{name}").CAUSE for name in ORDER}
 
 
-def diagnose(evidence: Evidence, budget: int) -> Report:
+def diagnose(evidence: Evidence, budget: int, overrides: bool = False) -> Report:
     """Return all findings: the main cause first, what it explains under it.
 
     Args:
         budget: the most steps that trials were allowed to take, for the report's words.
+        overrides: the training is one of train.py's, so that findings name the override that mends
+            them.
     """
     found = [finding for cause in CAUSES.values() for finding in cause.findings(evidence)]
+    if not overrides:
+        for finding in found:
+            finding.override = None
     proven = [finding for finding in found if _proven(finding, evidence)]
     suspects = [finding for finding in worrying(found) if finding not in proven]
     notes = [finding for finding in found if finding.severity == "note"]
@@ -63,12 +78,12 @@ def diagnose(evidence: Evidence, budget: int) -> Report:
     healthy, reason = verdict(evidence, proven)
     for finding in suspects:
         finding.severity = "note"
+    ranked = arranged(proven, suspects if healthy is False else [], evidence)
     return Report(
         healthy=healthy,
         reason=reason,
-        findings=arranged(proven, suspects if healthy is False else [], evidence)
-        + notes
-        + ([] if healthy is False else suspects),
+        main=ranked[0] if ranked else None,
+        findings=[*ranked, *notes, *([] if healthy is False else suspects)],
         outcome={
             "task": evidence.task,
             "first_loss": outcome.first_loss,
@@ -101,13 +116,15 @@ def arranged(
 ) -> list[Finding]:
     """Return findings in the order of causes, the proven before the suspected ones.
 
-    Symptoms of the first one stand under it. Rivals of it, which would explain the same, are left
-    out.
+    What ended a divergence stands behind whatever is suspected of it. Symptoms of the first one
+    stand under it. Rivals of it, which would explain the same, are left out.
     """
-    ranked = [
-        *sorted(proven, key=lambda finding: place(finding, evidence)),
-        *sorted(suspects, key=lambda finding: place(finding, evidence)),
-    ]
+
+    def rank(finding: Finding) -> tuple[bool, bool, tuple[int, int]]:
+        found = place(finding, evidence)
+        return found[0] > LATE, finding.severity == "note", found
+
+    ranked = sorted([*proven, *suspects], key=rank)
     if not ranked:
         return []
     main, *others = ranked
@@ -126,6 +143,9 @@ def trials_to_confirm(evidence: Evidence) -> Iterator[Trial]:
 
     The unchanged one comes first, which they are compared with.
     """
+    unchanged = evidence.trials.get(UNCHANGED.name)
+    if vanished_rate(evidence) and unchanged is not None and unchanged.end_again is None:
+        yield UNCHANGED
     for trial in TRIALS:
         outcome = evidence.trials.get(trial.name)
         if outcome is None or outcome.end_again is not None or cured(evidence, trial) is None:
@@ -135,16 +155,23 @@ def trials_to_confirm(evidence: Evidence) -> Iterator[Trial]:
         yield trial
 
 
+def _answers(finding: Finding, evidence: Evidence) -> bool:
+    """True unless the finding may be the end of a divergence, whose cause trials tell."""
+    return CAUSES[finding.cause].lateness(evidence, finding) == 0
+
+
 def trials_wanted(evidence: Evidence) -> Iterator[Trial]:
     """Yield the trials that would tell apart the causes in question, in the order of `TRIALS`.
 
     None is wanted for a training that goes well, or whose cause is certain. To be asked again
     after each trial, which may answer what another was wanted for.
     """
-    if not short(evidence) and not rough_start(evidence):
+    if not (short(evidence) or rough_start(evidence) or learns_late(evidence)):
+        if vanished_rate(evidence) is not None:
+            yield UNCHANGED  # whose rate is constant
         return
-    certain = [cause for cause in CAUSES.values() if cause.kind is Kind.CERTAIN]
-    if any(worrying(list(cause.findings(evidence))) for cause in certain):
+    found = [finding for cause in CAUSES.values() for finding in cause.findings(evidence)]
+    if any(f.confidence == "certain" and _answers(f, evidence) for f in worrying(found)):
         return
     wanted = {trial for cause in CAUSES.values() for trial in cause.trials(evidence)}
     yield from (trial for trial in TRIALS if trial is UNCHANGED or trial in wanted)

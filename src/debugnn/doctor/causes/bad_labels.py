@@ -13,6 +13,7 @@ from debugnn.doctor.causes.signals import (
     diverged,
     judged,
     last_validation,
+    listed,
     overflowed,
     rarest_share,
     reached,
@@ -48,6 +49,13 @@ BETTER_THAN_TRAINING = 0.2
 VALIDATION_SKILL = 0.4
 # The rarest class's share, over RARE, above which accuracy is no sign of balance.
 BALANCED = 2.5
+# A single loss is a spike where it is this many spreads (median distances to the median) above the
+# twenty losses around it, 13 standard deviations of normal ones, and by this share of the first
+# loss: what jumps far below the first loss does no harm.
+SPIKE = 20.0
+SPIKE_SHARE = 0.5
+# A sample's own loss over the median of its batch's, above which it explains the spike.
+STANDS_OUT = 5.0
 
 PAIRED = "data.labels=paired"
 
@@ -89,7 +97,7 @@ def coded_as_numbers(evidence: Evidence) -> Iterator[Sign]:
     """Two classes coded as numbers that a likelihood of 0 and 1 has no bound for."""
     data = evidence.data
     few = data.target_kinds is not None and data.target_kinds <= TWO
-    if unbounded(evidence) and few:
+    if unbounded(evidence) and few and evidence.task == "values":
         yield Sign(
             "error",
             f"two classes are coded as {data.target_low:g} and {data.target_high:g}, for a loss "
@@ -180,6 +188,50 @@ def no_relation(evidence: Evidence) -> Iterator[Sign]:
                 "train_skill": found,
                 "validation_skill": held_out,
             },
+            # Two kinds of simple models, and the network on other samples, find nothing.
+            confidence="shown" if held_out is not None else "suspected",
+        )
+
+
+def loss_spike(evidence: Evidence) -> Iterator[Sign]:
+    """A single step whose loss is far above its neighbours'. It accuses nobody."""
+    for jump in evidence.outcome.jumps:
+        height, first = jump.loss - jump.around, abs(evidence.outcome.first_loss or 0.0)
+        if height <= max(SPIKE * jump.spread, SPIKE_SHARE * first):
+            continue
+        seen = f"this step's loss is {jump.loss:.3g}, that of its neighbours {jump.around:.3g}"
+        odd = [
+            sample
+            for sample, own in zip(jump.samples, jump.own, strict=True)
+            if jump.typical is not None
+            and own > max(STANDS_OUT * jump.typical, jump.own[0] / STANDS_OUT)
+        ]
+        if odd:
+            which = f"{'samples' if len(odd) > 1 else 'sample'} {listed(list(map(str, odd)))}"
+            seen += (
+                f"; {which} of its batch stand{'' if len(odd) > 1 else 's'} out (a loss of "
+                f"{jump.own[0]:.3g}, the batch's median {jump.typical:.3g})"
+            )
+        if odd and jump.again:
+            seen += f"; the first of them came again at step {listed(list(map(str, jump.again)))}"
+        yield Sign(
+            "note",
+            seen,
+            "look at these samples beside their labels"
+            if odd
+            else "no sample stands out: if it comes again, clip the gradient or lower the rate",
+            step=jump.step,
+            samples=odd,
+            evidence={
+                "loss": jump.loss,
+                "around": jump.around,
+                "spread": jump.spread,
+                "own_losses": jump.own,
+                "again": jump.again,
+            },
+            override=None,
+            confidence="certain",
+            harm="one such batch can throw the weights far off",
         )
 
 
@@ -208,8 +260,10 @@ CAUSE = Cause(
             _where_it_can_be_judged(wrong_training_labels),
             _where_it_can_be_judged(no_relation),
         ),
+        loss_spike,
     ),
     fix="look at samples beside their labels: are they shuffled or shifted against each other?",
+    harm="what is learnt from wrong labels is wrong, or learnt by heart",
     source="Zhang et al. 2017, arXiv:1611.03530; Northcutt et al. 2021, arXiv:1911.00068",
     override=PAIRED,
 )

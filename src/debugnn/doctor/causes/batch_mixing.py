@@ -40,5 +40,6 @@ CAUSE = Cause(
     fix="keep the batch axis apart: look for view or reshape where permute is meant, batch_first, "
     "and statistics or attention over axis 0. If samples lie along another axis, or depend on each "
     "other on purpose, say so: Doctor(..., sample_axis=1) or Doctor(..., sample_axis=None)",
+    harm="a prediction depends on which other samples happen to be in the batch",
     source="Lightning issue 1237",
 )

@@ -41,6 +41,8 @@ class Sign:
         samples: indices in the batch of that step.
         evidence: the numbers behind it.
         override: a Hydra override of this project; the cause's own unless given.
+        harm: why it hurts, in one clause; None gives the cause's.
+        line: `file:line` of the person's code that called what is wrong, None where not known.
     """
 
     severity: str
@@ -52,6 +54,8 @@ class Sign:
     evidence: dict[str, Any] = field(default_factory=dict)
     override: str | _Inherited | None = INHERITED
     confidence: str | None = None
+    harm: str | None = None
+    line: str | None = None
 
 
 Rule = Callable[[Evidence], Iterator[Sign]]
@@ -78,6 +82,7 @@ class Cause:
         kind: how it stands beside other causes.
         rules: each yields what it sees; all of them speak.
         fix: the general remedy.
+        harm: why it hurts, in one clause.
         source: the paper, documentation or report that describes the cause.
         override: a Hydra override of this project that applies the remedy, None without one.
         trials: the trials that would tell the cause from its rivals on this evidence.
@@ -90,6 +95,7 @@ class Cause:
     kind: Kind
     rules: tuple[Rule, ...]
     fix: str
+    harm: str
     source: str
     override: str | None = None
     trials: Wish = no_trials
@@ -112,6 +118,8 @@ class Cause:
                     samples=sign.samples,
                     evidence=sign.evidence,
                     override=override,
+                    harm=sign.harm or self.harm,
+                    line=sign.line,
                 )
 
 

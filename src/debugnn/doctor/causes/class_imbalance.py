@@ -2,42 +2,102 @@
 
 from collections.abc import Iterator
 
-from debugnn.doctor.causes.cause import Cause, Kind, Sign
-from debugnn.doctor.causes.signals import RARE, judged, last_validation
+from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
+from debugnn.doctor.causes.signals import (
+    NEARLY_PERFECT,
+    RARE,
+    judged,
+    last_validation,
+    reached,
+    severity,
+)
 from debugnn.doctor.evidence import Evidence, Score
 
 # Training samples over the commonest class's, of the classes whose recall is looked at.
 LOOKED_AT = 0.2
 # Recall of a rare class above which it is learnt well enough.
 RECOGNISED = 0.6
+# Recall and precision of a simple model above which a class can be told from the others, and how
+# much better than the network's recall they are: twice the standard error of a recall of ten
+# samples. Where a class is only likelier than another one, no model has such a precision.
+TOLD = 0.5
+CLEARLY = 0.3
+# Share of batches that hold one class alone, of data that are sorted: all but those in which one
+# class ends and the next begins. The share of shuffled batches above which it may be chance.
+ONE_CLASS = 0.5
+BY_CHANCE = 0.1
+# Batches of the same class in a row. Real and made-up batches of a discriminator take turns.
+IN_A_ROW = 2.0
 
 
-def worst_recall(evidence: Evidence, score: Score) -> float | None:
-    """Return the lowest recall of a rare class in a score, None where none was measured."""
+def rare_classes(evidence: Evidence, score: Score) -> dict[int, float]:
+    """Return the recalls of the rare classes in a score, of those that were measured."""
     counts = evidence.data.class_counts
     most = max(counts.values(), default=0)
-    rare = [c for c in score.recalls if counts.get(c, 0) < LOOKED_AT * most]
-    return min((score.recalls[c] for c in rare), default=None)
+    return {c: r for c, r in score.recalls.items() if counts.get(c, 0) < LOOKED_AT * most}
 
 
 def unrecognised_class(evidence: Evidence) -> Iterator[Sign]:
-    """A class with few training samples, and a rare class that is not recognised."""
+    """A rare class that a simple model recognises, and the network does not.
+
+    Of tokens and other positions many are rare by nature, and some of them cannot be predicted.
+    """
     counts = {c: n for c, n in evidence.data.class_counts.items() if n > 0}
-    if evidence.task not in ("classes", "binary") or len(counts) < 2 or not judged(evidence):
+    known = evidence.task in ("classes", "binary") and not evidence.positions
+    if not known or len(counts) < 2 or not judged(evidence):
         return
     rarest, commonest = min(counts, key=counts.__getitem__), max(counts.values())
-    train = evidence.outcome.train
-    score = last_validation(evidence) or train
-    recall = worst_recall(evidence, score)
-    if recall is None:
-        recall = worst_recall(evidence, train)
-    if counts[rarest] / commonest > RARE or recall is None or recall > RECOGNISED:
+    score = last_validation(evidence) or evidence.outcome.train
+    recalls = rare_classes(evidence, score) or rare_classes(evidence, evidence.outcome.train)
+    if counts[rarest] / commonest > RARE or not recalls:
         return
+    worst = min(recalls, key=recalls.__getitem__)
+    if recalls[worst] > RECOGNISED:
+        return
+    simple = evidence.data.simple_recognition
+    told = {
+        c: simple[c]
+        for c, recall in recalls.items()
+        if simple.get(c, 0.0) >= TOLD and simple[c] > recall + CLEARLY and recall <= RECOGNISED
+    }
+    better = max(told, key=lambda c: told[c] - recalls[c], default=None)
+    what = "" if better is None else (
+        f"; a simple model that weighs all classes alike finds {100 * told[better]:.0f} % of class "
+        f"{better}"
+    )  # fmt: skip
     yield Sign(
         "warning",
         f"class {rarest} has {counts[rarest]} training samples where the commonest has "
-        f"{commonest}, and only {100 * recall:.0f} % of a rare class's samples are recognised",
-        evidence={"counts": counts, "worst_recall": recall, "balanced_accuracy": score.balanced},
+        f"{commonest}, and only {100 * recalls[worst]:.0f} % of a rare class's samples are "
+        f"recognised{what}",
+        evidence={
+            "counts": counts,
+            "worst_recall": recalls[worst],
+            "balanced_accuracy": score.balanced,
+            "simple_model": told,
+        },
+        confidence="suspected" if better is None else "shown",
+    )
+
+
+def sorted_batches(evidence: Evidence) -> Iterator[Sign]:
+    """Batches of one class each, one class after the other: the data are not shuffled."""
+    data = evidence.data
+    if evidence.task not in ("classes", "binary") or not judged(evidence):
+        return
+    share, by_chance, run = data.one_class_batches, data.one_class_by_chance, data.one_class_run
+    if share < ONE_CLASS or by_chance > BY_CHANCE or run < IN_A_ROW:
+        return
+    yield Sign(
+        "note" if reached(evidence) > NEARLY_PERFECT else severity(evidence),
+        f"{100 * share:.0f} % of the batches hold one class alone ({100 * by_chance:.2g} % would "
+        f"by chance), {run:.3g} batches of the same class in a row: the training data are sorted "
+        "by class, and each class is learnt at the others' expense",
+        "shuffle the training data: DataLoader(..., shuffle=True), or a permutation of the samples "
+        "before they are cut into batches",
+        evidence={"one_class_batches": share, "by_chance": by_chance, "in_a_row": run},
+        confidence="certain",
+        override=None,
     )
 
 
@@ -45,8 +105,9 @@ CAUSE = Cause(
     name="class_imbalance",
     meaning="classes that are too rare to be learnt",
     kind=Kind.SYMPTOM,
-    rules=(unrecognised_class,),
+    rules=(first_of(sorted_batches, unrecognised_class),),
     fix="weight the loss by class, or sample the rare classes more often",
+    harm="the common classes alone bring the loss almost as far down",
     source="Buda et al. 2018, arXiv:1710.05381; the article's claim 14",
     override="data.imbalance=1.0",
 )

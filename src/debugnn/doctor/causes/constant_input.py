@@ -31,5 +31,6 @@ CAUSE = Cause(
     kind=Kind.CERTAIN,
     rules=(equal_inputs,),
     fix="look at what the data loader returns: the inputs are overwritten or never filled",
+    harm="equal inputs tell nothing about targets that differ",
     source="identity: nothing can be learnt about targets from equal inputs",
 )

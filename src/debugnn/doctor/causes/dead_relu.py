@@ -44,6 +44,7 @@ CAUSE = Cause(
     kind=Kind.SYMPTOM,
     rules=(dead_layer,),
     fix="start from a bias of 0 and weights by Kaiming's rule, or use leaky ReLU",
+    harm="a unit that is zero for every sample gets no gradient, and never comes back",
     source="Maas et al. 2013; Lu et al. 2019, arXiv:1903.06733; the article's claim 6",
     override="model=leaky_relu",
     trials=trials,

@@ -16,11 +16,13 @@ from debugnn.doctor.causes.signals import (
     trial_numbers,
 )
 from debugnn.doctor.evidence import Evidence
-from debugnn.doctor.trials import STANDARDISED_TARGETS, Trial
+from debugnn.doctor.trials import CLIPPED, STANDARDISED_TARGETS, Trial
 
 # Gradient at the first layer over that at the last, and growth of activations or of gradients in
 # time. AUTOTRAINER (Zhang et al. 2021) warns above 70; sound programs have up to 1.8.
 EXPLODED = 30.0
+
+_CURES = (STANDARDISED_TARGETS, CLIPPED)
 
 
 def layers(evidence: Evidence) -> Iterator[Sign]:
@@ -65,8 +67,8 @@ def _sign(evidence: Evidence, what: str, ratio: float, layer: str | None) -> Sig
         what,
         layer=layer,
         step=0,
-        evidence={"ratio": ratio, **trial_numbers(evidence, STANDARDISED_TARGETS)},
-        confidence=shown_by(evidence, cured(evidence, STANDARDISED_TARGETS)),
+        evidence={"ratio": ratio, **trial_numbers(evidence, *_CURES)},
+        confidence=shown_by(evidence, cured(evidence, *_CURES)),
     )
 
 
@@ -77,9 +79,11 @@ def growing_gradients(evidence: Evidence) -> Iterator[Sign]:
 
 
 def trials(evidence: Evidence) -> Iterable[Trial]:
-    """Standardise large regression targets."""
+    """Standardise large regression targets; clip gradients that grow, or whose loss diverged."""
     if evidence.task == "values" and (evidence.data.target_rms or 0) > FAR_SCALE:
         yield STANDARDISED_TARGETS
+    if diverged(evidence) or any(first_of(layers, activations, time_steps)(evidence)):
+        yield CLIPPED
 
 
 CAUSE = Cause(
@@ -88,6 +92,7 @@ CAUSE = Cause(
     kind=Kind.SYMPTOM,
     rules=(growing_gradients,),
     fix="clip the gradient's norm, standardise the targets, or initialise by Kaiming's rule",
+    harm="a single step throws the weights far off",
     source="Pascanu et al. 2013, arXiv:1211.5063; the article's claims 7 and 8",
     override="clip=4.0",
     trials=trials,

@@ -15,6 +15,10 @@ from debugnn.doctor.causes.signals import (
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.trials import UNFROZEN, Trial
 
+# Updates that found no gradient of those that had arrived, at least and as a share of those looked
+# at. A loop that clears a bad batch's gradients and steps nevertheless does so now and then.
+CLEARED_STEPS = 3
+CLEARED_SHARE = 0.5
 # Optimiser steps without any gradient: one may be a loop's first call.
 EMPTY_STEPS = 2
 
@@ -29,6 +33,26 @@ def cut_off(evidence: Evidence) -> Iterator[Sign]:
             f"{listed(unreached)}",
             layer=module_of(unreached[0]),
             evidence={"parameters": unreached[:32]},
+            confidence="certain",
+        )
+
+
+def cleared_before_step(evidence: Evidence) -> Iterator[Sign]:
+    """Gradients that backward() computed, and that were cleared before the update."""
+    loop = evidence.loop
+    if loop.cleared_steps >= max(CLEARED_STEPS, CLEARED_SHARE * loop.looked_for_cleared):
+        became = "gone (None)" if loop.cleared_to_none else "zero"
+        yield Sign(
+            "error",
+            f"backward() computed gradients, and all of them were {became} when optimizer.step() "
+            f"ran, in {loop.cleared_steps} of {loop.looked_for_cleared} updates that were looked "
+            "at: zero_grad() is called between the two, so that nothing is learnt",
+            "call optimizer.zero_grad() before loss.backward() or after optimizer.step(), not "
+            "between them",
+            evidence={
+                "cleared_updates": loop.cleared_steps,
+                "updates_looked_at": loop.looked_for_cleared,
+            },
             confidence="certain",
         )
 
@@ -75,9 +99,10 @@ CAUSE = Cause(
     name="frozen_parameters",
     meaning="parameters that no gradient reaches",
     kind=Kind.INDEPENDENT,
-    rules=(first_of(cut_off, steps_without_gradient, held_but_frozen),),
+    rules=(first_of(cleared_before_step, cut_off, steps_without_gradient, held_but_frozen),),
     fix="remove detach(), .data, no_grad() or a step without derivative (argmax, round) between "
     "them and the loss",
+    harm="a layer without a gradient keeps its random initial weights",
     source="PyTorch's notes on autograd, Locally disabling gradient computation",
     trials=trials,
 )

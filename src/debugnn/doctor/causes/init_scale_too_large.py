@@ -58,6 +58,7 @@ CAUSE = Cause(
     kind=Kind.RIVAL,
     rules=(large_weights,),
     fix="initialise by the layers' fan-in (torch.nn.init.kaiming_uniform_)",
+    harm="signals grow from layer to layer, so that outputs start confident and wrong",
     source="He et al. 2015, arXiv:1502.01852; the article's claim 7",
     override="init=kaiming",
     trials=trials,

@@ -9,6 +9,7 @@ from debugnn.doctor.causes.signals import (
     cured,
     extreme_gain,
     failing,
+    flat_activations,
     module_of,
     severity,
     short,
@@ -16,7 +17,7 @@ from debugnn.doctor.causes.signals import (
     trial_numbers,
 )
 from debugnn.doctor.evidence import Evidence
-from debugnn.doctor.trials import REINITIALISED, Trial
+from debugnn.doctor.trials import RECTIFIED, REINITIALISED, Trial
 
 # Gain, over SMALL_GAIN, at which a failing net needs no trial: a deep net that starts so small may
 # need longer than a trial lasts from any initialisation.
@@ -29,7 +30,7 @@ def small_weights(evidence: Evidence) -> Iterator[Sign]:
     if worst is None or not short(evidence):
         return
     obvious = failing(evidence) and worst.gain < SMALL_GAIN * WITHOUT_TRIAL
-    cure = cured(evidence, REINITIALISED)
+    cure = cured(evidence, *_redrawn(evidence))
     if cure is None and not obvious:
         return
     yield Sign(
@@ -38,7 +39,7 @@ def small_weights(evidence: Evidence) -> Iterator[Sign]:
         "gives them: signals and gradients fade from layer to layer",
         layer=module_of(worst.name),
         step=0,
-        evidence={"gain": worst.gain, **trial_numbers(evidence, REINITIALISED)},
+        evidence={"gain": worst.gain, **trial_numbers(evidence, REINITIALISED, RECTIFIED)},
         confidence=shown_by(evidence, cure),
     )
 
@@ -46,7 +47,13 @@ def small_weights(evidence: Evidence) -> Iterator[Sign]:
 def trials(evidence: Evidence) -> Iterable[Trial]:
     """Draw the weights anew where some start too small."""
     if extreme_gain(evidence, large=False):
-        yield REINITIALISED
+        yield from _redrawn(evidence)
+
+
+def _redrawn(evidence: Evidence) -> tuple[Trial, ...]:
+    """The trials that draw the weights anew, by the modules' own rules and by Kaiming's, and leave
+    the activations as they are."""
+    return (REINITIALISED,) if flat_activations(evidence) else (REINITIALISED, RECTIFIED)
 
 
 CAUSE = Cause(
@@ -55,6 +62,7 @@ CAUSE = Cause(
     kind=Kind.RIVAL,
     rules=(small_weights,),
     fix="initialise by the layers' fan-in (torch.nn.init.kaiming_uniform_)",
+    harm="signals and gradients shrink from layer to layer, so that the first layers hardly move",
     source="Glorot & Bengio 2010; He et al. 2015, arXiv:1502.01852",
     override="init=kaiming",
     trials=trials,

@@ -39,6 +39,7 @@ CAUSE = Cause(
     kind=Kind.RIVAL,
     rules=(unscaled_inputs,),
     fix="subtract the training inputs' mean and divide by their standard deviation",
+    harm="no single learning rate suits weights whose inputs differ so much in size",
     source="LeCun et al. 1998, Efficient BackProp, section 4.3",
     override="data.scale=normalised",
     trials=trials,

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign
-from debugnn.doctor.causes.signals import same_set
-from debugnn.doctor.evidence import Evidence
+from debugnn.doctor.causes.signals import listed, same_set
+from debugnn.doctor.evidence import Evidence, SequenceFacts
 
 # Share of a feature's variance that the target explains: 1 for a copy of the label; sound programs
 # have up to 0.78, the petals of scikit-learn's iris 0.93 to 0.95.
@@ -19,8 +19,26 @@ DROP = 0.2
 FEATURES = 8
 # Classes that lie apart in most features: no single feature gives them away.
 ALL_TELL = 0.8
+# Share of the scored positions whose target is the input's symbol, shifted by one or not; the other
+# of the two shares must be lower, or all symbols are alike.
+MATCH = 0.99
+OTHER_MATCH = 0.9
+# Share of the positions tried whose output changes with the symbol that it is to name.
+SEEN = 0.3
+# Share of scored positions above which not only masked ones are scored.
+MOSTLY_SCORED = 0.5
 # Share of validation samples that were trained on.
 OVERLAP = 0.5
+# The same of features that hardly ever take a value twice, and what that is: the median over the
+# features of distinct values over distinct samples.
+OVERLAP_OF_CONTINUOUS = 0.3
+CONTINUOUS = 0.5
+# Share of a class's validation samples that were trained on, of a class that was duplicated before
+# the split (of samples with five copies, one in five parts, 0.99 are) and of a class that was not;
+# and distinct samples of it, below which it may be one blank image.
+COPIED = 0.7
+SPARED = 0.1
+COPIES = 10
 # Share of validation samples that repeat one another: a small domain, or identifiers.
 NATURAL = 0.05
 
@@ -69,16 +87,80 @@ def _sign(severity: str, evidence: Evidence, share: float, count: int, what: str
     )
 
 
+def sees_its_target(evidence: Evidence) -> Iterator[Sign]:
+    """An output that sees the symbol that it is to name, at the next position or at its own."""
+    facts = evidence.data.sequence
+    if facts is None:
+        return
+    shifted = facts.following > MATCH and facts.same < OTHER_MATCH
+    unshifted = facts.same > MATCH and facts.following < OTHER_MATCH
+    numbers = {
+        "argument": facts.argument,
+        "target_is_input_at_t": facts.same,
+        "target_is_input_at_t+1": facts.following,
+        "outputs_that_see_t": facts.sees_own,
+        "outputs_that_see_t+1": facts.sees_following,
+    }
+    if shifted and _sees_directly(facts):
+        yield Sign(
+            "error",
+            f"the target at position t is `{facts.argument}` at t + 1, and the output at t changes "
+            f"with that symbol, at {100 * (facts.sees_following or 0):.0f} % of the positions "
+            "tried: the model copies its target instead of predicting it",
+            "hide what comes later: a causal mask in the attention (is_causal=True, or "
+            "nn.Transformer.generate_square_subsequent_mask), padding on the left alone in a "
+            "convolution, no bidirectional layer",
+            evidence=numbers,
+        )
+    elif unshifted and (facts.sees_own or 0) > SEEN:
+        causal = facts.sees_past and not facts.sees_future
+        if not causal and facts.scored > MOSTLY_SCORED:
+            return  # an autoencoder, or what could be one
+        mend = (
+            f"shift them against each other: {facts.argument} = tokens[:, :-1], targets = "
+            "tokens[:, 1:]"
+            if causal
+            else f"mask {facts.argument} at the positions that are scored"
+        )
+        yield Sign(
+            "error",
+            f"the target at position t is `{facts.argument}` at t itself, and the output at t sees "
+            "it: the model copies its input instead of predicting what follows",
+            mend,
+            evidence=numbers,
+        )
+
+
+def _sees_directly(facts: SequenceFacts) -> bool:
+    """True if outputs see the next symbol, and not only through a code of the whole sequence."""
+    following, code = facts.sees_following or 0.0, facts.through_code
+    return following > SEEN and code is not None and code < following
+
+
 def trained_on_validation(evidence: Evidence) -> Iterator[Sign]:
     """Validation samples that are among the training samples."""
     data = evidence.data
-    natural = not data.floating or data.natural_repeats > NATURAL
-    if (
-        data.overlap is not None
-        and data.overlap > OVERLAP
-        and not same_set(evidence)
-        and not natural
-    ):
+    if data.overlap is None or same_set(evidence):
+        return
+    copied = [c for c, share in data.overlap_of_class.items() if share > COPIED]
+    spared = [c for c, share in data.overlap_of_class.items() if share < SPARED]
+    if copied and spared and data.copies >= COPIES and data.floating:
+        most = max(data.overlap_of_class[c] for c in copied)
+        least = max(data.overlap_of_class[c] for c in spared)
+        yield Sign(
+            "warning",
+            f"{100 * most:.0f} % of the validation samples of class {listed(map(str, copied))} "
+            f"were trained on, and {100 * least:.0f} % of class {listed(map(str, spared))}: "
+            "samples were duplicated before the split, and the score is that of samples learnt by "
+            "heart",
+            "split first, then oversample the training part alone",
+            evidence={"overlap": data.overlap, "overlap_of_class": data.overlap_of_class},
+        )
+        return
+    # Measurements with many digits repeat by no chance; categories and grey values do.
+    continuous = data.floating and (data.continuous or 0) > CONTINUOUS
+    natural = not continuous and (not data.floating or data.natural_repeats > NATURAL)
+    if data.overlap > (OVERLAP_OF_CONTINUOUS if continuous else OVERLAP) and not natural:
         yield Sign(
             "warning",
             f"{100 * data.overlap:.0f} % of the validation samples were trained on",
@@ -90,7 +172,8 @@ CAUSE = Cause(
     name="label_leak",
     meaning="the input gives the target away",
     kind=Kind.CERTAIN,
-    rules=(feature_is_target, feature_stands_out, trained_on_validation),
+    rules=(feature_is_target, feature_stands_out, sees_its_target, trained_on_validation),
     fix="split the data before anything else, and keep the validation part out of training",
+    harm="the score is that of a shortcut, which new data will not offer",
     source="Kaufman et al. 2012, Leakage in data mining, doi:10.1145/2382577.2382579",
 )

@@ -1,4 +1,4 @@
-"""A loss that is summed over the batch."""
+"""A loss that is summed over the batch, or gradients summed over batches."""
 
 from collections.abc import Iterable, Iterator
 
@@ -12,15 +12,20 @@ from debugnn.doctor.causes.signals import (
     shown_by,
     summed,
     trial_numbers,
+    undivided_passes,
 )
 from debugnn.doctor.evidence import Evidence
-from debugnn.doctor.trials import AVERAGED_LOSS, LOWER_RATES, Trial
+from debugnn.doctor.trials import AVERAGED_LOSS, DIVIDED, LOWER_RATES, Trial
+
+# Passes whose undivided sum is worth a note where it does no harm: two may be the parts of one
+# loss, as of a discriminator's real and made-up batch.
+SEVERAL = 4
 
 
 def summed_loss(evidence: Evidence) -> Iterator[Sign]:
     """A sum does harm where its average, or a lower rate, cures: it multiplies the rate by the
     batch size. Elsewhere it is a note."""
-    if not summed(evidence):
+    if not summed(evidence) or _is_a_bound(evidence):
         return
     averaged, slower = cured(evidence, AVERAGED_LOSS), cured(evidence, *LOWER_RATES)
     ran_off = failing(evidence) and diverged(evidence)
@@ -34,18 +39,53 @@ def summed_loss(evidence: Evidence) -> Iterator[Sign]:
     )
 
 
+def _is_a_bound(evidence: Evidence) -> bool:
+    """True of a variational autoencoder's evidence bound, which is a sum by its definition."""
+    return evidence.reconstruction and evidence.loss.other_outputs
+
+
+def undivided_accumulation(evidence: Evidence) -> Iterator[Sign]:
+    """Gradients of several passes that are added up and not divided: as harmful as a rate that is
+    so many times higher, which an optimiser like Adam takes without harm."""
+    passes = undivided_passes(evidence)
+    if passes is None:
+        return
+    divided = cured(evidence, DIVIDED)
+    ran_off = failing(evidence) and diverged(evidence)
+    harmful = short(evidence) and (divided or ran_off)
+    if not harmful and passes < SEVERAL:
+        return
+    yield Sign(
+        severity(evidence) if harmful else "note",
+        f"the gradients of {passes} backward passes are added up for each update and the loss is "
+        f"not divided by {passes}: the step is that of a {passes} times higher learning rate"
+        + ("; divided, a copy learns" if divided else ""),
+        f"divide each loss before its backward pass: (loss / {passes}).backward()",
+        evidence={
+            "passes": passes,
+            "gradient_scale": evidence.loop.gradient_scale,
+            **trial_numbers(evidence, DIVIDED),
+        },
+        confidence=shown_by(evidence, divided),
+        override=None,
+    )
+
+
 def trials(evidence: Evidence) -> Iterable[Trial]:
-    """Average a loss that is summed."""
-    if summed(evidence):
+    """Average a loss that is summed; divide gradients that are added up."""
+    if summed(evidence) and not _is_a_bound(evidence):
         yield AVERAGED_LOSS
+    if undivided_passes(evidence) is not None:
+        yield DIVIDED
 
 
 CAUSE = Cause(
     name="loss_reduction",
-    meaning="a loss that is summed over the batch",
+    meaning="a loss or gradients that are summed where a mean is meant",
     kind=Kind.RIVAL,
-    rules=(summed_loss,),
+    rules=(summed_loss, undivided_accumulation),
     fix='average the loss over the batch (reduction="mean")',
+    harm="gradients grow with the batch size, and with them every step",
     source="TheDeepChecker (Ben Braiek & Khomh 2023): the loss doubles with the batch",
     trials=trials,
 )

@@ -63,6 +63,7 @@ CAUSE = Cause(
     kind=Kind.RIVAL,
     rules=(large_updates,),
     fix="lower the learning rate",
+    harm="each step jumps over the minimum that it aims at",
     source="Smith 2017, arXiv:1506.01186; the article's claim 4",
     override="optim.lr=1e-4",
     trials=trials,

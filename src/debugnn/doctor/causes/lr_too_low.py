@@ -2,17 +2,21 @@
 
 from collections.abc import Iterable, Iterator
 
-from debugnn.doctor.causes.cause import Cause, Kind, Sign
+from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
 from debugnn.doctor.causes.signals import (
     LARGE_UPDATE,
+    NOTHING,
     STILL,
+    constant_rate_learns_more,
     cured,
     diverged,
+    failing,
     largest_update,
     severity,
     short,
     shown_by,
     trial_numbers,
+    vanished_rate,
 )
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.trials import HIGHER_RATES, Trial
@@ -23,10 +27,46 @@ WITHOUT_TRIAL = 0.1
 PROPOSED = 1000.0
 
 
+def taken_to_nothing(evidence: Evidence) -> Iterator[Sign]:
+    """A schedule that takes the rate to nothing at the beginning, before anything is learnt."""
+    fall = vanished_rate(evidence)
+    if fall is None:
+        return
+    constant = constant_rate_learns_more(evidence)
+    mended = ""
+    if constant is not None:
+        mended = (
+            f"; at the constant rate a copy gets farther in {constant.steps} steps (relative loss "
+            f"{constant.end:.2f})"
+        )
+    certain = failing(evidence) and not diverged(evidence)
+    worry = certain or constant is not None
+    yield Sign(
+        severity(evidence) if worry else "note",
+        f"the learning rate falls from {fall.highest:.3g} to {fall.lowest:.3g}: it is below "
+        f"{100 * NOTHING:g} % of its highest value from update {fall.start} on, for "
+        f"{fall.updates - fall.start} of {fall.updates} updates{mended}",
+        "let the schedule fall over the whole training: step the scheduler once an epoch, not once "
+        "a batch, or count its step sizes in batches",
+        step=fall.start,
+        evidence={
+            "highest": fall.highest,
+            "last": fall.lowest,
+            "rates": evidence.optimizer.rates[:8],
+            **trial_numbers(evidence),
+        },
+        confidence="certain" if certain else "shown" if constant else "suspected",
+        override=None,
+    )
+
+
 def still_weights(evidence: Evidence) -> Iterator[Sign]:
     """Weights that have hardly moved in the whole training, and a copy learns at a higher rate."""
     movement = evidence.outcome.movement
     if not short(evidence) or diverged(evidence) or movement is None:
+        return
+    if movement == 0:
+        # No rate is too low for any movement at all: there was no update, or nothing in it.
         return
     faster = cured(evidence, *HIGHER_RATES)
     if movement > STILL or (faster is None and movement > WITHOUT_TRIAL * STILL):
@@ -59,8 +99,9 @@ CAUSE = Cause(
     name="lr_too_low",
     meaning="a learning rate that is too low",
     kind=Kind.RIVAL,
-    rules=(still_weights,),
+    rules=(first_of(taken_to_nothing, still_weights),),
     fix="raise the learning rate",
+    harm="the weights hardly leave their initial values in the steps that there are",
     source="Smith 2017, arXiv:1506.01186; the article's claim 4",
     override="optim.lr=1e-3",
     trials=trials,

@@ -27,6 +27,7 @@ def added_gradients(evidence: Evidence) -> Iterator[Sign]:
             "to that of earlier steps, which had been used already",
             step=int(added[0]),
             evidence={"steps": len(added), "compared": len(compared)},
+            line=loop.update_line,
         )
 
 
@@ -36,5 +37,6 @@ CAUSE = Cause(
     kind=Kind.CERTAIN,
     rules=(added_gradients,),
     fix="call optimizer.zero_grad() in every step",
+    harm="steps grow, and old gradients point to where the loss was lowered already",
     source="pytorch issue 47175",
 )

@@ -1,13 +1,17 @@
 """An optimiser that does not hold the model's parameters, or never steps."""
 
+import math
 from collections.abc import Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
 from debugnn.doctor.causes.signals import listed, module_of
-from debugnn.doctor.evidence import Evidence
+from debugnn.doctor.evidence import Evidence, LeafFacts
 
 # Steps after which an optimiser that never stepped is no start that is still to come.
 STEPS = 2
+
+# The module that registers what a plain container holds.
+_REGISTERED = {"list": "ModuleList", "tuple": "ModuleList", "dict": "ModuleDict"}
 
 
 def no_parameters(evidence: Evidence) -> Iterator[Sign]:
@@ -35,10 +39,18 @@ def holds_none(evidence: Evidence) -> Iterator[Sign]:
     """None of the trainable parameters is in the optimiser."""
     facts = evidence.optimizer
     if facts.trainable and facts.held == 0:
+        other = ""
+        if facts.frozen_held:
+            other = f"; it holds frozen ones (requires_grad=False): {listed(facts.frozen_held)}"
+        elif facts.foreign:
+            other = f"; it holds {facts.foreign} parameters that are not the model's"
+        named = f" ({listed(facts.missing)})" if facts.missing else ""
         yield Sign(
             "error",
-            f"the optimiser holds none of the model's {facts.trainable} trainable parameters",
+            f"the optimiser holds none of the model's {facts.trainable} trainable parameters"
+            f"{named}{other}",
             evidence={"foreign": facts.foreign},
+            line=evidence.loop.update_line,
         )
 
 
@@ -55,14 +67,101 @@ def lacks_some(evidence: Evidence) -> Iterator[Sign]:
             "hand them to the optimiser, or freeze them with requires_grad_(False)",
             layer=module_of(missing[0]),
             evidence={"missing": missing[:32], "foreign": facts.foreign},
+            line=evidence.loop.update_line,
         )
+
+
+def never_listed(evidence: Evidence) -> list[LeafFacts]:
+    """Return the tensors that are learnt through, stay as they began, and are in no list.
+
+    Tensors that are no parameters count where their values differ: a state that begins at zero may
+    require a gradient by carelessness.
+    """
+    return [
+        leaf
+        for leaf in evidence.network.unregistered
+        if leaf.graded
+        and not leaf.anew
+        and not leaf.moved
+        and (leaf.parameter or not leaf.constant)
+    ]
+
+
+def unregistered(evidence: Evidence) -> Iterator[Sign]:
+    """Layers in a plain list or dict: `model.parameters()` does not find them."""
+    leaves = never_listed(evidence)
+    if not leaves:
+        return
+    named = [leaf for leaf in leaves if leaf.attribute is not None]
+    values = sum(math.prod(leaf.shape) for leaf in leaves)
+    what = f"{len(leaves)} tensors ({values} values)"
+    if named:
+        paths = (leaf.attribute or "" for leaf in named)
+        attributes = dict.fromkeys(f"self.{path.rpartition('.')[2]}" for path in paths)
+        what += f" in {listed(attributes)}"
+    shapes = listed(f"{leaf.name or 'unnamed'} {_shape(leaf)}" for leaf in leaves)
+    yield Sign(
+        "error",
+        f"the model learns through {what} that model.parameters() does not list, so that no "
+        f"optimiser made from it holds them and they never change: {shapes}",
+        _registration(named[0] if named else leaves[0])
+        + "; freeze what is meant to stay as it is by requires_grad_(False)",
+        layer=module_of(named[0].attribute or "") if named else None,
+        evidence={
+            "unregistered": [leaf.name or _shape(leaf) for leaf in leaves[:32]],
+            "values": values,
+            "listed_parameters": evidence.optimizer.trainable,
+        },
+    )
+
+
+def _shape(leaf: LeafFacts) -> str:
+    return f"({', '.join(map(str, leaf.shape))})"
+
+
+def _registration(leaf: LeafFacts) -> str:
+    """How a leaf is registered, by the attribute that holds it."""
+    if leaf.attribute is None:
+        return "make these layers in the model's __init__ and keep them as its attributes"
+    attribute = f"self.{leaf.attribute.rpartition('.')[2]}"
+    kind = _REGISTERED.get(leaf.holder or "")
+    if kind is not None:
+        # A path of two parts, as weights.0, leads to a tensor without a module around it.
+        bare = (leaf.name or "").count(".") == leaf.attribute.count(".") + 1
+        wanted = kind.replace("Module", "Parameter") if bare else kind
+        return f"register them: {attribute} = nn.{wanted}(...) in place of a plain {leaf.holder}"
+    if leaf.holder in ("Tensor", "Parameter"):
+        return f"register it: {attribute} = nn.Parameter(...) in place of a plain tensor"
+    return f"register it: assign the layer to {attribute} as a module of its own"
+
+
+def made_in_forward(evidence: Evidence) -> Iterator[Sign]:
+    """Layers that the forward pass makes anew, with other random weights each time."""
+    leaves = [
+        leaf
+        for leaf in evidence.network.unregistered
+        if leaf.graded and leaf.anew and leaf.parameter
+    ]
+    if all(leaf.constant for leaf in leaves):
+        return
+    shapes = listed(_shape(leaf) for leaf in leaves)
+    yield Sign(
+        "error",
+        f"forward() makes {len(leaves)} parameters anew in each pass, with other random values "
+        f"each time, so that no optimiser can train them: shapes {shapes}",
+        "make the layer once, in __init__, as an attribute of the module, and call it in forward()",
+        evidence={"shapes": [leaf.shape for leaf in leaves[:32]]},
+    )
 
 
 CAUSE = Cause(
     name="optimizer_mismatch",
     meaning="an optimiser that does not hold the model's parameters",
     kind=Kind.CERTAIN,
-    rules=(first_of(no_parameters, never_steps, holds_none, lacks_some),),
+    rules=(
+        first_of(unregistered, made_in_forward, no_parameters, never_steps, holds_none, lacks_some),
+    ),
     fix="make the optimiser from model.parameters(), after the model is complete and on its device",
+    harm="a parameter that the optimiser does not hold keeps its random initial value",
     source="PyTorch's documentation of torch.optim, Constructing it",
 )

@@ -70,6 +70,7 @@ CAUSE = Cause(
     kind=Kind.RIVAL,
     rules=(strong_regulariser,),
     fix="weaken the regulariser until the training samples are learnt",
+    harm="the penalty pulls the weights harder than the data do",
     source="Goodfellow et al. 2016, Deep Learning, chapter 7: underfitting by regularisation",
     override="reg=none",
     trials=trials,

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign
-from debugnn.doctor.causes.signals import judged, overflowed, summed
+from debugnn.doctor.causes.signals import fitted, judged, overflowed, summed
 from debugnn.doctor.evidence import Evidence
 
 # Skill on training samples above that on validation samples, where the validation loss turned.
@@ -16,6 +16,8 @@ WITH_STEEP_TURN = 0.5
 # asks for a rise beside a falling training loss, SageMaker Debugger for 10 %.
 TURNED = 1.1
 TURNED_STEEPLY = 1.4
+# Skill of a simple model, fitted to training samples, above the network's on validation samples.
+BEATEN = 0.1
 # Validations that a turn is seen in, and samples that a skill is taken of.
 VALIDATIONS = 3
 SAMPLES = 20
@@ -27,8 +29,9 @@ def falls_behind(evidence: Evidence) -> Iterator[Sign]:
     validations = [v for v in outcome.validations if v.score.skill is not None]
     if not validations or not judged(evidence) or overflowed(evidence):
         return
-    last, trained = validations[-1].score, outcome.train.skill
-    if trained is None or last.skill is None or last.samples < SAMPLES:
+    last = validations[-1].score
+    trained, held_out = fitted(outcome.train, evidence), fitted(last, evidence)
+    if trained is None or held_out is None or last.samples < SAMPLES:
         return
     # A summed loss grows with the number of samples, which may differ between validations.
     values = {
@@ -38,8 +41,10 @@ def falls_behind(evidence: Evidence) -> Iterator[Sign]:
     }
     losses = list(values.values())
     risen = losses[-1] / min(losses) if len(losses) >= VALIDATIONS and min(losses) > 0 else None
-    gap = trained - last.skill
+    gap = trained - held_out
     turned = risen is not None and risen > TURNED
+    transfer = evidence.data.transfer_skill
+    beaten = transfer is not None and transfer > held_out + BEATEN
     steeply = risen is not None and risen > TURNED_STEEPLY
     if not (
         gap > WITHOUT_TURN * GAP
@@ -49,16 +54,18 @@ def falls_behind(evidence: Evidence) -> Iterator[Sign]:
         return
     yield Sign(
         "warning",
-        f"the skill is {trained:.2f} on training and {last.skill:.2f} on validation samples"
+        f"the skill is {trained:.2f} on training and {held_out:.2f} on validation samples"
         + (f", whose loss has risen to {risen:.2f} times its lowest" if turned else ""),
         step=min(values, key=values.__getitem__) if turned else None,
         evidence={
             "train_skill": trained,
-            "validation_skill": last.skill,
+            "validation_skill": held_out,
             "validation_loss_over_lowest": risen,
+            "simple_model_skill": transfer,
         },
-        # The weights of an earlier step are the counterfactual: they had the lower loss.
-        confidence="shown" if turned else "suspected",
+        # The counterfactuals: the weights of an earlier step had the lower loss; a simpler model of
+        # the same training samples does better.
+        confidence="shown" if turned or beaten else "suspected",
     )
 
 
@@ -68,6 +75,7 @@ CAUSE = Cause(
     kind=Kind.SYMPTOM,
     rules=(falls_behind,),
     fix="stop earlier, regularise (dropout, weight decay, augmentation), or get more data",
+    harm="what is learnt by heart does not help on new data",
     source="Prechelt 1998, Early stopping, but when?; the article's claims 10 to 12",
     override="reg=bn_dropout",
 )

@@ -10,9 +10,10 @@ from debugnn.doctor.causes.signals import (
     severity,
     short,
     shown_by,
+    trial_numbers,
 )
 from debugnn.doctor.evidence import Evidence
-from debugnn.doctor.trials import REINITIALISED, Trial
+from debugnn.doctor.trials import RECTIFIED, REINITIALISED, Trial
 
 
 def saturated_layer(evidence: Evidence) -> Iterator[Sign]:
@@ -27,15 +28,15 @@ def saturated_layer(evidence: Evidence) -> Iterator[Sign]:
         "almost zero" + (", from the start" if from_start else ""),
         layer=layer or None,
         step=step,
-        evidence={"saturated": share},
-        confidence=shown_by(evidence, cured(evidence, REINITIALISED) if from_start else None),
+        evidence={"saturated": share, **trial_numbers(evidence, REINITIALISED, RECTIFIED)},
+        confidence=shown_by(evidence, cured(evidence, REINITIALISED, RECTIFIED)),
     )
 
 
 def trials(evidence: Evidence) -> Iterable[Trial]:
-    """Draw weights and biases anew where a layer is saturated."""
+    """Draw weights and biases anew, or put ReLUs, where a layer is saturated."""
     if saturated_values(evidence):
-        yield REINITIALISED
+        yield from (REINITIALISED, RECTIFIED)
 
 
 CAUSE = Cause(
@@ -44,6 +45,7 @@ CAUSE = Cause(
     kind=Kind.SYMPTOM,
     rules=(saturated_layer,),
     fix="make weights and biases before the activation smaller (Xavier's rule), or use ReLU",
+    harm="the derivative is almost zero there, so that the layers before hardly learn",
     source="Glorot & Bengio 2010; TheDeepChecker (Ben Braiek & Khomh 2023)",
     override="init=xavier",
     trials=trials,

@@ -10,13 +10,16 @@ threshold can be moved before a diagnosis of that half changes is measured by
 
 import itertools
 import math
+import statistics
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from debugnn.doctor.evidence import (
     ActivationFacts,
     Evidence,
     Probe,
     Score,
+    TrialOutcome,
     WeightFacts,
 )
 from debugnn.doctor.trials import UNCHANGED, Trial
@@ -72,6 +75,18 @@ BETTER = 0.1
 FAR_WORSE = 1.5
 CALM = 1.05
 
+# Gradients that reach the outputs over the loss function's own, by which a loss counts as not
+# divided; rounding is far below.
+UNDIVIDED = 0.02
+
+# --- the learning rate ----------------------------------------------------------------------------
+
+# Rate over its highest value below which hardly anything moves: two tenfold decays.
+NOTHING = 0.01
+# Share of the updates at such a rate, at the end of the training. A cosine or linear decay to zero
+# spends 6 % and 1 % there, an exponential one over four orders of magnitude a half.
+MOST = 0.8
+
 # --- the loss function ----------------------------------------------------------------------------
 
 # The loss of a doubled batch over that of the batch is 2 for a sum and 1 for a mean.
@@ -118,6 +133,8 @@ ALL_SYMMETRIC = 0.9
 # difference of two evaluations above which they differ. Rounding is below 1e-5; faulty programs
 # have 0.39 and more.
 MIXED = 0.01
+
+_FLAT = ("sigmoid", "tanh", "hardsigmoid", "hardtanh")
 
 # --- data -----------------------------------------------------------------------------------------
 
@@ -296,7 +313,7 @@ def overflowed(evidence: Evidence) -> bool:
         return evidence.outcome.nonfinite_step is not None and not evidence.data.nonfinite_samples
     if found.where in ("input", "target"):
         return False
-    if found.where in ("parameter", "buffer"):
+    if found.where in ("parameter", "buffer", "update"):
         return found.step > 0 and (found.overflow or _diverged_before(evidence, found.step))
     return found.overflow or found.where == "unknown" or _diverged_before(evidence, found.step)
 
@@ -373,6 +390,56 @@ def trial_numbers(evidence: Evidence, *trials: Trial) -> dict[str, float]:
     return {f"trial: {trial.name}": evidence.trials[trial.name].end for trial in run}
 
 
+# --- the learning rate ----------------------------------------------------------------------------
+
+
+class Fall(NamedTuple):
+    """A learning rate that is next to nothing from the update `start` on.
+
+    Rates of the group that has the highest.
+    """
+
+    start: int
+    updates: int
+    highest: float
+    lowest: float
+
+
+def vanished_rate(evidence: Evidence) -> Fall | None:
+    """Return how a schedule takes all rates to nothing early in a training that has not learnt
+    all by then; None where none does."""
+    points = evidence.optimizer.rates
+    if not judged(evidence) or len(points) < 2 or reached(evidence) > NEARLY_PERFECT:
+        return None
+    if len({len(point) for point in points}) > 1:
+        return None  # groups were added
+    updates = int(points[-1][0]) + 1
+    highest = [max(rates) for rates in list(zip(*points, strict=True))[1:]]
+    above = [
+        index
+        for index, (_, *rates) in enumerate(points)
+        if any(r > NOTHING * h for r, h in zip(rates, highest, strict=True))
+    ]
+    if not above or above[-1] + 1 == len(points):
+        return None
+    start = int(points[above[-1] + 1][0])
+    if updates - start < MOST * updates:
+        return None
+    group = max(range(len(highest)), key=highest.__getitem__)
+    return Fall(start, updates, highest[group], points[-1][1 + group])
+
+
+def constant_rate_learns_more(evidence: Evidence) -> TrialOutcome | None:
+    """Return the trial at the constant highest rate, where it gets farther in its few steps than
+    the whole training did, on two sets of batches."""
+    constant = evidence.trials.get(UNCHANGED.name)
+    own = evidence.outcome.train.relative_loss
+    if constant is None or own is None or constant.end_again is None or not math.isfinite(own):
+        return None
+    gains = _gain(constant.end), _gain(constant.end_again)
+    return constant if min(gains) > _gain(own) + LEARNT else None
+
+
 # --- the loss function ----------------------------------------------------------------------------
 
 
@@ -419,6 +486,16 @@ def shift_invariant(evidence: Evidence) -> bool | None:
         return False if evidence.loss.squared else None
     change = evidence.loss.shift_change
     return None if change is None else change <= SHIFT_TOLERANCE
+
+
+def undivided_passes(evidence: Evidence) -> int | None:
+    """Return how many backward passes are added up for an update, where their loss is not divided
+    by that number; None where it is, or where there is one pass."""
+    counts, scale = evidence.loop.passes_per_update, evidence.loop.gradient_scale
+    passes = statistics.mode(counts) if counts else 1
+    if passes < 2 or scale is None or abs(scale - 1) > UNDIVIDED:
+        return None
+    return passes
 
 
 # --- layers ---------------------------------------------------------------------------------------
@@ -529,6 +606,11 @@ def outsized_constant(evidence: Evidence) -> bool:
     """Return whether all weights are so large that their size strikes before their symmetry."""
     weights = evidence.weights
     return bool(weights) and min(w.gain for w in weights) > OUTSIZED
+
+
+def flat_activations(evidence: Evidence) -> bool:
+    """Return whether the network has activations that flatten out on both sides."""
+    return any(a.op in _FLAT for probe in evidence.probes for a in probe.activations)
 
 
 def evaluations_differ(evidence: Evidence) -> bool:

@@ -41,6 +41,7 @@ CAUSE = Cause(
     kind=Kind.SYMPTOM,
     rules=(equal_units,),
     fix="initialise at random (torch.nn.init.kaiming_uniform_)",
+    harm="equal units get equal gradients, and together do no more than one unit",
     source="Goodfellow et al. 2016, Deep Learning, section 8.4: breaking symmetry",
     override="init=kaiming",
     lateness=after_its_size,

@@ -46,7 +46,7 @@ def moved(threshold: Threshold, value: float) -> Iterator[None]:
     """
     if isinstance(threshold.value, int):
         value = round(value)
-    files = [_module(file) for file in ("signals", *ORDER)]
+    files = [_module(file) for file in ("signals", "verdict", *ORDER)]
     users = [file for file in files if threshold.name in vars(file)]
     if threshold.file != "signals":
         users = [_module(threshold.file)]

@@ -3,12 +3,18 @@
 from collections.abc import Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
-from debugnn.doctor.causes.signals import evaluations_differ, severity
+from debugnn.doctor.causes.signals import evaluations_differ, last_validation, severity
 from debugnn.doctor.evidence import Evidence
 
 # Training steps in evaluation mode that may be looks in passing: two, or this share of the steps.
 LOOKS = 2
 LOOKS_SHARE = 0.05
+# Steps after which running averages have followed the batches (0.9^100 of their start is left);
+# skill by batch statistics that can be lost, and how much of it is. Sound programs with batch norm
+# lose up to 0.02.
+SETTLED = 100
+LEARNT_BY_BATCH = 0.5
+GAP = 0.4
 
 
 def random_evaluation(evidence: Evidence) -> Iterator[Sign]:
@@ -33,6 +39,7 @@ def trained_in_evaluation_mode(evidence: Evidence) -> Iterator[Sign]:
             "call model.train() before each epoch's training",
             step=loop.first_eval_mode,
             evidence={"steps": loop.eval_mode_forwards},
+            line=loop.eval_mode_line,
         )
 
 
@@ -46,6 +53,27 @@ def evaluated_in_training_mode(evidence: Evidence) -> Iterator[Sign]:
             f"{count} evaluations ran in training mode: dropout was on, batch norm used (and "
             "updated) batch statistics",
             evidence={"evaluations": count},
+            line=loop.evaluation_line,
+        )
+
+
+def running_statistics_differ(evidence: Evidence) -> Iterator[Sign]:
+    """A network that fits its samples with their batch's statistics, and not with running ones."""
+    outcome = evidence.outcome
+    by_batch, running = outcome.train_mode.skill, outcome.train.skill
+    if evidence.loop.steps < SETTLED or by_batch is None or running is None:
+        return
+    last = last_validation(evidence)
+    held = [running] if last is None or last.skill is None else [running, last.skill]
+    if by_batch > LEARNT_BY_BATCH and max(held) < by_batch - GAP:
+        yield Sign(
+            "warning",
+            f"on the same training samples its skill is {by_batch:.2f} in training mode, with each "
+            f"batch's own statistics, and {running:.2f} in evaluation mode, with running averages: "
+            "batch norm's averages are not those of the batches",
+            "look at batch norm's momentum (in PyTorch it is the weight of the new batch, 0.1), at "
+            "batches that are too small or of one kind, or use nn.GroupNorm",
+            evidence={"skill_by_batch_statistics": by_batch, "skill_in_evaluation": running},
         )
 
 
@@ -53,7 +81,15 @@ CAUSE = Cause(
     name="train_eval_mode",
     meaning="a model in the wrong mode",
     kind=Kind.CERTAIN,
-    rules=(first_of(random_evaluation, trained_in_evaluation_mode, evaluated_in_training_mode),),
+    rules=(
+        first_of(
+            random_evaluation,
+            trained_in_evaluation_mode,
+            evaluated_in_training_mode,
+            running_statistics_differ,
+        ),
+    ),
     fix="call model.eval() before evaluating, and model.train() after",
+    harm="dropout and batch norm compute another function in the other mode",
     source="pytorch issue 76383",
 )

@@ -1,11 +1,13 @@
 """Gradients that shrink on their way to the first layers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
 from debugnn.doctor.causes.exploding_gradient import growing_gradients
 from debugnn.doctor.causes.signals import (
+    cured,
     findable,
+    flat_activations,
     gradient_ratios,
     learns_late,
     module_of,
@@ -13,8 +15,11 @@ from debugnn.doctor.causes.signals import (
     relu_override,
     severity,
     short,
+    shown_by,
+    trial_numbers,
 )
 from debugnn.doctor.evidence import Evidence
+from debugnn.doctor.trials import RECTIFIED, Trial
 
 # Gradient at the first layer over that at the last. AUTOTRAINER (Zhang et al. 2021) warns below
 # 1e-3 where the gradient is small besides. Sound programs have 0.18 and more, faulty ones 3e-4 and
@@ -50,8 +55,11 @@ def _sign(evidence: Evidence, what: str, ratio: float, layer: str | None) -> Sig
         what,
         layer=layer,
         step=0,
-        evidence={"ratio": ratio},
+        evidence={"ratio": ratio, **trial_numbers(evidence, RECTIFIED)},
         override=relu_override(evidence),
+        confidence=shown_by(
+            evidence, cured(evidence, RECTIFIED) if flat_activations(evidence) else None
+        ),
     )
 
 
@@ -62,6 +70,12 @@ def fading_gradients(evidence: Evidence) -> Iterator[Sign]:
         yield from first_of(layers, time_steps)(evidence)
 
 
+def trials(evidence: Evidence) -> Iterable[Trial]:
+    """Put ReLUs for sigmoids and tanhs where the first layers' gradient fades."""
+    if flat_activations(evidence) and any(layers(evidence)):
+        yield RECTIFIED
+
+
 CAUSE = Cause(
     name="vanishing_gradient",
     meaning="gradients that shrink on their way to the first layers",
@@ -69,6 +83,8 @@ CAUSE = Cause(
     rules=(fading_gradients,),
     fix="use ReLU with Kaiming's initialisation, batch norm or residual connections (in recurrent "
     "networks LSTM or GRU)",
+    harm="the first layers hardly leave their random initial weights",
     source="Hochreiter 1991; Glorot & Bengio 2010; the article's claim 5",
     override="model=relu_net",
+    trials=trials,
 )

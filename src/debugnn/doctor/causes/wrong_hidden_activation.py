@@ -27,6 +27,7 @@ CAUSE = Cause(
     kind=Kind.CERTAIN,
     rules=(hidden_softmax,),
     fix="use ReLU (or GELU, tanh) in hidden layers",
+    harm="its units share a sum of 1, which leaves small signals and gradients to the other layers",
     source="Goodfellow et al. 2016, Deep Learning, section 6.3: hidden units",
     override="model=relu_net",
 )

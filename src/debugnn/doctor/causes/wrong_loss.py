@@ -7,7 +7,6 @@ from debugnn.doctor.causes.cause import Cause, Kind, Rule, Sign, first_of
 from debugnn.doctor.causes.signals import (
     UNREACHABLE,
     better_when_right,
-    failing,
     loss_floor,
     severity,
     shift_invariant,
@@ -16,15 +15,21 @@ from debugnn.doctor.causes.signals import (
 )
 from debugnn.doctor.evidence import Evidence
 
-# The loss handed over / the loss function's own value below which the loop turned its sign: half
-# of the whole way from 1 to −1 beyond 0.
-FLIPPED = -0.5
+# The loss handed over / the loss function's own value at every probe, within which the loop turned
+# its sign: −1 for a sign alone. A penalty that is added to a loss near 0 gives any ratio, and
+# another one at each probe.
+FLIPPED = -0.9
+FLIPPED_AT_MOST = -1.1
 # Share of the gradient on other classes' outputs that is rounding.
 TARGET_ENTRY = 1e-6
 # Relative change of a sample's gradient by other samples' outputs that is no rounding.
 CROSS_GRADIENT = 1e-3
-# Loss of perfect outputs over that of guessing above which a fit means nothing at all.
-WORSE_THAN_GUESSING = 1.0
+# Relative change of a loss where the outputs of samples change places below which it does not
+# matter whose output it is, and of a gradient by others' outputs below which there is none.
+UNPAIRED = 1e-4
+# How far a loss of probabilities is from linear, relatively, where it takes no logarithm of them:
+# rounding. A logarithm bends by 0.1 and more.
+NO_LOGARITHM = 1e-4
 # A loss is not bounded below where outputs of size 1,000 bring it below this: a likelihood whose
 # targets are probabilities stays above 0.
 UNBOUNDED = -10.0
@@ -62,15 +67,17 @@ def unbounded(evidence: Evidence) -> bool:
 
 def flipped_sign(evidence: Evidence) -> str | None:
     """The loss rises as the outputs get better."""
-    ratio = evidence.loop.loss_ratio
-    if better_when_right(evidence) is False or (ratio is not None and ratio < FLIPPED):
+    low, high = evidence.loop.loss_ratio_low, evidence.loop.loss_ratio_high
+    turned = low is not None and high is not None and FLIPPED_AT_MOST < low <= high < FLIPPED
+    # Two signs cancel: a likelihood that the loop maximises.
+    if (better_when_right(evidence) is False) is not turned:
         return "the loss rises as the outputs get better: its sign is flipped"
     return None
 
 
 def no_gradient(evidence: Evidence) -> str | None:
     """The loss does not depend on the outputs."""
-    if not evidence.loss.gradient:
+    if not evidence.loss.gradient and not evidence.loss.parameters:
         return "the loss has no gradient: it does not depend on the outputs, or on detached ones"
     return None
 
@@ -86,27 +93,43 @@ def softmax_over_batch(evidence: Evidence) -> str | None:
 
 def broadcast_shapes(evidence: Evidence) -> str | None:
     """Outputs (B, 1) and targets (B,): every output is compared with every target."""
-    shapes = evidence.loss.shapes
-    if _values_out_of_reach(evidence) and len(shapes) == 2 and shapes[0] != shapes[1]:
+    loss = evidence.loss
+    unpaired = loss.permuted is not None and loss.permuted < UNPAIRED
+    apart = loss.cross_gradient is not None and loss.cross_gradient < UNPAIRED
+    if not (unpaired and apart) or loss.ignores_targets or len(loss.shapes) < 2:
+        return None
+    outputs, targets = loss.shapes
+    shorter, longer = sorted(loss.shapes, key=len)
+    if longer == [*shorter, 1]:
         return (
-            f"outputs {tuple(shapes[0])} and targets {tuple(shapes[1])} are broadcast: every "
+            f"outputs {tuple(outputs)} and targets {tuple(targets)} are broadcast: every "
             "output is compared with every target"
         )
     return None
 
 
-def values_out_of_reach(evidence: Evidence) -> str | None:
-    """Outputs equal to the targets would not lower the loss."""
-    floor = loss_floor(evidence)
-    hopeless = floor is not None and floor > WORSE_THAN_GUESSING
-    if _values_out_of_reach(evidence) and (failing(evidence) or hopeless):
-        return "perfect outputs would hardly lower the loss"
+def other_entries_read(evidence: Evidence) -> str | None:
+    """The loss reads outputs that have nothing to do with a sample's class."""
+    if evidence.loss.fixed_entries and not evidence.loss.confirmed:
+        return (
+            "the loss reads the same outputs whatever the labels are, and not those of the "
+            "labels' classes"
+        )
     return None
 
 
-def _values_out_of_reach(evidence: Evidence) -> bool:
-    floor = loss_floor(evidence)
-    return evidence.task == "values" and floor is not None and floor > UNREACHABLE
+def no_logarithm(evidence: Evidence) -> str | None:
+    """A likelihood that is given probabilities, and takes them for their logarithms."""
+    loss = evidence.loss
+    linear = loss.linear is not None and loss.linear < NO_LOGARITHM
+    below_zero = any(right < 0 for right, _ in loss.rewards)
+    target_alone = loss.other_entries is None or loss.other_entries <= TARGET_ENTRY
+    if loss.confirmed and linear and below_zero and target_alone:
+        return (
+            "the loss takes probabilities for their logarithms: it is the negative probability "
+            "itself, which falls below zero and hardly punishes what is wrong"
+        )
+    return None
 
 
 def squashed_twice(evidence: Evidence) -> str | None:
@@ -187,12 +210,18 @@ def class_numbers_as_values(evidence: Evidence) -> str | None:
     return None
 
 
-def _rule(reason: Callable[[Evidence], str | None], fix: str | None = None) -> Rule:
-    """A rule from what is wrong with the loss, for a loss that can be called on a known task."""
+def _rule(
+    reason: Callable[[Evidence], str | None], fix: str | None = None, any_task: bool = False
+) -> Rule:
+    """A rule from what is wrong with the loss, for a loss that can be called.
+
+    Args:
+        any_task: it holds whatever the task is; else for a known task alone.
+    """
 
     def rule(evidence: Evidence) -> Iterator[Sign]:
         loss, task = evidence.loss, evidence.task
-        if loss.error is not None or task == "unknown":
+        if loss.error is not None or (task == "unknown" and not any_task):
             return
         summary = reason(evidence)
         if summary is not None:
@@ -221,16 +250,25 @@ CAUSE = Cause(
     rules=(
         first_of(
             _rule(flipped_sign),
-            _rule(no_gradient),
+            _rule(no_gradient, any_task=True),
             _rule(
                 softmax_over_batch,
                 "take the softmax over the classes: dim=1 (or leave it to cross_entropy)",
             ),
             _rule(
                 broadcast_shapes,
-                "bring both to one shape (outputs.squeeze(1), or targets.unsqueeze(1))",
+                "bring both to one shape, (B, 1) or (B,): by squeeze(1) or unsqueeze(1)",
+                any_task=True,
             ),
-            _rule(values_out_of_reach),
+            _rule(
+                other_entries_read,
+                "give cross_entropy all outputs of a sample, and the class indices",
+                any_task=True,
+            ),
+            _rule(
+                no_logarithm,
+                "give nll_loss log_softmax(outputs, dim=1), or cross_entropy the logits",
+            ),
             _rule(squashed_twice),
             _rule(squared_error_of_two_classes),
             _rule(classes_not_compared),
@@ -244,6 +282,7 @@ CAUSE = Cause(
         ),
     ),
     fix="use a loss that falls as the outputs come nearer to the targets",
+    harm="the lowest value of this loss is not where the outputs are right",
     source="the article's claims 1 and 2; Bishop 2006, Pattern Recognition, section 4.3",
     override="loss=cross_entropy",
 )

@@ -67,6 +67,7 @@ def network_facts(
         # Sampling in evaluation can be meant, dropout is not.
         facts.drops_in_evaluation = any(name in DROPPING for name in tracer.operations)
         facts.evaluation_change = evaluation_change(model, call)
+        facts.bend = _bend(model, call)
     with without_dropout(model, training=True):
         facts.unreached, facts.unused = _without_gradient(model, call, loss)
         facts.time_gradient = _time_gradient(model, call, 0 if axis == 1 else 1, loss)
@@ -123,6 +124,30 @@ def _is_distribution(value: Tensor, axis: int) -> bool:
     return bool(value.max() <= _ABOVE_ZERO) and torch.allclose(
         logs, torch.zeros_like(logs), atol=_SUM
     )
+
+
+def _bend(model: nn.Module, call: Call) -> float | None:
+    """Return how far a network in evaluation mode is from a linear map, see `NetworkFacts.bend`.
+
+    For networks of one tensor of real numbers, of four samples and more; else None.
+    """
+    given = call.tensors()
+    if len(given) != 1 or not given[0].is_floating_point() or len(given[0]) < 4:
+        return None
+    inputs, half = given[0], len(given[0]) // 2
+    first, second = inputs[:half], inputs[half : 2 * half]
+
+    def of(rows: Tensor) -> Tensor | None:
+        with torch.no_grad():
+            return first_tensor(call.map(lambda _: rows)(model))
+
+    found = [of(rows) for rows in (first, second, (first + second) / 2)]
+    ends = [tensor.double() for tensor in found if tensor is not None]
+    if len(ends) < 3 or len({tensor.shape for tensor in ends}) > 1:
+        return None
+    middle, mean = ends[2], (ends[0] + ends[1]) / 2
+    spread = torch.cat(ends[:2]).std(dim=0).max().item()
+    return (middle - mean).abs().max().item() / spread if spread > 0 else None
 
 
 def _without_gradient(

@@ -123,6 +123,36 @@ def _tensors_in(value: Any) -> list[Tensor]:
     return [logits] if isinstance(logits, Tensor) else []
 
 
+def with_first(value: Any, tensor: Tensor) -> Any:
+    """Return a nest of containers with `tensor` in the place of its `first_tensor`.
+
+    Raises:
+        TypeError: a nest without a tensor.
+    """
+    first = first_tensor(value)
+    if first is None:
+        raise TypeError("the outputs hold no tensor")
+    return _exchanged(value, first, tensor)
+
+
+def _exchanged(value: Any, old: Tensor, new: Tensor) -> Any:
+    if isinstance(value, Tensor):
+        return new if value is old else value
+    if isinstance(value, Mapping):
+        result = copy.copy(value)
+        for name, item in value.items():
+            result[name] = _exchanged(item, old, new)  # type: ignore[index]
+        return result
+    if isinstance(value, list | tuple):
+        items = [_exchanged(item, old, new) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    if getattr(value, "logits", None) is old:
+        result = copy.copy(value)
+        object.__setattr__(result, "logits", new)
+        return result
+    return value
+
+
 def copied(tensor: Tensor) -> Tensor:
     """Return a copy without a graph."""
     return tensor.detach().clone()

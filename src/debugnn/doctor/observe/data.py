@@ -15,6 +15,7 @@ from debugnn.doctor.observe.layout import Layout
 from debugnn.doctor.observe.modes import without_dropout
 from debugnn.doctor.observe.task import Task, score
 
+_RECOGNISED = 64  # classes that a simple model is asked for
 _DESCRIBED = 1024  # samples that statistics are computed of
 
 
@@ -63,6 +64,9 @@ def note_data(
     if targets is not None:
         keep = samples.first_of_each(inputs)
         facts.simple_skill = simple_models.simple_skill(inputs[keep], targets[keep], task)
+        facts.simple_recognition = simple_models.recognition(
+            inputs[keep], targets[keep], None, None, task, buffer.rarest(task)
+        )
     # Of a graph, or of one set at every step, validation has the same entries by right.
     one_set = evidence.network.mixing and facts.same_batch is not False
     apart = layout.axis is not None and not one_set
@@ -88,6 +92,9 @@ def _note_fingerprints(evidence: Evidence, buffer: BatchBuffer, layout: Layout, 
             facts.conflicting, facts.repeated, facts.repeats_within = samples.conflicts(
                 prints, buffer.labels.each()
             )
+        (facts.one_class_batches, facts.one_class_by_chance, facts.one_class_run) = (
+            samples.one_class_batches(prints, buffer.labels.each())
+        )
     seen, times = samples.repeats(prints)
     evidence.outcome.epochs = times if seen else None
 
@@ -117,7 +124,14 @@ def _compare(
         return False
     prints = samples.fingerprints(rows)
     facts.natural_repeats = 1 - len(prints.unique()) / max(len(prints), 1)
-    facts.overlap = torch.isin(prints, known).double().mean().item()
+    trained = torch.isin(prints, known)
+    facts.overlap = trained.double().mean().item()
+    facts.copies = len(prints[trained].unique())
+    facts.continuous = samples.distinct_values(rows)
+    if task.kind in ("classes", "binary") and targets.shape[:1] == trained.shape:
+        labels = task.labels(targets).cpu()
+        if labels.shape == trained.shape:
+            facts.overlap_of_class = samples.overlap_of_classes(trained, labels)
     facts.covered = torch.isin(known, prints).double().mean().item()
     facts.trained_on, facts.validation_size = len(known.unique()), validation.size
     if facts.floating:
@@ -126,6 +140,9 @@ def _compare(
     if known_targets is not None and isinstance(targets, Tensor):
         facts.transfer_skill = simple_models.transfer_skill(
             inputs, known_targets, rows, targets, task
+        )
+        facts.simple_recognition |= simple_models.recognition(
+            inputs, known_targets, rows, targets, task, list(facts.class_counts)[:_RECOGNISED]
         )
     return True
 
@@ -156,7 +173,11 @@ def _evaluate(
         and isinstance(b.call.args[0], Tensor)
         and b.call.args[0].shape[1:] == given.shape[1:]
     ]
-    with undisturbed(), torch.no_grad(), without_dropout(replica, training=False):
+    with (
+        undisturbed(model=replica),
+        torch.no_grad(),
+        without_dropout(replica, training=False),
+    ):
         outputs = validation.outputs
         if validation.step != steps:
             outputs = layout.run(replica, call)

@@ -1,12 +1,13 @@
 """What one batch tells before the first step: the task, the loss function, the initial network."""
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from debugnn.doctor.copies import copied_state
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.observe.architecture import network_facts
 from debugnn.doctor.observe.calls import Call, first_tensor
@@ -14,8 +15,10 @@ from debugnn.doctor.observe.loss_function import LossFunction, loss_facts
 from debugnn.doctor.observe.mixing import Samples
 from debugnn.doctor.observe.modes import without_dropout
 from debugnn.doctor.observe.operations import SQUASHING, trace
-from debugnn.doctor.observe.task import Task, read
+from debugnn.doctor.observe.task import Task, read, reference_loss
 from debugnn.doctor.observe.weights import forward_order, weight_facts
+
+_AGREES = 1e-3  # relative difference of two losses that are the same but for rounding
 
 
 def examine(
@@ -25,6 +28,8 @@ def examine(
     loss_fn: LossFunction | None,
     samples: Samples,
     evidence: Evidence,
+    reads_parameters: Callable[[], bool],
+    handed: tuple[Any, float] | None = None,
 ) -> Task:
     """Fill in what the evidence holds of the task, the loss, the network and its weights.
 
@@ -34,6 +39,9 @@ def examine(
         targets: the batch's targets.
         samples: where the batch's samples lie.
         evidence: where the facts are noted.
+        reads_parameters: returns whether the loss function has read any parameters.
+        handed: the outputs of the training's own pass, and the loss that it handed over; None
+            where they are not known.
 
     Returns:
         How outputs and targets are read.
@@ -44,22 +52,21 @@ def examine(
     task = read(outputs, targets)
     squashed = first is not None and tracer.made(first) in SQUASHING
     task = Task(task.kind, task.classes, task.axis, squashed)
-    _note_task(evidence, task)
     if loss_fn is not None:
         evidence.loss = loss_facts(loss_fn, outputs, targets, task)
-        if not evidence.loss.tried:
+        evidence.loss.parameters = reads_parameters()
+        if evidence.loss.parameters:  # a penalty, or a network of its own, adds to it
+            evidence.loss.best = evidence.loss.constant = evidence.loss.confident = None
+        on_a_device = first is not None and first.device.type != "cpu"
+        if not evidence.loss.tried and on_a_device:
             evidence.troubles.append("the loss function cannot be tried out on the CPU")
     usable = loss_fn is not None and evidence.loss.error is None
-    distance = (
-        usable
-        and evidence.loss.gradient
-        and task.kind == "binary"
-        and not _takes_sides(evidence.loss.rewards)
-    )
-    if evidence.loss.pairwise or distance:
-        # The outputs are embeddings or distances, and neither classes nor logits.
-        task = Task("unknown")
-        _note_task(evidence, task)
+    evidence.reconstruction = _is_reconstruction(call, targets)
+    task = _settled(task, evidence, tried=usable and evidence.loss.tried, targets=targets,
+                    handed=handed)  # fmt: skip
+    evidence.task = task.kind
+    evidence.classes = 2 if task.kind == "binary" else task.classes
+    evidence.positions = _has_positions(task, call, targets)
 
     def loss(value: Any) -> Tensor:
         if loss_fn is not None and usable:
@@ -69,30 +76,56 @@ def examine(
             raise TypeError("the outputs hold no tensor")
         return tensor.float().square().mean()
 
-    state = copied_state(model)
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     evidence.network = network_facts(model, call, samples, loss)
     with torch.no_grad():
-        model.load_state_dict(state)
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
     evidence.weights = weight_facts(model, forward_order(model, call))
     return task
 
 
-def _note_task(evidence: Evidence, task: Task) -> None:
-    evidence.task = task.kind
-    evidence.classes = 2 if task.kind == "binary" else task.classes
-
-
-def _takes_sides(rewards: list[list[float]]) -> bool:
-    """True if the loss tells right outputs from wrong ones.
-
-    It is lower at the right ones; or higher, and below zero at one of them, where its sign is
-    flipped. Any other loss (a contrastive one of a distance, say) has another idea of what is
-    right.
+def _settled(
+    task: Task, evidence: Evidence, tried: bool, targets: Any, handed: tuple[Any, float] | None
+) -> Task:
+    """Return the task that shapes propose where the loss bears it out, else an unknown one.
 
     Args:
-        rewards: pairs of its values, [at right outputs, at wrong outputs].
+        tried: the loss function has been tried out on outputs that are right, and on wrong ones.
+            Where it has not, the loss that was handed over must be the task's own.
     """
-    values = [value for pair in rewards for value in pair]
-    if not values or not all(map(math.isfinite, values)):
+    facts = evidence.loss
+    if not tried:
+        if handed is None or not isinstance(targets, Tensor) or task.kind == "unknown":
+            return Task("unknown")
+        outputs, value = handed
+        own = reference_loss(task, outputs, targets)
+        agrees = own is not None and math.isclose(own, value, rel_tol=_AGREES)
+        return task if agrees else Task("unknown")
+    # A variational autoencoder's error is one part of a bound: it is not all that is asked for.
+    bound = evidence.reconstruction and facts.other_outputs
+    flipped = facts.opposed and not facts.parameters
+    if bound or not (facts.confirmed or flipped):
+        return Task("unknown")
+    return replace(task, link=facts.link)
+
+
+def _is_reconstruction(call: Call, targets: Any) -> bool:
+    """Return whether the targets are the model's inputs."""
+    return isinstance(targets, Tensor) and any(
+        given.numel() == targets.numel() and torch.equal(given.flatten(), targets.flatten())
+        for given in call.tensors()
+        if given.layout == targets.layout == torch.strided and given.dtype == targets.dtype
+    )
+
+
+def _has_positions(task: Task, call: Call, targets: Any) -> bool:
+    """Return whether a sample has several labels, as texts and images have whose parts are named.
+
+    A batch of texts may be flat, (T·B,), or have its time axis first.
+    """
+    if task.kind not in ("classes", "binary") or not isinstance(targets, Tensor):
         return False
-    return any(right < wrong for right, wrong in rewards) or min(values) < 0
+    labels = task.labels(targets).numel()
+    axes = [given.shape[:2] for given in call.tensors() if given.dim()]
+    return bool(axes) and all(labels not in shape for shape in axes)

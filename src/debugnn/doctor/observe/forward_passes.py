@@ -38,15 +38,21 @@ class ForwardPasses:
         self.pending.append(each)
         del self.pending[:-_KEPT]
 
-    def note_evaluation(self, call: Call, training: bool) -> None:
-        """Note a pass without gradients, of a model in training mode or not."""
+    def note_evaluation(self, call: Call, training: bool) -> bool:
+        """Note a pass without gradients, of a model in training mode or not.
+
+        Returns:
+            True for an evaluation in training mode.
+        """
         self._loop.evaluations += 1
         args, self.last_evaluation = call.args, call
         last = self.last_call
         # A loop may compute the training accuracy of a batch in passing.
         repeated = last is not None and bool(args) and bool(last.args) and args[0] is last.args[0]
-        if training and not repeated:
-            self._loop.train_mode_evaluations += 1
+        if not training or repeated:
+            return False
+        self._loop.train_mode_evaluations += 1
+        return True
 
     def note_update(self, training: bool) -> None:
         """Note that the optimiser steps.

@@ -1,7 +1,7 @@
 """Probes of the layers: their gradients, updates and activations at some steps."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from debugnn.doctor.observe.calls import Call
 from debugnn.doctor.observe.layout import Layout
 from debugnn.doctor.observe.modes import without_dropout
 from debugnn.doctor.observe.operations import ActivationWatcher
+from debugnn.doctor.observe.replica import Replica
 from debugnn.tensor_stats import read_together
 
 _SAMPLES = 8  # of a batch that activations are measured with
@@ -20,6 +21,7 @@ _SAMPLES = 8  # of a batch that activations are measured with
 # activations: what dies or saturates stays so.
 _THOROUGH = 10
 _EVERY_LATER = 4
+_CHUNK = 2**23  # values of weights that are subtracted at once: their difference takes memory
 _SMALL = 2**13  # values of a gradient that is looked at in every step
 
 
@@ -35,7 +37,7 @@ class LayerProbes:
         self._evidence = evidence
         self._model = model
         self._probe: Probe | None = None
-        self._before: dict[str, Tensor] = {}  # weights before the update
+        self._before: dict[str, Tensor] = {}  # weights before the update, in the replica's memory
         self._named: list[tuple[str, nn.Parameter]] = []  # as of the last probe
         self._small: list[nn.Parameter] = []  # of these, those looked at in every step
 
@@ -65,8 +67,12 @@ class LayerProbes:
         # Norms of finite numbers can overflow.
         return not math.isfinite(total) and any(not torch.isfinite(g).all() for g in gradients)
 
-    def measure_gradients(self) -> None:
-        """Begin a probe, before an update: the norms of gradients and weights."""
+    def measure_gradients(self, replica: Replica | None) -> None:
+        """Begin a probe, before an update: the norms of gradients and weights.
+
+        Args:
+            replica: keeps the weights until `measure_updates`; without a copy updates are left out.
+        """
         present = {n: p.grad.detach() for n, p in self._named if p.grad is not None}
         self.graded.update(present)
         gradients = {n: gradient for n, gradient in present.items() if not gradient.is_sparse}
@@ -76,7 +82,11 @@ class LayerProbes:
             sizes = dict(zip(weights, _norms(list(weights.values())), strict=True))
             pulls = dict(zip(with_both, _norms([gradients[n] for n in with_both]), strict=True))
             if len(self._evidence.probes) < _THOROUGH:
-                self._before = {n: w.clone() for n, w in weights.items()}
+                # Before the first update the copy holds these weights anyway.
+                first = self._evidence.loop.optimizer_steps == 0
+                kept = None if replica is None else replica.model if first else replica.current()
+                own = {} if kept is None else dict(kept.named_parameters())
+                self._before = {n: own[n].detach() for n in weights if n in own}
         layers = {n: LayerFacts(pulls.get(n), size) for n, size in sizes.items()}
         self._probe = Probe(self._evidence.loop.steps, layers)
 
@@ -85,9 +95,10 @@ class LayerProbes:
         if self._probe is None or not self._before:
             return
         weights = dict(self._model.named_parameters())
-        moved = [weights[n].detach() - before for n, before in self._before.items()]
-        for name, update in zip(self._before, _norms(moved), strict=True):
-            self._probe.layers[name].update = update
+        for names in _chunks(self._before):
+            moved = [weights[n].detach() - self._before[n] for n in names]
+            for name, update in zip(names, _norms(moved), strict=True):
+                self._probe.layers[name].update = update
         self._before = {}
 
     @property
@@ -107,7 +118,7 @@ class LayerProbes:
         probe = self._probe or Probe(self._evidence.loop.steps)
         if replica is not None and call is not None:
             watcher = ActivationWatcher()
-            with undisturbed(), without_dropout(replica, training=True):
+            with undisturbed(model=replica), without_dropout(replica, training=True):
                 watcher.watch(replica, layout.take(call, slice(_SAMPLES))[0])
             probe.activations, probe.inputs = watcher.activations, watcher.inputs
         self._evidence.probes.append(probe)
@@ -120,6 +131,20 @@ class LayerProbes:
         """Let go of the parameters."""
         self._named.clear()
         self._small.clear()
+
+
+def _chunks(tensors: Mapping[str, Tensor]) -> Iterator[list[str]]:
+    """Yield the names of a few tensors at a time, of `_CHUNK` values in all or of a single one."""
+    names: list[str] = []
+    size = 0
+    for name, tensor in tensors.items():
+        if names and size + tensor.numel() > _CHUNK:
+            yield names
+            names, size = [], 0
+        names.append(name)
+        size += tensor.numel()
+    if names:
+        yield names
 
 
 def _norms(tensors: Sequence[Tensor]) -> list[float]:

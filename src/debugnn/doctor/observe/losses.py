@@ -7,9 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from debugnn.doctor.copies import copied_loss, undisturbed
+from debugnn.doctor.copies import undisturbed
+from debugnn.doctor.observe.calls import Call, map_tensors
 from debugnn.tensor_stats import read_together
 
+_COMPARED = 100_000  # values of a gradient
+_ONE_DIRECTION = 1e-2  # what two gradients may differ by, as they are rounded
 _ZERO_LOSS = 1e-8  # a loss of this size has no ratio to another that means anything
 
 
@@ -20,12 +23,15 @@ class LossCurve:
         values: of the steps so far, as far as they have been read.
         broke_at: first step whose loss was not finite.
         ratios: loss handed over / loss function's value, at probes.
+        gradient_scales: gradient that reached the outputs / that of the loss function's mean, at
+            probes where both have one direction.
     """
 
     def __init__(self) -> None:
         self.values: list[float] = []
         self.broke_at: int | None = None
         self.ratios: list[float] = []
+        self.gradient_scales: list[float] = []
         self._unread: list[tuple[int | None, Tensor]] = []
 
     def add(self, loss: Tensor, step: int | None) -> None:
@@ -49,7 +55,47 @@ class LossCurve:
         self, loss: Tensor, loss_fn: Callable[[Any, Any], Tensor], outputs: Any, targets: Any
     ) -> None:
         """Note the ratio of a loss to what the loss function returns for the same outputs."""
-        with undisturbed(), torch.no_grad():
-            own = copied_loss(loss_fn)(outputs, targets).float().mean().item()
+        with undisturbed(loss_fn), torch.enable_grad():  # a loss may hold a gradient's norm
+            own = loss_fn(outputs, targets).detach().float().mean().item()
         if math.isfinite(own) and abs(own) > _ZERO_LOSS and math.isfinite(loss.item()):
             self.ratios.append(loss.item() / own)
+
+    def compare_gradients(self, gradient: Tensor, own: Tensor) -> None:
+        """Note the ratio of the gradient that reached the outputs to the loss function's own."""
+        if gradient.shape != own.shape:
+            return
+        spacing = max(1, gradient.numel() // _COMPARED)
+        used, plain = (g.flatten()[::spacing].double() for g in (gradient, own))
+        if not torch.isfinite(used).all() or not plain.any():
+            return
+        scale = (used @ plain / (plain @ plain)).item()
+        rest = torch.linalg.vector_norm(used - scale * plain)
+        if rest <= _ONE_DIRECTION * torch.linalg.vector_norm(used):
+            self.gradient_scales.append(scale)
+
+
+def scores_of(outputs: Any) -> Tensor | None:
+    """Return the first tensor of floats with two axes or more, None where there is none."""
+    tensors = Call((outputs,)).tensors()
+    if not tensors and isinstance(logits := getattr(outputs, "logits", None), Tensor):
+        tensors = [logits]
+    return next((t for t in tensors if t.is_floating_point() and t.dim() > 1), None)
+
+
+def output_gradient(
+    loss_fn: Callable[[Any, Any], Tensor], outputs: Any, targets: Any
+) -> Tensor | None:
+    """Return the gradient of the loss function's mean with respect to the outputs' scores.
+
+    None where there are no scores, or the loss does not depend on them.
+    """
+    scores = scores_of(outputs)
+    if scores is None:
+        return None
+    with undisturbed(loss_fn), torch.enable_grad():
+        leaf = scores.detach().clone().requires_grad_()
+        given = map_tensors(outputs, lambda tensor: leaf if tensor is scores else tensor)
+        loss = loss_fn(given, targets).float().mean()
+        if not loss.requires_grad:
+            return None
+        return torch.autograd.grad(loss, leaf, allow_unused=True)[0]

@@ -8,18 +8,58 @@ from torch import Tensor, nn
 
 from debugnn.doctor.evidence import OptimizerFacts
 
+_POINTS = 64  # of a rate's course that are kept, at most
+
+
+class RateCurve:
+    """The learning rates of an optimiser's groups over its updates, in few points.
+
+    A point is kept where a rate changes. Of many points every second one is dropped.
+
+    Attributes:
+        updates: how many there were.
+    """
+
+    def __init__(self) -> None:
+        self.updates = 0
+        self._points: list[list[float]] = []  # [update, rate of each group]
+        self._latest: list[float] = []
+        self._spacing = 1
+
+    def note(self, optimizer: torch.optim.Optimizer) -> None:
+        """Note the rates of an update that is about to be made."""
+        rates = [float(group["lr"]) for group in optimizer.param_groups]
+        last = self._points[-1] if self._points else None
+        far_enough = last is None or self.updates - last[0] >= self._spacing
+        if far_enough and (last is None or rates != last[1:]):
+            self._points.append([float(self.updates), *rates])
+        if len(self._points) > _POINTS:
+            self._points = self._points[::2]
+            self._spacing *= 2
+        self._latest = rates
+        self.updates += 1
+
+    def points(self) -> list[list[float]]:
+        """Return the points [update, rate of each group]; the latest update's is the last one."""
+        if not self.updates:
+            return []
+        end = [float(self.updates - 1), *self._latest]
+        return [*self._points, *([end] if self._points[-1] != end else [])]
+
 
 def optimizer_facts(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     groups: Sequence[Mapping[str, Any]],
     initial: Mapping[str, Tensor],
+    rates: Sequence[Sequence[float]] = (),
 ) -> OptimizerFacts:
     """Compare the optimiser's parameters with the model's.
 
     Args:
         groups: the optimiser's groups as they began, with the largest learning rate seen.
         initial: the weights that the training began with.
+        rates: points [update, rate of each group].
     """
     parameters = dict(model.named_parameters())
     own = {id(p) for p in parameters.values()}
@@ -34,13 +74,28 @@ def optimizer_facts(
         missing=[
             n
             for n, p in trainable.items()
-            if id(p) not in held and (n not in initial or torch.equal(initial[n], p.detach()))
+            if id(p) not in held
+            and (n not in initial or torch.equal(initial[n].to(p.device), p.detach()))
         ],
         foreign=len(held - own),
         frozen_held=[n for n, p in parameters.items() if not p.requires_grad and id(p) in held],
         lr=max((float(g["lr"]) for g in groups), default=None),
         weight_decay=max(decays, default=0.0),
+        rates=[list(point) for point in rates],
+        **_lost_eps(optimizer),
     )
+
+
+def _lost_eps(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The first eps above 0 that is 0 in its parameters' type, and that type's name."""
+    for group in optimizer.param_groups:
+        eps = group.get("eps")
+        if not isinstance(eps, float) or eps <= 0:
+            continue
+        for parameter in group["params"]:
+            if torch.tensor(eps, dtype=parameter.dtype).item() == 0:
+                return {"lost_eps": eps, "dtype": str(parameter.dtype).removeprefix("torch.")}
+    return {}
 
 
 def still_unreached(unreached: Sequence[str], graded: Collection[str]) -> list[str]:

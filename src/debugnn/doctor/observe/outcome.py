@@ -93,8 +93,10 @@ def note_movement(
     held = {name for group in groups for name in group["names"]}
     moved, shrunk = [], []
     for name, parameter in model.named_parameters():
-        if name in held and parameter.requires_grad and parameter.dim() >= 2:
-            start, now = initial[name].float(), parameter.detach().float()
+        known = name in held and name in initial
+        if known and parameter.requires_grad and parameter.dim() >= 2:
+            now = parameter.detach().float()
+            start = initial[name].to(now.device).float()
             norm = torch.linalg.vector_norm(start)
             change = torch.linalg.vector_norm(now - start)
             moved.append((change / norm).item() if norm > 0 else math.inf)
@@ -133,7 +135,7 @@ def score_of(found: list[tuple[Tensor, Tensor]], task: Task, rarest: Sequence[in
         rarest: classes whose recall is noted.
     """
     found = [pair for pair in found if all(tensor.dim() for tensor in pair)]
-    if not found:
+    if not found or task.kind == "unknown":
         return Score()
     shapes = {(o.shape[1:], t.shape[1:]) for o, t in found}
     if len(shapes) > 1:  # sequences of several lengths

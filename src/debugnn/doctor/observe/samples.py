@@ -5,6 +5,7 @@ All functions take inputs (N, …), of which row i belongs to target i. None dra
 
 from collections.abc import Sequence
 from functools import cache
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,9 @@ from debugnn.doctor.observe.task import Task
 _FEATURES = 1024  # of wider inputs that many features are looked at, evenly spaced
 _FINGERPRINTED = 256  # features that a fingerprint is made of
 _RANKED = 64  # features whose share is kept, at most
+_BATCH = 4  # samples of a batch that its classes are told of, at least
+_BATCHES = 8  # such batches, at least
+_OF_CLASS = 20  # samples of a class that a share is taken of, at least
 _IGNORED = -100  # PyTorch's own mark of a target that is left out
 
 # What a share of variance can be computed from.
@@ -112,6 +116,57 @@ def conflicts(prints: Sequence[Tensor], labels: Sequence[Tensor]) -> tuple[float
     return len(several) / max(len(again), 1), len(again), within
 
 
+def one_class_batches(
+    prints: Sequence[Tensor], labels: Sequence[Tensor]
+) -> tuple[float, float, float]:
+    """Return how often a batch holds one class alone.
+
+    Of batches with a label for each sample, and four samples or more.
+
+    Args:
+        prints: fingerprints of each batch's samples.
+        labels: class indices of each batch.
+
+    Returns:
+        The share of these batches; the share that batches drawn at random would have; and how many
+        batches of one class follow each other, on average.
+    """
+    pairs = zip(prints, labels, strict=False)
+    batches = [t for p, t in pairs if p.shape == t.shape and len(t) >= _BATCH]
+    if len(batches) < _BATCHES:
+        return 0.0, 0.0, 0.0
+    alone = [int(t[0]) if bool((t == t[0]).all()) else None for t in batches]
+    count = sum(kind is not None for kind in alone)
+    begun = sum(k is not None and k != before for before, k in pairwise([None, *alone]))
+    _, counts = torch.cat(batches).unique(return_counts=True)
+    shares = counts.double() / counts.sum()
+    size = sum(map(len, batches)) / len(batches)
+    return count / len(batches), (shares**size).sum().item(), count / max(begun, 1)
+
+
+def overlap_of_classes(found: Tensor, labels: Tensor) -> dict[int, float]:
+    """Return the share of each class's samples that were found, of classes with 20 or more.
+
+    Args:
+        found: (N,), whether each sample was.
+        labels: (N,), class indices.
+    """
+    shares = {}
+    for label in labels.unique().tolist():
+        own = found[labels == label]
+        if len(own) >= _OF_CLASS:
+            shares[int(label)] = own.double().mean().item()
+    return shares
+
+
+def distinct_values(inputs: Tensor) -> float:
+    """Return the number of a feature's distinct values over that of distinct samples, the median
+    over the features: 1 of continuous measurements, near 0 of categories and grey values."""
+    rows = flat(inputs[first_of_each(inputs)])
+    counts = [len(column.unique()) / max(len(rows), 1) for column in rows.T]
+    return torch.tensor(counts, dtype=torch.float64).median().item()
+
+
 # --- description ----------------------------------------------------------------------------------
 
 
@@ -125,6 +180,9 @@ def data_facts(inputs: Tensor, targets: Tensor | None, task: Task) -> DataFacts:
     rows = flat(inputs)
     finite = torch.isfinite(rows).all(dim=1)
     facts.nonfinite_samples = int((~finite).sum())
+    if facts.nonfinite_samples == len(rows) > 1:
+        broken = (~torch.isfinite(rows)).all(dim=0).nonzero().flatten()
+        facts.nonfinite_features = (broken * _spacing(inputs, _FEATURES)).tolist()
     if facts.floating and finite.sum() > 1:
         _describe_scale(facts, rows[finite])
     if targets is None or task.kind == "unknown":

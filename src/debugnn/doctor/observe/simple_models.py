@@ -3,6 +3,8 @@
 All functions take inputs (N, …), of which row i belongs to target i. None draws a random number.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,6 +22,7 @@ _LEAST_FOR_SKILL = 60
 _LEAST_FOR_TRANSFER = 30
 _LEAST_FOR_SHIFT = 20
 _LEAST_FOR_SCALE = 8
+_LEAST_OF_CLASS = 4  # for the recall of a class
 
 
 def features(inputs: Tensor, most: int) -> Tensor:
@@ -63,6 +66,63 @@ def simple_skill(inputs: Tensor, targets: Tensor, task: Task) -> float | None:
         guesses["neighbours"][held] = _neighbours(rows[kept], wanted[kept], rows[held])
         guesses["ridge"][held] = _ridge(rows[kept], wanted[kept], rows[held])
     return max(_skill(guess, wanted, task.kind == "values") for guess in guesses.values())
+
+
+def recognition(
+    train: Tensor,
+    targets: Tensor,
+    other: Tensor | None,
+    wanted: Tensor | None,
+    task: Task,
+    classes: Sequence[int],
+) -> dict[int, float]:
+    """Return how well simple models that give all classes the same weight recognise some classes.
+
+    Nearest neighbours and ridge regression, fitted to training samples; of both the better.
+
+    Args:
+        train: training inputs.
+        targets: their targets.
+        other: inputs of another set; None to ask each half of the training samples, of the model
+            that is fitted to the other half.
+        wanted: the other set's targets.
+        classes: those that are asked for.
+
+    Returns:
+        Class → the lower one of its recall and its precision; without classes of fewer than
+        `_LEAST_OF_CLASS` samples. {} of too few samples, and where a sample has several labels.
+    """
+    if task.kind not in ("classes", "binary") or len(train) < _LEAST_FOR_SKILL:
+        return {}
+    known = task.labels(targets).cpu()
+    asked_for = known if other is None or wanted is None else task.labels(wanted).cpu()
+    rows = features(train if other is None else torch.cat([train, other]), 512)
+    if len(rows) != len(known) + (0 if other is None else len(asked_for)):
+        return {}
+    both = known if other is None else torch.cat([known, asked_for])
+    usable = torch.isfinite(rows).all(dim=1) & (both >= 0) & (both < task.size)
+    kept = torch.arange(len(rows)) < len(known)
+    rows = standardised(rows)
+    halves = torch.arange(len(rows)) % 2 if other is None else kept.long()
+    guesses = [torch.zeros(len(rows), task.size, dtype=torch.float64) for _ in range(2)]
+    for asked in (0, 1) if other is None else (0,):
+        fit, ask = usable & (halves != asked), halves == asked
+        counts = torch.bincount(both[fit], minlength=task.size).clamp_min(1)
+        weights = (1 / counts[both[fit]]).double()
+        weights = weights / weights.mean()
+        hot = F.one_hot(both[fit], task.size).double()
+        guesses[0][ask] = _neighbours(rows[fit], hot * weights[:, None], rows[ask])
+        guesses[1][ask] = _ridge(rows[fit], hot, rows[ask], weights)
+    judged = usable if other is None else usable & ~kept
+    found: dict[int, float] = {}
+    for guess in guesses:
+        said, true = guess.argmax(dim=1)[judged], both[judged]
+        for c in classes:
+            count = int((true == c).sum())
+            if count >= _LEAST_OF_CLASS:
+                share = int(((said == c) & (true == c)).sum()) / max(count, int((said == c).sum()))
+                found[c] = max(share, found.get(c, 0.0))
+    return found
 
 
 def transfer_skill(
@@ -123,11 +183,18 @@ def _neighbours(rows: Tensor, wanted: Tensor, asked: Tensor) -> Tensor:
     return wanted[nearest].mean(dim=1)
 
 
-def _ridge(rows: Tensor, wanted: Tensor, asked: Tensor) -> Tensor:
-    """Return ridge regression's predictions, solved in its dual form (N, N)."""
+def _ridge(rows: Tensor, wanted: Tensor, asked: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Return ridge regression's predictions, solved in its dual form (N, N).
+
+    Args:
+        weights: of the rows, (N,); all count alike without.
+    """
     centre = wanted.mean(dim=0)
+    if weights is not None:
+        centre = (wanted * weights[:, None]).sum(dim=0) / weights.sum()
     kernel = rows @ rows.T
-    kernel.diagonal().add_(_RIDGE * kernel.diagonal().mean() + 1e-9)
+    penalty = _RIDGE * kernel.diagonal().mean() + 1e-9
+    kernel.diagonal().add_(penalty if weights is None else penalty / weights)
     return centre + asked @ (rows.T @ torch.linalg.solve(kernel, wanted - centre))
 
 

@@ -1,4 +1,4 @@
-"""Gradients that nobody cleared: whether a step is taken with earlier steps' gradients too."""
+"""Gradients around an update: left over from earlier steps, cleared before it, or added up."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -12,22 +12,30 @@ from debugnn.doctor.evidence import LoopFacts
 
 _OFTEN = 20  # first steps, whose gradients are all compared with the step before
 _MOST = 1_000  # comparisons
+_PASSES = 64  # latest updates whose backward passes are counted
 
 
 class StaleGradients:
     """Compares the gradients of a few small parameters from one update to the next.
 
     Args:
-        loop: where the distances are noted, as `residues`.
+        loop: where the distances are noted, as `residues`; how many updates found none of the
+            gradients that had arrived, as `cleared_steps`; and how many backward passes there were
+            before an update, as `passes_per_update`.
+        optimizer: whose gradients are looked at.
     """
 
-    def __init__(self, loop: LoopFacts) -> None:
+    def __init__(self, loop: LoopFacts, optimizer: torch.optim.Optimizer) -> None:
         self._loop = loop
+        self._optimizer = optimizer
         self._watched: list[nn.Parameter] = []
         self._stale: dict[int, Tensor] = {}  # gradients at the last optimiser step, by id
         self._new: dict[int, Tensor] = {}  # what has been added to them since
         self._arrived: dict[int, Tensor] = {}
         self._kept = 0  # steps whose gradients were kept
+        self._looked_for = 0  # updates whose arrivals were looked at
+        self._sizes: dict[int, Tensor] = {}  # whether a gradient that arrived is not zero
+        self._passes: dict[int, int] = {}  # backward passes since the last update
 
     def watch(self, parameters: Sequence[nn.Parameter]) -> list[Any]:
         """Begin with these parameters.
@@ -51,6 +59,11 @@ class StaleGradients:
 
     def _note_sum(self, parameter: nn.Parameter) -> None:
         self._loop.backwards += 1
+        key = id(parameter)
+        self._passes[key] = self._passes.get(key, 0) + 1
+        gradient = parameter.grad
+        if gradient is not None and not gradient.is_sparse and self._looked_for < _OFTEN:
+            self._sizes[key] = gradient.detach().any()
         new = self._arrived.pop(id(parameter), None)
         if new is None or new.is_sparse:
             return
@@ -67,6 +80,11 @@ class StaleGradients:
         """
         new, self._new = self._new, {}
         loop = self._loop
+        self._note_cleared()
+        if self._passes:
+            loop.passes_per_update.append(max(self._passes.values()))
+            del loop.passes_per_update[:-_PASSES]
+        self._passes.clear()
         if not self._stale or len(loop.residues) >= _MOST:
             return
         for parameter in self._watched:
@@ -82,6 +100,24 @@ class StaleGradients:
                 continue
             loop.residues.append([loop.steps, _distance(used, both), _distance(used, clean)])
 
+    def _note_cleared(self) -> None:
+        """Note whether gradients that arrived are gone, of all parameters, or are zero."""
+        sizes, self._sizes = self._sizes, {}
+        if not sizes:
+            return
+        self._looked_for += 1
+        self._loop.looked_for_cleared += 1
+        watched = [p.grad for p in self._watched if id(p) in sizes]
+        if any(g is not None and (g.is_sparse or bool(g.any())) for g in watched):
+            return
+        if not any(bool(size) for size in sizes.values()):
+            return
+        gradients = [p.grad for group in self._optimizer.param_groups for p in group["params"]]
+        if any(g is not None and (g.is_sparse or bool(g.any())) for g in gradients):
+            return
+        self._loop.cleared_steps += 1
+        self._loop.cleared_to_none = all(g is None for g in gradients)
+
     def keep(self, every: int) -> None:
         """Keep the gradients after an update.
 
@@ -96,6 +132,9 @@ class StaleGradients:
             if often and p.grad is not None and not p.grad.is_sparse
         }
         self._kept += bool(self._stale)
+        # What a closure computes within the update belongs to no later one.
+        self._sizes.clear()
+        self._passes.clear()
 
 
 def _distance(a: Tensor, b: Tensor) -> float:

@@ -32,12 +32,15 @@ class Task:
         classes: C.
         axis: the classes' axis in the outputs.
         squashed: the outputs pass a sigmoid or a softmax: they are probabilities.
+        link: what turns outputs into values: `identity`, `sigmoid` of the logits of probabilities,
+            or `exp` of the logarithms of rates.
     """
 
     kind: str
     classes: int | None = None
     axis: int = 1
     squashed: bool = False
+    link: str = "identity"
 
     @property
     def size(self) -> int:
@@ -64,6 +67,8 @@ class Task:
             targets = targets.reshape(-1).long()
             known = (targets >= 0) & (targets < self.size)
             return predicted[known], targets[known]
+        if self.link != "identity":
+            predicted = predicted.sigmoid() if self.link == "sigmoid" else predicted.exp()
         return predicted.reshape(-1), targets.float().reshape(-1)
 
     def labels(self, targets: Tensor) -> Tensor:
@@ -79,6 +84,8 @@ def read(outputs: Any, targets: Any) -> Task:
     """Return the task that outputs and targets of these shapes, types and values belong to."""
     outputs = first_tensor(outputs)
     if outputs is None or not isinstance(targets, Tensor) or not outputs.is_floating_point():
+        return Task("unknown")
+    if outputs.dim() == 0:  # a loss that the model computes itself comes first
         return Task("unknown")
     constant = targets.numel() >= _FEW and bool((targets == targets.flatten()[0]).all())
     if not targets.is_floating_point():

@@ -68,6 +68,8 @@ def weight_facts(model: nn.Module, order: list[str]) -> list[WeightFacts]:
                 constant=bool((weight == weight[0, 0]).all()),
                 hidden=position + 1 < len(names),
                 norm=torch.linalg.vector_norm(weight).item(),
+                inputs=weight.shape[1],
+                outputs=weight.shape[0],
             )
         )
     return facts

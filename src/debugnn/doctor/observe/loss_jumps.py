@@ -1,0 +1,131 @@
+"""Single steps whose loss lies above those around it, and the samples of their batches."""
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from debugnn.doctor.evidence import Jump
+from debugnn.doctor.observe.buffer import GrowingTensor
+from debugnn.doctor.observe.calls import first_tensor, map_tensors
+
+_AROUND = 10  # losses on either side that a loss is compared with
+_KEPT = 3  # jumps
+_CANDIDATES = 8  # steps that are kept by the losses before them alone
+_SAMPLES = 128  # of a batch whose own losses are computed
+_NAMED = 8  # samples of a jump, and steps at which the first of them came again
+_ROUNDING = 1e-6  # least spread of losses, relative to their size
+
+
+@dataclass
+class _Candidate:
+    step: int
+    height: float
+    own: Tensor | None  # losses of the batch's samples, (samples,)
+
+
+class LossJumps:
+    """Keeps the steps whose loss rose the most above the losses before them."""
+
+    def __init__(self) -> None:
+        self._candidates: list[_Candidate] = []  # the highest first
+
+    def is_among_the_largest(self, losses: Sequence[float]) -> bool:
+        """Return True if the last loss rose as far as one of those that are kept.
+
+        Args:
+            losses: of all steps up to this one.
+        """
+        if len(losses) <= _AROUND or not math.isfinite(losses[-1]):
+            return False
+        least = self._candidates[-1].height if len(self._candidates) >= _CANDIDATES else 0.0
+        return _height(losses[-1], losses[-_AROUND - 1 : -1])[0] > least
+
+    def add(self, step: int, losses: Sequence[float], own: Tensor | None) -> None:
+        """Keep the last of the losses.
+
+        Args:
+            step: its step.
+            own: losses of the batch's samples, (samples,); None where they are not known.
+        """
+        height, _, _ = _height(losses[-1], losses[-_AROUND - 1 : -1])
+        self._candidates.append(_Candidate(step, height, own))
+        self._candidates.sort(key=lambda candidate: -candidate.height)
+        del self._candidates[_CANDIDATES:]
+
+    def largest(self, losses: Sequence[float], prints: GrowingTensor) -> list[Jump]:
+        """Return the largest jumps, above the losses on both sides, the largest first.
+
+        Args:
+            losses: of all steps.
+            prints: fingerprints of the samples of each step.
+        """
+        found: list[tuple[float, Jump]] = []
+        for candidate in self._candidates:
+            step = candidate.step
+            after = losses[step + 1 : step + 1 + _AROUND]
+            around = [*losses[step - _AROUND : step], *after]
+            if len(after) < _AROUND or not all(map(math.isfinite, around)):
+                continue
+            height, middle, spread = _height(losses[step], around)
+            jump = Jump(step, losses[step], middle, spread)
+            if candidate.own is not None and len(candidate.own):
+                worst = candidate.own.argsort(descending=True)[:_NAMED]
+                jump.samples = worst.tolist()
+                jump.own = candidate.own[worst].tolist()
+                jump.typical = candidate.own.median().item()
+                jump.again = _steps_with(step, jump.samples[0], prints, len(losses))
+            found.append((height, jump))
+        found.sort(key=lambda each: -each[0])
+        return [jump for _, jump in found[:_KEPT]]
+
+
+def own_losses(
+    loss_fn: Callable[[Any, Any], Tensor] | None, outputs: Any, targets: Any
+) -> Tensor | None:
+    """Return the loss of each of a batch's samples, (samples,), at most 128 of them.
+
+    None where outputs or targets have no row for each sample, or the loss takes no single sample.
+    """
+    first = first_tensor(outputs)
+    if loss_fn is None or first is None or not isinstance(targets, Tensor):
+        return None
+    if not first.dim() or not targets.dim() or len(first) != len(targets):
+        return None
+    count = len(first)
+
+    def row_of(row: int, tensor: Tensor) -> Tensor:
+        return tensor[row : row + 1] if tensor.dim() and len(tensor) == count else tensor
+
+    try:
+        own = [
+            loss_fn(map_tensors(outputs, partial(row_of, row)), targets[row : row + 1])
+            for row in range(min(count, _SAMPLES))
+        ]
+        own = [loss.detach().float().mean() for loss in own]
+    except Exception:  # whatever a loss function raises
+        return None
+    return torch.stack(own).cpu() if own else None
+
+
+def _height(loss: float, around: Sequence[float]) -> tuple[float, float, float]:
+    """Return how far a loss is above others, over their spread; their median; and the spread."""
+    middle = statistics.median(around)
+    spread = statistics.median([abs(other - middle) for other in around])
+    spread = max(spread, _ROUNDING * abs(middle), _ROUNDING * _ROUNDING)
+    return (loss - middle) / spread, middle, spread
+
+
+def _steps_with(step: int, sample: int, prints: GrowingTensor, steps: int) -> list[int]:
+    """Return the other steps at which a sample of a step came, as far as fingerprints were kept."""
+    batches = prints.each()
+    if len(prints) > steps or step >= len(batches) or sample >= len(batches[step]):
+        return []
+    same = batches[step][sample]
+    others = (s for s, batch in enumerate(batches) if s != step and bool((batch == same).any()))
+    return [other for other, _ in zip(others, range(_NAMED), strict=False)]

@@ -1,0 +1,291 @@
+"""What lies between backward passes and updates: cleared gradients, rates, accumulation."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from debugnn import Doctor
+from debugnn.doctor import causes
+from debugnn.doctor.causes import CAUSES
+from debugnn.doctor.causes.lr_too_low import taken_to_nothing
+from debugnn.doctor.causes.signals import undivided_passes, vanished_rate
+from debugnn.doctor.evidence import Evidence, OptimizerFacts, Score, TrialOutcome
+from debugnn.doctor.observe.optimizer import RateCurve
+from debugnn.doctor.trials import UNCHANGED
+
+
+def data(samples=256):
+    generator = torch.Generator().manual_seed(3)
+    inputs = torch.randn(samples, 8, generator=generator)
+    return inputs, (inputs @ torch.randn(8, 3, generator=generator)).argmax(dim=1)
+
+
+def batches(steps, size=16):
+    inputs, targets = data()
+    for step in range(steps):
+        chosen = torch.arange(step * size, (step + 1) * size) % len(inputs)
+        yield inputs[chosen], targets[chosen]
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+
+
+def cleared(report):
+    return [f for f in report.findings if "zero_grad() is called between" in f.summary]
+
+
+# --- gradients that are cleared before the update -------------------------------------------------
+
+
+@pytest.mark.parametrize("to_none", [True, False])
+@pytest.mark.parametrize("by_model", [True, False])
+def test_gradients_cleared_between_backward_and_step_are_told_as_that(to_none, by_model):
+    model = net()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    with Doctor(model, optimizer, loss_fn=nn.CrossEntropyLoss()) as doctor:
+        for x, y in batches(60):
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            (model if by_model else optimizer).zero_grad(set_to_none=to_none)
+            optimizer.step()
+            doctor.step(loss, x, y)
+        report = doctor.report()
+    assert report.main_cause == "frozen_parameters"
+    (found,) = cleared(report)
+    assert found.confidence == "certain"
+    assert ("None" in found.summary) == to_none
+    assert "before loss.backward()" in found.fix
+    assert not any("raise the learning rate" in f.fix for f in report.findings)
+
+
+def loop_with_closure(model, optimizer, doctor):
+    for x, y in batches(12):
+
+        def closure(x=x, y=y):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            return loss
+
+        optimizer.zero_grad()
+        doctor.step(optimizer.step(closure), x, y)
+
+
+def loop_with_two_passes(model, optimizer, doctor):
+    """As sharpness-aware minimisation clears the gradients of its first pass."""
+    for x, y in batches(12):
+        F.cross_entropy(model(x), y).backward()
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        doctor.step(loss, x, y)
+
+
+def loop_that_skips(model, optimizer, doctor):
+    """Clears the gradients of one batch in four, which is too noisy, and steps all the same."""
+    for step, (x, y) in enumerate(batches(24)):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        if step % 4 == 3:
+            optimizer.zero_grad()
+        optimizer.step()
+        doctor.step(loss, x, y)
+
+
+def loop_that_freezes(model, optimizer, doctor):
+    """Takes the gradients of the last layer away for a warm-up."""
+    for x, y in batches(24):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        for parameter in model[-1].parameters():
+            parameter.grad = None
+        optimizer.step()
+        doctor.step(loss, x, y)
+
+
+@pytest.mark.parametrize(
+    "loop", [loop_with_closure, loop_with_two_passes, loop_that_skips, loop_that_freezes]
+)
+def test_loops_that_clear_gradients_on_purpose_are_not_accused(loop):
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Doctor(model, optimizer) as doctor:
+        loop(model, optimizer, doctor)
+        assert cleared(doctor.report()) == []
+
+
+def test_a_network_without_any_gradient_has_nothing_that_could_be_cleared():
+    model = net()
+    nn.init.constant_(model[0].bias, -100.0)  # dead
+    nn.init.zeros_(model[2].weight)
+    optimizer = torch.optim.SGD(model[0].parameters(), lr=0.1)
+    with Doctor(model, optimizer) as doctor:
+        for x, y in batches(12):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            optimizer.step()
+            doctor.step(loss, x, y)
+        assert cleared(doctor.report()) == []
+
+
+# --- rates ----------------------------------------------------------------------------------------
+
+
+def points(rate, updates, groups=1):
+    parameter = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    curve = RateCurve()
+    for update in range(updates):
+        optimizer.param_groups[0]["lr"] = rate(update)
+        curve.note(optimizer)
+    return curve.points()
+
+
+def test_the_course_of_a_rate_is_kept_in_few_points():
+    found = points(lambda update: 1 / (1 + update), 5000)
+    assert len(found) <= 65
+    assert found[0] == [0.0, 1.0]
+    assert found[-1] == [4999.0, pytest.approx(1 / 5000)]
+    assert all(rate == pytest.approx(1 / (1 + update)) for update, rate in found)
+    assert [a for a, _ in found] == sorted({a for a, _ in found})
+
+
+def test_a_constant_rate_is_one_point_and_its_end():
+    assert points(lambda update: 0.1, 100) == [[0.0, 0.1], [99.0, 0.1]]
+
+
+def trained(skill, rates, steps=400):
+    given = Evidence(task="classes", classes=3, optimizer=OptimizerFacts(lr=1.0, rates=rates))
+    given.loop.steps = given.loop.optimizer_steps = steps
+    given.outcome.train = given.outcome.train_mode = Score(1 - skill, skill, skill, samples=500)
+    given.outcome.first_loss, given.outcome.highest_loss, given.outcome.last_loss = 1.1, 1.2, 1.0
+    return given
+
+
+SOUND_RATES = {
+    "constant": lambda u: 1.0,
+    "cosine": lambda u: 0.5 + 0.5 * math.cos(math.pi * u / 400),
+    "linear": lambda u: 1 - u / 400,
+    "warm-up and cosine": lambda u: min(u / 40, 0.5 + 0.5 * math.cos(math.pi * u / 400)),
+    "three steps": lambda u: 0.1 ** (u // 100),
+    "exponential": lambda u: 0.98**u,
+    "inverse root": lambda u: min(u / 40, 1) / (1 + u) ** 0.5,
+    "warm restarts": lambda u: 0.5 + 0.5 * math.cos(math.pi * (u % 50) / 50),
+    "warm-up that hardly begins": lambda u: u / 1e6,
+}
+
+
+@pytest.mark.parametrize("name", SOUND_RATES)
+def test_usual_schedules_do_not_take_the_rate_to_nothing(name):
+    assert vanished_rate(trained(0.3, points(SOUND_RATES[name], 400))) is None
+
+
+def test_a_step_decay_stepped_at_each_batch_takes_the_rate_to_nothing():
+    given = trained(0.05, points(lambda u: 0.1 ** (u // 10), 400))
+    fall = vanished_rate(given)
+    assert (fall.start, fall.updates, fall.highest) == (30, 400, 1.0)
+    (sign,) = taken_to_nothing(given)
+    assert (sign.severity, sign.confidence, sign.step) == ("error", "certain", 30)
+    assert "370 of 400" in sign.summary
+
+
+def test_what_is_learnt_all_the_same_is_not_accused():
+    assert vanished_rate(trained(0.95, points(lambda u: 0.1 ** (u // 5), 400))) is None
+
+
+@pytest.mark.parametrize(
+    ("end", "again", "severity", "confidence"),
+    [
+        (0.2, 0.25, "warning", "shown"),
+        (0.2, 0.55, "note", "suspected"),
+        (0.2, None, "note", "suspected"),
+        (0.6, 0.6, "note", "suspected"),
+    ],
+)
+def test_where_something_is_learnt_a_constant_rate_must_learn_more_on_both_sets(
+    end, again, severity, confidence
+):
+    given = trained(0.5, points(lambda u: 0.1 ** (u // 5), 400))
+    assert list(causes.trials_wanted(given)) == [UNCHANGED]
+    given.trials[UNCHANGED.name] = TrialOutcome(24, 1.0, end, again)
+    assert (UNCHANGED in causes.trials_to_confirm(given)) == (again is None)
+    (sign,) = taken_to_nothing(given)
+    assert (sign.severity, sign.confidence) == (severity, confidence)
+
+
+def test_one_group_of_two_may_be_frozen_by_its_rate():
+    given = trained(0.3, [[float(u), 0.1**u, 1.0] for u in range(0, 400, 7)])
+    assert vanished_rate(given) is None
+
+
+# --- accumulation ---------------------------------------------------------------------------------
+
+
+def accumulated(divide, passes, rate, every=4, steps=160):
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate)
+    doctor = Doctor(model, optimizer, loss_fn=nn.CrossEntropyLoss())
+    optimizer.zero_grad()
+    for step, (x, y) in enumerate(batches(steps, size=8)):
+        loss = F.cross_entropy(model(x), y)
+        (loss / passes if divide else loss).backward()
+        if step % passes == passes - 1:
+            optimizer.step()
+            optimizer.zero_grad()
+            if every == passes:
+                doctor.step(loss, x, y)
+        if every == 1:
+            doctor.step(loss, x, y)
+    report = doctor.report()
+    doctor.close()
+    return report
+
+
+@pytest.mark.parametrize("every", [1, 4])  # called for each batch, or for each update
+@pytest.mark.parametrize("divide", [True, False])
+def test_passes_are_counted_and_their_division_is_seen(divide, every):
+    report = accumulated(divide, 4, rate=0.1, every=every)
+    loop = report.evidence.loop
+    assert set(loop.passes_per_update) == {4}
+    assert loop.gradient_scale == pytest.approx(0.25 if divide else 1.0)
+    assert undivided_passes(report.evidence) == (None if divide else 4)
+    assert report.healthy is not False
+
+
+def test_undivided_accumulation_that_does_no_harm_is_a_note():
+    report = accumulated(False, 4, rate=0.05)
+    (found,) = [f for f in report.findings if f.cause == "loss_reduction"]
+    assert found.severity == "note"
+    assert "4 times higher" in found.summary
+    assert "(loss / 4).backward()" in found.fix
+
+
+def test_a_step_of_one_pass_is_not_compared():
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Doctor(model, optimizer, loss_fn=nn.CrossEntropyLoss()) as doctor:
+        for x, y in batches(24):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            optimizer.step()
+            doctor.step(loss, x, y)
+        loop = doctor.report().evidence.loop
+    assert set(loop.passes_per_update) == {1}
+    assert loop.gradient_scale is None
+
+
+def test_weights_that_have_not_moved_at_all_need_no_higher_rate():
+    given = trained(0.0, [[0.0, 1.0], [399.0, 1.0]])
+    given.outcome.movement = 0.0
+    assert list(CAUSES["lr_too_low"].findings(given)) == []
