@@ -416,3 +416,14 @@ def test_samples_of_several_lengths_are_watched(kind):
     assert report.troubles == []
     assert [f.cause for f in report.findings if f.severity != "note"] == []
     assert len(report.evidence.outcome.validations) == 1
+
+
+def test_a_nan_of_a_step_whose_call_is_not_known_is_told():
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Doctor(model, optimizer) as doctor:
+        doctor.step(torch.tensor(torch.nan))
+        report = doctor.report()
+    assert report.main_cause == "non_finite"
+    assert report.evidence.nonfinite.where == "unknown"
+    assert doctor.replay["step"] == 0

@@ -360,13 +360,15 @@ class Observer:
         # A loss that is read late, on a GPU, has reached the weights: they no longer tell where it
         # came from.
         late = devices.waits(loss) and broke is not None and broke < step
-        if self.evidence.nonfinite is not None or late or call is None:
+        if self.evidence.nonfinite is not None or late:
             return
         if not self.nonfinite.pending:
             if math.isfinite(self._losses.values[-1]):
                 return
             self.nonfinite.keep(self.model, self._state_before_pass())
-        found = self.nonfinite.repeat(step, call, targets, self.replica, self.loss_fn)
+        # Without a call the step cannot be repeated; its weights can be saved all the same.
+        replica = self.replica if call is not None else None
+        found = self.nonfinite.repeat(step, call or Call(), targets, replica, self.loss_fn)
         if found.where == "parameter" and step > 0:  # it was finite before the last update
             found.where, found.layer = "update", found.name.rpartition(".")[0]
             found.step, found.line = step - 1, self._loop.update_line
