@@ -312,7 +312,9 @@ def test_an_optimiser_of_another_model_trains_this_one(batches):
     model = net()
     optimizer = OPTIMIZERS["adam"](net().parameters())
     groups = [{"lr": 3e-3, "names": []}]
-    training = CopyTraining(copy.deepcopy(model), optimizer, groups, F.cross_entropy, batches, UNCHANGED)
+    training = CopyTraining(
+        copy.deepcopy(model), optimizer, groups, F.cross_entropy, batches, UNCHANGED
+    )
     losses = stepped(training, 4)
     plain = net()
     assert train(plain, torch.optim.Adam(plain.parameters(), lr=3e-3), batches, 4) == losses

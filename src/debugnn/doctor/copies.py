@@ -8,7 +8,7 @@ import types
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, TypeVar, cast
 
@@ -71,9 +71,13 @@ def copied_model(model: nn.Module) -> nn.Module:
         TypeError: a forward was replaced on the instance: the copy would call the original's.
         Exception: whatever copying raises, of a module that holds a lock, say.
     """
+    memo: dict[int, Any] = {}
     for name, module in model.named_modules():
         patched = vars(module).get("forward")
-        if isinstance(patched, types.FunctionType | partial):
+        compiler = vars(module).get("dynamo_ctx")  # of a module from torch.compile
+        if compiler is not None:
+            memo[id(compiler)] = compiler  # makes the copy's own forward
+        elif isinstance(patched, types.FunctionType | partial):
             raise TypeError(f"the forward of {name or 'the model'} is replaced on the instance")
     kept = []
     for module in model.modules():
@@ -85,7 +89,7 @@ def copied_model(model: nn.Module) -> nn.Module:
                 vars(module)[attribute] = OrderedDict(torchs)
     try:
         with torch.inference_mode(False):
-            replica = copy.deepcopy(model)
+            replica = copy.deepcopy(model, memo)
     finally:
         for module, attribute, hooks in kept:
             vars(module)[attribute] = hooks
@@ -122,7 +126,11 @@ def copied_loss(loss_fn: L) -> L:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Restore all random states afterwards; in between neither autocast nor inference mode."""
+    """Restore all random states afterwards; in between neither autocast nor inference mode.
+
+    What is compiled runs as it is written: another batch size, or another mode of the gradients,
+    would have it compiled again, for the training too.
+    """
     devices = []
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         devices = list(range(torch.cuda.device_count()))
@@ -135,6 +143,9 @@ def undisturbed() -> Iterator[None]:
             torch.inference_mode(False),
             torch.autocast("cpu", enabled=False),
             torch.autocast("cuda", enabled=False),
+            torch.compiler.set_stance("force_eager")
+            if "torch._dynamo" in sys.modules  # which takes seconds to import
+            else nullcontext(),
         ):
             yield
     finally:

@@ -308,9 +308,10 @@ class Observer:
                 return
             self.nonfinite.keep(self.model, self._state_before_pass())
         found = self.nonfinite.repeat(step, call, targets, self.replica, self.loss_fn)
-        if found.where == "parameter" and step > 0:  # it was finite before the last update
-            found.where, found.layer = "update", found.name.rpartition(".")[0]
-            found.step, found.line = step - 1, self._loop.update_line
+        if found.where == "parameter":
+            found.layer = found.name.rpartition(".")[0]
+            if step > 0:
+                found.line = self._loop.update_line
         self.evidence.nonfinite = found
         if self._save_to is not None:
             found.replay = str(self.nonfinite.save(self._save_to, step))
