@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,6 +27,11 @@ class Op(nn.Module):
 
     def forward(self, *args, **kwargs):
         return self.function(*args, **kwargs)
+
+
+FILE = Path(__file__)
+HERE = FILE.relative_to(Path.cwd()) if FILE.is_relative_to(Path.cwd()) else FILE
+OP_LINE = f"{HERE}:{Op.forward.__code__.co_firstlineno + 1}"
 
 
 def mse(outputs, targets):
@@ -72,7 +78,9 @@ def test_a_bad_input_is_found_before_what_it_does():
     inputs = batch()
     inputs[2, 1], inputs[3] = INF, torch.tensor([NAN, 7.0, -8.0])
     origin = find_origin(around(torch.log), mse, inputs, batch())
-    assert origin == Origin("input", "input", None, "nan", [2, 3], 2, 8.0, False)
+    assert origin == Origin(
+        "input", "input", None, "nan", [2, 3], 2, 8.0, False, outputs=["float32 (4, 3)"]
+    )
 
 
 @pytest.mark.parametrize("many", [tuple, list])
@@ -94,7 +102,9 @@ def test_a_bad_target_is_found():
     targets = batch()
     targets[1, 0] = -INF
     origin = find_origin(around(torch.relu), mse, batch(), targets)
-    assert origin == Origin("target", "target", None, "inf", [1], 1, 1.0, False)
+    assert origin == Origin(
+        "target", "target", None, "inf", [1], 1, 1.0, False, outputs=["float32 (4, 3)"]
+    )
 
 
 def test_a_bad_parameter_is_named_and_has_no_samples():
@@ -103,7 +113,9 @@ def test_a_bad_parameter_is_named_and_has_no_samples():
         model[2].weight[1, 2] = NAN
     # The weight has as many rows as the batch.
     origin = find_origin(model, mse, batch(3), batch(3))
-    assert origin == Origin("parameter", "2.weight", None, "nan", [], 1, 1.0, False)
+    assert origin == Origin(
+        "parameter", "2.weight", None, "nan", [], 1, 1.0, False, outputs=["float32 (3, 3)"]
+    )
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["unread", "read"])
@@ -141,8 +153,35 @@ def test_an_operation_is_found_with_its_layer_and_samples():
 
     origin = find_origin(model, mse, batch(zeros=[1, 3]) * 5, batch(), call)
     assert origin == Origin(
-        "forward", "log", "encoder.0.attention", "inf", [1, 3], 6, 5.0, overflow=False
-    )
+        "forward", "log", "encoder.0.attention", "inf", [1, 3], 6, 5.0, overflow=False,
+        inputs=["float32 (4, 3)"], outputs=["float32 (4, 3)"], line=OP_LINE,
+    )  # fmt: skip
+
+
+def test_the_line_is_that_of_the_persons_code_that_called():
+    def normalise(x):
+        return (x - x.mean(0)) / x.std(0)
+
+    origin = find_origin(around(normalise), total, batch(), None)
+    first = normalise.__code__.co_firstlineno
+    assert (origin.name, origin.line) == ("div", f"{HERE}:{first + 1}")
+    assert origin.inputs == ["float32 (4, 3)", "float32 (3,)"]
+
+
+def test_a_bad_gradient_has_the_line_of_its_forward_operation():
+    def root(x):
+        return x.sqrt()
+
+    origin = find_origin(around(root), total, batch(zeros=[1]), None)
+    first = root.__code__.co_firstlineno
+    assert (origin.where, origin.name, origin.line) == ("backward", "sqrt", f"{HERE}:{first + 1}")
+
+
+def test_an_operation_that_torch_alone_called_has_no_line():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Softmax(dim=1))
+    with torch.no_grad():
+        model[0].weight.fill_(1e38)
+    assert find_origin(model, None, batch() * 9, None).line is None
 
 
 def test_an_operation_of_the_model_itself_and_one_outside_of_it_are_told_apart():

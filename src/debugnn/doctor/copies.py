@@ -9,7 +9,7 @@ import types
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -89,9 +89,13 @@ def copied_model(model: nn.Module, shared: Mapping[int, Any] | None = None) -> n
         TypeError: a forward was replaced on the instance: the copy would call the original's.
         Exception: whatever copying raises, of a module that holds an open file, say.
     """
+    memo: dict[int, Any] = {}
     for name, module in model.named_modules():
         patched = vars(module).get("forward")
-        if isinstance(patched, types.FunctionType | partial):
+        compiler = vars(module).get("dynamo_ctx")  # of a module from torch.compile
+        if compiler is not None:
+            memo[id(compiler)] = compiler  # makes the copy's own forward
+        elif isinstance(patched, types.FunctionType | partial):
             raise TypeError(f"the forward of {name or 'the model'} is replaced on the instance")
     kept = []
     for module in model.modules():
@@ -103,7 +107,7 @@ def copied_model(model: nn.Module, shared: Mapping[int, Any] | None = None) -> n
                 vars(module)[attribute] = OrderedDict(torchs)
     try:
         with torch.inference_mode(False):
-            replica = copy.deepcopy(model, _replacements(model) | dict(shared or {}))
+            replica = copy.deepcopy(model, _replacements(model) | memo | dict(shared or {}))
     finally:
         for module, attribute, hooks in kept:
             vars(module)[attribute] = hooks
@@ -166,7 +170,9 @@ def undisturbed(loss_fn: Any = None, model: nn.Module | None = None) -> Iterator
     """Leave no trace of what runs in the block, which nobody's doctor takes note of.
 
     Random states are restored, and all that the loss function or the model's code reaches, see
-    `reachable.kept`. In between neither autocast nor inference mode.
+    `reachable.kept`. In between neither autocast nor inference mode. What is compiled runs as it is
+    written: another batch size, or another mode of the gradients, would have it compiled again, for
+    the training too.
 
     Args:
         loss_fn: the user's, where the block calls it.
@@ -187,6 +193,9 @@ def undisturbed(loss_fn: Any = None, model: nn.Module | None = None) -> Iterator
             torch.autocast("cpu", enabled=False),
             torch.autocast("cuda", enabled=False),
             kept(loss_fn, model) as changes,
+            torch.compiler.set_stance("force_eager")
+            if "torch._dynamo" in sys.modules  # which takes seconds to import
+            else nullcontext(),
         ):
             yield changes
     finally:

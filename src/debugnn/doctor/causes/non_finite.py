@@ -52,7 +52,10 @@ _HALF_UPDATE = (
     "in half precision Adam's eps of 1e-8 is 0, and the update is divided by 0: use eps=1e-4, or "
     "keep the weights in float32 and compute under autocast"
 )
-_UPDATE = "lower the learning rate, clip the gradient, and look at the optimiser's eps and betas"
+_UPDATE = (
+    "the optimiser's update, or code between two steps, made it: lower the learning rate, clip the "
+    "gradient, and look at the optimiser's eps and betas"
+)
 _GROWN = "the numbers had grown beyond bounds before: mend what made them grow"
 
 

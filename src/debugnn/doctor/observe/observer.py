@@ -369,9 +369,10 @@ class Observer:
         # Without a call the step cannot be repeated; its weights can be saved all the same.
         replica = self.replica if call is not None else None
         found = self.nonfinite.repeat(step, call or Call(), targets, replica, self.loss_fn)
-        if found.where == "parameter" and step > 0:  # it was finite before the last update
-            found.where, found.layer = "update", found.name.rpartition(".")[0]
-            found.step, found.line = step - 1, self._loop.update_line
+        if found.where == "parameter":
+            found.layer = found.name.rpartition(".")[0]
+            if step > 0:  # it was finite before the last update
+                found.where, found.step, found.line = "update", step - 1, self._loop.update_line
         self.evidence.nonfinite = found
         if self._save_to is not None:
             found.replay = str(self.nonfinite.save(self._save_to, step))

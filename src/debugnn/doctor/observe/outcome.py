@@ -16,6 +16,7 @@ from debugnn.doctor.observe.modes import without_dropout
 from debugnn.doctor.observe.task import Task, score
 
 _SCORED = 2048  # samples that a score is computed from
+_VALUES = 2**22  # of outputs, of a large vocabulary, say: scores take several times their memory
 _SMOOTHED = 10  # losses of a running mean
 _LEVELS = tuple(round(0.99 - index / 100, 2) for index in range(50))  # 0.99, 0.98, …, 0.50
 
@@ -115,15 +116,16 @@ def outputs_of(
         training: in training mode, else in evaluation mode.
     """
     found: list[tuple[Tensor, Tensor]] = []
-    count = 0
+    count = values = 0
     with torch.no_grad(), without_dropout(model, training):
         for batch in reversed(batches):
             targets = batch.targets
-            if isinstance(targets, Tensor) and count < _SCORED:
+            if isinstance(targets, Tensor) and count < _SCORED and values < _VALUES:
                 count += len(targets) if targets.dim() else 1
                 outputs = first_tensor(batch.call(model))
                 if outputs is not None:
                     found.append((outputs, targets))
+                    values += outputs.numel()
     return found
 
 
