@@ -54,6 +54,11 @@ ORDER = (
     "train_test_mismatch",
     "overfitting",
 )
+_BASES = {
+    "certain": "this holds whatever the outcome",
+    "shown": "what differs from it in this alone does better",
+    "suspected": "that is the likeliest reason for what was seen",
+}
 LATE = 1  # beyond it, a finding is the end of what another one began
 
 CAUSES: dict[str, Cause] = {name: import_module(f"{__name__}.{name}").CAUSE for name in ORDER}
@@ -75,10 +80,13 @@ def diagnose(evidence: Evidence, budget: int, overrides: bool = False) -> Report
     suspects = [finding for finding in worrying(found) if finding not in proven]
     notes = [finding for finding in found if finding.severity == "note"]
     outcome, last = evidence.outcome, last_validation(evidence)
-    healthy, reason = verdict(evidence, proven)
+    healthy, reason = (False, "") if proven else verdict(evidence)
     for finding in suspects:
         finding.severity = "note"
     ranked = arranged(proven, suspects if healthy is False else [], evidence)
+    if proven:
+        main = ranked[0]
+        reason = f"the training shows {CAUSES[main.cause].meaning}: {_BASES[main.confidence]}"
     return Report(
         healthy=healthy,
         reason=reason,

@@ -1,6 +1,5 @@
-"""Whether a training is healthy, before and beside the causes that are found. Needs no torch."""
+"""Whether a training is healthy as far as its outcome tells. Needs no torch."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from debugnn.doctor.causes.signals import (
@@ -13,7 +12,6 @@ from debugnn.doctor.causes.signals import (
     skill,
 )
 from debugnn.doctor.evidence import Evidence
-from debugnn.doctor.report import Finding, worrying
 
 
 class Verdict(NamedTuple):
@@ -23,15 +21,8 @@ class Verdict(NamedTuple):
     reason: str
 
 
-def verdict(evidence: Evidence, findings: Sequence[Finding]) -> Verdict:
-    """Judge a training.
-
-    Args:
-        findings: those above a note are proven.
-    """
-    found = worrying(findings)
-    if found:
-        return Verdict(False, f"{found[0].confidence}: {found[0].cause.replace('_', ' ')}")
+def verdict(evidence: Evidence) -> Verdict:
+    """Judge a training of which no cause is proven."""
     before, steps = evidence.loop.steps_before, evidence.loop.steps
     if before:
         return Verdict(
