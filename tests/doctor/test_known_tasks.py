@@ -1,4 +1,4 @@
-"""Which tasks the doctor takes for known, in small trainings, and what it makes of the rest."""
+"""Which tasks the doctor takes for known in real small trainings, and what it says of the rest."""
 
 import pytest
 import torch

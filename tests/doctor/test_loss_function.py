@@ -1,5 +1,6 @@
 """What `loss_facts` measures of right and wrong loss functions, on outputs that it makes up."""
 
+import itertools
 import math
 from collections import namedtuple
 from dataclasses import asdict
@@ -663,11 +664,13 @@ def test_a_loss_that_draws_random_numbers_is_tried_out_and_one_that_counts_its_c
     assert of_logits(noisy).confirmed
     calls = []
 
-    def growing(o, t):
+    def growing(o, t):  # what it keeps can be put back
         calls.append(None)
         return len(calls) * F.cross_entropy(o, t)
 
-    assert not of_logits(growing).tried
+    assert of_logits(growing).confirmed
+    numbers = itertools.count(1)  # nobody can turn it back
+    assert not of_logits(lambda o, t: next(numbers) * F.cross_entropy(o, t)).tried
 
 
 def test_an_unknown_task_is_called_and_not_examined():

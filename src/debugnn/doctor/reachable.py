@@ -9,7 +9,6 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
@@ -86,8 +85,7 @@ class Reached:
         elif isinstance(value, types.FunctionType):
             if _is_own(value.__module__):
                 self._function(value)
-        elif isinstance(value, torch.Generator | random.Random | np.random.Generator
-                        | np.random.RandomState):  # fmt: skip
+        elif isinstance(value, torch.Generator | random.Random) or _is_numpys_generator(value):
             self._notes.append(partial(_random_numbers, value))
         elif isinstance(value, torch.optim.Optimizer) or (
             not isinstance(value, type | types.ModuleType)
@@ -272,8 +270,8 @@ def _globals(names: dict[str, Any], saved: dict[str, Any]) -> Undo:
 
 
 def _random_numbers(generator: Any) -> Undo:
-    if isinstance(generator, np.random.Generator):
-        bits = generator.bit_generator
+    bits = getattr(generator, "bit_generator", None)  # of NumPy's newer kind
+    if bits is not None:
         state = bits.state
 
         def undo() -> None:
@@ -298,6 +296,11 @@ def _is_own(module: str | None) -> bool:
         return False
     file = getattr(sys.modules.get(name), "__file__", None) or ""
     return not any(part in file for part in _INSTALLED)
+
+
+def _is_numpys_generator(value: Any) -> bool:
+    numpy = sys.modules.get("numpy")  # not imported for it
+    return bool(numpy) and isinstance(value, numpy.random.Generator | numpy.random.RandomState)
 
 
 def _methods(kind: type) -> Iterator[types.FunctionType]:

@@ -26,7 +26,7 @@ TARGET_ENTRY = 1e-6
 CROSS_GRADIENT = 1e-3
 # Relative change of a loss where the outputs of samples change places below which it does not
 # matter whose output it is, and of a gradient by others' outputs below which there is none.
-UNPAIRED = 1e-4
+UNPAIRED = 1e-5
 # How far a loss of probabilities is from linear, relatively, where it takes no logarithm of them:
 # rounding. A logarithm bends by 0.1 and more.
 NO_LOGARITHM = 1e-4
@@ -99,13 +99,13 @@ def broadcast_shapes(evidence: Evidence) -> str | None:
     if not (unpaired and apart) or loss.ignores_targets or len(loss.shapes) < 2:
         return None
     outputs, targets = loss.shapes
-    shorter, longer = sorted(loss.shapes, key=len)
-    if longer == [*shorter, 1]:
-        return (
-            f"outputs {tuple(outputs)} and targets {tuple(targets)} are broadcast: every "
-            "output is compared with every target"
-        )
-    return None
+    if math.prod(outputs) != math.prod(targets):
+        return None
+    where = "" if outputs != targets else "within the loss "
+    return (
+        f"outputs {tuple(outputs)} and targets {tuple(targets)} are broadcast {where}against each "
+        "other: every output is compared with every target"
+    )
 
 
 def other_entries_read(evidence: Evidence) -> str | None:

@@ -62,8 +62,9 @@ def examine(
             evidence.troubles.append("the loss function cannot be tried out on the CPU")
     usable = loss_fn is not None and evidence.loss.error is None
     evidence.reconstruction = _is_reconstruction(call, targets)
-    task = _settled(task, evidence, tried=usable and evidence.loss.tried, targets=targets,
-                    handed=handed)  # fmt: skip
+    # A loss that raises may have been tried out without the labels that it raises for.
+    tried = evidence.loss.tried and (usable or evidence.loss.confirmed)
+    task = _settled(task, evidence, tried, targets, handed)
     evidence.task = task.kind
     evidence.classes = 2 if task.kind == "binary" else task.classes
     evidence.positions = _has_positions(task, call, targets)

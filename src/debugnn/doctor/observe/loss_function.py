@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from debugnn.doctor.evidence import LossFacts
 from debugnn.doctor.observe.calls import first_tensor, map_tensors, with_first
 from debugnn.doctor.observe.task import Task, space
+from debugnn.doctor.reachable import kept
 
 LossFunction = Callable[[Any, Any], Tensor]
 
@@ -39,7 +41,12 @@ class _Loss:
     Args:
         outputs: the model's; a tensor, or a nest of containers.
         targets: the batch's.
+
+    Attributes:
+        restores: every call finds the loss function's own state as the first one did.
     """
+
+    restores = False
 
     def __init__(self, loss_fn: LossFunction, outputs: Any, targets: Any) -> None:
         self._loss_fn = loss_fn
@@ -53,7 +60,9 @@ class _Loss:
     def of(self, outputs: Any, targets: Any = None) -> Tensor:
         """Return the mean loss of outputs of the model's own structure."""
         torch.random.default_generator.manual_seed(0)
-        return self._loss_fn(outputs, self.targets if targets is None else targets).float().mean()
+        with kept(self._loss_fn) if self.restores else nullcontext():
+            value = self._loss_fn(outputs, self.targets if targets is None else targets)
+        return value.float().mean()
 
     def __call__(self, made_up: Tensor, targets: Any = None) -> float:
         """Return the mean loss."""
@@ -80,16 +89,23 @@ class _Loss:
 def loss_facts(loss_fn: LossFunction, outputs: Any, targets: Any, task: Task) -> LossFacts:
     """Try out `loss_fn(outputs, targets)` with a batch's targets and made-up outputs.
 
-    The loss function is called some forty times; it must not keep a state. Of outputs that are a
-    nest of containers, made-up tensors take the first tensor's place. Tasks that are unknown, and
-    losses whose value is another at every call, are only tried as they are.
+    The loss function is called some forty times. Of outputs that are a nest of containers, made-up
+    tensors take the first tensor's place. Tasks that are unknown, and losses whose value is another
+    at every call, are only tried as they are.
 
     Args:
         outputs: the model's, for the batch; at least two samples.
         task: how outputs and targets are read, by their shapes.
     """
     with torch.random.fork_rng([]):
-        return _loss_facts(loss_fn, outputs, targets, task)
+        facts = _loss_facts(loss_fn, outputs, targets, task)
+        outside = _outside(targets, task)
+        if facts.error is not None and outside is not None and not outside.all():
+            # The others tell what it is for.
+            inside = torch.where(outside, targets[~outside].flatten()[0], targets)
+            error, facts = facts.error, _loss_facts(loss_fn, outputs, inside, task)
+            facts.error = error
+        return facts
 
 
 def _loss_facts(loss_fn: LossFunction, outputs: Any, targets: Any, task: Task) -> LossFacts:
@@ -120,8 +136,10 @@ def _loss_facts(loss_fn: LossFunction, outputs: Any, targets: Any, task: Task) -
     if not torch.isfinite(tensor).all():
         tensor = torch.randn(tensor.shape, generator=_numbers())
     if not _equal(loss.within(tensor), loss.within(tensor)):
-        facts.tried = False
-        return facts
+        loss.restores = True
+        if not _equal(loss.within(tensor), loss.within(tensor)):
+            facts.tried = False
+            return facts
     if facts.scalar:
         facts.doubling = _doubling(loss, tensor)
     gradient = loss.gradient(tensor)
@@ -142,6 +160,14 @@ def _loss_facts(loss_fn: LossFunction, outputs: Any, targets: Any, task: Task) -
         facts.confirmed = facts.opposed = facts.fixed_entries = False
     facts.opposed = facts.opposed and not facts.other_outputs and _exchangeable(loss, tensor)
     return facts
+
+
+def _outside(targets: Any, task: Task) -> Tensor | None:
+    """Return which class indices no output stands for; None where all are possible."""
+    if task.kind != "classes" or targets.is_floating_point():
+        return None
+    outside = (targets < 0) | (targets >= task.size)
+    return outside if outside.any() else None
 
 
 def _numbers() -> torch.Generator:
@@ -363,8 +389,12 @@ def _takes_sides(loss: _Loss, values: Tensor, noise: Tensor) -> bool:
 
 
 def _permuted(loss: _Loss, outputs: Tensor) -> float | None:
-    """Return the relative change of the loss where samples' outputs, not targets, change places."""
-    if len(outputs) < 2:
+    """Return the relative change of the loss where samples' outputs, not targets, change places.
+
+    None where the targets are equal, so that it does not matter.
+    """
+    targets = loss.targets
+    if len(outputs) < 2 or not targets.dim() or torch.equal(targets, targets.roll(1, dims=0)):
         return None
     here, there = loss.within(outputs), loss.within(outputs.roll(1, dims=0))
     if not (math.isfinite(here) and math.isfinite(there)):
