@@ -1,11 +1,14 @@
 """Failures of the doctor itself: they become lines of the report and never end the training."""
 
 import functools
+import textwrap
 from collections.abc import Callable
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from debugnn.doctor.evidence import Evidence
 from debugnn.errors import one_line
+
+_LONGEST = 160  # characters of an error's message: some list every kernel of an operation
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -46,7 +49,9 @@ def guarded(what: str) -> Callable[[Method[S, P, R]], Callable[Concatenate[S, P]
 
 def note_error(evidence: Evidence, what: str, error: Exception) -> None:
     """Note that something could not be looked at, and the error that was the reason."""
-    reason = f"{type(error).__name__}: {one_line(error)}"
+    reason = textwrap.shorten(
+        f"{type(error).__name__}: {one_line(error)}", _LONGEST, placeholder=" …"
+    )
     note(evidence, f"{what} cannot be looked at, for an error was raised on the way ({reason})")
 
 

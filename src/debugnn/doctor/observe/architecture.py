@@ -132,10 +132,11 @@ def _bend(model: nn.Module, call: Call) -> float | None:
     For networks of one tensor of real numbers, of four samples and more; else None.
     """
     given = call.tensors()
-    if len(given) != 1 or not given[0].is_floating_point() or len(given[0]) < 4:
+    if len(given) != 1 or not given[0].is_floating_point() or not is_plain(given[0]):
         return None
-    inputs, half = given[0], len(given[0]) // 2
-    first, second = inputs[:half], inputs[half : 2 * half]
+    if given[0].dim() == 0 or len(given[0]) < 4:
+        return None
+    first, second = given[0], given[0].roll(1, 0)  # whole: a graph's nodes cannot be parted
 
     def of(rows: Tensor) -> Tensor | None:
         with torch.no_grad():

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.observe.architecture import network_facts
-from debugnn.doctor.observe.calls import Call, first_tensor
+from debugnn.doctor.observe.calls import Call, first_tensor, is_plain
 from debugnn.doctor.observe.loss_function import LossFunction, loss_facts
 from debugnn.doctor.observe.mixing import Samples
 from debugnn.doctor.observe.modes import without_dropout
@@ -128,5 +128,5 @@ def _has_positions(task: Task, call: Call, targets: Any) -> bool:
     if task.kind not in ("classes", "binary") or not isinstance(targets, Tensor):
         return False
     labels = task.labels(targets).numel()
-    axes = [given.shape[:2] for given in call.tensors() if given.dim()]
+    axes = [given.shape[:2] for given in call.tensors() if is_plain(given) and given.dim()]
     return bool(axes) and all(labels not in shape for shape in axes)

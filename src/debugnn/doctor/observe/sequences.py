@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from debugnn.doctor.evidence import SequenceFacts
-from debugnn.doctor.observe.calls import Call, copied
+from debugnn.doctor.observe.calls import Call, copied, is_plain
 from debugnn.doctor.observe.losses import scores_of
 from debugnn.doctor.observe.modes import without_dropout
 
@@ -122,6 +122,8 @@ def sequence_facts(model: nn.Module, found: Scored) -> SequenceFacts | None:
 def _inputs(model: nn.Module, found: Scored) -> Iterator[_Input]:
     """Yield the arguments with a symbol for each scored position, in either layout."""
     for index, (name, tensor) in enumerate(_named(model, found.call)):
+        if not is_plain(tensor):
+            continue
         symbols = tensor.detach().cpu()
         if symbols.is_floating_point() and symbols.dim() == 3:
             if not bool((((symbols == 0) | (symbols == 1)).all()) and (symbols.sum(-1) == 1).all()):
