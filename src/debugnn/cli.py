@@ -19,6 +19,10 @@ from debugnn.errors import CheckFailedError, ConfigError, one_line
 # Launchers whose jobs run in this process; others start processes for them.
 _IN_PROCESS = ("BasicLauncher", "StackedLauncher")
 
+# `--experiment x`, which Hydra takes for its own --experimental-rerun.
+_FLAG_FOR_OVERRIDE = re.compile(r"--(experiment|model|init|reg|clip|data|optim|loss|task)\b(?!-)")
+_OPEN_GROUPS = ("model", "optim", "loss")  # take further keys, as arguments of their _target_
+
 _exit_codes: set[int] = set()  # of the jobs that ran in this process
 _verbose = False  # HYDRA_FULL_ERROR=1: tracebacks too
 
@@ -69,6 +73,10 @@ def launch(main: Callable[[], None], conf: Path) -> None:
     if sys.argv[1:] in (["--help"], ["-h"]):
         print(help_text(conf))
         return
+    if slip := next((a for a in sys.argv[1:] if _FLAG_FOR_OVERRIDE.match(a)), None):
+        name = slip.strip("-").partition("=")[0]
+        print(f"error: {slip}: overrides have no dashes: {name}=…", file=sys.stderr)
+        sys.exit(2)
     sys.argv[1:] = config.quote_numbers(sys.argv[1:], conf)
     # Without it, Hydra prints an error itself, in several lines, and raises nothing.
     global _verbose
@@ -136,8 +144,12 @@ def explain(error: BaseException) -> str:
         return text
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror} (set by output_dir, data.root or data.cache)"
+    if isinstance(error, OverrideParseException) and "=" not in error.override:
+        return f"{error.override}: an override is key=value, such as model=cnn"
     if isinstance(error, OverrideParseException):
         return f"{error.override}: cannot be parsed, {text.partition(' See https')[0]}"
+    if several := re.search(r"Ambiguous value for argument '(.+?)'", text):
+        return f"{several.group(1)}: several values are a sweep: python train.py -m …"
     if option := re.search(r"Could not find '(.+)/(.+?)' Available options in '.+?': (.*)", text):
         group, value, allowed = option.groups()
         allowed = allowed.partition(" Config search path")[0].replace(" ", ", ")
@@ -145,6 +157,8 @@ def explain(error: BaseException) -> str:
     if key := re.search(r"Could not override '(.+?)'\. (Did you mean .+?\?)?", text):
         name = key.group(1)
         hint = f" {key.group(2)}" if key.group(2) else ""
+        if name.partition(".")[0] in _OPEN_GROUPS and "." in name:
+            hint += f"; +{name}=… adds an argument of its _target_"
         return f"{name}: no such key; `python train.py --cfg job` prints all of them{hint}"
     if value := re.search(r"Error merging override (\S+)", text):
         reason = re.sub(r" full_key:.*", "", cause)

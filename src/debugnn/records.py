@@ -67,7 +67,11 @@ class LrSuggestion:
 
 @dataclass(frozen=True, slots=True)
 class TensorStats:
-    """Statistics of one tensor. Moments and histogram are those of its finite values."""
+    """Statistics of one tensor.
+
+    Moments, zeros and histogram are those of its finite values; of more than 4,096 values, those of
+    an evenly spaced sample.
+    """
 
     size: int
     nonfinite: int  # number of values that are NaN or infinite

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,6 +23,7 @@ from debugnn.analysis.figures.layers import magnitudes, rebin
 from debugnn.analysis.runs import Run, load_runs
 from debugnn.errors import ConfigError
 from debugnn.records import Layers, LrPoint, LrSuggestion, Step
+from debugnn.tensor_stats import describe
 
 WEIGHTS = ("conv1.weight", "fc1.weight", "fc2.weight")
 ACTIVATIONS = ("conv1", "act1", "fc1", "fc1_act", "fc2")
@@ -259,6 +261,20 @@ def test_magnitudes_are_shares_of_all_values(values, smallest) -> None:
     shares = magnitudes(vars_of(stats(np.asarray(values, float))), edges)
     assert shares.sum() == pytest.approx(1)
     assert (shares >= 0).all()
+
+
+@pytest.mark.parametrize("size", [100, 4096, 5000, 1_000_000])
+def test_magnitudes_of_tensors_of_any_size_are_shares(size) -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(size, generator=generator)
+    third = torch.randint(3, (size,), generator=generator)
+    values[third == 0] = 0
+    shares = magnitudes(vars_of(describe(values)), np.geomspace(1e-3, 10, 20))
+    assert shares.sum() == pytest.approx(1)
+    assert shares[0] == pytest.approx(1 / 3, abs=0.1)
+    values[third == 1] = math.nan
+    shares = magnitudes(vars_of(describe(values)), np.geomspace(1e-3, 10, 20))
+    assert shares.sum() == pytest.approx(2 / 3, abs=0.1)
 
 
 def vars_of(tensor) -> dict[str, Any]:

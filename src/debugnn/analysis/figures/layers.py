@@ -66,21 +66,22 @@ def magnitudes(stats: Mapping[str, Any], edges: np.ndarray) -> np.ndarray:
         Shares (E,): that of exact zeros, then that of each interval. Their sum is 1 minus the
         share of values that are not finite or above the last edge.
     """
-    size, zeros = stats["size"], stats["zeros"]
+    zeros, finite = stats["zeros"], 1 - stats["nonfinite"] / stats["size"]
     if not np.isfinite(stats["low"]):
         return np.zeros(len(edges))
     if stats["low"] == stats["high"] == 0:
         return np.concatenate([[zeros], np.zeros(len(edges) - 1)])
     counts = np.asarray(stats["histogram"], float)
+    counted = counts.sum()  # of large tensors a sample
     borders = np.linspace(stats["low"], stats["high"], len(counts) + 1)
     if zeros:  # they are reported separately, so they leave the bin that counts them
         home = min(int(np.searchsorted(borders, 0, side="right")) - 1, len(counts) - 1)
-        counts[max(home, 0)] = max(0.0, counts[max(home, 0)] - zeros * size)
+        counts[max(home, 0)] = max(0.0, counts[max(home, 0)] - zeros / finite * counted)
     inner = np.concatenate([[0], edges[1:]])
     both = np.concatenate([-inner[:0:-1], inner])
     signed = rebin(counts, stats["low"], stats["high"], both)
     folded = signed[len(edges) - 1 :] + signed[: len(edges) - 1][::-1]
-    return np.concatenate([[zeros], folded / size])
+    return np.concatenate([[zeros], finite * folded / counted])
 
 
 def gradient_heatmap(runs: Sequence[Run], figure: Mapping[str, Any]) -> Figure:
