@@ -87,6 +87,8 @@ def test_a_loop_of_its_own_is_the_same_with_and_without_the_doctor(name):
     assert torch.equal(torch.get_rng_state(), state)
     assert "batch_mixing" not in [f.cause for f in report.findings]
     assert [t for t in report.troubles if "step() was given none" not in t] == []
+    if report.evidence.network.sample_axis is None:
+        assert report.evidence.data.simple_skill is None  # a simple model sees each sample alone
 
 
 def test_a_full_graph_is_not_accused_after_fingerprints_have_come_to_an_end():

@@ -62,7 +62,7 @@ def note_data(
     facts.batch_sizes = len(buffer.sizes)
     evidence.data = facts
     _note_fingerprints(evidence, buffer, layout, task)
-    if targets is not None:
+    if targets is not None and layout.axis is not None:  # simple models see each sample alone
         keep = samples.first_of_each(inputs)
         facts.simple_skill = simple_models.simple_skill(inputs[keep], targets[keep], task)
         facts.simple_recognition = simple_models.recognition(
