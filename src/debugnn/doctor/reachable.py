@@ -300,7 +300,9 @@ def _is_own(module: str | None) -> bool:
 
 def _is_numpys_generator(value: Any) -> bool:
     numpy = sys.modules.get("numpy")  # not imported for it
-    return bool(numpy) and isinstance(value, numpy.random.Generator | numpy.random.RandomState)
+    if numpy is None:
+        return False
+    return isinstance(value, numpy.random.Generator | numpy.random.RandomState)
 
 
 def _methods(kind: type) -> Iterator[types.FunctionType]:
