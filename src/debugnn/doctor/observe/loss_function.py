@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -258,13 +259,14 @@ def _far_others(loss: _Loss, tensor: Tensor) -> float | None:
     for chosen in others:
         for factor in (_FAR, -_FAR):
             if chosen.is_floating_point():
-                scaled = map_tensors(
-                    loss.outputs,
-                    lambda value, c=chosen, f=factor: value * f if value is c else value,
-                )
+                scaled = map_tensors(loss.outputs, partial(_scaled, chosen, factor))
                 values.append(loss.at(with_first(scaled, tensor)))
     known = [value for value in values if math.isfinite(value)]
     return min(known) / own if known and own > _ZERO_LOSS else None
+
+
+def _scaled(chosen: Tensor, factor: float, tensor: Tensor) -> Tensor:
+    return tensor * factor if tensor is chosen else tensor
 
 
 def _other_targets(targets: Tensor, task: Task) -> list[Tensor]:
