@@ -28,9 +28,9 @@ class Doctor:
 
     The training stays as it is, bit for bit: whatever the doctor tries runs on a copy of the model.
     The random state is restored after it, and so is all that the loss function reaches: other
-    networks, their buffers and modes, lists, counters. The copy and the initial weights cost twice the
-    model's memory, kept batches at most 128 MiB. What the doctor cannot look at never raises; the
-    report says it.
+    networks, their buffers and modes, lists, counters. The copy and the initial weights cost twice
+    the model's memory, kept batches at most 128 MiB. What the doctor cannot look at never raises;
+    the report says it.
 
     Args:
         model: any module; one from `torch.compile` too.
