@@ -1051,6 +1051,19 @@ def test_a_penalty_beside_a_loss_near_zero_is_no_flipped_sign():
     assert flipped(loss_ratio=-3.0, loss_ratio_low=-40.0, loss_ratio_high=2.0) == []
 
 
+def test_an_autoencoders_loss_that_falls_without_end_has_a_flipped_sign():
+    given = evidence()
+    given.task, given.reconstruction = "unknown", True
+    given.loss.confirmed, given.loss.far_others = True, -11.0
+    assert "flipped" in found_by("wrong_loss", given)[0].summary
+    given.loss.far_others = -9.0
+    assert found_by("wrong_loss", given) == []
+    given.loss.far_others, given.loss.confirmed = -1e6, False  # a flow's volume
+    assert found_by("wrong_loss", given) == []
+    given.loss.confirmed, given.reconstruction = True, False
+    assert found_by("wrong_loss", given) == []
+
+
 UNPAIRED = {"permuted": 1e-7, "cross_gradient": 0.0, "shapes": [[32, 1], [32]]}
 
 

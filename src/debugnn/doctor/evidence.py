@@ -36,6 +36,9 @@ class LossFacts:
     pairwise: bool = False  # labels count only by being equal or not, as in metric learning
     ignores_targets: bool = False  # other targets leave its value and its gradient as they are
     other_outputs: bool = False  # it depends on other tensors of the outputs than the first
+    # Its lowest value where one of the other tensors is 1,000 times as large, over its value at the
+    # model's outputs; below zero where it falls without end. None without others.
+    far_others: float | None = None
     parameters: bool = False  # it reads parameters: a penalty of weights, or a network of its own
     link: str = "identity"  # values: what turns outputs into them; identity, sigmoid or exp
     confirmed: bool = (
