@@ -136,6 +136,7 @@ class NetworkFacts:
     nonlinear: bool | None = None  # some operation of the forward pass is a nonlinearity
     last_op: str | None = None  # the operation that makes the outputs: sigmoid, softmax, relu, …
     batch_softmax: bool = False  # a softmax over the batch axis
+    softmax_over_one: bool = False  # the outputs are a softmax over an axis of one entry
     mixing: float | None = None  # relative change of a sample's output by other samples' inputs
     mixing_layers: dict[str, float] = field(
         default_factory=dict

@@ -51,6 +51,10 @@ def network_facts(
         first = first_tensor(outputs)
         if first is not None:
             facts.last_op = tracer.made(first)
+            facts.softmax_over_one = "softmax" in (facts.last_op or "") and any(
+                shape == tuple(first.shape) and shape[axis] == 1
+                for axis, shape in tracer.softmax_axes
+            )
             facts.batch_softmax = any(
                 axis == 0 and len(shape) >= 2 and shape[0] == batch and shape == tuple(first.shape)
                 for axis, shape in tracer.softmax_axes
