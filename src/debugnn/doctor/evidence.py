@@ -161,6 +161,7 @@ class NetworkFacts:
     nonlinear: bool | None = None  # some operation of the forward pass is a nonlinearity
     last_op: str | None = None  # the operation that makes the outputs: sigmoid, softmax, relu, …
     batch_softmax: bool = False  # a softmax over the batch axis
+    softmax_over_one: bool = False  # the outputs are a softmax over an axis of one entry
     sample_axis: int | None = 0  # of the inputs; None: a batch cannot be parted into samples
     sample_axis_told: bool = False  # by the user, and not found
     # Axis of the inputs → on which other positions along it an output depends: apart (on none),
