@@ -433,6 +433,22 @@ def test_nothing_draws_a_random_number():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_labels_that_the_loss_leaves_out_are_no_class_of_their_own():
+    """Of a graph's nodes most have no label, which PyTorch's losses write as −100."""
+    draw = torch.Generator().manual_seed(0)
+    inputs = torch.randn(600, 6, generator=draw)
+    labels = inputs[:, :3].argmax(dim=1)
+    some = torch.where(torch.arange(600) % 3 == 0, labels, -100)
+    task = Task("classes", 3)
+    alone = simple_models.simple_skill(inputs[::3], labels[::3], task)
+    assert simple_models.simple_skill(inputs, some, task) == pytest.approx(alone)
+    assert simple_models.simple_skill(inputs, torch.full((600,), -100), task) is None
+    rest = torch.where(some < 0, labels, -100)
+    transferred = simple_models.transfer_skill(inputs, some, inputs, rest, task)
+    assert transferred > 0.6
+    assert simple_models.transfer_skill(inputs, some, inputs, some - 200, task) is None
+
+
 # --- rare classes -------------------------------------------------------------------------------
 
 

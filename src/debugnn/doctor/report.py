@@ -166,7 +166,7 @@ class Report:
         for finding in self.findings:
             lines += _in_full(finding, indent=2)
         for trouble in self.troubles:
-            lines += _wrap(f"not looked at: {trouble}", 2)
+            lines += _wrap(trouble, 2)
         return "\n".join(lines)
 
     def _verdict(self) -> list[str]:

@@ -56,7 +56,10 @@ def simple_skill(inputs: Tensor, targets: Tensor, task: Task) -> float | None:
         labels = task.labels(targets).cpu()
         if len(labels) != len(rows):
             return None
-        wanted = F.one_hot(labels.clamp_min(0)).double()
+        given = labels >= 0  # a loss leaves the others out
+        if given.sum() < _LEAST_FOR_SKILL:
+            return None
+        rows, wanted = rows[given], F.one_hot(labels[given]).double()
     finite = torch.isfinite(rows).all(dim=1)
     rows, wanted = standardised(rows[finite]), wanted[finite]
     folds = torch.arange(len(rows)) % 2
@@ -148,10 +151,16 @@ def transfer_skill(
         true = wanted.detach().cpu().double().reshape(len(asked), -1)
     else:
         size = task.classes or 2
-        labels = [task.labels(t).cpu().clamp_min(0) for t in (targets, wanted)]
+        labels = [task.labels(t).cpu() for t in (targets, wanted)]
         if len(labels[0]) != len(rows) or len(labels[1]) != len(asked):
             return None
-        known, true = (F.one_hot(t, size).double() for t in labels)
+        given = [own >= 0 for own in labels]  # a loss leaves the others out
+        rows, asked = rows[given[0]], asked[given[1]]
+        if len(rows) < _LEAST_FOR_TRANSFER or not len(asked):
+            return None
+        known, true = (
+            F.one_hot(own[kept], size).double() for own, kept in zip(labels, given, strict=True)
+        )
     if not (torch.isfinite(rows).all() and torch.isfinite(asked).all()):
         return None
     mean, deviations = rows.mean(dim=0), rows.std(dim=0, correction=0)
