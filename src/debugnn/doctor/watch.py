@@ -36,8 +36,6 @@ class Doctor:
     the model's memory, kept batches at most 128 MiB. What the doctor cannot look at never raises;
     the report says it.
 
-    TODO-memory
-
     Args:
         model: any module; one from `torch.compile` too.
         optimizer: any of `torch.optim`.
