@@ -188,8 +188,12 @@ def _loss_checks(evidence: Evidence) -> Iterator[Check]:
         yield Check("loss", False, f"it cannot be called: {evidence.loss.error}")
         return
     wrong = _finding("wrong_loss", evidence)
-    fits = "it falls to near zero at perfect outputs"
-    yield Check("loss fits", wrong is None, f"{wrong.summary}; {wrong.fix}" if wrong else fits)
+    if wrong is not None:
+        yield Check("loss fits", False, f"{wrong.summary}; {wrong.fix}")
+    elif evidence.loss.confirmed:
+        yield Check("loss fits", True, "it is lower at right outputs than at wrong ones")
+    else:
+        yield Check("loss fits", None, "it is not known which outputs it asks for")
     if not evidence.loss.scalar:
         each = "it returns a value for each sample, which has no backward()"
         yield Check("loss is a mean", False, each)
