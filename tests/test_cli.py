@@ -146,6 +146,10 @@ MISTAKES = {
     "init=pretrained init.pretrain.data.scale=log": ["init.pretrain.data.scale=log", "raw"],
     "init=pretrained init.pretrain.data.tran_size=9": ["init.pretrain.data.tran_size"],
     "init=[": ["init=["],
+    "init=kaiming,xavier": ["init=kaiming,xavier", "-m"],
+    "sigmoid_net": ["sigmoid_net", "key=value"],
+    "--experiment=nan_loss": ["--experiment=nan_loss", "no dashes"],
+    "optim.weight_decay=0.1": ["optim.weight_decay", "+optim.weight_decay"],
 }
 
 

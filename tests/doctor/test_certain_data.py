@@ -246,6 +246,21 @@ def test_batch_norm_whose_averages_do_not_follow():
     assert "train_eval_mode" in told[1e-5]
 
 
+def test_a_softmax_over_one_output_is_constant():
+    inputs, labels = table(320)
+    targets = labels[:, None].float()
+
+    def told(last):
+        model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 1), last)
+        report = watched(inputs, targets, model=model, loss_fn=nn.BCELoss())
+        return [f for f in report.findings if f.cause == "frozen_parameters"]
+
+    (found,) = told(nn.Softmax(dim=1))
+    assert found.confidence == "certain"
+    assert "every output is 1" in found.summary
+    assert told(nn.Sigmoid()) == []
+
+
 # --- NaN ------------------------------------------------------------------------------------------
 
 

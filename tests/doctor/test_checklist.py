@@ -537,3 +537,12 @@ def test_the_exit_code_tells_sound_from_faulty_from_mistyped(tmp_path, arguments
     # Nothing is trained or written.
     assert not list(tmp_path.rglob("run.json"))
     assert not list(tmp_path.rglob("metrics.jsonl"))
+
+
+def test_a_loss_that_compares_no_output_with_its_target_is_not_said_to_fit():
+    def distances(outputs, targets):
+        return torch.where(targets[:, None] == targets, torch.cdist(outputs, outputs), 0.0).mean()
+
+    checklist = check(dense(), distances, batches(digits()))
+    assert lines(checklist)["loss fits"] is None
+    assert checklist.passed

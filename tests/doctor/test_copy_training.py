@@ -15,6 +15,7 @@ from debugnn.doctor.observe.calls import Call
 from debugnn.doctor.observe.task import Task
 from debugnn.doctor.trials import (
     AVERAGED_LOSS,
+    DIVIDED,
     REINITIALISED,
     STANDARDISED_INPUTS,
     STANDARDISED_TARGETS,
@@ -95,6 +96,36 @@ def loss_of_numbers(outputs, targets):
 
 def stepped(training, steps):
     return [training.step()[-1].item() for _ in range(steps)]
+
+
+# --- gradients of several passes ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("passes", "trial", "factor"),
+    [(2, UNCHANGED, 2.0), (8, UNCHANGED, 8.0), (2, DIVIDED, 1.0), (8, DIVIDED, 1.0)],
+)
+def test_several_passes_are_added_up_or_averaged_as_in_the_training(batches, passes, trial, factor):
+    model, used = net(), batches[:2]
+    plain = copy.deepcopy(model)
+    mean = sum(F.cross_entropy(plain(*b.call.args), b.targets) for b in used) / len(used)
+    mean.backward()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    training = CopyTraining(
+        model,
+        optimizer,
+        groups_of(model, optimizer),
+        F.cross_entropy,
+        used,
+        trial,
+        passes=passes,
+        undivided=True,
+    )
+    training.step()
+    assert training.taken == 2
+    for name, before in plain.named_parameters():
+        moved = dict(training.model.named_parameters())[name] - before
+        assert torch.allclose(moved, -0.01 * factor * before.grad, atol=1e-6), name
 
 
 # --- what it leaves, and what it is -------------------------------------------------------------

@@ -533,6 +533,21 @@ def test_a_term_of_other_outputs_leaves_the_level_open(kind):
     assert facts.constant is None
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_divergence_is_bounded_and_its_opposite_is_not(sign):
+    outputs = (normal(BATCH, 6), normal(BATCH, 2, seed=1), normal(BATCH, 2, seed=2))
+    targets = normal(BATCH, 6, seed=3)
+
+    def loss(o, t):
+        kl = -0.5 * (1 + o[2] - o[1].square() - o[2].exp()).sum()
+        return (o[0] - t).square().sum() + sign * kl
+
+    facts = loss_facts(loss, outputs, targets, read(outputs, targets))
+    assert facts.confirmed
+    assert facts.other_outputs
+    assert facts.far_others > 1 if sign > 0 else facts.far_others < -1e3
+
+
 # --- losses that compare no output with its target ------------------------------------------------
 
 

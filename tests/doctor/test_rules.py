@@ -363,6 +363,7 @@ def test_each_trial_changes_one_thing_and_is_wanted_by_some_cause():
     given.data.rms = given.data.target_rms = 100.0
     given.optimizer.weight_decay, given.optimizer.frozen_held = 0.1, ["first.weight"]
     given.loss.doubling = 2.0
+    given.loop.passes_per_update, given.loop.gradient_scale = [4, 4], 1.0
     given.weights[0].gain = 9.0
     given.loop.passes_per_update, given.loop.gradient_scale = [4, 4, 4], 1.0
     given.network.nonlinear = False
@@ -1049,6 +1050,19 @@ def test_a_sign_that_is_flipped_twice_is_right():
 
 def test_a_penalty_beside_a_loss_near_zero_is_no_flipped_sign():
     assert flipped(loss_ratio=-3.0, loss_ratio_low=-40.0, loss_ratio_high=2.0) == []
+
+
+def test_an_autoencoders_loss_that_falls_without_end_has_a_flipped_sign():
+    given = evidence()
+    given.task, given.reconstruction = "unknown", True
+    given.loss.confirmed, given.loss.far_others = True, -11.0
+    assert "flipped" in found_by("wrong_loss", given)[0].summary
+    given.loss.far_others = -9.0
+    assert found_by("wrong_loss", given) == []
+    given.loss.far_others, given.loss.confirmed = -1e6, False  # a flow's volume
+    assert found_by("wrong_loss", given) == []
+    given.loss.confirmed, given.reconstruction = True, False
+    assert found_by("wrong_loss", given) == []
 
 
 UNPAIRED = {"permuted": 1e-7, "cross_gradient": 0.0, "shapes": [[32, 1], [32]]}

@@ -447,3 +447,46 @@ def test_labels_that_the_loss_leaves_out_are_no_class_of_their_own():
     transferred = simple_models.transfer_skill(inputs, some, inputs, rest, task)
     assert transferred > 0.6
     assert simple_models.transfer_skill(inputs, some, inputs, some - 200, task) is None
+
+
+# --- rare classes -------------------------------------------------------------------------------
+
+
+def islands(rare, apart, seed=0):
+    """Two classes around points that are `apart` deviations off each other, and `rare` of one."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = (torch.arange(600) < rare).long()
+    inputs = torch.randn(600, 4, generator=generator)
+    inputs[:, 0] += apart * labels
+    order = torch.randperm(600, generator=generator)
+    return inputs[order], labels[order]
+
+
+TWO_CLASSES = Task("classes", 2)
+
+
+@pytest.mark.parametrize("others", [True, False])
+def test_a_rare_class_that_stands_apart_is_recognised(others):
+    inputs, targets = islands(20, apart=6)
+    other = islands(20, apart=6, seed=1) if others else (None, None)
+    found = simple_models.recognition(inputs, targets, *other, TWO_CLASSES, [0, 1])
+    assert min(found.values()) > 0.8
+    found = simple_models.recognition(inputs, targets, *other, TWO_CLASSES, [1])
+    assert list(found) == [1]
+
+
+def test_a_rare_class_within_another_is_not_recognised():
+    inputs, targets = islands(20, apart=0.5)
+    found = simple_models.recognition(inputs, targets, None, None, TWO_CLASSES, [1])
+    assert found[1] < 0.3  # it may be guessed often, and is then rarely right
+
+
+def test_too_few_samples_of_a_class_or_of_all_say_nothing():
+    inputs, targets = islands(3, apart=6)
+    assert simple_models.recognition(inputs, targets, None, None, TWO_CLASSES, [1]) == {}
+    few = inputs[:50], targets[:50]
+    assert simple_models.recognition(*few, None, None, TWO_CLASSES, [0]) == {}
+    tokens = torch.zeros(600, 5, dtype=torch.long)
+    assert simple_models.recognition(inputs, tokens, None, None, TWO_CLASSES, [0]) == {}
+    values = Task("values")
+    assert simple_models.recognition(inputs, inputs[:, :1], None, None, values, [0]) == {}

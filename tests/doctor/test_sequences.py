@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from debugnn import Doctor
+from debugnn import Doctor, check
 from debugnn.doctor.causes.label_leak import sees_its_target
 from debugnn.doctor.evidence import Evidence
 
@@ -261,6 +261,15 @@ def test_values_and_single_classes_are_no_symbols():
     facts, signs = watched(model, lambda t: (t[:, :4].float(), t[:, :4].float()), F.mse_loss)
     assert facts is None
     assert signs == []
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_checklist_tells_a_leak_before_the_training(causal):
+    model = Attention(causal)
+    batches = [shifted(windows(step)) for step in range(4)]
+    shown = check(model, cross_entropy, batches, torch.optim.Adam(model.parameters()))
+    (line,) = [c for c in shown.checks if c.name == "no leak"]
+    assert line.passed == causal
 
 
 def test_without_facts_there_is_no_sign():

@@ -180,3 +180,23 @@ def test_faults_of_the_tuning_half_are_found_and_named(family):
     found, named = rates(of_each_cause("tuning", family))
     assert found >= 0.95
     assert named >= 0.85
+
+
+# name of a sound program → what its outputs and targets are known as
+TASKS = {
+    "forty_classes": "classes", "language_model": "classes", "soft_labels": "values",
+    "friedman_prices": "values", "variational_autoencoder": "unknown", "triplet_net": "unknown",
+    "generator": "unknown",
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TASKS)
+def test_tasks_of_other_kinds_are_known_or_left_alone(name):
+    report = diagnosed(next(p for p in SOUND if p.name == name))
+    assert report.evidence.task == TASKS[name]
+    assert report.healthy is (None if TASKS[name] == "unknown" else True), str(report)
+    assert report.troubles == []
+    assert report.evidence.adversarial is (name == "generator")
+    assert report.evidence.positions is (name == "language_model")
+    assert report.evidence.reconstruction is (name == "variational_autoencoder")

@@ -284,7 +284,7 @@ def test_a_runs_diagnosis_can_be_made_again_from_its_evidence(compose, tmp_path)
     directory = execute(config, ["optim.lr=1e-7"], None)
     kept = records.load((directory / "findings.json").read_text())
     seen = evidence.load(records.load((directory / "evidence.json").read_text()))
-    again = causes.diagnose(seen, budget=config.doctor.budget)
+    again = causes.diagnose(seen, budget=config.doctor.budget, overrides=True)
     assert records.load(again.to_json()) == kept
 
 

@@ -245,9 +245,10 @@ def test_a_diagnosis_is_a_table_a_summary_and_an_alert(compose, tmp_path):
     summary |= {k: v for h in seen["history"] for k, v in h["item"].items()}
     assert summary["doctor/cause"] == "wrong_loss"
     assert summary["doctor/healthy"] is False
+    assert summary["doctor/reason"] == kept["reason"]
     assert summary["doctor/override"] == "loss=cross_entropy"
     assert "findings._type" in summary or "findings" in summary
     (alert,) = seen["alert"]
     assert alert["title"] == "wrong_loss"
     (table,) = directory.rglob("findings*.table.json")
-    assert json.loads(table.read_text())["data"][0][:2] == ["error", "wrong_loss"]
+    assert json.loads(table.read_text())["data"][0][:3] == ["error", "wrong_loss", "certain"]

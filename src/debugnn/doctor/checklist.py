@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from debugnn import lr_curve
 from debugnn.doctor.causes import CAUSES, signals
-from debugnn.doctor.causes.label_leak import feature_is_target
+from debugnn.doctor.causes.label_leak import feature_is_target, sees_its_target
 from debugnn.doctor.copies import undisturbed
 from debugnn.doctor.evidence import Evidence, Score
 from debugnn.doctor.observe.observer import Observer
@@ -151,7 +151,7 @@ def _data_checks(evidence: Evidence) -> Iterator[Check]:
     yield Check("input scale", None if odd else True, f"{odd}: standardise them" if odd else scale)
     if evidence.task in ("classes", "binary"):
         yield from _label_checks(evidence)
-    leak = next(feature_is_target(evidence), None)
+    leak = next(feature_is_target(evidence), None) or next(sees_its_target(evidence), None)
     if evidence.task != "unknown":
         yield Check("no leak", leak is None, leak.summary if leak else "no feature tells it all")
     if data.overlap is not None:
@@ -188,8 +188,12 @@ def _loss_checks(evidence: Evidence) -> Iterator[Check]:
         yield Check("loss", False, f"it cannot be called: {evidence.loss.error}")
         return
     wrong = _finding("wrong_loss", evidence)
-    fits = "it falls to near zero at perfect outputs"
-    yield Check("loss fits", wrong is None, f"{wrong.summary}; {wrong.fix}" if wrong else fits)
+    if wrong is not None:
+        yield Check("loss fits", False, f"{wrong.summary}; {wrong.fix}")
+    elif evidence.loss.confirmed:
+        yield Check("loss fits", True, "it is lower at right outputs than at wrong ones")
+    else:
+        yield Check("loss fits", None, "it is not known which outputs it asks for")
     if not evidence.loss.scalar:
         each = "it returns a value for each sample, which has no backward()"
         yield Check("loss is a mean", False, each)

@@ -36,6 +36,9 @@ class LossFacts:
     pairwise: bool = False  # labels count only by being equal or not, as in metric learning
     ignores_targets: bool = False  # other targets leave its value and its gradient as they are
     other_outputs: bool = False  # it depends on other tensors of the outputs than the first
+    # Its lowest value where one of the other tensors is 1,000 times as large, over its value at the
+    # model's outputs; below zero where it falls without end. None without others.
+    far_others: float | None = None
     parameters: bool = False  # it reads parameters: a penalty of weights, or a network of its own
     link: str = "identity"  # values: what turns outputs into them; identity, sigmoid or exp
     confirmed: bool = (
@@ -158,6 +161,7 @@ class NetworkFacts:
     nonlinear: bool | None = None  # some operation of the forward pass is a nonlinearity
     last_op: str | None = None  # the operation that makes the outputs: sigmoid, softmax, relu, …
     batch_softmax: bool = False  # a softmax over the batch axis
+    softmax_over_one: bool = False  # the outputs are a softmax over an axis of one entry
     sample_axis: int | None = 0  # of the inputs; None: a batch cannot be parted into samples
     sample_axis_told: bool = False  # by the user, and not found
     # Axis of the inputs → on which other positions along it an output depends: apart (on none),

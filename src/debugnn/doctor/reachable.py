@@ -6,7 +6,7 @@ import types
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ _MOST = 20_000  # objects that are looked at
 _LONG = 10_000  # items of a container above which it is data, and no state
 _CONTAINERS = (dict, OrderedDict, defaultdict, Counter, list, set, deque)
 _RUNNING = ("running_mean", "running_var")  # are changed by operations that do not declare it
+_ATOMS = (type(None), bool, int, float, str)
 _CODE = (types.ModuleType, types.FunctionType, types.BuiltinFunctionType, type)
 _INSTALLED = ("site-packages", "dist-packages")
 
@@ -47,6 +48,7 @@ class Reached:
             Callable[[], Undo]
         ] = []  # each notes a state and returns what restores it
         self._seen: set[int] = set()
+        self._kinds: set[type] = set()
         self._alive: list[Any] = []  # an address is not used again while its object lives
         self._waiting: deque[Any] = deque()
         library = not isinstance(function, types.FunctionType | nn.Module | None)
@@ -98,9 +100,15 @@ class Reached:
         attributes = vars(value)
         if not isinstance(attributes, dict):
             return
+        # Most containers of a module are empty: its hooks. Together they cost a tenth.
+        values = [v for v in attributes.values() if type(v) not in _ATOMS]
+        empty = [v for v in values if type(v) in _CONTAINERS and not v]
         self._notes.append(partial(_contents, attributes))
-        self._push(attributes.values())
-        self._push(_methods(type(value)))
+        self._notes.append(partial(_emptiness, empty))
+        self._push(v for v in values if not (type(v) in _CONTAINERS and not v))
+        if type(value) not in self._kinds:
+            self._kinds.add(type(value))
+            self._push(_methods(type(value)))
 
     def _function(self, function: types.FunctionType) -> None:
         for cell in function.__closure__ or ():
@@ -231,6 +239,17 @@ def _contents(container: Any) -> Undo:
     return undo
 
 
+def _emptiness(containers: list[Any]) -> Undo:
+    """Note that these containers are empty."""
+
+    def undo() -> None:
+        for container in containers:
+            if container:
+                container.clear()
+
+    return undo
+
+
 def _same(now: Any, before: Any) -> bool:
     """Return whether two items are one object; of a dictionary's items, key and value each."""
     if isinstance(now, tuple) and isinstance(before, tuple):
@@ -287,6 +306,7 @@ def _random_numbers(generator: Any) -> Undo:
 # --- what is whose --------------------------------------------------------------------------------
 
 
+@cache
 def _is_own(module: str | None) -> bool:
     """Return whether code of this module belongs to the user: to no library, and not to us."""
     name = module or ""
@@ -300,7 +320,9 @@ def _is_own(module: str | None) -> bool:
 
 def _is_numpys_generator(value: Any) -> bool:
     numpy = sys.modules.get("numpy")  # not imported for it
-    return bool(numpy) and isinstance(value, numpy.random.Generator | numpy.random.RandomState)
+    if numpy is None:
+        return False
+    return isinstance(value, numpy.random.Generator | numpy.random.RandomState)
 
 
 def _methods(kind: type) -> Iterator[types.FunctionType]:
@@ -318,8 +340,11 @@ def _methods(kind: type) -> Iterator[types.FunctionType]:
 
 def _shared_functions(model: nn.Module | None) -> Iterator[types.FunctionType]:
     """Yield the functions that a copy of a model shares with it."""
+    kinds = set()
     for module in model.modules() if model is not None else ():
-        yield from _methods(type(module))
+        if type(module) not in kinds:
+            kinds.add(type(module))
+            yield from _methods(type(module))
         for value in vars(module).values():
             if isinstance(value, types.FunctionType):
                 yield value

@@ -30,12 +30,11 @@ class Doctor:
             doctor.step(loss, inputs, targets)
         print(doctor.report())
 
-    The training stays as it is, bit for bit: whatever the doctor tries runs on a copy of the model,
-    and the random state is restored after it. The copy and the initial weights cost twice the
-    model's memory, kept batches at most 128 MiB. What the doctor cannot look at never raises; the
-    report says it.
-
-    TODO-memory
+    The training stays as it is, bit for bit: whatever the doctor tries runs on a copy of the model.
+    The random state is restored after it, and so is all that the loss function reaches: other
+    networks, their buffers and modes, lists, counters. The copy and the initial weights cost twice
+    the model's memory, kept batches at most 128 MiB. What the doctor cannot look at never raises;
+    the report says it.
 
     Args:
         model: any module; one from `torch.compile` too.

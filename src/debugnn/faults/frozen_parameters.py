@@ -79,7 +79,14 @@ def model_cleared_between(setup: Setup) -> None:
     setup.before_step = lambda _: setup.model.zero_grad()
 
 
+def softmax_of_one_output(setup: Setup) -> None:
+    """A softmax over a single output, where a sigmoid is meant."""
+    sequential(setup).append(nn.Softmax(dim=1))
+    setup.loss_fn = nn.BCELoss()
+
+
 TUNING = [
+    case("cancer_one_logit", softmax_of_one_output, ("wrong_loss",)),
     case("cnn", cleared_between, ("optimizer_mismatch",), set_to_none=True),
     case("friedman", cleared_between, ("optimizer_mismatch",), set_to_none=False),
     case("lstm", cleared_between, ("optimizer_mismatch",), set_to_none=False),

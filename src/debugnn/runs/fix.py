@@ -50,10 +50,10 @@ def fix(config: DictConfig, overrides: Sequence[str], experiment: str | None) ->
     if report["healthy"] is not False:
         log.info("nothing to fix: %s", _why_nothing(report))
         return directory
-    if not report["findings"]:
+    first = next((f for f in report["findings"] if f["cause"] == report["main_cause"]), None)
+    if first is None:
         log.info("no cause was found: %s", report["reason"])
         return directory
-    first = report["findings"][0]
     if first["override"] is None:
         log.info("no setting mends %s: %s", first["cause"], first["fix"])
         return directory

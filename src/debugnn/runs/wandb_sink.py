@@ -139,7 +139,7 @@ class WandB:
 
     def _diagnose(self, diagnosis: Diagnosis) -> None:
         """Log the findings as a table and in the summary, and raise an alert for each error."""
-        columns = ["severity", "confidence", "cause", "layer", "step", "summary", "harm", "fix"]
+        columns = ["severity", "cause", "confidence", "layer", "step", "summary", "harm", "fix"]
         columns += ["line", "override"]
         findings = diagnosis.report["findings"]
         table = wandb.Table(columns=[*columns, "under"])

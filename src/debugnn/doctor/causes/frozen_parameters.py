@@ -57,6 +57,19 @@ def cleared_before_step(evidence: Evidence) -> Iterator[Sign]:
         )
 
 
+def constant_output(evidence: Evidence) -> Iterator[Sign]:
+    """A softmax over a single output, which is 1 for every input and has no derivative."""
+    if evidence.network.softmax_over_one:
+        yield Sign(
+            "error",
+            "the last softmax runs over an axis of one entry, so that every output is 1 (its "
+            "logarithm 0) for every input, and no gradient reaches a parameter",
+            "give the last layer one output for each class, take the axis of the classes "
+            "(dim=1), or use a sigmoid for a single output",
+            confidence="certain",
+        )
+
+
 def steps_without_gradient(evidence: Evidence) -> Iterator[Sign]:
     """Updates that found no gradient at all."""
     loop = evidence.loop
@@ -99,7 +112,11 @@ CAUSE = Cause(
     name="frozen_parameters",
     meaning="parameters that no gradient reaches",
     kind=Kind.INDEPENDENT,
-    rules=(first_of(cleared_before_step, cut_off, steps_without_gradient, held_but_frozen),),
+    rules=(
+        first_of(
+            cleared_before_step, constant_output, cut_off, steps_without_gradient, held_but_frozen
+        ),
+    ),
     fix="remove detach(), .data, no_grad() or a step without derivative (argmax, round) between "
     "them and the loss",
     harm="a layer without a gradient keeps its random initial weights",

@@ -33,6 +33,9 @@ NO_LOGARITHM = 1e-4
 # A loss is not bounded below where outputs of size 1,000 bring it below this: a likelihood whose
 # targets are probabilities stays above 0.
 UNBOUNDED = -10.0
+# How far below zero, in sizes of the loss, a loss falls where an output of the autoencoder is 1,000
+# times as large: a divergence or a penalty grows there.
+FALLS = 10.0
 # Share of the targets' range by which they may leave the outputs' range.
 MARGIN = 0.05
 # Whole numbers 0 … K−1 are class numbers for so many values, each of which has its share.
@@ -128,6 +131,19 @@ def no_logarithm(evidence: Evidence) -> str | None:
         return (
             "the loss takes probabilities for their logarithms: it is the negative probability "
             "itself, which falls below zero and hardly punishes what is wrong"
+        )
+    return None
+
+
+def falls_without_end(evidence: Evidence) -> str | None:
+    """A term of an autoencoder's loss whose sign is flipped: it falls as an output grows."""
+    loss = evidence.loss
+    falls = loss.far_others is not None and loss.far_others < -FALLS
+    # A flow's density, which its volume lets grow, is no error of rebuilt inputs.
+    if evidence.reconstruction and loss.confirmed and falls:
+        return (
+            "a term of the loss falls without end as one of the model's other outputs grows: its "
+            "sign is flipped"
         )
     return None
 
@@ -258,6 +274,12 @@ CAUSE = Cause(
             _rule(
                 broadcast_shapes,
                 "bring both to one shape, (B, 1) or (B,): by squeeze(1) or unsqueeze(1)",
+                any_task=True,
+            ),
+            _rule(
+                falls_without_end,
+                "add the divergence to the error of the rebuilt inputs, as KL = -0.5 * sum(1 + "
+                "log_variance - mean**2 - exp(log_variance))",
                 any_task=True,
             ),
             _rule(

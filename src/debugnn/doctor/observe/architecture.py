@@ -59,6 +59,10 @@ def network_facts(
         first = first_tensor(outputs)
         if first is not None:
             facts.last_op = tracer.made(first)
+            facts.softmax_over_one = "softmax" in (facts.last_op or "") and any(
+                shape == tuple(first.shape) and shape[over] == 1
+                for over, shape in tracer.softmax_axes
+            )
             facts.batch_softmax = axis == 0 and any(
                 over == 0 and shape[0] == samples.count and shape == tuple(first.shape)
                 for over, shape in tracer.softmax_axes

@@ -38,6 +38,7 @@ class LayerProbes:
         self._model = model
         self._probe: Probe | None = None
         self._before: dict[str, Tensor] = {}  # weights before the update, in the replica's memory
+        self._spare = False  # which may be written over: it holds the initial weights at first
         self._named: list[tuple[str, nn.Parameter]] = []  # as of the last probe
         self._small: list[nn.Parameter] = []  # of these, those looked at in every step
 
@@ -85,6 +86,7 @@ class LayerProbes:
                 # Before the first update the copy holds these weights anyway.
                 first = self._evidence.loop.optimizer_steps == 0
                 kept = None if replica is None else replica.model if first else replica.current()
+                self._spare = not first
                 own = {} if kept is None else dict(kept.named_parameters())
                 self._before = {n: own[n].detach() for n in weights if n in own}
         layers = {n: LayerFacts(pulls.get(n), size) for n, size in sizes.items()}
@@ -96,7 +98,12 @@ class LayerProbes:
             return
         weights = dict(self._model.named_parameters())
         for names in _chunks(self._before):
-            moved = [weights[n].detach() - self._before[n] for n in names]
+            moved = [
+                self._before[n].sub_(weights[n].detach())
+                if self._spare
+                else self._before[n] - weights[n].detach()
+                for n in names
+            ]
             for name, update in zip(names, _norms(moved), strict=True):
                 self._probe.layers[name].update = update
         self._before = {}

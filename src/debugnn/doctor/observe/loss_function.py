@@ -3,7 +3,8 @@
 import copy
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from debugnn.doctor.evidence import LossFacts
-from debugnn.doctor.observe.calls import first_tensor, map_tensors, with_first
+from debugnn.doctor.observe.calls import Call, first_tensor, map_tensors, with_first
 from debugnn.doctor.observe.task import Task, space
 from debugnn.doctor.reachable import kept
 
@@ -53,25 +54,23 @@ class _Loss:
         self.outputs = map_tensors(outputs, Tensor.detach)
         self.targets = targets
 
-    def tensor(self, made_up: Tensor, targets: Any = None) -> Tensor:
-        """Return the mean loss, with its graph."""
-        return self.of(with_first(self.outputs, made_up), targets)
-
-    def of(self, outputs: Any, targets: Any = None) -> Tensor:
-        """Return the mean loss of outputs of the model's own structure."""
-        torch.random.default_generator.manual_seed(0)
-        with kept(self._loss_fn) if self.restores else nullcontext():
-            value = self._loss_fn(outputs, self.targets if targets is None else targets)
-        return value.float().mean()
-
     def __call__(self, made_up: Tensor, targets: Any = None) -> float:
         """Return the mean loss."""
-        return self.tensor(made_up, targets).detach().item()
+        return self.of(with_first(self.outputs, made_up), targets)
+
+    def of(self, outputs: Any, targets: Any = None) -> float:
+        """Return the mean loss of outputs of the model's own structure."""
+        with self._apart():
+            return self._value(outputs, targets).detach().item()
 
     def within(self, made_up: Tensor) -> float:
         """Return the mean loss; infinity of outputs that it is not defined for."""
+        return self.at(with_first(self.outputs, made_up))
+
+    def at(self, outputs: Any) -> float:
+        """Return the same of outputs of the model's own structure."""
         try:
-            value = self(made_up)
+            value = self.of(outputs)
         except Exception:  # whatever the user's function raises
             return math.inf
         return math.inf if math.isnan(value) else value
@@ -79,10 +78,19 @@ class _Loss:
     def gradient(self, made_up: Tensor, targets: Any = None) -> Tensor | None:
         """Return the gradient with respect to the made-up tensor, None where there is none."""
         leaf = made_up.clone().requires_grad_()
-        value = self.tensor(leaf, targets)
-        if not value.requires_grad:
-            return None
-        return torch.autograd.grad(value, leaf, allow_unused=True)[0]
+        with self._apart():
+            value = self._value(with_first(self.outputs, leaf), targets)
+            if not value.requires_grad:
+                return None
+            return torch.autograd.grad(value, leaf, allow_unused=True)[0]
+
+    def _value(self, outputs: Any, targets: Any) -> Tensor:
+        torch.random.default_generator.manual_seed(0)
+        value = self._loss_fn(outputs, self.targets if targets is None else targets)
+        return value.float().mean()
+
+    def _apart(self) -> AbstractContextManager[Any]:
+        return kept(self._loss_fn) if self.restores else nullcontext()
 
 
 @torch.enable_grad()
@@ -134,7 +142,7 @@ def _loss_facts(loss_fn: LossFunction, outputs: Any, targets: Any, task: Task) -
     loss = _Loss(loss_fn, outputs, targets)
     tensor = tensor.detach().float()  # half precision would hide small differences
     if not torch.isfinite(tensor).all():
-        tensor = torch.randn(tensor.shape, generator=_numbers())
+        tensor = torch.randn(tensor.shape, generator=_numbers()).to(tensor)
     if not _equal(loss.within(tensor), loss.within(tensor)):
         loss.restores = True
         if not _equal(loss.within(tensor), loss.within(tensor)):
@@ -145,6 +153,8 @@ def _loss_facts(loss_fn: LossFunction, outputs: Any, targets: Any, task: Task) -
     gradient = loss.gradient(tensor)
     facts.gradient = gradient is not None and bool(gradient.any())
     facts.other_outputs = _reads_other_outputs(loss, tensor)
+    if facts.other_outputs:
+        facts.far_others = _far_others(loss, tensor)
     facts.ignores_targets = facts.gradient and _ignores_targets(loss, tensor, task)
     if task.kind == "values":
         _try_values(facts, loss, tensor, task)
@@ -219,7 +229,7 @@ def _doubling(loss: _Loss, tensor: Tensor) -> float | None:
     try:
         doubled = map_tensors(with_first(loss.outputs, tensor), twice)
         doubled = with_first(doubled, twice(tensor))
-        again = loss.of(doubled, twice(targets)).item()
+        again = loss.of(doubled, twice(targets))
     except Exception:  # a function for one batch size alone
         return None
     return None if abs(once) < _ZERO_LOSS else again / once
@@ -233,9 +243,30 @@ def _reads_other_outputs(loss: _Loss, tensor: Tensor) -> bool:
 
     changed = with_first(map_tensors(loss.outputs, change), tensor)
     try:
-        return not _equal(loss(tensor), loss.of(changed).item())
+        return not _equal(loss(tensor), loss.of(changed))
     except Exception:  # it does something with them
         return True
+
+
+def _far_others(loss: _Loss, tensor: Tensor) -> float | None:
+    """Return the lowest loss where one of the outputs' other tensors is far out, over the loss.
+
+    None where it is not finite there, or 0.
+    """
+    _, *others = Call((loss.outputs,)).tensors() or [tensor]
+    own = abs(loss(tensor))
+    values = []
+    for chosen in others:
+        for factor in (_FAR, -_FAR):
+            if chosen.is_floating_point():
+                scaled = map_tensors(loss.outputs, partial(_scaled, chosen, factor))
+                values.append(loss.at(with_first(scaled, tensor)))
+    known = [value for value in values if math.isfinite(value)]
+    return min(known) / own if known and own > _ZERO_LOSS else None
+
+
+def _scaled(chosen: Tensor, factor: float, tensor: Tensor) -> Tensor:
+    return tensor * factor if tensor is chosen else tensor
 
 
 def _other_targets(targets: Tensor, task: Task) -> list[Tensor]:
@@ -424,7 +455,8 @@ def _try_binary(facts: LossFacts, loss: _Loss, outputs: Tensor, task: Task) -> N
     known = all(map(math.isfinite, [facts.best, *others]))
     facts.confirmed = known and facts.best < min(others)
     facts.opposed = known and facts.best > max(others) and min(others) < 0
-    facts.permuted = _permuted(loss, torch.randn(outputs.shape, generator=_numbers()).sigmoid())
+    noise = torch.randn(outputs.shape, generator=_numbers()).sigmoid()
+    facts.permuted = _permuted(loss, noise.to(outputs))
     facts.cross_gradient = _cross_gradient(loss, outputs)
 
 

@@ -16,7 +16,8 @@ from debugnn.doctor.observe.modes import without_dropout
 from debugnn.doctor.observe.task import Task, score
 
 _SCORED = 2048  # samples that a score is computed from
-_VALUES = 2**22  # of outputs, of a large vocabulary, say: scores take several times their memory
+_VALUES = 2**21  # of outputs, of a large vocabulary, say: scores take several times their memory
+_PART = 2**18  # values of a weight that are subtracted at once: their difference takes memory
 _SMOOTHED = 10  # losses of a running mean
 _LEVELS = tuple(round(0.99 - index / 100, 2) for index in range(50))  # 0.99, 0.98, …, 0.50
 
@@ -99,7 +100,9 @@ def note_movement(
             now = parameter.detach().float()
             start = initial[name].to(now.device).float()
             norm = torch.linalg.vector_norm(start)
-            change = torch.linalg.vector_norm(now - start)
+            parts = zip(now.flatten().split(_PART), start.flatten().split(_PART), strict=True)
+            changes = [torch.linalg.vector_norm(one - other) for one, other in parts]
+            change = torch.linalg.vector_norm(torch.stack(changes))
             moved.append((change / norm).item() if norm > 0 else math.inf)
             if norm > 0:
                 shrunk.append((torch.linalg.vector_norm(now) / norm).item())
