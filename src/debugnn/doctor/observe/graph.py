@@ -7,6 +7,7 @@ the optimiser, nor an input, lies in a plain list or dict, or is made anew in ev
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from debugnn.doctor.observe.calls import Call
 _PASSES = 3  # first forward passes whose graphs are followed
 _NODES = 200_000  # of a graph
 _COMPARED = 4096  # values of a leaf by which it is told whether it has moved
+_ITEMS = 1_000  # of a container
 _DEPTH = 4  # containers and objects within each other that are searched for a leaf
 # What `nn.Module` itself keeps: the registered tensors and modules, and hooks.
 _OWN = frozenset(vars(nn.Module()))
@@ -215,7 +217,7 @@ def _within(value: Any, path: str, listed: set[int], depth: int) -> Iterator[tup
             yield from ((f"{path}.{name}", p) for name, p in value.named_parameters())
     elif depth and isinstance(value, Mapping | list | tuple | set):
         items = value.items() if isinstance(value, Mapping) else enumerate(value)
-        for key, item in items:
+        for key, item in islice(items, _ITEMS):
             yield from _within(item, f"{path}.{key}", listed, depth - 1)
     elif depth and hasattr(value, "__dict__") and not isinstance(value, _CODE):
         for key, item in vars(value).items():
