@@ -429,3 +429,46 @@ def test_a_nan_of_a_step_whose_call_is_not_known_is_told():
     assert report.main_cause == "non_finite"
     assert report.evidence.nonfinite.where == "unknown"
     assert doctor.replay["step"] == 0
+
+
+class SparseGraphNet(nn.Module):
+    """Two graph convolutions of its own making, on sparse features and a sparse graph."""
+
+    def __init__(self, features, classes):
+        super().__init__()
+        self.first = nn.Parameter(torch.randn(features, 8) * features**-0.5)
+        self.last = nn.Parameter(torch.randn(8, classes) * 8**-0.5)
+
+    def forward(self, nodes, graph):
+        hidden = torch.relu(torch.sparse.mm(graph, torch.sparse.mm(nodes, self.first)))
+        return torch.sparse.mm(graph, hidden @ self.last)
+
+
+def test_a_network_of_sparse_tensors_is_looked_at_as_another():
+    torch.manual_seed(0)
+    count, classes = 80, 4
+    targets = torch.randint(0, classes, (count,))
+    words = torch.nn.functional.one_hot(torch.arange(24) % classes, classes).T[targets]
+    nodes = (torch.rand(count, 24) < 0.1 + 0.4 * words).float()
+    same = targets == targets[:, None]
+    graph = torch.eye(count) + (torch.rand(count, count) < 0.05 + 0.2 * same).float()
+    inputs = nodes.to_sparse(), (graph / graph.sum(1, keepdim=True)).to_sparse()
+    known = torch.arange(50)
+
+    def loss_fn(outputs, targets):
+        return nn.functional.cross_entropy(outputs[known], targets[known])
+
+    model = SparseGraphNet(24, classes)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    with Doctor(model, optimizer, loss_fn=loss_fn) as doctor:
+        for _ in range(100):
+            optimizer.zero_grad()
+            loss = loss_fn(model(*inputs), targets)
+            loss.backward()
+            optimizer.step()
+            doctor.step(loss, inputs, targets)
+        report = doctor.report()
+    assert doctor.evidence.troubles == []
+    assert doctor.evidence.task == "classes"
+    assert doctor.evidence.network.depth == 2  # both products are seen
+    assert report.healthy is True, report

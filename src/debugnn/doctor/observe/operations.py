@@ -51,12 +51,12 @@ _CLIPPING = ("relu", "hardtanh", "threshold", "clamp_min", "clamp")  # zero on a
 # Operations that a network without any nonlinearity may be made of. A maximum over a window is not
 # linear either, but it does not replace an activation.
 _LINEAR = {
-    "addmm", "mm", "bmm", "matmul", "convolution", "add", "sub", "mul", "div", "sum", "mean", "neg",
-    "view", "_unsafe_view", "reshape", "t", "transpose", "permute", "expand", "unsqueeze",
-    "squeeze", "slice", "select", "cat", "stack", "clone", "detach", "alias", "_to_copy", "to",
-    "contiguous", "flatten", "unfold", "split", "chunk", "index", "index_select", "embedding",
-    "max_pool2d_with_indices", "max_pool1d_with_indices", "max_pool3d_with_indices", "avg_pool2d",
-    "avg_pool1d", "_adaptive_avg_pool2d", "adaptive_max_pool2d", "native_batch_norm",
+    "addmm", "mm", "bmm", "matmul", "convolution", "_sparse_addmm", "add", "sub", "mul", "div",
+    "sum", "mean", "neg", "view", "_unsafe_view", "reshape", "t", "transpose", "permute", "expand",
+    "unsqueeze", "squeeze", "slice", "select", "cat", "stack", "clone", "detach", "alias",
+    "_to_copy", "to", "contiguous", "flatten", "unfold", "split", "chunk", "index", "index_select",
+    "embedding", "max_pool2d_with_indices", "max_pool1d_with_indices", "max_pool3d_with_indices",
+    "avg_pool2d", "avg_pool1d", "_adaptive_avg_pool2d", "adaptive_max_pool2d", "native_batch_norm",
     "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "cudnn_batch_norm",
     "native_dropout", "bernoulli_", "constant_pad_nd", "empty", "empty_like", "zeros", "ones",
     "full", "lift_fresh", "copy_", "resolve_conj", "is_same_size", "mkldnn_convolution", "linear",
@@ -71,7 +71,7 @@ _PASSED = {
     *_VIEWS, "max_pool2d_with_indices", "max_pool1d_with_indices", "avg_pool2d", "avg_pool1d",
     "_adaptive_avg_pool2d", "native_dropout", "mean", "cat",
 }  # fmt: skip
-_PRODUCTS = ("addmm", "mm", "bmm", "convolution", "linear")
+_PRODUCTS = ("addmm", "mm", "bmm", "convolution", "linear", "_sparse_addmm")
 _SOFTMAX = ("_softmax", "_log_softmax", "_safe_softmax")
 
 
@@ -193,9 +193,9 @@ class Tracer(PassWatcher):
         if not isinstance(output, Tensor):
             return result
         if plain not in _VIEWS:
-            self._makers[output.data_ptr()] = plain
+            self._makers[_place(output)] = plain
         elif args and isinstance(args[0], Tensor):
-            self._makers.setdefault(output.data_ptr(), self._maker(args[0]) or plain)
+            self._makers.setdefault(_place(output), self._maker(args[0]) or plain)
         self._follow_softmax(plain, args, output)
         self._follow_depth(name, args, output)
         if plain in _SOFTMAX:
@@ -223,9 +223,9 @@ class Tracer(PassWatcher):
         hidden activation goes, pooled and reshaped, into the next layer's product with weights.
         """
         self._alive.append(output)
-        addresses = [a.data_ptr() for a in args if isinstance(a, Tensor)]
+        addresses = [_place(a) for a in args if isinstance(a, Tensor)]
         if name in _SOFTMAX or (name in _PASSED and self._soft.intersection(addresses[:1])):
-            self._soft.add(output.data_ptr())
+            self._soft.add(_place(output))
         elif (
             name in _PRODUCTS
             and self._soft.intersection(addresses)
@@ -237,10 +237,10 @@ class Tracer(PassWatcher):
 
     def _follow_depth(self, name: str, args: tuple, output: Tensor) -> None:
         tensors = [t for t in tree_leaves(args) if isinstance(t, Tensor)]
-        depths = [self._depths.get(t.data_ptr(), 0) for t in tensors]
-        weighted = any(t.data_ptr() in self._weights for t in tensors)
+        depths = [self._depths.get(_place(t), 0) for t in tensors]
+        weighted = any(_place(t) in self._weights for t in tensors)
         depth = max(depths, default=0) + (name in _PRODUCTS and weighted)
-        self._depths[output.data_ptr()] = max(depth, self._depths.get(output.data_ptr(), 0))
+        self._depths[_place(output)] = max(depth, self._depths.get(_place(output), 0))
         self.depth = max(self.depth, depth)
         varying = sum(t.numel() > 1 and d > 0 for t, d in zip(tensors, depths, strict=True))
         if name.rstrip("_") in ("mul", "bmm", "matmul", "div") and not weighted and varying > 1:
@@ -248,12 +248,20 @@ class Tracer(PassWatcher):
             self.operations[-1] = "product"
 
     def _maker(self, tensor: Tensor) -> str | None:
-        return self._makers.get(tensor.data_ptr())
+        return self._makers.get(_place(tensor))
+
+
+def _place(tensor: Tensor) -> int:
+    """Return the address of a tensor's memory; of a sparse one, which has none of its own, a name.
+
+    The name is that of the object, below zero, so that it is no other tensor's address.
+    """
+    return tensor.data_ptr() if tensor.layout == torch.strided else -id(tensor)
 
 
 def trace(model: nn.Module, call: Call) -> tuple[Any, Tracer]:
     """Return the outputs of one forward pass without gradients, and what it is made of."""
-    tracer = Tracer(frozenset(p.data_ptr() for p in model.parameters()))
+    tracer = Tracer(frozenset(_place(p) for p in model.parameters()))
     return tracer.watch(model, call), tracer
 
 
