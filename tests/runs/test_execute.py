@@ -159,7 +159,7 @@ def test_a_resumed_run_is_called_neither_healthy_nor_sick(compose, tmp_path):
     execute(config, ["killed"], None)
     told = records.load((directory / "findings.json").read_text())
     assert told["healthy"] is None
-    assert "the first 46 steps were taken before" in told["cannot_tell"]
+    assert "the first 46 steps were taken before" in told["reason"]
     assert all(finding["severity"] == "note" for finding in told["findings"])
 
 

@@ -79,7 +79,7 @@ def test_held_out_programs_are_named_only_where_it_is_asked_for(wrong):
     assert HELD_OUT not in printed
     assert "clamped_to_maximum" not in printed
     revealed = evaluate("--rejudge", str(wrong), "--reveal")
-    assert f"held_out {HELD_OUT} seed 0: lr_too_low -> error: constant_input" in revealed
+    assert f"held_out {HELD_OUT} seed 0: lr_too_low -> error (certain): constant_input" in revealed
     assert "| `lr_too_low` | `clamped_to_maximum` | 1 | 0.0 % (0.0 to 79.3) |" in revealed
 
 
@@ -147,7 +147,8 @@ def test_intervals_are_wilsons():
 
 
 def row(cause, found, accepted=()):
-    return {"cause": cause, "found": found, "accepted": list(accepted)}
+    healthy = {"healthy": True, "cannot tell": None}.get(found, False)
+    return {"cause": cause, "found": found, "accepted": list(accepted), "healthy": healthy}
 
 
 def test_rates_count_false_alarms_found_faults_and_right_causes():

@@ -65,7 +65,7 @@ def first_number(evidence: Evidence) -> Iterator[Sign]:
     if found is None:
         return
     lost = evidence.optimizer.lost_eps
-    if lost is not None and found.step > 0 and found.where in ("parameter", "unknown"):
+    if lost is not None and found.step > 0 and found.where in ("parameter", "update", "unknown"):
         kind = evidence.optimizer.dtype
         yield Sign(
             "error",

@@ -80,7 +80,8 @@ def flipped_sign(evidence: Evidence) -> str | None:
 
 def no_gradient(evidence: Evidence) -> str | None:
     """The loss does not depend on the outputs."""
-    if not evidence.loss.gradient and not evidence.loss.parameters:
+    loss = evidence.loss
+    if not (loss.gradient or loss.parameters or loss.other_outputs):
         return "the loss has no gradient: it does not depend on the outputs, or on detached ones"
     return None
 

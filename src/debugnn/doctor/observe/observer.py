@@ -371,8 +371,8 @@ class Observer:
         found = self.nonfinite.repeat(step, call or Call(), targets, replica, self.loss_fn)
         if found.where == "parameter":
             found.layer = found.name.rpartition(".")[0]
-            if step > 0:  # it was finite before the last update
-                found.where, found.step, found.line = "update", step - 1, self._loop.update_line
+            if step > 0:
+                found.line = self._loop.update_line
         self.evidence.nonfinite = found
         if self._save_to is not None:
             found.replay = str(self.nonfinite.save(self._save_to, step))
