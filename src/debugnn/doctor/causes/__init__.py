@@ -56,7 +56,7 @@ ORDER = (
 )
 _BASES = {
     "certain": "this holds whatever the outcome",
-    "shown": "what differs from it in this alone does better",
+    "shown": "a comparison that changes this alone does better",
     "suspected": "that is the likeliest reason for what was seen",
 }
 LATE = 1  # beyond it, a finding is the end of what another one began
