@@ -1,18 +1,19 @@
-"""Diagnose the suite's sound and faulty programs, and count how often the doctor is right.
+"""Diagnose sound and faulty programs, and count how often the doctor is right.
 
-python scripts/evaluate_doctor.py                       all programs, 5 seeds
-python scripts/evaluate_doctor.py --seeds 1 --only lr_  some programs, one seed
-python scripts/evaluate_doctor.py --write               fill outputs/reference/doctor and the page
-python scripts/evaluate_doctor.py --save DIR            keep each run's evidence
-python scripts/evaluate_doctor.py --rejudge DIR         diagnose kept evidence by today's rules
-    --set vanishing_gradient.VANISHED=0.05              … under another threshold
-    --sensitivity                                       … under each threshold moved up and down
+python scripts/evaluate_doctor.py                 all programs, 5 seeds
+    --seeds 1 --only lr_                          some programs, one seed
+    --write                                       fill the doctor's page
+    --save DIR                                    keep each run's evidence
+python scripts/evaluate_doctor.py --rejudge DIR   judge kept evidence again
+    --set vanishing_gradient.VANISHED=0.05        under another threshold
+    --sensitivity                                 under each threshold moved
 
---rejudge needs no torch. DIR holds what --save has written, or runs of train.py: each evidence.json
-below it is diagnosed again.
+--rejudge needs no torch. DIR holds what --save has written, or runs of
+train.py: each evidence.json below it is diagnosed again.
 
-Of the held-out half, only the rates are printed. Who reads which of its programs are missed, and
-changes a rule for them, has no held-out half any more: --reveal is for when that is decided.
+Of the held-out half, only the rates are printed. Who reads which of its
+programs are missed, and changes a rule for them, has no held-out half any
+more: --reveal is for when that is decided.
 """
 
 import argparse
@@ -416,6 +417,8 @@ def main() -> int:
             show_if_wrong(row, options.reveal)
             if options.save:
                 save(row, options.save)
+        if not rows:
+            parser.error(f"--only {options.only}: no program has this in its name")
         rows.sort(key=lambda r: (r["program"], r["seed"]))
         print(summary(rows))
         print(by_confidence([r for r in rows if r["half"] == "tuning"]))

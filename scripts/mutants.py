@@ -1,11 +1,11 @@
-"""Change one thing in the code at a time, and count which changes the tests notice.
+"""Change one thing in the code at a time, and count what the tests notice.
 
-python scripts/mutants.py src/debugnn/doctor/causes --tests tests/doctor/test_rules.py
 python scripts/mutants.py src/debugnn/runs --tests tests/runs --sample 60
 
-A mutant turns a comparison round, swaps `and` for `or`, negates a condition, moves a number, or
-makes a function return None. Texts are left alone. Each mutant runs in a copy of the repository,
-in a process forked from one that has imported the slow libraries; it is killed where a test fails.
+A mutant turns a comparison round, swaps `and` for `or`, negates a condition,
+moves a number, or makes a function return None. Texts are left alone. Each
+mutant runs in a copy of the repository, in a process forked from one that has
+imported the slow libraries; it is killed where a test fails.
 """
 
 import argparse
@@ -146,6 +146,8 @@ def main() -> int:
     parser.add_argument("--sample", type=int, help="only so many mutants, drawn by --seed")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    if not options.folder.exists():
+        parser.error(f"{options.folder}: no such file or folder")
     files = sorted(options.folder.rglob("*.py")) if options.folder.is_dir() else [options.folder]
     every = [mutant for path in files for mutant in mutants(path)]
     count = len(every)

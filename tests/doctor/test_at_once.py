@@ -65,7 +65,15 @@ def test_it_raises_at_the_step_with_the_operation_its_shapes_and_its_line():
     assert found.outputs == ["float32 (16, 8)"]
     assert found.samples == list(range(ROWS))
     assert DIVISION.endswith(found.line)
-    for told in ("step 7", "div", "norm", found.line, "float32 (16, 8)", "samples 0, 1", "divisor is 0"):
+    for told in (
+        "step 7",
+        "div",
+        "norm",
+        found.line,
+        "float32 (16, 8)",
+        "samples 0, 1",
+        "divisor is 0",
+    ):
         assert told in str(error)
 
 
