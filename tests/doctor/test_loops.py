@@ -472,3 +472,60 @@ def test_a_network_of_sparse_tensors_is_looked_at_as_another():
     assert doctor.evidence.task == "classes"
     assert doctor.evidence.network.depth == 2  # both products are seen
     assert report.healthy is True, report
+
+
+class Ratings(nn.Module):
+    """Whether a viewer likes a film."""
+
+    def __init__(self, viewers, films):
+        super().__init__()
+        self.viewers, self.films = nn.Embedding(viewers, 8), nn.Embedding(films, 8)
+        self.last = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 2))
+
+    def forward(self, viewer, film):
+        return self.last(torch.cat([self.viewers(viewer), self.films(film)], dim=1))
+
+
+class Matcher(nn.Module):
+    """Whether two samples are of one kind."""
+
+    def __init__(self, features):
+        super().__init__()
+        self.code = nn.Sequential(nn.Linear(features, 32), nn.ReLU(), nn.Linear(32, 8))
+        self.last = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
+
+    def forward(self, one, two):
+        return self.last((self.code(one) - self.code(two)).abs())
+
+
+PARTNERS, FILMS = 1000, 12  # few partners come twice within a batch, and many in the next ones
+
+
+def pairs(kind):
+    """Return a model, two inputs of 2,000 pairs made of few partners, and their labels."""
+    one, two = torch.randint(0, PARTNERS, (2000,)), torch.randint(0, PARTNERS, (2000,))
+    if kind == "ratings":
+        return Ratings(PARTNERS, FILMS), one, two % FILMS, two % FILMS % 2
+    labels = (one % 3 == two % 3).long()
+    kinds = torch.eye(3)[torch.arange(PARTNERS) % 3].repeat(1, 2)
+    samples = kinds + 0.3 * torch.randn(PARTNERS, 6)
+    return Matcher(6), samples[one], samples[two], labels
+
+
+@pytest.mark.parametrize("kind", ["ratings", "matches"])
+def test_one_half_of_a_pair_that_comes_again_with_another_label_is_no_contradiction(kind):
+    torch.manual_seed(0)
+    model, one, two, labels = pairs(kind)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    with Doctor(model, optimizer, loss_fn=F.cross_entropy) as doctor:
+        for step in range(100):
+            chosen = torch.arange(step * BATCH, (step + 1) * BATCH) % 1600
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(one[chosen], two[chosen]), labels[chosen])
+            loss.backward()
+            optimizer.step()
+            doctor.step(loss, (one[chosen], two[chosen]), labels[chosen])
+        doctor.validate((one[1600:], two[1600:]), labels[1600:])
+        report = doctor.report()
+    assert [f for f in report.findings if f.severity != "note"] == []
+    assert report.evidence.data.overlap is None

@@ -1200,6 +1200,24 @@ def test_what_is_proven_stands_before_what_is_suspected():
     assert causes.arranged([], suspects, evidence(0.0))[0].cause == "init_scale_too_large"
 
 
+def test_guessing_is_not_known_of_more_classes_than_labels():
+    """As of a text of words after its first hundred steps: the doctor cannot tell."""
+
+    def judged(classes, skill=0.0, simple=None):
+        given = evidence(skill)
+        given.classes, given.data.simple_skill = classes, simple
+        for each in (given.outcome.train, given.outcome.train_mode):
+            each.samples, each.relative_loss = 700, 1.25 - skill
+        return diagnosis(given)
+
+    report = judged(8000)
+    assert report.healthy is None
+    assert "too few labels to tell" in report.reason
+    assert judged(700).healthy is False
+    assert judged(8000, simple=0.6).healthy is False  # what a simple model finds can be learnt
+    assert judged(8000, skill=0.3).healthy is True
+
+
 def test_a_training_that_does_not_learn_is_unhealthy_without_a_cause():
     report = diagnosis(evidence(0.05))
     assert (report.healthy, report.main, report.main_cause) == (False, None, "does not learn")

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from debugnn import Doctor
+from debugnn.doctor.copies import copied_model
 
 STEPS = 30
 
@@ -421,3 +422,29 @@ def test_a_backward_pass_may_follow_a_probe_between_forward_and_backward():
             doctor.step(loss, inputs, targets)
             assert net.running_mean._version == version
             torch.autograd.grad(pending, net.weight)
+
+
+class Closing(nn.Module):
+    """Calls a part of itself by a function that was made with it."""
+
+    def __init__(self):
+        super().__init__()
+        self.parts = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3))
+        parts = self.parts
+        self.run = lambda x: parts(x)
+
+    def forward(self, x):
+        return self.run(x)
+
+
+def test_a_copy_calls_its_own_layers_from_a_function_that_closes_over_them():
+    torch.manual_seed(0)
+    model, inputs = Closing(), torch.randn(4, 6)
+    replica = copied_model(model).eval()
+    assert torch.equal(replica(inputs), replica(inputs))  # without the dropout of the original
+    with torch.no_grad():
+        model.parts[0].weight.zero_()
+        model.parts[0].bias.zero_()
+    assert not torch.equal(replica(inputs)[0], replica(inputs)[1])
+    assert model.training
+    assert model.run.__closure__[0].cell_contents is model.parts

@@ -111,8 +111,45 @@ def copied_model(model: nn.Module, shared: Mapping[int, Any] | None = None) -> n
     finally:
         for module, attribute, hooks in kept:
             vars(module)[attribute] = hooks
+    _rebind(model, replica)
     replica.zero_grad(set_to_none=True)
     return replica
+
+
+def _rebind(model: nn.Module, replica: nn.Module) -> None:
+    """Let the functions among a copy's attributes reach its own modules and weights.
+
+    `copy.deepcopy` takes functions as they are: a lambda that was made in `__init__` would still
+    call the original's layers.
+    """
+    own: dict[int, Any] = {}
+    for parts in (nn.Module.modules, nn.Module.parameters, nn.Module.buffers):
+        own |= {id(a): b for a, b in zip(parts(model), parts(replica), strict=False)}
+    for module in replica.modules():
+        for name, value in list(vars(module).items()):
+            if isinstance(value, types.FunctionType) and value.__closure__:
+                vars(module)[name] = _rebound(value, own)
+
+
+def _rebound(function: types.FunctionType, own: Mapping[int, Any]) -> types.FunctionType:
+    """Return a function whose closure holds what `own` has for the things in it, by identity."""
+    cells, changed = [], False
+    for cell in function.__closure__ or ():
+        try:
+            value = cell.cell_contents
+        except ValueError:  # an empty cell
+            cells.append(cell)
+            continue
+        changed = changed or id(value) in own
+        cells.append(types.CellType(own[id(value)]) if id(value) in own else cell)
+    if not changed:
+        return function
+    bound = types.FunctionType(
+        function.__code__, function.__globals__, function.__name__, function.__defaults__,
+        tuple(cells),
+    )  # fmt: skip
+    bound.__kwdefaults__ = function.__kwdefaults__
+    return bound
 
 
 def _replacements(model: nn.Module) -> dict[int, Any]:

@@ -206,19 +206,29 @@ def judged(evidence: Evidence) -> bool:
 def learns(evidence: Evidence) -> bool | None:
     """Return whether it learns its training samples at all; None where that cannot be told.
 
-    It does not where its skill and its loss are those of guessing, where its loss diverged or is
+    That is so too where it seems to guess, but there are more classes than labels to measure by. It
+    does not learn where its skill and its loss are those of guessing, where its loss diverged or is
     worse than that of guessing, and where it stays far behind a simple model.
     """
     if not judged(evidence):
         return None
     if evidence.outcome.nonfinite_step is not None:
         return False
-    return not (
-        at_chance(evidence)
-        or worse_than_guessing(evidence)
-        or ran_off(evidence)
-        or behind(evidence)
-    )
+    if ran_off(evidence) or behind(evidence):
+        return False
+    if at_chance(evidence) and not guessing_known(evidence):
+        return None
+    return not (at_chance(evidence) or worse_than_guessing(evidence))
+
+
+def guessing_known(evidence: Evidence) -> bool:
+    """Return whether the loss of guessing can be measured: there are as many labels as classes.
+
+    Of fewer labels, as of a text whose words are the classes, most classes never come, and
+    frequencies that are counted on them fit them better than any guess can.
+    """
+    labels = max(evidence.outcome.train.samples, evidence.outcome.train_mode.samples)
+    return not labels or evidence.classes is None or evidence.classes <= labels
 
 
 def at_chance(evidence: Evidence) -> bool:

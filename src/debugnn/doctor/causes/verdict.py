@@ -39,6 +39,12 @@ def verdict(evidence: Evidence) -> Verdict:
             "bad one; nothing is wrong with the program as far as can be seen",
         )
     learning = learns(evidence)
+    if learning is None and at_chance(evidence):
+        return Verdict(
+            None,
+            f"so far it predicts little more than how often each of the {evidence.classes} classes "
+            "comes: there are too few labels to tell whether it learns more",
+        )
     if learning is None:
         return Verdict(None, "how well the outputs fit the targets could not be measured")
     if not learning:

@@ -74,7 +74,8 @@ def note_data(
     if validation is not None and apart:
         known = buffer.prints.together() if buffer.prints else samples.fingerprints(inputs)
         wanted = layout.targets_by_sample(validation.call, validation.targets)
-        if _compare(facts, known, inputs, targets, validation, wanted, task):
+        whole = layout.is_whole(validation.call)
+        if _compare(facts, known, inputs, targets, validation, wanted, task, whole):
             replica = current()
             if replica is not None:
                 _evaluate(facts, buffer, layout, validation, task, replica, steps)
@@ -89,7 +90,8 @@ def _note_fingerprints(evidence: Evidence, buffer: BatchBuffer, layout: Layout, 
     counts = buffer.class_counts(task)
     if counts is not None:
         facts.class_counts = dict(enumerate(counts.tolist()))
-        if layout.axis is not None:  # else a label may be the place of a sample's partner
+        whole = all(layout.is_whole(batch.call) for batch in buffer.batches)
+        if layout.axis is not None and whole:  # else a label may be of a sample and its partner
             facts.conflicting, facts.repeated, facts.repeats_within = samples.conflicts(
                 prints, buffer.labels.each()
             )
@@ -108,6 +110,7 @@ def _compare(
     validation: ValidationBatch,
     targets: Any,
     task: Task,
+    whole: bool,
 ) -> bool:
     """Fill in how the validation samples differ from training samples.
 
@@ -116,6 +119,8 @@ def _compare(
         inputs: some of these samples.
         known_targets: their targets.
         targets: of the validation samples.
+        whole: the inputs are all that a sample consists of. Else those of a pair may come again
+            beside another partner, which makes a new sample.
 
     Returns:
         False where the two have other shapes, and cannot be compared.
@@ -126,7 +131,8 @@ def _compare(
     prints = samples.fingerprints(rows)
     facts.natural_repeats = 1 - len(prints.unique()) / max(len(prints), 1)
     trained = torch.isin(prints, known)
-    facts.overlap = trained.double().mean().item()
+    if whole:
+        facts.overlap = trained.double().mean().item()
     facts.copies = len(prints[trained].unique())
     facts.continuous = samples.distinct_values(rows)
     if task.kind in ("classes", "binary") and targets.shape[:1] == trained.shape:

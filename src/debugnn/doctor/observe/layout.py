@@ -46,6 +46,18 @@ class Layout:
             return None
         return inputs.shape[self.axis]
 
+    def is_whole(self, call: Call) -> bool:
+        """Return whether the inputs are all that a sample consists of.
+
+        They are not where another tensor holds samples too: the second image of a pair, the film
+        that a viewer rates, a state handed over from the batch before.
+        """
+        inputs, count = self.inputs(call), self.count(call)
+        return count is None or not any(
+            tensor is not inputs and samples_axis(tensor, count, self.axis or 0) is not None
+            for tensor in call.tensors()
+        )
+
     def rows(self, call: Call, inputs: Any = None) -> Tensor | None:
         """Return the samples, (samples, …), None where the call has no tensor with axes.
 
