@@ -136,8 +136,8 @@ def test_a_faulty_loss_is_found_in_the_training_step(data):
     module, callback = Classifier(nn.Softmax(dim=1)), DoctorCallback()
     fit(module, data, callback)
     assert callback.report.main_cause == "wrong_loss"
-    assert callback.report.main_finding.confidence == "certain"
-    assert callback.report.main_finding.override is None
+    assert callback.report.main.confidence == "certain"
+    assert callback.report.main.override is None
 
 
 def test_the_verdict_goes_to_the_trainers_loggers(data, tmp_path):

@@ -287,12 +287,18 @@ class Observer:
 
     def step(self, loss: Any, inputs: Any = None, targets: Any = None) -> None:
         """Take note of one training step, after the optimiser's."""
+        due = self._due
         self._note_step(loss, inputs, targets)
         # Counted whatever happens above, so that probes stay where they belong.
         self._loop.steps += 1
         self._passes.clear()
         self._outputs = self._output_gradient = None
         self._layers.drop()
+        if due:
+            self._rest_copy()
+
+    @guarded("the copy of the model")
+    def _rest_copy(self) -> None:
         if self.replica is not None:
             self.replica.rest()
 
@@ -317,9 +323,7 @@ class Observer:
             self._losses.add(value, None)
             return
         else:
-            outputs = self._outputs
-            handed = None if outputs is None else (outputs, value.float().item())
-            self._take(call, inputs, targets, due, handed)
+            self._take(call, inputs, targets, due, value)
         self._losses.add(value, step)
         if due or self._at_once or not devices.waits(value):
             self._losses.read()
@@ -342,9 +346,13 @@ class Observer:
         inputs: Any,
         targets: Any,
         due: bool,
-        handed: tuple[Any, float] | None,
+        loss: Tensor | None,
     ) -> None:
-        """Keep a batch, and try the model out on the first one."""
+        """Keep a batch, and try the model out on the first one.
+
+        Args:
+            loss: as it was handed over; None where there is none.
+        """
         if self.task is not None:
             self.buffer.take(call, inputs, targets, self.layout, due)
             return
@@ -352,6 +360,9 @@ class Observer:
         samples = self._find_samples(call, targets) or Samples(self.layout)
         self.layout = samples.layout
         self.buffer.take(call, inputs, targets, self.layout, due)
+        handed = None
+        if loss is not None and self._outputs is not None:
+            handed = self._outputs, loss.float().item()
         self._examine(samples, handed)
 
     def _look_for_nonfinite(self, loss: Tensor, call: Call | None, targets: Any) -> None:
@@ -556,8 +567,7 @@ class Observer:
         self._gather_data()
         self._gather_sequence()
         self._gather_outcome()
-        if self.replica is not None:
-            self.replica.rest()
+        self._rest_copy()
 
     @guarded("other networks")
     def _gather_rivals(self) -> None:
