@@ -8,7 +8,7 @@ import pytest
 
 from debugnn.doctor import Finding, Report, causes
 from debugnn.doctor.causes import CAUSES
-from debugnn.doctor.evidence import Evidence, Jump
+from debugnn.doctor.evidence import Evidence, Jump, WeightFacts
 
 LONG = "words that go on " * 40
 
@@ -82,7 +82,11 @@ def test_overrides_are_those_of_train_pys_runs_alone():
     given = Evidence()
     given.network.parameters = given.optimizer.trainable = given.optimizer.held = 4
     given.loop.steps = given.loop.optimizer_steps = 100
-    given.network.nonlinear, given.network.depth, given.network.weight_layers = False, 3, 3
+    given.network.nonlinear, given.network.depth, given.network.weight_layers = False, 2, 2
+    given.weights = [
+        WeightFacts(name, 100, 1.0, False, False, False, name == "a.weight", 5.0, 10, 10)
+        for name in ("a.weight", "b.weight")
+    ]
     plain = causes.diagnose(given, budget=0).main
     run = causes.diagnose(given, budget=0, overrides=True).main
     assert (plain.cause, plain.override) == ("no_nonlinearity", None)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from debugnn.doctor.copies import Relay
 from debugnn.doctor.evidence import LoopFacts
+from debugnn.doctor.observe.devices import waits
 
 _OFTEN = 20  # first steps, whose gradients are all compared with the step before
 _MOST = 1_000  # comparisons
@@ -80,7 +81,7 @@ class StaleGradients:
         """
         new, self._new = self._new, {}
         loop = self._loop
-        self._note_cleared()
+        self._note_cleared(due)
         if self._passes:
             loop.passes_per_update.append(max(self._passes.values()))
             del loop.passes_per_update[:-_PASSES]
@@ -100,10 +101,10 @@ class StaleGradients:
                 continue
             loop.residues.append([loop.steps, _distance(used, both), _distance(used, clean)])
 
-    def _note_cleared(self) -> None:
+    def _note_cleared(self, due: bool) -> None:
         """Note whether gradients that arrived are gone, of all parameters, or are zero."""
         sizes, self._sizes = self._sizes, {}
-        if not sizes:
+        if not sizes or (not due and any(map(waits, self._watched))):
             return
         self._looked_for += 1
         self._loop.looked_for_cleared += 1
