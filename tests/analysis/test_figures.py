@@ -218,8 +218,8 @@ def test_the_divergence_does_not_set_the_scale_of_the_range_test(tmp_path: Path)
     assert any(x == pytest.approx(2 * rates) for x, _ in drawn if len(x) == 20)
     assert [x[0] for x, _ in drawn if len(x) == 2] == pytest.approx([0.2, 0.02])
     labels = [text.get_text() for text in axes.get_legend().texts]
-    assert "minimum: median 2.0e-01, 1.0e-01 to 3.0e-01 (2 of 2 tests suggest one)" in labels
-    assert "valley: median 2.0e-02, 2.0e-02 to 2.0e-02 (1 of 2 tests suggest one)" in labels
+    assert "minimum: 2.0e-01 (1.0e-01 to 3.0e-01 in 2 of 2 tests)" in labels
+    assert "valley: 2.0e-02 (2.0e-02 to 2.0e-02 in 1 of 2 tests)" in labels
 
 
 # --- layers -------------------------------------------------------------------------------------

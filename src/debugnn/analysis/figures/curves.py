@@ -316,8 +316,8 @@ def lr_curve(runs: Sequence[Run], figure: Mapping[str, Any]) -> Figure:
             median,
             color=PALETTE[(1, 2, 3)[number % 3]],
             linestyle=dash,
-            label=f"{rule}: median {median:.1e}, {rates.min():.1e} to {rates.max():.1e} "
-            f"({len(rates)} of {len(tests)} tests suggest one)",
+            label=f"{rule}: {median:.1e} ({rates.min():.1e} to {rates.max():.1e} "
+            f"in {len(rates)} of {len(tests)} tests)",
         )
     start = np.median([points["loss"].iloc[0] for points in tests])
     lowest = min(points["smoothed_loss"].min() for points in tests)
