@@ -316,18 +316,9 @@ def _steps(tallies: Sequence[Tally], read: Sequence[tuple]) -> Iterator[tuple[in
 
 
 def _norms(gradients: Sequence[Tensor]) -> Tensor:
-    """Return each member's global L2 norm (N,), as `training.clipping.global_norm` computes it."""
-
-    def of(gradients: Sequence[Tensor]) -> Tensor:
-        each = [torch.linalg.vector_norm(g.reshape(len(g), -1), dim=1) for g in gradients]
-        return torch.linalg.vector_norm(torch.stack(each), dim=0).double()
-
-    if gradients[0].device.type != "cpu":
-        return of([g.double() for g in gradients])
-    norms = of(gradients)
-    if (beyond := (norms == 0) | torch.isinf(norms)).any():  # the range of float32 squares
-        norms = torch.where(beyond, of([g.double() for g in gradients]), norms)
-    return norms
+    """Return each member's global L2 norm (N,), in float64, whose range no square leaves."""
+    every = torch.cat([g.reshape(len(g), -1).double() for g in gradients], dim=1)
+    return torch.linalg.vector_norm(every, dim=1)
 
 
 # Optimisers that update each number by itself, and whose state beside the count of steps has the

@@ -84,12 +84,11 @@ def execute_together(jobs: Sequence[Job], refuse: Callable[[Job, ConfigError], N
     """
     ready: dict[int, list[tuple[Job, Run, Member]]] = {}  # by the number of epochs reached
     paths = set()
-    again: list[RunDirectory] = []  # runs that two jobs ask for
     for job in jobs:
         try:
             directory = RunDirectory(job.config, job.overrides, job.experiment)
             if directory.path in paths:
-                again.append(directory)
+                log.info("%s: asked for twice", directory.title)
             elif not finished(directory):
                 paths.add(directory.path)
                 run = prepare(directory)
@@ -109,8 +108,6 @@ def execute_together(jobs: Sequence[Job], refuse: Callable[[Job, ConfigError], N
                     train(run)
             except ConfigError as error:
                 refuse(job, error)
-    for directory in again:
-        finished(directory)  # says so
 
 
 def _stack(members: Sequence[Member]) -> Stack | None:
