@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from debugnn.doctor.evidence import NetworkFacts
-from debugnn.doctor.observe.architecture import network_facts
+from debugnn.doctor.observe.architecture import _bend, network_facts
 from debugnn.doctor.observe.calls import Call
 from debugnn.doctor.observe.mixing import find_samples
 from debugnn.doctor.observe.modes import without_dropout
@@ -677,3 +677,22 @@ def test_a_recurrent_layer_may_call_a_module_of_its_own_dropout():
     with without_dropout(model, training=True):
         assert not model.dropout.training
     assert model.dropout.training
+
+
+@pytest.mark.parametrize(
+    ("activation", "offset", "straight"),
+    [
+        (nn.ReLU(), 0.0, False),
+        (nn.ReLU(), 1000.0, False),  # no ReLU turns off on such inputs, and others would
+        (nn.LeakyReLU(1.0), 0.0, True),
+        (nn.Identity(), 1000.0, True),
+    ],
+)
+def test_a_network_is_straight_only_where_no_input_bends_it(activation, offset, straight):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), activation, nn.Linear(8, 3)).double()
+    with torch.no_grad():
+        model[0].weight.abs_()
+    inputs = torch.randn(32, 6, dtype=torch.double) + offset
+    facts = _bend(model.eval(), Call((inputs,)))
+    assert (facts < 1e-9) is straight

@@ -324,3 +324,10 @@ def assert_same(one, other):
             assert_same(a, b)
     else:
         assert one == other
+
+
+def test_the_configuration_is_kept_with_its_references_resolved(settings):
+    directory = execute(
+        settings("trainer.epochs=1", "trainer.eval_every=${trainer.epochs}"), [], None
+    )
+    assert "eval_every: 1\n" in (directory / "config.yaml").read_text()

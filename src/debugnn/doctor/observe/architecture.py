@@ -133,14 +133,22 @@ def _is_distribution(value: Tensor, axis: int) -> bool:
 def _bend(model: nn.Module, call: Call) -> float | None:
     """Return how far a network in evaluation mode is from a linear map, see `NetworkFacts.bend`.
 
-    For networks of one tensor of real numbers, of four samples and more; else None.
+    The larger of the batch's and of made-up inputs of unit scale: ReLUs that large inputs never
+    turn off bend nothing on the batch alone. For networks of one tensor of real numbers, of four
+    samples and more; else None.
     """
     given = call.tensors()
-    if len(given) != 1 or not given[0].is_floating_point() or not is_plain(given[0]):
+    if len(given) != 1 or not given[0].is_floating_point() or len(given[0]) < 4:
         return None
-    if given[0].dim() == 0 or len(given[0]) < 4:
-        return None
-    first, second = given[0], given[0].roll(1, 0)  # whole: a graph's nodes cannot be parted
+    made_up = torch.randn(given[0].shape, generator=torch.Generator().manual_seed(0)).to(given[0])
+    bends = [_bend_at(model, call, inputs) for inputs in (given[0], made_up)]
+    known = [bend for bend in bends if bend is not None]
+    return max(known) if known else None
+
+
+def _bend_at(model: nn.Module, call: Call, inputs: Tensor) -> float | None:
+    half = len(inputs) // 2
+    first, second = inputs[:half], inputs[half : 2 * half]
 
     def of(rows: Tensor) -> Tensor | None:
         with torch.no_grad():
