@@ -31,11 +31,10 @@ def linear(evidence: Evidence) -> bool:
 def redundant(evidence: Evidence) -> bool:
     """Return whether one layer could do what the layers do: none of them is narrower than the
     input and the output. A narrow one is a map of low rank, which can be meant."""
-    weights = evidence.weights
-    if len(weights) < LAYERS:
+    hidden, last = evidence.weights[:-1], evidence.weights[-1:]
+    if not hidden:
         return False
-    narrowest = min(weight.outputs for weight in weights[:-1])
-    return narrowest >= min(weights[0].inputs, weights[-1].outputs)
+    return min(weight.outputs for weight in hidden) >= min(hidden[0].inputs, last[0].outputs)
 
 
 def linear_layers(evidence: Evidence) -> Iterator[Sign]:
