@@ -138,7 +138,10 @@ def _bend(model: nn.Module, call: Call) -> float | None:
     samples and more; else None.
     """
     given = call.tensors()
-    if len(given) != 1 or not given[0].is_floating_point() or len(given[0]) < 4:
+    if len(given) != 1 or not given[0].is_floating_point():
+        return None
+    dense = given[0].layout == torch.strided and not given[0].is_nested
+    if not dense or not given[0].dim() or len(given[0]) < 4:
         return None
     made_up = torch.randn(given[0].shape, generator=torch.Generator().manual_seed(0)).to(given[0])
     bends = [_bend_at(model, call, inputs) for inputs in (given[0], made_up)]
