@@ -27,12 +27,14 @@ _FIXES = {
     "backward": "keep the argument away from where the derivative is infinite (sqrt(x + eps))",
 }
 _DIVISIONS = "the divisor is 0: clamp it, or leave out what is divided by nothing"
+_MASKED = (
+    "no entry of a row is left by the mask, and attention over nothing is NaN: drop samples that "
+    "are padding throughout, or let each row see one position at least"
+)
 # What mends a NaN of an operation, by a part of the operation's name.
 _OF_OPERATIONS = {
-    "softmax": "no entry of a row is left by the mask, and attention over nothing is NaN: drop "
-    "samples that are padding throughout, or let each row see one position at least",
-    "attention": "no entry of a row is left by the mask, and attention over nothing is NaN: drop "
-    "samples that are padding throughout, or let each row see one position at least",
+    "softmax": _MASKED,
+    "attention": _MASKED,
     "nll_loss": "every target of the batch is left out (ignore_index), or has weight 0, and the "
     "mean over nothing is 0 / 0: skip such a batch, or divide the sum by max(count, 1)",
     "div": _DIVISIONS,

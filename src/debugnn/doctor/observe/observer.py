@@ -118,9 +118,7 @@ class Observer:
         self.buffer = BatchBuffer()
         self.replica: Replica | None = None
         self.task: Task | None = None
-        self.layout = Layout(sample_axis if isinstance(sample_axis, int) else None)
-        if sample_axis == FIND:
-            self.layout = Layout()
+        self.layout = Layout() if isinstance(sample_axis, str) else Layout(sample_axis)
         self.nonfinite = NonFiniteReplay()
         self._every = every
         self._sample_axis = sample_axis
