@@ -23,12 +23,12 @@ def main() -> int:
     try:
         written = draw(options.runs, options.output, options.experiments)
     except (ConfigError, OSError) as error:
-        print(f"figures: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 1
     for path in written:
         print(path)
     if not written:
-        print(f"figures: no figure drawn, {options.runs} holds no finished run", file=sys.stderr)
+        print(f"error: no figure drawn, {options.runs} holds no finished run", file=sys.stderr)
         return 1
     return 0
 

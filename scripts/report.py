@@ -20,6 +20,7 @@ from debugnn.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
+RESULTS = ROOT / "outputs" / "reference"
 DOCTOR_PAGE = ROOT / "src" / "debugnn" / "doctor" / "README.md"
 
 
@@ -37,11 +38,10 @@ def write(runs: list[Run], source: Path, output: Path) -> None:
     if suggestions:
         pd.concat(suggestions).to_csv(output / "lr_suggestions.csv", index=False)
     names = sorted({run.experiment for run in runs})
-    drawn = draw(source, output / "figures", names, data={run.data for run in runs})
+    draw(source, output / "figures", names, data={run.data for run in runs})
     table = f"{tables.comparison(compared)}\n\n{tables.provenance(runs)}"
-    pictures = "\n\n".join(f"![{path.stem}](figures/{path.name})" for path in sorted(drawn))
     tables.fill(output / "README.md", "results", table)
-    tables.fill(output / "README.md", "figures", pictures)
+    tables.fill(output / "README.md", "figures", tables.pictures(CONF, output / "figures"))
 
 
 def write_precision(runs: list[Run], output: Path) -> None:
@@ -55,17 +55,18 @@ def write_precision(runs: list[Run], output: Path) -> None:
 
 
 def write_options() -> None:
-    """Write the tables that need no run: groups, keys, experiments, causes."""
+    """Write what needs no run: groups, keys, experiments, causes, the list of figures."""
     tables.fill(CONF / "README.md", "groups", tables.groups(CONF))
     tables.fill(CONF / "README.md", "keys", tables.keys(CONF))
     tables.fill(CONF / "README.md", "experiments", tables.experiments(CONF))
     tables.fill(DOCTOR_PAGE, "causes", tables.causes())
+    tables.fill(RESULTS / "README.md", "figures", tables.pictures(CONF, RESULTS / "figures"))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Write the evidence of finished runs.")
     parser.add_argument("--runs", type=Path, default=Path("outputs"), help="where the runs are")
-    parser.add_argument("--output", type=Path, default=Path("outputs/reference"))
+    parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument(
         "--data",
         default="mnist,cifar10,regression,regression_notebook",

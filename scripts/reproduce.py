@@ -24,9 +24,7 @@ import joblib
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
 from joblib.externals.loky.process_executor import TerminatedWorkerError
-from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -111,7 +109,7 @@ def run(job: Job) -> Outcome:
     try:
         settings = compose("config", [f"experiment={job.experiment}", *job.overrides])
         execute(settings, job.overrides, job.experiment)
-    except (ConfigError, HydraException, OmegaConfBaseException, OSError) as fault:
+    except (*cli.WRONG_COMMAND, OSError) as fault:
         error = cli.explain(fault)
     except Exception as fault:  # one arm's bug must not cost the others
         traceback.print_exc()
@@ -172,6 +170,11 @@ def runs_at_once() -> int:
     return min(joblib.cpu_count(), 4)
 
 
+def progress(total: int) -> tqdm:
+    """Return a bar that counts runs; it is drawn in a terminal and left out of a log file."""
+    return tqdm(total=total, unit="run", ncols=80, disable=None)
+
+
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -214,11 +217,15 @@ def main(arguments: list[str]) -> int:
                 for seed in options.seeds.split(",")
                 for arm in arms(name, options.data, given)
             ]
-        except (ConfigError, HydraException, OmegaConfBaseException) as error:
+            # A typo would fail every run: it is said once, before the first.
+            for job in {job.experiment: job for job in jobs}.values():
+                config.check(compose("config", [f"experiment={job.experiment}", *job.overrides]))
+            Path(options.output).mkdir(parents=True, exist_ok=True)
+        except (*cli.WRONG_COMMAND, OSError) as error:
             print(f"error: {cli.explain(error)}", file=sys.stderr)
             return 2
         try:
-            with logging_redirect_tqdm(), tqdm(total=len(jobs), unit="run", ncols=80) as bar:
+            with logging_redirect_tqdm(), progress(len(jobs)) as bar:
                 for job, outcome in outcomes(jobs, min(options.jobs, len(jobs))):
                     done[job] = outcome
                     bar.update()

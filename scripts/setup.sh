@@ -28,3 +28,4 @@ echo "installing into .venv with $("$python" --version) (torch is large: minutes
 "$python" -m venv .venv
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
 echo "$wanted" > .venv/installed
+echo "installed; now: source .venv/bin/activate"

@@ -2,12 +2,15 @@
 
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 import time
 
 import pytest
 import train
+import yaml
 
 from conftest import CONF, REPOSITORY
 from debugnn import cli, records
@@ -93,6 +96,35 @@ def test_help_names_every_group_and_option_within_80_columns():
             assert {path.parent.name, path.stem} <= words, path
 
 
+def test_help_names_a_users_own_options(tmp_path):
+    shutil.copytree(CONF, tmp_path / "conf")
+    for group, name in (("model", "mish"), ("model", "a_second_net"), ("reg", "small")):
+        (tmp_path / "conf" / group / f"{name}.yaml").write_text("{}")
+    plain, own = cli.help_text(CONF).splitlines(), cli.help_text(tmp_path / "conf").splitlines()
+    added = [line for line in own if line not in plain]
+    assert added == [f"{'':14}a_second_net mish", f"{'':14}small"]  # `small` is a decision too
+    assert own[own.index(added[0]) + 1].strip().startswith("the network")
+    assert own[own.index(added[1]) - 1].startswith("  reg ")
+    assert [line for line in own if line not in added] == plain
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"]])
+def test_a_reader_that_closes_the_pipe_causes_no_traceback(arguments):
+    shown = subprocess.run(
+        f"{shlex.quote(sys.executable)} train.py {' '.join(arguments)} | true; "
+        "echo code ${PIPESTATUS[0]}",
+        shell=True, executable="/bin/bash", cwd=REPOSITORY,
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert (shown.stdout, shown.stderr) == ("code 0\n", "")
+
+
+def test_doctor_off_holds_in_an_experiment_that_sets_the_cadence():
+    shown = start("experiment=vanishing_gradient", "doctor=off", "--cfg", "job")
+    doctor = yaml.safe_load(shown.stdout)["doctor"]
+    assert (doctor["enabled"], doctor["every"]) == (False, 10)
+
+
 def test_help_is_what_hydra_prints_of_the_same_page():
     assert start("--help").stdout == start("--help", "seed=0").stdout == start("-h").stdout
 
@@ -108,6 +140,7 @@ def test_help_and_cfg_do_not_import_torch(arguments):
     assert not {"torch", "wandb", "sklearn", "pandas", "matplotlib"} & imported
 
 
+# Words that stand in the answer to each mistake.
 MISTAKES = {
     "model=foo": ["model=foo", "relu_net"],
     "clip=5.0": ["clip=5.0", "4.0", "off"],
@@ -135,6 +168,7 @@ MISTAKES = {
     "model.bias=maybe": ["model.bias=maybe"],
     "model.activation._target_=torch.nn.Nope": ["torch.nn.Nope"],
     "init.weight._target_=torch.nn.init.nope_": ["init.weight", "nope_"],
+    "init=kaiming init.weight.mode=fan_uot": ["init.weight", "fan_uot", "fan_in"],
     "init=pretrained": ["shapes"],
     "loss._target_=null": ["loss._target_"],
     "optim._target_=torch.optim.LBFGS": ["LBFGS", "closure"],
@@ -192,7 +226,7 @@ def test_an_experiment_sweeps_as_typed(monkeypatch, capsys, tmp_path):
     def arms(*arguments):
         code, _, err = launch(
             monkeypatch, capsys, *arguments, "experiment=vanishing_gradient", "trainer.epochs=1",
-            "trainer.steps_per_epoch=1", "doctor.every=null", "data.train_size=64",
+            "trainer.steps_per_epoch=1", "doctor=off", "data.train_size=64",
             "wandb=disabled", f"output_dir={tmp_path}",
         )  # fmt: skip
         assert (code, err) == (0, "")

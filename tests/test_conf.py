@@ -48,8 +48,8 @@ NEEDS = {
 def two_steps(settings) -> list[Step]:
     training = build(settings)
     training.steps_per_epoch = 2
-    every = settings.doctor.every
-    probe = NO_PROBE if every is None else LayerProbe(every)
+    doctor = settings.doctor
+    probe = LayerProbe(doctor.every) if doctor.enabled else NO_PROBE
     records = train_one_epoch(training, probe, evaluated=False)
     return [record for record in records if isinstance(record, Step)]
 
@@ -62,12 +62,14 @@ def test_the_users_options_are_there():
 def chosen(model):
     """Combinations of init, reg and clip for a model.
 
-    All of them for one model; for each other model as many as let every option occur. What one
-    file sets and another must not change shows in a pair of options.
+    What one file sets and another must not change shows in a pair of options: for one model every
+    pair occurs, for each other model every option.
     """
     groups = [GROUPS[group] for group in ("init", "reg", "clip")]
     if model == "relu_net":
-        return list(itertools.product(*groups))
+        inits, regs, clips = groups
+        return [(init, reg, clips[(i + j) % len(clips)])
+                for i, init in enumerate(inits) for j, reg in enumerate(regs)]  # fmt: skip
     longest = max(map(len, groups))
     return [tuple(g[(i + shift * n) % len(g)] for n, g in enumerate(groups))
             for i in range(longest) for shift in (0, 1)]  # fmt: skip

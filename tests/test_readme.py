@@ -74,6 +74,7 @@ def test_the_front_page_stays_short():
         ("conf", "keys", tables.keys(CONF)),
         ("conf", "experiments", tables.experiments(CONF)),
         ("doctor", "causes", tables.causes()),
+        ("results", "figures", tables.pictures(CONF, REFERENCE / "figures")),
     ],
 )
 def test_tables_without_runs_are_those_that_the_code_makes(page, name, table):

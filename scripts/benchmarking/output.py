@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from debugnn.analysis.figures.canvas import DPI, FAINT, PALETTE, STYLE, WIDTH
 
@@ -172,6 +173,12 @@ def figure(results: Mapping[str, Any], path: Path) -> None:
         axes.set_xlabel("notebooks' seconds / seconds here; thin line: quartiles; tick: target")
         axes.grid(axis="y", visible=False)
         axes.margins(x=0.08)
+        axes.set_ylim(-0.6, len(keys) - 0.4)
+        meanings = {"train.py, fp32": 0, "train.py, bf16": 1, "another loop": 3}
+        axes.legend(
+            handles=[Patch(color=PALETTE[i], label=text) for text, i in meanings.items()],
+            loc="lower right",
+        )
         foot = "\n".join(textwrap.fill(note, width=150) for note in results["notes"])
         drawn.supxlabel(foot, x=0.01, ha="left", fontsize=7.5, color="#555555")
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,12 +17,18 @@ from omegaconf.errors import OmegaConfBaseException
 from debugnn import config
 from debugnn.errors import CheckFailedError, ConfigError, one_line
 
+# Errors of a command or of a file in conf/.
+WRONG_COMMAND = (ConfigError, HydraException, OmegaConfBaseException, yaml.MarkedYAMLError)
+
 # Launchers whose jobs run in this process; others start processes for them.
 _IN_PROCESS = ("BasicLauncher", "StackedLauncher")
 
 # `--experiment x`, which Hydra takes for its own --experimental-rerun.
 _FLAG_FOR_OVERRIDE = re.compile(r"--(experiment|model|init|reg|clip|data|optim|loss|task)\b(?!-)")
 _OPEN_GROUPS = ("model", "optim", "loss")  # take further keys, as arguments of their _target_
+
+# A group in the help page: its name, and its options in one or more lines of the same indent.
+_GROUP = re.compile(r"^  (?P<name>\w+) +(?P<options>\S.*\n(?: {14}\S.*\n)*)", re.MULTILINE)
 
 _exit_codes: set[int] = set()  # of the jobs that ran in this process
 _verbose = False  # HYDRA_FULL_ERROR=1: tracebacks too
@@ -43,6 +50,10 @@ def start(main: Callable[[], None], conf: Path) -> None:
     atexit.register(_end_quickly, code)
     try:
         launch(main, conf)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader, such as `head`, has what it wanted. Python would flush again at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except SystemExit as stop:
         if isinstance(stop.code, int | None):
             code.append(stop.code or 0)
@@ -84,13 +95,14 @@ def launch(main: Callable[[], None], conf: Path) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         main()
-    except (ConfigError, HydraException, OmegaConfBaseException, OSError) as error:
+    except BrokenPipeError:
+        raise
+    except (*WRONG_COMMAND, OSError) as error:
         if _verbose:
             traceback.print_exc()
         print(f"error: {explain(error)}", file=sys.stderr)
         # Hydra's missing option is an OSError too.
-        wrong_command = ConfigError | HydraException | OmegaConfBaseException
-        sys.exit(2 if isinstance(error, wrong_command) else 1)
+        sys.exit(2 if isinstance(error, WRONG_COMMAND) else 1)
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
@@ -99,9 +111,20 @@ def launch(main: Callable[[], None], conf: Path) -> None:
 
 
 def help_text(conf: Path) -> str:
-    """Return what Hydra prints for --help, without the 0.6 s in which it lists all groups."""
+    """Return what Hydra prints for --help, without the 0.6 s in which it lists all groups.
+
+    Options that a user has added to a group stand behind those that the page names.
+    """
     page = yaml.safe_load((conf / "hydra" / "help" / "newcomer.yaml").read_text(encoding="utf-8"))
-    return page["template"]
+    return _GROUP.sub(lambda found: found[0] + _own_options(conf, found), page["template"])
+
+
+def _own_options(conf: Path, group: re.Match[str]) -> str:
+    """Return lines with the options in the group's folder that the page does not name."""
+    known = group["options"].split()
+    own = sorted(path.stem for path in (conf / group["name"]).glob("*.yaml"))
+    text = " ".join(name for name in own if name not in known)
+    return textwrap.indent(textwrap.fill(text, 66) + "\n", " " * 14) if text else ""
 
 
 def guarded(job: Callable[[], object], arm: Sequence[str], launcher: str, sweep: bool) -> None:
@@ -138,6 +161,9 @@ def report(error: ConfigError, arm: Sequence[str]) -> None:
 
 def explain(error: BaseException) -> str:
     """Return the error as one line that names the field, the value and what is allowed."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        mark = error.problem_mark
+        return f"{mark.name.strip()}, line {mark.line + 1}: {error.problem}"
     text = one_line(error)
     cause = one_line(error.__cause__) if error.__cause__ else ""
     if isinstance(error, ConfigError):

@@ -161,7 +161,8 @@ class TaskConfig:
 
 @dataclass
 class DoctorConfig:
-    every: int | None = number(20, "[1, inf)")
+    enabled: bool = True
+    every: int = number(20, "[1, inf)")
     bins: int = number(64, "[2, inf)")
     budget: int = number(200, "[0, inf)")
 
@@ -184,6 +185,7 @@ class FigureConfig:
     Attributes:
         name: of the file, before the data set's name.
         kind: a key of `debugnn.analysis.figures.KINDS`.
+        caption: what to look for, in a sentence, for the page of results.
         arms: patterns `key=value,key=value` of the arms to draw; None draws all.
         options: what the kind takes besides.
     """
@@ -191,6 +193,7 @@ class FigureConfig:
     name: str = MISSING
     kind: str = MISSING
     title: str = MISSING
+    caption: str = ""
     arms: list[str] | None = None
     options: dict[str, Any] = field(default_factory=dict)
 

@@ -69,6 +69,7 @@ def test_every_experiments_figures_are_of_a_known_kind(each_experiment: str) -> 
     for figure in report["figures"]:
         assert figure["kind"] in KINDS
         assert figure["title"]
+        assert figure["caption"].endswith(".")
 
 
 def test_figures_are_drawn_once_for_each_data_set(tmp_path: Path, caplog) -> None:
@@ -78,8 +79,14 @@ def test_figures_are_drawn_once_for_each_data_set(tmp_path: Path, caplog) -> Non
         arm = {"reg": "none", **({"data": data} if data == "cifar10" else {})}
         write_run(tmp_path, arm, [epoch(0)], data=data, figures=[curves, missing])
     write_run(tmp_path, {}, [epoch(0)], experiment="cut_off", status="running", figures=[curves])
+    plain = write_run(tmp_path, {}, [epoch(0)], experiment="adhoc")
+    config = yaml.safe_load((plain / "config.yaml").read_text())
+    (plain / "config.yaml").write_text(yaml.safe_dump({**config, "report": None}))
     written = draw(tmp_path, tmp_path / "figures")
     assert sorted(path.name for path in written) == ["fig_cifar10.png", "fig_shapes.png"]
+    assert "adhoc" not in caplog.text
+    assert draw(tmp_path, tmp_path / "figures", ["adhoc"]) == []
+    assert "adhoc: skipped, no report section" in caplog.text
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
     assert "cut_off: skipped, no finished run" in caplog.text
     assert "other_shapes: skipped, no finished run of reg=bn" in caplog.text
@@ -129,7 +136,7 @@ def test_seeds_become_a_mean_and_a_band(tmp_path: Path) -> None:
 
 def test_the_articles_points_have_their_arms_colour(tmp_path: Path) -> None:
     for reg, name in (("dropout", "dropout_model"), ("none", "base_model")):
-        write_run(tmp_path, {"reg": reg}, [epoch(0), epoch(1)], article_run=name)
+        write_run(tmp_path, {"reg": reg}, [epoch(0), epoch(1)], article_run=name, data="mnist")
     figure = plotted("curves", load_runs(tmp_path))
     for axes, column in zip(figure.axes, ("test_loss", "test_accuracy"), strict=True):
         points = {line.get_label(): line for line in axes.lines if "article" in line.get_label()}
@@ -144,6 +151,17 @@ def test_the_articles_points_have_their_arms_colour(tmp_path: Path) -> None:
         assert points[f"article: {name}"].get_markeredgecolor() == colours[reg]
 
 
+def test_the_articles_points_are_not_drawn_beside_another_data_set(tmp_path: Path) -> None:
+    write_run(tmp_path, {}, [epoch(0), epoch(1)], article_run="base_model", data="digits")
+    figure = plotted("curves", load_runs(tmp_path))
+    assert not [line for axes in figure.axes for line in axes.lines if line.get_marker() == "o"]
+    assert "The article's points, made on MNIST, are drawn there alone" in texts(figure)
+    assert not [
+        text for legend in figure.subfigs[0].legends for text in legend.texts
+        if "article" in text.get_text()
+    ]  # fmt: skip
+
+
 def test_an_arm_keeps_its_colour_when_others_are_left_out(tmp_path: Path) -> None:
     for reg in ("bn", "dropout", "none"):
         write_run(tmp_path, {"reg": reg}, [epoch(0), epoch(1)])
@@ -154,7 +172,7 @@ def test_an_arm_keeps_its_colour_when_others_are_left_out(tmp_path: Path) -> Non
 
 def test_training_only(tmp_path: Path) -> None:
     rows = [epoch(0, 2.0, 40.0, test_loss=None, last_batch_loss=1.5, test_accuracy=None)]
-    write_run(tmp_path, {}, rows, article_run="overfitsmall")
+    write_run(tmp_path, {}, rows, article_run="overfitsmall", data="mnist")
     loss, accuracy = plotted("curves", load_runs(tmp_path), options={"split": "train"}).axes
     recorded = article_epochs("overfitsmall")
     assert lines(loss)[0] == ([0], [1.5])

@@ -149,12 +149,9 @@ def test_a_killed_run_goes_on_bit_for_bit(settings, tmp_path):
 
 @pytest.mark.slow
 def test_a_resumed_run_is_called_neither_healthy_nor_sick(compose, tmp_path):
-    """The whole run is sick; what the doctor sees of its last epoch cannot tell."""
+    """The whole run is sick, as the front page shows; its last epoch alone cannot tell."""
     config = compose("model=sigmoid_net", "trainer.epochs=3")
     config.output_dir = str(tmp_path)
-    whole = execute(config, ["whole"], None)
-    told = records.load((whole / "findings.json").read_text())
-    assert (told["healthy"], told["main_cause"]) == (False, "vanishing_gradient")
     directory = kill_after_two_epochs(config, tmp_path)
     execute(config, ["killed"], None)
     told = records.load((directory / "findings.json").read_text())

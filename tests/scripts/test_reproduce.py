@@ -103,7 +103,7 @@ def test_a_first_run_prints_nothing_of_matplotlibs(tmp_path):
 
 
 def test_runs_at_once_are_what_they_are_one_by_one(tmp_path):
-    small = ("--experiments", "nan_loss,overfit_small", "trainer.epochs=2", "wandb=disabled")
+    small = ("--experiments", "nan_loss", "trainer.epochs=2", "wandb=disabled")
     losses = {}
     for jobs in ("1", "3"):
         output = tmp_path / jobs
@@ -112,11 +112,11 @@ def test_runs_at_once_are_what_they_are_one_by_one(tmp_path):
         # A run's lines follow each other, whatever ran beside it.
         titles = [line for line in shown.stdout.splitlines() if "seed=0" in line.split()]
         spoken = [line for line in titles if not line.startswith("starts")]
-        assert len(spoken) == 14
-        assert shown.stdout.count("  epoch 0 of 2") == 14
+        assert len(spoken) == 6
+        assert shown.stdout.count("  epoch 0 of 2") == 6
         for part in shown.stdout.split("\n  epoch 0 of 2")[1:]:
             assert "  epoch 1 of 2" in part
-        assert sum(line.startswith("starts") for line in titles) == (14 if jobs == "3" else 0)
+        assert sum(line.startswith("starts") for line in titles) == (6 if jobs == "3" else 0)
         losses[jobs] = {
             path.parent.relative_to(output): [
                 (row.get("loss"), row.get("grad_norm"), row.get("test_loss"))
@@ -124,7 +124,7 @@ def test_runs_at_once_are_what_they_are_one_by_one(tmp_path):
             ]
             for path in output.rglob("metrics.jsonl")
         }
-    assert len(losses["1"]) == 14
+    assert len(losses["1"]) == 6
     assert repr(losses["1"]) == repr(losses["3"])  # of NaN too
 
 
@@ -161,11 +161,13 @@ def test_a_failing_arm_is_named_and_the_rest_runs(tmp_path):
         (["--jobs", "two"], "--jobs"),
         (["--data", "real"], "invalid choice"),
         (["trainer.epoch=1"], "trainer.epoch"),
+        (["optim.lr=-1"], "optim.lr=-1"),
+        (["--output", "/dev/null/x"], "/dev/null/x"),
     ],
 )
 def test_a_mistake_is_named_before_anything_runs(tmp_path, arguments, said):
     shown = start(*arguments, cwd=tmp_path)
-    assert shown.returncode in (1, 2)
-    assert said in shown.stderr
+    assert shown.returncode == 2
+    assert shown.stderr.splitlines()[-1].count(said) == 1
     assert "Traceback" not in shown.stderr
     assert not list(tmp_path.rglob("run.json"))

@@ -9,6 +9,7 @@ import pandas as pd
 import yaml
 from scipy import stats
 
+from debugnn.analysis.figures.canvas import DATA
 from debugnn.analysis.runs import Run
 from debugnn.doctor.causes import CAUSES
 from debugnn.doctor.causes.cause import Cause, no_trials
@@ -177,6 +178,25 @@ def experiments(conf: Path) -> str:
         about = settings["report"]["title"]
         rows.append([f"`{path.stem}`", about, sweep or "one run"])
     return markdown(["experiment", "about", "sweeps over"], rows)
+
+
+def pictures(conf: Path, folder: Path) -> str:
+    """Return the experiments' figures, with their captions, as far as `folder` has them.
+
+    Args:
+        conf: the folder of the configuration.
+        folder: the figures' folder, `figures` beside the page that shows them.
+    """
+    shown = []
+    for path in sorted((conf / "experiment").glob("*.yaml")):
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        for figure in settings["report"]["figures"]:
+            for drawn in sorted(folder.glob(f"{figure['name']}_*.png")):
+                if drawn.stem.removeprefix(f"{figure['name']}_") in DATA:
+                    title = f"**{figure['title']}** (`experiment={path.stem}`)."
+                    picture = f"![{figure['title']}]({folder.name}/{drawn.name})"
+                    shown.append(f"{title} {figure['caption']}\n\n{picture}")
+    return "\n\n".join(shown)
 
 
 def causes() -> str:

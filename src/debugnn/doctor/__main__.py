@@ -7,7 +7,7 @@ from debugnn.errors import one_line
 
 
 def main() -> None:
-    """Print the report; exit with code 2 and one line where the file does not hold one."""
+    """Print the report; exit with code 1 and one line where the file does not hold one."""
     parser = argparse.ArgumentParser(prog="python -m debugnn.doctor", description=__doc__)
     parser.add_argument("file", metavar="FINDINGS.json", help="written from report.to_json()")
     parser.add_argument(
@@ -17,9 +17,9 @@ def main() -> None:
     try:
         report = Report.load(options.file)
     except OSError as error:
-        parser.exit(2, f"{options.file}: {error.strerror}\n")
+        parser.exit(1, f"error: {options.file}: {error.strerror}\n")
     except (TypeError, ValueError, AttributeError) as error:
-        parser.exit(2, f"{options.file}: this is no saved report: {one_line(error)}\n")
+        parser.exit(1, f"error: {options.file}: this is no saved report: {one_line(error)}\n")
     print(report.details() if options.details else report)
 
 

@@ -34,14 +34,24 @@ def initialise(
 
     Returns:
         The number of tensors that were filled.
+
+    Raises:
+        ConfigError: a function does not fill a tensor of such a shape, or refuses its arguments.
     """
     filled = 0
     for module in model.modules():
         if not isinstance(module, LAYERS[layers]):
             continue
-        for fill, tensor in ((weight, module.weight), (bias, module.bias)):
+        for name, fill, tensor in (
+            ("weight", weight, module.weight),
+            ("bias", bias, module.bias),
+        ):
             if fill is not None and isinstance(tensor, Tensor):
-                fill(tensor)
+                try:
+                    fill(tensor)
+                except Exception as error:  # whatever a user's function raises
+                    shape = tuple(tensor.shape)
+                    raise ConfigError(f"init.{name}, on {shape}: {one_line(error)}") from error
                 filled += 1
     return filled
 

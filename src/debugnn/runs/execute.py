@@ -226,9 +226,9 @@ def records_of(run: Run) -> Iterator[Record | Diagnosis]:
 
             yield from range_tests(config.task, training)
         return
-    if config.doctor.every is None:
-        yield from fit(training, config.trainer.epochs)
-    else:
+    if config.doctor.enabled:
         from debugnn.runs.diagnosis import diagnosed
 
         yield from diagnosed(config, training, save_to=run.directory.path)
+    else:
+        yield from fit(training, config.trainer.epochs)

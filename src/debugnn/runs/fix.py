@@ -79,7 +79,7 @@ def _why_nothing(report: dict[str, Any]) -> str:
 
 def _run(overrides: Sequence[str], experiment: str | None) -> Path:
     config = compose(overrides)
-    if config.doctor.every is None:
+    if not config.doctor.enabled:
         raise ConfigError("doctor=off: task=fix needs the doctor's findings")
     directory = execute(config, overrides, experiment)
     assert directory is not None  # task=train

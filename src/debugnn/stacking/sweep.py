@@ -135,8 +135,8 @@ def _train(stack: Stack, runs: Sequence[Run]) -> None:
     if runs[0].training.epoch:
         log.info("  continue from epoch %d", runs[0].training.epoch)
     console = Console(config.trainer.epochs, len(runs))
-    every, bins = config.doctor.every, config.doctor.bins
-    probe = NO_PROBE if every is None else LayerProbe(every, bins)
+    doctor = config.doctor
+    probe = LayerProbe(doctor.every, doctor.bins) if doctor.enabled else NO_PROBE
     with ExitStack() as opened:
         writes = [opened.enter_context(open_run(run, stacked=len(runs))) for run in runs]
         for run, write in zip(runs, writes, strict=True):

@@ -51,8 +51,9 @@ def draw(
 ) -> list[Path]:
     """Draw the figures of every experiment that has finished runs, as `<name>_<data>.png`.
 
-    An experiment on two data sets gets each figure twice. An experiment without finished runs or
-    without a report section, and a figure one of whose arms has no run, are skipped with a warning.
+    An experiment on two data sets gets each figure twice. An experiment without finished runs, and
+    a figure one of whose arms has no run, are skipped with a warning; runs without a report
+    section, which belong to no experiment, are skipped with one where they are asked for by name.
 
     Args:
         root: the directory of the runs.
@@ -78,7 +79,8 @@ def draw(
             log.warning("%s: skipped, no finished run", experiment)
             continue
         if of_experiment[0].config.get("report") is None:
-            log.warning("%s: skipped, no report section", experiment)
+            if experiments is not None:  # a run outside the experiments has none
+                log.warning("%s: skipped, no report section", experiment)
             continue
         for name in dict.fromkeys(run.data for run in of_experiment):
             if data is not None and name not in data:

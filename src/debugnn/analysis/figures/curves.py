@@ -44,7 +44,8 @@ def curves(runs: Sequence[Run], figure: Mapping[str, Any]) -> Figure:
     shown = chosen(runs, figure)
     train_only = figure.get("options", {}).get("split") == "train"
     note = "Training loss: the epoch's last batch." if train_only else ""
-    whole, body = canvas(figure, shown, 4.1, note + _band_note(shown))
+    note += _band_note(shown) + _other_data_note(shown)
+    whole, body = canvas(figure, shown, 4.1, note)
     panels = body.subplots(1, 2)
     handles = _draw_panels(panels, runs, shown, _TRAIN if train_only else _BOTH)
     if not train_only:
@@ -187,7 +188,7 @@ def _mark_lost(axes: Axes, epochs: Sequence[int], colour: str, marker: str) -> N
 
 
 def _article_points(axes: Axes, run: Run, column: str, colour: str) -> None:
-    for name, marker in zip(article_names(run), "o^", strict=False):
+    for name, marker in zip(_articles_runs(run), "o^", strict=False):
         recorded = _measured({0: article_epochs(name)}, column)
         _mark_lost(axes, _lost_epochs(recorded, [column]), colour, marker)
         # Below the curves: a hundred points would hide a curve that they agree with.
@@ -204,14 +205,33 @@ def _article_points(axes: Axes, run: Run, column: str, colour: str) -> None:
         )
 
 
+def _articles_runs(run: Run) -> tuple[str, ...]:
+    """Return the article's runs that this run repeats on the article's data.
+
+    Points of another data set beside a run's curves would invite a comparison that means nothing.
+    """
+    return article_names(run) if run.data == _articles_data(run) else ()
+
+
+def _articles_data(run: Run) -> str:
+    """Return the data set on which the article made the run's experiment."""
+    settings = dict(s.split("=", 1) for s in run.report["data"].get("article", []))
+    return settings.get("data", run.data)
+
+
+def _other_data_note(shown: Sequence[Run]) -> str:
+    if any(article_names(run) and not _articles_runs(run) for run in shown):
+        data = _articles_data(shown[0])
+        return f" The article's points, made on {DATA.get(data, data)}, are drawn there alone."
+    return ""
+
+
 def _article_handles(shown: Sequence[Run]) -> list[Line2D]:
-    twins = [twin for run in shown for twin in article_names(run)[1:]]
-    settings = dict(s.split("=", 1) for s in shown[0].report["data"].get("article", []))
-    data = settings.get("data")
-    name = f"article ({DATA.get(data, data)})" if data else "article"
-    texts = {"o": name} if any(run.article_run for run in shown) else {}
+    names = [_articles_runs(run) for run in shown]
+    twins = [twin for repeated in names for twin in repeated[1:]]
+    texts = {"o": "article"} if any(names) else {}
     if twins:
-        texts["^"] = f"{name}, {twins[0]}"
+        texts["^"] = f"article, {twins[0]}"
     return [
         Line2D(
             [],
