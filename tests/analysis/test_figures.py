@@ -191,9 +191,13 @@ def test_unevaluated_epochs_leave_no_gap(tmp_path: Path) -> None:
 def test_a_nan_loss_is_marked_and_named(tmp_path: Path) -> None:
     data = {"data": "regression_notebook"}
     lost = [epoch(n, math.nan, None) for n in range(3)]
-    write_run(tmp_path, {"clip": "off", **data}, lost, article_run="before_nan", loss="mse")
+    write_run(
+        tmp_path, {"clip": "off", **data}, lost, article_run="before_nan", loss="mse", data="mnist"
+    )
     kept = [epoch(n, 10.0, None) for n in range(3)]
-    write_run(tmp_path, {"clip": "4.0", **data}, kept, article_run="after_nan", loss="mse")
+    write_run(
+        tmp_path, {"clip": "4.0", **data}, kept, article_run="after_nan", loss="mse", data="mnist"
+    )
     figure = plotted("nan_loss", load_runs(tmp_path), arms=["data=regression_notebook"])
     assert "off (NaN from epoch 0)" in texts(figure)
     assert "4.0 (NaN" not in texts(figure)

@@ -165,14 +165,14 @@ def test_the_command_prints_a_saved_report(tmp_path):
         "\udcff",
     ],
 )  # fmt: skip
-def test_a_file_without_a_report_is_one_line_and_exit_code_2(tmp_path, content):
+def test_a_file_without_a_report_is_one_line_and_exit_code_1(tmp_path, content):
     file = tmp_path / "findings.json"
     if content is not None:
         file.write_bytes(content.encode("utf-8", "surrogateescape"))
     shown = command(file)
-    assert (shown.returncode, shown.stdout) == (2, "")
+    assert (shown.returncode, shown.stdout) == (1, "")
     assert shown.stderr.count("\n") == 1
-    assert str(file) in shown.stderr
+    assert shown.stderr.startswith(f"error: {file}: ")
 
 
 def test_the_command_needs_no_torch(tmp_path):

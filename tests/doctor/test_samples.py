@@ -490,3 +490,17 @@ def test_too_few_samples_of_a_class_or_of_all_say_nothing():
     assert simple_models.recognition(inputs, tokens, None, None, TWO_CLASSES, [0]) == {}
     values = Task("values")
     assert simple_models.recognition(inputs, inputs[:, :1], None, None, values, [0]) == {}
+
+
+@given(
+    shape=st.lists(st.integers(1, 9), min_size=1, max_size=4),
+    count=st.integers(1, 5),
+    permuted=st.booleans(),
+)
+def test_thinned_features_are_the_same_in_any_order_of_memory(shape, count, permuted):
+    inputs = torch.arange(count * math.prod(shape)).reshape(count, *shape)
+    if permuted:  # the same values, in memory with the first axis of a sample last
+        inputs = inputs.movedim(1, -1).contiguous().movedim(-1, 1)
+    spacing = max(1, -(-math.prod(shape) // 256))
+    wanted = inputs.reshape(count, -1)[:, ::spacing]
+    assert samples.thinned(inputs).tolist() == wanted.tolist()

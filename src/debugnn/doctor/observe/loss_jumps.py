@@ -12,12 +12,13 @@ from torch import Tensor
 
 from debugnn.doctor.evidence import Jump
 from debugnn.doctor.observe.buffer import GrowingTensor
-from debugnn.doctor.observe.calls import first_tensor, map_tensors
+from debugnn.doctor.observe.calls import bytes_of, first_tensor, map_tensors
 
 _AROUND = 10  # losses on either side that a loss is compared with
 _KEPT = 3  # jumps
 _CANDIDATES = 8  # steps that are kept by the losses before them alone
 _SAMPLES = 128  # of a batch whose own losses are computed
+_BYTES = 2**22  # of the outputs that are kept of a batch
 _NAMED = 8  # samples of a jump, and steps at which the first of them came again
 _ROUNDING = 1e-6  # least spread of losses, relative to their size
 
@@ -26,11 +27,16 @@ _ROUNDING = 1e-6  # least spread of losses, relative to their size
 class _Candidate:
     step: int
     height: float
-    own: Tensor | None  # losses of the batch's samples, (samples,)
+    outputs: Any  # of some of the batch's samples; None where they are not told apart
+    targets: Tensor | None
 
 
 class LossJumps:
-    """Keeps the steps whose loss rose the most above the losses before them."""
+    """Keeps the steps whose loss rose the most above the losses before them.
+
+    The losses of a batch's samples are computed when they are asked for: most candidates of a
+    training's beginning are replaced by later ones.
+    """
 
     def __init__(self) -> None:
         self._candidates: list[_Candidate] = []  # the highest first
@@ -46,26 +52,33 @@ class LossJumps:
         least = self._candidates[-1].height if len(self._candidates) >= _CANDIDATES else 0.0
         return _height(losses[-1], losses[-_AROUND - 1 : -1])[0] > least
 
-    def add(self, step: int, losses: Sequence[float], own: Tensor | None) -> None:
-        """Keep the last of the losses.
+    def add(self, step: int, losses: Sequence[float], outputs: Any, targets: Any) -> None:
+        """Keep the last of the losses, with the outputs and targets of some samples.
 
         Args:
             step: its step.
-            own: losses of the batch's samples, (samples,); None where they are not known.
+            outputs: of its batch.
+            targets: of its batch.
         """
         height, _, _ = _height(losses[-1], losses[-_AROUND - 1 : -1])
-        self._candidates.append(_Candidate(step, height, own))
+        self._candidates.append(_Candidate(step, height, *_some_samples(outputs, targets)))
         self._candidates.sort(key=lambda candidate: -candidate.height)
         del self._candidates[_CANDIDATES:]
 
-    def largest(self, losses: Sequence[float], prints: GrowingTensor) -> list[Jump]:
+    def largest(
+        self,
+        losses: Sequence[float],
+        prints: GrowingTensor,
+        loss_fn: Callable[[Any, Any], Tensor] | None,
+    ) -> list[Jump]:
         """Return the largest jumps, above the losses on both sides, the largest first.
 
         Args:
             losses: of all steps.
             prints: fingerprints of the samples of each step.
+            loss_fn: gives the losses of single samples.
         """
-        found: list[tuple[float, Jump]] = []
+        found: list[tuple[float, Jump, _Candidate]] = []
         for candidate in self._candidates:
             step = candidate.step
             after = losses[step + 1 : step + 1 + _AROUND]
@@ -73,31 +86,46 @@ class LossJumps:
             if len(after) < _AROUND or not all(map(math.isfinite, around)):
                 continue
             height, middle, spread = _height(losses[step], around)
-            jump = Jump(step, losses[step], middle, spread)
-            if candidate.own is not None and len(candidate.own):
-                worst = candidate.own.argsort(descending=True)[:_NAMED]
-                jump.samples = worst.tolist()
-                jump.own = candidate.own[worst].tolist()
-                jump.typical = candidate.own.median().item()
-                jump.again = _steps_with(step, jump.samples[0], prints, len(losses))
-            found.append((height, jump))
+            found.append((height, Jump(step, losses[step], middle, spread), candidate))
         found.sort(key=lambda each: -each[0])
-        return [jump for _, jump in found[:_KEPT]]
+        for _, jump, candidate in found[:_KEPT]:
+            own = _own_losses(loss_fn, candidate.outputs, candidate.targets)
+            if own is not None:
+                worst = own.argsort(descending=True)[:_NAMED]
+                jump.samples = worst.tolist()
+                jump.own = own[worst].tolist()
+                jump.typical = own.median().item()
+                jump.again = _steps_with(jump.step, jump.samples[0], prints, len(losses))
+        return [jump for _, jump, _ in found[:_KEPT]]
 
 
-def own_losses(
-    loss_fn: Callable[[Any, Any], Tensor] | None, outputs: Any, targets: Any
-) -> Tensor | None:
-    """Return the loss of each of a batch's samples, (samples,), at most 128 of them.
+def _some_samples(outputs: Any, targets: Any) -> tuple[Any, Tensor | None]:
+    """Return copies of the first rows of outputs and targets, at most 128 rows and 4 MiB.
 
-    None where outputs or targets have no row for each sample, or the loss takes no single sample.
+    Nothing where outputs or targets have no row for each sample.
     """
     first = first_tensor(outputs)
-    if loss_fn is None or first is None or not isinstance(targets, Tensor):
-        return None
-    if not first.dim() or not targets.dim() or len(first) != len(targets):
-        return None
+    if first is None or not isinstance(targets, Tensor):
+        return None, None
+    if not first.dim() or not targets.dim() or len(first) != len(targets) or not len(first):
+        return None, None
     count = len(first)
+    kept = min(count, _SAMPLES, _BYTES // max(1, bytes_of(first) // count))
+
+    def rows(tensor: Tensor) -> Tensor:
+        whole = tensor.detach()
+        return (whole[:kept] if tensor.dim() and len(tensor) == count else whole).clone()
+
+    return (map_tensors(outputs, rows), rows(targets)) if kept else (None, None)
+
+
+def _own_losses(
+    loss_fn: Callable[[Any, Any], Tensor] | None, outputs: Any, targets: Tensor | None
+) -> Tensor | None:
+    """Return the loss of each sample, (samples,); None where the loss takes no single sample."""
+    if loss_fn is None or targets is None:
+        return None
+    count = len(targets)
 
     def row_of(row: int, tensor: Tensor) -> Tensor:
         return tensor[row : row + 1] if tensor.dim() and len(tensor) == count else tensor
@@ -105,12 +133,12 @@ def own_losses(
     try:
         own = [
             loss_fn(map_tensors(outputs, partial(row_of, row)), targets[row : row + 1])
-            for row in range(min(count, _SAMPLES))
+            for row in range(count)
         ]
         own = [loss.detach().float().mean() for loss in own]
     except Exception:  # whatever a loss function raises
         return None
-    return torch.stack(own).cpu() if own else None
+    return torch.stack(own).cpu()
 
 
 def _height(loss: float, around: Sequence[float]) -> tuple[float, float, float]:

@@ -29,7 +29,7 @@ from debugnn.doctor.observe.forward_passes import ForwardPass, ForwardPasses
 from debugnn.doctor.observe.graph import UnregisteredLeaves, look_at_copy
 from debugnn.doctor.observe.layers import LayerProbes
 from debugnn.doctor.observe.layout import Layout
-from debugnn.doctor.observe.loss_jumps import LossJumps, own_losses
+from debugnn.doctor.observe.loss_jumps import LossJumps
 from debugnn.doctor.observe.losses import LossCurve, output_gradient, scores_of
 from debugnn.doctor.observe.mixing import FIND, Samples, find_samples
 from debugnn.doctor.observe.modes import without_dropout
@@ -387,13 +387,10 @@ class Observer:
             found.replay = str(self.nonfinite.save(self._save_to, step))
 
     def _look_for_jump(self, step: int, targets: Any) -> None:
-        """Keep the samples' own losses, where this loss is among those that jump the most."""
+        """Keep some samples' outputs, where this loss is among those that jump the most."""
         values = self._losses.values
-        if len(values) != step + 1 or not self._jumps.is_among_the_largest(values):
-            return
-        with undisturbed(self.loss_fn, self.model), torch.no_grad():
-            own = own_losses(self.loss_fn, self._outputs, targets)
-        self._jumps.add(step, values, own)
+        if len(values) == step + 1 and self._jumps.is_among_the_largest(values):
+            self._jumps.add(step, values, self._outputs, targets)
 
     def _spoilt_by_update(self) -> NonFinite | None:
         """Return the first weight that is not finite after an update; None if all are finite."""
@@ -591,7 +588,10 @@ class Observer:
         note_losses(self.evidence, self._losses.values, self._losses.ratios)
         scales = self._losses.gradient_scales
         self._loop.gradient_scale = statistics.median(scales) if scales else None
-        self.evidence.outcome.jumps = self._jumps.largest(self._losses.values, self.buffer.prints)
+        with undisturbed(self.loss_fn, self.model), torch.no_grad():
+            self.evidence.outcome.jumps = self._jumps.largest(
+                self._losses.values, self.buffer.prints, self.loss_fn
+            )
 
     @guarded("the data")
     def _gather_data(self) -> None:

@@ -4,7 +4,7 @@ All functions take inputs (N, …), of which row i belongs to target i. None dra
 """
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from itertools import pairwise
 
 import torch
@@ -55,9 +55,20 @@ def _fingerprint_weights(size: int) -> Tensor:
     return torch.cos(torch.arange(1, size + 1, dtype=torch.float64) ** 1.5)
 
 
+@lru_cache(maxsize=16)
+def _places(shape: torch.Size, spacing: int, device: torch.device) -> tuple[Tensor, ...]:
+    """Return the indices along each axis of every `spacing`-th value of a sample."""
+    taken = torch.arange(0, shape.numel(), spacing, device=device)
+    return torch.unravel_index(taken, shape)
+
+
 def thinned(inputs: Tensor) -> Tensor:
     """Return a copy of the features that `fingerprints` looks at: theirs are the inputs'."""
-    return _thin(inputs, _FINGERPRINTED).clone()
+    if inputs.is_contiguous() or inputs.dim() < 2:
+        return _thin(inputs, _FINGERPRINTED).clone()
+    # `_thin` would copy the whole batch, to bring channels-last images into the order of rows.
+    places = _places(inputs.shape[1:], _spacing(inputs, _FINGERPRINTED), inputs.device)
+    return inputs.detach()[:, *places]
 
 
 def fingerprints(inputs: Tensor) -> Tensor:
