@@ -6,9 +6,19 @@ from dataclasses import replace
 import pytest
 
 from debugnn.doctor import causes
-from debugnn.doctor.causes import CAUSES, ORDER, signals
+from debugnn.doctor.causes import CAUSES, ORDER
 from debugnn.doctor.causes.cause import Kind
+from debugnn.doctor.causes.dead_relu import DEAD
 from debugnn.doctor.causes.label_leak import LEAKED
+from debugnn.doctor.causes.saturated_activation import SATURATED
+from debugnn.doctor.causes.signals import (
+    data,
+    learning_rate,
+    loss_function,
+    network,
+    outcome,
+    trials,
+)
 from debugnn.doctor.evidence import (
     ActivationFacts,
     Evidence,
@@ -130,11 +140,11 @@ def test_every_cause_is_described_and_stands_in_the_order():
 
 def test_skill_is_the_better_of_both_modes_and_minus_infinity_after_a_nan():
     given = evidence(0.3)
-    assert signals.skill(given) == 0.3
+    assert outcome.skill(given) == 0.3
     given.outcome.train_mode = score(0.6)
-    assert signals.skill(given) == 0.6
+    assert outcome.skill(given) == 0.6
     given.outcome.nonfinite_step = 17
-    assert signals.skill(given) == -math.inf
+    assert outcome.skill(given) == -math.inf
 
 
 def test_a_loss_that_falls_says_nothing_about_an_unknown_task():
@@ -142,8 +152,8 @@ def test_a_loss_that_falls_says_nothing_about_an_unknown_task():
     given.task = "unknown"
     given.outcome.train = given.outcome.train_mode = Score()
     given.outcome.first_loss, given.outcome.last_loss = 4.0, 1.0
-    assert signals.skill(given) is None
-    assert not signals.judged(given)
+    assert outcome.skill(given) is None
+    assert not outcome.judged(given)
     assert diagnosis(given).healthy is None
     assert "not known what the loss compares" in diagnosis(given).reason
 
@@ -151,23 +161,23 @@ def test_a_loss_that_falls_says_nothing_about_an_unknown_task():
 def test_skill_counts_recall_where_it_is_higher_than_accuracy():
     given = evidence()
     mean_recall = Score(0.5, 0.2, balanced=0.82)
-    assert signals.fitted(mean_recall, given) == pytest.approx((0.82 - 0.1) / 0.9)
+    assert outcome.fitted(mean_recall, given) == pytest.approx((0.82 - 0.1) / 0.9)
     given.classes = None
-    assert signals.fitted(mean_recall, given) == 0.2
+    assert outcome.fitted(mean_recall, given) == 0.2
 
 
 def test_too_few_steps_are_not_judged_but_for_a_nan():
     given = evidence(0.0)
-    given.loop.steps = signals.JUDGED_AFTER
-    assert signals.judged(given)
-    assert signals.failing(given)
-    given.loop.steps = signals.JUDGED_AFTER - 1
+    given.loop.steps = outcome.JUDGED_AFTER
+    assert outcome.judged(given)
+    assert outcome.failing(given)
+    given.loop.steps = outcome.JUDGED_AFTER - 1
     assert not any(
-        f(given) for f in (signals.judged, signals.failing, signals.short, signals.at_chance)
+        f(given) for f in (outcome.judged, outcome.failing, outcome.short, outcome.at_chance)
     )
     given.outcome.nonfinite_step = 3
-    assert signals.judged(given)
-    assert signals.failing(given)
+    assert outcome.judged(given)
+    assert outcome.failing(given)
 
 
 # skill, a simple model's skill → failing, short
@@ -188,8 +198,8 @@ OUTCOMES = [
 @pytest.mark.parametrize(("reached", "simple", "failing", "short"), OUTCOMES)
 def test_failing_and_short(reached, simple, failing, short):
     given = evidence(reached, simple=simple)
-    assert signals.failing(given) is failing
-    assert signals.short(given) is short
+    assert outcome.failing(given) is failing
+    assert outcome.short(given) is short
 
 
 @pytest.mark.parametrize(
@@ -204,31 +214,31 @@ def test_failing_and_short(reached, simple, failing, short):
 def test_a_loss_worse_than_guessings_fails_at_a_fair_accuracy(reached, losses, expected):
     given = evidence(reached)
     given.outcome.train, given.outcome.train_mode = (Score(x, reached, reached) for x in losses)
-    assert signals.failing(given) is expected
+    assert outcome.failing(given) is expected
     given.loss.shift_change = 1.0  # of another loss nothing is known
-    assert not signals.failing(given)
+    assert not outcome.failing(given)
     given.task, given.classes, given.loss.best = "binary", 2, 1e-5
-    assert signals.failing(given) is expected
+    assert outcome.failing(given) is expected
 
 
 def test_a_floor_of_zero_is_low():
     given = evidence(0.85)
     given.outcome.train = given.outcome.train_mode = Score(1.2, 0.85, 0.85)
     given.task, given.classes, given.loss.shift_change = "binary", 2, None
-    assert signals.loss_floor(given) == 0.0
-    assert signals.failing(given)
+    assert loss_function.loss_floor(given) == 0.0
+    assert outcome.failing(given)
 
 
 def test_at_chance():
     def chance(skill, loss):
         given = evidence()
         given.outcome.train = given.outcome.train_mode = Score(loss, skill, 0.1)
-        return signals.at_chance(given)
+        return outcome.at_chance(given)
 
-    assert chance(signals.AT_CHANCE - 0.01, signals.LOSS_AT_CHANCE + 0.01)
-    assert not chance(signals.AT_CHANCE, signals.LOSS_AT_CHANCE + 0.01)
+    assert chance(outcome.AT_CHANCE - 0.01, outcome.LOSS_AT_CHANCE + 0.01)
+    assert not chance(outcome.AT_CHANCE, outcome.LOSS_AT_CHANCE + 0.01)
     # A model of a language gets few symbols right, and its loss is far below that of guessing.
-    assert not chance(0.05, signals.LOSS_AT_CHANCE)
+    assert not chance(0.05, outcome.LOSS_AT_CHANCE)
 
 
 # --- trials ------------------------------------------------------------------------------------
@@ -268,19 +278,19 @@ CURES = [
 @pytest.mark.parametrize(("unchanged", "changed", "expected"), CURES)
 def test_cured_at_its_edges(unchanged, changed, expected):
     given = with_trials({UNCHANGED: unchanged, REINITIALISED: changed})
-    assert signals.cured(given, REINITIALISED) == (REINITIALISED if expected else None)
+    assert trials.cured(given, REINITIALISED) == (REINITIALISED if expected else None)
 
 
 def test_cured_takes_the_best_of_those_that_are_asked_for():
     given = with_trials(
         {UNCHANGED: 1.0, REINITIALISED: 0.5, STANDARDISED_INPUTS: 0.3, AVERAGED_LOSS: 0.9}
     )
-    assert signals.cured(given, REINITIALISED, AVERAGED_LOSS) == REINITIALISED
+    assert trials.cured(given, REINITIALISED, AVERAGED_LOSS) == REINITIALISED
     every = (REINITIALISED, STANDARDISED_INPUTS, AVERAGED_LOSS)
-    assert signals.cured(given, *every) == STANDARDISED_INPUTS
-    assert signals.cured(given, UNFROZEN) is None
+    assert trials.cured(given, *every) == STANDARDISED_INPUTS
+    assert trials.cured(given, UNFROZEN) is None
     del given.trials[UNCHANGED.name]
-    assert signals.cured(given, REINITIALISED) is None
+    assert trials.cured(given, REINITIALISED) is None
 
 
 @pytest.mark.parametrize(
@@ -292,34 +302,34 @@ def test_a_cure_is_shown_where_other_batches_confirm_it(unchanged, changed, expe
     given = with_trials({UNCHANGED: 1.0, REINITIALISED: 0.5})
     given.trials[UNCHANGED.name].end_again = unchanged
     given.trials[REINITIALISED.name].end_again = changed
-    assert signals.shown_by(given, signals.cured(given, REINITIALISED)) == expected
+    assert trials.shown_by(given, trials.cured(given, REINITIALISED)) == expected
 
 
 def test_cures_wait_to_be_confirmed_beside_the_unchanged_training():
     given = with_trials({UNCHANGED: 1.0, REINITIALISED: 0.5, AVERAGED_LOSS: 0.99})
     assert list(causes.trials_to_confirm(given)) == []
-    for outcome in given.trials.values():
-        outcome.end_again = None
+    for each in given.trials.values():
+        each.end_again = None
     assert list(causes.trials_to_confirm(given)) == [UNCHANGED, REINITIALISED]
     given.trials[UNCHANGED.name].end_again = 1.0
     assert list(causes.trials_to_confirm(given)) == [REINITIALISED]
 
 
 def test_a_lower_rate_must_learn_and_not_only_calm_down():
-    assert signals.cured(with_trials({UNCHANGED: math.inf, TENTH: 1.01}), TENTH) is None
-    assert signals.cured(with_trials({UNCHANGED: math.inf, TENTH: 0.9}), TENTH) == TENTH
+    assert trials.cured(with_trials({UNCHANGED: math.inf, TENTH: 1.01}), TENTH) is None
+    assert trials.cured(with_trials({UNCHANGED: math.inf, TENTH: 0.9}), TENTH) == TENTH
 
 
 def test_a_trial_that_failed_cures_nothing():
     given = with_trials({UNCHANGED: 1.0})
     given.trials[REINITIALISED.name] = TrialOutcome(0, math.nan, math.nan)
-    assert signals.cured(given, REINITIALISED) is None
+    assert trials.cured(given, REINITIALISED) is None
 
 
 def test_a_comparison_that_failed_accuses_nobody():
     given = with_trials({REINITIALISED: 1.0})
     given.trials[UNCHANGED.name] = TrialOutcome(0, math.nan, math.nan)
-    assert signals.cured(given, REINITIALISED) is None
+    assert trials.cured(given, REINITIALISED) is None
 
 
 def test_no_trial_is_wanted_for_a_healthy_training_or_a_certain_cause():
@@ -632,18 +642,18 @@ def gated():
         e.weights[0] = weight("first.weight", identical_rows=True, constant=True)
 
     def large(e):
-        e.weights[1].gain = signals.LARGE_GAIN + 0.1
+        e.weights[1].gain = network.LARGE_GAIN + 0.1
         tried(e, {UNCHANGED: 5.0, REINITIALISED: 0.5})
 
     def small(e):
-        e.weights[1].gain = signals.SMALL_GAIN - 0.01
+        e.weights[1].gain = network.SMALL_GAIN - 0.01
         tried(e, {UNCHANGED: 1.0, REINITIALISED: 0.5})
 
     def dead(e):
-        e.probes[0].activations = [ActivationFacts("relu", "second", 0.0, signals.DEAD, None)]
+        e.probes[0].activations = [ActivationFacts("relu", "second", 0.0, DEAD, None)]
 
     def saturated(e):
-        e.probes[0].activations = [ActivationFacts("tanh", "first", 1.0, 0.0, signals.SATURATED)]
+        e.probes[0].activations = [ActivationFacts("tanh", "first", 1.0, 0.0, SATURATED)]
 
     def regularised(e):
         e.optimizer.weight_decay, e.outcome.shrinkage = 1.0, 0.59
@@ -660,7 +670,7 @@ def gated():
         tried(e, {UNCHANGED: 1.0, TENTH: 0.4})
 
     def low(e):
-        e.outcome.movement = signals.STILL
+        e.outcome.movement = learning_rate.STILL
         tried(e, {UNCHANGED: 1.0, HUNDREDFOLD: 0.4})
 
     def exploding(e):
@@ -808,21 +818,21 @@ def test_a_training_that_stays_behind_gets_a_warning(name):
     ("name", "quieten"),
     [
         ("input_scale", lambda e: e.trials.pop(STANDARDISED_INPUTS.name)),
-        ("input_scale", lambda e: setattr(e.data, "rms", signals.FAR_SCALE)),
+        ("input_scale", lambda e: setattr(e.data, "rms", data.FAR_SCALE)),
         ("init_scale_too_large", lambda e: e.trials.pop(REINITIALISED.name)),
-        ("init_scale_too_large", lambda e: setattr(e.weights[1], "gain", signals.LARGE_GAIN)),
-        ("init_scale_too_small", lambda e: setattr(e.weights[1], "gain", signals.SMALL_GAIN)),
+        ("init_scale_too_large", lambda e: setattr(e.weights[1], "gain", network.LARGE_GAIN)),
+        ("init_scale_too_small", lambda e: setattr(e.weights[1], "gain", network.SMALL_GAIN)),
         ("over_regularised", lambda e: setattr(e.outcome, "shrinkage", 0.6)),
         ("over_regularised", lambda e: setattr(e.optimizer, "weight_decay", 0.0)),
         ("over_regularised by a penalty", lambda e: setattr(e.loop, "loss_ratio_high", 2.0)),
         ("over_regularised by a penalty", lambda e: setattr(e.loop, "loss_ratio_low", 0.95)),
         ("over_regularised by dropout", lambda e: setattr(e.network, "dropout", 0.69)),
-        ("lr_too_low", lambda e: setattr(e.outcome, "movement", signals.STILL + 1e-3)),
+        ("lr_too_low", lambda e: setattr(e.outcome, "movement", learning_rate.STILL + 1e-3)),
         ("lr_too_low", lambda e: e.trials.pop(HUNDREDFOLD.name)),
         ("vanishing_gradient in time", lambda e: setattr(e.network, "time_gradient", 1e-3)),
-        ("bad_labels", lambda e: setattr(e.data, "simple_skill", signals.AT_CHANCE)),
+        ("bad_labels", lambda e: setattr(e.data, "simple_skill", outcome.AT_CHANCE)),
         ("bad_labels", lambda e: setattr(e.data, "distinct", 149)),
-        ("bad_labels", lambda e: setattr(e.outcome, "movement", signals.STILL)),
+        ("bad_labels", lambda e: setattr(e.outcome, "movement", learning_rate.STILL)),
     ],
 )
 def test_suspicions_at_their_edges(name, quieten):
@@ -935,7 +945,7 @@ def with_nan(where, step=5, overflow=False, **others) -> Evidence:
 )
 def test_an_overflow_is_told_from_an_invalid_operation(where, overflow, highest, expected):
     given = with_nan(where, overflow=overflow, highest_loss=highest)
-    assert signals.overflowed(given) is expected
+    assert outcome.overflowed(given) is expected
     report = diagnosis(given)
     assert report.findings[0].cause == "non_finite"
     assert report.findings[0].samples == [3]
@@ -943,7 +953,7 @@ def test_an_overflow_is_told_from_an_invalid_operation(where, overflow, highest,
 
 
 def test_parameters_that_are_broken_at_the_start_are_no_overflow():
-    assert not signals.overflowed(with_nan("parameter", step=0, overflow=True))
+    assert not outcome.overflowed(with_nan("parameter", step=0, overflow=True))
 
 
 # --- generalisation -----------------------------------------------------------------------------
@@ -991,9 +1001,9 @@ def test_a_mismatch_needs_inputs_that_differ_and_a_skill_that_falls():
     given = validated(0.95, 0.5)
     given.data.shift, given.data.scale_shift = 0.9, 0.1
     assert [f.cause for f in found_by("train_test_mismatch", given)] == ["train_test_mismatch"]
-    given.data.shift = signals.TOLD_APART
+    given.data.shift = data.TOLD_APART
     assert found_by("train_test_mismatch", given) == []
-    given.data.scale_shift = signals.SHIFTED + 0.01
+    given.data.scale_shift = data.SHIFTED + 0.01
     assert found_by("train_test_mismatch", given)
     given = validated(0.95, 0.85)  # nothing is lost
     given.data.shift, given.data.scale_shift = 0.9, 1.4
@@ -1148,7 +1158,7 @@ def test_odd_inputs_at_their_edges(facts, odd):
     given = evidence()
     for name, value in facts.items():
         setattr(given.data, name, value)
-    assert (signals.odd_inputs(given) is not None) is odd
+    assert (data.odd_inputs(given) is not None) is odd
 
 
 # --- order --------------------------------------------------------------------------------------
