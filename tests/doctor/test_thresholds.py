@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 import pytest
-from test_rules import evidence
+from handmade_evidence import evidence
 
 from debugnn.doctor import causes
 from debugnn.doctor.causes import ORDER, diagnose, train_test_mismatch, vanishing_gradient
