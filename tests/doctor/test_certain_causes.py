@@ -1,12 +1,13 @@
 """Causes that are certain, whatever the outcome of the training."""
 
 import pytest
-from handmade_evidence import STEPS, diagnosis, evidence, found_by, residues
+from handmade_evidence import STEPS, diagnosis, evidence, found_by, residues, with_nan
 
 from debugnn.doctor.causes import CAUSES
 from debugnn.doctor.causes.cause import Kind
 from debugnn.doctor.causes.label_leak import LEAKED
-from debugnn.doctor.evidence import Score
+from debugnn.doctor.causes.non_finite import told
+from debugnn.doctor.evidence import OptimizerFacts, Score
 
 
 def certain():
@@ -310,3 +311,22 @@ def test_probabilities_in_the_place_of_their_logarithms(changes, accused):
         setattr(given.loss, name, value)
     found = [f.summary for f in found_by("wrong_loss", given)]
     assert any("logarithms" in summary for summary in found) is accused
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "step", "named"),
+    [
+        ({"name": "Adam", "lost_eps": 1e-8, "dtype": "float16"}, 5, "Adam's eps of 1e-08"),
+        ({"name": "Adam", "lost_eps": 1e-8, "dtype": "float16"}, 0, "Adam's eps of 1e-08"),
+        ({"name": "SGD"}, 5, None),  # it has no eps
+        ({}, 5, "Adam's eps of 1e-8"),  # not looked at yet
+    ],
+)
+def test_an_update_is_blamed_on_an_eps_in_the_report_and_at_its_step_alike(optimizer, step, named):
+    given = with_nan("update", step=step)
+    given.nonfinite.outputs = ["float16 (4, 8)"]
+    given.optimizer = OptimizerFacts(**optimizer)
+    (found,) = found_by("non_finite", given)
+    for said in (f"{found.summary}. {found.fix}", told(given, given.nonfinite)):
+        assert (f"{named} is 0 in float16" in said) is (named is not None)
+        assert ("set eps=1e-4" in said) is (named is not None)
