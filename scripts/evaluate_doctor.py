@@ -140,7 +140,7 @@ def rejudge_runs(paths: Sequence[Path]) -> None:
 
 
 def set_threshold(text: str) -> tuple[Threshold, float]:
-    """Parse `cause.NAME=value`, or `signals.NAME=value` for a threshold of several causes.
+    """Parse `file.NAME=value`; the file is a cause's, or one of `causes/signals`.
 
     Raises:
         argparse.ArgumentTypeError: no such threshold, or no number.

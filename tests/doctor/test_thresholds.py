@@ -4,14 +4,15 @@ import ast
 from pathlib import Path
 
 import pytest
-from test_rules import evidence
+from handmade_evidence import evidence
 
 from debugnn.doctor import causes
-from debugnn.doctor.causes import ORDER, diagnose
-from debugnn.doctor.causes.thresholds import Threshold, moved, thresholds
+from debugnn.doctor.causes import ORDER, diagnose, train_test_mismatch, vanishing_gradient
+from debugnn.doctor.causes.signals import outcome
+from debugnn.doctor.causes.thresholds import SIGNALS, Threshold, moved, thresholds
 
 FOLDER = Path(causes.__file__).parent
-FILES = ["signals", *ORDER]
+FILES = [*(f"signals/{name}" for name in SIGNALS), *ORDER]
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -29,7 +30,7 @@ def test_no_rule_compares_with_a_number_that_has_no_name(file):
 @pytest.mark.parametrize("file", FILES)
 def test_each_threshold_has_a_reason_above_it(file):
     lines = (FOLDER / f"{file}.py").read_text(encoding="utf-8").splitlines()
-    names = {t.name for t in thresholds() if t.file == file}
+    names = {t.name for t in thresholds() if t.file == Path(file).name}
     for number, line in enumerate(lines):
         if line.partition(" = ")[0].strip() in names and not line.startswith(" "):
             above = number
@@ -42,7 +43,8 @@ def test_all_thresholds_are_listed_once():
     listed = thresholds()
     assert len({str(t) for t in listed}) == len(listed)
     assert Threshold("vanishing_gradient", "VANISHED", 0.02) in listed
-    assert [t.file for t in listed if t.name == "SHIFTED"] == ["signals"]
+    assert [t.file for t in listed if t.name == "SHIFTED"] == ["data"]
+    assert [t.file for t in listed if t.name == "KAIMING_GAIN"] == ["init_scale_too_large"]
 
 
 def test_a_moved_threshold_changes_the_diagnosis_and_comes_back():
@@ -60,6 +62,20 @@ def test_a_moved_threshold_changes_the_diagnosis_and_comes_back():
     with moved(own, 0.6), moved(nearer, 0.6):
         assert diagnose(given, 0).main_cause == "missing_zero_grad"
     assert diagnose(given, 0).main_cause == "healthy"
+
+
+def test_a_threshold_is_moved_in_the_files_that_import_it_and_in_no_other():
+    """Two files have a BEHIND of their own, and a third imports one of them."""
+    modules = [outcome, train_test_mismatch, vanishing_gradient]
+    before = [module.BEHIND for module in modules]
+    for name, expected in (
+        ("outcome.BEHIND", [0.2, before[1], 0.2]),
+        ("train_test_mismatch.BEHIND", [before[0], 0.2, before[2]]),
+    ):
+        threshold = next(t for t in thresholds() if str(t) == name)
+        with moved(threshold, 0.2):
+            assert [module.BEHIND for module in modules] == expected
+        assert [module.BEHIND for module in modules] == before
 
 
 def test_a_count_is_moved_to_a_whole_number():

@@ -11,7 +11,8 @@ from debugnn import Doctor
 from debugnn.doctor import causes
 from debugnn.doctor.causes import CAUSES
 from debugnn.doctor.causes.lr_too_low import taken_to_nothing
-from debugnn.doctor.causes.signals import undivided_passes, vanished_rate
+from debugnn.doctor.causes.signals.learning_rate import vanished_rate
+from debugnn.doctor.causes.signals.loss_function import undivided_passes
 from debugnn.doctor.evidence import Evidence, OptimizerFacts, Score, TrialOutcome
 from debugnn.doctor.observe.optimizer import RateCurve
 from debugnn.doctor.trials import UNCHANGED

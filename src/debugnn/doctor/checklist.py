@@ -11,8 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from debugnn import lr_curve
-from debugnn.doctor.causes import CAUSES, signals
+from debugnn.doctor.causes import CAUSES
 from debugnn.doctor.causes.label_leak import feature_is_target, sees_its_target
+from debugnn.doctor.causes.signals.data import RARE, inputs_differ, odd_inputs, rarest_share
+from debugnn.doctor.causes.signals.loss_function import summed
+from debugnn.doctor.causes.signals.network import evaluations_differ
 from debugnn.doctor.copies import undisturbed
 from debugnn.doctor.evidence import Evidence, Score
 from debugnn.doctor.observe.observer import Observer
@@ -146,7 +149,7 @@ def _data_checks(evidence: Evidence) -> Iterator[Check]:
     constant = _finding("constant_input", evidence)
     distinct = f"{data.distinct} distinct of {data.samples}"
     yield Check("inputs differ", constant is None, constant.summary if constant else distinct)
-    odd = signals.odd_inputs(evidence)
+    odd = odd_inputs(evidence)
     scale = "tokens" if data.rms is None else f"mean {data.mean:.3g}, deviation {data.std:.3g}"
     yield Check("input scale", None if odd else True, f"{odd}: standardise them" if odd else scale)
     if evidence.task in ("classes", "binary"):
@@ -161,9 +164,8 @@ def _data_checks(evidence: Evidence) -> Iterator[Check]:
             f"{100 * data.overlap:.0f} % of the validation samples are in the training data",
         )
     if data.shift is not None:
-        moved = data.shift > signals.TOLD_APART or (data.scale_shift or 0) > signals.SHIFTED
         told = f"a simple model tells them apart with skill {max(data.shift, 0):.2f} (0 to 1)"
-        yield Check("train like test", None if moved else True, told)
+        yield Check("train like test", None if inputs_differ(evidence) else True, told)
 
 
 def _label_checks(evidence: Evidence) -> Iterator[Check]:
@@ -173,7 +175,7 @@ def _label_checks(evidence: Evidence) -> Iterator[Check]:
     yield Check("labels in range", data.out_of_range == 0, outside if data.out_of_range else within)
     counts = [n for n in data.class_counts.values() if n]
     absent = sum(n == 0 for n in data.class_counts.values())
-    balanced = signals.rarest_share(evidence) >= signals.RARE and not absent
+    balanced = rarest_share(evidence) >= RARE and not absent
     reason = f"{min(counts)} to {max(counts)} samples a class" if counts else "no label"
     if absent:
         reason += f", {absent} of {len(data.class_counts)} classes do not occur"
@@ -197,7 +199,7 @@ def _loss_checks(evidence: Evidence) -> Iterator[Check]:
     if not evidence.loss.scalar:
         each = "it returns a value for each sample, which has no backward()"
         yield Check("loss is a mean", False, each)
-    elif signals.summed(evidence):
+    elif summed(evidence):
         yield Check("loss is a mean", None, "it is summed: the rate depends on the batch size")
     else:
         yield Check("loss is a mean", True, "it does not grow with the batch")
@@ -220,7 +222,7 @@ def _loss_checks(evidence: Evidence) -> Iterator[Check]:
 
 def _network_checks(evidence: Evidence) -> Iterator[Check]:
     mixed = _finding("batch_mixing", evidence)
-    if evidence.network.mixing is not None and not signals.evaluations_differ(evidence):
+    if evidence.network.mixing is not None and not evaluations_differ(evidence):
         apart = "a sample's output depends on that sample alone"
         where = f"{mixed.summary} ({mixed.layer or 'the model'})" if mixed else apart
         yield Check("samples apart", mixed is None, where)

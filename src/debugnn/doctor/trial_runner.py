@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 
 from debugnn.doctor import causes, troubles
-from debugnn.doctor.causes.signals import undivided_passes
+from debugnn.doctor.causes.signals.loss_function import undivided_passes
 from debugnn.doctor.copies import undisturbed
 from debugnn.doctor.copy_training import CopyTraining, run
 from debugnn.doctor.evidence import Evidence, Score, TrialOutcome

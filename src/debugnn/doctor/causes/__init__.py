@@ -10,15 +10,15 @@ from collections.abc import Iterator, Sequence
 from importlib import import_module
 
 from debugnn.doctor.causes.cause import Cause, Kind
-from debugnn.doctor.causes.signals import (
-    cured,
+from debugnn.doctor.causes.signals.learning_rate import vanished_rate
+from debugnn.doctor.causes.signals.outcome import (
     last_validation,
     learns_late,
     rough_start,
     short,
     skill,
-    vanished_rate,
 )
+from debugnn.doctor.causes.signals.trials import cured
 from debugnn.doctor.causes.verdict import verdict
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.report import Finding, Report, worrying

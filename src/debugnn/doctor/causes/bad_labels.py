@@ -3,22 +3,19 @@
 from collections.abc import Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Rule, Sign, first_of
-from debugnn.doctor.causes.signals import (
+from debugnn.doctor.causes.signals.data import RARE, SHIFTED, constant_inputs, rarest_share
+from debugnn.doctor.causes.signals.learning_rate import STILL
+from debugnn.doctor.causes.signals.network import MIXED
+from debugnn.doctor.causes.signals.outcome import (
     AT_CHANCE,
-    MIXED,
-    RARE,
-    SHIFTED,
-    STILL,
-    constant_inputs,
-    cured,
     diverged,
     judged,
     last_validation,
-    listed,
     overflowed,
-    rarest_share,
     reached,
 )
+from debugnn.doctor.causes.signals.trials import cured
+from debugnn.doctor.causes.signals.wording import listed
 from debugnn.doctor.causes.wrong_loss import unbounded
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.trials import LOWER_RATES, REINITIALISED

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign
-from debugnn.doctor.causes.signals import MIXED, evaluations_differ, severity
+from debugnn.doctor.causes.signals.network import MIXED, evaluations_differ
+from debugnn.doctor.causes.signals.outcome import severity
 from debugnn.doctor.evidence import Evidence
 
 # Sizes of batches beyond which each may be a set, or a sequence, of its own length. A loader makes

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
-from debugnn.doctor.causes.signals import (
+from debugnn.doctor.causes.signals.data import RARE
+from debugnn.doctor.causes.signals.outcome import (
     NEARLY_PERFECT,
-    RARE,
     judged,
     last_validation,
     reached,

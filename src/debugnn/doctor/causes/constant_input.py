@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign
-from debugnn.doctor.causes.signals import constant_inputs
+from debugnn.doctor.causes.signals.data import constant_inputs
 from debugnn.doctor.evidence import Evidence
 
 # Samples that must have been seen: fewer may be equal by chance in a small domain.

@@ -3,10 +3,21 @@
 from collections.abc import Iterable, Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign
-from debugnn.doctor.causes.signals import cured, dead_units, severity, short, shown_by
+from debugnn.doctor.causes.signals.network import Stuck, stuck_layer
+from debugnn.doctor.causes.signals.outcome import severity, short
+from debugnn.doctor.causes.signals.trials import cured, shown_by
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.report import Finding
 from debugnn.doctor.trials import REINITIALISED, Trial
+
+# Share of a layer's units that are zero for every sample. SageMaker Debugger warns at half of a
+# layer; sound programs have up to 0.42, dead layers 1.
+DEAD = 0.75
+
+
+def dead_units(evidence: Evidence) -> Stuck | None:
+    """Return the share of dead units, layer, step, and whether they were dead from the start."""
+    return stuck_layer(evidence, lambda a: a.dead, DEAD)
 
 
 def dead_layer(evidence: Evidence) -> Iterator[Sign]:

@@ -1,20 +1,14 @@
 """Gradients that grow from layer to layer or from step to step."""
 
+import math
 from collections.abc import Iterable, Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
-from debugnn.doctor.causes.signals import (
-    FAR_SCALE,
-    activation_growth,
-    cured,
-    diverged,
-    gradient_ratios,
-    module_of,
-    severity,
-    short,
-    shown_by,
-    trial_numbers,
-)
+from debugnn.doctor.causes.signals.data import FAR_SCALE
+from debugnn.doctor.causes.signals.network import gradient_ratios
+from debugnn.doctor.causes.signals.outcome import diverged, severity, short
+from debugnn.doctor.causes.signals.trials import cured, shown_by, trial_numbers
+from debugnn.doctor.causes.signals.wording import module_of
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.trials import CLIPPED, STANDARDISED_TARGETS, Trial
 
@@ -32,6 +26,18 @@ def layers(evidence: Evidence) -> Iterator[Sign]:
         ratio, first, last = ratios[0]
         what = f"the gradient at {first} is {ratio:.3g} times that at {last}"
         yield _sign(evidence, what, ratio, module_of(first))
+
+
+def activation_growth(evidence: Evidence) -> tuple[float, str] | None:
+    """Return the largest input of a layer over the first layer's, before the first update, and
+    that layer's name."""
+    if not evidence.probes:
+        return None
+    sizes = [(layer, rms) for layer, rms in evidence.probes[0].inputs.items() if rms > 0]
+    if len(sizes) < 2:
+        return None
+    largest, rms = max(sizes, key=lambda s: s[1] if math.isfinite(s[1]) else math.inf)
+    return rms / sizes[0][1], largest
 
 
 def activations(evidence: Evidence) -> Iterator[Sign]:

@@ -3,15 +3,9 @@
 from collections.abc import Iterable, Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
-from debugnn.doctor.causes.signals import (
-    cured,
-    listed,
-    module_of,
-    severity,
-    short,
-    shown_by,
-    trial_numbers,
-)
+from debugnn.doctor.causes.signals.outcome import severity, short
+from debugnn.doctor.causes.signals.trials import cured, shown_by, trial_numbers
+from debugnn.doctor.causes.signals.wording import listed, module_of
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.trials import UNFROZEN, Trial
 

@@ -3,17 +3,10 @@
 from collections.abc import Iterable, Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign
-from debugnn.doctor.causes.signals import (
-    cured,
-    extreme_gain,
-    module_of,
-    outsized_constant,
-    rough_start,
-    severity,
-    short,
-    shown_by,
-    trial_numbers,
-)
+from debugnn.doctor.causes.signals.network import extreme_gain, outsized_constant
+from debugnn.doctor.causes.signals.outcome import rough_start, severity, short
+from debugnn.doctor.causes.signals.trials import cured, shown_by, trial_numbers
+from debugnn.doctor.causes.signals.wording import module_of
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.trials import REINITIALISED, Trial
 

@@ -4,18 +4,10 @@ from collections.abc import Iterable, Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign
 from debugnn.doctor.causes.init_scale_too_large import KAIMING_GAIN
-from debugnn.doctor.causes.signals import (
-    SMALL_GAIN,
-    cured,
-    extreme_gain,
-    failing,
-    flat_activations,
-    module_of,
-    severity,
-    short,
-    shown_by,
-    trial_numbers,
-)
+from debugnn.doctor.causes.signals.network import SMALL_GAIN, extreme_gain, flat_activations
+from debugnn.doctor.causes.signals.outcome import failing, severity, short
+from debugnn.doctor.causes.signals.trials import cured, shown_by, trial_numbers
+from debugnn.doctor.causes.signals.wording import module_of
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.trials import RECTIFIED, REINITIALISED, Trial
 

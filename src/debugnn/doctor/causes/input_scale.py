@@ -3,7 +3,9 @@
 from collections.abc import Iterable, Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign
-from debugnn.doctor.causes.signals import cured, odd_inputs, severity, short, trial_numbers
+from debugnn.doctor.causes.signals.data import odd_inputs
+from debugnn.doctor.causes.signals.outcome import severity, short
+from debugnn.doctor.causes.signals.trials import cured, trial_numbers
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.trials import STANDARDISED_INPUTS, Trial
 

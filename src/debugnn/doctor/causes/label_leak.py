@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign
-from debugnn.doctor.causes.signals import listed, same_set
+from debugnn.doctor.causes.signals.wording import listed
 from debugnn.doctor.evidence import Evidence, SequenceFacts
 
 # Share of a feature's variance that the target explains: 1 for a copy of the label; sound programs
@@ -39,6 +39,10 @@ CONTINUOUS = 0.5
 COPIED = 0.7
 SPARED = 0.1
 COPIES = 10
+# Share of validation samples that were trained on, or of training samples found in the validation
+# set, above which both are one set; the validation set must then be as large as the training set.
+SAME_SET = 0.95
+SAME_SIZE = 0.9
 # Share of validation samples that repeat one another: a small domain, or identifiers.
 NATURAL = 0.05
 
@@ -135,6 +139,16 @@ def _sees_directly(facts: SequenceFacts) -> bool:
     """True if outputs see the next symbol, and not only through a code of the whole sequence."""
     following, code = facts.sees_following or 0.0, facts.through_code
     return following > SEEN and code is not None and code < following
+
+
+def same_set(evidence: Evidence) -> bool:
+    """Return whether validation is the training set itself."""
+    data = evidence.data
+    if (data.covered or 0.0) > SAME_SET:
+        return True
+    if data.overlap is None or data.validation_size is None or data.trained_on is None:
+        return False
+    return data.overlap > SAME_SET and data.validation_size >= SAME_SIZE * data.trained_on
 
 
 def trained_on_validation(evidence: Evidence) -> Iterator[Sign]:

@@ -3,17 +3,9 @@
 from collections.abc import Iterable, Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign
-from debugnn.doctor.causes.signals import (
-    cured,
-    diverged,
-    failing,
-    severity,
-    short,
-    shown_by,
-    summed,
-    trial_numbers,
-    undivided_passes,
-)
+from debugnn.doctor.causes.signals.loss_function import summed, undivided_passes
+from debugnn.doctor.causes.signals.outcome import diverged, failing, severity, short
+from debugnn.doctor.causes.signals.trials import cured, shown_by, trial_numbers
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.trials import AVERAGED_LOSS, DIVIDED, LOWER_RATES, Trial
 

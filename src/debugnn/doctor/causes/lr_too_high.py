@@ -3,18 +3,10 @@
 from collections.abc import Iterable, Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign
-from debugnn.doctor.causes.signals import (
-    LARGE_UPDATE,
-    at_chance,
-    cured,
-    diverged,
-    largest_update,
-    module_of,
-    severity,
-    short,
-    shown_by,
-    trial_numbers,
-)
+from debugnn.doctor.causes.signals.learning_rate import LARGE_UPDATE, largest_update
+from debugnn.doctor.causes.signals.outcome import at_chance, diverged, severity, short
+from debugnn.doctor.causes.signals.trials import cured, shown_by, trial_numbers
+from debugnn.doctor.causes.signals.wording import module_of
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.trials import LOWER_RATES, Trial
 

@@ -1,30 +1,36 @@
 """A learning rate that is too low."""
 
+import math
 from collections.abc import Iterable, Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
-from debugnn.doctor.causes.signals import (
+from debugnn.doctor.causes.signals.learning_rate import (
     LARGE_UPDATE,
     NOTHING,
     STILL,
-    constant_rate_learns_more,
-    cured,
-    diverged,
-    failing,
     largest_update,
-    severity,
-    short,
-    shown_by,
-    trial_numbers,
     vanished_rate,
 )
-from debugnn.doctor.evidence import Evidence
-from debugnn.doctor.trials import HIGHER_RATES, Trial
+from debugnn.doctor.causes.signals.outcome import diverged, failing, severity, short
+from debugnn.doctor.causes.signals.trials import LEARNT, cured, progress, shown_by, trial_numbers
+from debugnn.doctor.evidence import Evidence, TrialOutcome
+from debugnn.doctor.trials import HIGHER_RATES, UNCHANGED, Trial
 
 # Movement, over STILL, below which no trial is needed.
 WITHOUT_TRIAL = 0.1
 # Factor on the rate that is proposed where no trial tells one.
 PROPOSED = 1000.0
+
+
+def constant_rate_learns_more(evidence: Evidence) -> TrialOutcome | None:
+    """Return the trial at the constant highest rate, where it gets farther in its few steps than
+    the whole training did, on two sets of batches."""
+    constant = evidence.trials.get(UNCHANGED.name)
+    own = evidence.outcome.train.relative_loss
+    if constant is None or own is None or constant.end_again is None or not math.isfinite(own):
+        return None
+    gains = progress(constant.end), progress(constant.end_again)
+    return constant if min(gains) > progress(own) + LEARNT else None
 
 
 def taken_to_nothing(evidence: Evidence) -> Iterator[Sign]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign
-from debugnn.doctor.causes.signals import severity
+from debugnn.doctor.causes.signals.outcome import severity
 from debugnn.doctor.evidence import Evidence
 
 # Distance of the used gradient's direction from that of the old and new gradient's sum: rounding.

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
-from debugnn.doctor.causes.signals import listed, module_of, overflowed
+from debugnn.doctor.causes.signals.outcome import overflowed
+from debugnn.doctor.causes.signals.wording import listed, module_of
 from debugnn.doctor.evidence import Evidence, NonFinite
 from debugnn.doctor.report import Finding
 
@@ -49,10 +50,9 @@ _CONSTANT_COLUMNS = (
     "a feature that never varies has a standard deviation of 0, and (x - mean) / std is 0 / 0 "
     "there: set std[std == 0] = 1 before the division, or drop these features"
 )
-# In half precision a number below 6e-8 is 0.
-_HALF_UPDATE = (
-    "in half precision Adam's eps of 1e-8 is 0, and the update is divided by 0: use eps=1e-4, or "
-    "keep the weights in float32 and compute under autocast"
+_EPS_THAT_HOLDS = (
+    "keep the weights in float32 and run under torch.autocast, or set eps=1e-4, which half "
+    "precision can hold"
 )
 _UPDATE = (
     "the optimiser's update, or code between two steps, made it: lower the learning rate, clip the "
@@ -66,19 +66,17 @@ def first_number(evidence: Evidence) -> Iterator[Sign]:
     found = evidence.nonfinite
     if found is None:
         return
-    lost = evidence.optimizer.lost_eps
-    if lost is not None and found.step > 0 and found.where in ("parameter", "update", "unknown"):
-        kind = evidence.optimizer.dtype
+    lost = _lost_eps(evidence, found)
+    if lost is not None:
+        facts = evidence.optimizer
         yield Sign(
             "error",
             f"{_NUMBERS.get(found.kind, found.kind)} first appeared in {found.name or 'a weight'} "
-            f"after an update: {evidence.optimizer.name}'s eps of {lost:g} is 0 in {kind}, and its "
-            "step is 0 / 0 for a weight whose gradient is 0",
-            f"keep the weights in float32 and run under torch.autocast, or set eps to 1e-4, which "
-            f"{kind} can hold",
+            f"after an update: {lost}",
+            _EPS_THAT_HOLDS,
             layer=found.layer or module_of(found.name),
             step=found.step,
-            evidence={"where": found.where, "eps": lost, "dtype": kind},
+            evidence={"where": found.where, "eps": facts.lost_eps, "dtype": facts.dtype},
             override=None,
             confidence="certain",
         )
@@ -116,9 +114,25 @@ def _mend(evidence: Evidence, found: NonFinite) -> str | None:
     if found.where == "backward" and "std" in found.name:
         return _OF_OPERATIONS["std"]
     if found.where == "update":
-        half = any(shape.startswith("float16") for shape in found.outputs)
-        return _HALF_UPDATE if half else _UPDATE
+        lost = _lost_eps(evidence, found)
+        return _UPDATE if lost is None else f"{lost}: {_EPS_THAT_HOLDS}"
     return _FIXES.get(found.where)
+
+
+def _lost_eps(evidence: Evidence, found: NonFinite) -> str | None:
+    """How an update became 0 / 0 because its eps is 0 in the weights' type; None where it did not.
+
+    At the step itself the optimiser has not been looked at yet, and its eps is taken to be Adam's.
+    """
+    facts, updated = evidence.optimizer, found.where == "update"
+    later = found.step > 0 and found.where in ("parameter", "unknown")
+    if facts.lost_eps is not None and (updated or later):
+        eps = f"{facts.name}'s eps of {facts.lost_eps:g} is 0 in {facts.dtype}"
+    elif not facts.name and updated and any(s.startswith("float16") for s in found.outputs):
+        eps = "Adam's eps of 1e-8 is 0 in float16"
+    else:
+        return None
+    return f"{eps}, and its step is 0 / 0 for a weight whose gradient is 0"
 
 
 def told(evidence: Evidence, found: NonFinite) -> str:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
-from debugnn.doctor.causes.signals import listed, module_of
+from debugnn.doctor.causes.signals.wording import listed, module_of
 from debugnn.doctor.evidence import Evidence, LeafFacts
 
 # Steps after which an optimiser that never stepped is no start that is still to come.

@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign
-from debugnn.doctor.causes.signals import cured, severity, short, shown_by, trial_numbers
+from debugnn.doctor.causes.signals.outcome import severity, short
+from debugnn.doctor.causes.signals.trials import cured, shown_by, trial_numbers
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.trials import UNREGULARISED, Trial
 

@@ -4,7 +4,8 @@ import math
 from collections.abc import Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign
-from debugnn.doctor.causes.signals import fitted, judged, overflowed, summed
+from debugnn.doctor.causes.signals.loss_function import summed
+from debugnn.doctor.causes.signals.outcome import fitted, judged, overflowed
 from debugnn.doctor.evidence import Evidence
 
 # Skill on training samples above that on validation samples, where the validation loss turned.

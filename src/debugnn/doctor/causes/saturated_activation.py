@@ -4,16 +4,20 @@ from collections.abc import Iterable, Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign
 from debugnn.doctor.causes.dead_relu import after_what_killed_them
-from debugnn.doctor.causes.signals import (
-    cured,
-    saturated_values,
-    severity,
-    short,
-    shown_by,
-    trial_numbers,
-)
+from debugnn.doctor.causes.signals.network import Stuck, stuck_layer
+from debugnn.doctor.causes.signals.outcome import severity, short
+from debugnn.doctor.causes.signals.trials import cured, shown_by, trial_numbers
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.trials import RECTIFIED, REINITIALISED, Trial
+
+# Share of a layer's values at their bounds. TheDeepChecker warns at ρ > 0.85, SageMaker at half;
+# sound programs have up to 0.45, saturated layers 1.
+SATURATED = 0.6
+
+
+def saturated_values(evidence: Evidence) -> Stuck | None:
+    """Return the share of saturated values, layer, step, and whether from the start."""
+    return stuck_layer(evidence, lambda a: a.saturated, SATURATED)
 
 
 def saturated_layer(evidence: Evidence) -> Iterator[Sign]:

@@ -1,16 +1,33 @@
 """Units that start equal and stay equal."""
 
+import itertools
 from collections.abc import Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign
-from debugnn.doctor.causes.signals import (
-    module_of,
-    outsized_constant,
-    severity,
-    symmetric_layer,
-)
-from debugnn.doctor.evidence import Evidence
+from debugnn.doctor.causes.signals.network import outsized_constant
+from debugnn.doctor.causes.signals.outcome import failing, severity, short
+from debugnn.doctor.causes.signals.wording import module_of
+from debugnn.doctor.evidence import Evidence, WeightFacts
 from debugnn.doctor.report import Finding
+
+# Share of the weight tensors with equal rows above which symmetry is the whole initialisation.
+ALL_SYMMETRIC = 0.9
+
+
+def symmetric_layer(evidence: Evidence) -> WeightFacts | None:
+    """Return the first hidden layer whose units start equal and are told apart by nothing after."""
+    weights = evidence.weights
+    if len(weights) < 2:
+        return None
+    constant = sum(w.identical_rows for w in weights) / len(weights)
+    for layer, following in itertools.pairwise(weights):
+        if not layer.identical_rows:
+            continue
+        if following.identical_columns and (constant >= ALL_SYMMETRIC or short(evidence)):
+            return layer
+        if failing(evidence):
+            return layer
+    return None
 
 
 def equal_units(evidence: Evidence) -> Iterator[Sign]:

@@ -1,17 +1,25 @@
 """The numbers that rules compare with, as a list, so that evidence can be judged under others.
 
-A threshold is an upper-case number at the top of a file of this folder, below a comment that says
-why it has this value.
+A threshold is an upper-case number at the top of a cause's file or of a file of `signals`, below a
+comment that says why it has this value.
 """
 
+import ast
+import inspect
+import pkgutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from types import ModuleType
+from typing import NamedTuple
 
 from debugnn.doctor import causes
-from debugnn.doctor.causes import ORDER
+from debugnn.doctor.causes import ORDER, signals
+
+# Files whose thresholds several causes use.
+SIGNALS = tuple(module.name for module in pkgutil.iter_modules(signals.__path__))
 
 
 @dataclass(frozen=True)
@@ -29,27 +37,28 @@ class Threshold:
 def thresholds() -> list[Threshold]:
     """Return all thresholds, the shared ones first, then in the order of causes."""
     found = []
-    for file in ("signals", *ORDER):
-        for name, value in vars(_module(file)).items():
-            imported = file != "signals" and name in vars(_module("signals"))
+    for file in (*SIGNALS, *ORDER):
+        module = _module(file)
+        for name in _names(module).assigned:
+            value = vars(module)[name]
             number = isinstance(value, int | float) and not isinstance(value, bool)
-            if name.isupper() and not name.startswith("_") and number and not imported:
+            if name.isupper() and not name.startswith("_") and number:
                 found.append(Threshold(file, name, value))
     return found
 
 
 @contextmanager
 def moved(threshold: Threshold, value: float) -> Iterator[None]:
-    """Give a threshold another value inside the block, in every file that uses it.
+    """Give a threshold another value inside the block, in its file and in all that import it.
 
     The value of a count is rounded.
     """
     if isinstance(threshold.value, int):
         value = round(value)
-    files = [_module(file) for file in ("signals", "verdict", *ORDER)]
-    users = [file for file in files if threshold.name in vars(file)]
-    if threshold.file != "signals":
-        users = [_module(threshold.file)]
+    home = _module(threshold.file)
+    imported = (home.__name__, threshold.name)
+    files = [_module(file) for file in (*SIGNALS, "verdict", *ORDER)]
+    users = [home, *(file for file in files if imported in _names(file).imported)]
     try:
         for file in users:
             setattr(file, threshold.name, value)
@@ -60,4 +69,23 @@ def moved(threshold: Threshold, value: float) -> Iterator[None]:
 
 
 def _module(file: str) -> ModuleType:
-    return import_module(f"{causes.__name__}.{file}")
+    package = signals if file in SIGNALS else causes
+    return import_module(f"{package.__name__}.{file}")
+
+
+class _Names(NamedTuple):
+    """Names at the top of a file: those it assigns, and (module, name) of those it imports."""
+
+    assigned: list[str]
+    imported: set[tuple[str | None, str]]
+
+
+@cache
+def _names(module: ModuleType) -> _Names:
+    names = _Names([], set())
+    for node in ast.parse(inspect.getsource(module)).body:
+        if isinstance(node, ast.Assign):
+            names.assigned.extend(each.id for each in node.targets if isinstance(each, ast.Name))
+        elif isinstance(node, ast.ImportFrom):
+            names.imported.update((node.module, alias.name) for alias in node.names)
+    return names

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
-from debugnn.doctor.causes.signals import evaluations_differ, last_validation, severity
+from debugnn.doctor.causes.signals.network import evaluations_differ
+from debugnn.doctor.causes.signals.outcome import last_validation, severity
 from debugnn.doctor.evidence import Evidence
 
 # Training steps in evaluation mode that may be looks in passing: two, or this share of the steps.

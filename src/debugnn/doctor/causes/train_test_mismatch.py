@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign
-from debugnn.doctor.causes.signals import SHIFTED, TOLD_APART, judged, last_validation, reached
+from debugnn.doctor.causes.signals.data import inputs_differ
+from debugnn.doctor.causes.signals.outcome import judged, last_validation, reached
 from debugnn.doctor.evidence import Evidence
 
 # Skill on training samples below which there is nothing to lose on validation.
@@ -26,8 +27,7 @@ def unlike_inputs(evidence: Evidence) -> Iterator[Sign]:
     found = reached(evidence)
     if found < LEARNT:
         return
-    moved = (data.scale_shift or 0) > SHIFTED
-    apart = data.shift > TOLD_APART
+    differ = inputs_differ(evidence)
     lost = (
         data.transfer_skill is not None
         and data.simple_skill is not None
@@ -36,7 +36,7 @@ def unlike_inputs(evidence: Evidence) -> Iterator[Sign]:
         and data.shift >= DIFFERS
     )
     elsewhere = (data.scale_shift or 0) > ELSEWHERE
-    if not elsewhere and not (found - last.skill > BEHIND and (moved or apart or lost)):
+    if not elsewhere and not (found - last.skill > BEHIND and (differ or lost)):
         return
     yield Sign(
         "error",
@@ -50,7 +50,7 @@ def unlike_inputs(evidence: Evidence) -> Iterator[Sign]:
             "skill_at_training_scale": data.matched_skill,
         },
         # Other shares of the classes make simple models lose skill too.
-        confidence="certain" if moved or apart or elsewhere else "suspected",
+        confidence="certain" if differ or elsewhere else "suspected",
     )
 
 

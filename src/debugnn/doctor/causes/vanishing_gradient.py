@@ -4,20 +4,17 @@ from collections.abc import Iterable, Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
 from debugnn.doctor.causes.exploding_gradient import growing_gradients
-from debugnn.doctor.causes.signals import (
-    cured,
-    findable,
-    flat_activations,
-    gradient_ratios,
+from debugnn.doctor.causes.signals.network import flat_activations, gradient_ratios
+from debugnn.doctor.causes.signals.outcome import (
+    BEHIND,
     learns_late,
-    module_of,
     plateau,
-    relu_override,
+    reached,
     severity,
     short,
-    shown_by,
-    trial_numbers,
 )
+from debugnn.doctor.causes.signals.trials import cured, shown_by, trial_numbers
+from debugnn.doctor.causes.signals.wording import module_of, relu_override
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.trials import RECTIFIED, Trial
 
@@ -39,6 +36,12 @@ def layers(evidence: Evidence) -> Iterator[Sign]:
     if learns_late(evidence):
         what += f", and the first {plateau(evidence)} steps taught nothing"
     yield _sign(evidence, what, ratio, module_of(first))
+
+
+def findable(evidence: Evidence) -> bool:
+    """Return whether a simple model finds what the training does not."""
+    simple = evidence.data.simple_skill
+    return short(evidence) and (simple is None or simple > reached(evidence) + BEHIND)
 
 
 def time_steps(evidence: Evidence) -> Iterator[Sign]:

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from debugnn.doctor.causes.signals import (
+from debugnn.doctor.causes.signals.outcome import (
     JUDGED_AFTER,
     at_chance,
     behind,

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign
-from debugnn.doctor.causes.signals import listed, relu_override, severity
+from debugnn.doctor.causes.signals.outcome import severity
+from debugnn.doctor.causes.signals.wording import listed, relu_override
 from debugnn.doctor.evidence import Evidence
 
 

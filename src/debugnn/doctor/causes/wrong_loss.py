@@ -4,15 +4,13 @@ import math
 from collections.abc import Callable, Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Rule, Sign, first_of
-from debugnn.doctor.causes.signals import (
+from debugnn.doctor.causes.signals.loss_function import (
     UNREACHABLE,
     better_when_right,
     loss_floor,
-    severity,
     shift_invariant,
-    short,
-    skill,
 )
+from debugnn.doctor.causes.signals.outcome import severity, short, skill
 from debugnn.doctor.evidence import Evidence
 
 # The loss handed over / the loss function's own value at every probe, within which the loop turned

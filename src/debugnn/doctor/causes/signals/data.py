@@ -1,0 +1,62 @@
+"""The inputs and the labels."""
+
+from debugnn.doctor.evidence import Evidence
+
+# Root mean square of inputs or targets far from 1 (LeCun et al. 1998, "Efficient BackProp", ask for
+# mean 0 and variance 1); faulty programs have 100 and more.
+FAR_SCALE = 8.0
+NEAR_SCALE = 0.05
+# |mean| over the standard deviation.
+OFFSET = 5.0
+# The widest feature's deviation over the tenth percentile. Sound programs have up to 30.
+SPREAD = 100.0
+# Deviations below this share of the root mean square are rounding: the samples are equal.
+ROUNDING = 1e-6
+# A class's samples over the commonest one's. Buda et al. 2018 (arXiv:1710.05381) find little harm
+# above 0.1.
+RARE = 0.1
+# Median shift of the features' scale, in standard deviations or octaves. Random splits of sound
+# programs differ by up to 0.14.
+SHIFTED = 0.7
+# Skill of a simple classifier at telling validation from training inputs (Lopez-Paz & Oquab 2017,
+# arXiv:1610.06545): 0 for one distribution (up to 0.08 for random splits), 1 for two that do not
+# overlap.
+TOLD_APART = 0.8
+
+
+def constant_inputs(evidence: Evidence) -> bool:
+    """Return whether all kept samples have one input, up to rounding."""
+    data = evidence.data
+    if data.distinct == 1:
+        return True
+    if data.largest_std is None or data.rms is None:
+        return False
+    return data.largest_std <= ROUNDING * max(data.rms, 1e-30)
+
+
+def odd_inputs(evidence: Evidence) -> str | None:
+    """Return what is unusual about the inputs' scale, as a phrase; None if nothing is."""
+    data = evidence.data
+    if not data.floating or data.rms is None or data.mean is None:
+        return None
+    if data.rms > FAR_SCALE:
+        return f"their root mean square is {data.rms:.3g}"
+    if data.rms < NEAR_SCALE:
+        return f"their root mean square is only {data.rms:.3g}"
+    if data.std and abs(data.mean) > OFFSET * data.std:
+        return f"their mean is {data.mean:.3g}, {abs(data.mean) / data.std:.3g} deviations off zero"
+    if data.feature_spread is not None and data.feature_spread > SPREAD:
+        return f"some features vary {data.feature_spread:.3g} times as much as others"
+    return None
+
+
+def inputs_differ(evidence: Evidence) -> bool:
+    """Return whether validation inputs are of another kind or scale than the training's."""
+    data = evidence.data
+    return (data.shift or 0) > TOLD_APART or (data.scale_shift or 0) > SHIFTED
+
+
+def rarest_share(evidence: Evidence) -> float:
+    """Return the rarest class's training samples over the commonest one's; 1 without classes."""
+    counts = [n for n in evidence.data.class_counts.values() if n > 0]
+    return min(counts) / max(counts) if len(counts) > 1 else 1.0

@@ -1,0 +1,226 @@
+"""How well the training went."""
+
+import math
+
+from debugnn.doctor.causes.signals.loss_function import UNREACHABLE, loss_floor, shift_invariant
+from debugnn.doctor.causes.signals.network import extreme_gain
+from debugnn.doctor.evidence import Evidence, Score
+
+# Steps before which nothing is said about how well a training goes: two probes of 20 steps.
+JUDGED_AFTER = 40
+# Skill below which a training is looked into: half of the way from guessing to perfect. Sound
+# programs reach 0.83 and more.
+FAILING = 0.5
+# Skill that no learning needs: the standard error of an accuracy over 64 samples is up to 0.06.
+AT_CHANCE = 0.12
+# Loss over that of guessing above which it is that of guessing. A network that predicts what can be
+# predicted of a language gets few symbols right and has a loss far below.
+LOSS_AT_CHANCE = 0.9
+# Skill of a simple model above which the training is compared with it: beyond AT_CHANCE.
+SIMPLE_FINDS = 0.15
+# Skill that a training may stay behind a simple model. Sound programs do by up to 0.14 (the
+# autoencoder), so that staying behind accuses nobody without a sign of a cause.
+BEHIND = 0.1
+# The same where a simple model finds little: a training far behind is failing at any skill.
+FAR_BEHIND = 0.25
+# Skill above which a likelihood worse than guessing comes from few samples that the net is sure of.
+NEARLY_PERFECT = 0.9
+# A loss this many times its first value has diverged. Single losses of sound programs stay below
+# 1.6 times the first; the median of the last tenth scatters less than single losses.
+DIVERGED = 3.0
+STILL_DIVERGED = 1.5
+# A loss this many times its first value explains a NaN: numbers had grown before they overflowed.
+OVERFLOWING = 1e3
+OVERFLOWING_FROM = 1e-3  # the least first loss that this is measured from
+# Level below which a mean of ten losses has left the plateau of guessing.
+LEFT_PLATEAU = 0.93
+# A plateau counts where it takes this share of the training, and at least so many steps. Sound
+# programs leave it within 0.1 of their steps.
+PLATEAU_SHARE = 0.15
+PLATEAU_STEPS = 30
+# Initial loss over that of guessing above which a start is rough. Sound programs start at 0.9 to
+# 2.0.
+ROUGH = 5.0
+
+
+def skill(evidence: Evidence) -> float | None:
+    """Return how well the training samples are fitted: 0 as by guessing, 1 perfectly.
+
+    The better of evaluation mode and batch statistics counts, because early running averages are
+    far off. −∞ after a loss that was not finite. None where the task is unknown.
+    """
+    outcome = evidence.outcome
+    if outcome.nonfinite_step is not None:
+        return -math.inf
+    scores = [fitted(score, evidence) for score in (outcome.train, outcome.train_mode)]
+    known = [value for value in scores if value is not None]
+    if known:
+        return max(known)
+    return None
+
+
+def fitted(score: Score, evidence: Evidence) -> float | None:
+    """Return a score's skill by accuracy, or by the classes' mean recall where that is higher.
+
+    A loss that weights rare classes gives up accuracy for recall.
+    """
+    classes = evidence.classes
+    if score.skill is None or score.balanced is None or not classes:
+        return score.skill
+    return max(score.skill, (score.balanced - 1 / classes) / (1 - 1 / classes))
+
+
+def reached(evidence: Evidence) -> float:
+    """Return the skill of a training that is `judged`, and so has one."""
+    found = skill(evidence)
+    return -math.inf if found is None else found
+
+
+def judged(evidence: Evidence) -> bool:
+    """Return whether the training was long enough to say how well it went."""
+    enough = evidence.loop.steps >= JUDGED_AFTER
+    return (enough or evidence.outcome.nonfinite_step is not None) and skill(evidence) is not None
+
+
+def learns(evidence: Evidence) -> bool | None:
+    """Return whether it learns its training samples at all; None where that cannot be told.
+
+    That is so too where it seems to guess, but there are more classes than labels to measure by. It
+    does not learn where its skill and its loss are those of guessing, where its loss diverged or is
+    worse than that of guessing, and where it stays far behind a simple model.
+    """
+    if not judged(evidence):
+        return None
+    if evidence.outcome.nonfinite_step is not None:
+        return False
+    if ran_off(evidence) or behind(evidence):
+        return False
+    if at_chance(evidence) and not guessing_known(evidence):
+        return None
+    return not (at_chance(evidence) or worse_than_guessing(evidence))
+
+
+def guessing_known(evidence: Evidence) -> bool:
+    """Return whether the loss of guessing can be measured: there are as many labels as classes.
+
+    Of fewer labels, as of a text whose words are the classes, most classes never come, and
+    frequencies that are counted on them fit them better than any guess can.
+    """
+    labels = max(evidence.outcome.train.samples, evidence.outcome.train_mode.samples)
+    return not labels or evidence.classes is None or evidence.classes <= labels
+
+
+def at_chance(evidence: Evidence) -> bool:
+    """Return whether it does no better than guessing, by its skill and by its loss."""
+    if not judged(evidence):
+        return False
+    losses = [evidence.outcome.train.relative_loss, evidence.outcome.train_mode.relative_loss]
+    lowest = min((loss for loss in losses if loss is not None), default=math.inf)
+    return reached(evidence) < AT_CHANCE and lowest > LOSS_AT_CHANCE
+
+
+def worse_than_guessing(evidence: Evidence) -> bool:
+    """Return whether a likelihood is worse than that of guessing at a fair accuracy: the network is
+    sure of what it gets wrong."""
+    if not judged(evidence):
+        return False
+    trained = [evidence.outcome.train.relative_loss, evidence.outcome.train_mode.relative_loss]
+    floor = loss_floor(evidence)
+    likelihood = shift_invariant(evidence) or (
+        evidence.task == "binary" and floor is not None and floor < UNREACHABLE
+    )
+    worse = all(loss is not None and loss > 1 for loss in trained)
+    return bool(likelihood) and worse and reached(evidence) < NEARLY_PERFECT
+
+
+def ran_off(evidence: Evidence) -> bool:
+    """Return whether the loss diverged, and the training did not come back to fit half."""
+    return judged(evidence) and diverged(evidence) and reached(evidence) < FAILING
+
+
+def behind(evidence: Evidence) -> bool:
+    """Return whether it learns far less than a simple model does."""
+    simple = evidence.data.simple_skill
+    if not judged(evidence) or simple is None or simple <= SIMPLE_FINDS:
+        return False
+    # As much as nearest neighbours find on samples left out: the data has no more to give.
+    found = reached(evidence)
+    return found < simple - FAR_BEHIND or (found < FAILING and found < simple - BEHIND)
+
+
+def failing(evidence: Evidence) -> bool:
+    """Return whether it is known not to learn."""
+    return learns(evidence) is False
+
+
+def short(evidence: Evidence) -> bool:
+    """Return whether it fails, or stays visibly behind a simple model."""
+    if not judged(evidence):
+        return False
+    simple = evidence.data.simple_skill
+    return failing(evidence) or (simple is not None and reached(evidence) < simple - BEHIND)
+
+
+def severity(evidence: Evidence) -> str:
+    """Return `error` for a failing training, else `warning`."""
+    return "error" if failing(evidence) else "warning"
+
+
+def plateau(evidence: Evidence) -> int | None:
+    """Return the steps before the loss left the level of guessing; None where not measured."""
+    return evidence.outcome.first_below.get(LEFT_PLATEAU)
+
+
+def learns_late(evidence: Evidence) -> bool:
+    """Return whether it learnt only after a plateau that took a good part of the training."""
+    steps = plateau(evidence)
+    least = max(PLATEAU_STEPS, PLATEAU_SHARE * evidence.loop.steps)
+    return steps is not None and steps >= least
+
+
+def diverged(evidence: Evidence) -> bool:
+    """Return whether the loss has grown far above its first value."""
+    outcome = evidence.outcome
+    if outcome.nonfinite_step is not None:
+        return True
+    first, highest, last = outcome.first_loss, outcome.highest_loss, outcome.last_loss
+    if first is None or highest is None or last is None:
+        return False
+    return highest > DIVERGED * abs(first) + 1e-9 or last > STILL_DIVERGED * abs(first)
+
+
+def overflowed(evidence: Evidence) -> bool:
+    """Return whether a non-finite number ended a divergence, and no operation was invalid."""
+    found = evidence.nonfinite
+    if found is None:
+        return evidence.outcome.nonfinite_step is not None and not evidence.data.nonfinite_samples
+    if found.where in ("input", "target"):
+        return False
+    if found.where in ("parameter", "buffer", "update"):
+        return found.step > 0 and (found.overflow or _diverged_before(evidence, found.step))
+    return found.overflow or found.where == "unknown" or _diverged_before(evidence, found.step)
+
+
+def _diverged_before(evidence: Evidence, step: int) -> bool:
+    first, highest = evidence.outcome.first_loss, evidence.outcome.highest_loss
+    if first is None or highest is None or not math.isfinite(first):
+        return False
+    return step > 0 and highest > OVERFLOWING * max(abs(first), OVERFLOWING_FROM)
+
+
+def rough_start(evidence: Evidence) -> bool:
+    """Return whether it began with outsized weights and a high loss, and did not learn fully."""
+    initial = evidence.outcome.initial.relative_loss
+    return (
+        judged(evidence)
+        and initial is not None
+        and initial > ROUGH
+        and reached(evidence) < NEARLY_PERFECT
+        and extreme_gain(evidence, large=True) is not None
+    )
+
+
+def last_validation(evidence: Evidence) -> Score | None:
+    """Return the score of the latest validation, None without one."""
+    validations = evidence.outcome.validations
+    return validations[-1].score if validations else None

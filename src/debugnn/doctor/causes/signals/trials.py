@@ -1,0 +1,71 @@
+"""What trials on copies of the model show."""
+
+import math
+
+from debugnn.doctor.evidence import Evidence
+from debugnn.doctor.trials import UNCHANGED, Trial
+
+# Gain (1 − relative loss) by which a trial has learnt something at all.
+LEARNT = 0.02
+# A changed trial cures where its gain is this many times the unchanged one's and LEARNT more, or
+# BETTER above it: twice as fast from little, clearly better from much.
+CURED = 2.0
+BETTER = 0.1
+# Relative loss of the unchanged trial above which it does far worse than guessing; a change of
+# anything but the rate then cures where it brings the loss down to CALM.
+FAR_WORSE = 1.5
+CALM = 1.05
+
+
+def cured(evidence: Evidence, *trials: Trial) -> Trial | None:
+    """Return the trial, the best of those given, that learns where the unchanged one does not.
+
+    On the first set of batches. `shown_by` asks the second one too.
+    """
+    run = {trial: evidence.trials[trial.name] for trial in trials if trial.name in evidence.trials}
+    unchanged = evidence.trials.get(UNCHANGED.name)
+    if unchanged is None or unchanged.steps == 0:
+        return None
+    scores = {t: _cure(t, o.end, unchanged.end) for t, o in run.items() if o.steps}
+    return max((t for t in scores if scores[t] > 0), key=scores.__getitem__, default=None)
+
+
+def shown_by(evidence: Evidence, cure: Trial | None) -> str:
+    """Return the confidence that a cure gives: shown where a second set of batches confirms it."""
+    unchanged = evidence.trials.get(UNCHANGED.name)
+    changed = None if cure is None else evidence.trials.get(cure.name)
+    if cure is None or changed is None or unchanged is None:
+        return "suspected"
+    if changed.end_again is None or unchanged.end_again is None:
+        return "suspected"
+    return "shown" if _cure(cure, changed.end_again, unchanged.end_again) > 0 else "suspected"
+
+
+def _cure(trial: Trial, end: float, unchanged: float) -> float:
+    """Return how well a trial cures, 0 where it does not.
+
+    Args:
+        end: its relative loss at the end.
+        unchanged: the same of the unchanged trial.
+    """
+    if (not math.isfinite(unchanged) or unchanged > FAR_WORSE) and trial.lr == 1.0 and end < CALM:
+        # Far worse than guessing: a change that leaves the rate alone tells enough where it brings
+        # the loss to that of guessing. A lower rate does so without curing anything.
+        return 2.0 - end
+    gain, base = progress(end), progress(unchanged)
+    return gain if gain >= min(CURED * base + LEARNT, base + BETTER) else 0.0
+
+
+def progress(end: float) -> float:
+    """Return how much of the way from the best constant predictor to a perfect one was gone.
+
+    Args:
+        end: the relative loss at the end.
+    """
+    return max(0.0, 1 - end) if math.isfinite(end) else 0.0
+
+
+def trial_numbers(evidence: Evidence, *trials: Trial) -> dict[str, float]:
+    """Return the relative losses at the end of trials: 1 is the best constant predictor."""
+    run = (trial for trial in (UNCHANGED, *trials) if trial.name in evidence.trials)
+    return {f"trial: {trial.name}": evidence.trials[trial.name].end for trial in run}

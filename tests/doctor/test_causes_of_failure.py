@@ -1,0 +1,341 @@
+"""Causes that the outcome must bear out: they explain a training that fails."""
+
+import math
+
+import pytest
+from handmade_evidence import (
+    HUNDREDFOLD,
+    HUNDREDTH,
+    STEPS,
+    TENFOLD,
+    TENTH,
+    diagnosis,
+    evidence,
+    found_by,
+    outcomes,
+    probe,
+    residues,
+    weight,
+)
+
+from debugnn.doctor.causes.dead_relu import DEAD
+from debugnn.doctor.causes.saturated_activation import SATURATED
+from debugnn.doctor.causes.signals.data import FAR_SCALE
+from debugnn.doctor.causes.signals.learning_rate import STILL
+from debugnn.doctor.causes.signals.network import LARGE_GAIN, SMALL_GAIN
+from debugnn.doctor.causes.signals.outcome import AT_CHANCE
+from debugnn.doctor.evidence import ActivationFacts
+from debugnn.doctor.trials import (
+    AVERAGED_LOSS,
+    REINITIALISED,
+    STANDARDISED_INPUTS,
+    UNCHANGED,
+    UNREGULARISED,
+)
+
+
+def gated():
+    """Cause → a change of a failing training that makes it the main cause."""
+
+    def tried(e, ends):
+        e.trials = outcomes(ends)
+
+    def inputs(e):
+        e.data.rms = 100.0
+        tried(e, {UNCHANGED: 1.0, STANDARDISED_INPUTS: 0.3})
+
+    def reduction(e):
+        e.loss.doubling = 2.0
+        tried(e, {UNCHANGED: math.inf, AVERAGED_LOSS: 0.3})
+
+    def symmetric(e):
+        e.weights[0] = weight("first.weight", identical_rows=True, constant=True)
+
+    def large(e):
+        e.weights[1].gain = LARGE_GAIN + 0.1
+        tried(e, {UNCHANGED: 5.0, REINITIALISED: 0.5})
+
+    def small(e):
+        e.weights[1].gain = SMALL_GAIN - 0.01
+        tried(e, {UNCHANGED: 1.0, REINITIALISED: 0.5})
+
+    def dead(e):
+        e.probes[0].activations = [ActivationFacts("relu", "second", 0.0, DEAD, None)]
+
+    def saturated(e):
+        e.probes[0].activations = [ActivationFacts("tanh", "first", 1.0, 0.0, SATURATED)]
+
+    def regularised(e):
+        e.optimizer.weight_decay, e.outcome.shrinkage = 1.0, 0.59
+
+    def penalised(e):
+        e.loop.loss_ratio_high = 1 / (1 - 0.51)
+
+    def dropped(e):
+        e.network.dropout = 0.9
+        tried(e, {UNCHANGED: 1.0, UNREGULARISED: 0.5})
+
+    def high(e):
+        e.probes = [probe(step, update=0.06) for step in (0, 3, 8)]
+        tried(e, {UNCHANGED: 1.0, TENTH: 0.4})
+
+    def low(e):
+        e.outcome.movement = STILL
+        tried(e, {UNCHANGED: 1.0, HUNDREDFOLD: 0.4})
+
+    def exploding(e):
+        e.probes[0] = probe(0, gradients=(31.0, 5.0, 1.0))
+
+    def vanishing(e):
+        e.probes[0] = probe(0, gradients=(0.019, 0.1, 1.0))
+
+    def fading(e):
+        e.network.time_gradient = 0.9e-3
+
+    def labels(e):
+        e.data.simple_skill = 0.05
+
+    def frozen(e):
+        e.optimizer.frozen_held = ["first.weight"]
+
+    return {
+        "input_scale": inputs, "loss_reduction": reduction, "symmetric_init": symmetric,
+        "init_scale_too_large": large, "init_scale_too_small": small, "dead_relu": dead,
+        "saturated_activation": saturated, "over_regularised": regularised,
+        "over_regularised by a penalty": penalised, "over_regularised by dropout": dropped,
+        "lr_too_high": high, "lr_too_low": low, "exploding_gradient": exploding,
+        "vanishing_gradient": vanishing, "vanishing_gradient in time": fading,
+        "bad_labels": labels, "frozen_parameters": frozen,
+    }  # fmt: skip
+
+
+# What rests on a sign alone, without a trial; and what is certain.
+SUSPECTED = {
+    "dead_relu", "saturated_activation", "over_regularised", "over_regularised by a penalty",
+    "exploding_gradient", "vanishing_gradient", "vanishing_gradient in time", "bad_labels",
+    "frozen_parameters",
+}  # fmt: skip
+
+
+SURE = {"symmetric_init": "certain"}
+
+
+@pytest.mark.parametrize("name", gated())
+def test_a_failing_training_is_explained(name):
+    given = evidence(0.02)
+    gated()[name](given)
+    report = diagnosis(given)
+    assert report.healthy is False
+    assert report.main_cause == name.split()[0]
+    assert report.main.severity == ("note" if name in SUSPECTED else "error")
+    assert report.main.confidence == ("suspected" if name in SUSPECTED else SURE.get(name, "shown"))
+    assert [f.cause for f in report.findings if f.severity != "note"][1:] == []
+
+
+# Cause → layer, step, override, what the summary says, and a number of the finding's evidence.
+TOLD = {
+    "input_scale": (None, None, "data.scale=normalised", "root mean square is 100", ("rms", 100.0)),
+    "symmetric_init": ("first", 0, "init=kaiming", "all weights of the layer start equal",
+                       ("gain", 1.0)),
+    "init_scale_too_large": ("second", 0, "init=kaiming", "2.91 times as large",
+                             ("trial: reinitialised", 0.5)),
+    "init_scale_too_small": ("second", 0, "init=kaiming", "at 0.064 of the size",
+                             ("trial: unchanged", 1.0)),
+    "dead_relu": ("second", 0, "model=leaky_relu", "75 % of the units are zero",
+                  ("dead_units", 0.75)),
+    "saturated_activation": ("first", 0, "init=xavier", "60 % of the activations",
+                             ("saturated", 0.6)),
+    "over_regularised": (None, None, "reg=none", "shrinks the weights to 59 %",
+                         ("weight_decay", 1.0)),
+    "over_regularised by a penalty": (None, None, "reg=none", "51 % of the loss is a penalty",
+                                      ("penalty_share", pytest.approx(0.51))),
+    "over_regularised by dropout": (None, None, "reg=none", "dropout leaves 10 % of the units",
+                                    ("dropout", 0.9)),
+    "lr_too_high": ("first", 0, "optim.lr=0.0001", "by up to 6 %; at a rate of 0.0001",
+                    ("largest_update", pytest.approx(0.06))),
+    "lr_too_low": (None, None, "optim.lr=0.1", "moved by 3 % of their size; at a rate of 0.1",
+                   ("movement", 0.03)),
+    "exploding_gradient": ("first", 0, "clip=4.0", "first.weight is 31 times that at out.weight",
+                           ("ratio", 31.0)),
+    "vanishing_gradient": ("first", 0, "model.activation._target_=torch.nn.ReLU",
+                           "first.weight is 0.019 of that at out.weight", ("ratio", 0.019)),
+    "vanishing_gradient in time": (None, 0, "model.activation._target_=torch.nn.ReLU",
+                                   "0.0009 reaches the first", ("ratio", 0.9e-3)),
+    "bad_labels": (None, None, "data.labels=paired", "neither the network nor nearest neighbours",
+                   ("simple_model_skill", 0.05)),
+    "frozen_parameters": ("first", None, None, "have requires_grad=False: first.weight",
+                          ("parameters", ["first.weight"])),
+    "loss_reduction": (None, None, None, "averaged, a copy learns", ("trial: averaged loss", 0.3)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", gated())
+def test_a_finding_says_where_it_was_and_with_which_numbers(name):
+    given = evidence(0.02)
+    gated()[name](given)
+    given.data.axes = 2
+    found = diagnosis(given).findings[0]
+    layer, step, override, summary, (key, number) = TOLD[name]
+    assert (found.layer, found.step, found.override) == (layer, step, override)
+    assert summary in found.summary
+    assert found.evidence[key] == number
+
+
+def test_images_are_offered_the_articles_relu_net():
+    given = evidence(0.02)
+    given.probes[0] = probe(0, gradients=(0.019, 0.1, 1.0))
+    given.data.axes = 4
+    assert diagnosis(given).findings[0].override == "model=relu_net"
+
+
+@pytest.mark.parametrize("cause", ["dead_relu", "saturated_activation"])
+def test_units_that_were_stuck_from_the_start_are_told_from_those_that_came_to_it(cause):
+    at_start, later = evidence(0.02), evidence(0.02)
+    gated()[cause](at_start)
+    later.probes[3].activations, later.probes[0].activations = at_start.probes[0].activations, []
+    (first,), (second,) = found_by(cause, at_start), found_by(cause, later)
+    assert "from the start" in first.summary
+    assert "from the start" not in second.summary
+    assert (first.step, second.step) == (0, 20)
+    assert (first.fix == second.fix) is (cause == "saturated_activation")
+
+
+def test_rows_that_are_equal_are_told_from_a_layer_that_is_constant():
+    given = evidence(0.02)
+    given.weights[0] = weight("first.weight", identical_rows=True)
+    assert "start with equal weights, get equal gradients" in diagnosis(given).findings[0].summary
+
+
+@pytest.mark.parametrize("name", gated())
+def test_the_same_anomaly_in_a_training_that_learns_is_a_note_at_most(name):
+    given = evidence(0.95)
+    gated()[name](given)
+    assert diagnosis(given).healthy
+
+
+@pytest.mark.parametrize("name", [n for n in gated() if n != "bad_labels"])
+def test_a_training_that_stays_behind_gets_a_warning(name):
+    given = evidence(0.7, simple=0.9)
+    gated()[name](given)
+    report = diagnosis(given)
+    if name == "symmetric_init":  # one layer of three may be told apart by the others
+        assert report.healthy
+        return
+    assert [f.severity for f in report.findings] == ["note" if name in SUSPECTED else "warning"]
+    assert report.findings[0].cause == name.split()[0]
+    assert report.healthy is (name in SUSPECTED)
+
+
+@pytest.mark.parametrize(
+    ("name", "quieten"),
+    [
+        ("input_scale", lambda e: e.trials.pop(STANDARDISED_INPUTS.name)),
+        ("input_scale", lambda e: setattr(e.data, "rms", FAR_SCALE)),
+        ("init_scale_too_large", lambda e: e.trials.pop(REINITIALISED.name)),
+        ("init_scale_too_large", lambda e: setattr(e.weights[1], "gain", LARGE_GAIN)),
+        ("init_scale_too_small", lambda e: setattr(e.weights[1], "gain", SMALL_GAIN)),
+        ("over_regularised", lambda e: setattr(e.outcome, "shrinkage", 0.6)),
+        ("over_regularised", lambda e: setattr(e.optimizer, "weight_decay", 0.0)),
+        ("over_regularised by a penalty", lambda e: setattr(e.loop, "loss_ratio_high", 2.0)),
+        ("over_regularised by a penalty", lambda e: setattr(e.loop, "loss_ratio_low", 0.95)),
+        ("over_regularised by dropout", lambda e: setattr(e.network, "dropout", 0.69)),
+        ("lr_too_low", lambda e: setattr(e.outcome, "movement", STILL + 1e-3)),
+        ("lr_too_low", lambda e: e.trials.pop(HUNDREDFOLD.name)),
+        ("vanishing_gradient in time", lambda e: setattr(e.network, "time_gradient", 1e-3)),
+        ("bad_labels", lambda e: setattr(e.data, "simple_skill", AT_CHANCE)),
+        ("bad_labels", lambda e: setattr(e.data, "distinct", 149)),
+        ("bad_labels", lambda e: setattr(e.outcome, "movement", STILL)),
+    ],
+)
+def test_suspicions_at_their_edges(name, quieten):
+    given = evidence(0.02)
+    gated()[name](given)
+    quieten(given)
+    assert found_by(name.split()[0], given) == []
+
+
+@pytest.mark.parametrize(
+    ("cause", "gradients", "expected"),
+    [
+        ("vanishing_gradient", (0.0199, 1.0, 1.0), True),
+        ("vanishing_gradient", (0.02, 1.0, 1.0), False),
+        ("vanishing_gradient", (1.0, 1e-9, 1.0), False),
+        ("exploding_gradient", (30.1, 1.0, 1.0), True),
+        ("exploding_gradient", (30.0, 1.0, 1.0), False),
+        ("exploding_gradient", (math.inf, 1.0, 1.0), False),
+        ("vanishing_gradient", (0.0, 0.0, 0.0), False),
+    ],
+)
+def test_gradients_are_compared_from_the_first_layer_to_the_last(cause, gradients, expected):
+    given = evidence(0.02)
+    given.probes = [probe(step, gradients) for step in (0, 3, 8)]
+    assert bool(found_by(cause, given)) is expected
+    # Sizes do not matter, ratios do.
+    given.probes = [probe(step, [1e-6 * g for g in gradients]) for step in (0, 3, 8)]
+    assert bool(found_by(cause, given)) is expected
+
+
+def test_a_rate_is_too_high_by_a_fork_or_by_far_at_chance():
+    given = evidence(0.02)
+    given.probes = [probe(step, update=0.06) for step in (0, 3)]
+    assert found_by("lr_too_high", given) == []
+    given.probes = [probe(step, update=0.21) for step in (0, 3)]
+    (finding,) = found_by("lr_too_high", given)
+    assert finding.override == "optim.lr=0.0001"
+    given.trials = outcomes({UNCHANGED: 1.0, HUNDREDTH: 0.4})
+    (finding,) = found_by("lr_too_high", given)
+    assert finding.override == "optim.lr=1e-05"
+    assert finding.layer in ("first", "second", "out")
+
+
+def test_no_training_has_a_rate_too_high_and_too_low():
+    for update in (0.0001, 0.005, 0.06, 0.5):
+        for movement in (0.0001, 0.02, 0.5):
+            given = evidence(0.02)
+            given.probes = [probe(step, update=update) for step in (0, 3)]
+            given.outcome.movement = movement
+            given.trials = outcomes({UNCHANGED: 1.0, TENTH: 0.4, TENFOLD: 0.4})
+            found = {f.cause for f in diagnosis(given).findings}
+            assert not {"lr_too_high", "lr_too_low"} <= found or movement < update
+
+
+def test_a_dead_layer_is_dated_by_the_first_probe_that_has_it():
+    given = evidence(0.02)
+    for index, share in ((2, 0.8), (3, 1.0)):
+        given.probes[index].activations = [
+            ActivationFacts("relu", "first", 0.1, 0.76, None),
+            ActivationFacts("relu", "second", 0.0, share, None),
+        ]
+    (finding,) = found_by("dead_relu", given)
+    assert (finding.step, finding.layer) == (8, "second")
+    assert finding.evidence["dead_units"] == 0.8
+
+
+def test_a_frozen_parameter_of_the_optimiser_is_a_note_where_all_goes_well():
+    given = evidence()
+    given.optimizer.frozen_held = ["first.weight"]
+    (finding,) = found_by("frozen_parameters", given)
+    assert finding.severity == "note"
+    given.network.unreached = ["first.weight"]
+    (finding,) = found_by("frozen_parameters", given)
+    assert (finding.severity, finding.layer) == ("error", "first")
+
+
+def test_a_sum_is_a_note_where_it_does_no_harm():
+    given = evidence()
+    given.loss.doubling = 2.0
+    report = diagnosis(given)
+    assert [(f.cause, f.severity) for f in report.findings] == [("loss_reduction", "note")]
+    assert report.healthy
+
+
+def test_only_certain_causes_are_accused_in_a_resumed_training():
+    given = evidence(0.02)
+    gated()["vanishing_gradient"](given)
+    given.loop.steps_before = 100
+    report = diagnosis(given)
+    assert report.healthy is None
+    assert [f.severity for f in report.findings if f.cause == "vanishing_gradient"] == ["note"]
+    given.loop.residues = residues(added=STEPS, of=STEPS)
+    assert diagnosis(given).healthy is False
+    assert diagnosis(given).main_cause == "missing_zero_grad"

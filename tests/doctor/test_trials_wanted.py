@@ -1,0 +1,80 @@
+"""Which trials the causes ask for, and which wait to be confirmed."""
+
+from handmade_evidence import HUNDREDFOLD, STEPS, TENFOLD, evidence, outcomes, with_trials
+
+from debugnn.doctor import causes
+from debugnn.doctor.trials import (
+    AVERAGED_LOSS,
+    CLIPPED,
+    HIGHER_RATES,
+    LOWER_RATES,
+    REINITIALISED,
+    STANDARDISED_INPUTS,
+    TRIALS,
+    UNCHANGED,
+    UNFROZEN,
+    UNREGULARISED,
+)
+
+
+def test_cures_wait_to_be_confirmed_beside_the_unchanged_training():
+    given = with_trials({UNCHANGED: 1.0, REINITIALISED: 0.5, AVERAGED_LOSS: 0.99})
+    assert list(causes.trials_to_confirm(given)) == []
+    for outcome in given.trials.values():
+        outcome.end_again = None
+    assert list(causes.trials_to_confirm(given)) == [UNCHANGED, REINITIALISED]
+    given.trials[UNCHANGED.name].end_again = 1.0
+    assert list(causes.trials_to_confirm(given)) == [REINITIALISED]
+
+
+def test_no_trial_is_wanted_for_a_healthy_training_or_a_certain_cause():
+    assert list(causes.trials_wanted(evidence())) == []
+    given = evidence(0.0)
+    assert next(causes.trials_wanted(given)) == UNCHANGED
+    given.loop.residues = [[step, 1e-6, 0.5] for step in range(STEPS)]
+    assert list(causes.trials_wanted(given)) == []
+
+
+def test_trials_are_asked_for_by_what_is_odd():
+    given = evidence(0.0)
+    assert list(causes.trials_wanted(given)) == [UNCHANGED, *HIGHER_RATES]
+    given.data.rms = 100.0
+    given.optimizer.weight_decay = 0.1
+    given.optimizer.frozen_held = ["first.weight"]
+    given.loss.doubling = 2.0
+    given.weights[0].gain = 9.0
+    given.outcome.highest_loss = 1e4
+    assert list(causes.trials_wanted(given)) == [
+        UNCHANGED, STANDARDISED_INPUTS, AVERAGED_LOSS, REINITIALISED, UNREGULARISED, UNFROZEN,
+        CLIPPED, *LOWER_RATES,
+    ]  # fmt: skip
+
+
+def test_higher_rates_are_tried_until_one_learns():
+    given = with_trials({UNCHANGED: 1.0, TENFOLD: 0.99})
+    assert list(causes.trials_wanted(given)) == [UNCHANGED, *HIGHER_RATES]
+    given.trials |= outcomes({HUNDREDFOLD: 0.5})
+    assert list(causes.trials_wanted(given)) == [UNCHANGED]
+
+
+def test_each_trial_changes_one_thing_and_is_wanted_by_some_cause():
+    plain = {"name": "", "lr": 1.0, "regularised": True, "clipped": None}
+    for trial in TRIALS:
+        fields = {k: v for k, v in vars(trial).items() if k != "name"}
+        changed = [k for k, v in fields.items() if v != plain.get(k, False)]
+        assert len(changed) == (trial is not UNCHANGED), trial
+    given = evidence(0.0)
+    given.task = "values"
+    given.data.rms = given.data.target_rms = 100.0
+    given.optimizer.weight_decay, given.optimizer.frozen_held = 0.1, ["first.weight"]
+    given.loss.doubling = 2.0
+    given.loop.passes_per_update, given.loop.gradient_scale = [4, 4], 1.0
+    given.weights[0].gain = 9.0
+    given.loop.passes_per_update, given.loop.gradient_scale = [4, 4, 4], 1.0
+    given.network.nonlinear = False
+    for each in given.weights:  # of low rank, which can be meant
+        each.inputs, each.outputs = 9, 4
+    given.weights[-1].outputs = 9
+    wanted = set(causes.trials_wanted(given))
+    given.outcome.highest_loss = 1e4
+    assert wanted | set(causes.trials_wanted(given)) == set(TRIALS)
