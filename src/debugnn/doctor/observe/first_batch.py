@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.observe.architecture import network_facts
 from debugnn.doctor.observe.calls import Call, first_tensor, is_plain
-from debugnn.doctor.observe.loss_function import LossFunction, loss_facts
+from debugnn.doctor.observe.loss_function.facts import loss_facts
+from debugnn.doctor.observe.loss_function.made_up import LossFunction
 from debugnn.doctor.observe.mixing import Samples
 from debugnn.doctor.observe.modes import without_dropout
 from debugnn.doctor.observe.operations import SQUASHING, trace
