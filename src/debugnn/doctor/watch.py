@@ -12,8 +12,8 @@ from debugnn.doctor import causes
 from debugnn.doctor.causes import non_finite
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.nonfinite import NonFiniteError
-from debugnn.doctor.observe.mixing import FIND
 from debugnn.doctor.observe.observer import Observer
+from debugnn.doctor.observe.sample_axis import FIND
 from debugnn.doctor.report import Report
 from debugnn.doctor.trial_runner import TrialRunner
 

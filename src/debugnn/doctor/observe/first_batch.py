@@ -13,9 +13,9 @@ from debugnn.doctor.observe.architecture import network_facts
 from debugnn.doctor.observe.calls import Call, first_tensor, is_plain
 from debugnn.doctor.observe.loss_function.facts import loss_facts
 from debugnn.doctor.observe.loss_function.made_up import LossFunction
-from debugnn.doctor.observe.mixing import Samples
 from debugnn.doctor.observe.modes import without_dropout
 from debugnn.doctor.observe.operations import SQUASHING, trace
+from debugnn.doctor.observe.sample_axis import Samples
 from debugnn.doctor.observe.task import Task, read, reference_loss
 from debugnn.doctor.observe.weights import forward_order, weight_facts
 

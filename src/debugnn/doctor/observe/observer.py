@@ -31,7 +31,6 @@ from debugnn.doctor.observe.layers import LayerProbes
 from debugnn.doctor.observe.layout import Layout
 from debugnn.doctor.observe.loss_jumps import LossJumps, own_losses
 from debugnn.doctor.observe.losses import LossCurve, output_gradient, scores_of
-from debugnn.doctor.observe.mixing import FIND, Samples, find_samples
 from debugnn.doctor.observe.modes import without_dropout
 from debugnn.doctor.observe.optimizer import RateCurve, optimizer_facts, still_unreached
 from debugnn.doctor.observe.outcome import (
@@ -43,6 +42,7 @@ from debugnn.doctor.observe.outcome import (
 )
 from debugnn.doctor.observe.replica import Replica
 from debugnn.doctor.observe.rivals import Rivals
+from debugnn.doctor.observe.sample_axis import FIND, Samples, find_samples
 from debugnn.doctor.observe.sequences import Scored, scored, sequence_facts
 from debugnn.doctor.observe.stale_gradients import StaleGradients
 from debugnn.doctor.observe.task import Task, read, score
