@@ -8,7 +8,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.checkpoint import checkpoint
 
-from debugnn.doctor.nonfinite import Origin, find_origin
+from debugnn.doctor.nonfinite.origin import Origin
+from debugnn.doctor.nonfinite.search import find_origin
 
 NAN, INF = math.nan, math.inf
 

@@ -28,7 +28,7 @@ class Influence(NamedTuple):
 
     @property
     def name(self) -> str:
-        """On which other positions an output depends: `apart` (none), `earlier`, `later` or `all`."""
+        """Other positions that an output depends on: `apart` (none), `earlier`, `later`, `all`."""
         if self.later and self.earlier:
             return "all"
         return "earlier" if self.later else "later" if self.earlier else "apart"

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from debugnn.doctor import troubles
 from debugnn.doctor.copies import Relay, copied_model, undisturbed
 from debugnn.doctor.evidence import Evidence, NonFinite, Score, Validation
-from debugnn.doctor.nonfinite import described
-from debugnn.doctor.nonfinite_replay import NonFiniteReplay
+from debugnn.doctor.nonfinite.replay import NonFiniteReplay
+from debugnn.doctor.nonfinite.values import described
 from debugnn.doctor.observe import devices, first_batch
 from debugnn.doctor.observe.buffer import Batch, BatchBuffer, ValidationBatch
 from debugnn.doctor.observe.callers import line_of_caller

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from debugnn.doctor.copies import copied_state, undisturbed
 from debugnn.doctor.evidence import NonFinite
-from debugnn.doctor.nonfinite import find_origin
+from debugnn.doctor.nonfinite.search import find_origin
 from debugnn.doctor.observe.calls import Call
 from debugnn.doctor.observe.replica import Replica
 from debugnn.random_state import set_random_state
