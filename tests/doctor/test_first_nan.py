@@ -58,6 +58,53 @@ def test_a_nan_of_the_inputs_names_its_samples():
     assert finding.severity == "error"
 
 
+class LastStep(nn.Module):
+    """Reads sequences whose first axis is time."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.last = nn.LSTM(FEATURES, 8), nn.Linear(8, CLASSES)
+
+    def forward(self, inputs):
+        return self.last(self.lstm(inputs)[0][-1])
+
+
+@pytest.mark.usefixtures("seeded")
+def test_a_nan_of_time_first_inputs_names_its_samples():
+    rows = [(x.expand(5, -1, -1).clone(), t) for x, t in batches(6)]
+    rows[4][0][2, 3, 1] = NAN
+    finding, _ = origin_of(LastStep(), rows=rows)
+    assert (finding.evidence["where"], finding.step, finding.samples) == ("input", 4, [3])
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = mlp()
+
+    def forward(self, inputs, scale):
+        return self.body(inputs) * scale
+
+
+@pytest.mark.usefixtures("seeded")
+@pytest.mark.parametrize(("spoilt", "name"), [(0, "0"), (1, "scale")])
+def test_a_nan_is_named_of_an_input_by_position_and_of_one_by_keyword(spoilt, name):
+    model = Scaled()
+    optimizer = sgd(model)
+    with Doctor(model, optimizer, cross_entropy) as doctor:
+        for step, (x, t) in enumerate(batches(6)):
+            scale = torch.ones(len(x), 1)
+            if step == 4:
+                (x, scale)[spoilt][7, 0] = NAN
+            optimizer.zero_grad()
+            loss = cross_entropy(model(x, scale=scale), t)
+            loss.backward()
+            optimizer.step()
+            doctor.step(loss, targets=t)
+    found = doctor.evidence.nonfinite
+    assert (found.where, found.name, found.step, found.samples) == ("input", name, 4, [7])
+
+
 @pytest.mark.usefixtures("seeded")
 def test_a_nan_of_the_targets_names_its_samples():
     rows = [(x, x[:, :1].clone()) for x, _ in batches(6)]

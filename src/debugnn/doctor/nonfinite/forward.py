@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from debugnn.doctor.nonfinite.origin import Origin, Source
 from debugnn.doctor.nonfinite.overflow import overflows, plain_name
 from debugnn.doctor.nonfinite.values import (
+    SampleAxis,
     census,
     described,
     has_nan,
@@ -36,7 +37,7 @@ class ForwardTrace(TorchDispatchMode):
 
     Args:
         model: whose layers are named.
-        batch: number of samples; None where it is not known.
+        batch: where the step's samples lie; None where it is not known.
         below: the function of the search: the person's line is looked for in the frames that it
             called.
 
@@ -46,7 +47,7 @@ class ForwardTrace(TorchDispatchMode):
 
     supports_higher_order_operators = True
 
-    def __init__(self, model: nn.Module, batch: int | None, below: CodeType) -> None:
+    def __init__(self, model: nn.Module, batch: SampleAxis | None, below: CodeType) -> None:
         super().__init__()
         self.batch = batch
         self._below = below

@@ -5,8 +5,8 @@ the operation that made it, and is reported only where it reaches the loss, the 
 outputs: the −inf of an attention mask ends in a softmax and does no harm.
 """
 
-import dataclasses
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from debugnn.doctor.nonfinite.backward import BackwardSearch
 from debugnn.doctor.nonfinite.forward import ForwardTrace
 from debugnn.doctor.nonfinite.origin import Origin
-from debugnn.doctor.nonfinite.values import census, is_finite, named, watched_tensors
-from debugnn.doctor.observe.calls import as_call
+from debugnn.doctor.nonfinite.values import SampleAxis, census, is_finite, named, watched_tensors
+from debugnn.doctor.observe.calls import Call, as_call
+from debugnn.doctor.observe.layout import FIRST_AXIS, Layout
 
 
 def find_origin(
@@ -24,6 +25,7 @@ def find_origin(
     inputs: Any,
     targets: Any,
     call: Callable[[nn.Module, Any], Any] | None = None,
+    layout: Layout = FIRST_AXIS,
 ) -> Origin | None:
     """Repeat a training step and find the first non-finite number in it that did harm.
 
@@ -42,16 +44,18 @@ def find_origin(
         targets: what the loss function compares the outputs with.
         call: calls the model with `inputs` where it takes them in another way; the place for
             autocast, too.
+        layout: where the samples lie in `inputs`. Where they are not apart, the entries of the
+            first axis are told in their place.
 
     Returns:
-        The origin; None if everything is finite, or only a mask is not. Its samples are rows of
-        axis 0 of tensors that have as many rows as the first input: a tensor that happens to have
-        that size is taken for the batch's.
+        The origin; None if everything is finite, or only a mask is not. Its samples are those of
+        tensors that have an axis of as many entries as there are samples: a tensor that happens to
+        have that size is taken for the batch's.
 
     Raises:
         Exception: whatever the model or the loss function raises.
     """
-    trace = ForwardTrace(model, _batch_size(inputs, targets), find_origin.__code__)
+    trace = ForwardTrace(model, _sample_axis(inputs, targets, layout), find_origin.__code__)
     trace.seed("input", named(inputs))
     trace.seed("target", named(targets))
     trace.seed("parameter", model.named_parameters())
@@ -75,14 +79,15 @@ def find_origin(
     return next((leaf.origin for leaf in trace.leaves if not leaf.excused), None)
 
 
-def _with_samples(origin: Origin, outputs: Any, batch: int | None) -> Origin:
+def _with_samples(origin: Origin, outputs: Any, batch: SampleAxis | None) -> Origin:
     """The origin; where its samples are not known, with those whose outputs are not finite."""
     tensor = next((t for t in watched_tensors(outputs) if not is_finite(t)), None)
     if origin.samples or tensor is None or origin.where not in ("input", "forward"):
         return origin
     samples = census(tensor, batch)["samples"]
     # All samples of the batch are none in particular.
-    return origin if len(samples) == batch else dataclasses.replace(origin, samples=samples)
+    every = batch is not None and len(samples) == batch.count
+    return origin if every else replace(origin, samples=samples)
 
 
 def _called(model: nn.Module, inputs: Any) -> Any:
@@ -91,10 +96,14 @@ def _called(model: nn.Module, inputs: Any) -> Any:
     return model(*call.args, **call.kwargs)
 
 
-def _batch_size(inputs: Any, targets: Any) -> int | None:
-    """Return the size of axis 0 of the first input; None where the first target's differs."""
-    sizes = [
-        next((tensor.shape[0] for _, tensor in named(value) if tensor.dim()), None)
-        for value in (inputs, targets)
-    ]
-    return sizes[0] if sizes[1] in (None, sizes[0]) else None
+def _sample_axis(inputs: Any, targets: Any, layout: Layout) -> SampleAxis | None:
+    """Return where the samples lie; None without any, or where the first target has other ones."""
+    layout = replace(layout, axis=layout.axis or 0)
+    call = Call(tuple(tensor for _, tensor in named(inputs)))
+    given = layout.inputs(call)
+    if given is None or not layout.count(call):
+        return None
+    target = next((tensor for _, tensor in named(targets) if tensor.dim()), None)
+    shape = tuple(given.shape)
+    agree = target is None or layout.place(target, shape) is not None
+    return SampleAxis(layout, shape) if agree else None

@@ -9,7 +9,30 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
+from debugnn.doctor.observe.layout import Layout
+
 _MOST_SAMPLES = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleAxis:
+    """Finds the axis of a tensor that holds a step's samples, by its size.
+
+    A tensor that happens to have that size is taken for the batch's.
+    """
+
+    layout: Layout
+    shape: tuple[int, ...]  # of the inputs
+
+    @property
+    def count(self) -> int:
+        """The number of samples."""
+        return self.shape[self.layout.axis or 0]
+
+    def of(self, tensor: Tensor) -> int | None:
+        """Return the axis, None where no axis holds the samples and nothing else."""
+        place = self.layout.place(tensor, self.shape)
+        return None if place is None or place[1] else place[0]
 
 
 def named(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -68,12 +91,18 @@ def magnitude_of(tensors: Iterable[Tensor]) -> float:
     return max((values.abs().max().item() for values in finite if values.numel()), default=0.0)
 
 
-def census(tensor: Tensor, batch: int | None) -> dict[str, Any]:
-    """Return kind, samples and count of the non-finite values."""
+def census(tensor: Tensor, batch: SampleAxis | None) -> dict[str, Any]:
+    """Return kind, samples and count of the non-finite values.
+
+    Args:
+        batch: where the samples lie; None where the tensor holds none.
+    """
     bad = ~torch.isfinite(tensor)
+    axis = None if batch is None else batch.of(tensor)
     samples = []
-    if batch and tensor.dim() and tensor.shape[0] == batch:
-        samples = bad.reshape(batch, -1).any(1).nonzero().flatten()[:_MOST_SAMPLES].tolist()
+    if axis is not None:
+        by_sample = bad.movedim(axis, 0).flatten(1) if bad.dim() > 1 else bad[:, None]
+        samples = by_sample.any(1).nonzero().flatten()[:_MOST_SAMPLES].tolist()
     return {
         "kind": "nan" if has_nan(tensor) else "inf",
         "samples": samples,

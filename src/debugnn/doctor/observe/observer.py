@@ -377,7 +377,9 @@ class Observer:
             self.nonfinite.keep(self.model, self._state_before_pass())
         # Without a call the step cannot be repeated; its weights can be saved all the same.
         replica = self.replica if call is not None else None
-        found = self.nonfinite.repeat(step, call or Call(), targets, replica, self.loss_fn)
+        found = self.nonfinite.repeat(
+            step, call or Call(), targets, replica, self.loss_fn, self.layout
+        )
         if found.where == "parameter":
             found.layer = found.name.rpartition(".")[0]
             if step > 0:
