@@ -194,7 +194,7 @@ def test_the_training_score_is_the_models_in_either_mode(middle):
     with Doctor(model, optimizer, loss_fn=cross_entropy) as doctor:
         train(doctor, model, optimizer)
         doctor.report()
-        kept = doctor._observer.buffer.batches
+        kept = doctor._observer.training.buffer.batches
         outcome = doctor.evidence.outcome
     for mode, score in (("eval", outcome.train), ("train", outcome.train_mode)):
         alike = copy.deepcopy(model).train(mode == "train")

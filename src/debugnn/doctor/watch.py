@@ -106,7 +106,7 @@ class Doctor:
             at_once=on_nonfinite is not None,
             copies=memory == "normal",
         )
-        self._trials = TrialRunner(self._observer)
+        self._trials = TrialRunner(self._observer.training)
 
     @property
     def evidence(self) -> Evidence:

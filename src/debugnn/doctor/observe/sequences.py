@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from debugnn.doctor.evidence import SequenceFacts
-from debugnn.doctor.observe.calls import Call, copied, is_plain
-from debugnn.doctor.observe.losses import scores_of
+from debugnn.doctor.observe.calls import Call, copied, is_plain, scores_of
 from debugnn.doctor.observe.modes import without_dropout
 
 _LEAST = 4  # positions of a sequence
