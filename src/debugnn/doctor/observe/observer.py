@@ -14,7 +14,7 @@ from debugnn.doctor.copies import copied_model, undisturbed
 from debugnn.doctor.nonfinite.replay import NonFiniteReplay
 from debugnn.doctor.nonfinite.weights import spoilt_by_update
 from debugnn.doctor.observe import devices
-from debugnn.doctor.observe.calls import Call, as_call, scores_of
+from debugnn.doctor.observe.calls import Call, as_call
 from debugnn.doctor.observe.data import note_data
 from debugnn.doctor.observe.first_batch import FirstBatch
 from debugnn.doctor.observe.graph import look_at_copy
@@ -22,11 +22,11 @@ from debugnn.doctor.observe.hooks import TrainingHooks
 from debugnn.doctor.observe.layout import Layout
 from debugnn.doctor.observe.loss_jumps import LossJumps, own_losses
 from debugnn.doctor.observe.losses import LossCurve, output_gradient
-from debugnn.doctor.observe.modes import without_dropout
 from debugnn.doctor.observe.optimizer import optimizer_facts, still_unreached
 from debugnn.doctor.observe.outcome import note_losses, note_movement, note_scores
 from debugnn.doctor.observe.sample_axis import FIND, Samples
-from debugnn.doctor.observe.sequences import Scored, scored, sequence_facts
+from debugnn.doctor.observe.scored_symbols import ScoredSymbols
+from debugnn.doctor.observe.sequences import sequence_facts
 from debugnn.doctor.observe.task import Task
 from debugnn.doctor.observe.validation import ValidationSamples
 from debugnn.doctor.observe.watched_training import WatchedTraining
@@ -108,7 +108,7 @@ class Observer:
         self._validation = ValidationSamples(self.training)
         self._losses = LossCurve()
         self._jumps = LossJumps()
-        self._scored: Scored | None = None  # what the loss pulled the outputs of a batch to
+        self._scored = ScoredSymbols(self.training, self._hooks)
 
     # --- a step -----------------------------------------------------------------------------------
 
@@ -161,7 +161,7 @@ class Observer:
         if due:
             self._compare_loss(value, targets)
             if call is not None:
-                self._note_scored(call, targets)
+                self._scored.note_step(call, targets)
             model, replica = None, self.training.replica
             if replica is not None and self._layers.wants_activations:
                 model = replica.current() if step > 0 else replica.model
@@ -231,16 +231,6 @@ class Observer:
                 if own is not None:
                     self._losses.compare_gradients(gradient, own)
 
-    @guarded("what the loss compares at each position")
-    def _note_scored(self, call: Call, targets: Any) -> None:
-        """Note which symbols the loss pulls a batch's outputs to, once."""
-        outputs, gradient = self._hooks.outputs, self._hooks.output_gradient
-        if self._scored is not None or outputs is None:
-            return
-        scores = scores_of(outputs)
-        if scores is not None and gradient is not None and len(self._passes.pending) == 1:
-            self._scored = scored(call, scores, gradient, targets)
-
     # --- validation -------------------------------------------------------------------------------
 
     @guarded("validation")
@@ -306,9 +296,9 @@ class Observer:
     @guarded("what the outputs of a sequence see")
     def _gather_sequence(self) -> None:
         model = self.training.current_model()
-        if model is not None and self._scored is not None:
+        if model is not None and self._scored.of_batch is not None:
             with undisturbed():
-                self.evidence.data.sequence = sequence_facts(model, self._scored)
+                self.evidence.data.sequence = sequence_facts(model, self._scored.of_batch)
 
     @guarded("the outcome")
     def _gather_outcome(self) -> None:
@@ -332,7 +322,7 @@ class Observer:
         for inputs, targets in batches:
             self._take(as_call(inputs), inputs, targets, None)
         self._look_for_unregistered()
-        self._score_a_copy()
+        self._scored.note_copy()
         if validation:
             inputs, targets = validation[0]
             whole = all(isinstance(i, Tensor) and isinstance(t, Tensor) for i, t in validation)
@@ -351,21 +341,8 @@ class Observer:
                     training.model, training.optimizer, copied_model(replica), early[0].call
                 )
 
-    @guarded("what the loss compares at each position")
-    def _score_a_copy(self) -> None:
-        training, early = self.training, self.training.buffer.early
-        replica = training.replica.model if training.replica is not None else None
-        if replica is None or training.loss_fn is None or not early:
-            return
-        call, targets = early[0].call, early[0].targets
-        with training.undisturbed(), torch.no_grad(), without_dropout(replica, training=False):
-            outputs = call(replica)
-        scores, gradient = scores_of(outputs), output_gradient(training.loss_fn, outputs, targets)
-        if scores is not None and gradient is not None:
-            self._scored = scored(call, scores, gradient, targets)
-
     def close(self) -> None:
         """Take all hooks off the model and the optimiser, and let go of copies and batches."""
         self._hooks.release()
         self.training.release()
-        self._scored = self._validation.latest = None
+        self._scored.of_batch = self._validation.latest = None

@@ -34,12 +34,10 @@ class ValidationSamples:
     def evaluate(self, inputs: Any, targets: Any) -> None:
         """Evaluate a copy of the model as it is now; nothing where it cannot be copied."""
         training = self._training
-        model, layout, step = (
-            training.current_model(), training.layout, training.evidence.loop.steps
-        )  # fmt: skip
+        model = training.current_model()
         if model is None:
             return
-        passes = training.passes
+        passes, layout = training.passes, training.layout
         whole = reshaped_like(passes.validation_call(inputs), passes.last_call)
         size = layout.count(whole) or 1
         call, kept = whole, targets
@@ -53,7 +51,7 @@ class ValidationSamples:
                 troubles.note(training.evidence, self._why_not(inputs, error))
                 return
             loss = self._loss(outputs, kept)
-        task = training.task or read(outputs, kept)
+        task, step = training.task or read(outputs, kept), training.evidence.loop.steps
         if loss is not None or isinstance(kept, Tensor):
             rarest = training.buffer.rarest(task)
             found = score(task, outputs, kept, rarest) if isinstance(kept, Tensor) else Score()
