@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from debugnn.doctor.observe.loss_function import loss_facts
+from debugnn.doctor.observe.loss_function.facts import loss_facts
 from debugnn.doctor.observe.task import Task, read, score
 
 BATCH, CLASSES = 32, 5

@@ -10,9 +10,9 @@ from torch import nn
 from debugnn.doctor.evidence import NetworkFacts
 from debugnn.doctor.observe.architecture import _bend, network_facts
 from debugnn.doctor.observe.calls import Call
-from debugnn.doctor.observe.mixing import find_samples
 from debugnn.doctor.observe.modes import without_dropout
 from debugnn.doctor.observe.operations import SQUASHING, ActivationWatcher, Tracer, trace
+from debugnn.doctor.observe.sample_axis import find_samples
 from debugnn.doctor.observe.weights import forward_order, weight_facts
 
 BATCH = 16

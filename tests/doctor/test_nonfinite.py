@@ -8,7 +8,9 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.checkpoint import checkpoint
 
-from debugnn.doctor.nonfinite import Origin, find_origin
+from debugnn.doctor.nonfinite.origin import Origin
+from debugnn.doctor.nonfinite.search import find_origin
+from debugnn.doctor.observe.layout import Layout
 
 NAN, INF = math.nan, math.inf
 
@@ -288,6 +290,34 @@ def test_samples_are_not_told_where_inputs_and_targets_disagree_on_the_batch():
     model = Op(lambda x: x.log().mean(0))
     origin = find_origin(model, mse, torch.zeros(5, 2, 3), torch.ones(2, 3))
     assert (origin.name, origin.samples) == ("log", [])
+
+
+@pytest.mark.parametrize(
+    ("targets", "samples"), [((4,), [3]), ((5, 4), [3]), ((20,), [3]), ((7,), [])], ids=str
+)
+def test_samples_of_the_second_axis_are_told(targets, samples):
+    inputs = torch.ones(5, 4, 3)  # five steps of four samples
+    inputs[2, 3] = 0
+    model = nn.Sequential(identity(), Op(torch.log))
+    for layout in (Layout(1), Layout(1, main=1)):
+        given = (inputs,) if layout.main == 0 else (torch.zeros(2, 2), inputs)
+        origin = find_origin(
+            model, total, given, torch.ones(targets), lambda m, i: m(i[-1]), layout
+        )
+        assert (origin.name, origin.samples) == ("log", samples)
+
+
+def test_what_each_sample_of_the_second_axis_ends_in_is_told_by_its_sample():
+    inputs = torch.ones(5, 4, 3)
+    inputs[:, 1] = 0
+    model = nn.Sequential(identity(), Op(lambda x: x.sum(0).log()))  # (samples, features)
+    origin = find_origin(model, total, inputs, torch.ones(4), layout=Layout(1))
+    assert (origin.name, origin.samples) == ("log", [1])
+
+
+def test_entries_that_are_not_apart_are_told_by_the_first_axis():
+    origin = find_origin(around(torch.log), total, batch(zeros=[2]), None, layout=Layout(None))
+    assert (origin.name, origin.samples) == ("log", [2])
 
 
 # --- masks --------------------------------------------------------------------------------------

@@ -9,8 +9,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from debugnn.doctor.causes import CAUSES
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.observe.calls import Call
-from debugnn.doctor.observe.mixing import Samples, find_samples
 from debugnn.doctor.observe.modes import without_dropout
+from debugnn.doctor.observe.sample_axis import Samples, find_samples
 
 T, B, E = 7, 5, 6  # time steps, samples, features
 CLASSES = 3

@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from debugnn.doctor.checklist import check
-    from debugnn.doctor.nonfinite import NonFiniteError
     from debugnn.doctor.report import Finding, Report
-    from debugnn.doctor.watch import Doctor
+    from debugnn.doctor.watch import Doctor, NonFiniteError
 
 __all__ = ["Doctor", "Finding", "NonFiniteError", "Report", "check"]
 
 _MODULES = {
     "Doctor": "watch",
     "Finding": "report",
-    "NonFiniteError": "nonfinite",
+    "NonFiniteError": "watch",
     "Report": "report",
     "check": "checklist",
 }

@@ -109,7 +109,7 @@ def check(
     observer = Observer(model, own, loss_fn)
     with closing(observer):
         observer.consider(batches, others)
-        evidence, trials = observer.evidence, TrialRunner(observer)
+        evidence, trials = observer.evidence, TrialRunner(observer.training)
         checks = [
             *_data_checks(evidence),
             *_loss_checks(evidence),

@@ -8,13 +8,12 @@ import torch
 
 from debugnn.doctor import causes, troubles
 from debugnn.doctor.causes.signals.loss_function import undivided_passes
-from debugnn.doctor.copies import undisturbed
 from debugnn.doctor.copy_training import CopyTraining, run
 from debugnn.doctor.evidence import Evidence, Score, TrialOutcome
 from debugnn.doctor.observe.buffer import Batch, BatchBuffer
-from debugnn.doctor.observe.observer import Observer
 from debugnn.doctor.observe.outcome import outputs_of, score_of
 from debugnn.doctor.observe.task import Task
+from debugnn.doctor.observe.watched_training import WatchedTraining
 from debugnn.doctor.trials import UNCHANGED, Trial
 from debugnn.doctor.troubles import guarded
 
@@ -24,15 +23,15 @@ _STEPS = 24  # of a trial; half of them, at least, have to be within the budget
 
 
 class TrialRunner:
-    """Trains copies of an observed model, from the weights that its training began with."""
+    """Trains copies of a watched model, from the weights that its training began with."""
 
-    def __init__(self, observer: Observer) -> None:
-        self._observer = observer
+    def __init__(self, watched: WatchedTraining) -> None:
+        self._watched = watched
 
     @property
     def evidence(self) -> Evidence:
-        """The observer's; outcomes of trials are noted there."""
-        return self._observer.evidence
+        """The watched training's; outcomes of trials are noted there."""
+        return self._watched.evidence
 
     @guarded("the trials")
     def run(self, budget: int) -> None:
@@ -42,7 +41,7 @@ class TrialRunner:
             budget: the most steps that all trials may take, those of earlier calls included.
         """
         evidence = self.evidence
-        first, second = _two_sets(self._observer.buffer)
+        first, second = _two_sets(self._watched.buffer)
         while True:
             steps = min(_STEPS, budget - evidence.trial_steps)
             if steps < _STEPS // 2:
@@ -75,20 +74,20 @@ class TrialRunner:
             The training; None where no copy can be trained.
         """
         with self._seeded():
-            yield self._start(UNCHANGED, self._observer.buffer.early[:_BATCHES], size)
+            yield self._start(UNCHANGED, self._watched.buffer.early[:_BATCHES], size)
 
     def score_of(self, training: CopyTraining) -> Score:
         """Return how well a copy fits the batches that it is trained on."""
-        task = self._observer.task or Task("unknown")
+        task = self._watched.task or Task("unknown")
         found = outputs_of(training.model, training.batches, training=True)
-        return score_of(found, task, self._observer.buffer.rarest(task))
+        return score_of(found, task, self._watched.buffer.rarest(task))
 
     def _outcome(self, trial: Trial, batches: Sequence[Batch], steps: int) -> TrialOutcome | None:
         """Return how a trial went, None where no copy can be trained."""
         with self._seeded():
             try:
                 training = self._start(trial, batches)
-                task = self._observer.task
+                task = self._watched.task
                 return None if training is None or task is None else run(training, task, steps)
             except Exception as error:  # whatever model, loss or optimiser raise under the change
                 troubles.note_error(self.evidence, f"the trial '{trial.name}'", error)
@@ -97,8 +96,8 @@ class TrialRunner:
     @contextmanager
     def _seeded(self) -> Iterator[None]:
         """Seed the CPU's generator with 0 for a while, with gradients on; put all back after."""
-        observer = self._observer
-        with undisturbed(observer.loss_fn, observer.model), torch.enable_grad():
+        watched = self._watched
+        with watched.undisturbed(), torch.enable_grad():
             # Not torch.manual_seed, which would wake every GPU.
             torch.random.default_generator.manual_seed(0)
             yield
@@ -107,8 +106,8 @@ class TrialRunner:
         self, trial: Trial, batches: Sequence[Batch], size: int | None = None
     ) -> CopyTraining | None:
         """Return a training from the initial weights; None without a model, a loss or a batch."""
-        observer = self._observer
-        replica, loss_fn = observer.replica, observer.loss_fn
+        watched = self._watched
+        replica, loss_fn = watched.replica, watched.loss_fn
         failed = self.evidence.loss.error is not None
         if replica is None or loss_fn is None or failed or not batches:
             return None
@@ -117,16 +116,16 @@ class TrialRunner:
             return None
         if size is not None:
             first = batches[0]
-            batches = [Batch(*observer.layout.take(first.call, slice(size), first.targets))]
+            batches = [Batch(*watched.layout.take(first.call, slice(size), first.targets))]
         added = undivided_passes(self.evidence)
         return CopyTraining(
             model,
-            observer.optimizer,
+            watched.optimizer,
             replica.groups,
             loss_fn,
             batches,
             trial,
-            observer.layout,
+            watched.layout,
             passes=added or 1,
             undivided=added is not None,
         )

@@ -10,12 +10,23 @@ from torch import Tensor, nn
 
 from debugnn.doctor import causes
 from debugnn.doctor.causes import non_finite
-from debugnn.doctor.evidence import Evidence
-from debugnn.doctor.nonfinite import NonFiniteError
-from debugnn.doctor.observe.mixing import FIND
+from debugnn.doctor.evidence import Evidence, NonFinite
 from debugnn.doctor.observe.observer import Observer
+from debugnn.doctor.observe.sample_axis import FIND
 from debugnn.doctor.report import Report
 from debugnn.doctor.trial_runner import TrialRunner
+
+
+class NonFiniteError(ArithmeticError):
+    """A NaN or an infinite number appeared in a training that asked to be stopped there.
+
+    Attributes:
+        found: where the number came from.
+    """
+
+    def __init__(self, message: str, found: NonFinite) -> None:
+        super().__init__(message)
+        self.found = found
 
 
 class Doctor:
@@ -95,7 +106,7 @@ class Doctor:
             at_once=on_nonfinite is not None,
             copies=memory == "normal",
         )
-        self._trials = TrialRunner(self._observer)
+        self._trials = TrialRunner(self._observer.training)
 
     @property
     def evidence(self) -> Evidence:

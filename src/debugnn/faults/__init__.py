@@ -19,7 +19,7 @@ from importlib import import_module
 from debugnn.doctor.causes import ORDER
 from debugnn.faults import sound
 from debugnn.faults.cases import Case
-from debugnn.faults.program import Half, Program, Setup, score, train
+from debugnn.faults.program import Build, Half, Program, Setup, score, train
 
 __all__ = ["CASES", "FAULTY", "SOUND", "Case", "Program", "Setup", "score", "train"]
 
@@ -37,7 +37,7 @@ def cases_of(cause: str) -> dict[Half, list[Case]]:
 
 CASES: dict[str, dict[Half, list[Case]]] = {cause: cases_of(cause) for cause in ORDER}
 
-_SOUND_HALVES: dict[Half, dict[str, sound.Build]] = {
+_SOUND_HALVES: dict[Half, dict[str, Build]] = {
     "tuning": sound.TUNING,
     "held_out": sound.HELD_OUT,
 }

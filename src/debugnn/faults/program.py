@@ -73,6 +73,9 @@ class Setup:
     scores: list[float] = field(default_factory=list)  # one per validation, filled by `train`
 
 
+Build = Callable[[int], Setup]  # from a seed
+
+
 @dataclass(frozen=True)
 class Program:
     """A training to diagnose.
@@ -84,7 +87,7 @@ class Program:
     cause: str | None  # None: a sound program
     family: str | None  # name of the fault function; None: a sound program
     half: Half
-    build: Callable[[int], Setup]  # from a seed
+    build: Build
     accepted: tuple[str, ...] = ()
 
 

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from debugnn.doctor.evidence import NetworkFacts
 from debugnn.doctor.observe.calls import Call, first_tensor, is_plain
-from debugnn.doctor.observe.mixing import Samples, evaluation_change
+from debugnn.doctor.observe.mixing import evaluation_change
 from debugnn.doctor.observe.modes import BATCH_NORM, dropout_rates, without_dropout
 from debugnn.doctor.observe.operations import DROPPING, WEIGHTED, trace
+from debugnn.doctor.observe.sample_axis import Samples
 
 # Numerical tolerances by which a tensor is read as a distribution, or as the logarithm of one.
 _SUM = 1e-3  # of its sum to 1

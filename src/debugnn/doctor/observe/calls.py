@@ -112,6 +112,12 @@ def first_tensor(value: Any) -> Tensor | None:
     return next((t for t in found if t.dim()), found[0] if found else None)
 
 
+def scores_of(outputs: Any) -> Tensor | None:
+    """Return the first tensor of floats with two axes or more, None where there is none."""
+    found = _tensors_in(outputs)
+    return next((t for t in found if t.is_floating_point() and t.dim() > 1), None)
+
+
 def _tensors_in(value: Any) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value]

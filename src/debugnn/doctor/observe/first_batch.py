@@ -8,17 +8,104 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from debugnn.doctor import troubles
+from debugnn.doctor.copies import copied_model
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.observe.architecture import network_facts
-from debugnn.doctor.observe.calls import Call, first_tensor, is_plain
-from debugnn.doctor.observe.loss_function import LossFunction, loss_facts
-from debugnn.doctor.observe.mixing import Samples
+from debugnn.doctor.observe.buffer import Batch
+from debugnn.doctor.observe.calls import Call, copied, first_tensor, is_plain
+from debugnn.doctor.observe.loss_function.facts import loss_facts
+from debugnn.doctor.observe.loss_function.made_up import LossFunction
 from debugnn.doctor.observe.modes import without_dropout
 from debugnn.doctor.observe.operations import SQUASHING, trace
+from debugnn.doctor.observe.outcome import outputs_of, score_of
+from debugnn.doctor.observe.rivals import Rivals
+from debugnn.doctor.observe.sample_axis import Samples, find_samples
 from debugnn.doctor.observe.task import Task, read, reference_loss
+from debugnn.doctor.observe.watched_training import WatchedTraining
 from debugnn.doctor.observe.weights import forward_order, weight_facts
+from debugnn.doctor.troubles import guarded
 
 _AGREES = 1e-3  # relative difference of two losses that are the same but for rounding
+
+
+class FirstBatch:
+    """Tries the model and the loss function out on the first batch of a training.
+
+    Args:
+        training: what is found out is noted there.
+        rivals: is told which parameters the loss function reads.
+        sample_axis: the inputs' axis of samples; None where samples are not apart, `FIND` where it
+            is to be found.
+
+    Attributes:
+        evidence: the training's.
+    """
+
+    def __init__(
+        self, training: WatchedTraining, rivals: Rivals, sample_axis: int | str | None
+    ) -> None:
+        self.evidence = training.evidence
+        self._training = training
+        self._rivals = rivals
+        self._sample_axis = sample_axis
+
+    @guarded("where the samples of a batch lie")
+    def find_samples(self, call: Call, targets: Any) -> Samples | None:
+        """Find out along which axis samples lie, and whether the model keeps them apart."""
+        replica = self._training.replica
+        if replica is None or replica.model is None:
+            return None
+        model = copied_model(replica.model)
+        with self._training.undisturbed(), without_dropout(model, training=False):
+            return find_samples(model, call.map(copied), targets, self._sample_axis)
+
+    @guarded("the first batch")
+    def try_out(self, samples: Samples, handed: tuple[Any, float] | None) -> None:
+        """Try out the network and the loss function as they are at the start.
+
+        Args:
+            samples: where the batch's samples lie.
+            handed: the outputs of the step's own pass, and the loss that was handed over.
+        """
+        training = self._training
+        replica, buffer = training.replica, training.buffer
+        if replica is None or replica.model is None or not buffer.early:
+            return
+        batch, model = buffer.early[0], replica.start()
+        if model is None:
+            return
+        with training.undisturbed() as changes:
+            self._try_without_targets(model, batch)
+            training.task = examine(
+                model,
+                batch.call,
+                batch.targets,
+                training.loss_fn,
+                samples,
+                self.evidence,
+                lambda: self._rivals.note_read(changes),
+                handed,
+            )
+            found = outputs_of(model, [batch], training=True)
+            rarest = buffer.rarest(training.task)
+            self.evidence.outcome.initial = score_of(found, training.task, rarest)
+
+    def _try_without_targets(self, model: nn.Module, batch: Batch) -> None:
+        """Leave the loss function out where it needs targets, and the loop hands none over."""
+        training = self._training
+        if training.loss_fn is None or batch.targets is not None:
+            return
+        try:
+            with torch.no_grad(), without_dropout(model, training=False):
+                training.loss_fn(batch.call(model), None)
+            training.needs_no_targets = True
+        except Exception:  # whatever a function raises that compares outputs with None
+            training.loss_fn = None
+            troubles.note(
+                self.evidence,
+                "the loss function is not looked at: it needs targets, and step() was given none",
+            )
 
 
 def examine(

@@ -95,11 +95,32 @@ class Layout:
         shape = self._shape(call)
         if not isinstance(targets, Tensor) or shape is None or not is_plain(targets):
             return targets
-        place = self._place(targets, shape)
+        place = self.place(targets, shape)
         if place is None:
             return targets
         axis, parted = place
         return _first(targets.unflatten(0, shape[:2]) if parted else targets, axis)
+
+    def place(self, tensor: Tensor, shape: tuple[int, ...]) -> tuple[int, bool] | None:
+        """Return the axis of the samples in targets or outputs, and whether two axes were made one.
+
+        None where their size tells of no such axis.
+
+        Args:
+            shape: of the inputs.
+        """
+        if self.axis is None or len(shape) <= self.axis or tensor.dim() == 0:
+            return None
+        count = shape[self.axis]
+        if len(shape) > 1 and tensor.shape[:2] == shape[:2]:
+            return self.axis, False
+        if tensor.shape[0] == count:
+            return 0, False
+        if len(shape) > 1 and tensor.shape[0] == shape[0] * shape[1]:
+            return self.axis, True
+        if tensor.dim() > self.axis and tensor.shape[self.axis] == count:
+            return self.axis, False
+        return None
 
     def run(self, model: nn.Module, call: Call) -> Any:
         """Return the model's outputs for a batch that may be too large for one pass.
@@ -147,34 +168,15 @@ class Layout:
         if targets is None:
             return True
         if isinstance(targets, Tensor):
-            return is_plain(targets) and self._place(targets, shape) is not None
+            return is_plain(targets) and self.place(targets, shape) is not None
         if isinstance(targets, Mapping):
             return all(self._fits(item, shape) for item in targets.values())
         if isinstance(targets, list | tuple):
             return all(self._fits(item, shape) for item in targets)
         return False
 
-    def _place(self, targets: Tensor, shape: tuple[int, ...]) -> tuple[int, bool] | None:
-        """Return the axis of the samples in targets, and whether two axes were made one.
-
-        Args:
-            shape: of the inputs.
-        """
-        if self.axis is None or len(shape) <= self.axis or targets.dim() == 0:
-            return None
-        count = shape[self.axis]
-        if len(shape) > 1 and targets.shape[:2] == shape[:2]:
-            return self.axis, False
-        if targets.shape[0] == count:
-            return 0, False
-        if len(shape) > 1 and targets.shape[0] == shape[0] * shape[1]:
-            return self.axis, True
-        if targets.dim() > self.axis and targets.shape[self.axis] == count:
-            return self.axis, False
-        return None
-
     def _part_of_targets(self, targets: Tensor, shape: tuple[int, ...], rows: Rows) -> Tensor:
-        place = self._place(targets, shape)
+        place = self.place(targets, shape)
         if place is None:
             return targets
         axis, parted = place

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from debugnn.doctor.copies import undisturbed
-from debugnn.doctor.observe.calls import Call, map_tensors
+from debugnn.doctor.observe.calls import map_tensors, scores_of
 from debugnn.tensor_stats import read_together
 
 _COMPARED = 100_000  # values of a gradient
@@ -72,14 +72,6 @@ class LossCurve:
         rest = torch.linalg.vector_norm(used - scale * plain)
         if rest <= _ONE_DIRECTION * torch.linalg.vector_norm(used):
             self.gradient_scales.append(scale)
-
-
-def scores_of(outputs: Any) -> Tensor | None:
-    """Return the first tensor of floats with two axes or more, None where there is none."""
-    tensors = Call((outputs,)).tensors()
-    if not tensors and isinstance(logits := getattr(outputs, "logits", None), Tensor):
-        tensors = [logits]
-    return next((t for t in tensors if t.is_floating_point() and t.dim() > 1), None)
 
 
 def output_gradient(

@@ -14,59 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from debugnn.doctor.evidence import SequenceFacts
-from debugnn.doctor.observe.calls import Call, copied, is_plain
-from debugnn.doctor.observe.losses import scores_of
+from debugnn.doctor.observe.calls import Call, is_plain, scores_of
 from debugnn.doctor.observe.modes import without_dropout
+from debugnn.doctor.observe.scored_symbols import Scored
 
 _LEAST = 4  # positions of a sequence
 _PROBES = 3  # positions whose symbol is exchanged
 _CHANGED = 1e-5  # change of an output over the largest one that is no rounding
-
-
-@dataclass
-class Scored:
-    """The symbols that a loss pulled outputs to, in one batch.
-
-    Attributes:
-        call: how the model was called.
-        symbols: flat, in the order of the outputs' positions; −1 where nothing was scored.
-        axis: of the classes in the outputs.
-    """
-
-    call: Call
-    symbols: Tensor
-    axis: int
-
-
-def scored(call: Call, outputs: Tensor, gradient: Tensor, targets: Any) -> Scored | None:
-    """Return the symbols that a gradient pulls outputs to.
-
-    Args:
-        outputs: a tensor with an axis of classes.
-        gradient: of the loss with respect to them.
-        targets: tell the axis of classes, where they are a tensor of a class each; else the last
-            one is taken.
-
-    Returns:
-        None where outputs and gradient are no scores of symbols.
-    """
-    if gradient.shape != outputs.shape or outputs.dim() < 2:
-        return None
-    axis = _class_axis(outputs, targets)
-    if gradient.shape[axis] < 2:
-        return None
-    pulls, symbols = gradient.movedim(axis, -1).flatten(0, -2).min(dim=1)
-    if not torch.isfinite(pulls).all():
-        return None
-    symbols[pulls >= 0] = -1
-    return Scored(call.map(copied), symbols.cpu(), axis)
-
-
-def _class_axis(outputs: Tensor, targets: Any) -> int:
-    last = outputs.dim() - 1
-    if not isinstance(targets, Tensor) or outputs.shape[:-1] == targets.shape or last < 2:
-        return last
-    return 1 if outputs.shape[2:] == targets.shape[1:] else last
 
 
 @dataclass

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from debugnn.doctor.copies import copied_state, undisturbed
 from debugnn.doctor.evidence import NonFinite
-from debugnn.doctor.nonfinite import find_origin
+from debugnn.doctor.nonfinite.search import find_origin
 from debugnn.doctor.observe.calls import Call
+from debugnn.doctor.observe.layout import Layout
 from debugnn.doctor.observe.replica import Replica
 from debugnn.random_state import set_random_state
 
@@ -51,6 +52,7 @@ class NonFiniteReplay:
         targets: Any,
         replica: Replica | None,
         loss_fn: Callable[[Any, Any], Tensor] | None,
+        layout: Layout,
     ) -> NonFinite:
         """Repeat the step whose weights are kept, and return where its first bad number came from.
 
@@ -60,6 +62,7 @@ class NonFiniteReplay:
             targets: the batch's.
             replica: a copy of the model; without one the step cannot be repeated.
             loss_fn: without it only the forward pass is repeated.
+            layout: where the batch's samples lie.
 
         Returns:
             The origin; `unknown` where the step cannot be repeated, or does not break again.
@@ -73,9 +76,10 @@ class NonFiniteReplay:
                 found = find_origin(
                     model,
                     loss_fn,
-                    call.kwargs or call.args,
+                    {str(i): value for i, value in enumerate(call.args)} | call.kwargs,
                     targets,
                     call=lambda model, _: call(model),
+                    layout=layout,
                 )
         self.saved = {
             "step": step,

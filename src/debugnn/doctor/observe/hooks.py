@@ -1,0 +1,195 @@
+"""Hooks on the model and the optimiser, which note what happens between two steps."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from debugnn.doctor.copies import Relay
+from debugnn.doctor.nonfinite.replay import NonFiniteReplay
+from debugnn.doctor.observe.callers import line_of_caller
+from debugnn.doctor.observe.calls import Call, map_tensors, scores_of
+from debugnn.doctor.observe.forward_passes import ForwardPass
+from debugnn.doctor.observe.graph import UnregisteredLeaves
+from debugnn.doctor.observe.layers import LayerProbes
+from debugnn.doctor.observe.optimizer import RateCurve
+from debugnn.doctor.observe.rivals import Rivals
+from debugnn.doctor.observe.stale_gradients import StaleGradients
+from debugnn.doctor.observe.watched_training import WatchedTraining
+from debugnn.doctor.troubles import guarded
+from debugnn.errors import one_line
+
+
+class TrainingHooks:
+    """Notes forward passes, gradients and updates as they come.
+
+    Args:
+        training: what is watched.
+        model: as the loop calls it, which may be one from `torch.compile`.
+        replay: is given the weights of the first update whose gradients are not finite.
+        at_once: look at all gradients in every step.
+
+    Attributes:
+        evidence: what has been seen.
+        outputs: of the latest forward pass since the last step.
+        output_gradient: of the scores among these outputs, where a probe is due.
+        layers: gradients and updates.
+        leaves: tensors of the outputs' graph that the model does not list.
+        rates: learning rates.
+        rivals: other networks.
+
+    Raises:
+        TypeError: a model or an optimiser that takes no hooks.
+    """
+
+    def __init__(
+        self, training: WatchedTraining, model: nn.Module, replay: NonFiniteReplay, at_once: bool
+    ) -> None:
+        self.evidence = training.evidence
+        self.outputs: Any = None
+        self.output_gradient: Tensor | None = None
+        self.layers = LayerProbes(training.evidence, training.model)
+        self.leaves = UnregisteredLeaves(training.model, training.optimizer)
+        self.rates = RateCurve()
+        self.rivals = Rivals(training.model, training.optimizer)
+        self._training = training
+        self._replay = replay
+        self._at_once = at_once
+        self._loop = training.evidence.loop
+        self._stale = StaleGradients(self._loop, training.optimizer)
+        self._begun = False
+        self._handles: list[Any] = []
+        self._hook(model, training.optimizer)
+
+    def _hook(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        try:
+            self._handles += [
+                model.register_forward_pre_hook(Relay(self, "_before_forward"), with_kwargs=True),
+                model.register_forward_hook(Relay(self, "_after_forward")),
+            ]
+        except RuntimeError as error:  # TorchScript
+            raise TypeError(f"model takes no hooks: {one_line(error)}") from error
+        try:
+            self._handles += [
+                optimizer.register_step_pre_hook(Relay(self, "_before_update")),
+                optimizer.register_step_post_hook(Relay(self, "_after_update")),
+            ]
+        except AttributeError as error:
+            self.release()
+            kind = type(optimizer).__name__
+            raise TypeError(f"{kind} takes no hooks: it never called super().__init__()") from error
+
+    def begin(self) -> None:
+        """Copy the model and note what the optimiser holds, before the first forward pass."""
+        if self._begun:
+            return
+        self._begun = True
+        self._training.copy_model()
+        model, optimizer = self._training.model, self._training.optimizer
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        watched = sorted(
+            (p for p in model.parameters() if p.requires_grad and id(p) in held),
+            key=Tensor.numel,
+        )
+        self._handles += self._stale.watch(watched[:2])
+
+    def clear(self) -> None:
+        """Forget the outputs and the probe of a step."""
+        self.outputs = self.output_gradient = None
+        self.layers.drop()
+
+    def release(self) -> None:
+        """Take all hooks off, and let go of what they have kept."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self.layers.release()
+        self.leaves.release()
+        self.output_gradient = None
+
+    @guarded("a forward pass")
+    def _before_forward(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        training, passes = self._training.model.training, self._training.passes
+        learning = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+        if not learning:
+            if passes.note_evaluation(Call(args, kwargs), training):
+                self._loop.evaluation_line = self._loop.evaluation_line or line_of_caller()
+            return
+        self.begin()
+        call = Call(args, kwargs)
+        self.rivals.note_inputs(call.tensors())
+        if self._loop.training_line is None:
+            self._loop.training_line = line_of_caller()
+        if not training and self._loop.eval_mode_line is None:
+            self._loop.eval_mode_line = line_of_caller()
+        passes.note_training(ForwardPass(call, training, self._training.random_state()))
+
+    @guarded("the outputs of a forward pass")
+    def _after_forward(self, module: nn.Module, args: tuple, output: Any) -> None:
+        if not torch.is_grad_enabled():
+            return
+        self.outputs = map_tensors(output, Tensor.detach)
+        if self._training.probe_due:
+            scores = scores_of(output)
+            if scores is not None and scores.requires_grad and not scores.is_leaf:
+                scores.register_hook(Relay(self, "_note_output_gradient"))
+        pending = self._training.passes.pending
+        if self.leaves.looks and pending:
+            self.leaves.look(pending[-1].call, output)
+
+    def _note_output_gradient(self, gradient: Tensor) -> None:
+        self.output_gradient = gradient.detach()
+
+    def _before_update(
+        self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict
+    ) -> tuple[tuple, dict] | None:
+        """Note the gradients of an update; with a closure, those that its first call leaves.
+
+        Returns:
+            Arguments with a closure that notes them; None where there is no closure.
+        """
+        own, *rest = args  # a hook on the step gets the optimiser too
+        closure = rest[0] if rest else kwargs.get("closure")
+        if closure is None:
+            self._note_update(optimizer)
+            return None
+        noted = False
+
+        def watched() -> Any:
+            nonlocal noted
+            result = closure()
+            if not noted:
+                noted = True
+                self._note_update(optimizer)
+            return result
+
+        if rest:
+            return (own, watched, *rest[1:]), kwargs
+        return args, {**kwargs, "closure": watched}
+
+    @guarded("the gradients before an update")
+    def _note_update(self, optimizer: torch.optim.Optimizer) -> None:
+        training = self._training
+        due, state, replica = training.probe_due, training.state_before_pass(), training.replica
+        if self._loop.update_line is None:
+            self._loop.update_line = line_of_caller()
+        training.passes.note_update(training.model.training)
+        self._stale.compare(due)
+        self.layers.refresh(due)
+        if not self.layers.has_gradients():
+            self._loop.empty_steps += 1
+            return
+        self.rates.note(optimizer)
+        if replica is not None:
+            replica.note_rates(optimizer)
+        thorough = due or self._at_once
+        if self.evidence.nonfinite is None and self.layers.has_nonfinite_gradients(thorough):
+            self._replay.keep(training.model, state)
+        if due:
+            self.layers.measure_gradients(replica)
+
+    @guarded("the weights after an update")
+    def _after_update(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
+        self._loop.optimizer_steps += 1
+        self._stale.keep(self._training.every)
+        self.layers.measure_updates()

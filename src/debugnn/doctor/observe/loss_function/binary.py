@@ -1,0 +1,48 @@
+"""What a loss function rewards where one output stands for two classes."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from debugnn.doctor.evidence import LossFacts
+from debugnn.doctor.observe.loss_function.across_samples import cross_gradient, permuted
+from debugnn.doctor.observe.loss_function.made_up import REST, SURE, Loss, random_numbers
+from debugnn.doctor.observe.task import Task
+
+_BINARY_LOGIT = 12.0
+
+
+def try_binary(facts: LossFacts, loss: Loss, outputs: Tensor, task: Task) -> None:
+    """Fill in what the loss makes of outputs that are right for two classes, and of wrong ones."""
+    ones = loss.targets.to(outputs.dtype).reshape(outputs.shape)
+    share = ones.mean().clamp(0.05, 0.95)
+    facts.output_space = "unit" if task.squashed else "real"
+    if facts.output_space == "unit":
+        right = ones * SURE + REST
+        wrong, constant = 1 - right, torch.full_like(ones, share.item())
+    else:
+        right = (2 * ones - 1) * _BINARY_LOGIT
+        wrong, constant = -right, torch.full_like(ones, share.logit().item())
+        facts.squared = _is_squared(loss, ones, min(loss(right), loss(constant)))
+        if facts.squared:
+            right, wrong, constant = ones, 1 - ones, torch.full_like(ones, share.item())
+    facts.best, facts.constant = loss(right), loss(constant)
+    facts.rewards = [[facts.best, loss(wrong)]]
+    others = [facts.constant, facts.rewards[0][1]]
+    known = all(map(math.isfinite, [facts.best, *others]))
+    facts.confirmed = known and facts.best < min(others)
+    facts.opposed = known and facts.best > max(others) and min(others) < 0
+    noise = torch.randn(outputs.shape, generator=random_numbers()).sigmoid()
+    facts.permuted = permuted(loss, noise.to(outputs))
+    facts.cross_gradient = cross_gradient(loss, outputs)
+
+
+def _is_squared(loss: Loss, ones: Tensor, otherwise: float) -> bool:
+    """Return whether a real output is compared with {0, 1} by a distance.
+
+    It is least at 0 and 1, and more confidence costs on either side; a margin is for one alone.
+    """
+    best = loss(ones)
+    beyond = (loss(3 * ones), loss(3 * ones - 2))  # 3 in place of 1, and −2 in place of 0
+    return best < otherwise and all(best < value for value in beyond)

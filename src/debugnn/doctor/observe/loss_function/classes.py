@@ -1,0 +1,153 @@
+"""What a loss function rewards where targets are one of many classes, or shares of them."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from debugnn.doctor.evidence import LossFacts
+from debugnn.doctor.observe.loss_function.across_samples import cross_gradient
+from debugnn.doctor.observe.loss_function.dependence import relabelled, same_gradient
+from debugnn.doctor.observe.loss_function.made_up import (
+    EDGE,
+    REST,
+    SURE,
+    ZERO_LOSS,
+    Loss,
+    random_numbers,
+    ratio,
+)
+from debugnn.doctor.observe.task import Task, space
+
+# Logits of the right class, the others being 0. Label smoothing punishes confidence and a squared
+# error punishes distance: the best of these counts. The last ones are for losses that divide them.
+_LOGITS = (1.0, 2.0, 4.0, 6.0, 8.0, 12.0, 30.0, 300.0)
+_RIGHT = 3  # the index of those that stand for right outputs
+
+
+def try_classes(facts: LossFacts, loss: Loss, outputs: Tensor, task: Task) -> None:
+    """Fill in what the loss makes of outputs that are right for classes, and of wrong ones."""
+    targets = loss.targets
+    rows = outputs.movedim(task.axis, -1).reshape(-1, task.size)
+    facts.output_space = space(rows)
+    if task.squashed and facts.output_space == "real":
+        facts.output_space = "unit"
+
+    def shaped(made_up: Tensor) -> Tensor:
+        moved = outputs.movedim(task.axis, -1)
+        return made_up.to(outputs.dtype).reshape(moved.shape).movedim(-1, task.axis)
+
+    noise = shaped(_noise(rows, facts.output_space))
+    facts.pairwise = _is_pairwise(loss, noise, task.size)
+    if targets.is_floating_point():
+        labels = targets.reshape(-1, task.size).argmax(dim=1)
+    else:
+        labels = targets.reshape(-1).long()
+    known = (labels >= 0) & (labels < task.size)
+    if not known.any() or not (known.all() or _leaves_out(loss, noise, ~known, task)):
+        return  # some labels are impossible: no outputs are right for them
+    hot = F.one_hot(labels.where(known, 0), task.size).to(outputs.dtype)
+    if facts.output_space == "real":
+        candidates = [hot * size for size in _LOGITS]
+        right, wrong, flat = candidates[_RIGHT], -candidates[_RIGHT], torch.zeros_like(hot)
+    else:
+        rest = REST / task.size
+        right = hot * SURE + rest
+        wrong = (1 - hot) / (task.size - 1) * SURE + rest
+        flat = torch.full_like(hot, 1 / task.size)
+        if facts.output_space == "log_simplex":
+            right, wrong, flat = right.log(), wrong.log(), flat.log()
+        candidates = [right]
+    values = [loss(shaped(candidate)) for candidate in candidates]
+    facts.best, facts.constant = min(values), loss(shaped(flat))
+    facts.rewards = [[loss(shaped(right)), loss(shaped(wrong))]]
+    if facts.output_space == "real":
+        facts.confident = values[-1]
+    _try_noise(facts, loss, noise, hot, task)
+    right_value, wrong_value = facts.rewards[0]
+    facts.confirmed = right_value < wrong_value
+    facts.opposed = facts.opposed and right_value > wrong_value
+
+
+def try_soft_classes(facts: LossFacts, loss: Loss, outputs: Tensor, task: Task) -> None:
+    """Compare a distribution with itself, and with another sample's: what is best is not 0."""
+    facts.output_space = space(outputs)
+    shares = loss.targets.to(outputs.dtype)
+    if facts.output_space == "real" or facts.output_space == "log_simplex":
+        shares = shares.clamp_min(EDGE).log()
+    right = loss(shares)
+    wrong = [loss(shares.roll(by, dims=axis)) for by, axis in ((1, 0), (1, 1))]
+    facts.rewards = [[right, min(wrong)]]
+    facts.confirmed = right < min(wrong)
+    facts.opposed = right > max(wrong)
+    if facts.output_space == "simplex":
+        facts.linear = _linear(loss, shares, shares.roll(1, dims=0))
+
+
+def _leaves_out(loss: Loss, outputs: Tensor, rows: Tensor, task: Task) -> bool:
+    """Return whether the loss ignores these rows of outputs, (N,): padding, for example."""
+    gradient = loss.gradient(outputs)
+    if gradient is None:
+        return False
+    return not bool(gradient.movedim(task.axis, -1).reshape(-1, task.size)[rows].any())
+
+
+def _is_pairwise(loss: Loss, outputs: Tensor, classes: int) -> bool:
+    """Return whether labels count only by being equal or not, as in metric learning.
+
+    To rename the classes then leaves the gradient as it is, and to draw other groups changes it.
+    """
+    targets = loss.targets
+    if targets.is_floating_point():
+        return False
+    most = int(targets.max()) + 1  # of an embedding's labels there may be more than dimensions
+    number = max(classes, most)
+    renamed = [relabelled(targets, number, by) for by in (1, 2)]
+    if not all(same_gradient(loss, outputs, other) for other in renamed):
+        return False
+    places = torch.arange(targets.numel(), device=targets.device).reshape(targets.shape)
+    others = (places % number, places // 2 % number)  # one of them may group as the labels do
+    return not all(same_gradient(loss, outputs, other) for other in others)
+
+
+def _noise(rows: Tensor, output_space: str) -> Tensor:
+    """Return random outputs (N, C), always the same, in the space of the model's outputs."""
+    noise = torch.randn(rows.shape, generator=random_numbers()).to(rows)
+    if output_space == "simplex":
+        return noise.softmax(dim=1)
+    if output_space == "log_simplex":
+        return noise.log_softmax(dim=1)
+    return noise.sigmoid() if output_space == "unit" else noise
+
+
+def _try_noise(facts: LossFacts, loss: Loss, noise: Tensor, hot: Tensor, task: Task) -> None:
+    """Find out which outputs the loss compares with each other, at outputs drawn at random."""
+    if facts.output_space == "real":
+        here, there = loss(noise), loss(noise + 3)
+        facts.shift_change = abs(here - there) / max(abs(here), abs(there), 1e-6)
+    elif facts.output_space in ("simplex", "unit"):
+        facts.linear = _linear(loss, noise, noise.roll(1, dims=0))
+    gradient = loss.gradient(noise)
+    if gradient is None or len(noise) < 2:
+        return
+    by_row = gradient.movedim(task.axis, -1).reshape(-1, task.size)
+    facts.other_entries = ratio((by_row * (1 - hot)).abs().sum(), by_row.abs().sum())
+    facts.opposed = bool(((by_row * hot).sum(dim=1) > 0).all())
+    facts.fixed_entries = _reads_fixed_entries(loss, noise, gradient, task)
+    facts.cross_gradient = cross_gradient(loss, noise)
+
+
+def _linear(loss: Loss, first: Tensor, second: Tensor) -> float | None:
+    """Return how far the loss halfway between two outputs is from its mean, relatively to it."""
+    ends = (loss(first) + loss(second)) / 2
+    return abs(loss((first + second) / 2) - ends) / max(abs(ends), ZERO_LOSS)
+
+
+def _reads_fixed_entries(loss: Loss, noise: Tensor, gradient: Tensor, task: Task) -> bool:
+    """Return whether the loss reads the same part of each sample's outputs, not all, whatever the
+    labels are."""
+    read = gradient != 0
+    some = read.movedim(task.axis, -1).any(dim=-1) & ~read.movedim(task.axis, -1).all(dim=-1)
+    if loss.targets.is_floating_point() or not some.all():
+        return False
+    others = (loss.gradient(noise, relabelled(loss.targets, task.size, by)) for by in (1, 2))
+    return all(other is not None and torch.equal(read, other != 0) for other in others)

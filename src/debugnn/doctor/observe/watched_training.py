@@ -1,0 +1,115 @@
+"""The training that is watched, and what has been found out about it so far."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from debugnn.doctor import troubles
+from debugnn.doctor.copies import undisturbed
+from debugnn.doctor.evidence import Evidence
+from debugnn.doctor.observe.buffer import BatchBuffer
+from debugnn.doctor.observe.forward_passes import ForwardPasses
+from debugnn.doctor.observe.layout import Layout
+from debugnn.doctor.observe.replica import Replica
+from debugnn.doctor.observe.task import Task
+from debugnn.doctor.reachable import Changes
+from debugnn.errors import one_line
+from debugnn.random_state import random_state
+
+_EARLY_PROBES = (3, 8)  # steps
+
+
+class WatchedTraining:
+    """A training, and what its observer knows of it.
+
+    Args:
+        model: any module; one from `torch.compile` too.
+        optimizer: any of `torch.optim`.
+        loss_fn: called as `loss_fn(model(inputs), targets)`; None where there is none.
+        every: steps between two probes of the layers.
+        steps_before: steps that the training took before.
+        layout: where samples lie, as far as it is known before the first batch.
+        copies: keep a copy of the model and its initial weights.
+
+    Attributes:
+        model: without the wrapper of `torch.compile`.
+        optimizer: as it was given.
+        loss_fn: None also once it was seen to need targets that the loop does not hand over.
+        needs_no_targets: the loss function was seen to need none.
+        every: as it was given.
+        evidence: what has been seen.
+        layout: where the samples of a batch lie.
+        buffer: some of the training's batches.
+        passes: the forward passes since the last step.
+        replica: a copy of the model, from the first forward pass on.
+        task: how outputs and targets are read, from the first step on.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loss_fn: Callable[[Any, Any], Tensor] | None,
+        *,
+        every: int,
+        steps_before: int,
+        layout: Layout,
+        copies: bool,
+    ) -> None:
+        self.model: nn.Module = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
+        self.optimizer = optimizer
+        self.loss_fn = loss_fn
+        self.needs_no_targets = False
+        self.every = every
+        self.evidence = Evidence()
+        self.evidence.loop.steps_before = steps_before
+        self.layout = layout
+        self.buffer = BatchBuffer()
+        self.passes = ForwardPasses(self.evidence.loop)
+        self.replica: Replica | None = None
+        self.task: Task | None = None
+        self._copies = copies
+
+    def copy_model(self) -> None:
+        """Copy the model as it starts, before the first forward pass."""
+        self.replica = Replica(self.model, self.optimizer, self._copies)
+        if self.replica.error is not None:
+            troubles.note(
+                self.evidence,
+                "the model is not tried out, and its outputs are not looked at: it cannot be "
+                f"copied ({one_line(self.replica.error)})",
+            )
+
+    def current_model(self) -> nn.Module | None:
+        """Return the copy as the model is now, None without a copy."""
+        return None if self.replica is None else self.replica.current()
+
+    def undisturbed(self) -> AbstractContextManager[Changes]:
+        """Leave no trace of what runs in the block, copies of the model and the loss function."""
+        return undisturbed(self.loss_fn, self.model)
+
+    @property
+    def probe_due(self) -> bool:
+        """True if this step is one of a probe."""
+        steps = self.evidence.loop.steps
+        return steps % self.every == 0 or steps in _EARLY_PROBES
+
+    def random_state(self) -> list[Tensor]:
+        """Return the present random state of the CPU and of the model's device."""
+        device = self.replica.device if self.replica is not None else torch.device("cpu")
+        return random_state(device)
+
+    def state_before_pass(self) -> list[Tensor]:
+        """Return the random state before this step's forward pass; the present one without it."""
+        pending = self.passes.pending
+        return pending[-1].random_state if pending else self.random_state()
+
+    def release(self) -> None:
+        """Let go of the copy and of the batches."""
+        if self.replica is not None:
+            self.replica.release()
+        self.buffer.clear()
+        self.passes.clear()

@@ -1,0 +1,153 @@
+"""Fully connected networks that name the digits."""
+
+from functools import partial
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, AdamW, RMSprop
+from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
+
+from debugnn.faults.datasets import digits
+from debugnn.faults.loops import loss_alone, sharpness_aware
+from debugnn.faults.nets import Functional, Heads, mlp, residual_mlp
+from debugnn.faults.program import Build, Setup, score
+
+ce = nn.CrossEntropyLoss
+
+
+def digits_and_pixels_loss(outputs: dict[str, Tensor], targets: Tensor) -> Tensor:
+    """Which digit it is, and how dark its image is on average, in one loss."""
+    darkness = outputs["darkness"].squeeze(1)
+    return F.cross_entropy(outputs["digit"], targets) + 0.1 * darkness.square().mean()
+
+
+def several_tasks(seed: int) -> Setup:
+    """Two heads on one body; the loss adds a penalty of the second one to the first one's loss."""
+    body = nn.Sequential(*mlp(64, 64, 64), nn.ReLU())
+    heads = {"digit": nn.Linear(64, 10), "darkness": nn.Linear(64, 1)}
+    return Setup(
+        Heads(body, heads), digits_and_pixels_loss, partial(Adam, lr=2e-3), *digits(seed),
+        score=lambda outputs, targets: score(outputs["digit"], targets),
+    )  # fmt: skip
+
+
+TUNING: dict[str, Build] = {
+    "mlp": lambda seed: Setup(mlp(64, 64, 64, 10), ce(), partial(Adam, lr=2e-3), *digits(seed)),
+    "mlp_momentum": lambda seed: Setup(
+        mlp(64, 64, 10, activation=nn.LeakyReLU),
+        F.cross_entropy,
+        partial(SGD, lr=0.03, momentum=0.9),
+        *digits(seed),
+    ),
+    "mlp_tanh": lambda seed: Setup(
+        mlp(64, 64, 64, 10, activation=nn.Tanh), ce(), partial(AdamW, lr=2e-3), *digits(seed)
+    ),
+    "mlp_selu": lambda seed: Setup(
+        mlp(64, 48, 48, 48, 10, activation=nn.SELU),
+        ce(),
+        partial(SGD, lr=0.02, momentum=0.9, nesterov=True),
+        *digits(seed),
+        epochs=5,
+    ),
+    "mlp_batch_norm": lambda seed: Setup(
+        mlp(64, 64, 64, 10, norm=nn.BatchNorm1d), ce(), partial(SGD, lr=0.1), *digits(seed)
+    ),
+    "mlp_dropout": lambda seed: Setup(
+        mlp(64, 128, 128, 10, dropout=0.4), ce(), partial(Adam, lr=3e-3), *digits(seed)
+    ),
+    "mlp_batch_of_256": lambda seed: Setup(
+        mlp(64, 64, 10), ce(), partial(Adam, lr=1e-2), *digits(seed), batch_size=256, epochs=25
+    ),
+    "mlp_clipped": lambda seed: Setup(
+        mlp(64, 64, 64, 10), ce(), partial(SGD, lr=0.3), *digits(seed), clip=0.5
+    ),
+    "mlp_warm_up": lambda seed: Setup(
+        mlp(64, 64, 64, 10, activation=nn.Tanh),
+        ce(),
+        partial(AdamW, lr=1e-3),
+        *digits(seed),
+        make_scheduler=partial(OneCycleLR, max_lr=1e-2, total_steps=10),
+    ),
+    "mlp_accumulated_by_8": lambda seed: Setup(
+        mlp(64, 48, 10, activation=nn.Tanh),
+        ce(),
+        partial(SGD, lr=0.3, momentum=0.9),
+        *digits(seed),
+        batch_size=8,
+        accumulate=8,
+    ),
+    "mlp_accumulated": lambda seed: Setup(
+        mlp(64, 64, 64, 10),
+        ce(),
+        partial(Adam, lr=3e-3),
+        *digits(seed),
+        batch_size=16,
+        accumulate=2,
+    ),
+    "mlp_l2_by_hand": lambda seed: Setup(
+        mlp(64, 64, 10),
+        ce(),
+        partial(Adam, lr=3e-3),
+        *digits(seed),
+        penalty=lambda model: 1e-4 * sum(p.square().sum() for p in model.parameters()),
+    ),
+    "softmax_regression": lambda seed: Setup(
+        nn.Linear(64, 10), ce(), partial(SGD, lr=0.1), *digits(seed)
+    ),
+    "sharpness_aware": sharpness_aware,
+    "loss_alone": loss_alone,
+}
+
+HELD_OUT: dict[str, Build] = {
+    "mlp_sgd": lambda seed: Setup(
+        mlp(64, 64, 64, 10), ce(), partial(SGD, lr=0.1), *digits(seed), epochs=10
+    ),
+    "mlp_rmsprop": lambda seed: Setup(
+        mlp(64, 48, 48, 10, activation=nn.ELU), ce(), partial(RMSprop, lr=1e-3), *digits(seed)
+    ),
+    "mlp_gelu_weight_decay": lambda seed: Setup(
+        mlp(64, 96, 10, activation=nn.GELU),
+        ce(),
+        partial(AdamW, lr=3e-3, weight_decay=0.1),
+        *digits(seed),
+        batch_size=64,
+    ),
+    "mlp_shallow_sigmoid": lambda seed: Setup(
+        mlp(64, 64, 10, activation=nn.Sigmoid), ce(), partial(Adam, lr=1e-2), *digits(seed)
+    ),
+    "mlp_layer_norm": lambda seed: Setup(
+        mlp(64, 64, 64, 10, norm=nn.LayerNorm, activation=nn.GELU),
+        ce(),
+        partial(Adam, lr=2e-3),
+        *digits(seed),
+    ),
+    "mlp_batch_of_8": lambda seed: Setup(
+        mlp(64, 32, 10), ce(), partial(SGD, lr=0.05), *digits(seed), batch_size=8, epochs=4
+    ),
+    "mlp_label_smoothing": lambda seed: Setup(
+        mlp(64, 64, 64, 10), ce(label_smoothing=0.1), partial(Adam, lr=2e-3), *digits(seed)
+    ),
+    "mlp_cosine": lambda seed: Setup(
+        mlp(64, 64, 64, 10),
+        ce(),
+        partial(SGD, lr=0.05, momentum=0.9),
+        *digits(seed),
+        make_scheduler=partial(CosineAnnealingLR, T_max=8),
+    ),
+    "mlp_raw_pixels": lambda seed: Setup(  # 0 to 16, and it learns all the same
+        mlp(64, 64, 64, 10), ce(), partial(Adam, lr=1e-3), *digits(seed, standardise="none")
+    ),
+    "mlp_log_softmax": lambda seed: Setup(
+        nn.Sequential(*mlp(64, 64, 10), nn.LogSoftmax(dim=1)),
+        nn.NLLLoss(),
+        partial(Adam, lr=3e-3),
+        *digits(seed),
+    ),
+    "functional": lambda seed: Setup(
+        Functional(64, 64, 10), F.cross_entropy, partial(Adam, lr=2e-3), *digits(seed)
+    ),
+    "residual_zero_init": lambda seed: Setup(
+        residual_mlp(), ce(), partial(Adam, lr=2e-3), *digits(seed)
+    ),
+    "several_tasks": several_tasks,
+}

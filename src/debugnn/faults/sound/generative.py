@@ -1,0 +1,76 @@
+"""Generative models: variational autoencoders and adversarial networks."""
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+from torch.optim import Adam
+
+from debugnn.faults.datasets import autoencoding, ring
+from debugnn.faults.nets import VariationalAutoencoder, mlp
+from debugnn.faults.program import Build, Setup, score
+
+
+def negative_elbo(outputs: tuple[Tensor, Tensor, Tensor], targets: Tensor) -> Tensor:
+    """Squared error and KL divergence, both summed over pixels, codes and samples."""
+    rebuilt, mean, log_variance = outputs
+    kl = -0.5 * (1 + log_variance - mean.square() - log_variance.exp()).sum()
+    return 0.5 * (rebuilt - targets).square().sum() + kl
+
+
+def rebuilt_score(outputs: tuple[Tensor, ...], targets: Tensor) -> float:
+    """Return R² of a variational autoencoder's rebuilt inputs."""
+    return score(outputs[0], targets)
+
+
+def variational_autoencoder(seed: int) -> Setup:
+    """A variational autoencoder of digits by the textbook's summed bound."""
+    return Setup(
+        VariationalAutoencoder(64, 64, 6), negative_elbo, partial(Adam, lr=2e-3),
+        *autoencoding(seed), score=rebuilt_score,
+    )  # fmt: skip
+
+
+def generator(seed: int, hinge: bool = False) -> Setup:
+    """A generator of points of a ring; the critic that its loss calls trains after each step."""
+    maker, critic = mlp(6, 48, 48, 2), mlp(2, 48, 48, 1, activation=partial(nn.LeakyReLU, 0.2))
+    if hinge:
+        for layer in (critic[0], critic[2]):
+            spectral_norm(layer)
+    moves = Adam(critic.parameters(), lr=2e-3, betas=(0.5, 0.9))
+    train, val = ring(seed)
+    draws = torch.Generator().manual_seed(seed)
+
+    def loss_fn(fake: Tensor, _: Tensor) -> Tensor:
+        return -critic(fake).mean() if hinge else F.softplus(-critic(fake)).mean()
+
+    def outside(fake: Tensor, _: Tensor) -> float:
+        return (fake.norm(dim=1) > 0.5).float().mean().item()
+
+    def train_critic(model: nn.Module) -> None:
+        chosen = torch.randint(len(train[0]), (32,), generator=draws)
+        with torch.no_grad():
+            fake = model(train[0][chosen])
+        true = train[1][chosen]
+        bound = F.relu if hinge else F.softplus
+        margin = 1.0 if hinge else 0.0
+        moves.zero_grad()
+        (bound(margin - critic(true)) + bound(margin + critic(fake))).mean().backward()
+        moves.step()
+
+    return Setup(
+        maker, loss_fn, partial(Adam, lr=1e-3, betas=(0.5, 0.9)), train, val,
+        after_step=train_critic, score=outside,
+    )  # fmt: skip
+
+
+TUNING: dict[str, Build] = {
+    "variational_autoencoder": variational_autoencoder,
+    "generator": generator,
+}
+
+HELD_OUT: dict[str, Build] = {
+    "generator_with_hinge": partial(generator, hinge=True),
+}

@@ -1,0 +1,64 @@
+"""Embeddings whose distances tell which samples are alike."""
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.optim import Adam
+
+from debugnn.faults.datasets import tangled_pairs, triplets
+from debugnn.faults.loops import contrastive, siamese
+from debugnn.faults.nets import mlp
+from debugnn.faults.program import Build, Setup
+
+
+def triplet_loss(embedded: Tensor, _: Tensor) -> Tensor:
+    """Push a sample's neighbour of its own class nearer to it than one of another class."""
+    anchor, own, other = embedded.unbind(dim=1)
+    return F.triplet_margin_loss(anchor, own, other)
+
+
+def triplet_score(embedded: Tensor, _: Tensor) -> float:
+    """Return the share of triplets whose own class is nearer."""
+    anchor, own, other = embedded.unbind(dim=1)
+    nearer = (anchor - own).norm(dim=1) < (anchor - other).norm(dim=1)
+    return nearer.float().mean().item()
+
+
+def contrastive_loss(embedded: Tensor, different: Tensor) -> Tensor:
+    """Hadsell's loss of pairs: near where they are of one class, a margin apart otherwise."""
+    distance = (embedded[:, 0] - embedded[:, 1]).norm(dim=1)
+    apart = (1 - distance).clamp_min(0)
+    return torch.where(different > 0.5, apart.square(), distance.square()).mean()
+
+
+def contrastive_score(embedded: Tensor, different: Tensor) -> float:
+    """Return the share of pairs that a distance of one half tells apart."""
+    distance = (embedded[:, 0] - embedded[:, 1]).norm(dim=1)
+    return ((distance > 0.5) == (different > 0.5)).float().mean().item()
+
+
+TUNING: dict[str, Build] = {
+    "triplet_net": lambda seed: Setup(
+        mlp(64, 64, 16),
+        triplet_loss,
+        partial(Adam, lr=2e-3),
+        *triplets(seed),
+        epochs=6,
+        score=triplet_score,
+    ),
+    "contrastive": contrastive,
+}
+
+HELD_OUT: dict[str, Build] = {
+    "siamese_net": lambda seed: Setup(
+        mlp(64, 64, 8),
+        contrastive_loss,
+        partial(Adam, lr=2e-3),
+        *tangled_pairs(seed),
+        epochs=6,
+        score=contrastive_score,
+    ),
+    "siamese": siamese,
+}

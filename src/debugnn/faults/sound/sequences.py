@@ -1,0 +1,95 @@
+"""Networks that read sequences: those that name each one, and those that name its next symbols."""
+
+from functools import partial
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, AdamW
+
+from debugnn.faults.datasets import copying, digits, successors, text, tokens
+from debugnn.faults.loops import carrying, packed, sentences
+from debugnn.faults.nets import (
+    CausalAttention,
+    Convolved,
+    LanguageModel,
+    NextSymbol,
+    Reader,
+    Recurrent,
+    ThroughCode,
+    Transformer,
+)
+from debugnn.faults.program import Build, Setup
+
+ce = nn.CrossEntropyLoss
+
+
+def next_token_loss(outputs: tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
+    """Cross-entropy of a language model's logits; its state is left alone."""
+    return F.cross_entropy(outputs[0].flatten(0, 1), targets.flatten())
+
+
+def next_token_score(outputs: tuple[Tensor, Tensor], targets: Tensor) -> float:
+    """Return the share of tokens that are predicted."""
+    return (outputs[0].argmax(dim=2) == targets).float().mean().item()
+
+
+def language_model(seed: int) -> Setup:
+    """A language model that returns its state beside the logits."""
+    return Setup(
+        LanguageModel(20), next_token_loss, partial(Adam, lr=5e-3), *text(seed), clip=1.0,
+        score=next_token_score,
+    )  # fmt: skip
+
+
+TUNING: dict[str, Build] = {
+    "lstm": lambda seed: Setup(
+        Recurrent(nn.LSTM, 8, 32, 10), ce(), partial(Adam, lr=1e-2), *digits(seed, 8, 8)
+    ),
+    "rnn": lambda seed: Setup(
+        Recurrent(nn.RNN, 8, 48, 10), ce(), partial(Adam, lr=3e-3), *digits(seed, 8, 8)
+    ),
+    "transformer": lambda seed: Setup(
+        Transformer(nn.Linear(8, 32), 8, 10),
+        ce(),
+        partial(Adam, lr=1e-2),
+        *digits(seed, 8, 8),
+        batch_size=40,
+        epochs=9,
+    ),
+    "next_symbol_gru": lambda seed: Setup(
+        NextSymbol(12, Reader()), ce(), partial(Adam, lr=1e-2), *successors(seed)
+    ),
+    "next_symbol_attention": lambda seed: Setup(
+        NextSymbol(12, CausalAttention(16)), ce(), partial(Adam, lr=5e-3), *successors(seed)
+    ),
+    "language_model": language_model,
+    "carried_lstm": partial(carrying, cell=nn.LSTM, flat=False),
+    "packed": packed,
+}
+
+HELD_OUT: dict[str, Build] = {
+    "gru_clipped": lambda seed: Setup(
+        Recurrent(nn.GRU, 8, 32, 10), ce(), partial(Adam, lr=1e-2), *digits(seed, 8, 8), clip=1.0
+    ),
+    "rnn_sgd_clipped": lambda seed: Setup(
+        Recurrent(nn.RNN, 8, 48, 10),
+        ce(),
+        partial(SGD, lr=0.05, momentum=0.9),
+        *digits(seed, 8, 8),
+        clip=1.0,
+    ),
+    "transformer_tokens": lambda seed: Setup(
+        Transformer(nn.Embedding(8, 32), 12, 8, dropout=0.1, norm_first=True),
+        ce(),
+        partial(AdamW, lr=3e-3),
+        *tokens(seed),
+    ),
+    "next_symbol_convolution": lambda seed: Setup(
+        NextSymbol(12, Convolved()), ce(), partial(AdamW, lr=1e-2), *successors(seed)
+    ),
+    "symbols_through_a_code": lambda seed: Setup(
+        NextSymbol(6, ThroughCode(8)), ce(), partial(Adam, lr=1e-2), *copying(seed), epochs=20
+    ),
+    "carried_gru": partial(carrying, cell=nn.GRU, flat=True),
+    "sentences": sentences,
+}

@@ -1,0 +1,89 @@
+"""Classification of tables: two classes, three, a hundred."""
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.optim import SGD, Adam
+
+from debugnn.faults.datasets import Split, binary, few_informative, prototypes, table, toy
+from debugnn.faults.nets import Functional, mlp
+from debugnn.faults.program import Build, Setup
+
+ce = nn.CrossEntropyLoss
+
+
+def oversampled(data: Split) -> Split:
+    """Repeat the training samples of class 1 twice, as for a class that is rare."""
+    (x, y), val = data
+    again = (y == 1).nonzero().flatten().repeat(2)
+    return (torch.cat([x, x[again]]), torch.cat([y, y[again]])), val
+
+
+TUNING: dict[str, Build] = {
+    "cancer": lambda seed: Setup(  # 37 % and 63 %
+        mlp(30, 16, 2), ce(), partial(Adam, lr=3e-3), *table("breast_cancer", seed), epochs=12
+    ),
+    "wine": lambda seed: Setup(
+        mlp(13, 32, 3), ce(), partial(Adam, lr=5e-3), *table("wine", seed), batch_size=16, epochs=12
+    ),
+    "moons": lambda seed: Setup(
+        mlp(2, 32, 32, 2), ce(), partial(Adam, lr=5e-3), *toy("moons", seed), epochs=15
+    ),
+    "functional_circles": lambda seed: Setup(
+        Functional(2, 32, 2),
+        F.cross_entropy,
+        partial(Adam, lr=5e-3),
+        *toy("circles", seed),
+        epochs=12,
+    ),
+    "ten_prototypes": lambda seed: Setup(
+        mlp(32, 64, 10),
+        ce(),
+        partial(SGD, lr=0.1),
+        *prototypes(seed, classes=10, noise=1.5),
+        epochs=4,
+    ),
+    "forty_classes": lambda seed: Setup(
+        mlp(32, 128, 40), ce(), partial(Adam, lr=5e-3), *prototypes(seed, classes=40), epochs=6
+    ),
+}
+
+HELD_OUT: dict[str, Build] = {
+    "cancer_one_logit": lambda seed: Setup(
+        mlp(30, 16, 1, activation=nn.Tanh),
+        nn.BCEWithLogitsLoss(),
+        partial(SGD, lr=0.1),
+        *binary(table("breast_cancer", seed)),
+        epochs=12,
+    ),
+    "iris": lambda seed: Setup(
+        mlp(4, 24, 24, 3, activation=nn.Tanh),
+        ce(),
+        partial(SGD, lr=0.05, momentum=0.9),
+        *table("iris", seed),
+        batch_size=16,
+        epochs=15,
+    ),
+    "circles_one_logit": lambda seed: Setup(
+        mlp(2, 32, 32, 1),
+        nn.BCEWithLogitsLoss(),
+        partial(Adam, lr=5e-3),
+        *binary(toy("circles", seed)),
+        epochs=12,
+    ),
+    "hundred_classes": lambda seed: Setup(
+        mlp(32, 128, 100), ce(), partial(Adam, lr=5e-3), *prototypes(seed), epochs=6
+    ),
+    "oversampled": lambda seed: Setup(  # after the split
+        mlp(20, 32, 2), ce(), partial(Adam, lr=3e-3), *oversampled(few_informative(seed)), epochs=4
+    ),
+    "few_informative": lambda seed: Setup(  # stops before it overfits
+        mlp(20, 32, 2),
+        ce(),
+        partial(Adam, lr=5e-3),
+        *few_informative(seed),
+        epochs=6,
+    ),
+}
