@@ -68,7 +68,8 @@ def thinned(inputs: Tensor) -> Tensor:
         return _thin(inputs, _FINGERPRINTED).clone()
     # `_thin` would copy the whole batch, to bring channels-last images into the order of rows.
     places = _places(inputs.shape[1:], _spacing(inputs, _FINGERPRINTED), inputs.device)
-    return inputs.detach()[:, *places]
+    index: tuple[slice | Tensor, ...] = (slice(None), *places)
+    return inputs.detach()[index]
 
 
 def fingerprints(inputs: Tensor) -> Tensor:
