@@ -200,6 +200,7 @@ def test_a_mistake_is_one_line_that_names_it(monkeypatch, capsys, tmp_path, mist
     assert not list(tmp_path.rglob("run.json"))
 
 
+@pytest.mark.slow
 def test_full_error_shows_the_traceback(tmp_path):
     shown = start("trainer.epochs=0", cwd=tmp_path, HYDRA_FULL_ERROR="1")
     assert shown.returncode == 2

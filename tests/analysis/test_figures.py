@@ -412,6 +412,7 @@ def command(*words: str | Path) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, script, *words], capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_the_command_prints_what_it_wrote(tmp_path: Path) -> None:
     curves = {"name": "fig", "kind": "curves", "title": "T", "arms": None, "options": {}}
     write_run(tmp_path / "runs", {}, [epoch(0), epoch(1)], figures=[curves])
@@ -420,6 +421,7 @@ def test_the_command_prints_what_it_wrote(tmp_path: Path) -> None:
     assert Path(done.stdout.strip()).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", ["empty", "nowhere", "broken"])
 def test_the_command_ends_with_one_line(tmp_path: Path, folder: str) -> None:
     (tmp_path / "empty").mkdir()
@@ -430,6 +432,7 @@ def test_the_command_ends_with_one_line(tmp_path: Path, folder: str) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_figures_need_neither_torch_nor_hydra_nor_wandb() -> None:
     code = (
         "import sys, debugnn.analysis.figures; "

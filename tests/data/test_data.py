@@ -460,6 +460,7 @@ def run_decode(tmp_path: Path, root: Path, cache: Path) -> subprocess.CompletedP
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_a_process_that_decodes_does_not_carry_torchvision_along(fake_mnist, tmp_path):
     raw, arrays = fake_mnist
     ended = run_decode(tmp_path, raw.parent.parent, tmp_path / "cache")
@@ -468,6 +469,7 @@ def test_a_process_that_decodes_does_not_carry_torchvision_along(fake_mnist, tmp
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_an_error_of_the_subprocess_is_raised_in_the_same_words(fake_mnist, tmp_path):
     raw, _ = fake_mnist
     (raw / "train-labels-idx1-ubyte").write_bytes(b"cut off")
@@ -478,6 +480,7 @@ def test_an_error_of_the_subprocess_is_raised_in_the_same_words(fake_mnist, tmp_
     assert not (tmp_path / "cache").exists()
 
 
+@pytest.mark.slow
 def test_where_the_subprocess_cannot_write_this_process_decodes(fake_mnist, tmp_path):
     raw, arrays = fake_mnist
     (tmp_path / "file").write_text("in the way")
@@ -500,6 +503,7 @@ sys.exit(worker.exitcode)
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_may_have_no_workers_decodes_too(fake_mnist, tmp_path):
     raw, _ = fake_mnist
     command = [sys.executable, "-c", DAEMON, str(raw.parent.parent), str(tmp_path / "cache")]
@@ -507,6 +511,7 @@ def test_a_process_that_may_have_no_workers_decodes_too(fake_mnist, tmp_path):
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_an_interrupted_decoding_leaves_nothing_behind(real_data, tmp_path):
     command = [sys.executable, str(tmp_path / "decode.py"), str(real_data), str(tmp_path / "cache")]
     (tmp_path / "decode.py").write_text(DECODE)

@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 WITHOUT = """
 import json, sys
 
@@ -84,6 +86,7 @@ def run(code, *absent):
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_the_doctor_works_with_torch_and_numpy_alone():
     found = run(
         PLAIN_LOOP, "hydra", "omegaconf", "wandb", "torchvision", "sklearn", "pandas",

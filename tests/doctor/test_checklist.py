@@ -514,6 +514,7 @@ def start(cwd, *arguments):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "code", "marks"),
     [

@@ -312,6 +312,7 @@ def test_what_takes_no_hooks_is_watched_without_or_refused_by_name(kind):
     assert refusal is None or "no hooks" in refusal
 
 
+@pytest.mark.slow
 def test_importing_the_doctor_imports_neither_hydra_nor_wandb():
     code = """if True:
         import sys

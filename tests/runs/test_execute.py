@@ -262,6 +262,7 @@ def test_runs_carry_the_articles_names(compose):
     assert run_name(config, "weight_init", {"init": "lecun"}) == "weight_init/init=lecun-seed3"
 
 
+@pytest.mark.slow
 def test_a_range_test_leaves_the_training_as_it_was(settings):
     """Training after a range test at the same rate equals training without one."""
     shared = ("model=relu_net", "reg=dropout", "data.batch_size=16", "trainer.epochs=1")
