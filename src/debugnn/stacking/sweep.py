@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,9 +113,8 @@ def execute_together(jobs: Sequence[Job], refuse: Callable[[Job, ConfigError], N
 def _stack(members: Sequence[Member]) -> Stack | None:
     """Stack the members; None, and a line that says why, if they train one after the other."""
     training = members[0].training
-    convolutions = any(
-        isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d) for m in training.model.modules()
-    )
+    modules = training.model.modules()
+    convolutions = any(isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d) for m in modules)
     try:
         if len(members) == 1:
             return None
@@ -144,10 +143,8 @@ def _train(stack: Stack, runs: Sequence[Run]) -> None:
                 write(record)
         for index, record in stack.fit(config.trainer.epochs, probe):
             console.write(record)
-            if isinstance(record, Epoch):
-                with stack.members[index].randomness():  # the checkpoint saves it
-                    writes[index](record)
-            else:
+            ended = isinstance(record, Epoch)  # the checkpoint saves the random state
+            with stack.members[index].randomness() if ended else nullcontext():
                 writes[index](record)
     shared = os.path.commonpath([run.directory.path for run in runs])
     log.info("  %.1f s, in %s", time.perf_counter() - started, shared)
