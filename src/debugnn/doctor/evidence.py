@@ -69,6 +69,17 @@ class SequenceFacts:
 
 
 @dataclass
+class TailFacts:
+    """The symbol that the most sequences of a batch end with, as the loss scores it."""
+
+    symbol: int
+    share: float  # of the scored positions, those in a run of it at an end, without the run's first
+    only_there: float  # of the positions with this symbol, those in such runs
+    sequences: float  # share of the sequences that end with two of it or more
+    lengths: int  # how many lengths such runs have
+
+
+@dataclass
 class DataFacts:
     """The samples that the doctor kept."""
 
@@ -112,6 +123,7 @@ class DataFacts:
     feature_share_median: float | None = None
     features: int = 0  # how many features were compared
     sequence: SequenceFacts | None = None  # None: the outputs are no symbols of a sequence
+    tail: TailFacts | None = None  # the same
     simple_skill: float | None = None  # of a simple model, on samples that it was not fitted to
     # Class → the lower one of recall and precision of a simple model that gives all classes the
     # same weight, on samples that it was not fitted to; of the rarest classes.

@@ -24,6 +24,7 @@ from debugnn.doctor.observe.loss_jumps import LossJumps
 from debugnn.doctor.observe.losses import LossCurve, output_gradient
 from debugnn.doctor.observe.optimizer import optimizer_facts, still_unreached
 from debugnn.doctor.observe.outcome import note_losses, note_movement, note_scores
+from debugnn.doctor.observe.padding import tail_facts
 from debugnn.doctor.observe.sample_axis import FIND, Samples
 from debugnn.doctor.observe.scored_symbols import ScoredSymbols
 from debugnn.doctor.observe.sequences import sequence_facts
@@ -294,10 +295,12 @@ class Observer:
 
     @guarded("what the outputs of a sequence see")
     def _gather_sequence(self) -> None:
-        model = self.training.current_model()
-        if model is not None and self._scored.of_batch is not None:
+        model, found = self.training.current_model(), self._scored.of_batch
+        if found is not None:
+            self.evidence.data.tail = tail_facts(found, self.training.layout.axis)
+        if model is not None and found is not None:
             with undisturbed():
-                self.evidence.data.sequence = sequence_facts(model, self._scored.of_batch)
+                self.evidence.data.sequence = sequence_facts(model, found)
 
     @guarded("the outcome")
     def _gather_outcome(self) -> None:

@@ -22,11 +22,13 @@ class Scored:
         call: how the model was called.
         symbols: flat, in the order of the outputs' positions; −1 where nothing was scored.
         axis: of the classes in the outputs.
+        shape: of the outputs without this axis.
     """
 
     call: Call
     symbols: Tensor
     axis: int
+    shape: tuple[int, ...]
 
 
 def scored(call: Call, outputs: Tensor, gradient: Tensor, targets: Any) -> Scored | None:
@@ -46,11 +48,12 @@ def scored(call: Call, outputs: Tensor, gradient: Tensor, targets: Any) -> Score
     axis = _class_axis(outputs, targets)
     if gradient.shape[axis] < 2:
         return None
-    pulls, symbols = gradient.movedim(axis, -1).flatten(0, -2).min(dim=1)
+    positions = gradient.movedim(axis, -1)
+    pulls, symbols = positions.flatten(0, -2).min(dim=1)
     if not torch.isfinite(pulls).all():
         return None
     symbols[pulls >= 0] = -1
-    return Scored(call.map(copied), symbols.cpu(), axis)
+    return Scored(call.map(copied), symbols.cpu(), axis, tuple(positions.shape[:-1]))
 
 
 def _class_axis(outputs: Tensor, targets: Any) -> int:
