@@ -529,3 +529,47 @@ def test_one_half_of_a_pair_that_comes_again_with_another_label_is_no_contradict
         report = doctor.report()
     assert [f for f in report.findings if f.severity != "note"] == []
     assert report.evidence.data.overlap is None
+
+
+class OneArgument(nn.Module):
+    """Takes a batch's tensors in one container, as its only argument."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(7, 1)
+
+    def forward(self, batch):
+        parts = list(batch.values()) if isinstance(batch, dict) else list(batch)
+        return self.layer(torch.cat(parts, dim=1)).squeeze(1)
+
+
+@pytest.mark.parametrize("kind", ["tuple", "list", "dict"])
+def test_a_container_that_is_the_models_only_argument_is_validated_as_it_is(kind):
+    torch.manual_seed(0)
+    rows = torch.randn(800, 7)
+    labels = rows.sum(dim=1)
+
+    def batch(start, stop):
+        parts = rows[start:stop, :4], rows[start:stop, 4:]
+        if kind == "dict":
+            return dict(zip(("wide", "narrow"), parts, strict=True))
+        return list(parts) if kind == "list" else parts
+
+    model = OneArgument()
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    with Doctor(model, optimizer, loss_fn=F.mse_loss, every=10) as doctor:
+        for start in range(0, 640, 10):
+            optimizer.zero_grad()
+            inputs, targets = batch(start, start + 10), labels[start : start + 10]
+            loss = F.mse_loss(model(inputs), targets)
+            loss.backward()
+            optimizer.step()
+            doctor.step(loss, inputs, targets)
+        doctor.validate(batch(640, 800), labels[640:])
+        report = doctor.report()
+    assert report.troubles == []
+    (validation,) = report.evidence.outcome.validations
+    with torch.no_grad():
+        wanted = F.mse_loss(model(batch(640, 800)), labels[640:]).item()
+    assert validation.loss == pytest.approx(wanted, rel=1e-4)
+    assert validation.score.skill > 0.9

@@ -41,15 +41,31 @@ class Call:
         return found
 
 
-def as_call(inputs: Any) -> Call:
-    """Return the call that a batch stands for: a tuple or list as arguments, a dict as keywords."""
+def as_call(inputs: Any, seen: Call | None = None) -> Call:
+    """Return the call that a batch stands for: a tuple or list as arguments, a dict as keywords.
+
+    Args:
+        seen: another call of the model. Where its only argument is such a container, of as many
+            items or the same keys, the batch is one argument too.
+    """
     if isinstance(inputs, PackedSequence):  # a tuple too
+        return Call((inputs,))
+    only = seen.args if seen is not None and not seen.kwargs else ()
+    if len(only) == 1 and _same_container(inputs, only[0]):
         return Call((inputs,))
     if isinstance(inputs, Mapping):
         return Call((), dict(inputs))
     if isinstance(inputs, list | tuple):
         return Call(tuple(inputs))
     return Call((inputs,))
+
+
+def _same_container(one: Any, other: Any) -> bool:
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys()
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other)
+    return False
 
 
 def reshaped_like(call: Call, reference: Call | None) -> Call:

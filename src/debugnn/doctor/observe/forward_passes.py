@@ -81,7 +81,7 @@ class ForwardPasses:
         calls = [each.call for each in self.pending]
         if inputs is None or len(calls) == 1:
             return calls[-1] if calls else None
-        handed = as_call(inputs)
+        handed = as_call(inputs, calls[-1] if calls else self.last_call)
         for call in reversed(calls):
             if _among(handed.tensors(), call.tensors()):
                 return call
@@ -93,7 +93,7 @@ class ForwardPasses:
         As was seen, where the loop has just evaluated with them itself: it may hand over less than
         the model takes.
         """
-        handed, seen = as_call(inputs), self.last_evaluation
+        handed, seen = as_call(inputs, self.last_call), self.last_evaluation
         if seen is None or _alike(handed, seen) or not _among(handed.tensors(), seen.tensors()):
             return handed
         return seen

@@ -75,7 +75,8 @@ class ValidationSamples:
             return loss_fn(outputs, targets).detach().float().mean().item()
 
     def _why_not(self, inputs: Any, error: Exception) -> str:
-        seen, handed = self._training.passes.last_call, as_call(inputs)
+        seen = self._training.passes.last_call
+        handed = as_call(inputs, seen)
         if seen is not None:
             taken, given = (len(call.args) + len(call.kwargs) for call in (seen, handed))
             if taken != given:
