@@ -108,6 +108,29 @@ def test_single_steps_are_thinned_in_wandb_alone(compose, tmp_path, every, expec
     assert len(kept) == epochs * steps
 
 
+def test_the_checkpoint_is_uploaded_where_it_is_asked_for(compose, tmp_path, seen):
+    config = compose(
+        "wandb=offline", "data=regression", "model=regressor", "loss=mse", "trainer.epochs=1",
+        "doctor=off", "wandb.checkpoint=true",
+    )  # fmt: skip
+    config.output_dir = str(tmp_path)
+    directory = execute(config, [], None)
+    (model,) = models_among(read_back(directory))
+    name = f"checkpoint-{records.load((directory / 'run.json').read_text())['wandb_id']}"
+    assert model["name"] == name
+    (entry,) = model["manifest"]["contents"]
+    assert entry["path"] == "checkpoint.pt"
+    assert int(entry["size"]) == (directory / "checkpoint.pt").stat().st_size
+    assert models_among(seen) == []
+
+
+def models_among(seen):
+    """Return the artifacts that hold a model, in a run read back."""
+    requests = [row["log_artifact"] for row in seen["request"] if "log_artifact" in row]
+    artifacts = [request["artifact"] for request in requests] + seen["artifact"]
+    return [artifact for artifact in artifacts if artifact["type"] == "model"]
+
+
 def test_the_run_ends_well(seen):
     assert seen["exit"][0].get("exit_code", 0) == 0
 
