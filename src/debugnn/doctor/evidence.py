@@ -48,6 +48,8 @@ class LossFacts:
     permuted: float | None = None  # relative change where outputs, not targets, change places
     fixed_entries: bool = False  # classes: it reads some outputs only, whatever the labels are
     linear: float | None = None  # classes: how far it is from linear in probabilities, relatively
+    # Operation of the loss that the loop computed → the one that made its input, views left out.
+    sources: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -66,6 +68,16 @@ class SequenceFacts:
     through_code: float | None = None  # … and only through tensors without an axis of positions
     sees_past: bool = False  # some output sees a symbol before it
     sees_future: bool = False  # some output sees a symbol after it
+
+
+@dataclass
+class PreparationFacts:
+    """The training's own loss, of the trained network in evaluation mode."""
+
+    training: float  # of training batches, mean
+    validation: list[float]  # of one half of the validation samples, and of the other
+    # What was done to the validation inputs → the same two.
+    changed: dict[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass
@@ -129,6 +141,7 @@ class DataFacts:
     scale_shift: float | None = None  # median over features of |Δmean|/std and |log₂ σ ratio|
     transfer_skill: float | None = None  # of a simple model from training to validation samples
     matched_skill: float | None = None  # on validation inputs brought to the training scale
+    preparations: PreparationFacts | None = None
     relabelled_skill: float | None = None  # on validation labels under the best renaming
 
 
@@ -299,6 +312,18 @@ class Validation:
 
 
 @dataclass
+class PartFacts:
+    """An output that the loss compares with one target of its own, beside others."""
+
+    name: str  # its key among the outputs, or its place
+    task: str  # classes, binary or values
+    classes: int | None = None
+    train: Score = field(default_factory=Score)  # evaluation mode
+    train_mode: Score = field(default_factory=Score)  # batch norm by batch
+    simple_skill: float | None = None  # of a simple model, on samples that it was not fitted to
+
+
+@dataclass
 class Jump:
     """A single step whose loss lies above those around it."""
 
@@ -317,6 +342,8 @@ class OutcomeFacts:
     first_loss: float | None = None
     last_loss: float | None = None  # median of the last tenth
     highest_loss: float | None = None
+    lowest_loss: float | None = None
+    tenths: list[float] = field(default_factory=list)  # median loss of each tenth of the training
     nonfinite_step: int | None = None
     # Level → steps until a mean of ten losses is below level × the loss of guessing; all steps
     # where it never is. Levels 0.99, 0.98, …, 0.50.
@@ -328,6 +355,8 @@ class OutcomeFacts:
     movement: float | None = None  # median over weights of ‖w − w₀‖/‖w₀‖
     shrinkage: float | None = None  # median over weights of ‖w‖/‖w₀‖
     epochs: float | None = None  # how often the same samples came
+    parts: list[PartFacts] = field(default_factory=list)  # of an unknown task
+    parts_are_all: bool = False  # the loss compares nothing else
     jumps: list[Jump] = field(default_factory=list)  # the largest, over the spread around them
 
 

@@ -11,6 +11,7 @@ from debugnn.doctor.causes.signals.outcome import (
     reached,
     skill,
 )
+from debugnn.doctor.causes.signals.parts import idle_part, part_skill, parts_learn
 from debugnn.doctor.evidence import Evidence
 
 
@@ -33,11 +34,7 @@ def verdict(evidence: Evidence) -> Verdict:
     if steps < JUDGED_AFTER:
         return Verdict(None, f"{steps} steps are too few to judge; nothing is wrong so far")
     if evidence.task == "unknown":
-        return Verdict(
-            None,
-            "it is not known what the loss compares, so that a good outcome cannot be told from a "
-            "bad one; nothing is wrong with the program as far as can be seen",
-        )
+        return _of_unknown_task(evidence)
     learning = learns(evidence)
     if learning is None and at_chance(evidence):
         return Verdict(
@@ -50,6 +47,26 @@ def verdict(evidence: Evidence) -> Verdict:
     if not learning:
         return Verdict(False, _why_it_does_not_learn(evidence))
     return Verdict(True, f"it learns: its skill on training samples is {reached(evidence):.2f}")
+
+
+def _of_unknown_task(evidence: Evidence) -> Verdict:
+    """Judge by the outputs that are compared with one target each, as far as there are any."""
+    idle = idle_part(evidence)
+    if idle is not None:
+        return Verdict(
+            False,
+            f"it does not learn what the loss asks of its output {idle.name}: the skill there is "
+            f"{part_skill(idle):.2f} (0 is guessing, 1 is perfect), that of a simple model "
+            f"{idle.simple_skill:.2f}",
+        )
+    if parts_learn(evidence):
+        skills = (f"{p.name} {part_skill(p):.2f}" for p in evidence.outcome.parts)
+        return Verdict(True, f"it learns: its skill on training samples is {', '.join(skills)}")
+    return Verdict(
+        None,
+        "it is not known what the loss compares, so that a good outcome cannot be told from a "
+        "bad one; nothing is wrong with the program as far as can be seen",
+    )
 
 
 def _why_it_does_not_learn(evidence: Evidence) -> str:

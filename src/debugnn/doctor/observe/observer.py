@@ -20,10 +20,13 @@ from debugnn.doctor.observe.first_batch import FirstBatch
 from debugnn.doctor.observe.graph import look_at_copy
 from debugnn.doctor.observe.hooks import TrainingHooks
 from debugnn.doctor.observe.layout import Layout
+from debugnn.doctor.observe.loss_function.graph import loss_sources
 from debugnn.doctor.observe.loss_jumps import LossJumps
 from debugnn.doctor.observe.losses import LossCurve, output_gradient
 from debugnn.doctor.observe.optimizer import optimizer_facts, still_unreached
 from debugnn.doctor.observe.outcome import note_losses, note_movement, note_scores
+from debugnn.doctor.observe.parts import part_facts
+from debugnn.doctor.observe.preparations import preparation_facts
 from debugnn.doctor.observe.sample_axis import FIND, Samples
 from debugnn.doctor.observe.scored_symbols import ScoredSymbols
 from debugnn.doctor.observe.sequences import sequence_facts
@@ -149,6 +152,8 @@ class Observer:
             return
         else:
             self._take(call, inputs, targets, value)
+        if step == 0:
+            self.evidence.loss.sources = loss_sources(loss)
         self._losses.add(value, step)
         if due or self._at_once or not devices.waits(value):
             self._losses.read()
@@ -246,6 +251,7 @@ class Observer:
         self._gather_rivals()
         self._gather_loop()
         self._gather_data()
+        self._gather_preparations()
         self._gather_sequence()
         self._gather_outcome()
         self._rest_copy()
@@ -292,6 +298,17 @@ class Observer:
             self._loop.steps,
         )
 
+    @guarded("the preparation of the validation inputs")
+    def _gather_preparations(self) -> None:
+        training, validation = self.training, self._validation.latest
+        loss_fn, model = training.loss_fn, training.current_model()
+        if loss_fn is None or model is None or validation is None or validation.targets is None:
+            return
+        with training.undisturbed():
+            self.evidence.data.preparations = preparation_facts(
+                model, loss_fn, training.buffer.batches, validation, training.layout
+            )
+
     @guarded("what the outputs of a sequence see")
     def _gather_sequence(self) -> None:
         model = self.training.current_model()
@@ -306,6 +323,13 @@ class Observer:
         if replica is not None and model is not None and task is not None:
             with undisturbed(model=training.model):
                 note_scores(outcome, training.buffer, task, model)
+                if training.parts:
+                    outcome.parts = part_facts(
+                        model,
+                        training.buffer.batches,
+                        training.parts,
+                        lambda b, targets: training.layout.targets_by_sample(b.call, targets),
+                    )
             note_movement(outcome, training.model, replica.groups, replica.initial)
 
     def consider(

@@ -38,7 +38,9 @@ def note_losses(evidence: Evidence, losses: Sequence[float], ratios: Sequence[fl
     if finite:
         tenth = max(1, len(losses) // 10)
         outcome.last_loss = statistics.median(losses[-tenth:])
-        outcome.highest_loss = max(finite)
+        outcome.highest_loss, outcome.lowest_loss = max(finite), min(finite)
+        parts = [losses[i * len(losses) // 10 : (i + 1) * len(losses) // 10] for i in range(10)]
+        outcome.tenths = [statistics.median(part) for part in parts if part]
     outcome.first_below = first_below(losses, outcome.initial.relative_loss)
     if ratios:
         loop.loss_ratio = statistics.median(ratios)
