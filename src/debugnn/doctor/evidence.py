@@ -40,7 +40,9 @@ class LossFacts:
     # model's outputs; below zero where it falls without end. None without others.
     far_others: float | None = None
     parameters: bool = False  # it reads parameters: a penalty of weights, or a network of its own
-    link: str = "identity"  # values: what turns outputs into them; identity, sigmoid or exp
+    # Values: what turns outputs into them; identity, sigmoid or exp. Logits that are compared with
+    # logits: softmax.
+    link: str = "identity"
     confirmed: bool = (
         False  # lower at outputs that are right, as the shapes have it, than elsewhere
     )

@@ -22,7 +22,7 @@ from debugnn.doctor.observe.outcome import outputs_of, score_of
 from debugnn.doctor.observe.parts import find_parts
 from debugnn.doctor.observe.rivals import Rivals
 from debugnn.doctor.observe.sample_axis import Samples, find_samples
-from debugnn.doctor.observe.task import Task, read, reference_loss
+from debugnn.doctor.observe.task import SOFTMAX, Task, read, reference_loss
 from debugnn.doctor.observe.watched_training import WatchedTraining
 from debugnn.doctor.observe.weights import forward_order, weight_facts
 from debugnn.doctor.troubles import guarded
@@ -211,7 +211,9 @@ def _settled(
     flipped = facts.opposed and not facts.parameters
     if bound or not (facts.confirmed or flipped):
         return Task("unknown")
-    return replace(task, link=facts.link)
+    return (
+        task.as_logits(facts.shapes[0]) if facts.link == SOFTMAX else replace(task, link=facts.link)
+    )
 
 
 def _is_reconstruction(call: Call, targets: Any) -> bool:
