@@ -88,6 +88,8 @@ class FirstBatch:
                 lambda: self._rivals.note_read(changes),
                 handed,
             )
+            if training.labels_among_inputs is not None:
+                self.evidence.reconstruction = False  # the labels are an input, and not rebuilt
             if training.task.kind == "unknown" and training.loss_fn is not None:
                 self._find_parts(model, batch)
             found = outputs_of(model, [batch], training=True)

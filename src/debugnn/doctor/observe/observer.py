@@ -19,6 +19,7 @@ from debugnn.doctor.observe.data import note_data
 from debugnn.doctor.observe.first_batch import FirstBatch
 from debugnn.doctor.observe.graph import look_at_copy
 from debugnn.doctor.observe.hooks import TrainingHooks
+from debugnn.doctor.observe.labels_among_inputs import find_labels
 from debugnn.doctor.observe.layout import Layout
 from debugnn.doctor.observe.loss_function.graph import loss_sources
 from debugnn.doctor.observe.loss_jumps import LossJumps
@@ -151,6 +152,7 @@ class Observer:
             self._losses.add(value, None)
             return
         else:
+            targets = self._labels_of(call, targets)
             self._take(call, inputs, targets, value)
         if step == 0:
             self.evidence.loss.sources = loss_sources(loss)
@@ -171,6 +173,17 @@ class Observer:
             if replica is not None and self._layers.wants_activations:
                 model = replica.current() if step > 0 else replica.model
             self._layers.finish(model, call, self.training.layout)
+
+    def _labels_of(self, call: Call, targets: Any) -> Any:
+        """Return the targets; labels that the model was called with where there are none."""
+        training = self.training
+        if targets is not None or training.loss_fn is not None:
+            return targets
+        if training.task is None:
+            found = find_labels(call, self._hooks.outputs, self._hooks.output_gradient)
+            training.labels_among_inputs = found
+        labels = training.labels_among_inputs
+        return None if labels is None else labels.of(call)
 
     def _take(self, call: Call, inputs: Any, targets: Any, loss: Tensor | None) -> None:
         """Keep a batch, and try the model out on the first one.

@@ -12,6 +12,7 @@ from debugnn.doctor.copies import undisturbed
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.observe.buffer import BatchBuffer
 from debugnn.doctor.observe.forward_passes import ForwardPasses
+from debugnn.doctor.observe.labels_among_inputs import LabelsAmongInputs
 from debugnn.doctor.observe.layout import Layout
 from debugnn.doctor.observe.parts import Part
 from debugnn.doctor.observe.replica import Replica
@@ -47,6 +48,7 @@ class WatchedTraining:
         passes: the forward passes since the last step.
         replica: a copy of the model, from the first forward pass on.
         task: how outputs and targets are read, from the first step on.
+        labels_among_inputs: where the model is called with the labels, and the loop hands none over.
         parts: outputs that are compared with one target each, where the task is unknown.
     """
 
@@ -73,6 +75,7 @@ class WatchedTraining:
         self.passes = ForwardPasses(self.evidence.loop)
         self.replica: Replica | None = None
         self.task: Task | None = None
+        self.labels_among_inputs: LabelsAmongInputs | None = None
         self.parts: list[Part] = []
         self._copies = copies
 
