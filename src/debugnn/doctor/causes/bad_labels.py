@@ -14,6 +14,7 @@ from debugnn.doctor.causes.signals.outcome import (
     overflowed,
     reached,
 )
+from debugnn.doctor.causes.signals.preparations import other_preparation
 from debugnn.doctor.causes.signals.trials import cured
 from debugnn.doctor.causes.signals.wording import listed
 from debugnn.doctor.causes.wrong_loss import unbounded
@@ -124,7 +125,7 @@ def coded_otherwise(evidence: Evidence) -> Iterator[Sign]:
         and (data.shift or 0) < ALIKE
         and (data.scale_shift or 0) < SHIFTED
     )
-    if found > LEARNT_WELL and (renamed or misplaced):
+    if found > LEARNT_WELL and (renamed or misplaced) and other_preparation(evidence) is None:
         yield Sign(
             "error",
             f"what is learnt on training labels (skill {found:.2f}) does not hold for the "

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
 from debugnn.doctor.causes.signals.data import inputs_differ
-from debugnn.doctor.causes.signals.outcome import JUDGED_AFTER, judged, last_validation, reached
+from debugnn.doctor.causes.signals.outcome import judged, last_validation, reached
+from debugnn.doctor.causes.signals.preparations import other_preparation
 from debugnn.doctor.evidence import Evidence
 
 # Skill on training samples below which there is nothing to lose on validation.
@@ -17,38 +18,24 @@ ELSEWHERE = 1.5
 SIMPLE_LEARNS = 0.4
 LOST = 0.5
 DIFFERS = 0.3
-# Own loss on validation over that on training samples from which there is something to explain,
-# and the share of the difference that a change of the inputs has to take away, on either half of
-# the samples. Overfitting leaves no such change; one that is by the way takes next to nothing away.
-HIGHER = 1.5
-TAKEN_AWAY = 0.8
-# Own loss on training samples over the training's first loss above which nothing is learnt.
-FALLEN = 0.8
 
 
-def other_preparation(evidence: Evidence) -> Iterator[Sign]:
+def prepared_otherwise(evidence: Evidence) -> Iterator[Sign]:
     """The loss on validation inputs comes back as they are changed in one way."""
-    facts, first = evidence.data.preparations, evidence.outcome.first_loss
-    if facts is None or first is None or evidence.loop.steps < JUDGED_AFTER:
+    found = other_preparation(evidence)
+    if found is None:
         return
-    trained, plain = facts.training, facts.validation
-    if not 0 < trained < FALLEN * first or min(plain) < HIGHER * trained:
-        return
-    taken = {
-        name: min((p - c) / (p - trained) for p, c in zip(plain, losses, strict=True))
-        for name, losses in facts.changed.items()
-    }
-    change = max(taken, key=taken.__getitem__, default=None)
-    if change is None or not taken[change] > TAKEN_AWAY:
-        return
-    own, changed = sum(plain) / 2, sum(facts.changed[change]) / 2
     yield Sign(
         "error",
-        f"the loss is {own:.3g} on validation and {trained:.3g} on training samples; with the "
-        f"validation inputs changed ({change}) it is {changed:.3g}",
-        fix="read and prepare both by the same code: against the training inputs, the validation "
-        f"inputs want to be changed ({change})",
-        evidence={"training_loss": trained, "validation_loss": own, "loss_after_change": changed},
+        f"the loss is {found.validation:.3g} on validation and {found.training:.3g} on training "
+        f"samples; with the validation inputs changed ({found.change}) it is {found.changed:.3g}",
+        fix="read and prepare both by the same code: to be like the training inputs, the "
+        f"validation inputs would have to be changed ({found.change})",
+        evidence={
+            "training_loss": found.training,
+            "validation_loss": found.validation,
+            "loss_after_change": found.changed,
+        },
         confidence="shown",
     )
 
@@ -92,7 +79,7 @@ CAUSE = Cause(
     name="train_test_mismatch",
     meaning="validation data unlike the training data",
     kind=Kind.INDEPENDENT,
-    rules=(first_of(other_preparation, unlike_inputs),),
+    rules=(first_of(prepared_otherwise, unlike_inputs),),
     fix="prepare validation inputs exactly as training inputs, with the training statistics",
     harm="the network is asked about inputs unlike those that it has learnt from",
     source="Lopez-Paz & Oquab 2017, arXiv:1610.06545; Rabanser et al. 2019, arXiv:1810.11953",

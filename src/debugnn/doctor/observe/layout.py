@@ -126,19 +126,26 @@ class Layout:
         """Return the model's outputs for a batch that may be too large for one pass.
 
         Only outputs that are a single tensor are computed part by part, and only of samples that
-        are apart.
+        are apart. They may lie on the outputs' second axis.
         """
         count = self.count(call)
         if not self.verified or self.axis != 0 or count is None or count <= _SLICE:
             return call(model)
-        parts = []
-        for start in range(0, count, _SLICE):
-            part, _ = self.take(call, slice(start, start + _SLICE))
+        parts: list[Tensor] = []
+        sizes = [min(_SLICE, count - start) for start in range(0, count, _SLICE)]
+        for size in sizes:
+            start = len(parts) * _SLICE
+            part, _ = self.take(call, slice(start, start + size))
             output = part(model) if part is not call else None
             if not isinstance(output, Tensor) or output.dim() == 0:
                 return call(model)
             parts.append(output)
-        return torch.cat(parts)
+        for axis in (0, 1):
+            if all(
+                p.dim() > axis and p.shape[axis] == n for p, n in zip(parts, sizes, strict=True)
+            ):
+                return torch.cat(parts, dim=axis)
+        return call(model)
 
     def _shape(self, call: Call) -> tuple[int, ...] | None:
         inputs = self.inputs(call)

@@ -48,7 +48,7 @@ class WatchedTraining:
         passes: the forward passes since the last step.
         replica: a copy of the model, from the first forward pass on.
         task: how outputs and targets are read, from the first step on.
-        labels_among_inputs: where the model is called with the labels, and the loop hands none over.
+        labels_among_inputs: where labels are that the model is called with, and no targets given.
         parts: outputs that are compared with one target each, where the task is unknown.
     """
 

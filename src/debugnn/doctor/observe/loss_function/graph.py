@@ -72,12 +72,22 @@ def _near(root: Any) -> Iterator[Any]:
 
 
 def _source(node: Any) -> Any:
-    """Return the node that made the first input, beyond views of it; None of a leaf."""
+    """Return the node that made the first input, beyond views and a bias; None of a leaf."""
     while node is not None:
-        node = node.next_functions[0][0] if node.next_functions else None
-        if node is None or _name(node) not in _VIEWS:
+        following = [each for each, _ in node.next_functions]
+        if _is_biased(node):
+            following = [each for each in following if not hasattr(each, "variable")]
+        node = following[0] if following else None
+        if node is None or not (_name(node) in _VIEWS or _is_biased(node)):
             return node
     return None
+
+
+def _is_biased(node: Any) -> bool:
+    """Return whether a node adds a leaf to something that is none: a linear layer's bias."""
+    following = [each for each, _ in node.next_functions if each is not None]
+    leaves = sum(hasattr(each, "variable") for each in following)
+    return _name(node) == "Add" and len(following) == 2 and leaves == 1
 
 
 def _name(node: Any) -> str:
