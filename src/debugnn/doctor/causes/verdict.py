@@ -3,10 +3,12 @@
 from typing import NamedTuple
 
 from debugnn.doctor.causes.signals.outcome import (
+    AT_CHANCE,
     JUDGED_AFTER,
     at_chance,
     behind,
     diverged,
+    inputs_unused,
     learns,
     reached,
     skill,
@@ -32,7 +34,7 @@ def verdict(evidence: Evidence) -> Verdict:
         )
     if steps < JUDGED_AFTER:
         return Verdict(None, f"{steps} steps are too few to judge; nothing is wrong so far")
-    if evidence.task == "unknown":
+    if evidence.task == "unknown" and not inputs_unused(evidence):
         return Verdict(
             None,
             "it is not known what the loss compares, so that a good outcome cannot be told from a "
@@ -49,10 +51,24 @@ def verdict(evidence: Evidence) -> Verdict:
         return Verdict(None, "how well the outputs fit the targets could not be measured")
     if not learning:
         return Verdict(False, _why_it_does_not_learn(evidence))
+    own = evidence.outcome.own_loss.relative
+    if reached(evidence) < AT_CHANCE and own is not None:
+        return Verdict(
+            True,
+            f"it learns: its loss on training samples is {own:.2g} times that of the best constant "
+            "outputs",
+        )
     return Verdict(True, f"it learns: its skill on training samples is {reached(evidence):.2f}")
 
 
 def _why_it_does_not_learn(evidence: Evidence) -> str:
+    if inputs_unused(evidence):
+        own = evidence.outcome.own_loss.train
+        return (
+            "it makes no use of its inputs: its loss is the same where outputs stand beside other "
+            f"samples' targets (better beside their own in {100 * (own.better or 0):.0f} % of "
+            f"{own.groups} groups of samples, where guessing gives 50 %)"
+        )
     known = skill(evidence)
     measured = f"its skill on training samples is {known:.2f} (0 is guessing, 1 is perfect)"
     if at_chance(evidence):
