@@ -307,6 +307,34 @@ class Score:
 
 
 @dataclass
+class Pairing:
+    """The training's own loss of outputs beside their own targets and beside other samples'.
+
+    Only samples whose input and target differ from the other one's count.
+    """
+
+    groups: int = 0  # of samples whose outputs changed places
+    better: float | None = None  # share of the exchanges in which the own output is better
+    own: float | None = None  # mean loss beside the own target
+    gap: float | None = None  # by how much it is higher beside another's, on average
+    error: float | None = None  # standard error of the gap
+
+
+@dataclass
+class OwnLoss:
+    """How well a training does by its own loss function."""
+
+    train: Pairing = field(default_factory=Pairing)  # evaluation mode
+    train_mode: Pairing = field(default_factory=Pairing)  # batch norm by batch, dropout off
+    late: Pairing = field(default_factory=Pairing)  # evaluation mode, batches of late steps alone
+    validation: Pairing = field(default_factory=Pairing)
+    # Mean loss of training batches over that of the best constant outputs, the lower one of the two
+    # modes. None of an unknown task, or where the constant's loss is not positive.
+    relative: float | None = None
+    simple: float | None = None  # values: the same of a simple model, on samples left out
+
+
+@dataclass
 class Validation:
     step: int
     loss: float | None
@@ -353,6 +381,7 @@ class OutcomeFacts:
     initial: Score = field(default_factory=Score)
     train: Score = field(default_factory=Score)  # evaluation mode
     train_mode: Score = field(default_factory=Score)  # batch norm by batch, dropout off
+    own_loss: OwnLoss = field(default_factory=OwnLoss)
     validations: list[Validation] = field(default_factory=list)
     movement: float | None = None  # median over weights of ‖w − w₀‖/‖w₀‖
     shrinkage: float | None = None  # median over weights of ‖w‖/‖w₀‖

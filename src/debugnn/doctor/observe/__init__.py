@@ -29,4 +29,6 @@ sequences           whether outputs of a sequence see what they are to name, by 
                     scored_symbols
 optimizer           what the optimiser holds of the model
 outcome             how well it went
+own_loss            how well by its own loss function, beside constants and simple models
+pairing             whether outputs belong to their own samples
 """

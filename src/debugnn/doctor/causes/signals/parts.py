@@ -14,6 +14,20 @@ from debugnn.doctor.evidence import Evidence, PartFacts
 # Skill of a simple model that shows that a part can be learnt. Beside other parts one may be left
 # behind for a while, or on purpose by a small weight, so that a little is not enough.
 LEARNABLE = 0.3
+# Last loss over the first one, below which a loss that no other network moves has fallen: more than
+# a bias or a scale gains that fits the outputs to the targets' mean.
+FALLEN_TO = 0.5
+
+
+def fell(evidence: Evidence) -> bool:
+    """Return whether the loss, positive at first, has come down by much.
+
+    False where another network is trained against this one, and moves the loss too.
+    """
+    first, last = evidence.outcome.first_loss, evidence.outcome.last_loss
+    if first is None or last is None or evidence.adversarial:
+        return False
+    return first > 0 and last < FALLEN_TO * first
 
 
 def part_skill(part: PartFacts) -> float | None:
