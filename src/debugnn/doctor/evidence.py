@@ -40,7 +40,9 @@ class LossFacts:
     # model's outputs; below zero where it falls without end. None without others.
     far_others: float | None = None
     parameters: bool = False  # it reads parameters: a penalty of weights, or a network of its own
-    link: str = "identity"  # values: what turns outputs into them; identity, sigmoid or exp
+    # Values: what turns outputs into them; identity, sigmoid or exp. Logits that are compared with
+    # logits: softmax.
+    link: str = "identity"
     confirmed: bool = (
         False  # lower at outputs that are right, as the shapes have it, than elsewhere
     )
@@ -48,6 +50,8 @@ class LossFacts:
     permuted: float | None = None  # relative change where outputs, not targets, change places
     fixed_entries: bool = False  # classes: it reads some outputs only, whatever the labels are
     linear: float | None = None  # classes: how far it is from linear in probabilities, relatively
+    # Operation of the loss that the loop computed → the one that made its input, views left out.
+    sources: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -77,6 +81,16 @@ class TailFacts:
     only_there: float  # of the positions with this symbol, those in such runs
     sequences: float  # share of the sequences that end with two of it or more
     lengths: int  # how many lengths such runs have
+
+
+@dataclass
+class PreparationFacts:
+    """The training's own loss, of the trained network in evaluation mode."""
+
+    training: float  # of training batches, mean
+    validation: list[float]  # of one half of the validation samples, and of the other
+    # What was done to the validation inputs → the same two.
+    changed: dict[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass
@@ -141,6 +155,7 @@ class DataFacts:
     scale_shift: float | None = None  # median over features of |Δmean|/std and |log₂ σ ratio|
     transfer_skill: float | None = None  # of a simple model from training to validation samples
     matched_skill: float | None = None  # on validation inputs brought to the training scale
+    preparations: PreparationFacts | None = None
     relabelled_skill: float | None = None  # on validation labels under the best renaming
 
 
@@ -304,10 +319,50 @@ class Score:
 
 
 @dataclass
+class Pairing:
+    """The training's own loss of outputs beside their own targets and beside other samples'.
+
+    Only samples whose input and target differ from the other one's count.
+    """
+
+    groups: int = 0  # of samples whose outputs changed places
+    better: float | None = None  # share of the exchanges in which the own output is better
+    own: float | None = None  # mean loss beside the own target
+    gap: float | None = None  # by how much it is higher beside another's, on average
+    error: float | None = None  # standard error of the gap
+
+
+@dataclass
+class OwnLoss:
+    """How well a training does by its own loss function."""
+
+    train: Pairing = field(default_factory=Pairing)  # evaluation mode
+    train_mode: Pairing = field(default_factory=Pairing)  # batch norm by batch, dropout off
+    late: Pairing = field(default_factory=Pairing)  # evaluation mode, batches of late steps alone
+    validation: Pairing = field(default_factory=Pairing)
+    # Mean loss of training batches over that of the best constant outputs, the lower one of the two
+    # modes. None of an unknown task, or where the constant's loss is not positive.
+    relative: float | None = None
+    simple: float | None = None  # values: the same of a simple model, on samples left out
+
+
+@dataclass
 class Validation:
     step: int
     loss: float | None
     score: Score
+
+
+@dataclass
+class PartFacts:
+    """An output that the loss compares with one target of its own, beside others."""
+
+    name: str  # its key among the outputs, or its place
+    task: str  # classes, binary or values
+    classes: int | None = None
+    train: Score = field(default_factory=Score)  # evaluation mode
+    train_mode: Score = field(default_factory=Score)  # batch norm by batch
+    simple_skill: float | None = None  # of a simple model, on samples that it was not fitted to
 
 
 @dataclass
@@ -329,6 +384,8 @@ class OutcomeFacts:
     first_loss: float | None = None
     last_loss: float | None = None  # median of the last tenth
     highest_loss: float | None = None
+    lowest_loss: float | None = None
+    tenths: list[float] = field(default_factory=list)  # median loss of each tenth of the training
     nonfinite_step: int | None = None
     # Level → steps until a mean of ten losses is below level × the loss of guessing; all steps
     # where it never is. Levels 0.99, 0.98, …, 0.50.
@@ -336,10 +393,13 @@ class OutcomeFacts:
     initial: Score = field(default_factory=Score)
     train: Score = field(default_factory=Score)  # evaluation mode
     train_mode: Score = field(default_factory=Score)  # batch norm by batch, dropout off
+    own_loss: OwnLoss = field(default_factory=OwnLoss)
     validations: list[Validation] = field(default_factory=list)
     movement: float | None = None  # median over weights of ‖w − w₀‖/‖w₀‖
     shrinkage: float | None = None  # median over weights of ‖w‖/‖w₀‖
     epochs: float | None = None  # how often the same samples came
+    parts: list[PartFacts] = field(default_factory=list)  # of an unknown task
+    parts_are_all: bool = False  # the loss compares nothing else
     jumps: list[Jump] = field(default_factory=list)  # the largest, over the spread around them
 
 

@@ -248,3 +248,30 @@ def autoencoding(seed: int) -> Split:
     """Digits whose targets are their own inputs."""
     (x, _), (x_val, _) = digits(seed)
     return (x, x.clone()), (x_val, x_val.clone())
+
+
+def in_front(seed: int, *, samples: int = 1600) -> Split:
+    """Images (3, 8, 8) with a digit in the first channel, which is the class, another one in the
+    last, and noise between them."""
+    pixels, labels = bundled("digits")
+    rng = np.random.default_rng(seed)
+    front, behind = rng.integers(len(labels), size=(2, samples))
+    shown = pixels.reshape(-1, 8, 8)
+    between = rng.uniform(0, 16, size=(samples, 8, 8))
+    images = np.stack([shown[front], between, shown[behind]], axis=1)
+    return split(images, labels[front], seed, standardise="all")
+
+
+def lines(seed: int, *, samples: int = 1400, digits: int = 3) -> Split:
+    """Images (8, 30) of digits in a row with gaps between them; the targets are their names, each
+    one more than the digit."""
+    pixels, labels = bundled("digits")
+    rng = np.random.default_rng(seed)
+    shown = pixels.reshape(-1, 8, 8)
+    chosen = rng.integers(len(labels), size=(samples, digits))
+    images = np.zeros((samples, 8, 10 * digits))
+    for place in range(digits):
+        start = 10 * place + rng.integers(0, 3, size=samples)
+        for row in range(samples):
+            images[row, :, start[row] : start[row] + 8] = shown[chosen[row, place]]
+    return split(images, labels[chosen] + 1, seed, standardise="all")

@@ -28,10 +28,11 @@ def cnn(
     norm: Callable[[int], nn.Module] | None = None,
     pool: Callable[[int], nn.Module] = nn.MaxPool2d,
     classes: int = 10,
+    channels: int = 1,
 ) -> nn.Sequential:
-    """Build 3×3 convolutions for images (1, 8, 8), with a pool after each of the first two."""
+    """Build 3×3 convolutions for images (C, 8, 8), with a pool after each of the first two."""
     layers: list[nn.Module] = []
-    for number, (fan_in, fan_out) in enumerate(zip((1, *widths), widths, strict=False)):
+    for number, (fan_in, fan_out) in enumerate(zip((channels, *widths), widths, strict=False)):
         layers += [nn.Conv2d(fan_in, fan_out, 3, padding=1)]
         layers += [*([norm(fan_out)] if norm else []), activation()]
         layers += [pool(2)] if number < 2 else []
@@ -227,6 +228,21 @@ class Heads(nn.Module):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         hidden = self.body(x)
         return {name: head(hidden) for name, head in self.heads.items()}
+
+
+class LineReader(nn.Module):
+    """Scores of symbols (T, B, symbols) along the columns of images (B, rows, columns)."""
+
+    def __init__(self, rows: int, width: int, symbols: int) -> None:
+        super().__init__()
+        self.columns = nn.Sequential(
+            nn.Conv1d(rows, width, 9, padding=4), nn.ReLU(),
+            nn.Conv1d(width, width, 5, stride=2, padding=2), nn.ReLU(),
+        )  # fmt: skip
+        self.head = nn.Linear(width, symbols)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.columns(x).permute(2, 0, 1))
 
 
 class Apply(nn.Module):

@@ -39,6 +39,11 @@ def val_cropped_elsewhere(setup: Setup, pixels: int) -> None:
     _change_val(setup, lambda x: x.roll((pixels, pixels), dims=(-2, -1)))
 
 
+def val_channels_reversed(setup: Setup) -> None:
+    """The validation images are read with the channels in the reverse order: BGR, not RGB."""
+    _change_val(setup, lambda x: x.flip(1))
+
+
 def split_without_shuffling(setup: Setup, feature: int) -> None:
     """A table that is sorted by a feature is cut into training and validation."""
     x = torch.cat([setup.train[0], setup.val[0]])
@@ -53,6 +58,7 @@ TUNING = [
     case("cancer", val_scaled, offset=4.0),
     case("mlp_raw_pixels", val_scaled, factor=1 / 16),
     case("cnn", val_inverted),
+    case("cnn_in_colours", val_channels_reversed),
 ]
 
 HELD_OUT = [

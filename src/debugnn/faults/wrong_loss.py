@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from debugnn.faults.cases import case
 from debugnn.faults.edits import change_data, sequential, use_loss
 from debugnn.faults.program import Setup
+from debugnn.faults.sound.sequences import line_loss_of
 
 softmax = partial(nn.Softmax, dim=1)
 
@@ -99,6 +100,11 @@ def divergence_of_probabilities(setup: Setup) -> None:
     setup.loss_fn = _kl_of_probabilities
 
 
+def scores_as_logarithms(setup: Setup) -> None:
+    """ctc_loss is given scores, where it wants logarithms of probabilities."""
+    setup.loss_fn = line_loss_of
+
+
 def _rewarded_divergence(outputs: tuple[Tensor, Tensor, Tensor], targets: Tensor) -> Tensor:
     rebuilt, mean, log_variance = outputs
     kl = -0.5 * (1 + log_variance - mean.square() - log_variance.exp()).sum()
@@ -130,6 +136,7 @@ TUNING = [
     case("mlp", nll_of_probabilities),
     case("cnn", nll_of_probabilities),
     case("forty_classes", append, make=softmax),
+    case("written_lines", scores_as_logarithms),
     case("variational_autoencoder", rewarded_divergence, ("non_finite",)),
 ]
 

@@ -14,6 +14,7 @@ from debugnn.doctor.causes.signals.outcome import (
     overflowed,
     reached,
 )
+from debugnn.doctor.causes.signals.preparations import other_preparation
 from debugnn.doctor.causes.signals.trials import cured
 from debugnn.doctor.causes.signals.wording import listed
 from debugnn.doctor.causes.wrong_loss import unbounded
@@ -38,6 +39,9 @@ LOST = 0.3
 SIMPLE_LEARNS = 0.4
 # Skill at telling validation from training inputs below which the inputs are alike.
 ALIKE = 0.3
+# Axes of the inputs beyond which nearest neighbours and linear models prove little: what a pattern
+# in a sequence or an image means does not hang on its place.
+TABLE_AXES = 2
 # Distinct samples below which a simple model's skill is too uncertain.
 SAMPLES = 150
 # Validation samples, and how much better they are met than training samples (mean recall), for
@@ -124,7 +128,7 @@ def coded_otherwise(evidence: Evidence) -> Iterator[Sign]:
         and (data.shift or 0) < ALIKE
         and (data.scale_shift or 0) < SHIFTED
     )
-    if found > LEARNT_WELL and (renamed or misplaced):
+    if found > LEARNT_WELL and (renamed or misplaced) and other_preparation(evidence) is None:
         yield Sign(
             "error",
             f"what is learnt on training labels (skill {found:.2f}) does not hold for the "
@@ -165,12 +169,13 @@ def no_relation(evidence: Evidence) -> Iterator[Sign]:
     """Neither the network nor a simple model finds anything, and no other cause keeps them.
 
     A simple model of single samples proves nothing about samples that depend on each other, as the
-    nodes of a graph do.
+    nodes of a graph do, and little about sequences and images.
     """
     data, last = evidence.data, last_validation(evidence)
     found = reached(evidence)
     held_out = last.skill if last is not None else None
     learnt = found if held_out is None else held_out
+    proves = held_out is not None and data.axes <= TABLE_AXES
     if (
         data.simple_skill is not None
         and data.distinct >= SAMPLES
@@ -192,7 +197,7 @@ def no_relation(evidence: Evidence) -> Iterator[Sign]:
                 "validation_skill": held_out,
             },
             # Two kinds of simple models, and the network on other samples, find nothing.
-            confidence="shown" if held_out is not None else "suspected",
+            confidence="shown" if proves else "suspected",
         )
 
 

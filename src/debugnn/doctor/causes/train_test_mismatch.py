@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 
-from debugnn.doctor.causes.cause import Cause, Kind, Sign
+from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
 from debugnn.doctor.causes.signals.data import inputs_differ
 from debugnn.doctor.causes.signals.outcome import judged, last_validation, reached
+from debugnn.doctor.causes.signals.preparations import other_preparation
 from debugnn.doctor.evidence import Evidence
 
 # Skill on training samples below which there is nothing to lose on validation.
@@ -17,6 +18,26 @@ ELSEWHERE = 1.5
 SIMPLE_LEARNS = 0.4
 LOST = 0.5
 DIFFERS = 0.3
+
+
+def prepared_otherwise(evidence: Evidence) -> Iterator[Sign]:
+    """The loss on validation inputs comes back as they are changed in one way."""
+    found = other_preparation(evidence)
+    if found is None:
+        return
+    yield Sign(
+        "error",
+        f"the loss is {found.validation:.3g} on validation and {found.training:.3g} on training "
+        f"samples; with the validation inputs changed ({found.change}) it is {found.changed:.3g}",
+        fix="read and prepare both by the same code: to be like the training inputs, the "
+        f"validation inputs would have to be changed ({found.change})",
+        evidence={
+            "training_loss": found.training,
+            "validation_loss": found.validation,
+            "loss_after_change": found.changed,
+        },
+        confidence="shown",
+    )
 
 
 def unlike_inputs(evidence: Evidence) -> Iterator[Sign]:
@@ -58,7 +79,7 @@ CAUSE = Cause(
     name="train_test_mismatch",
     meaning="validation data unlike the training data",
     kind=Kind.INDEPENDENT,
-    rules=(unlike_inputs,),
+    rules=(first_of(prepared_otherwise, unlike_inputs),),
     fix="prepare validation inputs exactly as training inputs, with the training statistics",
     harm="the network is asked about inputs unlike those that it has learnt from",
     source="Lopez-Paz & Oquab 2017, arXiv:1610.06545; Rabanser et al. 2019, arXiv:1810.11953",

@@ -3,14 +3,18 @@
 from typing import NamedTuple
 
 from debugnn.doctor.causes.signals.outcome import (
+    AT_CHANCE,
     JUDGED_AFTER,
     at_chance,
     behind,
     diverged,
+    inputs_unused,
     learns,
+    outputs_belong,
     reached,
     skill,
 )
+from debugnn.doctor.causes.signals.parts import fell, idle_part, part_skill, parts_learn
 from debugnn.doctor.evidence import Evidence
 
 
@@ -32,12 +36,8 @@ def verdict(evidence: Evidence) -> Verdict:
         )
     if steps < JUDGED_AFTER:
         return Verdict(None, f"{steps} steps are too few to judge; nothing is wrong so far")
-    if evidence.task == "unknown":
-        return Verdict(
-            None,
-            "it is not known what the loss compares, so that a good outcome cannot be told from a "
-            "bad one; nothing is wrong with the program as far as can be seen",
-        )
+    if evidence.task == "unknown" and not inputs_unused(evidence):
+        return _of_unknown_task(evidence)
     learning = learns(evidence)
     if learning is None and at_chance(evidence):
         return Verdict(
@@ -49,10 +49,51 @@ def verdict(evidence: Evidence) -> Verdict:
         return Verdict(None, "how well the outputs fit the targets could not be measured")
     if not learning:
         return Verdict(False, _why_it_does_not_learn(evidence))
+    own = evidence.outcome.own_loss.relative
+    if reached(evidence) < AT_CHANCE and own is not None:
+        return Verdict(
+            True,
+            f"it learns: its loss on training samples is {own:.2g} times that of the best constant "
+            "outputs",
+        )
     return Verdict(True, f"it learns: its skill on training samples is {reached(evidence):.2f}")
 
 
+def _of_unknown_task(evidence: Evidence) -> Verdict:
+    """Judge by the outputs that have a target each, and by the training's own loss."""
+    idle = idle_part(evidence)
+    if idle is not None:
+        return Verdict(
+            False,
+            f"it does not learn what the loss asks of its output {idle.name}: the skill there is "
+            f"{part_skill(idle):.2f} (0 is guessing, 1 is perfect), that of a simple model "
+            f"{idle.simple_skill:.2f}",
+        )
+    if parts_learn(evidence):
+        skills = (f"{p.name} {part_skill(p):.2f}" for p in evidence.outcome.parts)
+        return Verdict(True, f"it learns: its skill on training samples is {', '.join(skills)}")
+    first, last = evidence.outcome.first_loss, evidence.outcome.last_loss
+    if fell(evidence) and outputs_belong(evidence):
+        return Verdict(
+            True,
+            f"it learns by its own loss, which fell from {first:.3g} to {last:.3g} and is lower "
+            "beside a sample's own targets than beside another's",
+        )
+    return Verdict(
+        None,
+        "it is not known what the loss compares, so that a good outcome cannot be told from a "
+        "bad one; nothing is wrong with the program as far as can be seen",
+    )
+
+
 def _why_it_does_not_learn(evidence: Evidence) -> str:
+    if inputs_unused(evidence):
+        own = evidence.outcome.own_loss.train
+        return (
+            "it makes no use of its inputs: its loss is the same where outputs stand beside other "
+            f"samples' targets (better beside their own in {100 * (own.better or 0):.0f} % of "
+            f"{own.groups} groups of samples, where guessing gives 50 %)"
+        )
     known = skill(evidence)
     measured = f"its skill on training samples is {known:.2f} (0 is guessing, 1 is perfect)"
     if at_chance(evidence):

@@ -43,6 +43,19 @@ CLASS_SHARE = 0.02
 # Skill below which class numbers that are fitted as quantities do harm.
 FITTED = 0.9
 
+# A loss has no bound where it ends this many times its first size below zero, and at least this
+# far: likelihoods, rewards and critics' scores of sound programs end within some hundred times.
+RUNAWAY = 1e4
+# Fall over the last tenth of the training, over that of a tenth on average, below which a loss has
+# found a bound: a policy's reward may be of any size.
+LEVELLED = 0.25
+
+_NO_LOGARITHMS = ("linear", "convolution", "softmax", "sigmoid")  # what gives no logarithms
+_SQUASHED = {
+    "cross_entropy": ("softmax", "softmax"),
+    "binary_cross_entropy_with_logits": ("sigmoid", "sigmoid"),
+}  # loss → what it must not be fed with, and what it applies itself
+
 _RANGES = {
     "sigmoid": (0.0, 1.0),
     "softmax": (0.0, 1.0),
@@ -132,6 +145,44 @@ def no_logarithm(evidence: Evidence) -> str | None:
             "itself, which falls below zero and hardly punishes what is wrong"
         )
     return None
+
+
+def no_log_probabilities(evidence: Evidence) -> str | None:
+    """A likelihood that is fed with scores or probabilities, and takes them for logarithms."""
+    loss, lowest = evidence.loss, evidence.outcome.lowest_loss
+    below_zero = lowest is not None and lowest < 0
+    for name in ("ctc_loss", "nll_loss"):
+        source = loss.sources.get(name)
+        # The sum of a negative score and a logarithm of its own is a likelihood, and stays above 0.
+        if source in _NO_LOGARITHMS and (name == "ctc_loss" or below_zero):
+            seen = f": the loss has been {lowest:.3g}, and no likelihood is below zero"
+            return (
+                f"{name} takes logarithms of probabilities, and is given the output of a {source} "
+                f"operation{seen if below_zero else ''}"
+            )
+    return None
+
+
+def squashed_before_own(evidence: Evidence) -> str | None:
+    """A softmax or sigmoid that the loop applies before a loss that applies its own."""
+    for name, (squashing, own) in _SQUASHED.items():
+        if evidence.loss.sources.get(name) == squashing:
+            return f"a {squashing} is applied before {name}, which applies a {own} of its own"
+    return None
+
+
+def runs_away(evidence: Evidence) -> str | None:
+    """What is minimised has no lower bound, and the training has run far down."""
+    outcome = evidence.outcome
+    first, last, course = outcome.first_loss, outcome.last_loss, outcome.tenths
+    if first is None or last is None or not last < -RUNAWAY * max(abs(first), 1.0):
+        return None
+    if len(course) < 2 or course[-2] - course[-1] < LEVELLED * (course[0] - course[-1]) / 10:
+        return None
+    return (
+        f"the loss falls without end, from {first:.3g} to {last:.3g}: it has no lower bound, as "
+        "where a sign is flipped, or a term is missing that holds the outputs back"
+    )
 
 
 def falls_without_end(evidence: Evidence) -> str | None:
@@ -290,7 +341,23 @@ CAUSE = Cause(
                 no_logarithm,
                 "give nll_loss log_softmax(outputs, dim=1), or cross_entropy the logits",
             ),
+            _rule(
+                no_log_probabilities,
+                "give it scores.log_softmax(dim=-1), over the axis of the classes",
+                any_task=True,
+            ),
             _rule(squashed_twice),
+            _rule(
+                squashed_before_own,
+                "give the loss the scores as they are",
+                any_task=True,
+            ),
+            _rule(
+                runs_away,
+                "turn the sign of the term that falls, or bound what it rewards (a gradient "
+                "penalty or clipped weights of a critic, for example)",
+                any_task=True,
+            ),
             _rule(squared_error_of_two_classes),
             _rule(classes_not_compared),
             _rule(regression_of_probabilities),

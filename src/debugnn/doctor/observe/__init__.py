@@ -20,10 +20,15 @@ sample_axis         finds that axis, and whether a sample's output depends on ot
                     samples, by way of perturbation, influence, mixing
 first_batch         the task, the loss function and the network before the first step,
                     by way of task, loss_function, architecture, operations, weights
+labels_among_inputs  labels that the model is called with
+parts               outputs that a loss compares with one target each
+preparations        the loss of validation samples that are prepared otherwise
 data                the samples and how validation samples differ, by way of samples,
                     simple_models
 sequences           whether outputs of a sequence see what they are to name, by way of
                     scored_symbols
 optimizer           what the optimiser holds of the model
 outcome             how well it went
+own_loss            how well by its own loss function, beside constants and simple models
+pairing             whether outputs belong to their own samples
 """

@@ -28,6 +28,7 @@ def note_data(
     task: Task | None,
     current: Callable[[], nn.Module | None],
     steps: int,
+    beside_constant: Callable[[Tensor, Tensor], float | None],
 ) -> None:
     """Fill in what the evidence holds of the data.
 
@@ -38,6 +39,8 @@ def note_data(
         task: how outputs and targets are read; nothing is noted without it.
         current: returns a copy of the model as it is now, None without a copy. It may raise.
         steps: number of training steps taken.
+        beside_constant: returns the training's own loss of predicted values, with their targets,
+            over that of the best constant one.
     """
     kept = [(b, b.inputs) for b in buffer.batches if b.inputs is not None]
     if not kept or task is None:
@@ -64,7 +67,11 @@ def note_data(
     _note_fingerprints(evidence, buffer, layout, task)
     if targets is not None and layout.axis is not None:  # simple models see each sample alone
         keep = samples.first_of_each(inputs)
-        facts.simple_skill = simple_models.simple_skill(inputs[keep], targets[keep], task)
+        predicted = simple_models.predictions(inputs[keep], targets[keep], task)
+        if predicted is not None:
+            facts.simple_skill = predicted.skill
+            wanted = targets[keep][predicted.rows.to(targets.device)]
+            evidence.outcome.own_loss.simple = beside_constant(predicted.values, wanted)
         facts.simple_recognition = simple_models.recognition(
             inputs[keep], targets[keep], None, None, task, buffer.rarest(task)
         )

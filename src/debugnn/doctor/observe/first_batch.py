@@ -19,9 +19,10 @@ from debugnn.doctor.observe.loss_function.made_up import LossFunction
 from debugnn.doctor.observe.modes import without_dropout
 from debugnn.doctor.observe.operations import SQUASHING, trace
 from debugnn.doctor.observe.outcome import outputs_of, score_of
+from debugnn.doctor.observe.parts import find_parts
 from debugnn.doctor.observe.rivals import Rivals
 from debugnn.doctor.observe.sample_axis import Samples, find_samples
-from debugnn.doctor.observe.task import Task, read, reference_loss
+from debugnn.doctor.observe.task import SOFTMAX, Task, read, reference_loss
 from debugnn.doctor.observe.watched_training import WatchedTraining
 from debugnn.doctor.observe.weights import forward_order, weight_facts
 from debugnn.doctor.troubles import guarded
@@ -87,9 +88,26 @@ class FirstBatch:
                 lambda: self._rivals.note_read(changes),
                 handed,
             )
+            if training.labels_among_inputs is not None:
+                self.evidence.reconstruction = False  # the labels are an input, and not rebuilt
+            if training.task.kind == "unknown" and training.loss_fn is not None:
+                self._find_parts(model, batch)
             found = outputs_of(model, [batch], training=True)
             rarest = buffer.rarest(training.task)
             self.evidence.outcome.initial = score_of(found, training.task, rarest)
+
+    @guarded("the parts of the loss")
+    def _find_parts(self, model: nn.Module, batch: Batch) -> None:
+        """Find out which outputs are compared with one target each."""
+        training = self._training
+        if training.loss_fn is None or self.evidence.loss.error is not None:
+            return
+        with torch.no_grad(), without_dropout(model, training=False):
+            outputs = batch.call(model)
+        with torch.random.fork_rng([]):
+            training.parts, self.evidence.outcome.parts_are_all = find_parts(
+                training.loss_fn, outputs, batch.targets
+            )
 
     def _try_without_targets(self, model: nn.Module, batch: Batch) -> None:
         """Leave the loss function out where it needs targets, and the loop hands none over."""
@@ -195,7 +213,9 @@ def _settled(
     flipped = facts.opposed and not facts.parameters
     if bound or not (facts.confirmed or flipped):
         return Task("unknown")
-    return replace(task, link=facts.link)
+    return (
+        task.as_logits(facts.shapes[0]) if facts.link == SOFTMAX else replace(task, link=facts.link)
+    )
 
 
 def _is_reconstruction(call: Call, targets: Any) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from debugnn.doctor.observe.calls import Call, as_call, is_plain, map_tensors
+from debugnn.doctor.observe.calls import Call, as_call, first_tensor, is_plain, map_tensors
 
 _SLICE = 64  # samples that a copy of the model is given at once
 
@@ -88,7 +88,18 @@ class Layout:
             return call, targets
         order = iter(axes)
         part = call.map(lambda tensor: _select(tensor, next(order), rows))
-        return part, map_tensors(targets, lambda tensor: self._part_of_targets(tensor, shape, rows))
+        return part, map_tensors(targets, lambda tensor: self._part_of_tensor(tensor, shape, rows))
+
+    def part_of(self, call: Call, value: Any, rows: Rows) -> Any:
+        """Return a batch's targets or outputs with some of the samples.
+
+        Tensors that do not hold the samples stay whole. None where the first tensor does not.
+        """
+        shape, first = self._shape(call), first_tensor(value)
+        if shape is None or first is None or self.place(first, shape) is None:
+            return None
+        part = map_tensors(value, lambda tensor: self._part_of_tensor(tensor, shape, rows))
+        return None if first_tensor(part) is first else part  # no container of known kind
 
     def targets_by_sample(self, call: Call, targets: Any) -> Any:
         """Return targets with the samples on the first axis: (T·B,) or (T, B) become (B, T)."""
@@ -120,25 +131,34 @@ class Layout:
             return self.axis, True
         if tensor.dim() > self.axis and tensor.shape[self.axis] == count:
             return self.axis, False
+        if tensor.dim() == 3 and tensor.shape[1] == count:
+            return 1, False  # scores (T, B, classes) of inputs that are not time-major
         return None
 
     def run(self, model: nn.Module, call: Call) -> Any:
         """Return the model's outputs for a batch that may be too large for one pass.
 
         Only outputs that are a single tensor are computed part by part, and only of samples that
-        are apart.
+        are apart. They may lie on the outputs' second axis.
         """
         count = self.count(call)
         if not self.verified or self.axis != 0 or count is None or count <= _SLICE:
             return call(model)
-        parts = []
-        for start in range(0, count, _SLICE):
-            part, _ = self.take(call, slice(start, start + _SLICE))
+        parts: list[Tensor] = []
+        sizes = [min(_SLICE, count - start) for start in range(0, count, _SLICE)]
+        for size in sizes:
+            start = len(parts) * _SLICE
+            part, _ = self.take(call, slice(start, start + size))
             output = part(model) if part is not call else None
             if not isinstance(output, Tensor) or output.dim() == 0:
                 return call(model)
             parts.append(output)
-        return torch.cat(parts)
+        for axis in (0, 1):
+            if all(
+                p.dim() > axis and p.shape[axis] == n for p, n in zip(parts, sizes, strict=True)
+            ):
+                return torch.cat(parts, dim=axis)
+        return call(model)
 
     def _shape(self, call: Call) -> tuple[int, ...] | None:
         inputs = self.inputs(call)
@@ -175,14 +195,14 @@ class Layout:
             return all(self._fits(item, shape) for item in targets)
         return False
 
-    def _part_of_targets(self, targets: Tensor, shape: tuple[int, ...], rows: Rows) -> Tensor:
-        place = self.place(targets, shape)
+    def _part_of_tensor(self, tensor: Tensor, shape: tuple[int, ...], rows: Rows) -> Tensor:
+        place = self.place(tensor, shape) if is_plain(tensor) else None
         if place is None:
-            return targets
+            return tensor
         axis, parted = place
         if not parted:
-            return _select(targets, axis, rows)
-        return _select(targets.unflatten(0, shape[:2]), axis, rows).flatten(0, 1)
+            return _select(tensor, axis, rows)
+        return _select(tensor.unflatten(0, shape[:2]), axis, rows).flatten(0, 1)
 
 
 FIRST_AXIS = Layout()  # what is assumed where nothing was found out

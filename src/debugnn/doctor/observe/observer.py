@@ -2,6 +2,7 @@
 
 import math
 import statistics
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,23 @@ from debugnn.doctor.observe.data import note_data
 from debugnn.doctor.observe.first_batch import FirstBatch
 from debugnn.doctor.observe.graph import look_at_copy
 from debugnn.doctor.observe.hooks import TrainingHooks
+from debugnn.doctor.observe.labels_among_inputs import find_labels
 from debugnn.doctor.observe.layout import Layout
+from debugnn.doctor.observe.loss_function.graph import loss_sources
 from debugnn.doctor.observe.loss_jumps import LossJumps
 from debugnn.doctor.observe.losses import LossCurve, output_gradient
 from debugnn.doctor.observe.optimizer import optimizer_facts, still_unreached
-from debugnn.doctor.observe.outcome import note_losses, note_movement, note_scores
+from debugnn.doctor.observe.outcome import (
+    Predicted,
+    note_losses,
+    note_movement,
+    note_scores,
+    predict,
+)
+from debugnn.doctor.observe.own_loss import loss_of_values, note_beside_constant, note_own_loss
 from debugnn.doctor.observe.padding import tail_facts
+from debugnn.doctor.observe.parts import part_facts
+from debugnn.doctor.observe.preparations import preparation_facts
 from debugnn.doctor.observe.sample_axis import FIND, Samples
 from debugnn.doctor.observe.scored_symbols import ScoredSymbols
 from debugnn.doctor.observe.sequences import sequence_facts
@@ -149,7 +161,10 @@ class Observer:
             self._losses.add(value, None)
             return
         else:
+            targets = self._labels_of(call, targets)
             self._take(call, inputs, targets, value)
+        if step == 0:
+            self.evidence.loss.sources = loss_sources(loss)
         self._losses.add(value, step)
         if due or self._at_once or not devices.waits(value):
             self._losses.read()
@@ -167,6 +182,17 @@ class Observer:
             if replica is not None and self._layers.wants_activations:
                 model = replica.current() if step > 0 else replica.model
             self._layers.finish(model, call, self.training.layout)
+
+    def _labels_of(self, call: Call, targets: Any) -> Any:
+        """Return the targets; labels that the model was called with where there are none."""
+        training = self.training
+        if targets is not None or training.loss_fn is not None:
+            return targets
+        if training.task is None:
+            found = find_labels(call, self._hooks.outputs, self._hooks.output_gradient)
+            training.labels_among_inputs = found
+        labels = training.labels_among_inputs
+        return None if labels is None else labels.of(call)
 
     def _take(self, call: Call, inputs: Any, targets: Any, loss: Tensor | None) -> None:
         """Keep a batch, and try the model out on the first one.
@@ -247,6 +273,7 @@ class Observer:
         self._gather_rivals()
         self._gather_loop()
         self._gather_data()
+        self._gather_preparations()
         self._gather_sequence()
         self._gather_outcome()
         self._rest_copy()
@@ -291,7 +318,29 @@ class Observer:
             training.task,
             training.current_model,
             self._loop.steps,
+            self._beside_constant,
         )
+
+    @guarded("the preparation of the validation inputs")
+    def _gather_preparations(self) -> None:
+        training, validation = self.training, self._validation.latest
+        loss_fn, model = training.loss_fn, training.current_model()
+        if loss_fn is None or model is None or validation is None or validation.targets is None:
+            return
+        with training.undisturbed():
+            self.evidence.data.preparations = preparation_facts(
+                model, loss_fn, training.buffer.batches, validation, training.layout
+            )
+
+    def _beside_constant(self, values: Tensor, targets: Tensor) -> float | None:
+        """Return the loss function's value of predicted values over that of a constant."""
+        training = self.training
+        if training.loss_fn is None or training.task is None:
+            return None
+        with training.undisturbed(), warnings.catch_warnings(action="ignore"):
+            return loss_of_values(
+                values, targets, training.loss_fn, training.task, self.evidence.loss
+            )
 
     @guarded("what the outputs of a sequence see")
     def _gather_sequence(self) -> None:
@@ -306,10 +355,42 @@ class Observer:
     def _gather_outcome(self) -> None:
         training, outcome = self.training, self.evidence.outcome
         replica, model, task = training.replica, training.current_model(), training.task
-        if replica is not None and model is not None and task is not None:
-            with undisturbed(model=training.model):
-                note_scores(outcome, training.buffer, task, model)
-            note_movement(outcome, training.model, replica.groups, replica.initial)
+        if replica is None or model is None or task is None:
+            return
+        with training.undisturbed():
+            plain, by_batch = predict(model, training.buffer.batches)
+            note_scores(outcome, plain, by_batch, task, training.buffer.rarest(task))
+            self._gather_own_loss(plain, by_batch)
+            if training.parts:
+                outcome.parts = part_facts(
+                    model,
+                    training.buffer.batches,
+                    training.parts,
+                    lambda b, targets: training.layout.targets_by_sample(b.call, targets),
+                )
+        note_movement(outcome, training.model, replica.groups, replica.initial)
+
+    @guarded("the training's own loss")
+    def _gather_own_loss(self, plain: list[Predicted], by_batch: list[Predicted]) -> None:
+        training, facts = self.training, self.evidence.outcome.own_loss
+        loss_fn, buffer = training.loss_fn, training.buffer
+        if loss_fn is None or self.evidence.loss.error is not None:
+            return
+        one_batch = bool(buffer.same) and all(buffer.same)
+        # Of a batch of another size a loss warns again, in words that have not been shown yet.
+        with warnings.catch_warnings(action="ignore"):
+            note_own_loss(
+                facts,
+                plain,
+                by_batch,
+                buffer.late,
+                self._validation.latest,
+                training.layout,
+                loss_fn,
+                one_batch,
+            )
+            if training.task is not None:
+                note_beside_constant(facts, plain, by_batch, loss_fn, training.task)
 
     def consider(
         self, batches: Sequence[tuple[Any, Any]], validation: Sequence[tuple[Any, Any]] | None

@@ -4,13 +4,13 @@ import bisect
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from debugnn.doctor.evidence import Evidence, OutcomeFacts, Score
-from debugnn.doctor.observe.buffer import Batch, BatchBuffer
+from debugnn.doctor.observe.buffer import Batch
 from debugnn.doctor.observe.calls import first_tensor
 from debugnn.doctor.observe.modes import without_dropout
 from debugnn.doctor.observe.task import Task, score
@@ -38,7 +38,9 @@ def note_losses(evidence: Evidence, losses: Sequence[float], ratios: Sequence[fl
     if finite:
         tenth = max(1, len(losses) // 10)
         outcome.last_loss = statistics.median(losses[-tenth:])
-        outcome.highest_loss = max(finite)
+        outcome.highest_loss, outcome.lowest_loss = max(finite), min(finite)
+        parts = [losses[i * len(losses) // 10 : (i + 1) * len(losses) // 10] for i in range(10)]
+        outcome.tenths = [statistics.median(part) for part in parts if part]
     outcome.first_below = first_below(losses, outcome.initial.relative_loss)
     if ratios:
         loop.loss_ratio = statistics.median(ratios)
@@ -68,16 +70,41 @@ def first_below(losses: Sequence[float], initial: float | None) -> dict[float, i
     return steps
 
 
-def note_scores(outcome: OutcomeFacts, buffer: BatchBuffer, task: Task, replica: nn.Module) -> None:
-    """Fill in how well a copy of the model fits its training samples, in either mode."""
-    batches = buffer.batches
+class Predicted(NamedTuple):
+    """A batch, and a model's outputs for it."""
+
+    batch: Batch
+    outputs: Any
+
+
+def predict(
+    replica: nn.Module, batches: Sequence[Batch]
+) -> tuple[list[Predicted], list[Predicted]]:
+    """Return a model's outputs for the latest batches in evaluation and in training mode.
+
+    Most models without batch norm give the same ones in both modes, dropout being off: the second
+    list is the first one then.
+    """
     plain = outputs_of(replica, batches, training=False)
-    outcome.train = outcome.train_mode = score_of(plain, task, buffer.rarest(task))
     last = outputs_of(replica, batches[-1:], training=True)
-    # Most models without batch norm give the same outputs in both modes, dropout being off.
-    if not (plain and last and torch.equal(plain[0][0], last[0][0])):
-        found = outputs_of(replica, batches, training=True)
-        outcome.train_mode = score_of(found, task, buffer.rarest(task))
+    if plain and last:
+        one, other = (first_tensor(found[0].outputs) for found in (plain, last))
+        if one is not None and other is not None and torch.equal(one, other):
+            return plain, plain
+    return plain, outputs_of(replica, batches, training=True)
+
+
+def note_scores(
+    outcome: OutcomeFacts,
+    plain: list[Predicted],
+    by_batch: list[Predicted],
+    task: Task,
+    rarest: Sequence[int],
+) -> None:
+    """Fill in how well outputs fit their training samples, in evaluation and in training mode."""
+    outcome.train = outcome.train_mode = score_of(plain, task, rarest)
+    if by_batch is not plain:
+        outcome.train_mode = score_of(by_batch, task, rarest)
 
 
 def note_movement(
@@ -110,35 +137,38 @@ def note_movement(
     outcome.shrinkage = statistics.median(shrunk) if shrunk else None
 
 
-def outputs_of(
-    model: nn.Module, batches: Sequence[Batch], training: bool
-) -> list[tuple[Tensor, Tensor]]:
-    """Return outputs and targets of the latest batches, the last one first, without dropout.
+def outputs_of(model: nn.Module, batches: Sequence[Batch], training: bool) -> list[Predicted]:
+    """Return outputs of the latest batches with targets, the last one first, without dropout.
 
     Args:
         training: in training mode, else in evaluation mode.
     """
-    found: list[tuple[Tensor, Tensor]] = []
+    found: list[Predicted] = []
     count = values = 0
     with torch.no_grad(), without_dropout(model, training):
         for batch in reversed(batches):
-            targets = batch.targets
-            if isinstance(targets, Tensor) and count < _SCORED and values < _VALUES:
+            if batch.targets is None or count >= _SCORED or values >= _VALUES:
+                continue
+            outputs = batch.call(model)
+            first, targets = first_tensor(outputs), first_tensor(batch.targets)
+            if first is not None and targets is not None:
                 count += len(targets) if targets.dim() else 1
-                outputs = first_tensor(batch.call(model))
-                if outputs is not None:
-                    found.append((outputs, targets))
-                    values += outputs.numel()
+                found.append(Predicted(batch, outputs))
+                values += first.numel()
     return found
 
 
-def score_of(found: list[tuple[Tensor, Tensor]], task: Task, rarest: Sequence[int]) -> Score:
+def score_of(predicted: Sequence[Predicted], task: Task, rarest: Sequence[int]) -> Score:
     """Return how well outputs fit their targets, all batches together.
 
     Args:
-        found: outputs and targets of each batch.
         rarest: classes whose recall is noted.
     """
+    found = []
+    for batch, outputs in predicted:
+        first = first_tensor(outputs)
+        if first is not None and isinstance(batch.targets, Tensor):
+            found.append((first, batch.targets))
     found = [pair for pair in found if all(tensor.dim() for tensor in pair)]
     if not found or task.kind == "unknown":
         return Score()

@@ -4,6 +4,7 @@ All functions take inputs (N, …), of which row i belongs to target i. None dra
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -40,16 +41,24 @@ def features(inputs: Tensor, most: int) -> Tensor:
     return counts if hot[0].numel() > 4 * most else torch.cat([counts, hot.flatten(1)], dim=1)
 
 
-def simple_skill(inputs: Tensor, targets: Tensor, task: Task) -> float | None:
-    """Return the skill of the better simple model on samples that it was not fitted to.
+class Predictions(NamedTuple):
+    """What the better simple model makes of samples that it was not fitted to."""
 
-    0 is the best constant predictor, 1 is perfect. Two folds, the samples taken in turn. None of
-    too few samples.
+    skill: float  # 0 is the best constant predictor, 1 is perfect
+    values: Tensor  # (kept samples, columns): values, or shares of the classes
+    rows: Tensor  # indices of the samples, without those that are not finite or have no label
+
+
+def predictions(inputs: Tensor, targets: Tensor, task: Task) -> Predictions | None:
+    """Return what the better simple model predicts. Two folds, the samples taken in turn.
+
+    None of too few samples.
     """
     rows = features(inputs, 512)
     few = len(rows) < _LEAST_FOR_SKILL
     if task.kind == "unknown" or targets.shape[:1] != inputs.shape[:1] or few:
         return None
+    index = torch.arange(len(rows))
     if task.kind == "values":
         wanted = targets.detach().cpu().double().reshape(len(rows), -1)
     else:
@@ -59,16 +68,24 @@ def simple_skill(inputs: Tensor, targets: Tensor, task: Task) -> float | None:
         given = labels >= 0  # a loss leaves the others out
         if given.sum() < _LEAST_FOR_SKILL:
             return None
-        rows, wanted = rows[given], F.one_hot(labels[given]).double()
+        rows, index, wanted = rows[given], index[given], F.one_hot(labels[given]).double()
     finite = torch.isfinite(rows).all(dim=1)
-    rows, wanted = standardised(rows[finite]), wanted[finite]
+    rows, index, wanted = standardised(rows[finite]), index[finite], wanted[finite]
     folds = torch.arange(len(rows)) % 2
     guesses = {"neighbours": torch.zeros_like(wanted), "ridge": torch.zeros_like(wanted)}
     for fold in (0, 1):
         held, kept = folds == fold, folds != fold
         guesses["neighbours"][held] = _neighbours(rows[kept], wanted[kept], rows[held])
         guesses["ridge"][held] = _ridge(rows[kept], wanted[kept], rows[held])
-    return max(_skill(guess, wanted, task.kind == "values") for guess in guesses.values())
+    values = task.kind == "values"
+    found = [Predictions(_skill(g, wanted, values), g, index) for g in guesses.values()]
+    return max(found, key=lambda predicted: predicted.skill)
+
+
+def simple_skill(inputs: Tensor, targets: Tensor, task: Task) -> float | None:
+    """Return the skill of `predictions`, None without any."""
+    found = predictions(inputs, targets, task)
+    return None if found is None else found.skill
 
 
 def recognition(

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,8 @@ _TINY = 1e-7  # a probability whose logarithm is taken is at least this
 _SUM = 1e-3  # of probabilities' sum to 1
 _SUM_OF_TARGETS = 1e-4
 _FEW = 8  # targets: fewer that are all equal may be so by chance
+
+SOFTMAX = "softmax"  # the link of logits that are compared with logits
 
 _RECALLED = 3  # samples of a class, at least, for a recall: of fewer it says nothing
 _ONE_CLASS = 0.1  # nats: the constant loss of a single class, which is 0, is set to this
@@ -33,7 +35,8 @@ class Task:
         axis: the classes' axis in the outputs.
         squashed: the outputs pass a sigmoid or a softmax: they are probabilities.
         link: what turns outputs into values: `identity`, `sigmoid` of the logits of probabilities,
-            or `exp` of the logarithms of rates.
+            or `exp` of the logarithms of rates. `softmax` where outputs and targets are both logits
+            of classes, those of another network for example.
     """
 
     kind: str
@@ -46,6 +49,10 @@ class Task:
     def size(self) -> int:
         """Number of classes."""
         return self.classes or 2
+
+    def as_logits(self, shape: Sequence[int]) -> "Task":
+        """Return the task of logits that are compared with logits, of outputs of this shape."""
+        return replace(self, kind="classes", classes=shape[-1], axis=len(shape) - 1, link=SOFTMAX)
 
     def pair(self, outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return outputs and targets sample by sample.
@@ -196,6 +203,9 @@ def score(task: Task, outputs: Any, targets: Tensor, rarest: Sequence[int] = ())
     predicted, wanted = task.pair(outputs, targets)
     loss = reference_loss(task, outputs, targets)
     result = Score(_over_constant(task, loss, targets), samples=len(wanted), loss=loss)
+    if task.link == SOFTMAX:
+        # The target's logits are no sure labels, and may have been divided by a temperature.
+        result.relative_loss = None
     if not len(wanted):
         return result
     if task.kind == "values" and bool((wanted.abs() == 1).all()):  # two classes, coded ±1

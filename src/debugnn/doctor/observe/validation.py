@@ -39,6 +39,8 @@ class ValidationSamples:
             return
         passes, layout = training.passes, training.layout
         whole = reshaped_like(passes.validation_call(inputs), passes.last_call)
+        if targets is None and training.labels_among_inputs is not None:
+            targets = training.labels_among_inputs.of(whole)
         size = layout.count(whole) or 1
         call, kept = whole, targets
         if size > _VALIDATED:

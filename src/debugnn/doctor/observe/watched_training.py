@@ -12,7 +12,9 @@ from debugnn.doctor.copies import undisturbed
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.observe.buffer import BatchBuffer
 from debugnn.doctor.observe.forward_passes import ForwardPasses
+from debugnn.doctor.observe.labels_among_inputs import LabelsAmongInputs
 from debugnn.doctor.observe.layout import Layout
+from debugnn.doctor.observe.parts import Part
 from debugnn.doctor.observe.replica import Replica
 from debugnn.doctor.observe.task import Task
 from debugnn.doctor.reachable import Changes
@@ -46,6 +48,8 @@ class WatchedTraining:
         passes: the forward passes since the last step.
         replica: a copy of the model, from the first forward pass on.
         task: how outputs and targets are read, from the first step on.
+        labels_among_inputs: where labels are that the model is called with, and no targets given.
+        parts: outputs that are compared with one target each, where the task is unknown.
     """
 
     def __init__(
@@ -71,6 +75,8 @@ class WatchedTraining:
         self.passes = ForwardPasses(self.evidence.loop)
         self.replica: Replica | None = None
         self.task: Task | None = None
+        self.labels_among_inputs: LabelsAmongInputs | None = None
+        self.parts: list[Part] = []
         self._copies = copies
 
     def copy_model(self) -> None:

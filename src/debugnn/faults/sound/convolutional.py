@@ -6,11 +6,17 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, RMSprop
 from torch.optim.lr_scheduler import StepLR
 
-from debugnn.faults.datasets import digits
+from debugnn.faults.datasets import digits, in_front
 from debugnn.faults.nets import cnn
 from debugnn.faults.program import Build, Setup
 
 ce = nn.CrossEntropyLoss
+
+
+def in_colours(seed: int) -> Setup:
+    """A digit in the first channel, before another one in the last channel."""
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), *cnn(24, 32, channels=3))
+    return Setup(model, ce(), partial(Adam, lr=3e-3), *in_front(seed), epochs=8)
 
 
 TUNING: dict[str, Build] = {
@@ -31,6 +37,7 @@ TUNING: dict[str, Build] = {
         *digits(seed, 1, 8, 8),
         epochs=6,
     ),
+    "cnn_in_colours": in_colours,
 }
 
 HELD_OUT: dict[str, Build] = {

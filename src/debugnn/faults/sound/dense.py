@@ -1,16 +1,18 @@
 """Fully connected networks that name the digits."""
 
+from collections.abc import Iterator
 from functools import partial
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, RMSprop
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
 from debugnn.faults.datasets import digits
-from debugnn.faults.loops import loss_alone, sharpness_aware
+from debugnn.faults.loops import Batch, loss_alone, sharpness_aware, train_on
 from debugnn.faults.nets import Functional, Heads, mlp, residual_mlp
-from debugnn.faults.program import Build, Setup, score
+from debugnn.faults.program import Build, MakeObserver, Observer, Setup, score
 
 ce = nn.CrossEntropyLoss
 
@@ -31,8 +33,55 @@ def several_tasks(seed: int) -> Setup:
     )  # fmt: skip
 
 
+def digit_and_darkness(seed: int) -> Setup:
+    """Two heads with a target each: which digit it is, and how dark its image is on average."""
+    (x, y), (x_val, y_val) = digits(seed)
+    body = nn.Sequential(*mlp(64, 64, 64), nn.ReLU())
+    heads = {"digit": nn.Linear(64, 10), "darkness": nn.Linear(64, 1)}
+
+    def asked(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        return {"digit": labels, "darkness": 8 * images.mean(dim=1, keepdim=True)}
+
+    def loss_fn(outputs: dict[str, Tensor], targets: dict[str, Tensor]) -> Tensor:
+        named = F.cross_entropy(outputs["digit"], targets["digit"])
+        return named + F.mse_loss(outputs["darkness"], targets["darkness"])
+
+    def loop(setup: Setup, seed: int, make_observer: MakeObserver) -> Observer:
+        inputs, labels = setup.train
+
+        def batches(shuffle: torch.Generator) -> Iterator[Batch]:
+            for chosen in torch.randperm(len(inputs), generator=shuffle).split(setup.batch_size):
+                yield (inputs[chosen],), asked(inputs[chosen], labels[chosen])
+
+        validation = (setup.val[0],), asked(*setup.val)
+        return train_on(setup, batches, validation, False, seed, make_observer)
+
+    return Setup(
+        Heads(body, heads), loss_fn, partial(Adam, lr=2e-3), (x, y), (x_val, y_val), loop=loop
+    )  # fmt: skip
+
+
+def distilled(seed: int) -> Setup:
+    """A net learns the logits of a linear teacher, at a temperature of 2."""
+    (x, y), (x_val, _) = digits(seed)
+    wanted = F.one_hot(y, 10).float() - 0.1
+    teacher = torch.linalg.lstsq(x.T @ x + 20 * torch.eye(64), x.T @ wanted).solution * 12
+
+    def loss_fn(outputs: Tensor, targets: Tensor) -> Tensor:
+        student, guide = (logits.div(2).log_softmax(dim=1) for logits in (outputs, targets))
+        return 4 * F.kl_div(student, guide, reduction="batchmean", log_target=True)
+
+    return Setup(
+        mlp(64, 32, 10), loss_fn, partial(Adam, lr=3e-3), (x, x @ teacher),
+        (x_val, x_val @ teacher),
+        score=lambda outputs, targets: score(outputs, targets.argmax(dim=1)),
+    )  # fmt: skip
+
+
 TUNING: dict[str, Build] = {
     "mlp": lambda seed: Setup(mlp(64, 64, 64, 10), ce(), partial(Adam, lr=2e-3), *digits(seed)),
+    "digit_and_darkness": digit_and_darkness,
+    "distilled": distilled,
     "mlp_momentum": lambda seed: Setup(
         mlp(64, 64, 10, activation=nn.LeakyReLU),
         F.cross_entropy,

@@ -2,16 +2,18 @@
 
 from functools import partial
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW
 
-from debugnn.faults.datasets import copying, digits, successors, text, tokens
+from debugnn.faults.datasets import copying, digits, lines, successors, text, tokens
 from debugnn.faults.loops import carrying, packed, sentences
 from debugnn.faults.nets import (
     CausalAttention,
     Convolved,
     LanguageModel,
+    LineReader,
     NextSymbol,
     Reader,
     Recurrent,
@@ -41,6 +43,34 @@ def language_model(seed: int) -> Setup:
     )  # fmt: skip
 
 
+def line_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    """The likelihood of the symbols of a line, wherever in it they are."""
+    return line_loss_of(outputs.log_softmax(dim=2), targets)
+
+
+def line_loss_of(logarithms: Tensor, targets: Tensor) -> Tensor:
+    """Return the same of logarithms of probabilities (T, B, symbols)."""
+    columns, batch, _ = logarithms.shape
+    widths = torch.full((batch,), columns)
+    lengths = torch.full((batch,), targets.shape[1])
+    return F.ctc_loss(logarithms, targets, widths, lengths)
+
+
+def line_score(outputs: Tensor, targets: Tensor) -> float:
+    """Return the share of lines that are read without a mistake."""
+    read = [said.unique_consecutive() for said in outputs.argmax(dim=2).T]
+    right = [torch.equal(r[r > 0], t) for r, t in zip(read, targets, strict=True)]
+    return sum(right) / len(right)
+
+
+def written_lines(seed: int) -> Setup:
+    """Lines of digits, of which it is not said where in the line they are."""
+    return Setup(
+        LineReader(8, 64, 11), line_loss, partial(Adam, lr=4e-3), *lines(seed), epochs=10,
+        score=line_score,
+    )  # fmt: skip
+
+
 TUNING: dict[str, Build] = {
     "lstm": lambda seed: Setup(
         Recurrent(nn.LSTM, 8, 32, 10), ce(), partial(Adam, lr=1e-2), *digits(seed, 8, 8)
@@ -65,6 +95,7 @@ TUNING: dict[str, Build] = {
     "language_model": language_model,
     "carried_lstm": partial(carrying, cell=nn.LSTM, flat=False),
     "packed": packed,
+    "written_lines": written_lines,
 }
 
 HELD_OUT: dict[str, Build] = {

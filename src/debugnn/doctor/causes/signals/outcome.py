@@ -4,7 +4,7 @@ import math
 
 from debugnn.doctor.causes.signals.loss_function import UNREACHABLE, loss_floor, shift_invariant
 from debugnn.doctor.causes.signals.network import extreme_gain
-from debugnn.doctor.evidence import Evidence, Score
+from debugnn.doctor.evidence import Evidence, Pairing, Score
 
 # Steps before which nothing is said about how well a training goes: two probes of 20 steps.
 JUDGED_AFTER = 40
@@ -23,6 +23,22 @@ SIMPLE_FINDS = 0.15
 BEHIND = 0.1
 # The same where a simple model finds little: a training far behind is failing at any skill.
 FAR_BEHIND = 0.25
+# Groups of samples whose outputs changed places, at least, for a word about whether outputs belong
+# to their samples; of one group the scatter is not known.
+GROUPS = 8
+# The gap between the losses beside the own target and beside another's, in its standard errors,
+# from which outputs belong to their samples: by chance in one of 700 trainings.
+CERTAIN_GAP = 3.0
+# Share of the own loss that the gap is below, with two standard errors, where outputs do not belong
+# to their samples: as much as a relation with an R² of 0.01 gives.
+NO_GAP = 0.02
+NO_GAP_ERRORS = 2.0
+# Share of exchanges in which the own output is better, at most, where that is so: it is one half by
+# chance, with a standard error of 0.18 over 8 groups.
+NOT_BETTER = 0.75
+# Steps of an unknown task after which it is said to make no use of its inputs: what a slow start
+# looks like is not known of it.
+UNKNOWN_JUDGED_AFTER = 200
 # Skill above which a likelihood worse than guessing comes from few samples that the net is sure of.
 NEARLY_PERFECT = 0.9
 # A loss this many times its first value has diverged. Single losses of sound programs stay below
@@ -86,18 +102,70 @@ def learns(evidence: Evidence) -> bool | None:
     """Return whether it learns its training samples at all; None where that cannot be told.
 
     That is so too where it seems to guess, but there are more classes than labels to measure by. It
-    does not learn where its skill and its loss are those of guessing, where its loss diverged or is
-    worse than that of guessing, and where it stays far behind a simple model.
+    does not learn where its skill and its loss are those of guessing, where it makes no use of its
+    inputs, where its loss diverged or is worse than that of guessing, and where it stays far behind
+    a simple model.
     """
     if not judged(evidence):
-        return None
+        return False if inputs_unused(evidence) else None
     if evidence.outcome.nonfinite_step is not None:
         return False
     if ran_off(evidence) or behind(evidence):
         return False
     if at_chance(evidence) and not guessing_known(evidence):
         return None
-    return not (at_chance(evidence) or worse_than_guessing(evidence))
+    return not (at_chance(evidence) or worse_than_guessing(evidence) or inputs_unused(evidence))
+
+
+def outputs_belong(evidence: Evidence) -> bool:
+    """Return whether outputs were seen to fit their own samples' targets better than others'."""
+    own = evidence.outcome.own_loss
+    return any(_belongs(pairing) for pairing in (own.train, own.train_mode))
+
+
+def _belongs(pairing: Pairing) -> bool:
+    if pairing.gap is None or pairing.error is None or pairing.groups < GROUPS:
+        return False
+    return pairing.gap > CERTAIN_GAP * pairing.error
+
+
+def inputs_unused(evidence: Evidence) -> bool:
+    """Return whether outputs were seen to fit other samples' targets as well as their own.
+
+    By the training's own loss in either mode, on batches of late steps too, and on validation
+    samples. Of an unknown task only where the loss is no reward, which is as often positive as
+    negative whatever is learnt, and where no other network is trained against this one.
+    """
+    own = evidence.outcome.own_loss
+    if evidence.loss.opposed or evidence.adversarial or evidence.loop.steps_before:
+        return False
+    if evidence.task == "unknown":
+        if evidence.loop.steps < UNKNOWN_JUDGED_AFTER:
+            return False
+    elif not judged(evidence) or reached(evidence) >= FAILING or not guessing_known(evidence):
+        return False
+    known = [p for p in (own.late, own.validation) if p.groups >= GROUPS]
+    return all(_exchangeable(pairing) for pairing in (own.train, own.train_mode, *known))
+
+
+def _exchangeable(pairing: Pairing) -> bool:
+    gap, error, own, better = pairing.gap, pairing.error, pairing.own, pairing.better
+    if gap is None or error is None or own is None or better is None:
+        return False
+    enough = pairing.groups >= GROUPS and own > 0
+    small = gap + NO_GAP_ERRORS * error < NO_GAP * own
+    return enough and small and better <= NOT_BETTER
+
+
+def below_constant(evidence: Evidence, level: float) -> bool:
+    """Return whether it learns by its own loss: this is below a share of that of the best constant
+    outputs, and outputs belong to their samples.
+
+    False where the loss was not seen to be lower at right outputs.
+    """
+    relative = evidence.outcome.own_loss.relative
+    sound = evidence.loss.confirmed and not evidence.loss.opposed
+    return sound and relative is not None and relative < level and outputs_belong(evidence)
 
 
 def guessing_known(evidence: Evidence) -> bool:
@@ -116,12 +184,16 @@ def at_chance(evidence: Evidence) -> bool:
         return False
     losses = [evidence.outcome.train.relative_loss, evidence.outcome.train_mode.relative_loss]
     lowest = min((loss for loss in losses if loss is not None), default=math.inf)
-    return reached(evidence) < AT_CHANCE and lowest > LOSS_AT_CHANCE
+    guesses = reached(evidence) < AT_CHANCE and lowest > LOSS_AT_CHANCE
+    return guesses and not below_constant(evidence, LOSS_AT_CHANCE)
 
 
 def worse_than_guessing(evidence: Evidence) -> bool:
     """Return whether a likelihood is worse than that of guessing at a fair accuracy: the network is
-    sure of what it gets wrong."""
+    sure of what it gets wrong.
+
+    A loss that weights classes asks for another likelihood than the plain one.
+    """
     if not judged(evidence):
         return False
     trained = [evidence.outcome.train.relative_loss, evidence.outcome.train_mode.relative_loss]
@@ -130,19 +202,29 @@ def worse_than_guessing(evidence: Evidence) -> bool:
         evidence.task == "binary" and floor is not None and floor < UNREACHABLE
     )
     worse = all(loss is not None and loss > 1 for loss in trained)
+    worse = worse and not below_constant(evidence, LOSS_AT_CHANCE)
     return bool(likelihood) and worse and reached(evidence) < NEARLY_PERFECT
 
 
 def ran_off(evidence: Evidence) -> bool:
     """Return whether the loss diverged, and the training did not come back to fit half."""
-    return judged(evidence) and diverged(evidence) and reached(evidence) < FAILING
+    back = reached(evidence) >= FAILING or below_constant(evidence, FAILING)
+    return judged(evidence) and diverged(evidence) and not back
 
 
 def behind(evidence: Evidence) -> bool:
-    """Return whether it learns far less than a simple model does."""
+    """Return whether it learns far less than a simple model does.
+
+    Of values only where the training's own loss says so too: it may ask for less than a small
+    squared error, as the divergence of two softmaxes does.
+    """
     simple = evidence.data.simple_skill
     if not judged(evidence) or simple is None or simple <= SIMPLE_FINDS:
         return False
+    own, simples = evidence.outcome.own_loss.relative, evidence.outcome.own_loss.simple
+    if evidence.task == "values" and own is not None and simples is not None:
+        if own < simples + BEHIND:
+            return False
     # As much as nearest neighbours find on samples left out: the data has no more to give.
     found = reached(evidence)
     return found < simple - FAR_BEHIND or (found < FAILING and found < simple - BEHIND)

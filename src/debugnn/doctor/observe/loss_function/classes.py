@@ -1,5 +1,7 @@
 """What a loss function rewards where targets are one of many classes, or shares of them."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,6 +23,7 @@ from debugnn.doctor.observe.task import Task, space
 # Logits of the right class, the others being 0. Label smoothing punishes confidence and a squared
 # error punishes distance: the best of these counts. The last ones are for losses that divide them.
 _LOGITS = (1.0, 2.0, 4.0, 6.0, 8.0, 12.0, 30.0, 300.0)
+_SHIFTED = 1e-4  # relative difference of losses that a shift of all logits leaves as they are
 _RIGHT = 3  # the index of those that stand for right outputs
 
 
@@ -81,6 +84,44 @@ def try_soft_classes(facts: LossFacts, loss: Loss, outputs: Tensor, task: Task) 
     facts.opposed = right > max(wrong)
     if facts.output_space == "simplex":
         facts.linear = _linear(loss, shares, shares.roll(1, dims=0))
+
+
+def compares_logits(loss: Loss, outputs: Tensor) -> bool:
+    """Return whether outputs and targets are both logits, whose distributions are compared.
+
+    To add a number to all logits of a sample then changes nothing, to double them does. A
+    correlation is left as it is by both.
+    """
+    targets = loss.targets
+    if outputs.shape != targets.shape or outputs.dim() < 2 or outputs.shape[-1] < 2:
+        return False
+    noise = torch.randn(outputs.shape, generator=random_numbers()).to(outputs)
+    shift = noise[..., :1] * 3
+    here = loss.within(noise)
+    try:
+        shifted = (loss(noise + shift), loss(noise, targets + shift.to(targets)))
+        doubled = (loss(2 * noise), loss(noise, 2 * targets))
+    except Exception:  # a loss that is not defined there
+        return False
+    return all(_near(here, value) for value in shifted) and not any(
+        _near(here, value) for value in doubled
+    )
+
+
+def _near(here: float, there: float) -> bool:
+    return math.isfinite(here) and abs(here - there) <= _SHIFTED * max(abs(here), ZERO_LOSS)
+
+
+def try_logits(facts: LossFacts, loss: Loss) -> None:
+    """Compare logits with themselves, and with those of another sample and of other classes."""
+    logits = loss.targets.float()
+    right = loss(logits)
+    wrong = [loss(logits.roll(1, dims=axis)) for axis in (0, -1)]
+    facts.rewards = [[right, min(wrong)]]
+    facts.link, facts.shift_change = "softmax", 0.0
+    facts.confirmed = right < min(wrong)
+    facts.opposed = right > max(wrong)
+    facts.cross_gradient = cross_gradient(loss, logits.roll(1, dims=0))
 
 
 def _leaves_out(loss: Loss, outputs: Tensor, rows: Tensor, task: Task) -> bool:

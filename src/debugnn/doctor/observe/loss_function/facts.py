@@ -10,7 +10,12 @@ from debugnn.doctor.evidence import LossFacts
 from debugnn.doctor.observe.calls import first_tensor, map_tensors, with_first
 from debugnn.doctor.observe.loss_function.across_samples import doubling, exchangeable
 from debugnn.doctor.observe.loss_function.binary import try_binary
-from debugnn.doctor.observe.loss_function.classes import try_classes, try_soft_classes
+from debugnn.doctor.observe.loss_function.classes import (
+    compares_logits,
+    try_classes,
+    try_logits,
+    try_soft_classes,
+)
 from debugnn.doctor.observe.loss_function.dependence import (
     far_others,
     ignores_targets,
@@ -86,7 +91,9 @@ def _loss_facts(loss_fn: LossFunction, outputs: Any, targets: Any, task: Task) -
     if facts.other_outputs:
         facts.far_others = far_others(loss, tensor)
     facts.ignores_targets = facts.gradient and ignores_targets(loss, tensor, task)
-    if task.kind == "values":
+    if task.kind == "values" and compares_logits(loss, tensor):
+        try_logits(facts, loss)
+    elif task.kind == "values":
         try_values(facts, loss, tensor, task)
     elif task.kind == "binary":
         try_binary(facts, loss, tensor, task)

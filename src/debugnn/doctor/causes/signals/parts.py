@@ -1,0 +1,79 @@
+"""The parts of a loss, one output and one target each, where the whole is no known task."""
+
+import math
+
+from debugnn.doctor.causes.signals.outcome import (
+    AT_CHANCE,
+    FAR_BEHIND,
+    JUDGED_AFTER,
+    LOSS_AT_CHANCE,
+    fitted,
+)
+from debugnn.doctor.evidence import Evidence, PartFacts
+
+# Skill of a simple model that shows that a part can be learnt. Beside other parts one may be left
+# behind for a while, or on purpose by a small weight, so that a little is not enough.
+LEARNABLE = 0.3
+# Last loss over the first one, below which a loss that no other network moves has fallen: more than
+# a bias or a scale gains that fits the outputs to the targets' mean.
+FALLEN_TO = 0.5
+
+
+def fell(evidence: Evidence) -> bool:
+    """Return whether the loss, positive at first, has come down by much.
+
+    False where another network is trained against this one, and moves the loss too.
+    """
+    first, last = evidence.outcome.first_loss, evidence.outcome.last_loss
+    if first is None or last is None or evidence.adversarial:
+        return False
+    return first > 0 and last < FALLEN_TO * first
+
+
+def part_skill(part: PartFacts) -> float | None:
+    """Return the skill of a part on training samples, the better one of both modes."""
+    classes = Evidence(classes=part.classes)
+    found = [fitted(score, classes) for score in (part.train, part.train_mode)]
+    return max((skill for skill in found if skill is not None), default=None)
+
+
+def idle_part(evidence: Evidence) -> PartFacts | None:
+    """Return a part that is not learnt at all, though a simple model finds much; None without.
+
+    What an autoencoder rebuilds is among its inputs, where a simple model finds it whole.
+    """
+    if not _judged(evidence) or evidence.reconstruction:
+        return None
+    for part in evidence.outcome.parts:
+        simple, skill = part.simple_skill, part_skill(part)
+        if simple is None or skill is None or simple < LEARNABLE:
+            continue
+        if skill < AT_CHANCE and _lowest_loss(part) > LOSS_AT_CHANCE:
+            return part
+    return None
+
+
+def parts_learn(evidence: Evidence) -> bool:
+    """Return whether all that the loss compares is known and learnt."""
+    if not (_judged(evidence) and evidence.outcome.parts_are_all):
+        return False
+    return all(_learns(part) for part in evidence.outcome.parts)
+
+
+def _learns(part: PartFacts) -> bool:
+    skill = part_skill(part)
+    if skill is None or skill < AT_CHANCE or _lowest_loss(part) > LOSS_AT_CHANCE:
+        return False
+    return part.simple_skill is None or skill > part.simple_skill - FAR_BEHIND
+
+
+def _lowest_loss(part: PartFacts) -> float:
+    losses = [part.train.relative_loss, part.train_mode.relative_loss]
+    return min((loss for loss in losses if loss is not None), default=math.inf)
+
+
+def _judged(evidence: Evidence) -> bool:
+    """Return whether there are parts, and the training was long enough to judge them."""
+    known = bool(evidence.outcome.parts) and not evidence.adversarial
+    finite = evidence.outcome.nonfinite_step is None
+    return known and finite and evidence.loop.steps >= JUDGED_AFTER

@@ -1,0 +1,44 @@
+"""Whether validation inputs are prepared in another way than training inputs."""
+
+from typing import NamedTuple
+
+from debugnn.doctor.causes.signals.outcome import JUDGED_AFTER
+from debugnn.doctor.evidence import Evidence
+
+# Own loss on validation over that on training samples from which there is something to explain,
+# and the share of the difference that a change of the inputs has to take away, on either half of
+# the samples. Overfitting leaves no such change; one that is by the way takes next to nothing away.
+HIGHER = 1.5
+TAKEN_AWAY = 0.8
+# Own loss on training samples over the training's first loss above which nothing is learnt.
+FALLEN = 0.8
+
+
+class Preparation(NamedTuple):
+    """A change of the validation inputs that brings their loss down to that of training samples.
+
+    The losses are means, by the training's own loss function.
+    """
+
+    change: str
+    training: float
+    validation: float  # as they are
+    changed: float
+
+
+def other_preparation(evidence: Evidence) -> Preparation | None:
+    """Return the change of the validation inputs that does so; None where none does."""
+    facts, first = evidence.data.preparations, evidence.outcome.first_loss
+    if facts is None or first is None or evidence.loop.steps < JUDGED_AFTER:
+        return None
+    trained, plain = facts.training, facts.validation
+    if not 0 < trained < FALLEN * first or min(plain) < HIGHER * trained:
+        return None
+    taken = {
+        name: min((p - c) / (p - trained) for p, c in zip(plain, losses, strict=True))
+        for name, losses in facts.changed.items()
+    }
+    change = max(taken, key=taken.__getitem__, default=None)
+    if change is None or not taken[change] > TAKEN_AWAY:
+        return None
+    return Preparation(change, trained, sum(plain) / 2, sum(facts.changed[change]) / 2)

@@ -1,0 +1,95 @@
+"""What a loss is computed from, as the graph of its computation tells; needs no loss function."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+
+_NODES = 400  # of the graph, from the loss on: a loss's own operation is near
+_VIEWS = frozenset(
+    {
+        "View", "UnsafeView", "ReshapeAlias", "Transpose", "T", "Permute", "Clone", "ToCopy",
+        "Squeeze", "Unsqueeze", "Slice", "Select", "Expand", "Alias", "Index",
+    }
+)  # fmt: skip
+# Operations of a loss, whose first input is what they take for probabilities, their logarithms, or
+# scores. The likelihood of cross_entropy takes the logarithm of its own softmax.
+_LOSSES = {
+    "CtcLoss": "ctc_loss",
+    "NllLoss": "nll_loss",
+    "NllLoss2D": "nll_loss",
+    "BinaryCrossEntropyWithLogits": "binary_cross_entropy_with_logits",
+}
+_SOURCES = {
+    "LogSoftmax": "log_softmax",
+    "LogSigmoid": "log_sigmoid",
+    "Softmax": "softmax",
+    "Sigmoid": "sigmoid",
+    "Addmm": "linear",
+    "Mm": "linear",
+    "Convolution": "convolution",
+}
+
+
+def loss_sources(loss: Any) -> dict[str, str]:
+    """Return what the operations of a loss are fed with.
+
+    Args:
+        loss: as the loop computed it, after `backward` too.
+
+    Returns:
+        Names of operations: that of the loss → that which made its first input, views left out:
+        {"ctc_loss": "linear"}. A cross-entropy is `cross_entropy`, fed with what made its scores.
+        Only operations of which it is known what they give. {} of a number, or of a compiled graph.
+    """
+    if not isinstance(loss, Tensor) or loss.grad_fn is None:
+        return {}
+    found: dict[str, str] = {}
+    for node in _near(loss.grad_fn):
+        name = _LOSSES.get(_name(node))
+        if name is None:
+            continue
+        source = _source(node)
+        if source is not None and name == "nll_loss" and _name(source) == "LogSoftmax":
+            name, source = "cross_entropy", _source(source)
+        if source is not None and _name(source) in _SOURCES:
+            found[name] = _SOURCES[_name(source)]
+    return found
+
+
+def _near(root: Any) -> Iterator[Any]:
+    """Yield the graph's nodes, those near the root first, beyond no loss's own operation."""
+    pending, seen = [root], {root}
+    while pending and len(seen) < _NODES:
+        node = pending.pop(0)
+        yield node
+        if _name(node) in _LOSSES:
+            continue
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                pending.append(following)
+
+
+def _source(node: Any) -> Any:
+    """Return the node that made the first input, beyond views and a bias; None of a leaf."""
+    while node is not None:
+        following = [each for each, _ in node.next_functions]
+        if _is_biased(node):
+            following = [each for each in following if not hasattr(each, "variable")]
+        node = following[0] if following else None
+        if node is None or not (_name(node) in _VIEWS or _is_biased(node)):
+            return node
+    return None
+
+
+def _is_biased(node: Any) -> bool:
+    """Return whether a node adds a leaf to something that is none: a linear layer's bias."""
+    following = [each for each, _ in node.next_functions if each is not None]
+    leaves = sum(hasattr(each, "variable") for each in following)
+    return _name(node) == "Add" and len(following) == 2 and leaves == 1
+
+
+def _name(node: Any) -> str:
+    """Return a node's operation: `CtcLoss` of `CtcLossBackward0`."""
+    return node.name().partition("Backward")[0]

@@ -1,0 +1,202 @@
+"""How well outputs do by the training's own loss function, beside what needs no network."""
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from debugnn.doctor.evidence import LossFacts, OwnLoss
+from debugnn.doctor.observe.buffer import Batch, ValidationBatch
+from debugnn.doctor.observe.calls import first_tensor
+from debugnn.doctor.observe.layout import Layout
+from debugnn.doctor.observe.loss_function.made_up import EDGE, Loss, LossFunction
+from debugnn.doctor.observe.outcome import Predicted
+from debugnn.doctor.observe.pairing import compare_pairings
+from debugnn.doctor.observe.task import Task, space
+
+_CONSTANT_FROM = 4  # batches that a constant is fitted to
+_STEPS = 40  # of fitting it
+_RATE = 0.2  # of Adam, in logits
+_RATE_OF_VALUES = 0.1  # the same, in deviations of the values
+_LEAST_SHARE = 1e-4  # of a class, whose logarithm is taken
+
+
+def note_own_loss(
+    facts: OwnLoss,
+    plain: Sequence[Predicted],
+    by_batch: Sequence[Predicted],
+    late: Iterable[Batch],
+    validation: ValidationBatch | None,
+    layout: Layout,
+    loss_fn: LossFunction,
+    one_batch: bool,
+) -> None:
+    """Fill in whether outputs belong to their own samples.
+
+    Args:
+        plain: training batches and their outputs in evaluation mode.
+        by_batch: the same in training mode; `plain` itself where the outputs are equal.
+        late: batches of late steps.
+        validation: the latest.
+        layout: where samples lie.
+        loss_fn: the training's.
+        one_batch: the training has the same batch at every step.
+    """
+
+    def compared(predicted: Sequence[Predicted]) -> Any:
+        kept = predicted[:1] if one_batch else predicted
+        pairs = [(p.batch.call, p.outputs, p.batch.targets) for p in kept]
+        return compare_pairings(pairs, layout, loss_fn)
+
+    late_ones = {id(batch) for batch in late}
+    facts.train = facts.train_mode = compared(plain)
+    if by_batch is not plain:
+        facts.train_mode = compared(by_batch)
+    facts.late = compared([p for p in plain if id(p.batch) in late_ones])
+    if validation is not None and validation.targets is not None:
+        found = (validation.call, validation.outputs, validation.targets)
+        facts.validation = compare_pairings([found], layout, loss_fn)
+
+
+def note_beside_constant(
+    facts: OwnLoss,
+    plain: Sequence[Predicted],
+    by_batch: Sequence[Predicted],
+    loss_fn: LossFunction,
+    task: Task,
+) -> None:
+    """Fill in the loss of training batches over that of the best constant outputs."""
+    found = []
+    for predicted in (plain, by_batch):
+        kept = predicted[:_CONSTANT_FROM]
+        losses = [Loss(loss_fn, p.outputs, p.batch.targets) for p in kept]
+        constant = best_constant(losses, task)
+        own = [loss.at(loss.outputs) for loss in losses]
+        if constant is not None and all(map(math.isfinite, own)):
+            found.append(statistics.fmean(own) / constant)
+    facts.relative = min(found, default=None)
+
+
+@torch.enable_grad()
+def best_constant(losses: Sequence[Loss], task: Task) -> float | None:
+    """Return the mean loss over some batches at the best outputs that are the same for all samples.
+
+    Fitted by gradient descent, from what frequencies or means tell. None where it is not positive,
+    or of an unknown task.
+    """
+    made = [_constants(loss, task) for loss in losses]
+    if not made or any(build is None for build in made):
+        return None
+    start = _start(losses, task)
+    if start is None:
+        return None
+    first, unit = start
+    theta = first.clone().requires_grad_()
+    optimizer = torch.optim.Adam([theta], lr=unit)
+    lowest = math.inf
+    for _ in range(_STEPS):
+        outputs = [build(theta) for build in made if build is not None]
+        pairs = list(zip(losses, outputs, strict=True))
+        lowest = min(lowest, statistics.fmean(loss.within(out.detach()) for loss, out in pairs))
+        try:
+            gradients = [loss.gradient(out.detach()) for loss, out in pairs]
+        except Exception:  # a loss without a gradient there
+            break
+        if any(g is None or not torch.isfinite(g).all() for g in gradients):
+            break
+        optimizer.zero_grad()
+        torch.autograd.backward(outputs, gradients)
+        optimizer.step()
+    return lowest if math.isfinite(lowest) and lowest > 0 else None
+
+
+def _constants(loss: Loss, task: Task) -> Callable[[Tensor], Tensor] | None:
+    """Return what turns logits or values into a batch's outputs, the same for every sample."""
+    outputs = first_tensor(loss.outputs)
+    if outputs is None or task.kind == "unknown" or not outputs.is_floating_point():
+        return None
+    if task.kind == "classes":
+        moved = outputs.movedim(task.axis, -1)
+        kind = space(moved.reshape(-1, task.size))
+
+        def of_classes(theta: Tensor) -> Tensor:
+            row = theta
+            if kind == "log_simplex":
+                row = theta.log_softmax(dim=0)
+            elif kind == "simplex" or task.squashed:
+                row = theta.softmax(dim=0)
+            return row.to(outputs).expand(moved.shape).movedim(-1, task.axis)
+
+        return of_classes
+
+    def of_values(theta: Tensor) -> Tensor:
+        value = theta.sigmoid() if task.kind == "binary" and task.squashed else theta
+        return value.to(outputs).expand(outputs.shape)
+
+    return of_values
+
+
+def _start(losses: Sequence[Loss], task: Task) -> tuple[Tensor, float] | None:
+    """Return the constant that a fit starts from, and the length of its steps."""
+    targets = [loss.targets for loss in losses]
+    if not all(isinstance(t, Tensor) for t in targets):
+        return None
+    if task.kind == "values":
+        values = torch.cat([t.detach().double().flatten() for t in targets])
+        centre = _mean_by_column(losses)
+        centre = values.mean() if centre is None else centre
+        spread = through(task, values).std(correction=0).item()
+        return through(task, centre).float(), _RATE_OF_VALUES * spread
+    labels = torch.cat([task.labels(t) for t in targets])
+    counts = torch.bincount(labels[(labels >= 0) & (labels < task.size)], minlength=task.size)
+    shares = (counts.double() / counts.sum().clamp_min(1)).clamp_min(_LEAST_SHARE).float()
+    if task.kind == "binary":
+        return shares[1].clamp(max=1 - _LEAST_SHARE).logit(), _RATE
+    return shares.log(), _RATE
+
+
+def _mean_by_column(losses: Sequence[Loss]) -> Tensor | None:
+    """Return the mean targets in the shape of a sample's outputs; None where shapes differ."""
+    rows = []
+    for loss in losses:
+        outputs, targets = first_tensor(loss.outputs), loss.targets
+        if outputs is None or not targets.dim() or len(targets) != len(outputs):
+            return None
+        rows.append(targets.detach().double().reshape(len(targets), *outputs.shape[1:]))
+    return torch.cat(rows).mean(dim=0) if len({row.shape[1:] for row in rows}) == 1 else None
+
+
+def through(task: Task, values: Tensor) -> Tensor:
+    """Return the outputs that stand for these values."""
+    if task.link == "sigmoid":
+        return values.clamp(EDGE, 1 - EDGE).logit()
+    if task.link == "exp":
+        return values.clamp_min(EDGE).log()
+    return values
+
+
+def loss_of_values(
+    values: Tensor, targets: Tensor, loss_fn: LossFunction, task: Task, facts: LossFacts
+) -> float | None:
+    """Return the loss of predicted values over that of the best constant one.
+
+    Args:
+        values: (N, …), of a simple model.
+        targets: (N, …).
+        loss_fn: the training's.
+        task: values.
+        facts: of the loss function, which tell the shapes of outputs and targets.
+    """
+    if task.kind != "values" or len(facts.shapes) != 2 or facts.other_outputs:
+        return None
+    (_, *out), (_, *wanted) = facts.shapes
+    outputs = through(task, values).float().reshape(-1, *out)
+    targets = targets.reshape(-1, *wanted)
+    if len(outputs) != len(targets):
+        return None
+    loss = Loss(loss_fn, outputs, targets)
+    constant, own = best_constant([loss], task), loss.at(outputs)
+    return own / constant if constant is not None and math.isfinite(own) else None

@@ -1,0 +1,103 @@
+"""The loss of validation samples as they are, and prepared otherwise, by the training's own loss.
+
+An image whose channels are in another order has the same mean and the same deviation: no statistic
+of the inputs tells. The network does, where its loss comes back as the samples are changed back.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from debugnn.doctor.evidence import PreparationFacts
+from debugnn.doctor.observe.buffer import Batch, ValidationBatch
+from debugnn.doctor.observe.calls import Call
+from debugnn.doctor.observe.layout import Layout
+from debugnn.doctor.observe.loss_function.made_up import LossFunction
+from debugnn.doctor.observe.modes import without_dropout
+from debugnn.doctor.observe.simple_models import matched
+
+_BATCHES = 4  # training batches, the latest ones
+_PARTS = 4  # of the validation samples, of a training batch's size, at most
+_COLOURS = (3, 4)
+_BYTE = 255.0
+
+
+def preparation_facts(
+    model: nn.Module,
+    loss_fn: LossFunction,
+    batches: Sequence[Batch],
+    validation: ValidationBatch,
+    layout: Layout,
+) -> PreparationFacts | None:
+    """Return the losses of validation samples under changes of their inputs.
+
+    Args:
+        model: a copy of the model as it is now.
+        loss_fn: the training's own.
+        batches: of the training, the latest one last.
+        validation: the latest.
+        layout: where the samples lie.
+
+    Returns:
+        The losses in evaluation mode, without dropout; None where the validation cannot be parted
+        into batches of the training's size, or its inputs are no numbers.
+    """
+    trained = [b for b in batches if layout.count(b.call)][-_BATCHES:]
+    inputs = layout.inputs(validation.call)
+    count = layout.count(validation.call)
+    if not trained or inputs is None or count is None or not inputs.is_floating_point():
+        return None
+    known = [rows for b in trained if (rows := layout.inputs(b.call)) is not None]
+    if any(rows.shape[1:] != inputs.shape[1:] for rows in known) or layout.axis != 0:
+        return None
+    size = min(len(rows) for rows in known)
+    starts = range(0, count - size + 1, size)[:_PARTS]
+    if len(starts) < 2:
+        return None
+
+    def losses(change: Callable[[Tensor], Tensor]) -> list[float]:
+        changed = change(inputs)
+        call = validation.call.map(lambda tensor: changed if tensor is inputs else tensor)
+        parts = (layout.take(call, slice(s, s + size), validation.targets) for s in starts)
+        return [_loss(model, loss_fn, part, targets) for part, targets in parts]
+
+    with torch.no_grad(), without_dropout(model, training=False):
+        return PreparationFacts(
+            training=fmean(_loss(model, loss_fn, b.call, b.targets) for b in trained),
+            validation=_halves(losses(torch.clone)),
+            changed={
+                name: _halves(losses(change)) for name, change in _changes(inputs, torch.cat(known))
+            },
+        )
+
+
+def _loss(model: nn.Module, loss_fn: LossFunction, call: Call, targets: Any) -> float:
+    outputs = call(model)
+    with torch.enable_grad():  # a loss may hold a gradient's norm
+        return loss_fn(outputs, targets).detach().float().mean().item()
+
+
+def _halves(losses: Sequence[float]) -> list[float]:
+    """Return the means of the losses at even places and at odd ones."""
+    return [fmean(losses[::2]), fmean(losses[1::2])]
+
+
+def _changes(inputs: Tensor, trained: Tensor) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
+    """Yield what a preparation may have done otherwise, and how it is done to inputs (B, …)."""
+    if inputs.dim() == 4 and inputs.shape[1] in _COLOURS:
+        yield "channels in reverse order", lambda x: x.flip(1)
+    elif inputs.dim() == 4 and inputs.shape[-1] in _COLOURS:
+        yield "channels in reverse order", lambda x: x.flip(-1)
+    if inputs.dim() == 4:
+        yield "turned upside down", lambda x: x.flip(-2)
+        yield "mirrored", lambda x: x.flip(-1)
+        if inputs.shape[-1] == inputs.shape[-2]:
+            yield "rows and columns exchanged", lambda x: x.transpose(-1, -2).contiguous()
+    if inputs.dim() >= 2:
+        yield "light and dark exchanged", lambda x: x.amax() + x.amin() - x
+        yield "brought to the training inputs' mean and deviation", lambda x: matched(trained, x)
+        yield "multiplied by 255", lambda x: x * _BYTE
+        yield "divided by 255", lambda x: x / _BYTE

@@ -1,0 +1,482 @@
+"""What is said of trainings whose loss compares more than one output with one target."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+import torch
+import torch.nn.functional as F
+from handmade_evidence import evidence as sound_evidence
+from torch import Tensor, nn
+
+from debugnn import Doctor
+from debugnn.doctor import causes
+from debugnn.doctor.evidence import (
+    DataFacts,
+    LossFacts,
+    OutcomeFacts,
+    PartFacts,
+    PreparationFacts,
+    Score,
+    load,
+)
+from debugnn.doctor.observe.calls import Call
+from debugnn.doctor.observe.labels_among_inputs import find_labels
+from debugnn.doctor.observe.layout import Layout
+from debugnn.doctor.observe.loss_function.facts import loss_facts
+from debugnn.doctor.observe.loss_function.graph import loss_sources
+from debugnn.doctor.observe.parts import find_parts
+from debugnn.doctor.observe.task import read
+
+SYMBOLS, FEATURES, BATCH = 5, 6, 24
+
+
+def named(report):
+    return [finding.cause for finding in report.findings]
+
+
+def watched(model, make, loss_fn, steps, lr=1e-2, handed=True):
+    """Train and return the report: `make` gives the model's argument and the targets."""
+    torch.manual_seed(0)
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    with Doctor(model, optimizer, loss_fn if handed else None) as doctor:
+        for _ in range(steps):
+            inputs, targets = make()
+            optimizer.zero_grad()
+            loss = loss_fn(model(inputs), targets)
+            loss.backward()
+            optimizer.step()
+            doctor.step(loss, inputs, targets if handed else None)
+        return doctor.report()
+
+
+# --- what the loss was computed from --------------------------------------------------------------
+
+
+def scores(*shape):
+    return nn.Linear(FEATURES, SYMBOLS)(torch.randn(*shape, FEATURES))
+
+
+def ctc(logarithms):
+    batch = logarithms.shape[1]
+    targets = torch.arange(2 * batch).reshape(batch, 2) % (SYMBOLS - 1) + 1
+    return F.ctc_loss(logarithms, targets, torch.full((batch,), 9), torch.full((batch,), 2))
+
+
+LABELS = torch.arange(8) % SYMBOLS
+SOURCES = {
+    "scores": (lambda: ctc(scores(9, 4)), {"ctc_loss": "linear"}),
+    "scores of a transposed batch": (
+        lambda: ctc(scores(4, 9).transpose(0, 1)),
+        {"ctc_loss": "linear"},
+    ),
+    "probabilities": (lambda: ctc(scores(9, 4).softmax(2)), {"ctc_loss": "softmax"}),
+    "logarithms": (lambda: ctc(scores(9, 4).log_softmax(2)), {"ctc_loss": "log_softmax"}),
+    "logarithms by hand": (lambda: ctc(scores(9, 4).softmax(2).log()), {}),
+    "cross-entropy": (lambda: F.cross_entropy(scores(8), LABELS), {"cross_entropy": "linear"}),
+    "softmax twice": (
+        lambda: 2 * F.cross_entropy(scores(8).softmax(1), LABELS) + 1,
+        {"cross_entropy": "softmax"},
+    ),
+    "a squared error": (lambda: scores(8).square().mean(), {}),
+    "a number": (lambda: 0.5, {}),
+    "without a graph": (lambda: scores(8).detach().mean(), {}),
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_the_graph_tells_what_a_loss_is_fed_with(name):
+    make, sources = SOURCES[name]
+    assert loss_sources(make()) == sources
+
+
+def test_the_graph_tells_it_after_the_backward_pass():
+    loss = F.nll_loss(scores(8), LABELS)
+    loss.backward()
+    assert loss_sources(loss) == {"nll_loss": "linear"}
+
+
+class Lines(nn.Module):
+    """Scores (T, B, symbols) along lines (B, T, features)."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(FEATURES, 32), nn.ReLU(), nn.Linear(32, SYMBOLS))
+
+    def forward(self, x):
+        return self.body(x).transpose(0, 1)
+
+
+def lines():
+    """Two symbols a line, each over some columns of it, with noise between them."""
+    targets = torch.randint(1, SYMBOLS, (BATCH, 2))
+    inputs = 0.1 * torch.randn(BATCH, 9, FEATURES)
+    for place, start in enumerate((1, 5)):
+        inputs[:, start : start + 2] += F.one_hot(targets[:, place], FEATURES)[:, None]
+    return inputs, targets
+
+
+def line_loss(logarithms, targets):
+    batch = len(targets)
+    return F.ctc_loss(logarithms, targets, torch.full((batch,), 9), torch.full((batch,), 2))
+
+
+@pytest.mark.parametrize("handed", [True, False])
+def test_scores_given_to_ctc_are_a_wrong_loss(handed):
+    report = watched(Lines(), lines, line_loss, 45, handed=handed)
+    assert report.main_cause == "wrong_loss"
+    assert "ctc_loss" in report.main.summary
+
+
+@pytest.mark.slow
+def test_ctc_of_logarithms_learns_by_its_own_loss():
+    report = watched(Lines(), lines, lambda o, t: line_loss(o.log_softmax(2), t), 250)
+    assert report.healthy is True, report.reason
+    assert not report.troubles
+
+
+def likelihood_by_hand(outputs, targets):
+    return outputs.logsumexp(1).mean() + F.nll_loss(outputs, targets)
+
+
+def classes():
+    x = torch.randn(BATCH, FEATURES)
+    return x, x[:, :SYMBOLS].argmax(dim=1)
+
+
+def classifier():
+    return nn.Sequential(nn.Linear(FEATURES, 32), nn.ReLU(), nn.Linear(32, SYMBOLS))
+
+
+def test_a_likelihood_from_a_negative_score_and_its_logarithm_is_sound():
+    report = watched(classifier(), classes, likelihood_by_hand, 60, handed=False)
+    assert report.healthy is not False, report.reason
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "said"),
+    [
+        (F.nll_loss, "nll_loss"),
+        (lambda o, t: F.cross_entropy(o.softmax(1), t), "cross_entropy"),
+    ],
+)
+def test_what_is_no_logarithm_or_one_too_many_is_seen_without_a_loss_function(loss_fn, said):
+    report = watched(classifier(), classes, loss_fn, 60, handed=False)
+    assert report.main_cause == "wrong_loss"
+    assert said in report.main.summary
+
+
+# --- losses that fall without end -----------------------------------------------------------------
+
+
+def unknown(**others):
+    """A sound training of an unknown task."""
+    evidence = sound_evidence()
+    evidence.task, evidence.classes = "unknown", None
+    evidence.loss, evidence.data = LossFacts(), DataFacts()
+    evidence.outcome = OutcomeFacts(first_loss=2.0, last_loss=1.9, highest_loss=2.0)
+    for name, value in others.items():
+        setattr(evidence, name, value)
+    return evidence
+
+
+def course(first, tenths):
+    evidence = unknown()
+    evidence.outcome.first_loss, evidence.outcome.last_loss = first, tenths[-1]
+    evidence.outcome.tenths = tenths
+    return causes.diagnose(evidence, budget=0)
+
+
+def test_a_loss_that_keeps_falling_far_below_zero_has_no_bound():
+    report = course(0.5, [-((10 * i) ** 2.5) for i in range(1, 11)])
+    assert report.main_cause == "wrong_loss"
+
+
+@pytest.mark.parametrize(
+    "tenths",
+    [
+        [-30_000 * (1 - 0.4**i) for i in range(1, 11)],  # a reward of any size that is reached
+        [-0.5 * i for i in range(10)],  # a density of many features
+    ],
+)
+def test_a_reward_that_levels_off_and_a_density_have_one(tenths):
+    assert course(0.5, tenths).healthy is None
+
+
+# --- an output and a target each ------------------------------------------------------------------
+
+
+def two_tasks(outputs, targets):
+    named_right = F.cross_entropy(outputs["kind"], targets["kind"])
+    return named_right + F.mse_loss(outputs["size"], targets["size"])
+
+
+def masked(outputs, targets):
+    wrong = (outputs["size"] - targets["size"]).square() * targets["mask"]
+    return F.cross_entropy(outputs["kind"], targets["kind"]) + wrong.mean()
+
+
+def outputs_and_targets():
+    torch.manual_seed(0)
+    outputs = {"kind": torch.randn(12, SYMBOLS), "size": torch.randn(12, 1)}
+    kinds = torch.arange(12) % SYMBOLS
+    mask = (torch.arange(12) % 2).float()[:, None]
+    return outputs, {"kind": kinds, "size": torch.randn(12, 1), "mask": mask}
+
+
+def test_outputs_that_have_a_target_of_their_own_are_parts():
+    outputs, targets = outputs_and_targets()
+    del targets["mask"]
+    parts, all_of_it = find_parts(two_tasks, outputs, targets)
+    assert [(part.name, part.task.kind) for part in parts] == [
+        ("kind", "classes"),
+        ("size", "values"),
+    ]
+    assert all_of_it
+
+
+def test_an_output_that_a_second_target_masks_is_no_part():
+    parts, all_of_it = find_parts(masked, *outputs_and_targets())
+    assert [part.name for part in parts] == ["kind"]
+    assert not all_of_it
+
+
+def test_outputs_that_are_weighed_by_each_other_are_no_parts():
+    def likelihood(outputs, targets):
+        error = (outputs["size"] - targets["size"]).square()
+        spread = outputs["kind"][:, :1]
+        return (error * (-spread).exp() + spread).mean()
+
+    outputs, targets = outputs_and_targets()
+    parts, all_of_it = find_parts(likelihood, outputs, {"size": targets["size"]})
+    assert parts == []
+    assert not all_of_it
+
+
+class TwoHeads(nn.Module):
+    def __init__(self, stuck=False):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(FEATURES, 32), nn.ReLU())
+        self.kind, self.size = nn.Linear(32, SYMBOLS), nn.Linear(32, 1)
+        self.stuck = stuck
+
+    def forward(self, x):
+        hidden = self.body(x)
+        kind = self.kind(hidden)
+        return {"kind": 0 * kind if self.stuck else kind, "size": self.size(hidden)}
+
+
+def kinds_and_sizes():
+    x, kinds = classes()
+    return x, {"kind": kinds, "size": x[:, :1] - x[:, 1:2]}
+
+
+@pytest.mark.slow
+def test_a_training_learns_where_all_its_parts_do():
+    report = watched(TwoHeads(), kinds_and_sizes, two_tasks, 150)
+    assert report.healthy is True, report.reason
+    assert "kind" in report.reason
+    again = load(json.loads(json.dumps(asdict(report.evidence))))
+    assert again == report.evidence
+
+
+@pytest.mark.slow
+def test_a_part_that_is_not_learnt_is_found_beside_one_that_is():
+    report = watched(TwoHeads(stuck=True), kinds_and_sizes, two_tasks, 150)
+    assert report.healthy is False
+    learnt = {part.name: part.train.skill for part in report.evidence.outcome.parts}
+    assert learnt["kind"] < 0.1 < 0.9 < learnt["size"]
+
+
+def with_part(skill, simple, **others):
+    evidence = unknown(**others)
+    loss = Score(relative_loss=1 - skill, skill=skill)
+    part = PartFacts("size", "values", train=loss, train_mode=loss, simple_skill=simple)
+    evidence.outcome.parts, evidence.outcome.parts_are_all = [part], True
+    return causes.diagnose(evidence, budget=0).healthy
+
+
+def test_a_part_is_judged_beside_a_simple_model():
+    assert with_part(skill=0.01, simple=0.6) is False
+    assert with_part(skill=0.01, simple=0.1) is None
+    assert with_part(skill=0.9, simple=0.6) is True
+    assert with_part(skill=0.3, simple=0.9) is None
+    assert with_part(skill=0.01, simple=0.6, reconstruction=True) is None
+    assert with_part(skill=0.9, simple=0.6, adversarial=True) is None
+
+
+# --- logits that are compared with logits ---------------------------------------------------------
+
+
+def divergence(outputs, targets):
+    student, guide = (logits.div(3).log_softmax(dim=1) for logits in (outputs, targets))
+    return F.kl_div(student, guide, reduction="batchmean", log_target=True)
+
+
+def correlation(outputs, targets):
+    first, second = (F.normalize(v - v.mean(1, keepdim=True), dim=1) for v in (outputs, targets))
+    return -(first * second).sum(1).mean()
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "link"),
+    [
+        (divergence, "softmax"),
+        (lambda o, t: F.cross_entropy(o, t.softmax(1)), "softmax"),
+        (F.mse_loss, "identity"),
+        (correlation, "identity"),
+    ],
+)
+def test_logits_compared_with_logits_are_classes(loss_fn, link):
+    torch.manual_seed(0)
+    outputs, targets = torch.randn(2, 16, SYMBOLS)
+    assert loss_facts(loss_fn, outputs, targets, read(outputs, targets)).link == link
+
+
+@pytest.mark.slow
+def test_a_student_of_another_nets_logits_is_scored_by_its_likeliest_class():
+    torch.manual_seed(1)
+    teacher = nn.Linear(FEATURES, SYMBOLS).requires_grad_(False)
+
+    def guided():
+        x = torch.randn(BATCH, FEATURES)
+        return x, 4 * teacher(x)
+
+    report = watched(classifier(), guided, divergence, 200)
+    assert report.evidence.task == "classes"
+    assert report.healthy is True, report.reason
+
+
+# --- labels among the model's arguments -----------------------------------------------------------
+
+
+def gradient_of(logits, loss):
+    return torch.autograd.grad(loss, logits)[0]
+
+
+@pytest.mark.parametrize(("shift", "padding"), [(0, None), (1, None), (0, 0), (1, 0)])
+def test_labels_among_the_arguments_are_found_by_the_gradient(shift, padding):
+    torch.manual_seed(0)
+    logits = torch.randn(3, 7, SYMBOLS, requires_grad=True)
+    tokens, labels = torch.randint(SYMBOLS, (2, 3, 7))
+    kept, wanted = logits[:, : 7 - shift], labels[:, shift:]
+    ignored = -100 if padding is None else padding
+    loss = F.cross_entropy(kept.flatten(0, 1), wanted.flatten(), ignore_index=ignored)
+    call = Call((), {"tokens": tokens, "labels": labels})
+    found = find_labels(call, logits, gradient_of(logits, loss))
+    assert (found.place, found.shift) == (1, shift)
+    expected = wanted if padding is None else wanted.masked_fill(wanted == padding, -100)
+    assert torch.equal(found.of(call)[:, : 7 - shift], expected)
+    assert (found.of(call)[:, 7 - shift :] == -100).all()
+
+
+def test_labels_that_are_no_argument_are_not_found():
+    torch.manual_seed(0)
+    logits = torch.randn(3, 7, SYMBOLS, requires_grad=True)
+    tokens, labels = torch.randint(SYMBOLS, (2, 3, 7))
+    loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+    assert find_labels(Call((tokens,)), logits, gradient_of(logits, loss)) is None
+    assert find_labels(Call((tokens,)), logits, gradient_of(logits, logits.square().sum())) is None
+
+
+class OwnLoss(nn.Module):
+    """Returns its scores, and its loss where it is given labels."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Embedding(SYMBOLS, 16), nn.Linear(16, SYMBOLS))
+
+    def forward(self, tokens, labels=None):
+        logits = self.body(tokens)
+        loss = None if labels is None else F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        return {"loss": loss, "logits": logits}
+
+
+def test_a_model_that_is_called_with_its_labels_has_a_known_task():
+    torch.manual_seed(0)
+    model = OwnLoss()
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-2)
+    with Doctor(model, optimizer) as doctor:
+        for _ in range(60):
+            tokens = torch.randint(SYMBOLS, (BATCH, 7))
+            batch = {"tokens": tokens, "labels": (tokens + 2) % SYMBOLS}
+            optimizer.zero_grad()
+            loss = model(**batch)["loss"]
+            loss.backward()
+            optimizer.step()
+            doctor.step(loss, batch)
+        doctor.validate(batch)
+        report = doctor.report()
+    assert report.evidence.task == "classes"
+    assert report.healthy is True, report.reason
+    assert report.outcome["validation_skill"] > 0.9
+
+
+# --- the preparation of validation inputs ---------------------------------------------------------
+
+
+def prepared(**changed):
+    evidence = unknown()
+    changes = {name: [value, value] for name, value in changed.items()}
+    evidence.data.preparations = PreparationFacts(0.1, [1.0, 1.1], changes)
+    return named(causes.diagnose(evidence, budget=0))
+
+
+def test_a_change_that_takes_the_loss_away_shows_another_preparation():
+    assert prepared(mirrored=0.15, inverted=4.0) == ["train_test_mismatch"]
+    assert prepared(mirrored=0.6, inverted=4.0) == []
+    assert prepared() == []
+
+
+class Coloured(nn.Module):
+    """Two outputs, so that the task is unknown, by the first and the last channel."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(48, 32), nn.ReLU(), nn.Linear(32, 2))
+
+    def forward(self, x):
+        first, last = self.body(x).unbind(1)
+        return first, last
+
+
+def images(count=48):
+    x = torch.randn(count, 3, 4, 4)
+    return x, (x[:, 0].mean((1, 2)) * 4).tanh()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reverse", [False, True])
+def test_channels_in_another_order_are_seen_by_the_networks_own_loss(reverse):
+    torch.manual_seed(0)
+    model = Coloured()
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+
+    def loss_fn(outputs, targets):
+        return (outputs[0] - targets).square().mean() + 0.1 * outputs[1].square().mean()
+
+    with Doctor(model, optimizer, loss_fn) as doctor:
+        for _ in range(300):
+            x, y = images()
+            optimizer.zero_grad()
+            loss = loss_fn(model(x), y)
+            loss.backward()
+            optimizer.step()
+            doctor.step(loss, x, y)
+        x, y = images(192)
+        doctor.validate(x.flip(1) if reverse else x, y)
+        report = doctor.report()
+    assert (report.main_cause == "train_test_mismatch") is reverse, report.details()
+    assert reverse or report.healthy is not False
+
+
+# --- outputs whose samples lie on the second axis -------------------------------------------------
+
+
+def test_outputs_are_joined_along_the_axis_of_their_samples():
+    model = Lines().eval()
+    x = torch.randn(100, 9, FEATURES)
+    whole: Tensor = model(x)
+    joined = Layout(axis=0, verified=True).run(model, Call((x,)))
+    assert joined.shape == whole.shape
+    assert torch.allclose(joined, whole, atol=1e-6)
