@@ -1,11 +1,11 @@
 """Inputs far from zero mean and unit scale."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from debugnn.faults.cases import case
 from debugnn.faults.datasets import bundled
-from debugnn.faults.edits import add_columns, change_inputs
+from debugnn.faults.edits import add_columns, change_inputs, sequential
 from debugnn.faults.program import Setup
 
 
@@ -47,6 +47,11 @@ def squeezed_by_outlier(setup: Setup, outlier: float) -> None:
     change_inputs(setup, lambda x: (x - low) / (outlier - low))
 
 
+def without_first_norm(setup: Setup) -> None:
+    """Leave out the normalisation layer that brings the inputs to one scale."""
+    sequential(setup)[0] = nn.Identity()
+
+
 TUNING = [
     case("mlp_sgd", scale_inputs, factor=255.0),
     case("cnn_sgd", scale_inputs, factor=1000.0),
@@ -55,6 +60,7 @@ TUNING = [
     case("friedman_sgd", scale_inputs, factor=255.0),
     case("lstm", scale_inputs, factor=1e-3),
     case("wine", raw_units, name="wine"),
+    case("measured", without_first_norm),
 ]
 
 HELD_OUT = [

@@ -2,12 +2,17 @@
 
 from collections.abc import Iterable, Iterator
 
-from debugnn.doctor.causes.cause import Cause, Kind, Sign
+from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
 from debugnn.doctor.causes.signals.data import odd_inputs
-from debugnn.doctor.causes.signals.outcome import severity, short
-from debugnn.doctor.causes.signals.trials import cured, trial_numbers
+from debugnn.doctor.causes.signals.outcome import failing, severity, short
+from debugnn.doctor.causes.signals.trials import FAR_WORSE, cured, trial_numbers
 from debugnn.doctor.evidence import Evidence
-from debugnn.doctor.trials import STANDARDISED_INPUTS, Trial
+from debugnn.doctor.trials import STANDARDISED_INPUTS, UNCHANGED, Trial
+
+# A copy's loss over the unchanged copy's below which the inputs' scale made nearly all of the loss.
+# Weights of usual size take inputs of unit scale to outputs of about unit scale: ten times as large
+# inputs give a squared error that is a hundred times as large.
+CALMED = 0.01
 
 
 def unscaled_inputs(evidence: Evidence) -> Iterator[Sign]:
@@ -29,6 +34,35 @@ def unscaled_inputs(evidence: Evidence) -> Iterator[Sign]:
     )
 
 
+def outsized_by_inputs(evidence: Evidence) -> Iterator[Sign]:
+    """The loss is far above that of guessing, from the first step on, and standardised inputs take
+    nearly all of it away, though a trial is too short to learn the rest."""
+    odd = odd_inputs(evidence)
+    unchanged = evidence.trials.get(UNCHANGED.name)
+    changed = evidence.trials.get(STANDARDISED_INPUTS.name)
+    if odd is None or not failing(evidence) or unchanged is None or changed is None:
+        return
+    if not unchanged.steps or not changed.steps or not unchanged.end > FAR_WORSE:
+        return
+    # Two runs that diverge differ by any factor in the end, but not at the start.
+    if not (changed.start < CALMED * unchanged.start and changed.end < CALMED * unchanged.end):
+        return
+    yield Sign(
+        "error",
+        f"the inputs are not standardised, {odd}, and the loss starts at {unchanged.start:.2g} "
+        f"times that of guessing; with standardised inputs a copy starts at {changed.start:.2g} "
+        f"times, and after {changed.steps} steps it has {changed.end:.2g} in place of "
+        f"{unchanged.end:.2g} times",
+        evidence={
+            "rms": evidence.data.rms,
+            "start: unchanged": unchanged.start,
+            "start: standardised inputs": changed.start,
+            **trial_numbers(evidence, STANDARDISED_INPUTS),
+        },
+        confidence="shown",
+    )
+
+
 def trials(evidence: Evidence) -> Iterable[Trial]:
     """Standardise inputs whose scale is unusual."""
     if odd_inputs(evidence):
@@ -39,7 +73,7 @@ CAUSE = Cause(
     name="input_scale",
     meaning="inputs far from zero mean and unit scale",
     kind=Kind.RIVAL,
-    rules=(unscaled_inputs,),
+    rules=(first_of(unscaled_inputs, outsized_by_inputs),),
     fix="subtract the training inputs' mean and divide by their standard deviation",
     harm="no single learning rate suits weights whose inputs differ so much in size",
     source="LeCun et al. 1998, Efficient BackProp, section 4.3",
