@@ -149,6 +149,24 @@ class LeafFacts:
 
 
 @dataclass
+class RecurrenceFacts:
+    """A layer that is called at each step of a sequence, whose outputs depend on steps that no
+    gradient goes back to."""
+
+    layer: str
+    steps: int
+    each_step: bool  # there are outputs of each step: those of one end of the sequence were taken
+    reached: int  # steps of a sample that a gradient comes back to, at most
+    # How far the outputs' change with one of the others is from growing evenly with that step's:
+    # 0 where it is smooth, about 1 where it is a jump.
+    uneven: float
+    calls: int  # of the layer
+    idle: int  # calls whose outputs get no gradient
+    line: str | None = None  # `file:line` of the only place that takes tensors out of the graph
+    cut_by: str | None = None  # what does so there: .data, .detach(), …
+
+
+@dataclass
 class NetworkFacts:
     """What the network is, tried out on a batch."""
 
@@ -180,6 +198,7 @@ class NetworkFacts:
     unused: list[str] = field(default_factory=list)
     unregistered: list[LeafFacts] = field(default_factory=list)
     time_gradient: float | None = None  # at a sequence's first tenth over that at its last
+    recurrence: RecurrenceFacts | None = None  # None: no such layer is seen
     mode_sensitive: bool = False  # dropout or batch norm
     dropout: float = 0.0  # largest rate
 

@@ -19,7 +19,8 @@ validation          a copy of the model, evaluated on validation samples
 sample_axis         finds that axis, and whether a sample's output depends on other
                     samples, by way of perturbation, influence, mixing
 first_batch         the task, the loss function and the network before the first step,
-                    by way of task, loss_function, architecture, operations, weights
+                    by way of task, loss_function, architecture, operations, weights,
+                    recurrence
 data                the samples and how validation samples differ, by way of samples,
                     simple_models
 sequences           whether outputs of a sequence see what they are to name, by way of
