@@ -69,6 +69,19 @@ class SequenceFacts:
 
 
 @dataclass
+class DriftFacts:
+    """How the inputs of the latest batches differ from those of the first ones."""
+
+    early: float  # root mean square
+    late: float
+    # Late samples that are early ones times a number plus a number, and the median of how many
+    # times their deviation is, and of how far their mean has moved in early deviations.
+    returned: int = 0
+    scale: float | None = None
+    offset: float | None = None
+
+
+@dataclass
 class DataFacts:
     """The samples that the doctor kept."""
 
@@ -111,6 +124,7 @@ class DataFacts:
     feature_order: list[int] = field(default_factory=list)
     feature_share_median: float | None = None
     features: int = 0  # how many features were compared
+    drift: DriftFacts | None = None
     sequence: SequenceFacts | None = None  # None: the outputs are no symbols of a sequence
     simple_skill: float | None = None  # of a simple model, on samples that it was not fitted to
     # Class → the lower one of recall and precision of a simple model that gives all classes the

@@ -22,7 +22,7 @@ first_batch         the task, the loss function and the network before the first
                     by way of task, loss_function, architecture, operations, weights,
                     recurrence
 data                the samples and how validation samples differ, by way of samples,
-                    simple_models
+                    simple_models; how samples change in the training, drift
 sequences           whether outputs of a sequence see what they are to name, by way of
                     scored_symbols
 optimizer           what the optimiser holds of the model
