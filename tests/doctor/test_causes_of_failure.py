@@ -276,6 +276,14 @@ def test_gradients_are_compared_from_the_first_layer_to_the_last(cause, gradient
     assert bool(found_by(cause, given)) is expected
 
 
+def test_a_weight_that_starts_at_zero_lets_no_gradient_through_and_nothing_vanishes():
+    given = evidence(0.02)
+    given.probes = [probe(0, (0.0, 0.0, 1.0)), probe(3, (1e-3, 1e-3, 1.0))]
+    assert found_by("vanishing_gradient", given)
+    given.weights[-1].norm = 0.0
+    assert found_by("vanishing_gradient", given) == []
+
+
 def test_a_rate_is_too_high_by_a_fork_or_by_far_at_chance():
     given = evidence(0.02)
     given.probes = [probe(step, update=0.06) for step in (0, 3)]
