@@ -286,6 +286,11 @@ class LoopFacts:
     looked_for_cleared: int = 0  # updates before which a gradient was looked for that had arrived
     cleared_steps: int = 0  # of these, those that found no gradient, or zeros alone
     cleared_to_none: bool = False  # there was none; else they were zero
+    # Of the first updates that a gradient was seen to come before: those before which all gradients
+    # were erased between two backward passes, and the parameters that got none again.
+    looked_for_erased: int = 0
+    erased_updates: int = 0
+    erased: list[str] = field(default_factory=list)
     passes_per_update: list[int] = field(default_factory=list)  # backward passes, the latest 64
     # [step, distance to the sum of the old and the new gradient, distance to the new gradient] of
     # gradients' directions (0 equal, 2 opposite), for the first 1,000 comparisons.

@@ -12,6 +12,7 @@ forward_passes      how the model was called between two steps
 losses, loss_jumps  the losses of the steps; those that stand out
 layers              gradients, updates and activations at some steps
 stale_gradients     gradients that nobody cleared
+erased_gradients    gradients that are cleared between two backward passes
 graph               tensors that outputs are learnt through and that the model does not list
 rivals              other networks that are trained beside this one
 buffer              copies of some batches, fingerprints and labels of all

@@ -8,7 +8,7 @@ from torch.optim import SGD, Adam, AdamW, RMSprop
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
 from debugnn.faults.datasets import digits
-from debugnn.faults.loops import loss_alone, sharpness_aware
+from debugnn.faults.loops import loss_alone, sharpness_aware, two_backward_passes
 from debugnn.faults.nets import Functional, Heads, mlp, residual_mlp
 from debugnn.faults.program import Build, Setup, score
 
@@ -32,6 +32,7 @@ def several_tasks(seed: int) -> Setup:
 
 
 TUNING: dict[str, Build] = {
+    "two_backward_passes": two_backward_passes,
     "mlp": lambda seed: Setup(mlp(64, 64, 64, 10), ce(), partial(Adam, lr=2e-3), *digits(seed)),
     "mlp_momentum": lambda seed: Setup(
         mlp(64, 64, 10, activation=nn.LeakyReLU),
