@@ -19,12 +19,13 @@ from handmade_evidence import (
 )
 
 from debugnn.doctor.causes.dead_relu import DEAD
+from debugnn.doctor.causes.input_scale import CALMED
 from debugnn.doctor.causes.saturated_activation import SATURATED
 from debugnn.doctor.causes.signals.data import FAR_SCALE
 from debugnn.doctor.causes.signals.learning_rate import STILL
 from debugnn.doctor.causes.signals.network import LARGE_GAIN, SMALL_GAIN
 from debugnn.doctor.causes.signals.outcome import AT_CHANCE
-from debugnn.doctor.evidence import ActivationFacts
+from debugnn.doctor.evidence import ActivationFacts, TrialOutcome
 from debugnn.doctor.trials import (
     AVERAGED_LOSS,
     REINITIALISED,
@@ -275,6 +276,14 @@ def test_gradients_are_compared_from_the_first_layer_to_the_last(cause, gradient
     assert bool(found_by(cause, given)) is expected
 
 
+def test_a_weight_that_starts_at_zero_lets_no_gradient_through_and_nothing_vanishes():
+    given = evidence(0.02)
+    given.probes = [probe(0, (0.0, 0.0, 1.0)), probe(3, (1e-3, 1e-3, 1.0))]
+    assert found_by("vanishing_gradient", given)
+    given.weights[-1].norm = 0.0
+    assert found_by("vanishing_gradient", given) == []
+
+
 def test_a_rate_is_too_high_by_a_fork_or_by_far_at_chance():
     given = evidence(0.02)
     given.probes = [probe(step, update=0.06) for step in (0, 3)]
@@ -339,3 +348,36 @@ def test_only_certain_causes_are_accused_in_a_resumed_training():
     given.loop.residues = residues(added=STEPS, of=STEPS)
     assert diagnosis(given).healthy is False
     assert diagnosis(given).main_cause == "missing_zero_grad"
+
+
+def with_huge_inputs(start, end):
+    """A failing training on inputs of 1e5, and what a copy on standardised ones starts and ends
+    with, over the loss of guessing."""
+    given = evidence(0.02)
+    given.data.rms = 1e5
+    given.trials = {
+        UNCHANGED.name: TrialOutcome(24, 1e6, 1e4),
+        STANDARDISED_INPUTS.name: TrialOutcome(24, start, end),
+    }
+    return given
+
+
+def test_inputs_that_make_the_loss_are_named_though_a_trial_is_too_short_to_learn():
+    (finding,) = found_by("input_scale", with_huge_inputs(70.0, 20.0))
+    assert (finding.severity, finding.confidence) == ("error", "shown")
+    assert finding.evidence["start: unchanged"] == 1e6
+    assert diagnosis(with_huge_inputs(70.0, 20.0)).main_cause == "input_scale"
+
+
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [(1e6, 20.0), (70.0, 1e4 * CALMED), (70.0, math.nan)],
+)
+def test_a_loss_that_the_inputs_did_not_make_says_nothing_of_them(start, end):
+    assert found_by("input_scale", with_huge_inputs(start, end)) == []
+
+
+def test_usual_inputs_did_not_make_a_high_loss():
+    given = with_huge_inputs(70.0, 20.0)
+    given.data.rms = FAR_SCALE
+    assert found_by("input_scale", given) == []

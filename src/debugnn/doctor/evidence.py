@@ -94,6 +94,19 @@ class PreparationFacts:
 
 
 @dataclass
+class DriftFacts:
+    """How the inputs of the latest batches differ from those of the first ones."""
+
+    early: float  # root mean square
+    late: float
+    # Late samples that are early ones times a number plus a number, and the median of how many
+    # times their deviation is, and of how far their mean has moved in early deviations.
+    returned: int = 0
+    scale: float | None = None
+    offset: float | None = None
+
+
+@dataclass
 class DataFacts:
     """The samples that the doctor kept."""
 
@@ -136,6 +149,7 @@ class DataFacts:
     feature_order: list[int] = field(default_factory=list)
     feature_share_median: float | None = None
     features: int = 0  # how many features were compared
+    drift: DriftFacts | None = None
     sequence: SequenceFacts | None = None  # None: the outputs are no symbols of a sequence
     tail: TailFacts | None = None  # the same
     simple_skill: float | None = None  # of a simple model, on samples that it was not fitted to
@@ -176,6 +190,24 @@ class LeafFacts:
 
 
 @dataclass
+class RecurrenceFacts:
+    """A layer that is called at each step of a sequence, whose outputs depend on steps that no
+    gradient goes back to."""
+
+    layer: str
+    steps: int
+    each_step: bool  # there are outputs of each step: those of one end of the sequence were taken
+    reached: int  # steps of a sample that a gradient comes back to, at most
+    # How far the outputs' change with one of the others is from growing evenly with that step's:
+    # 0 where it is smooth, about 1 where it is a jump.
+    uneven: float
+    calls: int  # of the layer
+    idle: int  # calls whose outputs get no gradient
+    line: str | None = None  # `file:line` of the only place that takes tensors out of the graph
+    cut_by: str | None = None  # what does so there: .data, .detach(), …
+
+
+@dataclass
 class NetworkFacts:
     """What the network is, tried out on a batch."""
 
@@ -207,6 +239,7 @@ class NetworkFacts:
     unused: list[str] = field(default_factory=list)
     unregistered: list[LeafFacts] = field(default_factory=list)
     time_gradient: float | None = None  # at a sequence's first tenth over that at its last
+    recurrence: RecurrenceFacts | None = None  # None: no such layer is seen
     mode_sensitive: bool = False  # dropout or batch norm
     dropout: float = 0.0  # largest rate
 
@@ -280,6 +313,11 @@ class LoopFacts:
     looked_for_cleared: int = 0  # updates before which a gradient was looked for that had arrived
     cleared_steps: int = 0  # of these, those that found no gradient, or zeros alone
     cleared_to_none: bool = False  # there was none; else they were zero
+    # Of the first updates that a gradient was seen to come before: those before which all gradients
+    # were erased between two backward passes, and the parameters that got none again.
+    looked_for_erased: int = 0
+    erased_updates: int = 0
+    erased: list[str] = field(default_factory=list)
     passes_per_update: list[int] = field(default_factory=list)  # backward passes, the latest 64
     # [step, distance to the sum of the old and the new gradient, distance to the new gradient] of
     # gradients' directions (0 equal, 2 opposite), for the first 1,000 comparisons.

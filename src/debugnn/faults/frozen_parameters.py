@@ -79,6 +79,11 @@ def model_cleared_between(setup: Setup) -> None:
     setup.before_step = lambda _: setup.model.zero_grad()
 
 
+def cleared_between_passes(setup: Setup, set_to_none: bool) -> None:
+    """The gradients of the first loss are cleared before the backward pass of the second one."""
+    setup.zero_grad = lambda optimizer, _: optimizer.zero_grad(set_to_none=set_to_none)
+
+
 def softmax_of_one_output(setup: Setup) -> None:
     """A softmax over a single output, where a sigmoid is meant."""
     sequential(setup).append(nn.Softmax(dim=1))
@@ -90,6 +95,8 @@ TUNING = [
     case("cnn", cleared_between, ("optimizer_mismatch",), set_to_none=True),
     case("friedman", cleared_between, ("optimizer_mismatch",), set_to_none=False),
     case("lstm", cleared_between, ("optimizer_mismatch",), set_to_none=False),
+    case("two_backward_passes", cleared_between_passes, ("optimizer_mismatch",), set_to_none=True),
+    case("two_backward_passes", cleared_between_passes, ("optimizer_mismatch",), set_to_none=False),
     case("mlp", detach_before, position=-1),
     case("cnn", detach_before, position=3),
     case("mlp_sgd", frozen_by_accident),

@@ -1,12 +1,15 @@
 """Inputs far from zero mean and unit scale."""
 
+from collections.abc import Callable
+from itertools import count
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from debugnn.faults.cases import case
 from debugnn.faults.datasets import bundled
-from debugnn.faults.edits import add_columns, change_inputs
-from debugnn.faults.program import Setup
+from debugnn.faults.edits import add_columns, change_inputs, sequential
+from debugnn.faults.program import Data, Setup
 
 
 def scale_inputs(setup: Setup, factor: float = 1.0, offset: float = 0.0) -> None:
@@ -47,6 +50,36 @@ def squeezed_by_outlier(setup: Setup, outlier: float) -> None:
     change_inputs(setup, lambda x: (x - low) / (outlier - low))
 
 
+def without_first_norm(setup: Setup) -> None:
+    """Leave out the normalisation layer that brings the inputs to one scale."""
+    sequential(setup)[0] = nn.Identity()
+
+
+def each_epoch(setup: Setup, change: Callable[[Tensor], object]) -> None:
+    """Let a function change the training inputs in place as each epoch begins."""
+    inputs, _ = setup.train
+    batches, number = -(-len(inputs) // setup.batch_size), count()
+
+    def prepare(x: Tensor, y: Tensor) -> Data:
+        if next(number) % batches == 0:
+            change(inputs)
+        return x, y
+
+    setup.change_batch = prepare
+
+
+def divided_again(setup: Setup, std: float) -> None:
+    """What the data set keeps is divided by a deviation in place, in each epoch again."""
+    each_epoch(setup, lambda x: x.div_(std))
+
+
+def to_unit_again(setup: Setup) -> None:
+    """Pixels are brought to 0 to 1 in place, in each epoch again."""
+    setup.train = (setup.train[0] * 64 + 128, setup.train[1])
+    setup.val = (setup.val[0] * 64 / 255 + 128 / 255, setup.val[1])
+    each_epoch(setup, lambda x: x.div_(255))
+
+
 TUNING = [
     case("mlp_sgd", scale_inputs, factor=255.0),
     case("cnn_sgd", scale_inputs, factor=1000.0),
@@ -55,9 +88,12 @@ TUNING = [
     case("friedman_sgd", scale_inputs, factor=255.0),
     case("lstm", scale_inputs, factor=1e-3),
     case("wine", raw_units, name="wine"),
+    case("measured", without_first_norm),
+    case("cnn_sgd", divided_again, ("train_test_mismatch", "exploding_gradient"), std=0.2),
 ]
 
 HELD_OUT = [
+    case("mlp_momentum", to_unit_again, ("train_test_mismatch",)),
     case("iris", scale_features, decades=4.0),
     case("cancer", raw_timestamp),
     case("friedman_sgd", missing_as_number, share=0.05, code=-999.0),

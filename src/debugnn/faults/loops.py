@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
-from torch.optim import SGD, Adam
+from torch.optim import SGD, Adam, Optimizer
 
 from debugnn.faults.datasets import digits, toy
-from debugnn.faults.nets import mlp
+from debugnn.faults.nets import Heads, mlp
 from debugnn.faults.program import MakeObserver, Observer, Setup
 
 Batch = tuple[Any, Any]  # the model's arguments, a tuple, and the targets
@@ -395,6 +395,49 @@ def uphill(model: nn.Module, distance: float) -> list[Tensor]:
         for parameter, move in zip(model.parameters(), moves, strict=True):
             parameter.add_(move)
     return moves
+
+
+def two_backward_passes(seed: int) -> Setup:
+    """Two heads on one body, for the digit and for its pixels, with a backward pass for each loss.
+
+    `setup.zero_grad` is called before either pass, with its number.
+    """
+    body = nn.Sequential(*mlp(64, 64, 48), nn.ReLU())
+    heads = {"digit": nn.Linear(48, 10), "pixels": nn.Linear(48, 64)}
+
+    def losses(outputs: dict[str, Tensor], targets: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        digit = F.cross_entropy(outputs["digit"], targets["digit"])
+        return digit, F.mse_loss(outputs["pixels"], targets["pixels"])
+
+    def loss_fn(outputs: dict[str, Tensor], targets: dict[str, Tensor]) -> Tensor:
+        digit, pixels = losses(outputs, targets)
+        return digit + pixels
+
+    def clear_once(optimizer: Optimizer, number: int) -> None:
+        if number == 0:
+            optimizer.zero_grad()
+
+    def loop(setup: Setup, seed: int, make_observer: MakeObserver) -> Observer:
+        shuffle = torch.Generator().manual_seed(seed)
+        optimizer = setup.make_optimizer(setup.model.parameters())
+        model = setup.model
+        observer = make_observer(model, optimizer, setup.loss_fn)
+        inputs, labels = setup.train
+        for _ in range(setup.epochs):
+            for chosen in torch.randperm(len(inputs), generator=shuffle).split(setup.batch_size):
+                x, targets = inputs[chosen], {"digit": labels[chosen], "pixels": inputs[chosen]}
+                found = losses(model(x), targets)
+                for number, loss in enumerate(found):
+                    setup.zero_grad(optimizer, number)
+                    loss.backward(retain_graph=number == 0)
+                optimizer.step()
+                observer.step(sum(found), x, targets)
+        return observer
+
+    return Setup(
+        Heads(body, heads), loss_fn,
+        partial(Adam, lr=2e-3), *digits(seed), zero_grad=clear_once, loop=loop,
+    )  # fmt: skip
 
 
 def loss_alone(seed: int) -> Setup:

@@ -71,6 +71,38 @@ class Recurrent(nn.Module):
         return self.head(outputs[:, -1])
 
 
+class Stepwise(nn.Module):
+    """A gated recurrence written out in Python, with a linear head on its last state.
+
+    Args:
+        embed: turns the inputs into vectors of `features`.
+        hand_on: is given the step and the state before it, and returns what the step starts from.
+    """
+
+    def __init__(
+        self,
+        embed: nn.Module,
+        features: int,
+        hidden: int,
+        outputs: int,
+        hand_on: Callable[[int, Tensor], Tensor] = lambda step, state: state.clone(),
+    ) -> None:
+        super().__init__()
+        self.embed = embed
+        self.update = nn.Linear(features + hidden, 2 * hidden)
+        self.head = nn.Linear(hidden, outputs)
+        self.hidden, self.hand_on = hidden, hand_on
+
+    def forward(self, x: Tensor) -> Tensor:
+        vectors = self.embed(x)
+        state = vectors.new_zeros(len(vectors), self.hidden)
+        for step, now in enumerate(vectors.unbind(dim=1)):
+            before = self.hand_on(step, state)
+            gate, proposal = self.update(torch.cat([now, before], dim=1)).chunk(2, dim=1)
+            state = before + gate.sigmoid() * (proposal.tanh() - before)
+        return self.head(state)
+
+
 class Transformer(nn.Module):
     """An encoder with learned positions and a linear head on the mean over the sequence."""
 

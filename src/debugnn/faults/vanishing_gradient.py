@@ -1,6 +1,7 @@
 """Gradients that shrink on their way to the first layers, or to the first steps of a sequence."""
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +9,7 @@ from torch import nn
 
 from debugnn.faults.cases import case
 from debugnn.faults.edits import Apply, change_inputs, layers, pixel_rnn, widths
-from debugnn.faults.nets import cnn, mlp
+from debugnn.faults.nets import Stepwise, cnn, mlp
 from debugnn.faults.program import Setup
 
 
@@ -50,6 +51,18 @@ def lost_shortcuts(setup: Setup, depth: int) -> None:
     setup.model = nn.Sequential(first, *blocks, nn.LayerNorm(width), last)
 
 
+def state_without_graph(setup: Setup) -> None:
+    """Each step of a recurrence starts from a copy of the last one's values, made by `.data`."""
+    cast(Stepwise, setup.model).hand_on = lambda step, state: state.data.clone()
+
+
+def state_through_numpy(setup: Setup) -> None:
+    """Each step of a recurrence starts from a state that has been in numpy."""
+    cast(Stepwise, setup.model).hand_on = lambda step, state: torch.from_numpy(
+        state.detach().numpy().copy()
+    )
+
+
 TUNING = [
     case("mlp", deep_mlp, activation=nn.Sigmoid, depth=6),
     case("wine", deep_mlp, activation=nn.Sigmoid, depth=8),
@@ -58,9 +71,11 @@ TUNING = [
     case("friedman", deep_mlp, activation=nn.Sigmoid, depth=10),
     case("cnn_sgd", deep_cnn, activation=nn.Sigmoid, depth=5),
     case("rnn", pixel_rnn, gain=0.3),
+    case("stepwise", state_without_graph, ("frozen_parameters",)),
 ]
 
 HELD_OUT = [
+    case("stepwise_tokens", state_through_numpy, ("frozen_parameters",)),
     case("rnn", padded_sequence, padding=40),
     case("rnn_sgd_clipped", padded_sequence, padding=24),
     case("lstm", stacked_recurrent, depth=8),

@@ -51,6 +51,28 @@ def cleared_before_step(evidence: Evidence) -> Iterator[Sign]:
         )
 
 
+def erased_between_passes(evidence: Evidence) -> Iterator[Sign]:
+    """Gradients of a first loss that are cleared before the backward pass of the second one."""
+    loop = evidence.loop
+    if loop.erased_updates >= max(CLEARED_STEPS, CLEARED_SHARE * loop.looked_for_erased):
+        yield Sign(
+            "error",
+            f"{len(loop.erased)} parameters get a gradient from a first backward() and have none "
+            f"when optimizer.step() runs, in {loop.erased_updates} of {loop.looked_for_erased} "
+            f"updates that were looked at: {listed(loop.erased)}; zero_grad() is called between "
+            "two backward passes, so that the first loss is not learnt",
+            "call optimizer.zero_grad() once for each update, before the first backward()",
+            layer=module_of(loop.erased[0]),
+            evidence={
+                "parameters": loop.erased,
+                "updates": loop.erased_updates,
+                "updates_looked_at": loop.looked_for_erased,
+            },
+            confidence="certain",
+            harm="what the first loss asks for is never learnt",
+        )
+
+
 def constant_output(evidence: Evidence) -> Iterator[Sign]:
     """A softmax over a single output, which is 1 for every input and has no derivative."""
     if evidence.network.softmax_over_one:
@@ -108,7 +130,12 @@ CAUSE = Cause(
     kind=Kind.INDEPENDENT,
     rules=(
         first_of(
-            cleared_before_step, constant_output, cut_off, steps_without_gradient, held_but_frozen
+            cleared_before_step,
+            erased_between_passes,
+            constant_output,
+            cut_off,
+            steps_without_gradient,
+            held_but_frozen,
         ),
     ),
     fix="remove detach(), .data, no_grad() or a step without derivative (argmax, round) between "

@@ -1,13 +1,76 @@
 """Inputs far from zero mean and unit scale."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from typing import Any
 
-from debugnn.doctor.causes.cause import Cause, Kind, Sign
+from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
 from debugnn.doctor.causes.signals.data import odd_inputs
-from debugnn.doctor.causes.signals.outcome import severity, short
-from debugnn.doctor.causes.signals.trials import cured, trial_numbers
+from debugnn.doctor.causes.signals.outcome import failing, severity, short
+from debugnn.doctor.causes.signals.trials import FAR_WORSE, cured, trial_numbers
 from debugnn.doctor.evidence import Evidence
-from debugnn.doctor.trials import STANDARDISED_INPUTS, Trial
+from debugnn.doctor.trials import STANDARDISED_INPUTS, UNCHANGED, Trial
+
+# A copy's loss over the unchanged copy's below which the inputs' scale made nearly all of the loss.
+# Weights of usual size take inputs of unit scale to outputs of about unit scale: ten times as large
+# inputs give a squared error that is a hundred times as large.
+CALMED = 0.01
+# Samples that come back changed, which no chance makes.
+RETURNED = 8
+# Their deviation, or the shift of their mean over it, as a factor. An augmentation changes contrast
+# and brightness by less than a factor of two, and by none in the median.
+TRANSFORMED = 10.0
+# Root mean square of late inputs over early ones of which a training that fails may be the result.
+# Batches of one set differ by far less than a factor of two.
+DRIFTED = 100.0
+
+
+def transformed_again(evidence: Evidence) -> Iterator[Sign]:
+    """The same samples come back at another scale, or with another zero."""
+    drift = evidence.data.drift
+    if drift is None or drift.returned < RETURNED or drift.scale is None or drift.offset is None:
+        return
+    scaled = not 1 / TRANSFORMED < drift.scale < TRANSFORMED
+    if not scaled and abs(drift.offset) < TRANSFORMED * max(drift.scale, 1.0):
+        return
+    how = (
+        f"{drift.scale:.3g} times as large"
+        if scaled
+        else f"shifted by {drift.offset:.3g} times their deviation"
+    )
+    yield Sign(
+        "error",
+        f"samples that the training has seen come back {how} in later epochs: they are "
+        "transformed again each time that they are read",
+        "do not change in place what the data set keeps (x = x / std, not x /= std or x.div_(std)),"
+        " or prepare the data once, before the first epoch",
+        evidence=_drift(evidence),
+        confidence="certain",
+        harm="the network is trained on data of a new scale in each epoch",
+    )
+
+
+def drifting(evidence: Evidence) -> Iterator[Sign]:
+    """The inputs' scale changes by orders of magnitude in a training that does not learn."""
+    drift = evidence.data.drift
+    if drift is None or not failing(evidence) or not min(drift.early, drift.late) > 0:
+        return
+    if 1 / DRIFTED < drift.late / drift.early < DRIFTED:
+        return
+    yield Sign(
+        severity(evidence),
+        f"the inputs' root mean square goes from {drift.early:.3g} in the first batches to "
+        f"{drift.late:.3g} in the latest ones",
+        "see that each sample is prepared once: a data set that changes in place what it keeps "
+        "does so again in each epoch",
+        evidence=_drift(evidence),
+        harm="the network is trained on data of a new scale in each epoch",
+    )
+
+
+def _drift(evidence: Evidence) -> dict[str, Any]:
+    drift = evidence.data.drift
+    return {} if drift is None else {f"drift: {k}": v for k, v in asdict(drift).items()}
 
 
 def unscaled_inputs(evidence: Evidence) -> Iterator[Sign]:
@@ -29,6 +92,35 @@ def unscaled_inputs(evidence: Evidence) -> Iterator[Sign]:
     )
 
 
+def outsized_by_inputs(evidence: Evidence) -> Iterator[Sign]:
+    """The loss is far above that of guessing, from the first step on, and standardised inputs take
+    nearly all of it away, though a trial is too short to learn the rest."""
+    odd = odd_inputs(evidence)
+    unchanged = evidence.trials.get(UNCHANGED.name)
+    changed = evidence.trials.get(STANDARDISED_INPUTS.name)
+    if odd is None or not failing(evidence) or unchanged is None or changed is None:
+        return
+    if not unchanged.steps or not changed.steps or not unchanged.end > FAR_WORSE:
+        return
+    # Two runs that diverge differ by any factor in the end, but not at the start.
+    if not (changed.start < CALMED * unchanged.start and changed.end < CALMED * unchanged.end):
+        return
+    yield Sign(
+        "error",
+        f"the inputs are not standardised, {odd}, and the loss starts at {unchanged.start:.2g} "
+        f"times that of guessing; with standardised inputs a copy starts at {changed.start:.2g} "
+        f"times, and after {changed.steps} steps it has {changed.end:.2g} in place of "
+        f"{unchanged.end:.2g} times",
+        evidence={
+            "rms": evidence.data.rms,
+            "start: unchanged": unchanged.start,
+            "start: standardised inputs": changed.start,
+            **trial_numbers(evidence, STANDARDISED_INPUTS),
+        },
+        confidence="shown",
+    )
+
+
 def trials(evidence: Evidence) -> Iterable[Trial]:
     """Standardise inputs whose scale is unusual."""
     if odd_inputs(evidence):
@@ -39,7 +131,7 @@ CAUSE = Cause(
     name="input_scale",
     meaning="inputs far from zero mean and unit scale",
     kind=Kind.RIVAL,
-    rules=(unscaled_inputs,),
+    rules=(first_of(transformed_again, drifting, unscaled_inputs, outsized_by_inputs),),
     fix="subtract the training inputs' mean and divide by their standard deviation",
     harm="no single learning rate suits weights whose inputs differ so much in size",
     source="LeCun et al. 1998, Efficient BackProp, section 4.3",

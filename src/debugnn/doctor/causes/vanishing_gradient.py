@@ -24,6 +24,42 @@ from debugnn.doctor.trials import RECTIFIED, Trial
 VANISHED = 0.02
 # The same for a recurrent net in time: ‖∂L/∂x‖ at the first tenth of a sequence over the last.
 FORGOTTEN = 1e-3
+# Steps that a gradient may come back to where a recurrence is cut at each: the last one, and the
+# first one too where it runs both ways. Who truncates on purpose keeps more.
+CUT_TO = 2
+# Change of the outputs beyond an even growth, as a share: a smooth dependence has a tenth at most.
+# A hard choice, which has no gradient by right, jumps by all of it.
+JUMP = 0.3
+
+
+def cut_at_each_step(evidence: Evidence) -> Iterator[Sign]:
+    """A recurrence hands its state on without its graph, so that the gradient ends at each step."""
+    found = evidence.network.recurrence
+    if found is None or found.uneven > JUMP or found.reached > CUT_TO or not found.idle:
+        return
+    # With outputs at each step all weights learn, and a net may be meant to learn from each step
+    # alone, as online methods do.
+    meant = found.each_step and not short(evidence)
+    by = "" if found.cut_by is None else f" ({found.cut_by} takes it out of the graph)"
+    yield Sign(
+        "note" if meant else severity(evidence),
+        f"the output depends on earlier steps of the sequence, and the gradient comes back to "
+        f"{found.reached} of {found.steps} steps: the graph is cut from one step to the next{by}; "
+        f"{found.idle} of {found.calls} calls of {found.layer} get no gradient",
+        "hand the state on as it is, or with .clone(): without .data, .detach() or numpy "
+        "between two steps of a sequence",
+        layer=found.layer,
+        step=0,
+        evidence={
+            "steps": found.steps,
+            "steps_reached": found.reached,
+            "calls_without_gradient": found.idle,
+        },
+        override=None,
+        confidence="certain",
+        harm="what has to be remembered from earlier steps cannot be learnt",
+        line=found.line,
+    )
 
 
 def layers(evidence: Evidence) -> Iterator[Sign]:
@@ -83,7 +119,7 @@ CAUSE = Cause(
     name="vanishing_gradient",
     meaning="gradients that shrink on their way to the first layers",
     kind=Kind.SYMPTOM,
-    rules=(fading_gradients,),
+    rules=(first_of(cut_at_each_step, fading_gradients),),
     fix="use ReLU with Kaiming's initialisation, batch norm or residual connections (in recurrent "
     "networks LSTM or GRU)",
     harm="the first layers hardly leave their random initial weights",

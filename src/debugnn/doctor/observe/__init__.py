@@ -12,6 +12,7 @@ forward_passes      how the model was called between two steps
 losses, loss_jumps  the losses of the steps; those that stand out
 layers              gradients, updates and activations at some steps
 stale_gradients     gradients that nobody cleared
+erased_gradients    gradients that are cleared between two backward passes
 graph               tensors that outputs are learnt through and that the model does not list
 rivals              other networks that are trained beside this one
 buffer              copies of some batches, fingerprints and labels of all
@@ -19,12 +20,13 @@ validation          a copy of the model, evaluated on validation samples
 sample_axis         finds that axis, and whether a sample's output depends on other
                     samples, by way of perturbation, influence, mixing
 first_batch         the task, the loss function and the network before the first step,
-                    by way of task, loss_function, architecture, operations, weights
+                    by way of task, loss_function, architecture, operations, weights,
+                    recurrence
 labels_among_inputs  labels that the model is called with
 parts               outputs that a loss compares with one target each
 preparations        the loss of validation samples that are prepared otherwise
 data                the samples and how validation samples differ, by way of samples,
-                    simple_models
+                    simple_models; how samples change in the training, drift
 sequences           whether outputs of a sequence see what they are to name, by way of
                     scored_symbols
 optimizer           what the optimiser holds of the model

@@ -11,6 +11,7 @@ from debugnn.doctor.evidence import DataFacts, Evidence
 from debugnn.doctor.observe import samples, simple_models
 from debugnn.doctor.observe.buffer import BatchBuffer, ValidationBatch
 from debugnn.doctor.observe.calls import Call, first_tensor
+from debugnn.doctor.observe.drift import drift_facts
 from debugnn.doctor.observe.layout import Layout
 from debugnn.doctor.observe.modes import without_dropout
 from debugnn.doctor.observe.task import Task, score
@@ -63,6 +64,12 @@ def note_data(
     facts.samples, facts.distinct = count, len(distinct)
     facts.same_batch = all(buffer.same) if buffer.same else None
     facts.batch_sizes = len(buffer.sizes)
+    facts.drift = drift_facts(
+        *(
+            [b.inputs for b in batches if b.inputs is not None]
+            for batches in (buffer.early, buffer.late)
+        )
+    )
     evidence.data = facts
     _note_fingerprints(evidence, buffer, layout, task)
     if targets is not None and layout.axis is not None:  # simple models see each sample alone

@@ -20,6 +20,7 @@ from debugnn.doctor.observe.modes import without_dropout
 from debugnn.doctor.observe.operations import SQUASHING, trace
 from debugnn.doctor.observe.outcome import outputs_of, score_of
 from debugnn.doctor.observe.parts import find_parts
+from debugnn.doctor.observe.recurrence import recurrence_facts
 from debugnn.doctor.observe.rivals import Rivals
 from debugnn.doctor.observe.sample_axis import Samples, find_samples
 from debugnn.doctor.observe.task import SOFTMAX, Task, read, reference_loss
@@ -95,6 +96,17 @@ class FirstBatch:
             found = outputs_of(model, [batch], training=True)
             rarest = buffer.rarest(training.task)
             self.evidence.outcome.initial = score_of(found, training.task, rarest)
+            self._look_at_recurrence(samples, batch)
+
+    @guarded("whether gradients go back through a recurrence")
+    def _look_at_recurrence(self, samples: Samples, batch: Batch) -> None:
+        replica = self._training.replica
+        model = None if replica is None else replica.start()
+        if model is not None:
+            with without_dropout(model, training=True):
+                self.evidence.network.recurrence = recurrence_facts(
+                    model, batch.call, samples.layout
+                )
 
     @guarded("the parts of the loss")
     def _find_parts(self, model: nn.Module, batch: Batch) -> None:

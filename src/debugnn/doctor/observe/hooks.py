@@ -9,6 +9,7 @@ from debugnn.doctor.copies import Relay
 from debugnn.doctor.nonfinite.replay import NonFiniteReplay
 from debugnn.doctor.observe.callers import line_of_caller
 from debugnn.doctor.observe.calls import Call, map_tensors, scores_of
+from debugnn.doctor.observe.erased_gradients import ErasedGradients
 from debugnn.doctor.observe.forward_passes import ForwardPass
 from debugnn.doctor.observe.graph import UnregisteredLeaves
 from debugnn.doctor.observe.layers import LayerProbes
@@ -18,6 +19,8 @@ from debugnn.doctor.observe.stale_gradients import StaleGradients
 from debugnn.doctor.observe.watched_training import WatchedTraining
 from debugnn.doctor.troubles import guarded
 from debugnn.errors import one_line
+
+_SMALLEST = 32  # parameters whose gradients may be erased between two passes: heads are small
 
 
 class TrainingHooks:
@@ -57,6 +60,7 @@ class TrainingHooks:
         self._at_once = at_once
         self._loop = training.evidence.loop
         self._stale = StaleGradients(self._loop, training.optimizer)
+        self._erased = ErasedGradients(self._loop)
         self._begun = False
         self._handles: list[Any] = []
         self._hook(model, training.optimizer)
@@ -88,10 +92,11 @@ class TrainingHooks:
         model, optimizer = self._training.model, self._training.optimizer
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         watched = sorted(
-            (p for p in model.parameters() if p.requires_grad and id(p) in held),
-            key=Tensor.numel,
+            ((n, p) for n, p in model.named_parameters() if p.requires_grad and id(p) in held),
+            key=lambda pair: pair[1].numel(),
         )
-        self._handles += self._stale.watch(watched[:2])
+        self._handles += self._stale.watch([p for _, p in watched[:2]])
+        self._handles += self._erased.watch(watched[:_SMALLEST])
 
     def clear(self) -> None:
         """Forget the outputs and the probe of a step."""
@@ -175,6 +180,7 @@ class TrainingHooks:
             self._loop.update_line = line_of_caller()
         training.passes.note_update(training.model.training)
         self._stale.compare(due)
+        self._erased.compare()
         self.layers.refresh(due)
         if not self.layers.has_gradients():
             self._loop.empty_steps += 1
@@ -192,4 +198,5 @@ class TrainingHooks:
     def _after_update(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
         self._loop.optimizer_steps += 1
         self._stale.keep(self._training.every)
+        self._erased.clear()
         self.layers.measure_updates()

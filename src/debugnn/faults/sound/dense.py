@@ -10,7 +10,7 @@ from torch.optim import SGD, Adam, AdamW, RMSprop
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
 from debugnn.faults.datasets import digits
-from debugnn.faults.loops import Batch, loss_alone, sharpness_aware, train_on
+from debugnn.faults.loops import Batch, loss_alone, sharpness_aware, train_on, two_backward_passes
 from debugnn.faults.nets import Functional, Heads, mlp, residual_mlp
 from debugnn.faults.program import Build, MakeObserver, Observer, Setup, score
 
@@ -79,6 +79,7 @@ def distilled(seed: int) -> Setup:
 
 
 TUNING: dict[str, Build] = {
+    "two_backward_passes": two_backward_passes,
     "mlp": lambda seed: Setup(mlp(64, 64, 64, 10), ce(), partial(Adam, lr=2e-3), *digits(seed)),
     "digit_and_darkness": digit_and_darkness,
     "distilled": distilled,

@@ -1,6 +1,7 @@
 """Networks that read sequences: those that name each one, and those that name its next symbols."""
 
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from debugnn.faults.nets import (
     NextSymbol,
     Reader,
     Recurrent,
+    Stepwise,
     ThroughCode,
     Transformer,
 )
@@ -71,7 +73,20 @@ def written_lines(seed: int) -> Setup:
     )  # fmt: skip
 
 
+def truncated(step: int, state: Tensor) -> Tensor:
+    """Hand a state on whose gradient goes back four steps, to save memory."""
+    return state if step % 4 else state.detach()
+
+
+def stepwise(seed: int, **options: Any) -> Setup:
+    """A recurrence written out in Python, over the rows of digits."""
+    model = Stepwise(nn.Identity(), 8, 48, 10, **options)
+    return Setup(model, ce(), partial(Adam, lr=1e-2), *digits(seed, 8, 8))
+
+
 TUNING: dict[str, Build] = {
+    "stepwise": stepwise,
+    "stepwise_truncated": partial(stepwise, hand_on=truncated),
     "lstm": lambda seed: Setup(
         Recurrent(nn.LSTM, 8, 32, 10), ce(), partial(Adam, lr=1e-2), *digits(seed, 8, 8)
     ),
@@ -99,6 +114,9 @@ TUNING: dict[str, Build] = {
 }
 
 HELD_OUT: dict[str, Build] = {
+    "stepwise_tokens": lambda seed: Setup(
+        Stepwise(nn.Embedding(8, 16), 16, 48, 8), ce(), partial(AdamW, lr=5e-3), *tokens(seed)
+    ),
     "gru_clipped": lambda seed: Setup(
         Recurrent(nn.GRU, 8, 32, 10), ce(), partial(Adam, lr=1e-2), *digits(seed, 8, 8), clip=1.0
     ),

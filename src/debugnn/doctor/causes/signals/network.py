@@ -23,7 +23,13 @@ _FLAT = ("sigmoid", "tanh", "hardsigmoid", "hardtanh")
 
 
 def gradient_ratios(evidence: Evidence) -> list[tuple[float, str, str]]:
-    """Return ‖g_first‖ / ‖g_last‖ and both weights' names, for each early probe that has it."""
+    """Return ‖g_first‖ / ‖g_last‖ and both weights' names, for each early probe that has it.
+
+    None where a weight starts at zero, as last layers and residual branches often do: it lets no
+    gradient through at first, and little as long as it is small.
+    """
+    if any(weight.norm == 0 for weight in evidence.weights):
+        return []
     early = (probe for probe in evidence.probes if probe.step <= EARLY)
     ratios = [_gradient_ratio(evidence, probe) for probe in early]
     return [ratio for ratio in ratios if ratio is not None]

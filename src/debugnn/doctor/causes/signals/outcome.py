@@ -222,9 +222,9 @@ def behind(evidence: Evidence) -> bool:
     if not judged(evidence) or simple is None or simple <= SIMPLE_FINDS:
         return False
     own, simples = evidence.outcome.own_loss.relative, evidence.outcome.own_loss.simple
-    if evidence.task == "values" and own is not None and simples is not None:
-        if own < simples + BEHIND:
-            return False
+    values = evidence.task == "values"
+    if values and own is not None and simples is not None and own < simples + BEHIND:
+        return False
     # As much as nearest neighbours find on samples left out: the data has no more to give.
     found = reached(evidence)
     return found < simple - FAR_BEHIND or (found < FAILING and found < simple - BEHIND)

@@ -1,0 +1,73 @@
+"""Gradients of a first loss that are erased before the backward pass of a second one."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from debugnn.doctor.copies import Relay
+from debugnn.doctor.evidence import LoopFacts
+
+_UPDATES = 20  # first updates, whose backward passes are looked at
+_LISTED = 32  # names that are kept
+
+
+class ErasedGradients:
+    """Notes parameters whose gradient is erased between two backward passes of one update.
+
+    All gradients that have arrived must have been erased. To erase those of one part alone is how a
+    part is kept as it is. Nothing is noted of parameters that the later passes, or the loop itself,
+    give a gradient again.
+
+    Args:
+        loop: where the number of updates and the parameters' names are noted.
+    """
+
+    def __init__(self, loop: LoopFacts) -> None:
+        self._loop = loop
+        self._names: dict[int, str] = {}
+        # Arrived since the last update, or since all was erased: gradient, its version, not zero.
+        self._arrived: dict[int, tuple[nn.Parameter, int, Tensor]] = {}
+        self._erased: dict[int, tuple[nn.Parameter, Tensor]] = {}
+
+    def watch(self, parameters: Sequence[tuple[str, nn.Parameter]]) -> list[Any]:
+        """Begin with these parameters, and return the handles of the hooks."""
+        self._names = {id(parameter): name for name, parameter in parameters}
+        hook = Relay(self, "_note_sum")
+        return [parameter.register_post_accumulate_grad_hook(hook) for _, parameter in parameters]
+
+    def _note_sum(self, parameter: nn.Parameter) -> None:
+        gradient = parameter.grad
+        if self._loop.looked_for_erased >= _UPDATES or gradient is None or gradient.is_sparse:
+            return
+        arrived = self._arrived
+        others = [entry for key, entry in arrived.items() if key != id(parameter)]
+        if others and all(_changed(each, version) for each, version, _ in others):
+            self._erased |= {id(each): (each, size) for each, _, size in arrived.values()}
+            arrived.clear()
+        arrived[id(parameter)] = (parameter, gradient._version, gradient.detach().any())
+
+    def compare(self) -> None:
+        """Note, before an update, which of the erased gradients are still missing."""
+        if self._loop.looked_for_erased >= _UPDATES or not self._arrived:
+            return
+        self._loop.looked_for_erased += 1
+        lost = [
+            self._names[key]
+            for key, (parameter, size) in self._erased.items()
+            if bool(size) and (parameter.grad is None or not parameter.grad.any())
+        ]
+        if lost:
+            self._loop.erased_updates += 1
+            known = self._loop.erased
+            known += [name for name in lost if name not in known][: _LISTED - len(known)]
+
+    def clear(self) -> None:
+        """Forget an update's gradients, after it."""
+        self._arrived.clear()
+        self._erased.clear()
+
+
+def _changed(parameter: nn.Parameter, version: int) -> bool:
+    """Return whether a gradient is gone, or has been written to since it arrived."""
+    return parameter.grad is None or parameter.grad._version != version

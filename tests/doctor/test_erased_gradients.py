@@ -1,0 +1,126 @@
+"""Gradients that are cleared between two backward passes of one update."""
+
+import pytest
+import torch
+from torch import nn
+
+from debugnn import Doctor
+from debugnn.doctor.causes.frozen_parameters import CLEARED_STEPS
+
+STEPS = 12
+
+
+class TwoHeads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(5, 8), nn.Tanh())
+        self.one, self.other = nn.Linear(8, 1), nn.Linear(8, 2)
+
+    def forward(self, x):
+        hidden = self.body(x)
+        return self.one(hidden), self.other(hidden)
+
+
+def size(outputs):
+    return outputs.square().mean()
+
+
+def erased_first_loss(model, optimizer, x):
+    one, other = model(x)
+    optimizer.zero_grad()
+    size(one).backward(retain_graph=True)
+    optimizer.zero_grad()
+    size(other).backward()
+
+
+def zeroed_first_loss(model, optimizer, x):
+    one, other = model(x)
+    optimizer.zero_grad(set_to_none=False)
+    size(one).backward(retain_graph=True)
+    optimizer.zero_grad(set_to_none=False)
+    size(other).backward()
+
+
+def both_losses(model, optimizer, x):
+    one, other = model(x)
+    optimizer.zero_grad()
+    size(one).backward(retain_graph=True)
+    size(other).backward()
+
+
+def one_head_kept_as_it_is(model, optimizer, x):
+    """The first loss trains the body through a head that is not to learn."""
+    one, other = model(x)
+    optimizer.zero_grad()
+    size(one).backward(retain_graph=True)
+    model.one.zero_grad()
+    size(other).backward()
+
+
+def first_loss_looked_at(model, optimizer, x):
+    """The gradient of one loss is measured before that of the sum is taken."""
+    one, other = model(x)
+    optimizer.zero_grad()
+    size(one).backward(retain_graph=True)
+    _ = sum(p.grad.norm() for p in model.parameters() if p.grad is not None)
+    optimizer.zero_grad()
+    (size(one) + size(other)).backward()
+
+
+def merged_by_hand(model, optimizer, x):
+    """Gradients of both losses are taken apart, and their sum is put in their place."""
+    outputs, found = model(x), []
+    for loss in map(size, outputs):
+        optimizer.zero_grad()
+        loss.backward(retain_graph=True)
+        found.append([None if p.grad is None else p.grad.clone() for p in model.parameters()])
+    for parameter, *parts in zip(model.parameters(), *found, strict=True):
+        parameter.grad = sum(part for part in parts if part is not None)
+
+
+def clipped_between(model, optimizer, x):
+    one, other = model(x)
+    optimizer.zero_grad()
+    size(one).backward(retain_graph=True)
+    nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+    size(other).backward()
+
+
+def dropped_at_the_end(model, optimizer, x):
+    """A head's gradient is dropped before the update: the head is kept as it is."""
+    both_losses(model, optimizer, x)
+    for parameter in model.one.parameters():
+        parameter.grad = None
+
+
+def watched(gradients):
+    torch.manual_seed(0)
+    model = TwoHeads()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    with Doctor(model, optimizer) as doctor:
+        for _ in range(STEPS):
+            gradients(model, optimizer, torch.randn(16, 5))
+            optimizer.step()
+            doctor.step(0.0)
+        return doctor.report()
+
+
+@pytest.mark.parametrize("gradients", [erased_first_loss, zeroed_first_loss])
+def test_a_first_loss_that_is_erased_is_named(gradients):
+    report = watched(gradients)
+    assert (report.main_cause, report.main.confidence) == ("frozen_parameters", "certain")
+    assert set(report.evidence.loop.erased) == {"one.weight", "one.bias"}
+    assert report.evidence.loop.erased_updates == STEPS > CLEARED_STEPS
+    assert "between two backward passes" in report.main.summary
+
+
+@pytest.mark.parametrize(
+    "gradients",
+    [both_losses, one_head_kept_as_it_is, first_loss_looked_at, merged_by_hand, clipped_between,
+     dropped_at_the_end],
+)  # fmt: skip
+def test_gradients_that_are_meant_to_go_are_left_alone(gradients):
+    report = watched(gradients)
+    assert report.evidence.loop.looked_for_erased == STEPS
+    assert report.evidence.loop.erased_updates == 0
+    assert "frozen_parameters" not in [f.cause for f in report.findings]
