@@ -222,9 +222,9 @@ def behind(evidence: Evidence) -> bool:
     if not judged(evidence) or simple is None or simple <= SIMPLE_FINDS:
         return False
     own, simples = evidence.outcome.own_loss.relative, evidence.outcome.own_loss.simple
-    if evidence.task == "values" and own is not None and simples is not None:
-        if own < simples + BEHIND:
-            return False
+    measured = evidence.task == "values" and own is not None and simples is not None
+    if measured and (own or 0.0) < (simples or 0.0) + BEHIND:
+        return False
     # As much as nearest neighbours find on samples left out: the data has no more to give.
     found = reached(evidence)
     return found < simple - FAR_BEHIND or (found < FAILING and found < simple - BEHIND)
