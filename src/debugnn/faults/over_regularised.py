@@ -67,6 +67,17 @@ def heavy_divergence(setup: Setup, factor: float) -> None:
     setup.loss_fn = loss_fn
 
 
+def weight_without_end(setup: Setup, rate: float) -> None:
+    """The weight of a divergence grows in every step, and nothing stops it at 1."""
+
+    def grow(model: nn.Module, _: Any) -> None:
+        if model.training:
+            model.weight += rate  # type: ignore[operator, assignment]
+
+    setup.model.weight = 0.0  # type: ignore[assignment]
+    setup.model.register_forward_pre_hook(grow)
+
+
 class Noise(nn.Module):
     """Gaussian noise on the features in training."""
 
@@ -113,6 +124,7 @@ HELD_OUT = [
     case("friedman_sgd", decay_without_lr, rate=0.1),
     case("cnn_sgd", clipped_weights, bound=0.01),
     case("mlp_clipped", noisy_features, std=20.0),
+    case("conditional_autoencoder", weight_without_end, ("loss_reduction",), rate=0.1),
     # Training images that are mostly erased are unlike the validation images, too.
     case("cnn", erased_images, ("train_test_mismatch",), side=7),
 ]

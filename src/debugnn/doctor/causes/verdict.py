@@ -7,6 +7,7 @@ from debugnn.doctor.causes.signals.outcome import (
     JUDGED_AFTER,
     at_chance,
     behind,
+    code_ignored,
     diverged,
     inputs_unused,
     learns,
@@ -34,7 +35,7 @@ def verdict(evidence: Evidence) -> Verdict:
         )
     if steps < JUDGED_AFTER:
         return Verdict(None, f"{steps} steps are too few to judge; nothing is wrong so far")
-    if evidence.task == "unknown" and not inputs_unused(evidence):
+    if evidence.task == "unknown" and learns(evidence) is None:
         return Verdict(
             None,
             "it is not known what the loss compares, so that a good outcome cannot be told from a "
@@ -62,6 +63,12 @@ def verdict(evidence: Evidence) -> Verdict:
 
 
 def _why_it_does_not_learn(evidence: Evidence) -> str:
+    latent = evidence.outcome.latent
+    if code_ignored(evidence) and latent is not None:
+        return (
+            "its outputs tell nothing of its inputs any more: they change by "
+            f"{100 * (latent.by_input or 0.0):.1g} % of their size where inputs change places"
+        )
     if inputs_unused(evidence):
         own = evidence.outcome.own_loss.train
         return (

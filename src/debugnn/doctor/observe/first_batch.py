@@ -14,6 +14,7 @@ from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.observe.architecture import network_facts
 from debugnn.doctor.observe.buffer import Batch
 from debugnn.doctor.observe.calls import Call, copied, first_tensor, is_plain
+from debugnn.doctor.observe.latent import latent_facts
 from debugnn.doctor.observe.loss_function.facts import loss_facts
 from debugnn.doctor.observe.loss_function.made_up import LossFunction
 from debugnn.doctor.observe.modes import without_dropout
@@ -90,6 +91,9 @@ class FirstBatch:
             found = outputs_of(model, [batch], training=True)
             rarest = buffer.rarest(training.task)
             self.evidence.outcome.initial = score_of(found, training.task, rarest)
+            if self.evidence.network.evaluation_change:
+                latent = latent_facts(model, batch.call, samples.layout)
+                self.evidence.outcome.initial_latent = latent
 
     def _try_without_targets(self, model: nn.Module, batch: Batch) -> None:
         """Leave the loss function out where it needs targets, and the loop hands none over."""

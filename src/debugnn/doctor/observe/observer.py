@@ -20,6 +20,7 @@ from debugnn.doctor.observe.data import note_data
 from debugnn.doctor.observe.first_batch import FirstBatch
 from debugnn.doctor.observe.graph import look_at_copy
 from debugnn.doctor.observe.hooks import TrainingHooks
+from debugnn.doctor.observe.latent import latent_facts
 from debugnn.doctor.observe.layout import Layout
 from debugnn.doctor.observe.loss_jumps import LossJumps
 from debugnn.doctor.observe.losses import LossCurve, output_gradient
@@ -328,6 +329,9 @@ class Observer:
             plain, by_batch = predict(model, training.buffer.batches)
             note_scores(outcome, plain, by_batch, task, training.buffer.rarest(task))
             self._gather_own_loss(plain, by_batch)
+            if outcome.initial_latent is not None:
+                first = training.buffer.early[0].call
+                outcome.latent = latent_facts(model, first, training.layout)
         note_movement(outcome, training.model, replica.groups, replica.initial)
 
     @guarded("the training's own loss")
