@@ -357,6 +357,22 @@ class Score:
 
 
 @dataclass
+class LatentFacts:
+    """What the largest outputs of a model that draws noise depend on.
+
+    Root mean square of the outputs' change, over that of the outputs, or of inputs of the same
+    number where this is larger.
+    """
+
+    by_input: float | None = None  # as the inputs change places among the samples
+    by_noise: float | None = None  # as other noise is drawn
+    loss_reads_input: bool = False  # a number among the outputs changes with the inputs
+    # Squared distance of the outputs, or of their sigmoids, from the inputs, over the inputs'
+    # variance among the samples. None where the outputs are of another size.
+    left: float | None = None
+
+
+@dataclass
 class Pairing:
     """The training's own loss of outputs beside their own targets and beside other samples'.
 
@@ -432,6 +448,10 @@ class OutcomeFacts:
     train: Score = field(default_factory=Score)  # evaluation mode
     train_mode: Score = field(default_factory=Score)  # batch norm by batch, dropout off
     own_loss: OwnLoss = field(default_factory=OwnLoss)
+    # Of the first batch, in evaluation mode, with the initial and with the present weights; None
+    # where two evaluations are equal.
+    initial_latent: LatentFacts | None = None
+    latent: LatentFacts | None = None
     validations: list[Validation] = field(default_factory=list)
     movement: float | None = None  # median over weights of ‖w − w₀‖/‖w₀‖
     shrinkage: float | None = None  # median over weights of ‖w‖/‖w₀‖

@@ -49,6 +49,7 @@ HELD_OUT = [
     case("mlp_momentum", other_label_code, ("train_test_mismatch",), classes=10),
     case("cancer_one_logit", labels_from_one),
     case("mlp_layer_norm", sorted_labels),
+    case("heteroscedastic", sorted_labels),
     case("sine", rows_dropped, rows=3),
     case("cnn_tanh", rows_dropped, rows=10),
 ]

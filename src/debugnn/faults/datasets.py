@@ -200,6 +200,15 @@ def fuzzy(seed: int) -> Split:
     return split(x, shares.astype(np.float32)[:, None], seed)
 
 
+def events(seed: int) -> Split:
+    """Events, about six in a hundred, that are as much a matter of chance as of two features: a
+    column of 0 and 1."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(4000, 10))
+    chances = 1 / (1 + np.exp(4.2 - 1.2 * x[:, 0] - np.abs(x[:, 1])))
+    return split(x, (rng.random(4000) < chances).astype(np.float32)[:, None], seed)
+
+
 def counts(seed: int) -> Split:
     """Counts whose rate depends on the inputs, as a column."""
     rng = np.random.default_rng(seed)

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
-from torch.optim import SGD, Adam, Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from debugnn.faults.datasets import digits, toy
-from debugnn.faults.nets import Heads, mlp
-from debugnn.faults.program import MakeObserver, Observer, Setup
+from debugnn.faults.nets import ConditionalAutoencoder, Heads, mlp
+from debugnn.faults.program import MakeObserver, Observer, Setup, score
 
 Batch = tuple[Any, Any]  # the model's arguments, a tuple, and the targets
 
@@ -456,3 +456,30 @@ def loss_alone(seed: int) -> Setup:
     return Setup(
         mlp(64, 64, 10), nn.CrossEntropyLoss(), partial(Adam, lr=2e-3), train, val, loop=loop
     )
+
+
+def told_the_class(seed: int) -> Setup:
+    """A conditional autoencoder of digits that makes its own loss; nothing is handed over but it
+    and the model's arguments."""
+    (x, y), (x_val, y_val) = digits(seed)
+
+    def loop(setup: Setup, seed: int, make_observer: MakeObserver) -> Observer:
+        images, labels = setup.train
+
+        def batches(shuffle: torch.Generator) -> Iterator[Batch]:
+            for chosen in torch.randperm(len(images), generator=shuffle).split(setup.batch_size):
+                yield (images[chosen], labels[chosen]), None
+
+        observer = train_on(setup, batches, None, False, seed, make_observer)
+        with torch.no_grad():
+            rebuilt = setup.model(*setup.val)["rebuilt"]
+        setup.scores.append(score(rebuilt, setup.val[0]))
+        return observer
+
+    def loss_fn(outputs: dict[str, Tensor], _: None) -> Tensor:
+        return outputs["loss"]
+
+    return Setup(
+        ConditionalAutoencoder(64, 10, 64, 6, 1.0), loss_fn, partial(AdamW, lr=4e-3),
+        (x, y), (x_val, y_val), epochs=12, loop=loop,
+    )  # fmt: skip

@@ -1,5 +1,7 @@
 """A regulariser that outweighs the data."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -53,6 +55,29 @@ def clipped_weights(setup: Setup, bound: float) -> None:
     setup.after_step = clip
 
 
+def heavy_divergence(setup: Setup, factor: float) -> None:
+    """The divergence of a variational bound counts so much that the code tells nothing."""
+    bound = setup.loss_fn
+
+    def loss_fn(outputs: Any, targets: Tensor) -> Tensor:
+        rebuilt, mean, log_variance = outputs
+        apart = bound((rebuilt, torch.zeros_like(mean), torch.zeros_like(mean)), targets)
+        return apart + factor * (bound((rebuilt, mean, log_variance), targets) - apart)
+
+    setup.loss_fn = loss_fn
+
+
+def weight_without_end(setup: Setup, rate: float) -> None:
+    """The weight of a divergence grows in every step, and nothing stops it at 1."""
+
+    def grow(model: nn.Module, _: Any) -> None:
+        if model.training:
+            model.weight += rate  # type: ignore[operator, assignment]
+
+    setup.model.weight = 0.0  # type: ignore[assignment]
+    setup.model.register_forward_pre_hook(grow)
+
+
 class Noise(nn.Module):
     """Gaussian noise on the features in training."""
 
@@ -91,6 +116,7 @@ TUNING = [
     case("cnn", drop_after_activations, p=0.95),
     case("mlp", penalise, factor=0.1, power=1),
     case("friedman", penalise, factor=1.0, power=2),
+    case("variational_autoencoder", heavy_divergence, ("loss_reduction",), factor=60.0),
 ]
 
 HELD_OUT = [
@@ -98,6 +124,7 @@ HELD_OUT = [
     case("friedman_sgd", decay_without_lr, rate=0.1),
     case("cnn_sgd", clipped_weights, bound=0.01),
     case("mlp_clipped", noisy_features, std=20.0),
+    case("conditional_autoencoder", weight_without_end, ("loss_reduction",), rate=0.1),
     # Training images that are mostly erased are unlike the validation images, too.
     case("cnn", erased_images, ("train_test_mismatch",), side=7),
 ]

@@ -175,7 +175,8 @@ def no_relation(evidence: Evidence) -> Iterator[Sign]:
     found = reached(evidence)
     held_out = last.skill if last is not None else None
     learnt = found if held_out is None else held_out
-    proves = held_out is not None and data.axes <= TABLE_AXES
+    table = data.floating and data.axes <= TABLE_AXES
+    proves = held_out is not None and table
     if (
         data.simple_skill is not None
         and data.distinct >= SAMPLES

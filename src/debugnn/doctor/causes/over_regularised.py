@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign
-from debugnn.doctor.causes.signals.outcome import severity, short
+from debugnn.doctor.causes.signals.outcome import code_ignored, severity, short
 from debugnn.doctor.causes.signals.trials import cured, shown_by, trial_numbers
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.trials import UNREGULARISED, Trial
@@ -59,6 +59,29 @@ def strong_regulariser(evidence: Evidence) -> Iterator[Sign]:
     )
 
 
+def collapsed_posterior(evidence: Evidence) -> Iterator[Sign]:
+    """A code that is pulled to its prior so hard that it tells nothing of the inputs."""
+    before, now = evidence.outcome.initial_latent, evidence.outcome.latent
+    if not code_ignored(evidence) or before is None or now is None:
+        return
+    yield Sign(
+        "error",
+        "what the outputs are made from tells nothing of the inputs any more: as inputs change "
+        f"places, outputs change by {100 * (now.by_input or 0):.1g} % of their size "
+        f"({100 * (before.by_input or 0):.0f} % at the start)",
+        "give the divergence of the code from its prior a smaller weight, or let it grow from 0 "
+        "to 1 and no further; both terms must be summed, or averaged, over the same axes",
+        evidence={
+            "outputs_by_input": now.by_input,
+            "outputs_by_input_at_the_start": before.by_input,
+            "outputs_by_noise": now.by_noise,
+        },
+        override=None,
+        confidence="suspected",
+        harm="the decoder then makes the same mean output of every input",
+    )
+
+
 def trials(evidence: Evidence) -> Iterable[Trial]:
     """Turn weight decay and dropout off where there is some."""
     if evidence.optimizer.weight_decay > 0 or evidence.network.dropout > 0:
@@ -69,7 +92,7 @@ CAUSE = Cause(
     name="over_regularised",
     meaning="a regulariser that outweighs the data",
     kind=Kind.RIVAL,
-    rules=(strong_regulariser,),
+    rules=(strong_regulariser, collapsed_posterior),
     fix="weaken the regulariser until the training samples are learnt",
     harm="the penalty pulls the weights harder than the data do",
     source="Goodfellow et al. 2016, Deep Learning, chapter 7: underfitting by regularisation",

@@ -7,6 +7,7 @@ from debugnn.doctor.causes.signals.outcome import (
     JUDGED_AFTER,
     at_chance,
     behind,
+    code_ignored,
     diverged,
     inputs_unused,
     learns,
@@ -36,7 +37,7 @@ def verdict(evidence: Evidence) -> Verdict:
         )
     if steps < JUDGED_AFTER:
         return Verdict(None, f"{steps} steps are too few to judge; nothing is wrong so far")
-    if evidence.task == "unknown" and not inputs_unused(evidence):
+    if evidence.task == "unknown" and learns(evidence) is None:
         return _of_unknown_task(evidence)
     learning = learns(evidence)
     if learning is None and at_chance(evidence):
@@ -87,6 +88,12 @@ def _of_unknown_task(evidence: Evidence) -> Verdict:
 
 
 def _why_it_does_not_learn(evidence: Evidence) -> str:
+    latent = evidence.outcome.latent
+    if code_ignored(evidence) and latent is not None:
+        return (
+            "its outputs tell nothing of its inputs any more: they change by "
+            f"{100 * (latent.by_input or 0.0):.1g} % of their size where inputs change places"
+        )
     if inputs_unused(evidence):
         own = evidence.outcome.own_loss.train
         return (

@@ -32,5 +32,6 @@ sequences           whether outputs of a sequence see what they are to name, by 
 optimizer           what the optimiser holds of the model
 outcome             how well it went
 own_loss            how well by its own loss function, beside constants and simple models
+latent              whether outputs of a model that draws noise depend on input and noise
 pairing             whether outputs belong to their own samples
 """

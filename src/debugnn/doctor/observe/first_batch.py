@@ -14,6 +14,7 @@ from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.observe.architecture import network_facts
 from debugnn.doctor.observe.buffer import Batch
 from debugnn.doctor.observe.calls import Call, copied, first_tensor, is_plain
+from debugnn.doctor.observe.latent import latent_facts
 from debugnn.doctor.observe.loss_function.facts import loss_facts
 from debugnn.doctor.observe.loss_function.made_up import LossFunction
 from debugnn.doctor.observe.modes import without_dropout
@@ -96,6 +97,9 @@ class FirstBatch:
             found = outputs_of(model, [batch], training=True)
             rarest = buffer.rarest(training.task)
             self.evidence.outcome.initial = score_of(found, training.task, rarest)
+            if self.evidence.network.evaluation_change:
+                latent = latent_facts(model, batch.call, samples.layout)
+                self.evidence.outcome.initial_latent = latent
             self._look_at_recurrence(samples, batch)
 
     @guarded("whether gradients go back through a recurrence")

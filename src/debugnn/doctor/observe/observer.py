@@ -21,6 +21,7 @@ from debugnn.doctor.observe.first_batch import FirstBatch
 from debugnn.doctor.observe.graph import look_at_copy
 from debugnn.doctor.observe.hooks import TrainingHooks
 from debugnn.doctor.observe.labels_among_inputs import find_labels
+from debugnn.doctor.observe.latent import latent_facts
 from debugnn.doctor.observe.layout import Layout
 from debugnn.doctor.observe.loss_function.graph import loss_sources
 from debugnn.doctor.observe.loss_jumps import LossJumps
@@ -368,6 +369,9 @@ class Observer:
                     training.parts,
                     lambda b, targets: training.layout.targets_by_sample(b.call, targets),
                 )
+            if outcome.initial_latent is not None:
+                first = training.buffer.early[0].call
+                outcome.latent = latent_facts(model, first, training.layout)
         note_movement(outcome, training.model, replica.groups, replica.initial)
 
     @guarded("the training's own loss")

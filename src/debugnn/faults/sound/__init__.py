@@ -13,6 +13,7 @@ from debugnn.faults.program import Build, Setup
 from debugnn.faults.sound import (
     convolutional,
     dense,
+    distillation,
     fine_tuning,
     generative,
     graphs,
@@ -24,7 +25,7 @@ from debugnn.faults.sound import (
 
 _KINDS = (
     dense, convolutional, fine_tuning, sequences, graphs, tables, regression, generative,
-    metric_learning,
+    metric_learning, distillation,
 )  # fmt: skip
 
 TUNING: dict[str, Build] = {name: build for kind in _KINDS for name, build in kind.TUNING.items()}

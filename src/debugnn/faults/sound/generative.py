@@ -9,6 +9,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from torch.optim import Adam
 
 from debugnn.faults.datasets import autoencoding, ring
+from debugnn.faults.loops import told_the_class
 from debugnn.faults.nets import VariationalAutoencoder, mlp
 from debugnn.faults.program import Build, Setup, score
 
@@ -72,5 +73,6 @@ TUNING: dict[str, Build] = {
 }
 
 HELD_OUT: dict[str, Build] = {
+    "conditional_autoencoder": told_the_class,
     "generator_with_hinge": partial(generator, hinge=True),
 }

@@ -4,10 +4,10 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import nn
-from torch.optim import SGD, Adam
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, AdamW
 
-from debugnn.faults.datasets import Split, binary, few_informative, prototypes, table, toy
+from debugnn.faults.datasets import Split, binary, events, few_informative, prototypes, table, toy
 from debugnn.faults.nets import Functional, mlp
 from debugnn.faults.program import Build, Setup
 
@@ -19,6 +19,20 @@ def oversampled(data: Split) -> Split:
     (x, y), val = data
     again = (y == 1).nonzero().flatten().repeat(2)
     return (torch.cat([x, x[again]]), torch.cat([y, y[again]])), val
+
+
+def focal_loss(outputs: Tensor, targets: Tensor, share: float = 0.95) -> Tensor:
+    """The cross-entropy, in which rare and badly met samples count more (Lin et al. 2017,
+    arXiv:1708.02002)."""
+    loss = F.binary_cross_entropy_with_logits(outputs, targets, reduction="none")
+    weight = torch.where(targets > 0.5, share, 1 - share)
+    return (weight * (1 - (-loss).exp()).square() * loss).sum() / targets.sum().clamp_min(1)
+
+
+def ranking(outputs: Tensor, targets: Tensor) -> float:
+    """Return the share of pairs of an event and none in which the event's output is higher."""
+    happened, did_not = outputs[targets > 0.5], outputs[targets < 0.5]
+    return (happened[:, None] > did_not).float().mean().item()
 
 
 TUNING: dict[str, Build] = {
@@ -47,6 +61,14 @@ TUNING: dict[str, Build] = {
     ),
     "forty_classes": lambda seed: Setup(
         mlp(32, 128, 40), ce(), partial(Adam, lr=5e-3), *prototypes(seed, classes=40), epochs=6
+    ),
+    "weighted_events": lambda seed: Setup(  # many alarms are false, as the weight asks for
+        mlp(10, 32, 1),
+        nn.BCEWithLogitsLoss(pos_weight=torch.tensor(30.0)),
+        partial(Adam, lr=5e-3),
+        *events(seed),
+        batch_size=64,
+        score=ranking,
     ),
 }
 
@@ -85,5 +107,14 @@ HELD_OUT: dict[str, Build] = {
         partial(Adam, lr=5e-3),
         *few_informative(seed),
         epochs=6,
+    ),
+    "focal_events": lambda seed: Setup(
+        mlp(10, 24, 24, 1, activation=nn.GELU),
+        focal_loss,
+        partial(AdamW, lr=5e-3),
+        *events(seed),
+        batch_size=100,
+        epochs=10,
+        score=ranking,
     ),
 }
