@@ -1,5 +1,7 @@
 """Inputs that change in the course of a training: samples that come back transformed again."""
 
+import math
+
 import pytest
 import torch
 from handmade_evidence import diagnosis, evidence, found_by
@@ -88,6 +90,8 @@ def test_a_drift_is_suspected_of_a_training_that_fails_alone():
     assert (report.main_cause, report.main.confidence) == ("input_scale", "suspected")
     assert diagnosis(drifted(0.95, late=1.1 * DRIFTED)).healthy
     assert found_by("input_scale", drifted(late=0.9 * DRIFTED)) == []
+    assert found_by("input_scale", drifted(late=math.inf)) == []
+    assert found_by("input_scale", drifted(early=math.nan)) == []
 
 
 def trained(change, epochs=6):

@@ -1,5 +1,6 @@
 """Inputs far from zero mean and unit scale."""
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
@@ -55,7 +56,8 @@ def drifting(evidence: Evidence) -> Iterator[Sign]:
     drift = evidence.data.drift
     if drift is None or not failing(evidence) or not min(drift.early, drift.late) > 0:
         return
-    if 1 / DRIFTED < drift.late / drift.early < DRIFTED:
+    change = drift.late / drift.early
+    if not math.isfinite(change) or 1 / DRIFTED < change < DRIFTED:
         return
     yield Sign(
         severity(evidence),

@@ -32,16 +32,14 @@ def drift_facts(early: Sequence[Tensor], late: Sequence[Tensor]) -> DriftFacts |
     groups = [[b for b in batches if b.is_floating_point() and len(b)] for batches in (early, late)]
     if not all(groups) or len({b.shape[1:] for group in groups for b in group}) > 1:
         return None
-    first, last = ([_rms(b) for b in group] for group in groups)
-    facts = DriftFacts(early=median(first), late=median(last))
-    before, after = (samples.flat(torch.cat(group)[:_COMPARED], _FEATURES) for group in groups)
+    # Thinned batch by batch: to join them as they are would take their memory again.
+    thin = [[samples.flat(b, _FEATURES) for b in group] for group in groups]
+    first, last = (median(b.square().mean().sqrt().item() for b in group) for group in thin)
+    facts = DriftFacts(early=first, late=last)
+    before, after = (torch.cat(group)[:_COMPARED] for group in thin)
     if before.shape[1] >= _LEAST_FEATURES:
         _note_returns(facts, before, after)
     return facts
-
-
-def _rms(batch: Tensor) -> float:
-    return batch.detach().double().square().mean().sqrt().item()
 
 
 def _note_returns(facts: DriftFacts, before: Tensor, after: Tensor) -> None:
