@@ -156,8 +156,10 @@ class NetworkFacts:
     weight_layers: int = 0
     depth: int = 0  # weight layers that follow each other
     # Distance of the outputs at the mean of two samples from the mean of their outputs, over the
-    # outputs' spread: 0 of a linear network. None where inputs cannot be averaged.
+    # outputs' spread: 0 of a linear network. None where inputs cannot be averaged. At the start, the
+    # larger of the network's own and of that with noise in the place of weights that are all equal.
     bend: float | None = None
+    trained_bend: float | None = None  # the same of the weights at the end
     nonlinear: bool | None = None  # some operation of the forward pass is a nonlinearity
     last_op: str | None = None  # the operation that makes the outputs: sigmoid, softmax, relu, …
     batch_softmax: bool = False  # a softmax over the batch axis

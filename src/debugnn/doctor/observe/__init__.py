@@ -20,6 +20,7 @@ sample_axis         finds that axis, and whether a sample's output depends on ot
                     samples, by way of perturbation, influence, mixing
 first_batch         the task, the loss function and the network before the first step,
                     by way of task, loss_function, architecture, operations, weights
+trained_network     the network with the weights that it has at the end
 data                the samples and how validation samples differ, by way of samples,
                     simple_models
 sequences           whether outputs of a sequence see what they are to name, by way of

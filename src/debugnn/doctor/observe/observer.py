@@ -28,6 +28,7 @@ from debugnn.doctor.observe.sample_axis import FIND, Samples
 from debugnn.doctor.observe.scored_symbols import ScoredSymbols
 from debugnn.doctor.observe.sequences import sequence_facts
 from debugnn.doctor.observe.task import Task
+from debugnn.doctor.observe.trained_network import note_trained_network
 from debugnn.doctor.observe.validation import ValidationSamples
 from debugnn.doctor.observe.watched_training import WatchedTraining
 from debugnn.doctor.troubles import guarded
@@ -100,6 +101,7 @@ class Observer:
         self.nonfinite = NonFiniteReplay()
         self._save_to = save_to
         self._at_once = at_once
+        self._sample_axis = sample_axis
         self._loop = self.evidence.loop
         self._passes = self.training.passes
         self._hooks = TrainingHooks(self.training, model, self.nonfinite, at_once)
@@ -245,6 +247,7 @@ class Observer:
         """Bring the evidence up to date."""
         self._gather_rivals()
         self._gather_loop()
+        self._gather_network()
         self._gather_data()
         self._gather_sequence()
         self._gather_outcome()
@@ -277,6 +280,16 @@ class Observer:
         with training.undisturbed(), torch.no_grad():
             self.evidence.outcome.jumps = self._jumps.largest(
                 self._losses.values, training.buffer.prints, training.loss_fn
+            )
+
+    @guarded("the network after the training")
+    def _gather_network(self) -> None:
+        training, model = self.training, self.training.current_model()
+        if model is None or not training.buffer.early or not self._loop.optimizer_steps:
+            return
+        with training.undisturbed():
+            note_trained_network(
+                self.evidence.network, model, training.buffer.early[0], self._sample_axis
             )
 
     @guarded("the data")
