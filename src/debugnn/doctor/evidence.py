@@ -149,6 +149,20 @@ class LeafFacts:
 
 
 @dataclass
+class StateFacts:
+    """What a network keeps in itself, in attributes or buffers, from one pass to the next."""
+
+    paths: list[str]  # of the attributes
+    compared: int = 0  # steps whose first pass came right after the last pass of the step before
+    carried: int = 0  # of these, those that began with the state that it had left
+    # Relative change of a sample's output by what had its place in the batch before. None where
+    # outputs of other places follow as well.
+    change: float | None = None
+    came_again: int = 0  # samples that came again
+    after_another: int = 0  # of these, those with another one at their place in the batch before
+
+
+@dataclass
 class NetworkFacts:
     """What the network is, tried out on a batch."""
 
@@ -156,8 +170,8 @@ class NetworkFacts:
     weight_layers: int = 0
     depth: int = 0  # weight layers that follow each other
     # Distance of the outputs at the mean of two samples from the mean of their outputs, over the
-    # outputs' spread: 0 of a linear network. None where inputs cannot be averaged. At the start, the
-    # larger of the network's own and of that with noise in the place of weights that are all equal.
+    # outputs' spread: 0 of a linear network. None where inputs cannot be averaged. At the start the
+    # larger of its own and of what it is with noise added to weights that are all equal.
     bend: float | None = None
     trained_bend: float | None = None  # the same of the weights at the end
     nonlinear: bool | None = None  # some operation of the forward pass is a nonlinearity
@@ -182,6 +196,7 @@ class NetworkFacts:
     unused: list[str] = field(default_factory=list)
     unregistered: list[LeafFacts] = field(default_factory=list)
     time_gradient: float | None = None  # at a sequence's first tenth over that at its last
+    state: StateFacts | None = None  # None: it keeps nothing in itself
     mode_sensitive: bool = False  # dropout or batch norm
     dropout: float = 0.0  # largest rate
 

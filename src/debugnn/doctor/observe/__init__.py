@@ -7,6 +7,7 @@ calls               how a batch becomes a call of the model; tensors in nested a
 layout              along which axis samples lie, and how some of them are taken
 devices, modes      GPUs that are waited for; training and evaluation mode, dropout
 callers             the line of the person's code that is running
+module_state        what a model keeps in itself from one pass to the next
 replica             the copy of the model that things are tried out on
 forward_passes      how the model was called between two steps
 losses, loss_jumps  the losses of the steps; those that stand out

@@ -14,6 +14,7 @@ from debugnn.doctor.copies import copied_model, undisturbed
 from debugnn.doctor.nonfinite.replay import NonFiniteReplay
 from debugnn.doctor.nonfinite.weights import spoilt_by_update
 from debugnn.doctor.observe import devices
+from debugnn.doctor.observe.buffer import Batch
 from debugnn.doctor.observe.calls import Call, as_call
 from debugnn.doctor.observe.data import note_data
 from debugnn.doctor.observe.first_batch import FirstBatch
@@ -22,6 +23,7 @@ from debugnn.doctor.observe.hooks import TrainingHooks
 from debugnn.doctor.observe.layout import Layout
 from debugnn.doctor.observe.loss_jumps import LossJumps
 from debugnn.doctor.observe.losses import LossCurve, output_gradient
+from debugnn.doctor.observe.module_state import state_facts
 from debugnn.doctor.observe.optimizer import optimizer_facts, still_unreached
 from debugnn.doctor.observe.outcome import note_losses, note_movement, note_scores
 from debugnn.doctor.observe.sample_axis import FIND, Samples
@@ -182,6 +184,8 @@ class Observer:
         training.task = Task("unknown")
         samples = self._first_batch.find_samples(call, targets) or Samples(training.layout)
         training.layout = samples.layout
+        if training.replica is not None:
+            self._hooks.state.places = training.replica.state
         training.buffer.take(call, inputs, targets, training.layout, due)
         handed = None
         if loss is not None and self._hooks.outputs is not None:
@@ -290,6 +294,15 @@ class Observer:
         with training.undisturbed():
             note_trained_network(
                 self.evidence.network, model, training.buffer.early[0], self._sample_axis
+            )
+            self._gather_state(training.buffer.early[0])
+
+    def _gather_state(self, batch: Batch) -> None:
+        training, between = self.training, self._hooks.state
+        model = training.replica.with_state() if training.replica and between.places else None
+        if model is not None:
+            self.evidence.network.state = state_facts(
+                between, model, batch.call, training.layout, training.buffer.prints.each()
             )
 
     @guarded("the data")
