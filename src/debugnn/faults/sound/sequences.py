@@ -1,24 +1,36 @@
 """Networks that read sequences: those that name each one, and those that name its next symbols."""
 
+import itertools
+from collections.abc import Callable
 from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW
 
-from debugnn.faults.datasets import copying, digits, successors, text, tokens
+from debugnn.faults.datasets import (
+    copying,
+    digits,
+    parts_of_walks,
+    successors,
+    text,
+    tokens,
+    walks,
+)
 from debugnn.faults.loops import carrying, packed, sentences
 from debugnn.faults.nets import (
     CausalAttention,
     Convolved,
     LanguageModel,
     NextSymbol,
+    Notebook,
     Reader,
     Recurrent,
     ThroughCode,
+    Tracker,
     Transformer,
 )
-from debugnn.faults.program import Build, Setup
+from debugnn.faults.program import Build, Data, Setup
 
 ce = nn.CrossEntropyLoss
 
@@ -38,6 +50,45 @@ def language_model(seed: int) -> Setup:
     return Setup(
         LanguageModel(20), next_token_loss, partial(Adam, lr=5e-3), *text(seed), clip=1.0,
         score=next_token_score,
+    )  # fmt: skip
+
+
+def reset_every(batches: int, model: Tracker | Notebook) -> Callable[[Tensor, Tensor], Data]:
+    """Return what resets a model before every so many batches, and leaves them as they are."""
+    seen = itertools.count()
+
+    def reset(inputs: Tensor, targets: Tensor) -> Data:
+        if next(seen) % batches == 0:
+            model.reset()
+        return inputs, targets
+
+    return reset
+
+
+def tracker(seed: int) -> Setup:
+    """The net keeps its state in an attribute, and the loop resets it before each batch."""
+    model = Tracker(nn.LSTM, 1, 24)
+    return Setup(
+        model, nn.MSELoss(), partial(Adam, lr=1e-2), *walks(seed), batch_size=30, epochs=10,
+        change_batch=reset_every(1, model),
+    )  # fmt: skip
+
+
+def notebook(seed: int) -> Setup:
+    """The net keeps its state in a buffer, and the loop clears it before each batch."""
+    model = Notebook(2, 32, 30)
+    return Setup(
+        model, nn.SmoothL1Loss(), partial(AdamW, lr=1e-2), *walks(seed, axes=2), batch_size=30,
+        epochs=10, change_batch=reset_every(1, model),
+    )  # fmt: skip
+
+
+def tracker_in_order(seed: int) -> Setup:
+    """Each batch goes on where the one before has stopped, and the state is kept on purpose."""
+    model = Tracker(nn.LSTM, 1, 24, each_step=True)
+    return Setup(
+        model, nn.MSELoss(), partial(Adam, lr=1e-2), *parts_of_walks(seed), batch_size=30,
+        epochs=12, shuffles=False, change_batch=reset_every(20, model),
     )  # fmt: skip
 
 
@@ -65,6 +116,7 @@ TUNING: dict[str, Build] = {
     "language_model": language_model,
     "carried_lstm": partial(carrying, cell=nn.LSTM, flat=False),
     "packed": packed,
+    "tracker": tracker,
 }
 
 HELD_OUT: dict[str, Build] = {
@@ -92,4 +144,6 @@ HELD_OUT: dict[str, Build] = {
     ),
     "carried_gru": partial(carrying, cell=nn.GRU, flat=True),
     "sentences": sentences,
+    "notebook": notebook,
+    "tracker_in_order": tracker_in_order,
 }
