@@ -143,6 +143,7 @@ def test_parts_of_long_series_may_go_on_from_each_other():
     assert state.carried > 0.8 * state.compared > 0
     assert state.change > 0.01
     assert state.after_another < 0.2 * state.came_again
+    assert report.evidence.outcome.train.skill > 0.9  # from the states that its batches began with
     assert report.healthy
     assert not report.findings
 

@@ -120,9 +120,7 @@ class TrainingHooks:
                 self._loop.evaluation_line = self._loop.evaluation_line or line_of_caller()
             return
         self.begin()
-        if not passes.pending:
-            self.state.note_start()
-        call = Call(args, kwargs)
+        call = Call(args, kwargs, self.state.note_start(first=not passes.pending))
         self.rivals.note_inputs(call.tensors())
         if self._loop.training_line is None:
             self._loop.training_line = line_of_caller()

@@ -5,7 +5,7 @@ loop may reset it. What is tried out on a copy has to begin where the loop's own
 to leave no state for the next thing that is tried.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -101,17 +101,47 @@ def restore_state(saved: Saved) -> None:
             holder[name] = map_tensors(value, copied)
 
 
+class _Keeper:
+    """Lets every pass of a copy begin with one state, and leaves that behind.
+
+    Attributes:
+        given: values that the next pass begins with in the place of it, None without.
+    """
+
+    def __init__(self, model: nn.Module, places: Sequence[Place]) -> None:
+        self.given: list[Any] | None = None
+        self._saved = saved_state(model, places)
+
+    def begin(self, *_: Any) -> None:
+        """Set the state, before a pass."""
+        restore_state(self._saved)
+        if self.given is not None:
+            pairs = zip(self._saved, self.given, strict=True)
+            restore_state([(holder, name, value) for (holder, name, _), value in pairs])
+
+    def end(self, *_: Any) -> None:
+        """Set the state back, after a pass."""
+        self.given = None
+        restore_state(self._saved)
+
+
 def keep_state(model: nn.Module, places: Sequence[Place]) -> None:
-    """Let every pass of a copy begin with the state that it has now, and leave it as it was."""
-    if not places:
-        return
-    saved = saved_state(model, places)
+    """Let every pass of a copy begin with the state that it has now, and leave it as it was.
 
-    def put_back(*_: Any) -> None:
-        restore_state(saved)
+    Unless the call that it is made with brings the state that it began with in the training.
+    """
+    if places:
+        keeper = _Keeper(model, places)
+        model.register_forward_pre_hook(keeper.begin)
+        model.register_forward_hook(keeper.end, always_call=True)
 
-    model.register_forward_pre_hook(put_back)
-    model.register_forward_hook(put_back, always_call=True)
+
+def _keepers(model: nn.Module) -> Iterator[_Keeper]:
+    for module in model.modules():
+        for hook in module._forward_pre_hooks.values():
+            owner = getattr(hook, "__self__", None)
+            if isinstance(owner, _Keeper):
+                yield owner
 
 
 def follow(original: nn.Module, model: nn.Module, state: Iterable[Place]) -> None:
@@ -156,12 +186,28 @@ class StateBetweenSteps:
         self._model = model
         self._left: list[tuple[Tensor, int]] | None = None
 
-    def note_start(self) -> None:
-        """Note the first pass of a training step, before it."""
+    def note_start(self, first: bool) -> Callable[[nn.Module], None] | None:
+        """Note a pass of a training step, before it.
+
+        Args:
+            first: it is the first one of its step.
+
+        Returns:
+            What gives a copy the state that this pass begins with; None where there is none.
+        """
+        if not self.places:
+            return None
         left, self._left = self._left, None
-        if left:
+        if left and first:
             self.compared += 1
             self.carried += _is_as_marked(self._present(), left)
+        values = [value for *_, value in saved_state(self._model, self.places)]
+
+        def prepare(model: nn.Module) -> None:
+            for keeper in _keepers(model):
+                keeper.given = values
+
+        return prepare
 
     def note_end(self) -> None:
         """Note a pass of a training step, after it."""

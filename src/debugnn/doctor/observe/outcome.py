@@ -71,6 +71,8 @@ def first_below(losses: Sequence[float], initial: float | None) -> dict[float, i
 def note_scores(outcome: OutcomeFacts, buffer: BatchBuffer, task: Task, replica: nn.Module) -> None:
     """Fill in how well a copy of the model fits its training samples, in either mode."""
     batches = buffer.batches
+    if any(batch.call.prepare is not None for batch in buffer.late):
+        batches = list(buffer.late)  # the others begin with states that the untrained model made
     plain = outputs_of(replica, batches, training=False)
     outcome.train = outcome.train_mode = score_of(plain, task, buffer.rarest(task))
     last = outputs_of(replica, batches[-1:], training=True)

@@ -117,6 +117,7 @@ TUNING: dict[str, Build] = {
     "carried_lstm": partial(carrying, cell=nn.LSTM, flat=False),
     "packed": packed,
     "tracker": tracker,
+    "tracker_in_order": tracker_in_order,
 }
 
 HELD_OUT: dict[str, Build] = {
@@ -145,5 +146,4 @@ HELD_OUT: dict[str, Build] = {
     "carried_gru": partial(carrying, cell=nn.GRU, flat=True),
     "sentences": sentences,
     "notebook": notebook,
-    "tracker_in_order": tracker_in_order,
 }
