@@ -69,6 +69,19 @@ class SequenceFacts:
 
 
 @dataclass
+class GraphBatchFacts:
+    """Batches of several graphs, whose nodes stand one graph after the other."""
+
+    batches: int = 0
+    fewest_graphs: int = 0  # in one of them
+    # Batches whose edges name no node beyond the size of the largest graph, as if all graphs lay
+    # upon each other.
+    overlaid: int = 0
+    nodes: int = 0  # in all batches
+    alone: int = 0  # of these, those that no edge names
+
+
+@dataclass
 class DataFacts:
     """The samples that the doctor kept."""
 
@@ -111,6 +124,7 @@ class DataFacts:
     feature_order: list[int] = field(default_factory=list)
     feature_share_median: float | None = None
     features: int = 0  # how many features were compared
+    graphs: GraphBatchFacts | None = None  # None: a batch does not consist of graphs
     sequence: SequenceFacts | None = None  # None: the outputs are no symbols of a sequence
     simple_skill: float | None = None  # of a simple model, on samples that it was not fitted to
     # Class → the lower one of recall and precision of a simple model that gives all classes the

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from debugnn.faults.cases import case
@@ -88,6 +89,17 @@ def reset_each_epoch(setup: Setup) -> None:
     setup.change_batch = reset_every(math.ceil(len(setup.train[0]) / setup.batch_size), model)
 
 
+def edges_not_shifted(setup: Setup) -> None:
+    """Graphs are put together to a batch, and their edges keep the numbers that they had alone."""
+
+    def unshifted(arguments: Any, targets: Tensor) -> Any:
+        nodes, edges, owner = arguments
+        first = torch.searchsorted(owner, owner)  # of the graph of each node
+        return (nodes, edges - first[edges], owner), targets
+
+    setup.change_batch = unshifted
+
+
 TUNING = [
     case("lstm", time_before_batch),
     case("gru_clipped", time_before_batch),
@@ -96,6 +108,7 @@ TUNING = [
     case("cnn", normalised_by_hand, position=1),
     case("packed", weighed_over_batch),
     case("tracker", never_reset),
+    case("small_graphs", edges_not_shifted),
 ]
 
 HELD_OUT = [

@@ -18,6 +18,8 @@ CARRIED = 0.8
 REORDERED = 0.9
 # Steps, and samples, that such a share is taken of at least: by chance a few are nothing unusual.
 COMPARED = 20
+# Graphs in each batch. All edges of three may lie in the first by chance, where few have edges.
+GRAPHS = 4
 
 
 def mixed_samples(evidence: Evidence) -> Iterator[Sign]:
@@ -66,11 +68,29 @@ def state_of_others(evidence: Evidence) -> Iterator[Sign]:
     )
 
 
+def overlaid_graphs(evidence: Evidence) -> Iterator[Sign]:
+    """The edges of each graph of a batch are numbered from 0: they join its first nodes."""
+    graphs = evidence.data.graphs
+    if graphs is None or graphs.overlaid < graphs.batches or graphs.fewest_graphs < GRAPHS:
+        return
+    alone = graphs.alone / graphs.nodes
+    yield Sign(
+        severity(evidence),
+        f"the edges of all graphs of a batch ({graphs.fewest_graphs} and more) lie between its "
+        f"first nodes, and {100 * alone:.0f} % of the nodes have none: each graph's edges are "
+        "numbered from 0",
+        fix="where graphs are put together to a batch, add to the edge indices of each one the "
+        "number of nodes before it",
+        harm="messages pass between nodes of different graphs, and most nodes get none",
+        evidence={"batches": graphs.batches, "nodes_without_edges": alone},
+    )
+
+
 CAUSE = Cause(
     name="batch_mixing",
     meaning="a sample's output depends on other samples",
     kind=Kind.CERTAIN,
-    rules=(mixed_samples, state_of_others),
+    rules=(mixed_samples, state_of_others, overlaid_graphs),
     fix="keep the batch axis apart: look for view or reshape where permute is meant, batch_first, "
     "and statistics or attention over axis 0. If samples lie along another axis, or depend on each "
     "other on purpose, say so: Doctor(..., sample_axis=1) or Doctor(..., sample_axis=None)",

@@ -24,6 +24,7 @@ first_batch         the task, the loss function and the network before the first
 trained_network     the network with the weights that it has at the end
 data                the samples and how validation samples differ, by way of samples,
                     simple_models
+graph_batches       where the edges of a batch of graphs lie
 sequences           whether outputs of a sequence see what they are to name, by way of
                     scored_symbols
 optimizer           what the optimiser holds of the model

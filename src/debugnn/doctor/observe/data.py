@@ -11,6 +11,7 @@ from debugnn.doctor.evidence import DataFacts, Evidence
 from debugnn.doctor.observe import samples, simple_models
 from debugnn.doctor.observe.buffer import BatchBuffer, ValidationBatch
 from debugnn.doctor.observe.calls import Call, first_tensor
+from debugnn.doctor.observe.graph_batches import graph_batch_facts
 from debugnn.doctor.observe.layout import Layout
 from debugnn.doctor.observe.modes import without_dropout
 from debugnn.doctor.observe.task import Task, score
@@ -61,6 +62,7 @@ def note_data(
     facts.same_batch = all(buffer.same) if buffer.same else None
     facts.batch_sizes = len(buffer.sizes)
     evidence.data = facts
+    facts.graphs = graph_batch_facts([batch.call for batch in buffer.batches])
     _note_fingerprints(evidence, buffer, layout, task)
     if targets is not None and layout.axis is not None:  # simple models see each sample alone
         keep = samples.first_of_each(inputs)
