@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from debugnn.doctor.evidence import NetworkFacts
-from debugnn.doctor.observe.architecture import _bend, network_facts
+from debugnn.doctor.observe.architecture import bend, network_facts
 from debugnn.doctor.observe.calls import Call
 from debugnn.doctor.observe.modes import without_dropout
 from debugnn.doctor.observe.operations import SQUASHING, ActivationWatcher, Tracer, trace
@@ -694,5 +694,5 @@ def test_a_network_is_straight_only_where_no_input_bends_it(activation, offset, 
     with torch.no_grad():
         model[0].weight.abs_()
     inputs = torch.randn(32, 6, dtype=torch.double) + offset
-    facts = _bend(model.eval(), Call((inputs,)))
+    facts = bend(model.eval(), Call((inputs,)))
     assert (facts < 1e-9) is straight

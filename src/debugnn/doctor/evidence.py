@@ -107,6 +107,19 @@ class DriftFacts:
 
 
 @dataclass
+class GraphBatchFacts:
+    """Batches of several graphs, whose nodes stand one graph after the other."""
+
+    batches: int = 0
+    fewest_graphs: int = 0  # in one of them
+    # Batches whose edges name no node beyond the size of the largest graph, as if all graphs lay
+    # upon each other.
+    overlaid: int = 0
+    nodes: int = 0  # in all batches
+    alone: int = 0  # of these, those that no edge names
+
+
+@dataclass
 class DataFacts:
     """The samples that the doctor kept."""
 
@@ -150,6 +163,7 @@ class DataFacts:
     feature_share_median: float | None = None
     features: int = 0  # how many features were compared
     drift: DriftFacts | None = None
+    graphs: GraphBatchFacts | None = None  # None: a batch does not consist of graphs
     sequence: SequenceFacts | None = None  # None: the outputs are no symbols of a sequence
     tail: TailFacts | None = None  # the same
     simple_skill: float | None = None  # of a simple model, on samples that it was not fitted to
@@ -208,6 +222,20 @@ class RecurrenceFacts:
 
 
 @dataclass
+class StateFacts:
+    """What a network keeps in itself, in attributes or buffers, from one pass to the next."""
+
+    paths: list[str]  # of the attributes
+    compared: int = 0  # steps whose first pass came right after the last pass of the step before
+    carried: int = 0  # of these, those that began with the state that it had left
+    # Relative change of a sample's output by what had its place in the batch before. None where
+    # outputs of other places follow as well.
+    change: float | None = None
+    came_again: int = 0  # samples that came again
+    after_another: int = 0  # of these, those with another one at their place in the batch before
+
+
+@dataclass
 class NetworkFacts:
     """What the network is, tried out on a batch."""
 
@@ -215,8 +243,10 @@ class NetworkFacts:
     weight_layers: int = 0
     depth: int = 0  # weight layers that follow each other
     # Distance of the outputs at the mean of two samples from the mean of their outputs, over the
-    # outputs' spread: 0 of a linear network. None where inputs cannot be averaged.
+    # outputs' spread: 0 of a linear network. None where inputs cannot be averaged. At the start the
+    # larger of its own and of what it is with noise added to weights that are all equal.
     bend: float | None = None
+    trained_bend: float | None = None  # the same of the weights at the end
     nonlinear: bool | None = None  # some operation of the forward pass is a nonlinearity
     last_op: str | None = None  # the operation that makes the outputs: sigmoid, softmax, relu, …
     batch_softmax: bool = False  # a softmax over the batch axis
@@ -240,6 +270,7 @@ class NetworkFacts:
     unregistered: list[LeafFacts] = field(default_factory=list)
     time_gradient: float | None = None  # at a sequence's first tenth over that at its last
     recurrence: RecurrenceFacts | None = None  # None: no such layer is seen
+    state: StateFacts | None = None  # None: it keeps nothing in itself
     mode_sensitive: bool = False  # dropout or batch norm
     dropout: float = 0.0  # largest rate
 

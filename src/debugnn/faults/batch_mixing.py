@@ -1,12 +1,15 @@
 """A sample's output depends on other samples."""
 
+import math
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from debugnn.faults.cases import case
 from debugnn.faults.edits import Apply, insert, layers, sequential
 from debugnn.faults.program import Setup
+from debugnn.faults.sound.sequences import reset_every
 
 
 def time_before_batch(setup: Setup) -> None:
@@ -75,6 +78,28 @@ def viewed_for_transposed(setup: Setup) -> None:
     setup.model = nn.Sequential(mix, setup.model)
 
 
+def never_reset(setup: Setup) -> None:
+    """The net goes on from a state that other samples have left."""
+    setup.change_batch = None
+
+
+def reset_each_epoch(setup: Setup) -> None:
+    """The state is cleared once an epoch, as if the batches were parts of long sequences."""
+    model: Any = setup.model
+    setup.change_batch = reset_every(math.ceil(len(setup.train[0]) / setup.batch_size), model)
+
+
+def edges_not_shifted(setup: Setup) -> None:
+    """Graphs are put together to a batch, and their edges keep the numbers that they had alone."""
+
+    def unshifted(arguments: Any, targets: Tensor) -> Any:
+        nodes, edges, owner = arguments
+        first = torch.searchsorted(owner, owner)  # of the graph of each node
+        return (nodes, edges - first[edges], owner), targets
+
+    setup.change_batch = unshifted
+
+
 TUNING = [
     case("lstm", time_before_batch),
     case("gru_clipped", time_before_batch),
@@ -82,6 +107,8 @@ TUNING = [
     case("mlp", normalised_by_hand, position=1),
     case("cnn", normalised_by_hand, position=1),
     case("packed", weighed_over_batch),
+    case("tracker", never_reset),
+    case("small_graphs", edges_not_shifted),
 ]
 
 HELD_OUT = [
@@ -90,4 +117,5 @@ HELD_OUT = [
     case("mlp", gated_over_batch, position=1),
     case("rnn", reversed_batch),
     case("autoencoder", viewed_for_transposed),
+    case("notebook", reset_each_epoch),
 ]

@@ -106,6 +106,29 @@ def sine(seed: int) -> Split:
     return regression(x, np.sin(2 * x) + np.random.default_rng(seed).normal(0, 0.1, x.shape), seed)
 
 
+def walks(seed: int, *, samples: int = 900, length: int = 12, axes: int = 1) -> Split:
+    """Steps of random walks (length, axes), half of them left out, and where each walk ends."""
+    rng = np.random.default_rng(seed)
+    steps = rng.normal(size=(samples, length, axes)) * (rng.random((samples, length, axes)) < 0.5)
+    return split(steps, steps.sum(axis=1).astype(np.float32) / length**0.5, seed)
+
+
+def parts_of_walks(seed: int, *, walks: int = 30, parts: int = 20, length: int = 8) -> Split:
+    """Walks on a spring, cut into parts; the targets are the places after each step.
+
+    The first `walks` samples are the first parts of all, the next ones the parts that follow. For
+    validation there are first parts of other walks.
+    """
+    rng = np.random.default_rng(seed)
+    steps = rng.normal(size=(3 * walks, parts * length, 1)).astype(np.float32)
+    places, place = np.zeros_like(steps), np.zeros_like(steps[:, 0])
+    for time in range(parts * length):
+        place = places[:, time] = 0.95 * place + 0.3 * steps[:, time]
+    x, y = torch.from_numpy(steps), torch.from_numpy(places)
+    train = tuple(torch.cat(t[:walks].split(length, dim=1)) for t in (x, y))
+    return (train[0], train[1]), (x[walks:, :length], y[walks:, :length])
+
+
 def noisy_line(seed: int) -> Split:
     """A linear map of 8 features with so much noise that the best R² is 0.4."""
     rng = np.random.default_rng(seed)

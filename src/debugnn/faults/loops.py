@@ -276,6 +276,68 @@ def graph(seed: int, form: str, nodes: int = 360, kinds: int = 3) -> Setup:
     return Setup(model, F.cross_entropy, partial(Adam, lr=1e-2), train, val, epochs=8, loop=loop)
 
 
+class Messages(nn.Module):
+    """Sums over the nodes of each graph, after messages along the edges."""
+
+    def __init__(self, kinds: int, width: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(kinds, width)
+        self.own, self.others = nn.Linear(width, width), nn.Linear(width, width)
+        self.head = mlp(width, width, 1)
+
+    def forward(self, x: Tensor, edges: Tensor, owner: Tensor) -> Tensor:
+        h = self.embedding(x)
+        sent = torch.zeros_like(h).index_add(0, edges[1], self.others(h)[edges[0]])
+        h = torch.relu(self.own(h) + sent)
+        graphs = int(owner[-1]) + 1
+        return h.new_zeros(graphs, 1).index_add(0, owner, self.head(h))
+
+
+def small_graphs(seed: int, graphs: int = 900, kinds: int = 4) -> Setup:
+    """Many small graphs, 32 to a batch: how many of its edges join nodes of the same kind.
+
+    `change_batch` takes the arguments and the targets of each batch, validation's too.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    made = []
+    for size in torch.randint(5, 11, (graphs,), generator=draw).tolist():
+        kind = torch.randint(kinds, (size,), generator=draw)
+        linked = torch.bernoulli(torch.full((size, size), 0.4), generator=draw).triu(1)
+        linked[0, 1] = 1  # an edge in each graph
+        pairs = linked.nonzero().T
+        equal = (kind[pairs[0]] == kind[pairs[1]]).sum()
+        made.append((kind, torch.cat([pairs, pairs.flip(0)], dim=1), equal))
+    counts = torch.stack([equal for *_, equal in made]).float()
+    wanted = ((counts - counts.mean()) / counts.std())[:, None]
+
+    def together(chosen: list[int]) -> Batch:
+        nodes, edges, owner, before = [], [], [], 0
+        for number, index in enumerate(chosen):
+            kind, pairs, _ = made[index]
+            nodes.append(kind)
+            edges.append(pairs + before)
+            owner.append(torch.full((len(kind),), number))
+            before += len(kind)
+        return (torch.cat(nodes), torch.cat(edges, dim=1), torch.cat(owner)), wanted[chosen]
+
+    known = 2 * graphs // 3
+
+    def loop(setup: Setup, seed: int, make_observer: MakeObserver) -> Observer:
+        change: Any = setup.change_batch or (lambda *batch: batch)
+
+        def batches(shuffle: torch.Generator) -> Iterator[Batch]:
+            for chosen in torch.randperm(known, generator=shuffle).split(setup.batch_size):
+                yield change(*together(chosen.tolist()))
+
+        validation = change(*together(list(range(known, graphs))))
+        return train_on(setup, batches, validation, False, seed, make_observer)
+
+    data = counts[:known, None], wanted[:known]
+    return Setup(
+        Messages(kinds, 32), F.mse_loss, partial(Adam, lr=3e-3), data, data, epochs=14, loop=loop
+    )  # fmt: skip
+
+
 # --- pairs ----------------------------------------------------------------------------------------
 
 

@@ -103,6 +103,57 @@ class Stepwise(nn.Module):
         return self.head(state)
 
 
+class Tracker(nn.Module):
+    """A recurrent net that goes on from where its last call has stopped, until it is reset.
+
+    Args:
+        each_step: it has an output for each step, not for the last one alone.
+    """
+
+    def __init__(
+        self, cell: Callable[..., nn.RNNBase], axes: int, hidden: int, *, each_step: bool = False
+    ) -> None:
+        super().__init__()
+        self.rnn, self.head = cell(axes, hidden, batch_first=True), nn.Linear(hidden, axes)
+        self.each_step = each_step
+        self.carried: tuple[Tensor, ...] | None = None
+
+    def reset(self) -> None:
+        """Forget what the last call has left."""
+        self.carried = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.carried is not None and self.carried[0].shape[1] != len(x):
+            self.reset()
+        outputs, state = self.rnn(x, self.carried)
+        self.carried = tuple(part.detach() for part in state)
+        return self.head(outputs if self.each_step else outputs[:, -1])
+
+
+class Notebook(nn.Module):
+    """A gated cell whose notes lie in a buffer, one row for each sample of a batch."""
+
+    notes: Tensor
+
+    def __init__(self, axes: int, hidden: int, batch: int) -> None:
+        super().__init__()
+        self.cell, self.head = nn.GRUCell(axes, hidden), nn.Linear(hidden, axes)
+        self.register_buffer("notes", torch.zeros(batch, hidden))
+
+    def reset(self) -> None:
+        """Clear the notes."""
+        self.notes.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        fits = len(x) == len(self.notes)
+        state = self.notes.clone() if fits else self.notes.new_zeros(len(x), self.notes.shape[1])
+        for step in x.unbind(dim=1):
+            state = self.cell(step, state)
+        if fits:
+            self.notes.copy_(state.detach())
+        return self.head(state)
+
+
 class Transformer(nn.Module):
     """An encoder with learned positions and a linear head on the mean over the sequence."""
 
@@ -218,6 +269,33 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.gain * self.body(x)
+
+
+class Gated(nn.Module):
+    """x + gate · f(x) with a two-layer net f and a gate that is learnt and starts closed."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gate, self.body = nn.Parameter(torch.zeros(1)), mlp(width, width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.gate * self.body(x)
+
+
+class Coupling(nn.Module):
+    """One half of the features is moved by a net of the other half, whose last layer starts at 0;
+    the halves change places."""
+
+    def __init__(self, features: int, hidden: int) -> None:
+        super().__init__()
+        half = features // 2
+        self.body = mlp(half, hidden, half, activation=nn.SiLU)
+        for parameter in self.body[-1].parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept, moved = x.chunk(2, dim=1)
+        return torch.cat([moved + self.body(kept), kept], dim=1)
 
 
 class LanguageModel(nn.Module):

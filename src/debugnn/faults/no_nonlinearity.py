@@ -61,6 +61,7 @@ TUNING = [
     case("sine", no_activation),
     case("circles_one_logit", slope_of_one),
     case("friedman_sgd", slope_of_one),
+    case("friedman_closed_gates", slope_of_one),
 ]
 
 HELD_OUT = [

@@ -10,6 +10,16 @@ from debugnn.doctor.evidence import Evidence
 # Sizes of batches beyond which each may be a set, or a sequence, of its own length. A loader makes
 # two: full batches and a smaller last one.
 SIZES = 2
+# Share of the steps that begin with the state as the step before left it. A loop that resets it at
+# the start of each epoch begins nearly all others with it; one that resets it for each batch, none.
+CARRIED = 0.8
+# Share of the samples that come again which have another one before them than the last time. Parts
+# of sequences that are kept in order have it at the starts of these alone.
+REORDERED = 0.9
+# Steps, and samples, that such a share is taken of at least: by chance a few are nothing unusual.
+COMPARED = 20
+# Graphs in each batch. All edges of three may lie in the first by chance, where few have edges.
+GRAPHS = 4
 
 
 def mixed_samples(evidence: Evidence) -> Iterator[Sign]:
@@ -33,11 +43,54 @@ def mixed_samples(evidence: Evidence) -> Iterator[Sign]:
     )
 
 
+def state_of_others(evidence: Evidence) -> Iterator[Sign]:
+    """The model goes on from a state that samples of another batch have left in it."""
+    state = evidence.network.state
+    if state is None or state.change is None or state.change <= MIXED:
+        return
+    if state.compared < COMPARED or state.carried < CARRIED * state.compared:
+        return
+    if state.came_again < COMPARED or state.after_another < REORDERED * state.came_again:
+        return
+    path = state.paths[0]
+    yield Sign(
+        severity(evidence),
+        f"`{path}` is passed on from batch to batch while the samples are shuffled: a sample's "
+        f"output changes by {100 * state.change:.2g} % with the unrelated sample that had its "
+        "place in the batch before",
+        layer=path.rpartition(".")[0] or None,
+        fix=f"reset `{path}` at the start of every batch, in training and in evaluation, or hand "
+        "the state to the model as an argument. Where batches are parts of longer sequences, keep "
+        "them in order: shuffle=False",
+        harm="every sample begins with the state that another one has left",
+        line=evidence.loop.training_line,
+        evidence={"relative_change": state.change, "carried": state.carried / state.compared},
+    )
+
+
+def overlaid_graphs(evidence: Evidence) -> Iterator[Sign]:
+    """The edges of each graph of a batch are numbered from 0: they join its first nodes."""
+    graphs = evidence.data.graphs
+    if graphs is None or graphs.overlaid < graphs.batches or graphs.fewest_graphs < GRAPHS:
+        return
+    alone = graphs.alone / graphs.nodes
+    yield Sign(
+        severity(evidence),
+        f"the edges of all graphs of a batch ({graphs.fewest_graphs} and more) lie between its "
+        f"first nodes, and {100 * alone:.0f} % of the nodes have none: each graph's edges are "
+        "numbered from 0",
+        fix="where graphs are put together to a batch, add to the edge indices of each one the "
+        "number of nodes before it",
+        harm="messages pass between nodes of different graphs, and most nodes get none",
+        evidence={"batches": graphs.batches, "nodes_without_edges": alone},
+    )
+
+
 CAUSE = Cause(
     name="batch_mixing",
     meaning="a sample's output depends on other samples",
     kind=Kind.CERTAIN,
-    rules=(mixed_samples,),
+    rules=(mixed_samples, state_of_others, overlaid_graphs),
     fix="keep the batch axis apart: look for view or reshape where permute is meant, batch_first, "
     "and statistics or attention over axis 0. If samples lie along another axis, or depend on each "
     "other on purpose, say so: Doctor(..., sample_axis=1) or Doctor(..., sample_axis=None)",

@@ -17,9 +17,13 @@ STRAIGHT = 1e-5
 
 def linear(evidence: Evidence) -> bool:
     """Return whether layers that follow each other are one linear map, by the operations of the
-    forward pass or by its outputs: an activation may be a straight line, or its result unused."""
+    forward pass or by its outputs: an activation may be a straight line, or its result unused.
+
+    The outputs have to be straight at the start and after the training: a branch whose last layer
+    starts at zero, or whose gate is closed at first, does not bend yet."""
     network = evidence.network
-    straight = network.bend is not None and network.bend < STRAIGHT
+    bends = [bend for bend in (network.bend, network.trained_bend) if bend is not None]
+    straight = network.bend is not None and max(bends) < STRAIGHT
     return network.depth >= LAYERS and (network.nonlinear is False or straight)
 
 

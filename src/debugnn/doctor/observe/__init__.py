@@ -7,6 +7,7 @@ calls               how a batch becomes a call of the model; tensors in nested a
 layout              along which axis samples lie, and how some of them are taken
 devices, modes      GPUs that are waited for; training and evaluation mode, dropout
 callers             the line of the person's code that is running
+module_state        what a model keeps in itself from one pass to the next
 replica             the copy of the model that things are tried out on
 forward_passes      how the model was called between two steps
 losses, loss_jumps  the losses of the steps; those that stand out
@@ -25,8 +26,10 @@ first_batch         the task, the loss function and the network before the first
 labels_among_inputs  labels that the model is called with
 parts               outputs that a loss compares with one target each
 preparations        the loss of validation samples that are prepared otherwise
+trained_network     the network with the weights that it has at the end
 data                the samples and how validation samples differ, by way of samples,
                     simple_models; how samples change in the training, drift
+graph_batches       where the edges of a batch of graphs lie
 sequences           whether outputs of a sequence see what they are to name, by way of
                     scored_symbols
 optimizer           what the optimiser holds of the model

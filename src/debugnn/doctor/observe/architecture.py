@@ -15,6 +15,7 @@ from debugnn.doctor.observe.calls import Call, first_tensor, is_plain
 from debugnn.doctor.observe.mixing import evaluation_change
 from debugnn.doctor.observe.modes import BATCH_NORM, dropout_rates, without_dropout
 from debugnn.doctor.observe.operations import DROPPING, WEIGHTED, trace
+from debugnn.doctor.observe.perturbation import without_constants
 from debugnn.doctor.observe.sample_axis import Samples
 
 # Numerical tolerances by which a tensor is read as a distribution, or as the logarithm of one.
@@ -72,7 +73,7 @@ def network_facts(
         # Sampling in evaluation can be meant, dropout is not.
         facts.drops_in_evaluation = any(name in DROPPING for name in tracer.operations)
         facts.evaluation_change = evaluation_change(model, call)
-        facts.bend = _bend(model, call)
+        facts.bend = _bend_of_start(model, call)
     with without_dropout(model, training=True):
         facts.unreached, facts.unused = _without_gradient(model, call, loss)
         facts.time_gradient = _time_gradient(model, call, 0 if axis == 1 else 1, loss)
@@ -131,7 +132,19 @@ def _is_distribution(value: Tensor, axis: int) -> bool:
     )
 
 
-def _bend(model: nn.Module, call: Call) -> float | None:
+def _bend_of_start(model: nn.Module, call: Call) -> float | None:
+    """Return the larger bend of a network as it starts, and with its closed branches opened.
+
+    A residual branch, a flow or an adapter whose last layer starts at zero bends nothing before it
+    has learnt.
+    """
+    with without_constants(model):
+        opened = bend(model, call)
+    known = [each for each in (bend(model, call), opened) if each is not None]
+    return max(known, default=None)
+
+
+def bend(model: nn.Module, call: Call) -> float | None:
     """Return how far a network in evaluation mode is from a linear map, see `NetworkFacts.bend`.
 
     The larger of the batch's and of made-up inputs of unit scale: ReLUs that large inputs never

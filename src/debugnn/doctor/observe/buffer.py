@@ -124,6 +124,13 @@ class BatchBuffer:
         """All copies, in the order in which they came."""
         return [*self.early, *self.late]
 
+    @property
+    def for_trained(self) -> list[Batch]:
+        """Copies that a trained model is scored on: all, or the late ones where calls begin with a
+        state that the model made, which the untrained model made otherwise."""
+        stateful = any(batch.call.prepare is not None for batch in self.late)
+        return list(self.late) if stateful else self.batches
+
     def take(self, call: Call, inputs: Any, targets: Any, layout: Layout, due: bool) -> None:
         """Note a batch.
 

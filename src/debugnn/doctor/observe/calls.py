@@ -12,14 +12,22 @@ from torch.nn.utils.rnn import PackedSequence
 
 @dataclass
 class Call:
-    """The positional and keyword arguments that a model was called with."""
+    """The positional and keyword arguments that a model was called with.
+
+    Attributes:
+        prepare: gives a copy of the model the state that this call began with, see `module_state`;
+            None where the model keeps none.
+    """
 
     args: tuple = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
+    prepare: Callable[[nn.Module], None] | None = None
 
     def __call__(self, model: nn.Module) -> Any:
         """Return the model's outputs for clones of the tensors: a forward may work in place."""
         own = self.map(torch.clone)
+        if self.prepare is not None:
+            self.prepare(model)
         return model(*own.args, **own.kwargs)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Call":
@@ -27,6 +35,7 @@ class Call:
         return Call(
             tuple(map_tensors(value, change) for value in self.args),
             {name: map_tensors(value, change) for name, value in self.kwargs.items()},
+            self.prepare,
         )
 
     def tensors(self) -> list[Tensor]:

@@ -12,6 +12,7 @@ from debugnn.doctor.observe import samples, simple_models
 from debugnn.doctor.observe.buffer import BatchBuffer, ValidationBatch
 from debugnn.doctor.observe.calls import Call, first_tensor
 from debugnn.doctor.observe.drift import drift_facts
+from debugnn.doctor.observe.graph_batches import graph_batch_facts
 from debugnn.doctor.observe.layout import Layout
 from debugnn.doctor.observe.modes import without_dropout
 from debugnn.doctor.observe.task import Task, score
@@ -71,6 +72,7 @@ def note_data(
         )
     )
     evidence.data = facts
+    facts.graphs = graph_batch_facts([batch.call for batch in buffer.batches])
     _note_fingerprints(evidence, buffer, layout, task)
     if targets is not None and layout.axis is not None:  # simple models see each sample alone
         keep = samples.first_of_each(inputs)

@@ -18,6 +18,7 @@ from debugnn.doctor.observe.latent import latent_facts
 from debugnn.doctor.observe.loss_function.facts import loss_facts
 from debugnn.doctor.observe.loss_function.made_up import LossFunction
 from debugnn.doctor.observe.modes import without_dropout
+from debugnn.doctor.observe.module_state import kept_state
 from debugnn.doctor.observe.operations import SQUASHING, trace
 from debugnn.doctor.observe.outcome import outputs_of, score_of
 from debugnn.doctor.observe.parts import find_parts
@@ -59,9 +60,15 @@ class FirstBatch:
         replica = self._training.replica
         if replica is None or replica.model is None:
             return None
-        model = copied_model(replica.model)
-        with self._training.undisturbed(), without_dropout(model, training=False):
-            return find_samples(model, call.map(copied), targets, self._sample_axis)
+        model, call = copied_model(replica.model), call.map(copied)
+        with self._training.undisturbed():
+            with without_dropout(model, training=False):
+                state = kept_state(model, call)
+            if state:
+                replica.keep(state)
+                model = replica.fresh() or model
+            with without_dropout(model, training=False):
+                return find_samples(model, call, targets, self._sample_axis)
 
     @guarded("the first batch")
     def try_out(self, samples: Samples, handed: tuple[Any, float] | None) -> None:

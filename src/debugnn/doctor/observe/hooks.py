@@ -13,6 +13,7 @@ from debugnn.doctor.observe.erased_gradients import ErasedGradients
 from debugnn.doctor.observe.forward_passes import ForwardPass
 from debugnn.doctor.observe.graph import UnregisteredLeaves
 from debugnn.doctor.observe.layers import LayerProbes
+from debugnn.doctor.observe.module_state import StateBetweenSteps
 from debugnn.doctor.observe.optimizer import RateCurve
 from debugnn.doctor.observe.rivals import Rivals
 from debugnn.doctor.observe.stale_gradients import StaleGradients
@@ -40,6 +41,7 @@ class TrainingHooks:
         leaves: tensors of the outputs' graph that the model does not list.
         rates: learning rates.
         rivals: other networks.
+        state: what the model keeps in itself between steps.
 
     Raises:
         TypeError: a model or an optimiser that takes no hooks.
@@ -55,6 +57,7 @@ class TrainingHooks:
         self.leaves = UnregisteredLeaves(training.model, training.optimizer)
         self.rates = RateCurve()
         self.rivals = Rivals(training.model, training.optimizer)
+        self.state = StateBetweenSteps(training.model)
         self._training = training
         self._replay = replay
         self._at_once = at_once
@@ -117,11 +120,12 @@ class TrainingHooks:
         training, passes = self._training.model.training, self._training.passes
         learning = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
         if not learning:
+            self.state.note_interruption()
             if passes.note_evaluation(Call(args, kwargs), training):
                 self._loop.evaluation_line = self._loop.evaluation_line or line_of_caller()
             return
         self.begin()
-        call = Call(args, kwargs)
+        call = Call(args, kwargs, self.state.note_start(first=not passes.pending))
         self.rivals.note_inputs(call.tensors())
         if self._loop.training_line is None:
             self._loop.training_line = line_of_caller()
@@ -134,6 +138,7 @@ class TrainingHooks:
         if not torch.is_grad_enabled():
             return
         self.outputs = map_tensors(output, Tensor.detach)
+        self.state.note_end()
         if self._training.probe_due:
             scores = scores_of(output)
             if scores is not None and scores.requires_grad and not scores.is_leaf:

@@ -88,6 +88,7 @@ class Layout:
             return call, targets
         order = iter(axes)
         part = call.map(lambda tensor: _select(tensor, next(order), rows))
+        part.prepare = None  # a state is one of the whole batch
         return part, map_tensors(targets, lambda tensor: self._part_of_tensor(tensor, shape, rows))
 
     def part_of(self, call: Call, value: Any, rows: Rows) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from debugnn.doctor.observe.calls import Call, first_tensor
+from debugnn.doctor.observe.calls import Call, first_tensor, is_plain
 from debugnn.doctor.observe.influence import View
 from debugnn.doctor.observe.perturbation import Passes, differ
 
@@ -66,8 +66,8 @@ def _changes(
 
     def staying(value: Any) -> Tensor | None:
         tensor = first_tensor(value)
-        if tensor is None or tensor.dim() <= axis:
-            return None
+        if tensor is None or not is_plain(tensor) or tensor.dim() <= axis:
+            return None  # nested tensors, of a transformer that skips padding, have no sizes
         tensor = tensor.detach().float()
         if axis == 0 and len(tensor) % count == 0:
             return tensor.unflatten(0, (count, len(tensor) // count))[rows].flatten(0, 1)

@@ -15,6 +15,7 @@ from debugnn.doctor.copies import copied_model, undisturbed
 from debugnn.doctor.nonfinite.replay import NonFiniteReplay
 from debugnn.doctor.nonfinite.weights import spoilt_by_update
 from debugnn.doctor.observe import devices
+from debugnn.doctor.observe.buffer import Batch
 from debugnn.doctor.observe.calls import Call, as_call
 from debugnn.doctor.observe.data import note_data
 from debugnn.doctor.observe.first_batch import FirstBatch
@@ -26,6 +27,7 @@ from debugnn.doctor.observe.layout import Layout
 from debugnn.doctor.observe.loss_function.graph import loss_sources
 from debugnn.doctor.observe.loss_jumps import LossJumps
 from debugnn.doctor.observe.losses import LossCurve, output_gradient
+from debugnn.doctor.observe.module_state import state_facts
 from debugnn.doctor.observe.optimizer import optimizer_facts, still_unreached
 from debugnn.doctor.observe.outcome import (
     Predicted,
@@ -42,6 +44,7 @@ from debugnn.doctor.observe.sample_axis import FIND, Samples
 from debugnn.doctor.observe.scored_symbols import ScoredSymbols
 from debugnn.doctor.observe.sequences import sequence_facts
 from debugnn.doctor.observe.task import Task
+from debugnn.doctor.observe.trained_network import note_trained_network
 from debugnn.doctor.observe.validation import ValidationSamples
 from debugnn.doctor.observe.watched_training import WatchedTraining
 from debugnn.doctor.troubles import guarded
@@ -114,6 +117,7 @@ class Observer:
         self.nonfinite = NonFiniteReplay()
         self._save_to = save_to
         self._at_once = at_once
+        self._sample_axis = sample_axis
         self._loop = self.evidence.loop
         self._passes = self.training.passes
         self._hooks = TrainingHooks(self.training, model, self.nonfinite, at_once)
@@ -208,6 +212,8 @@ class Observer:
         training.task = Task("unknown")
         samples = self._first_batch.find_samples(call, targets) or Samples(training.layout)
         training.layout = samples.layout
+        if training.replica is not None:
+            self._hooks.state.places = training.replica.state
         training.buffer.take(call, inputs, targets, training.layout, due)
         handed = None
         if loss is not None and self._hooks.outputs is not None:
@@ -273,6 +279,7 @@ class Observer:
         """Bring the evidence up to date."""
         self._gather_rivals()
         self._gather_loop()
+        self._gather_network()
         self._gather_data()
         self._gather_preparations()
         self._gather_sequence()
@@ -306,6 +313,25 @@ class Observer:
         with training.undisturbed(), torch.no_grad():
             self.evidence.outcome.jumps = self._jumps.largest(
                 self._losses.values, training.buffer.prints, training.loss_fn
+            )
+
+    @guarded("the network after the training")
+    def _gather_network(self) -> None:
+        training, model = self.training, self.training.current_model()
+        if model is None or not training.buffer.early or not self._loop.optimizer_steps:
+            return
+        with training.undisturbed():
+            note_trained_network(
+                self.evidence.network, model, training.buffer.early[0], self._sample_axis
+            )
+            self._gather_state(training.buffer.early[0])
+
+    def _gather_state(self, batch: Batch) -> None:
+        training, between = self.training, self._hooks.state
+        model = training.replica.with_state() if training.replica and between.places else None
+        if model is not None:
+            self.evidence.network.state = state_facts(
+                between, model, batch.call, training.layout, training.buffer.prints.each()
             )
 
     @guarded("the data")
@@ -359,7 +385,7 @@ class Observer:
         if replica is None or model is None or task is None:
             return
         with training.undisturbed():
-            plain, by_batch = predict(model, training.buffer.batches)
+            plain, by_batch = predict(model, training.buffer.for_trained)
             note_scores(outcome, plain, by_batch, task, training.buffer.rarest(task))
             self._gather_own_loss(plain, by_batch)
             if training.parts:

@@ -13,7 +13,7 @@ from debugnn.doctor.observe.modes import BATCH_NORM
 from debugnn.random_state import random_state, set_random_state
 
 _ROUNDING = 1e-5  # products of other shapes are rounded differently, by some 1e-6 of the values
-_NOISE = 0.1  # scale of the weights that are drawn in the place of tensors that are all zero
+_NOISE = 0.1  # scale of what is added to weights that are all equal
 
 
 class Passes:
@@ -121,15 +121,24 @@ def with_statistics(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def without_zeros(model: nn.Module) -> Iterator[None]:
-    """Fill parameters that are all zero with noise for a while."""
-    zero = [p for p in model.parameters() if p.numel() and is_plain(p) and not p.any()]
+def without_constants(model: nn.Module) -> Iterator[None]:
+    """Add noise to parameters whose values are all equal, for a while.
+
+    A branch that starts closed (a last layer or a gate of zeros, a scale of 1e-6) is opened by it.
+    """
     noise = torch.Generator().manual_seed(0)
+    constant = []
+    for parameter in model.parameters():
+        if not parameter.numel() or not is_plain(parameter) or not parameter.is_floating_point():
+            continue
+        value = parameter.detach().flatten()[0]
+        if bool((parameter == value).all()):
+            constant.append((parameter, value.item()))
     try:
-        for parameter in zero:
+        for parameter, _ in constant:
             drawn = torch.randn(parameter.shape, generator=noise)
-            parameter.data.copy_(_NOISE * drawn)
+            parameter.data.add_((_NOISE * drawn).to(parameter))
         yield
     finally:
-        for parameter in zero:
-            parameter.data.zero_()
+        for parameter, number in constant:
+            parameter.data.fill_(number)

@@ -8,6 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from debugnn.doctor.copies import copied_model
+from debugnn.doctor.observe.module_state import (
+    Place,
+    follow,
+    held,
+    keep_state,
+    plain_values,
+)
 
 
 class Replica:
@@ -26,6 +33,8 @@ class Replica:
         groups: the optimiser's groups at the start. `names` holds the parameters' names in place
             of `params`; `lr` is the largest learning rate so far.
         device: the model's.
+        state: places of what the model keeps in itself from one pass to the next. Every pass of the
+            copies begins with the state that the first one began with.
     """
 
     def __init__(
@@ -35,10 +44,13 @@ class Replica:
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.model: nn.Module | None = None
         self.error: Exception | None = None
+        self.state: tuple[Place, ...] = ()
+        self._values: dict[Place, Any] = {}  # plain attributes and buffers, as the copy is made
         self._initial: dict[str, Any] | None = None  # None as long as the copy holds them
         if copies:
             try:
                 self.model = copied_model(model)
+                self._values = dict(plain_values(self.model))
             except Exception as error:  # a module that holds a lock, a generator, a graph
                 self.error = error
         names = {id(p): n for n, p in model.named_parameters()}
@@ -57,6 +69,28 @@ class Replica:
                 }
             )
 
+    def keep(self, state: tuple[Place, ...]) -> None:
+        """Let every pass of the copies begin with the state that the training began with.
+
+        Args:
+            state: its places.
+        """
+        self.state = state
+        if self.model is not None:
+            # As the copy was made: a validation before the first step may have left another state.
+            for place, (holder, name, _) in zip(state, held(self.model, state), strict=True):
+                if place in self._values:
+                    holder[name] = self._values[place]
+                else:
+                    holder.pop(name, None)
+            keep_state(self.model, state)
+        self._values = {}
+
+    def with_state(self) -> nn.Module | None:
+        """Return a copy with the present weights that keeps its state from pass to pass."""
+        model = self.current()
+        return None if model is None else copied_model(model)
+
     @property
     def initial(self) -> Mapping[str, Any]:
         """The state dict at the start; without a copy only what the optimiser does not hold."""
@@ -73,18 +107,24 @@ class Replica:
             for p in self.model.parameters()
             if type(p) is nn.Parameter
         }
-        return copied_model(self.model, shared)
+        return self._another(shared)
 
     def current(self) -> nn.Module | None:
         """Return the copy with the model's present weights and buffers, without gradients."""
         if self.model is None:
             return None
         self._keep_initial()
-        return self._loaded(self.model, self._original.state_dict())
+        follow(self._original, self.model, self.state)
+        now, begun = self._original.state_dict(), self.initial
+        for path in (place.path for place in self.state):
+            now.pop(path, None)
+            if path in begun:
+                now[path] = begun[path]
+        return self._loaded(self.model, now)
 
     def fresh(self) -> nn.Module | None:
         """Return another copy, with the weights and buffers that the training began with."""
-        return None if self.model is None else self._loaded(copied_model(self.model), self.initial)
+        return None if self.model is None else self._loaded(self._another(), self.initial)
 
     def as_before(self, state: Mapping[str, Any]) -> nn.Module | None:
         """Return another copy, in training mode, as the model was before a step that broke.
@@ -101,7 +141,7 @@ class Replica:
             n: buffers[n] if n in buffers and not torch.isfinite(t).all() else t
             for n, t in state.items()
         }
-        return self._loaded(copied_model(self.model), state).train()
+        return self._loaded(self._another(), state).train()
 
     def note_rates(self, optimizer: torch.optim.Optimizer) -> None:
         """Keep the largest learning rate of each group: a warm-up starts at zero."""
@@ -119,6 +159,13 @@ class Replica:
     def release(self) -> None:
         """Let go of the copy and the initial weights."""
         self.model, self._initial = None, {}
+
+    def _another(self, shared: Mapping[int, Any] | None = None) -> nn.Module:
+        """Return a copy of the copy, whose passes begin with the same state."""
+        assert self.model is not None
+        model = copied_model(self.model, shared)
+        keep_state(model, self.state)
+        return model
 
     def _keep_initial(self) -> None:
         if self._initial is None and self.model is not None:

@@ -18,7 +18,7 @@ from debugnn.doctor.observe.calls import Call, is_plain
 from debugnn.doctor.observe.influence import Influence, in_any_order, influence_of, views_of
 from debugnn.doctor.observe.layout import Layout, samples_axis
 from debugnn.doctor.observe.mixing import LEAST_BATCH, measure_mixing
-from debugnn.doctor.observe.perturbation import Passes, differ, with_statistics, without_zeros
+from debugnn.doctor.observe.perturbation import Passes, differ, with_statistics, without_constants
 
 FIND = "find"  # the sample axis is found, not told
 
@@ -73,7 +73,7 @@ def find_samples(
             return Samples(replace(layout, axis=None), told=told != FIND)
         found = {a: influence_of(passes, inputs, a) for a in (0, 1) if inputs.dim() > a}
         if not any(found.values()):  # a last layer that starts at zero hides all that is before it
-            with without_zeros(model):
+            with without_constants(model):
                 passes = Passes(model, call)
                 found = {a: influence_of(passes, inputs, a) for a in (0, 1) if inputs.dim() > a}
                 return _conclude(passes, layout, inputs, targets, found, told)

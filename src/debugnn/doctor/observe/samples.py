@@ -105,6 +105,25 @@ def repeats(prints: Sequence[Tensor]) -> tuple[int, float]:
     return distinct, len(every) / max(distinct, 1)
 
 
+def came_again(prints: Sequence[Tensor]) -> tuple[int, int]:
+    """Return how many samples came again, and how many of these came after another sample.
+
+    After another than at their last time: the one that had their place in the batch before.
+
+    Args:
+        prints: fingerprints of each batch, in the order of the training.
+    """
+    again = after_another = 0
+    before: dict[float, float] = {}
+    for last, batch in pairwise(prints):
+        for value, earlier in zip(batch.tolist(), last.tolist(), strict=False):
+            if value in before:
+                again += 1
+                after_another += before[value] != earlier
+            before[value] = earlier
+    return again, after_another
+
+
 def conflicts(prints: Sequence[Tensor], labels: Sequence[Tensor]) -> tuple[float, int, float]:
     """Compare the labels of samples that came more than once.
 

@@ -1,13 +1,14 @@
-"""Graphs whose nodes are named, all of them in each step."""
+"""Graphs whose nodes are named, all of them in each step, and batches of small graphs."""
 
 from functools import partial
 
-from debugnn.faults.loops import graph
+from debugnn.faults.loops import graph, small_graphs
 from debugnn.faults.program import Build
 
 TUNING: dict[str, Build] = {
     "graph_dense": partial(graph, form="dense"),
     "graph_edges": partial(graph, form="edges"),
+    "small_graphs": small_graphs,
 }
 
 HELD_OUT: dict[str, Build] = {

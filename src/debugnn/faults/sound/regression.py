@@ -19,7 +19,7 @@ from debugnn.faults.datasets import (
     sine,
     spreading,
 )
-from debugnn.faults.nets import Heads, mlp
+from debugnn.faults.nets import Coupling, Gated, Heads, mlp
 from debugnn.faults.program import Build, Setup, score
 
 
@@ -89,6 +89,13 @@ TUNING: dict[str, Build] = {
     "friedman_prices": lambda seed: Setup(
         mlp(10, 64, 64, 1), nn.MSELoss(), partial(Adam, lr=3e-3), *prices(seed), epochs=12
     ),
+    "friedman_closed_gates": lambda seed: Setup(
+        nn.Sequential(nn.Linear(10, 32), Gated(32), Gated(32), nn.Linear(32, 1)),
+        nn.MSELoss(),
+        partial(Adam, lr=5e-3),
+        *friedman(seed),
+        epochs=12,
+    ),
     "soft_labels": lambda seed: Setup(
         mlp(12, 32, 1),
         nn.BCEWithLogitsLoss(),
@@ -126,4 +133,11 @@ HELD_OUT: dict[str, Build] = {
         score=rate_score,
     ),
     "heteroscedastic": heteroscedastic,
+    "friedman_couplings": lambda seed: Setup(
+        nn.Sequential(*(Coupling(10, 32) for _ in range(4)), nn.Linear(10, 1)),
+        F.l1_loss,
+        partial(AdamW, lr=5e-3),
+        *friedman(seed),
+        epochs=12,
+    ),
 }

@@ -1,5 +1,7 @@
 """Networks that read sequences: those that name each one, and those that name its next symbols."""
 
+import itertools
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -8,7 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW
 
-from debugnn.faults.datasets import copying, digits, lines, successors, text, tokens
+from debugnn.faults.datasets import (
+    copying,
+    digits,
+    lines,
+    parts_of_walks,
+    successors,
+    text,
+    tokens,
+    walks,
+)
 from debugnn.faults.loops import carrying, packed, sentences
 from debugnn.faults.nets import (
     CausalAttention,
@@ -16,13 +27,15 @@ from debugnn.faults.nets import (
     LanguageModel,
     LineReader,
     NextSymbol,
+    Notebook,
     Reader,
     Recurrent,
     Stepwise,
     ThroughCode,
+    Tracker,
     Transformer,
 )
-from debugnn.faults.program import Build, Setup
+from debugnn.faults.program import Build, Data, Setup
 
 ce = nn.CrossEntropyLoss
 
@@ -84,6 +97,45 @@ def stepwise(seed: int, **options: Any) -> Setup:
     return Setup(model, ce(), partial(Adam, lr=1e-2), *digits(seed, 8, 8))
 
 
+def reset_every(batches: int, model: Tracker | Notebook) -> Callable[[Tensor, Tensor], Data]:
+    """Return what resets a model before every so many batches, and leaves them as they are."""
+    seen = itertools.count()
+
+    def reset(inputs: Tensor, targets: Tensor) -> Data:
+        if next(seen) % batches == 0:
+            model.reset()
+        return inputs, targets
+
+    return reset
+
+
+def tracker(seed: int) -> Setup:
+    """The net keeps its state in an attribute, and the loop resets it before each batch."""
+    model = Tracker(nn.LSTM, 1, 24)
+    return Setup(
+        model, nn.MSELoss(), partial(Adam, lr=1e-2), *walks(seed), batch_size=30, epochs=10,
+        change_batch=reset_every(1, model),
+    )  # fmt: skip
+
+
+def notebook(seed: int) -> Setup:
+    """The net keeps its state in a buffer, and the loop clears it before each batch."""
+    model = Notebook(2, 32, 30)
+    return Setup(
+        model, nn.SmoothL1Loss(), partial(AdamW, lr=1e-2), *walks(seed, axes=2), batch_size=30,
+        epochs=10, change_batch=reset_every(1, model),
+    )  # fmt: skip
+
+
+def tracker_in_order(seed: int) -> Setup:
+    """Each batch goes on where the one before has stopped, and the state is kept on purpose."""
+    model = Tracker(nn.LSTM, 1, 24, each_step=True)
+    return Setup(
+        model, nn.MSELoss(), partial(Adam, lr=1e-2), *parts_of_walks(seed), batch_size=30,
+        epochs=12, shuffles=False, change_batch=reset_every(20, model),
+    )  # fmt: skip
+
+
 TUNING: dict[str, Build] = {
     "stepwise": stepwise,
     "stepwise_truncated": partial(stepwise, hand_on=truncated),
@@ -111,6 +163,8 @@ TUNING: dict[str, Build] = {
     "carried_lstm": partial(carrying, cell=nn.LSTM, flat=False),
     "packed": packed,
     "written_lines": written_lines,
+    "tracker": tracker,
+    "tracker_in_order": tracker_in_order,
 }
 
 HELD_OUT: dict[str, Build] = {
@@ -141,4 +195,5 @@ HELD_OUT: dict[str, Build] = {
     ),
     "carried_gru": partial(carrying, cell=nn.GRU, flat=True),
     "sentences": sentences,
+    "notebook": notebook,
 }

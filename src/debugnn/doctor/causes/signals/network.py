@@ -15,8 +15,10 @@ SMALL_GAIN = 0.1
 # has 300 and more).
 OUTSIZED = 100.0
 # Change of a sample's output by other samples' inputs, over the samples' spread; also the relative
-# difference of two evaluations above which they differ. Rounding is below 1e-5; faulty programs
-# have 0.39 and more.
+# difference of two evaluations above which they differ. Measured at the start and after 150 steps:
+# exactly 0 of nets of all kinds, whose products and convolutions round each row by itself, and 1e-5
+# where the batch's maximum is taken off for stability. A softmax over the batch axis has 0.005 to
+# 0.3 at the start, where its scores are near zero, and 0.3 to 0.5 once it is trained.
 MIXED = 0.01
 
 _FLAT = ("sigmoid", "tanh", "hardsigmoid", "hardtanh")

@@ -1,0 +1,64 @@
+"""Batches that are one graph of several: which node belongs to which, and where the edges lie."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from debugnn.doctor.evidence import GraphBatchFacts
+from debugnn.doctor.observe.calls import Call, is_plain
+
+
+def graph_batch_facts(calls: Sequence[Call]) -> GraphBatchFacts | None:
+    """Return how the edges of several graphs lie in their batches; None of other inputs.
+
+    Batches are read that have the graph of each node (0, 0, …, 1, 1, …) and the edges as pairs of
+    nodes, (2, edges) or (edges, 2). None where the call tells of the edges' graphs as well: the
+    model may move them itself.
+    """
+    facts = GraphBatchFacts()
+    for call in calls:
+        whole = [t.cpu() for t in call.tensors() if _is_whole_numbers(t)]
+        owner = next((t for t in whole if _is_owner(t)), None)
+        if owner is None:
+            return None
+        edges = next((e for t in whole if (e := _edges(t, len(owner))) is not None), None)
+        if edges is None:
+            return None
+        graphs, count = int(owner[-1]) + 1, edges.shape[1]
+        others = [t for t in whole if t is not owner and t.dim() == 1]
+        if any(
+            len(t) in (graphs, graphs + 1) or (len(t) == count and _is_owner(t)) for t in others
+        ):
+            return None
+        largest = int(torch.bincount(owner).max())
+        facts.batches += 1
+        facts.fewest_graphs = min(graphs, facts.fewest_graphs or graphs)
+        facts.overlaid += int(edges.max()) < largest
+        facts.nodes += len(owner)
+        facts.alone += len(owner) - len(edges.unique())
+    return facts if facts.batches else None
+
+
+def _is_whole_numbers(tensor: Tensor) -> bool:
+    exact = not tensor.is_floating_point() and not tensor.is_complex()
+    return is_plain(tensor) and exact and tensor.dtype != torch.bool and tensor.numel() > 1
+
+
+def _is_owner(tensor: Tensor) -> bool:
+    """True of 0, 0, …, 1, 1, … without a gap, up to 1 at least."""
+    if tensor.dim() != 1 or tensor[0] != 0 or tensor[-1] == 0:
+        return False
+    steps = tensor.diff()
+    return bool(((steps == 0) | (steps == 1)).all())
+
+
+def _edges(tensor: Tensor, nodes: int) -> Tensor | None:
+    """Return edges as (2, edges) between this many nodes, None of another tensor.
+
+    As many pairs as there are nodes, one below the other, may be two features of each node.
+    """
+    if tensor.dim() != 2 or 2 not in tensor.shape or tensor.shape == (nodes, 2):
+        return None
+    pairs = tensor if tensor.shape[0] == 2 else tensor.T
+    return pairs if tensor.min() >= 0 and tensor.max() < nodes else None

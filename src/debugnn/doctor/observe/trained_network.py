@@ -1,0 +1,29 @@
+"""What the network is with the weights that it has now, where it differs from its start."""
+
+from torch import nn
+
+from debugnn.doctor.evidence import NetworkFacts
+from debugnn.doctor.observe.architecture import bend
+from debugnn.doctor.observe.buffer import Batch
+from debugnn.doctor.observe.modes import without_dropout
+from debugnn.doctor.observe.sample_axis import find_samples
+
+
+def note_trained_network(
+    facts: NetworkFacts, model: nn.Module, batch: Batch, sample_axis: int | str | None
+) -> None:
+    """Measure again what weights at the start may hide: that it bends, and that samples mix.
+
+    Scores that start near zero give nearly the same softmax whichever axis it runs over.
+
+    Args:
+        facts: of the network at its start.
+        model: a copy with the present weights. It stays as it is.
+        batch: of the training.
+        sample_axis: as it was told, see `find_samples`.
+    """
+    with without_dropout(model, training=False):
+        facts.trained_bend = bend(model, batch.call)
+        samples = find_samples(model, batch.call, batch.targets, sample_axis)
+    if samples.mixing is not None and samples.mixing > (facts.mixing or 0.0):
+        facts.mixing, facts.mixing_layers = samples.mixing, samples.mixing_layers

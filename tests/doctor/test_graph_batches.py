@@ -1,0 +1,80 @@
+"""Batches of several graphs: where their edges lie, and when that is a mistake."""
+
+import pytest
+import torch
+
+from debugnn.doctor.causes.batch_mixing import overlaid_graphs
+from debugnn.doctor.evidence import DataFacts, Evidence
+from debugnn.doctor.observe.calls import Call
+from debugnn.doctor.observe.graph_batches import graph_batch_facts
+
+SIZES = (4, 6, 3, 5, 4)
+
+
+def batch(shifted, sizes=SIZES, columns=False):
+    """Rings of these sizes: the nodes' features, their edges, and the graph of each node."""
+    edges, before = [], 0
+    for size in sizes:
+        ring = torch.stack([torch.arange(size), (torch.arange(size) + 1) % size])
+        edges.append(ring + (before if shifted else 0))
+        before += size
+    owner = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    pairs = torch.cat([*edges, *(ring.flip(0) for ring in edges)], dim=1)
+    return torch.randn(before, 3), pairs.T if columns else pairs, owner
+
+
+def found(*arguments):
+    evidence = Evidence(data=DataFacts(graphs=graph_batch_facts([Call(arguments)])))
+    return list(overlaid_graphs(evidence))
+
+
+@pytest.mark.parametrize("columns", [False, True])
+def test_edges_that_keep_their_graphs_own_numbers_are_found(columns):
+    (sign,) = found(*batch(shifted=False, columns=columns))
+    assert sign.confidence is None  # certain, as the cause is
+    assert sign.evidence["nodes_without_edges"] == pytest.approx((22 - 6) / 22)
+    assert not found(*batch(shifted=True, columns=columns))
+
+
+def test_a_single_batch_in_order_acquits():
+    calls = [Call(batch(shifted=False)), Call(batch(shifted=True))]
+    facts = graph_batch_facts(calls)
+    assert (facts.batches, facts.overlaid, facts.fewest_graphs) == (2, 1, 5)
+    assert not list(overlaid_graphs(Evidence(data=DataFacts(graphs=facts))))
+
+
+def test_few_graphs_prove_nothing():
+    assert not found(*batch(shifted=False, sizes=(6, 3, 5)))
+
+
+def sizes_given():
+    return torch.tensor(SIZES)
+
+
+def starts_given():
+    return torch.tensor((0, *SIZES)).cumsum(0)
+
+
+@pytest.mark.parametrize("more", [sizes_given, starts_given])
+def test_a_model_that_may_shift_the_edges_itself_is_left_alone(more):
+    assert graph_batch_facts([Call((*batch(shifted=False), more()))]) is None
+
+
+def test_edges_whose_graphs_are_told_are_left_alone():
+    nodes, edges, owner = batch(shifted=False)
+    assert graph_batch_facts([Call((nodes, edges, owner, owner.repeat_interleave(2)))]) is None
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (torch.randn(8, 3),),
+        (torch.randint(5, (8, 2)),),  # tokens
+        (torch.randn(8, 3), torch.randint(8, (2, 20))),  # one graph
+        (torch.arange(12) // 3, torch.randint(3, (12, 2))),  # kinds of what four searches found
+        (torch.tensor([0, 0, 1, 1]), torch.tensor([[0, 9], [1, 8]])),  # not between these nodes
+        (torch.zeros(0, dtype=torch.long), torch.zeros(2, 0, dtype=torch.long)),
+    ],
+)
+def test_other_inputs_are_no_batches_of_graphs(arguments):
+    assert graph_batch_facts([Call(arguments)]) is None

@@ -1,0 +1,141 @@
+"""What weights at the start hide of a network, and the trained ones show."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from debugnn import Doctor
+from debugnn.doctor.observe.calls import Call
+from debugnn.doctor.observe.sample_axis import find_samples
+
+FEATURES, STEPS, BATCH = 6, 5, 32
+
+
+class Closed(nn.Module):
+    """A straight map and a branch that adds nothing at first, in one of the ways to close it."""
+
+    def __init__(self, way, activation=nn.Tanh):
+        super().__init__()
+        self.straight, self.head = nn.Linear(FEATURES, 8), nn.Linear(8, 1)
+        self.body = nn.Sequential(nn.Linear(8, 8), activation(), nn.Linear(8, 8))
+        gate = {"gate": 0.0, "layer scale": 1e-6}.get(way, 1.0)
+        self.gate = nn.Parameter(torch.full((8,), gate))
+        self.opened = 0.0 if way == "number" else 1.0  # by the loop
+        if way == "last layer":
+            nn.init.zeros_(self.body[-1].weight)
+            nn.init.zeros_(self.body[-1].bias)
+
+    def forward(self, x):
+        x = self.straight(x)
+        return self.head(x + self.opened * self.gate * self.body(x))
+
+
+def train(model, steps=60, lr=1e-2):
+    torch.manual_seed(0)
+    inputs = torch.randn(256, FEATURES)
+    targets = inputs[:, :1] + 0.5 * inputs[:, 1:2].square()
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    with Doctor(model, optimizer, nn.MSELoss()) as doctor:
+        for step in range(steps):
+            rows = torch.randint(len(inputs), (BATCH,))
+            if isinstance(model, Closed) and step == steps // 3:
+                model.opened = 1.0
+            optimizer.zero_grad()
+            loss = F.mse_loss(model(inputs[rows]), targets[rows])
+            loss.backward()
+            optimizer.step()
+            doctor.step(loss, inputs[rows], targets[rows])
+        return doctor.report()
+
+
+@pytest.mark.parametrize("way", ["gate", "layer scale", "last layer", "number", "none"])
+def test_a_branch_that_starts_closed_is_nonlinear_all_the_same(way):
+    report = train(Closed(way))
+    assert all(finding.cause != "no_nonlinearity" for finding in report.findings)
+
+
+@pytest.mark.parametrize("way", ["gate", "layer scale", "last layer", "number"])
+def test_a_branch_without_an_activation_is_straight_however_it_starts(way):
+    report = train(Closed(way, activation=lambda: nn.LeakyReLU(1.0)))
+    assert report.main_cause == "no_nonlinearity"
+
+
+def test_weights_that_no_step_opens_are_opened_by_noise():
+    torch.manual_seed(0)
+    model = Closed("layer scale")
+    kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    report = train(model, lr=0.0)
+    assert report.evidence.network.bend > 1e-3
+    assert report.evidence.network.trained_bend < 1e-5
+    assert all(finding.cause != "no_nonlinearity" for finding in report.findings)
+    assert all(torch.equal(kept[name], tensor) for name, tensor in model.state_dict().items())
+
+
+class Weighing(nn.Module):
+    """Weighs the steps of a sequence by scores that are small at first."""
+
+    def __init__(self, over):
+        super().__init__()
+        self.score, self.head, self.over = nn.Linear(FEATURES, 1), nn.Linear(FEATURES, 4), over
+        nn.init.normal_(self.score.weight, std=1e-4)
+
+    def forward(self, x):
+        weights = self.score(x).softmax(dim=self.over)
+        return self.head((weights * x).sum(dim=1))
+
+
+def train_weighing(over):
+    """Name the class of the marked step: the first four features hold it, the last one the mark."""
+    torch.manual_seed(0)
+    model = Weighing(over)
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-2)
+    with Doctor(model, optimizer, nn.CrossEntropyLoss()) as doctor:
+        for _ in range(150):
+            what, where = torch.randint(4, (BATCH, STEPS)), torch.randint(STEPS, (BATCH,))
+            mark = F.one_hot(where, STEPS).unsqueeze(2).float()
+            x = torch.cat([F.one_hot(what, 4).float(), mark, torch.randn(BATCH, STEPS, 1)], dim=2)
+            targets = what.gather(1, where[:, None])[:, 0]
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x), targets)
+            loss.backward()
+            optimizer.step()
+            doctor.step(loss, x, targets)
+        return doctor.report()
+
+
+def test_samples_that_mix_once_the_net_has_learnt_are_seen():
+    torch.manual_seed(0)
+    x, targets = torch.randn(BATCH, STEPS, FEATURES), torch.randint(4, (BATCH,))
+    with torch.no_grad():
+        assert find_samples(Weighing(0).eval(), Call((x,)), targets).mixing < 0.01
+    report = train_weighing(over=0)
+    assert report.evidence.network.mixing > 0.1
+    assert (report.main_cause, report.main.confidence) == ("batch_mixing", "certain")
+
+
+def test_weights_over_the_steps_mix_nothing():
+    report = train_weighing(over=1)
+    assert report.evidence.network.mixing == 0
+    assert report.healthy
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_a_transformer_that_skips_padding_keeps_samples_apart(nested):
+    class Padded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+            self.embed, self.head = nn.Embedding(9, 8), nn.Linear(8, 3)
+            self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=nested)
+
+        def forward(self, x):
+            return self.head(self.encoder(self.embed(x), src_key_padding_mask=x == 0)[:, 0])
+
+    torch.manual_seed(0)
+    x = torch.randint(1, 9, (BATCH, STEPS))
+    x[::2, 3:] = 0
+    with torch.no_grad():
+        samples = find_samples(Padded().eval(), Call((x,)), torch.randint(3, (BATCH,)))
+    assert (samples.dependence[0], samples.mixing) == ("apart", 0.0)
