@@ -22,6 +22,7 @@ first_batch         the task, the loss function and the network before the first
                     by way of task, loss_function, architecture, operations, weights
 labels_among_inputs  labels that the model is called with
 parts               outputs that a loss compares with one target each
+volume              how a loss pulls at the change of volume that a flow gives
 preparations        the loss of validation samples that are prepared otherwise
 data                the samples and how validation samples differ, by way of samples,
                     simple_models
