@@ -480,3 +480,65 @@ def test_outputs_are_joined_along_the_axis_of_their_samples():
     joined = Layout(axis=0, verified=True).run(model, Call((x,)))
     assert joined.shape == whole.shape
     assert torch.allclose(joined, whole, atol=1e-6)
+
+
+# --- flows ----------------------------------------------------------------------------------------
+
+
+class Scaled(nn.Module):
+    """Scales and shifts each half of the features by functions of the other half."""
+
+    def __init__(self, sign=1, zero=False):
+        super().__init__()
+        self.parts = nn.ModuleList([nn.Linear(3, 6), nn.Linear(3, 6)])
+        self.sign = sign
+        if zero:
+            for part in self.parts:
+                nn.init.zeros_(part.weight)
+                nn.init.zeros_(part.bias)
+
+    def forward(self, x):
+        volume = 0
+        for part in self.parts:
+            kept, moved = x.chunk(2, dim=1)
+            scale, shift = part(kept.tanh()).tanh().chunk(2, dim=1)
+            x = torch.cat([moved * scale.exp() + shift, kept], dim=1)
+            volume = volume + scale.sum(dim=1)
+        return {"codes": x, "volume": self.sign * volume}
+
+
+def flow_report(model, weight):
+    def loss_fn(outputs, _):
+        codes, volume = outputs["codes"], outputs["volume"]
+        return (0.5 * codes.square().sum(dim=1) + weight * volume).mean()
+
+    return watched(
+        model, lambda: (torch.randn(BATCH, FEATURES), None), loss_fn, 45, handed=False
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("zero", [False, True])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_flow_whose_volume_is_punished_has_a_wrong_loss(sign, zero):
+    report = flow_report(Scaled(sign, zero), weight=sign)
+    assert report.main_cause == "wrong_loss", report.details()
+    assert "determinant" in report.main.summary
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_flow_whose_volume_is_rewarded_is_sound(sign):
+    report = flow_report(Scaled(sign), weight=-sign)
+    assert report.evidence.loss.volume.gradient < 0
+    assert "wrong_loss" not in named(report)
+
+
+def test_a_number_for_each_sample_is_no_volume():
+    class Critic(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.policy, self.value = nn.Linear(FEATURES, FEATURES), nn.Linear(FEATURES, 1)
+
+        def forward(self, x):
+            return {"codes": self.policy(x), "volume": self.value(x).squeeze(1)}
+
+    assert flow_report(Critic(), weight=0.1).evidence.loss.volume is None

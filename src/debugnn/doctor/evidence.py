@@ -12,6 +12,14 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 
 @dataclass
+class VolumeFacts:
+    """How a loss pulls at a flow's outputs, its codes and the logarithm of its change of volume."""
+
+    gradient: float  # mean sign, over samples, of the loss's gradient by log |det dz/dx|
+    towards_centre: float  # cosine of the codes and of the loss's gradient by them
+
+
+@dataclass
 class LossFacts:
     """How the loss function responds to outputs that the doctor makes up."""
 
@@ -50,6 +58,7 @@ class LossFacts:
     permuted: float | None = None  # relative change where outputs, not targets, change places
     fixed_entries: bool = False  # classes: it reads some outputs only, whatever the labels are
     linear: float | None = None  # classes: how far it is from linear in probabilities, relatively
+    volume: VolumeFacts | None = None  # of a flow
     # Operation of the loss that the loop computed → the one that made its input, views left out.
     sources: dict[str, str] = field(default_factory=dict)
 

@@ -380,6 +380,28 @@ class LineReader(nn.Module):
         return self.head(self.columns(x).permute(2, 0, 1))
 
 
+class Flow(nn.Module):
+    """Returns codes of points in the plane, and the logarithm of the determinant of its map.
+
+    Each of its layers scales and shifts one coordinate by functions of the other one.
+    """
+
+    def __init__(self, depth: int, width: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            mlp(1, width, width, 2, activation=nn.Tanh) for _ in range(depth)
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        volume = x.new_zeros(len(x))
+        for layer in self.layers:
+            kept, moved = x[:, :1], x[:, 1:]
+            scale, shift = layer(kept).tanh().chunk(2, dim=1)
+            x = torch.cat([moved * scale.exp() + 2 * shift, kept], dim=1)
+            volume = volume + scale[:, 0]
+        return x, volume
+
+
 class Apply(nn.Module):
     """A function as a module."""
 

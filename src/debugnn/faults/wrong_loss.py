@@ -116,6 +116,16 @@ def rewarded_divergence(setup: Setup) -> None:
     setup.loss_fn = _rewarded_divergence
 
 
+def _shrinking(outputs: tuple[Tensor, Tensor], _: Tensor) -> Tensor:
+    codes, volume = outputs
+    return (0.5 * codes.square().sum(dim=1) + volume).mean()
+
+
+def volume_subtracted(setup: Setup) -> None:
+    """A flow's change of volume is subtracted from the likelihood."""
+    setup.loss_fn = _shrinking
+
+
 TUNING = [
     case("mlp_sgd", append, make=softmax),
     case("cancer_one_logit", append, make=nn.Sigmoid),
@@ -136,6 +146,7 @@ TUNING = [
     case("mlp", nll_of_probabilities),
     case("cnn", nll_of_probabilities),
     case("forty_classes", append, make=softmax),
+    case("flow", volume_subtracted),
     case("written_lines", scores_as_logarithms),
     case("variational_autoencoder", rewarded_divergence, ("non_finite",)),
 ]

@@ -50,6 +50,11 @@ RUNAWAY = 1e4
 # found a bound: a policy's reward may be of any size.
 LEVELLED = 0.25
 
+# Share of the samples, as a mean of signs, at which the loss rises with the volume of a flow, and
+# cosine from which on its codes are drawn to one point: 1 of a normal density, about 0.9 of others.
+ALL_SAMPLES = 0.99
+DRAWN = 0.5
+
 _NO_LOGARITHMS = ("linear", "convolution", "softmax", "sigmoid")  # what gives no logarithms
 _SQUASHED = {
     "cross_entropy": ("softmax", "softmax"),
@@ -169,6 +174,17 @@ def squashed_before_own(evidence: Evidence) -> str | None:
         if evidence.loss.sources.get(name) == squashing:
             return f"a {squashing} is applied before {name}, which applies a {own} of its own"
     return None
+
+
+def volume_punished(evidence: Evidence) -> str | None:
+    """A flow's change of volume is subtracted from the likelihood, and not added."""
+    volume = evidence.loss.volume
+    if volume is None or volume.gradient < ALL_SAMPLES or volume.towards_centre < DRAWN:
+        return None
+    return (
+        "the loss rises with the logarithm of the determinant of the model's map, and with the "
+        "size of its codes: it is lowest where all inputs shrink to one point"
+    )
 
 
 def runs_away(evidence: Evidence) -> str | None:
@@ -350,6 +366,12 @@ CAUSE = Cause(
             _rule(
                 squashed_before_own,
                 "give the loss the scores as they are",
+                any_task=True,
+            ),
+            _rule(
+                volume_punished,
+                "add the logarithm of the determinant to the logarithm of the codes' density, and "
+                "minimise the negative sum",
                 any_task=True,
             ),
             _rule(

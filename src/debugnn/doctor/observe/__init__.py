@@ -25,6 +25,7 @@ first_batch         the task, the loss function and the network before the first
                     recurrence
 labels_among_inputs  labels that the model is called with
 parts               outputs that a loss compares with one target each
+volume              how a loss pulls at the change of volume that a flow gives
 preparations        the loss of validation samples that are prepared otherwise
 trained_network     the network with the weights that it has at the end
 data                the samples and how validation samples differ, by way of samples,

@@ -1,5 +1,6 @@
 """Hooks on the model and the optimiser, which note what happens between two steps."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from debugnn.doctor.observe.module_state import StateBetweenSteps
 from debugnn.doctor.observe.optimizer import RateCurve
 from debugnn.doctor.observe.rivals import Rivals
 from debugnn.doctor.observe.stale_gradients import StaleGradients
+from debugnn.doctor.observe.volume import Volume, volume_like
 from debugnn.doctor.observe.watched_training import WatchedTraining
 from debugnn.doctor.troubles import guarded
 from debugnn.errors import one_line
@@ -37,6 +39,8 @@ class TrainingHooks:
         evidence: what has been seen.
         outputs: of the latest forward pass since the last step.
         output_gradient: of the scores among these outputs, where a probe is due.
+        volume: places of outputs that may be a flow's.
+        volume_gradients: place → gradient of these outputs, where a probe is due.
         layers: gradients and updates.
         leaves: tensors of the outputs' graph that the model does not list.
         rates: learning rates.
@@ -53,6 +57,8 @@ class TrainingHooks:
         self.evidence = training.evidence
         self.outputs: Any = None
         self.output_gradient: Tensor | None = None
+        self.volume: Volume | None = None
+        self.volume_gradients: dict[int, Tensor] = {}
         self.layers = LayerProbes(training.evidence, training.model)
         self.leaves = UnregisteredLeaves(training.model, training.optimizer)
         self.rates = RateCurve()
@@ -104,6 +110,7 @@ class TrainingHooks:
     def clear(self) -> None:
         """Forget the outputs and the probe of a step."""
         self.outputs = self.output_gradient = None
+        self.volume_gradients = {}
         self.layers.drop()
 
     def release(self) -> None:
@@ -114,6 +121,7 @@ class TrainingHooks:
         self.layers.release()
         self.leaves.release()
         self.output_gradient = None
+        self.volume_gradients = {}
 
     @guarded("a forward pass")
     def _before_forward(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -143,9 +151,20 @@ class TrainingHooks:
             scores = scores_of(output)
             if scores is not None and scores.requires_grad and not scores.is_leaf:
                 scores.register_hook(Relay(self, "_note_output_gradient"))
+            self._watch_volume(output)
         pending = self._training.passes.pending
         if self.leaves.looks and pending:
             self.leaves.look(pending[-1].call, output)
+
+    def _watch_volume(self, output: Any) -> None:
+        self.volume, tensors = volume_like(output), Call((output,)).tensors()
+        for place in self.volume or ():
+            if not tensors[place].is_leaf:
+                note = Relay(self, "_note_volume_gradient")
+                tensors[place].register_hook(partial(_with_place, note, place))
+
+    def _note_volume_gradient(self, place: int, gradient: Tensor) -> None:
+        self.volume_gradients[place] = gradient.detach()
 
     def _note_output_gradient(self, gradient: Tensor) -> None:
         self.output_gradient = gradient.detach()
@@ -205,3 +224,7 @@ class TrainingHooks:
         self._stale.keep(self._training.every)
         self._erased.clear()
         self.layers.measure_updates()
+
+
+def _with_place(note: Relay, place: int, gradient: Tensor) -> None:
+    note(place, gradient)

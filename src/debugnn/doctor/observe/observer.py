@@ -46,8 +46,11 @@ from debugnn.doctor.observe.sequences import sequence_facts
 from debugnn.doctor.observe.task import Task
 from debugnn.doctor.observe.trained_network import note_trained_network
 from debugnn.doctor.observe.validation import ValidationSamples
+from debugnn.doctor.observe.volume import volume_facts
 from debugnn.doctor.observe.watched_training import WatchedTraining
 from debugnn.doctor.troubles import guarded
+
+_VOLUME_TRIES = 6  # probes at which outputs are compared with a change of volume
 
 
 class Observer:
@@ -124,6 +127,7 @@ class Observer:
         self._layers = self._hooks.layers
         self._first_batch = FirstBatch(self.training, self._hooks.rivals, sample_axis)
         self._validation = ValidationSamples(self.training)
+        self._volume_tries = 0
         self._losses = LossCurve()
         self._jumps = LossJumps()
         self._scored = ScoredSymbols(self.training, self._hooks)
@@ -183,6 +187,7 @@ class Observer:
             self._compare_loss(value, targets)
             if call is not None:
                 self._scored.note_step(call, targets)
+                self._note_volume(call)
             model, replica = None, self.training.replica
             if replica is not None and self._layers.wants_activations:
                 model = replica.current() if step > 0 else replica.model
@@ -250,6 +255,20 @@ class Observer:
         values = self._losses.values
         if len(values) == step + 1 and self._jumps.is_among_the_largest(values):
             self._jumps.add(step, values, self._hooks.outputs, targets)
+
+    @guarded("the volume that a flow changes")
+    def _note_volume(self, call: Call) -> None:
+        volume, gradients = self._hooks.volume, self._hooks.volume_gradients
+        known = self.evidence.loss.volume is not None
+        if volume is None or not gradients or known or self._volume_tries >= _VOLUME_TRIES:
+            return
+        self._volume_tries += 1
+        model = self.training.current_model()
+        if model is not None:
+            with self.training.undisturbed():
+                self.evidence.loss.volume = volume_facts(
+                    model, call, volume, gradients, self._hooks.outputs
+                )
 
     @guarded("loss_fn's value beside the loss")
     def _compare_loss(self, loss: Tensor, targets: Any) -> None:

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.optim import Adam
 
-from debugnn.faults.datasets import autoencoding, ring
+from debugnn.faults.datasets import autoencoding, ring, toy
 from debugnn.faults.loops import told_the_class
-from debugnn.faults.nets import VariationalAutoencoder, mlp
+from debugnn.faults.nets import Flow, VariationalAutoencoder, mlp
 from debugnn.faults.program import Build, Setup, score
 
 
@@ -31,6 +31,22 @@ def variational_autoencoder(seed: int) -> Setup:
     return Setup(
         VariationalAutoencoder(64, 64, 6), negative_elbo, partial(Adam, lr=2e-3),
         *autoencoding(seed), score=rebuilt_score,
+    )  # fmt: skip
+
+
+def flow_loss(outputs: tuple[Tensor, Tensor], _: Tensor) -> Tensor:
+    """Return the negative log-likelihood of a flow to a normal density, but for a constant."""
+    codes, volume = outputs
+    return (0.5 * codes.square().sum(dim=1) - volume).mean()
+
+
+def flow(seed: int) -> Setup:
+    """A normalising flow of points of two moons; its targets are placeholders."""
+    (x, _), (x_val, _) = toy("moons", seed)
+    return Setup(
+        Flow(6, 32), flow_loss, partial(Adam, lr=3e-3), (x, torch.zeros(len(x))),
+        (x_val, torch.zeros(len(x_val))), epochs=15,
+        score=lambda outputs, targets: -flow_loss(outputs, targets).item(),
     )  # fmt: skip
 
 
@@ -70,6 +86,7 @@ def generator(seed: int, hinge: bool = False) -> Setup:
 TUNING: dict[str, Build] = {
     "variational_autoencoder": variational_autoencoder,
     "generator": generator,
+    "flow": flow,
 }
 
 HELD_OUT: dict[str, Build] = {
