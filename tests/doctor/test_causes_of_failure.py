@@ -291,6 +291,8 @@ def test_a_rate_is_too_high_by_a_fork_or_by_far_at_chance():
     given.probes = [probe(step, update=0.21) for step in (0, 3)]
     (finding,) = found_by("lr_too_high", given)
     assert finding.override == "optim.lr=0.0001"
+    given.trials = outcomes({UNCHANGED: 1.0, TENTH: 1.01, HUNDREDTH: 1.0})
+    assert found_by("lr_too_high", given) == []
     given.trials = outcomes({UNCHANGED: 1.0, HUNDREDTH: 0.4})
     (finding,) = found_by("lr_too_high", given)
     assert finding.override == "optim.lr=1e-05"

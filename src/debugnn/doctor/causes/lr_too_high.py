@@ -10,7 +10,8 @@ from debugnn.doctor.causes.signals.wording import module_of
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.trials import LOWER_RATES, Trial
 
-# Update, over LARGE_UPDATE, at which a training at chance needs no trial.
+# Update, over LARGE_UPDATE, by which a training at chance is suspected where no trial could be run.
+# Lower rates that were tried, and of which none learns, clear the rate.
 WITHOUT_TRIAL = 4.0
 # Update, over LARGE_UPDATE, above which lower rates are tried.
 WORTH_A_TRIAL = 0.5
@@ -22,7 +23,9 @@ def large_updates(evidence: Evidence) -> Iterator[Sign]:
     if not short(evidence) or not (update > LARGE_UPDATE or diverged(evidence)):
         return
     slower = cured(evidence, *LOWER_RATES)
-    if slower is None and not (update > WITHOUT_TRIAL * LARGE_UPDATE and at_chance(evidence)):
+    tried = any(trial.name in evidence.trials for trial in LOWER_RATES)
+    stuck = update > WITHOUT_TRIAL * LARGE_UPDATE and at_chance(evidence)
+    if slower is None and (tried or not stuck):
         return
     factor = (slower or LOWER_RATES[0]).lr
     lower = f"{(evidence.optimizer.lr or 0) * factor:.3g}"
