@@ -74,6 +74,8 @@ def distance_of_sets(outputs, targets):
     [
         (numbers(64, 5), numbers(64, 2, seed=1), distance_of_sets),
         (numbers(64, 5), numbers(64, 2, seed=1), lambda outputs, _: outputs.square().mean()),
+        # Classes that the loss does not read, and of which several samples are one.
+        (numbers(64, 5), torch.arange(64) % 3, lambda outputs, _: outputs.square().mean()),
         (numbers(64, 5), torch.ones(64, 2), F.mse_loss),  # targets of a discriminator
         (torch.ones(64, 5), numbers(64, 2, seed=1), F.mse_loss),  # nothing to tell samples by
     ],

@@ -69,15 +69,14 @@ def note_beside_constant(
     task: Task,
 ) -> None:
     """Fill in the loss of training batches over that of the best constant outputs."""
-    found = []
-    for predicted in (plain, by_batch):
-        kept = predicted[:_CONSTANT_FROM]
-        losses = [Loss(loss_fn, p.outputs, p.batch.targets) for p in kept]
-        constant = best_constant(losses, task)
-        own = [loss.at(loss.outputs) for loss in losses]
-        if constant is not None and all(map(math.isfinite, own)):
-            found.append(statistics.fmean(own) / constant)
-    facts.relative = min(found, default=None)
+    modes = [plain] if by_batch is plain else [plain, by_batch]
+    losses = [
+        [Loss(loss_fn, p.outputs, p.batch.targets) for p in mode[:_CONSTANT_FROM]] for mode in modes
+    ]
+    constant = best_constant(losses[0], task)
+    if constant is not None:
+        own = [statistics.fmean(loss.at(loss.outputs) for loss in mode) for mode in losses if mode]
+        facts.relative = min(filter(math.isfinite, (each / constant for each in own)), default=None)
 
 
 @torch.enable_grad()
