@@ -288,7 +288,7 @@ MIXING = {
         Net(lambda s, x: s.out(x * x.softmax(0)), out=nn.Linear(E, CLASSES)), (torch.randn(B, E),),
     ),
     "attention between rows of a table": (
-        Net(lambda s, x: s.out((x @ x.T).softmax(1) @ x), out=nn.Linear(E, CLASSES)),
+        Net(lambda s, x: s.out((x @ x.T / E).softmax(1) @ x), out=nn.Linear(E, CLASSES)),
         (torch.randn(B, E),),
     ),
     "view for permute": (
