@@ -24,6 +24,7 @@ labels_among_inputs  labels that the model is called with
 parts               outputs that a loss compares with one target each
 volume              how a loss pulls at the change of volume that a flow gives
 preparations        the loss of validation samples that are prepared otherwise
+alignment           whether targets lie where images have what they name
 data                the samples and how validation samples differ, by way of samples,
                     simple_models
 sequences           whether outputs of a sequence see what they are to name, by way of
