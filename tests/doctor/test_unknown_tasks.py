@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from debugnn import Doctor
 from debugnn.doctor import causes
+from debugnn.doctor.causes.signals.preparations import moved_apart
 from debugnn.doctor.evidence import (
     DataFacts,
     LossFacts,
@@ -20,6 +21,7 @@ from debugnn.doctor.evidence import (
     Score,
     load,
 )
+from debugnn.doctor.observe.alignment import alignment_facts
 from debugnn.doctor.observe.calls import Call
 from debugnn.doctor.observe.labels_among_inputs import find_labels
 from debugnn.doctor.observe.layout import Layout
@@ -542,3 +544,60 @@ def test_a_number_for_each_sample_is_no_volume():
             return {"codes": self.policy(x), "volume": self.value(x).squeeze(1)}
 
     assert flow_report(Critic(), weight=0.1).evidence.loss.volume is None
+
+
+# --- targets that are maps ------------------------------------------------------------------------
+
+
+def scenes(count):
+    """Images in which a rectangle is rougher, and the map of it."""
+    maps = torch.zeros(count, 1, 14, 14)
+    for place in maps:
+        top, left = torch.randint(0, 7, (2,))
+        height, width = torch.randint(2, 8, (2,))
+        place[0, top : top + height, left : left + width] = 1
+    return torch.randn(count, 1, 14, 14) * (0.3 + maps), maps
+
+
+def flipped(images):
+    chosen = (torch.rand(len(images)) < 0.6)[:, None, None, None]
+    return torch.where(chosen, images.flip(2), images)
+
+
+def each_shifted(images):
+    return torch.stack([image.roll(int(torch.randint(3, 11, ())), 2) for image in images])
+
+
+def brightened(images):
+    return images * (0.5 + torch.rand(len(images), 1, 1, 1)) + torch.randn(len(images), 1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (flipped, "flipped"),
+        (each_shifted, "shifted"),
+        (brightened, None),
+        (lambda images: images, None),
+        (lambda images: images.roll(1, 0), None),
+    ],
+)
+def test_images_that_are_moved_without_their_targets_are_told_from_others(change, said):
+    torch.manual_seed(0)
+    (trained, wanted), (held, held_wanted) = scenes(80), scenes(60)
+    evidence = unknown()
+    evidence.data.alignment = alignment_facts(change(trained), wanted, held, held_wanted)
+    assert moved_apart(evidence) == said, evidence.data.alignment
+
+
+def test_images_and_targets_that_are_moved_together_are_aligned():
+    torch.manual_seed(0)
+    (trained, wanted), (held, held_wanted) = scenes(80), scenes(60)
+    facts = alignment_facts(trained.flip(2), wanted.flip(2), held, held_wanted)
+    assert facts.training > 0.9 * facts.validation
+
+
+def test_labels_and_vectors_are_no_maps():
+    images = torch.randn(40, 1, 14, 14)
+    assert alignment_facts(images, torch.zeros(40), images, torch.zeros(40)) is None
+    assert alignment_facts(images, torch.zeros(40, 14), images, torch.zeros(40, 14)) is None

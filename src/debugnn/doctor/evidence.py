@@ -129,6 +129,18 @@ class GraphBatchFacts:
 
 
 @dataclass
+class AlignmentFacts:
+    """How well a local model of validation images predicts maps: correlations, mean over images."""
+
+    validation: float  # with the targets of these images
+    training: float  # with those of training images
+    flipped: float  # with these, each flipped as it fits best, along one axis, both or none
+    flipped_gap: float  # how much less another image's target fits, in standard errors
+    shifted: float  # the same, each shifted as it fits best
+    shifted_gap: float
+
+
+@dataclass
 class DataFacts:
     """The samples that the doctor kept."""
 
@@ -193,6 +205,7 @@ class DataFacts:
     transfer_skill: float | None = None  # of a simple model from training to validation samples
     matched_skill: float | None = None  # on validation inputs brought to the training scale
     preparations: PreparationFacts | None = None
+    alignment: AlignmentFacts | None = None  # where a target is a map of the image's size
     relabelled_skill: float | None = None  # on validation labels under the best renaming
 
 

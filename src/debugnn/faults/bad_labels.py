@@ -1,8 +1,11 @@
 """Labels that do not follow from the inputs."""
 
+import torch
+from torch import Tensor
+
 from debugnn.faults.cases import case
 from debugnn.faults.edits import change_data, shuffled_labels
-from debugnn.faults.program import Setup
+from debugnn.faults.program import Data, Setup
 
 
 def shifted_labels(setup: Setup) -> None:
@@ -36,7 +39,18 @@ def rows_dropped(setup: Setup, rows: int) -> None:
     setup.train = x[kept], y[: len(kept)]
 
 
+def images_flipped_alone(setup: Setup) -> None:
+    """Half of the training images are mirrored, and their targets, maps, are not."""
+
+    def flip(x: Tensor, y: Tensor) -> Data:
+        chosen = (torch.rand(len(x)) < 0.5)[:, None, None, None]
+        return torch.where(chosen, x.flip(-1), x), y
+
+    setup.change_batch = flip
+
+
 TUNING = [
+    case("cnn_of_pixels", images_flipped_alone),
     case("mlp", shuffled_labels),
     case("mlp_sgd", shuffled_labels, share=0.5),
     case("lstm", shuffled_labels),

@@ -307,3 +307,15 @@ def lines(seed: int, *, samples: int = 1400, digits: int = 3) -> Split:
         for row in range(samples):
             images[row, :, start[row] : start[row] + 8] = shown[chosen[row, place]]
     return split(images, labels[chosen] + 1, seed, standardise="all")
+
+
+def rough_places(seed: int, *, samples: int = 700, side: int = 12) -> Split:
+    """Images (1, side, side) of noise, which is rougher in a rectangle; the targets are 1 there."""
+    rng = np.random.default_rng(seed)
+    masks = np.zeros((samples, 1, side, side), np.float32)
+    for mask in masks:
+        top, left = rng.integers(0, side - 6, size=2)
+        height, width = rng.integers(4, 7, size=2)
+        mask[0, top : top + height, left : left + width] = 1
+    images = rng.normal(size=masks.shape) * (0.4 + masks)
+    return split(images, masks, seed, standardise="all")

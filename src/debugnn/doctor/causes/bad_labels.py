@@ -14,7 +14,7 @@ from debugnn.doctor.causes.signals.outcome import (
     overflowed,
     reached,
 )
-from debugnn.doctor.causes.signals.preparations import other_preparation
+from debugnn.doctor.causes.signals.preparations import moved_apart, other_preparation
 from debugnn.doctor.causes.signals.trials import cured
 from debugnn.doctor.causes.signals.wording import listed
 from debugnn.doctor.causes.wrong_loss import unbounded
@@ -109,6 +109,28 @@ def coded_as_numbers(evidence: Evidence) -> Iterator[Sign]:
             override=None,
             confidence="certain",
         )
+
+
+def moved_without_its_target(evidence: Evidence) -> Iterator[Sign]:
+    """Training images that are flipped or shifted, and their targets are not."""
+    change, facts = moved_apart(evidence), evidence.data.alignment
+    if change is None or facts is None:
+        return
+    fits = facts.flipped if change == "flipped" else facts.shifted
+    yield Sign(
+        "error",
+        f"training images are {change} and their targets are not: what pixels tell of validation "
+        f"targets (correlation {facts.validation:.2f}) holds for training targets "
+        f"({facts.training:.2f}) only where these are {change} too ({fits:.2f})",
+        "flip, shift or turn an image and its target together, by the same draw",
+        evidence={
+            "validation_correlation": facts.validation,
+            "training_correlation": facts.training,
+            "correlation_of_moved_targets": fits,
+        },
+        override=None,
+        confidence="shown",
+    )
 
 
 def coded_otherwise(evidence: Evidence) -> Iterator[Sign]:
@@ -265,6 +287,7 @@ CAUSE = Cause(
             out_of_range,
             conflicting,
             coded_as_numbers,
+            moved_without_its_target,
             _where_it_can_be_judged(coded_otherwise),
             _where_it_can_be_judged(wrong_training_labels),
             _where_it_can_be_judged(no_relation),

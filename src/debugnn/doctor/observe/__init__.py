@@ -28,6 +28,7 @@ parts               outputs that a loss compares with one target each
 volume              how a loss pulls at the change of volume that a flow gives
 preparations        the loss of validation samples that are prepared otherwise
 trained_network     the network with the weights that it has at the end
+alignment           whether targets lie where images have what they name
 data                the samples and how validation samples differ, by way of samples,
                     simple_models; how samples change in the training, drift
 graph_batches       where the edges of a batch of graphs lie

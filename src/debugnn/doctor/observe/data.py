@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from debugnn.doctor.copies import undisturbed
 from debugnn.doctor.evidence import DataFacts, Evidence
 from debugnn.doctor.observe import samples, simple_models
+from debugnn.doctor.observe.alignment import alignment_facts
 from debugnn.doctor.observe.buffer import BatchBuffer, ValidationBatch
 from debugnn.doctor.observe.calls import Call, first_tensor
 from debugnn.doctor.observe.drift import drift_facts
@@ -91,6 +92,8 @@ def note_data(
         known = buffer.prints.together() if buffer.prints else samples.fingerprints(inputs)
         wanted = layout.targets_by_sample(validation.call, validation.targets)
         whole = layout.is_whole(validation.call)
+        if targets is not None and validation.inputs is not None and isinstance(wanted, Tensor):
+            facts.alignment = alignment_facts(inputs, targets, validation.inputs, wanted)
         if _compare(facts, known, inputs, targets, validation, wanted, task, whole):
             replica = current()
             if replica is not None:

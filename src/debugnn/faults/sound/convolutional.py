@@ -6,7 +6,7 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, RMSprop
 from torch.optim.lr_scheduler import StepLR
 
-from debugnn.faults.datasets import digits, in_front
+from debugnn.faults.datasets import digits, in_front, rough_places
 from debugnn.faults.nets import cnn
 from debugnn.faults.program import Build, Setup
 
@@ -17,6 +17,16 @@ def in_colours(seed: int) -> Setup:
     """A digit in the first channel, before another one in the last channel."""
     model = nn.Sequential(nn.Conv2d(3, 3, 1), *cnn(24, 32, channels=3))
     return Setup(model, ce(), partial(Adam, lr=3e-3), *in_front(seed), epochs=8)
+
+
+def pixels(seed: int) -> Setup:
+    """Which pixels of an image belong to its rougher part."""
+    model = nn.Sequential(
+        nn.Conv2d(1, 16, 5, padding=2), nn.ReLU(), nn.Conv2d(16, 16, 5, padding=2), nn.ReLU(),
+        nn.Conv2d(16, 1, 3, padding=1),
+    )  # fmt: skip
+    data = rough_places(seed)
+    return Setup(model, nn.BCEWithLogitsLoss(), partial(Adam, lr=5e-3), *data, epochs=5)
 
 
 TUNING: dict[str, Build] = {
@@ -38,6 +48,7 @@ TUNING: dict[str, Build] = {
         epochs=6,
     ),
     "cnn_in_colours": in_colours,
+    "cnn_of_pixels": pixels,
 }
 
 HELD_OUT: dict[str, Build] = {

@@ -20,14 +20,15 @@ FALLEN_TO = 0.5
 
 
 def fell(evidence: Evidence) -> bool:
-    """Return whether the loss, positive at first, has come down by much.
+    """Return whether the loss has come down by much, and not below zero.
 
-    False where another network is trained against this one, and moves the loss too.
+    Below zero it may be a reward, or have a sign flipped, so that its fall tells nothing. False too
+    where another network is trained against this one, and moves the loss.
     """
     first, last = evidence.outcome.first_loss, evidence.outcome.last_loss
     if first is None or last is None or evidence.adversarial:
         return False
-    return first > 0 and last < FALLEN_TO * first
+    return 0 <= last < FALLEN_TO * first
 
 
 def part_skill(part: PartFacts) -> float | None:

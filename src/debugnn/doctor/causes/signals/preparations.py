@@ -1,4 +1,4 @@
-"""Whether validation inputs are prepared in another way than training inputs."""
+"""Whether training and validation samples are prepared in different ways."""
 
 from typing import NamedTuple
 
@@ -12,6 +12,13 @@ HIGHER = 1.5
 TAKEN_AWAY = 0.8
 # Own loss on training samples over the training's first loss above which nothing is learnt.
 FALLEN = 0.8
+# Correlation of what a local model says with validation targets from which it knows them; shares of
+# it that the targets of training images stay below as they are, and reach once they are moved; and
+# by how many standard errors another image's target has to fit less.
+KNOWN = 0.3
+APART = 0.75
+TOGETHER = 0.9
+OWN_TARGET = 5.0
 
 
 class Preparation(NamedTuple):
@@ -42,3 +49,18 @@ def other_preparation(evidence: Evidence) -> Preparation | None:
     if change is None or not taken[change] > TAKEN_AWAY:
         return None
     return Preparation(change, trained, sum(plain) / 2, sum(facts.changed[change]) / 2)
+
+
+def moved_apart(evidence: Evidence) -> str | None:
+    """Return what was done to training images and not to their targets: flipped, or shifted."""
+    facts = evidence.data.alignment
+    if facts is None or facts.validation < KNOWN or facts.training > APART * facts.validation:
+        return None
+    found = {
+        "flipped": (facts.flipped, facts.flipped_gap),
+        "shifted": (facts.shifted, facts.shifted_gap),
+    }
+    for change, (fits, gap) in found.items():
+        if fits > TOGETHER * facts.validation and gap > OWN_TARGET:
+            return change
+    return None
