@@ -411,7 +411,7 @@ class Score:
 
 @dataclass
 class LatentFacts:
-    """What the largest outputs of a model that draws noise depend on.
+    """What the largest outputs of a model with a random code depend on, noise or inputs.
 
     Root mean square of the outputs' change, over that of the outputs, or of inputs of the same
     number where this is larger.
@@ -432,7 +432,7 @@ class Pairing:
     Only samples whose input and target differ from the other one's count.
     """
 
-    groups: int = 0  # of samples whose outputs changed places
+    groups: int = 0  # of samples whose targets changed places
     better: float | None = None  # share of the exchanges in which the own output is better
     own: float | None = None  # mean loss beside the own target
     gap: float | None = None  # by how much it is higher beside another's, on average
@@ -502,7 +502,7 @@ class OutcomeFacts:
     train_mode: Score = field(default_factory=Score)  # batch norm by batch, dropout off
     own_loss: OwnLoss = field(default_factory=OwnLoss)
     # Of the first batch, in evaluation mode, with the initial and with the present weights; None
-    # where two evaluations are equal.
+    # of a model that draws no noise and is trained by no bound.
     initial_latent: LatentFacts | None = None
     latent: LatentFacts | None = None
     validations: list[Validation] = field(default_factory=list)

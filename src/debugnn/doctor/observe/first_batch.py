@@ -104,7 +104,8 @@ class FirstBatch:
             found = outputs_of(model, [batch], training=True)
             rarest = buffer.rarest(training.task)
             self.evidence.outcome.initial = score_of(found, training.task, rarest)
-            if self.evidence.network.evaluation_change:
+            bound = self.evidence.reconstruction and self.evidence.loss.other_outputs
+            if self.evidence.network.evaluation_change or bound:
                 latent = latent_facts(model, batch.call, samples.layout)
                 self.evidence.outcome.initial_latent = latent
             self._look_at_recurrence(samples, batch)

@@ -1,4 +1,4 @@
-"""Whether outputs belong to their own samples: the loss where they change places in a batch."""
+"""Whether outputs belong to their own samples: the loss where targets change places in a batch."""
 
 import math
 import statistics
@@ -26,10 +26,11 @@ def compare_pairings(
 ) -> Pairing:
     """Compare the loss of outputs with their own targets to that with other samples' targets.
 
-    A batch is parted into groups. The outputs of a group are moved by a few samples, and only the
-    samples count that get another sample's output where input and target are others too. A loss
-    that is the same whichever output stands beside which target, as a distance of two sets is, is
-    not looked at: it is tried with made-up outputs.
+    A batch is parted into groups. The targets of a group are moved by a few samples, and only the
+    samples count whose input and target differ from those of the sample whose target they get. The
+    outputs stay where they are: a loss may form pairs or triplets of them. A loss that does not
+    read the targets, or is the same whichever output stands beside which target, as a distance of
+    two sets is, is not looked at: it is tried with made-up outputs.
 
     Args:
         batches: call, outputs and targets of each.
@@ -79,16 +80,15 @@ def _exchanges(
         if differ is None or int(differ.sum()) < _LEAST:
             continue
         here, there = rows[differ], others[differ]
-        wanted = layout.part_of(call, targets, here)
         mine = layout.part_of(call, outputs, here)
-        exchanged = layout.part_of(call, outputs, there)
-        if wanted is None or mine is None or exchanged is None:
+        own, others_own = (layout.part_of(call, targets, index) for index in (here, there))
+        if mine is None or own is None or others_own is None:
             return
-        loss = Loss(loss_fn, mine, wanted)
-        if not tried and not _tells_apart(loss, call, outputs, here, layout):
+        loss = Loss(loss_fn, mine, own)
+        if not tried and not _tells_apart(loss, layout.part_of(call, targets, here.roll(1))):
             return
         tried = True
-        pair = loss.at(mine), loss.at(exchanged)
+        pair = loss.at(mine), loss.at(mine, others_own)
         if all(map(math.isfinite, pair)):
             yield pair
 
@@ -120,10 +120,11 @@ def _differ(
     return None if inputs is None or labels is None else inputs & labels
 
 
-def _tells_apart(loss: Loss, call: Call, outputs: Any, here: Tensor, layout: Layout) -> bool:
-    """Return whether the loss of made-up outputs changes as these change places.
+def _tells_apart(loss: Loss, moved: Any) -> bool:
+    """Return whether the loss of made-up outputs changes as targets change places.
 
-    They are the same ones in another order: a loss that does not read the targets is the same.
+    Args:
+        moved: the loss's own targets in another order.
     """
     random = random_numbers()
 
@@ -134,9 +135,8 @@ def _tells_apart(loss: Loss, call: Call, outputs: Any, here: Tensor, layout: Lay
         return torch.rand(tensor.shape, generator=random).to(tensor)
 
     for change in (shrunk, drawn):
-        made_up = map_tensors(outputs, partial(_if_floating, change))
-        orders = (here, here.roll(1))
-        values = [loss.at(layout.part_of(call, made_up, order)) for order in orders]
+        made_up = map_tensors(loss.outputs, partial(_if_floating, change))
+        values = loss.at(made_up), loss.at(made_up, moved)
         if all(map(math.isfinite, values)) and not equal(*values):
             return True
     return False

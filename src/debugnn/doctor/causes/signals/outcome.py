@@ -23,7 +23,7 @@ SIMPLE_FINDS = 0.15
 BEHIND = 0.1
 # The same where a simple model finds little: a training far behind is failing at any skill.
 FAR_BEHIND = 0.25
-# Groups of samples whose outputs changed places, at least, for a word about whether outputs belong
+# Groups of samples whose targets changed places, at least, for a word about whether outputs belong
 # to their samples; of one group the scatter is not known.
 GROUPS = 8
 # The gap between the losses beside the own target and beside another's, in its standard errors,

@@ -54,10 +54,10 @@ class Loss:
         """Return the mean loss; infinity of outputs that it is not defined for."""
         return self.at(with_first(self.outputs, made_up))
 
-    def at(self, outputs: Any) -> float:
+    def at(self, outputs: Any, targets: Any = None) -> float:
         """Return the same of outputs of the model's own structure."""
         try:
-            value = self.of(outputs)
+            value = self.of(outputs, targets)
         except Exception:  # whatever the user's function raises
             return math.inf
         return math.inf if math.isnan(value) else value
