@@ -193,7 +193,9 @@ def runs_away(evidence: Evidence) -> str | None:
     first, last, course = outcome.first_loss, outcome.last_loss, outcome.tenths
     if first is None or last is None or not last < -RUNAWAY * max(abs(first), 1.0):
         return None
-    if len(course) < 2 or course[-2] - course[-1] < LEVELLED * (course[0] - course[-1]) / len(course):
+    if len(course) < 2 or course[-2] - course[-1] < LEVELLED * (course[0] - course[-1]) / len(
+        course
+    ):
         return None
     return (
         f"the loss falls without end, from {first:.3g} to {last:.3g}: it has no lower bound, as "
