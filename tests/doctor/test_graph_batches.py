@@ -74,7 +74,7 @@ def test_edges_whose_graphs_are_told_are_left_alone():
         (
             torch.arange(12) // 3,
             torch.arange(24).reshape(12, 2) % 3,
-        ),  # kinds of found things
+        ),  # kinds of what four searches found
         (torch.tensor([0, 0, 1, 1]), torch.tensor([[0, 9], [1, 8]])),  # not between these nodes
         (torch.zeros(0, dtype=torch.long), torch.zeros(2, 0, dtype=torch.long)),
     ],
