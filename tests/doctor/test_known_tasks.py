@@ -32,8 +32,11 @@ class Net(nn.Module):
 
 
 def watched(model, loss_fn, make, steps=STEPS, step=None):
-    """Train and return the report: `make` gives inputs and targets."""
+    """Train from fresh weights and return the report: `make` gives inputs and targets."""
     torch.manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            module.reset_parameters()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     with Doctor(model, optimizer, loss_fn, every=4) as doctor:
         for _ in range(steps):
@@ -176,7 +179,11 @@ UNKNOWN = {
 def test_other_tasks_are_unknown_and_nothing_is_said_of_them(name):
     report = watched(*UNKNOWN[name], steps=45)
     assert report.evidence.task == "unknown"
-    assert report.healthy is (True if name == "a bound" else None)  # which falls to a ninth
+    # What falls to half, and is lower beside a sample's own targets, learns: as the bound does, which
+    # falls to a ninth. Of losses without targets, and below zero, nothing can be told.
+    assert report.healthy is not False
+    assert name != "a bound" or report.healthy
+    assert name not in ("a policy gradient", "no targets") or report.healthy is None
     assert report.troubles == []
     assert [f.cause for f in report.findings if f.severity != "note"] == []
     assert "loss_reduction" not in [f.cause for f in report.findings]
