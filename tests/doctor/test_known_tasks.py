@@ -179,8 +179,8 @@ UNKNOWN = {
 def test_other_tasks_are_unknown_and_nothing_is_said_of_them(name):
     report = watched(*UNKNOWN[name], steps=45)
     assert report.evidence.task == "unknown"
-    # What falls to half, and is lower beside a sample's own targets, learns: as the bound does, which
-    # falls to a ninth. Of losses without targets, and below zero, nothing can be told.
+    # What falls to half, and is lower beside a sample's own targets, learns, as the bound does. Of
+    # losses without targets, and below zero, nothing can be told.
     assert report.healthy is not False
     assert name != "a bound" or report.healthy
     assert name not in ("a policy gradient", "no targets") or report.healthy is None
