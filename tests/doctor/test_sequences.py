@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from debugnn import Doctor, check
+from debugnn.doctor.causes.bad_labels import shifted_twice
 from debugnn.doctor.causes.label_leak import sees_its_target
 from debugnn.doctor.evidence import Evidence
 
@@ -275,3 +276,31 @@ def test_the_checklist_tells_a_leak_before_the_training(causal):
 def test_without_facts_there_is_no_sign():
     assert inspect.isgenerator(sees_its_target(Evidence()))
     assert list(sees_its_target(Evidence())) == []
+
+
+@pytest.mark.parametrize("shifts", [1, 2])
+def test_labels_that_are_shifted_twice_are_named(shifts):
+    """The model shifts its labels itself, and the loop has shifted them before."""
+    torch.manual_seed(0)
+    model = Reader()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+
+    def loss_fn(scores, labels):
+        return F.cross_entropy(scores[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+
+    with Doctor(model, optimizer, loss_fn=loss_fn, every=1) as doctor:
+        for step in range(4):
+            text = windows(step, batch=16)
+            inputs, labels = text[:, :-1], text[:, 1:] if shifts == 2 else text[:, :-1]
+            loss = loss_fn(model(inputs), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            doctor.step(loss, inputs, labels)
+        report = doctor.report()
+    assert report.evidence.data.sequence.second == pytest.approx(
+        1.0 if shifts == 2 else 0.15, abs=0.1
+    )
+    assert [sign.confidence for sign in shifted_twice(report.evidence)] == ["certain"] * (
+        shifts - 1
+    )

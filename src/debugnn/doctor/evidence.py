@@ -73,6 +73,7 @@ class SequenceFacts:
     argument: str  # of the model's forward that holds the input
     same: float  # scored positions whose symbol is the input's there
     following: float  # scored positions whose symbol is the input's at the next position
+    second: float  # scored positions whose symbol is the input's at the position after that
     scored: float  # positions that the loss scores
     sees_own: float | None = None  # outputs that see the symbol at their position
     sees_following: float | None = None  # outputs that see the symbol at the next position
@@ -284,6 +285,8 @@ class NetworkFacts:
     mixing_layers: dict[str, float] = field(
         default_factory=dict
     )  # the same at each module's output
+    # Relative change of a sample's output as all samples of the batch move up by one place.
+    place_change: float | None = None
     evaluation_change: float | None = None  # relative difference of two evaluations of one batch
     drops_in_evaluation: bool = False  # the forward pass draws dropout masks in evaluation mode
     softmax_inputs: list[str] = field(default_factory=list)  # layers fed with (log-)probabilities

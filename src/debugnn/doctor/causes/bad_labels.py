@@ -3,7 +3,14 @@
 from collections.abc import Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Rule, Sign, first_of
-from debugnn.doctor.causes.signals.data import RARE, SHIFTED, constant_inputs, rarest_share
+from debugnn.doctor.causes.signals.data import (
+    MATCH,
+    OTHER_MATCH,
+    RARE,
+    SHIFTED,
+    constant_inputs,
+    rarest_share,
+)
 from debugnn.doctor.causes.signals.learning_rate import STILL
 from debugnn.doctor.causes.signals.network import MIXED
 from debugnn.doctor.causes.signals.outcome import (
@@ -92,6 +99,30 @@ def conflicting(evidence: Evidence) -> Iterator[Sign]:
             "look at where inputs and labels are shuffled: they must be shuffled together",
             evidence={"conflicting": data.conflicting},
             confidence="certain",
+        )
+
+
+def shifted_twice(evidence: Evidence) -> Iterator[Sign]:
+    """Each position is asked for the symbol after the next one, by an output that sees no later
+    one: labels were shifted, and the model or the loss has shifted them again."""
+    facts = evidence.data.sequence
+    if facts is None or not facts.sees_past or facts.sees_future:
+        return
+    if facts.second > MATCH and max(facts.same, facts.following) < OTHER_MATCH:
+        yield Sign(
+            "error",
+            f"the target at position t is `{facts.argument}` at t + 2: the labels are shifted by "
+            "one position twice",
+            "shift them once: a model that computes its own loss mostly shifts its labels itself "
+            "and takes labels = inputs",
+            evidence={
+                "target_is_input_at_t": facts.same,
+                "target_is_input_at_t+1": facts.following,
+                "target_is_input_at_t+2": facts.second,
+            },
+            override=None,
+            confidence="certain",
+            harm="the symbol that follows is never learnt",
         )
 
 
@@ -286,6 +317,7 @@ CAUSE = Cause(
         first_of(
             out_of_range,
             conflicting,
+            shifted_twice,
             coded_as_numbers,
             moved_without_its_target,
             _where_it_can_be_judged(coded_otherwise),

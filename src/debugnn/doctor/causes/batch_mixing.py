@@ -43,6 +43,24 @@ def mixed_samples(evidence: Evidence) -> Iterator[Sign]:
     )
 
 
+def place_in_the_batch(evidence: Evidence) -> Iterator[Sign]:
+    """In evaluation mode, a sample's output changes as all samples of the batch move up by one."""
+    network = evidence.network
+    if network.place_change is None or network.place_change <= MIXED:
+        return
+    if (network.mixing or 0.0) > MIXED or evaluations_differ(evidence):
+        return
+    yield Sign(
+        severity(evidence),
+        f"a sample's output changes by {100 * network.place_change:.2g} % with its place in the "
+        "batch, in evaluation mode",
+        fix="look for something that is added or chosen by the index in the batch: a positional "
+        "encoding over axis 0 of batch-first inputs, torch.arange(len(x))",
+        evidence={"relative_change": network.place_change},
+        harm="a prediction depends on where in the batch its sample happens to stand",
+    )
+
+
 def state_of_others(evidence: Evidence) -> Iterator[Sign]:
     """The model goes on from a state that samples of another batch have left in it."""
     state = evidence.network.state
@@ -90,7 +108,7 @@ CAUSE = Cause(
     name="batch_mixing",
     meaning="a sample's output depends on other samples",
     kind=Kind.CERTAIN,
-    rules=(mixed_samples, state_of_others, overlaid_graphs),
+    rules=(mixed_samples, place_in_the_batch, state_of_others, overlaid_graphs),
     fix="keep the batch axis apart: look for view or reshape where permute is meant, batch_first, "
     "and statistics or attention over axis 0. If samples lie along another axis, or depend on each "
     "other on purpose, say so: Doctor(..., sample_axis=1) or Doctor(..., sample_axis=None)",

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign
+from debugnn.doctor.causes.signals.data import MATCH, OTHER_MATCH
 from debugnn.doctor.causes.signals.wording import listed
 from debugnn.doctor.evidence import Evidence, SequenceFacts
 
@@ -19,10 +20,6 @@ DROP = 0.2
 FEATURES = 8
 # Classes that lie apart in most features: no single feature gives them away.
 ALL_TELL = 0.8
-# Share of the scored positions whose target is the input's symbol, shifted by one or not; the other
-# of the two shares must be lower, or all symbols are alike.
-MATCH = 0.99
-OTHER_MATCH = 0.9
 # Share of the positions tried whose output changes with the symbol that it is to name.
 SEEN = 0.3
 # Share of scored positions above which not only masked ones are scored.

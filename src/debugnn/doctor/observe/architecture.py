@@ -16,6 +16,7 @@ from debugnn.doctor.observe.mixing import evaluation_change
 from debugnn.doctor.observe.modes import BATCH_NORM, dropout_rates, without_dropout
 from debugnn.doctor.observe.operations import DROPPING, WEIGHTED, trace
 from debugnn.doctor.observe.perturbation import without_constants
+from debugnn.doctor.observe.placement import place_change
 from debugnn.doctor.observe.sample_axis import Samples
 
 # Numerical tolerances by which a tensor is read as a distribution, or as the logarithm of one.
@@ -73,6 +74,7 @@ def network_facts(
         # Sampling in evaluation can be meant, dropout is not.
         facts.drops_in_evaluation = any(name in DROPPING for name in tracer.operations)
         facts.evaluation_change = evaluation_change(model, call)
+        facts.place_change = place_change(model, call, samples.layout)
         facts.bend = _bend_of_start(model, call)
     with without_dropout(model, training=True):
         facts.unreached, facts.unused = _without_gradient(model, call, loss)

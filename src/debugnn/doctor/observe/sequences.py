@@ -48,19 +48,20 @@ def sequence_facts(model: nn.Module, found: Scored) -> SequenceFacts | None:
     Returns:
         None where no input has a symbol for each position.
     """
-    best: tuple[float, _Input, int, float, float] | None = None
+    best: tuple[tuple[float, ...], _Input, int] | None = None
     for each in _inputs(model, found):
         for axis in (0, 1):
-            same, following = _matches(each.symbols, found.symbols, axis)
-            if best is None or max(same, following) > best[0]:
-                best = max(same, following), each, axis, same, following
+            shares = tuple(_match(each.symbols, found.symbols, axis, by) for by in range(3))
+            if best is None or max(shares) > max(best[0]):
+                best = shares, each, axis
     if best is None:
         return None
-    _, each, axis, same, following = best
+    (same, following, second), each, axis = best
     facts = SequenceFacts(
         argument=each.name,
         same=same,
         following=following,
+        second=second,
         scored=(found.symbols >= 0).double().mean().item(),
     )
     with torch.no_grad(), without_dropout(model, training=False):
@@ -102,21 +103,13 @@ def _named(model: nn.Module, call: Call) -> list[tuple[str, Tensor]]:
     return named
 
 
-def _matches(symbols: Tensor, wanted: Tensor, axis: int) -> tuple[float, float]:
-    """The shares of scored positions whose symbol is the input's there, and the input's at the next
-    position of the axis."""
-    wanted = wanted.reshape(symbols.shape)
+def _match(symbols: Tensor, wanted: Tensor, axis: int, by: int) -> float:
+    """The share of scored positions whose symbol is the input's so many positions later."""
     length = symbols.shape[axis]
     if length < _LEAST:
-        return 0.0, 0.0
-    counted = wanted >= 0
-    same = (symbols == wanted)[counted]
-    now, later = wanted.narrow(axis, 0, length - 1), symbols.narrow(axis, 1, length - 1)
-    following = (later == now)[now >= 0]
-    return _share(same), _share(following)
-
-
-def _share(flags: Tensor) -> float:
+        return 0.0
+    now = wanted.reshape(symbols.shape).narrow(axis, 0, length - by)
+    flags = (symbols.narrow(axis, by, length - by) == now)[now >= 0]
     return flags.double().mean().item() if len(flags) else 0.0
 
 
