@@ -22,7 +22,7 @@ SHIFTED = 0.7
 # arXiv:1610.06545): 0 for one distribution (up to 0.08 for random splits), 1 for two that do not
 # overlap.
 TOLD_APART = 0.8
-# Share of the scored positions whose target is the input's symbol, shifted by some positions or not;
+# Share of the scored positions whose target is the symbol of the input there, or some positions on;
 # the shares of other shifts must be lower, or all symbols are alike.
 MATCH = 0.99
 OTHER_MATCH = 0.9
