@@ -353,6 +353,8 @@ class OptimizerFacts:
     weight_decay: float = 0.0
     # [update, learning rate of each group], where a rate changed (at most 64 points) and at the end
     rates: list[list[float]] = field(default_factory=list)
+    # The highest rate that a scheduler wrote into the groups as its base or its maximum.
+    scheduled: float | None = None
     lost_eps: float | None = None  # an eps above 0 that is 0 in the type of its parameters
     dtype: str | None = None  # this type, as float16
 
