@@ -241,6 +241,12 @@ class RecurrenceFacts:
     idle: int  # calls whose outputs get no gradient
     line: str | None = None  # `file:line` of the only place that takes tensors out of the graph
     cut_by: str | None = None  # what does so there: .data, .detach(), …
+    end: int = -1  # the step whose outputs were taken, where there are some of each: −1 or 0
+    # Skill of these outputs after the training; that of a simple model of all steps of the
+    # sequence, and of one that is given this step alone, on samples that they were not fitted to.
+    end_skill: float | None = None
+    end_by_all: float | None = None
+    end_by_itself: float | None = None
 
 
 @dataclass
