@@ -204,6 +204,38 @@ def test_learning_from_each_step_alone_may_be_meant():
     assert [f.severity for f in report.findings if f.cause == "vanishing_gradient"] == ["note"]
 
 
+def early_steps_own_then_the_first(x):
+    own = own_step(x)
+    return torch.where(torch.arange(STEPS) < 6, own, first_step(x)[:, None])
+
+
+@pytest.mark.slow
+def test_a_cut_is_named_where_the_last_steps_miss_what_the_first_one_tells():
+    torch.manual_seed(1)
+    report = trained(Loop(cut, each=True), early_steps_own_then_the_first, steps=300)
+    facts = report.evidence.network.recurrence
+    assert facts.end_by_all > facts.end_skill + 0.4
+    assert facts.end_by_itself < 0.15
+    assert (report.main_cause, report.main.confidence) == ("vanishing_gradient", "certain"), report
+    assert "at the last step" in report.main.summary
+
+
+@pytest.mark.slow
+def test_with_its_graph_the_same_recurrence_is_healthy():
+    torch.manual_seed(1)
+    report = trained(Loop(as_it_is, each=True), early_steps_own_then_the_first, steps=300)
+    assert report.healthy
+    assert report.findings == []
+
+
+@pytest.mark.slow
+def test_a_cut_is_no_fault_where_the_own_step_tells_all():
+    torch.manual_seed(1)
+    facts = trained(Loop(cut, each=True), own_step, 150).evidence.network.recurrence
+    assert facts.end_skill > 0.7
+    assert facts.end_by_all < facts.end_skill + 0.1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("hand_on", [as_it_is, in_windows])
 def test_a_recurrence_that_learns_is_healthy(hand_on):

@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import LambdaLR
 
 from debugnn import Doctor
 from debugnn.doctor import causes
 from debugnn.doctor.causes import CAUSES
 from debugnn.doctor.causes.lr_too_low import taken_to_nothing
-from debugnn.doctor.causes.signals.learning_rate import vanished_rate
+from debugnn.doctor.causes.signals.learning_rate import unfinished_rise, vanished_rate
 from debugnn.doctor.causes.signals.loss_function import undivided_passes
 from debugnn.doctor.evidence import Evidence, OptimizerFacts, Score, TrialOutcome
 from debugnn.doctor.observe.optimizer import RateCurve
@@ -189,6 +190,70 @@ SOUND_RATES = {
 @pytest.mark.parametrize("name", SOUND_RATES)
 def test_usual_schedules_do_not_take_the_rate_to_nothing(name):
     assert vanished_rate(trained(0.3, points(SOUND_RATES[name], 400))) is None
+
+
+@pytest.mark.parametrize("name", SOUND_RATES)
+def test_only_a_warm_up_that_hardly_begins_is_an_unfinished_rise(name):
+    found = unfinished_rise(trained(0.3, points(SOUND_RATES[name], 400)))
+    assert (found is not None) == (name == "warm-up that hardly begins")
+
+
+def test_a_warm_up_and_a_constant_rate_have_arrived():
+    given = trained(0.3, points(lambda u: min(u / 40, 1), 400))
+    assert unfinished_rise(given) is None
+    given.optimizer.scheduled = 1.0
+    assert unfinished_rise(given) is None
+
+
+def warmed_up(per_epoch, rate=2e-2, epochs=6, scheduler=True, task=data):
+    model = net()
+    optimizer = torch.optim.Adam(model.parameters(), lr=rate)
+    warm_up = LambdaLR(optimizer, lambda n: min(n / 100, 1)) if scheduler else None
+    inputs, targets = task()
+    updates = 0
+    with Doctor(model, optimizer, loss_fn=nn.CrossEntropyLoss()) as doctor:
+        for epoch in range(epochs):
+            for x, y in zip(inputs.split(16), targets.split(16), strict=True):
+                if warm_up is None:
+                    optimizer.param_groups[0]["lr"] = rate * min(
+                        (epoch if per_epoch else updates) / 100, 1
+                    )
+                loss = F.cross_entropy(model(x), y)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                updates += 1
+                if warm_up is not None and not per_epoch:
+                    warm_up.step()
+                doctor.step(loss, x, y)
+            if warm_up is not None and per_epoch:
+                warm_up.step()
+        return doctor.report()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheduler", [True, False])
+def test_a_warm_up_in_batches_that_is_stepped_once_an_epoch_is_named(scheduler):
+    report = warmed_up(True, rate=1e-2, scheduler=scheduler)
+    assert report.evidence.optimizer.scheduled == (1e-2 if scheduler else None)
+    assert (report.main_cause, report.main.confidence) == ("lr_too_low", "shown"), report
+    assert "scheduler once a batch" in report.main.fix
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheduler", [True, False])
+def test_a_warm_up_that_is_stepped_at_each_batch_is_healthy(scheduler):
+    assert warmed_up(False, epochs=12, scheduler=scheduler).healthy
+
+
+@pytest.mark.slow
+def test_a_slow_warm_up_is_not_blamed_for_labels_of_chance():
+    def of_chance():
+        generator = torch.Generator().manual_seed(5)
+        return data()[0], torch.randint(3, (256,), generator=generator)
+
+    report = warmed_up(True, rate=1e-2, task=of_chance)
+    assert report.main_cause != "lr_too_low"
 
 
 def test_a_step_decay_stepped_at_each_batch_takes_the_rate_to_nothing():

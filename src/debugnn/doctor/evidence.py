@@ -242,6 +242,12 @@ class RecurrenceFacts:
     idle: int  # calls whose outputs get no gradient
     line: str | None = None  # `file:line` of the only place that takes tensors out of the graph
     cut_by: str | None = None  # what does so there: .data, .detach(), …
+    end: int = -1  # the step whose outputs were taken, where there are some of each: −1 or 0
+    # Skill of these outputs after the training; that of a simple model of all steps of the
+    # sequence, and of one that is given this step alone, on samples that they were not fitted to.
+    end_skill: float | None = None
+    end_by_all: float | None = None
+    end_by_itself: float | None = None
 
 
 @dataclass
@@ -356,6 +362,8 @@ class OptimizerFacts:
     weight_decay: float = 0.0
     # [update, learning rate of each group], where a rate changed (at most 64 points) and at the end
     rates: list[list[float]] = field(default_factory=list)
+    # The highest rate that a scheduler wrote into the groups as its base or its maximum.
+    scheduled: float | None = None
     lost_eps: float | None = None  # an eps above 0 that is 0 in the type of its parameters
     dtype: str | None = None  # this type, as float16
 

@@ -9,9 +9,10 @@ from debugnn.doctor.causes.signals.learning_rate import (
     NOTHING,
     STILL,
     largest_update,
+    unfinished_rise,
     vanished_rate,
 )
-from debugnn.doctor.causes.signals.outcome import diverged, failing, severity, short
+from debugnn.doctor.causes.signals.outcome import AT_CHANCE, diverged, failing, severity, short
 from debugnn.doctor.causes.signals.trials import LEARNT, cured, progress, shown_by, trial_numbers
 from debugnn.doctor.evidence import Evidence, TrialOutcome
 from debugnn.doctor.trials import HIGHER_RATES, UNCHANGED, Trial
@@ -66,6 +67,39 @@ def taken_to_nothing(evidence: Evidence) -> Iterator[Sign]:
     )
 
 
+def never_arrives(evidence: Evidence) -> Iterator[Sign]:
+    """A schedule that is at the beginning of its warm-up all along, and a copy learns at a higher
+    rate than it ever had."""
+    rise = unfinished_rise(evidence)
+    faster = cured(evidence, *HIGHER_RATES)
+    if rise is None or faster is None or not failing(evidence) or diverged(evidence):
+        return
+    if rise.scheduled is not None:
+        course = f"stays at or below {rise.highest:.3g}, of a schedule's {rise.scheduled:.3g}"
+    else:
+        course = f"rises from {rise.first:.3g} to {rise.highest:.3g}, and still does at the end"
+    higher = f"{rise.highest * faster.lr:.3g}"
+    simple = evidence.data.simple_skill
+    # A trial learns labels of chance by heart, if its rate is high enough.
+    by_heart = simple is not None and simple < AT_CHANCE
+    yield Sign(
+        severity(evidence),
+        f"in {evidence.loop.steps} steps the learning rate {course}; at a rate of {higher} a copy "
+        "learns",
+        "let the warm-up end early in the training: step the scheduler once a batch where its "
+        "warm-up is counted in batches, or count it in epochs",
+        evidence={
+            "first": rise.first,
+            "highest": rise.highest,
+            "scheduled": rise.scheduled,
+            "rates": evidence.optimizer.rates[:8],
+            **trial_numbers(evidence, *HIGHER_RATES),
+        },
+        confidence="suspected" if by_heart else shown_by(evidence, faster),
+        override=None,
+    )
+
+
 def still_weights(evidence: Evidence) -> Iterator[Sign]:
     """Weights that have hardly moved in the whole training, and a copy learns at a higher rate."""
     movement = evidence.outcome.movement
@@ -105,7 +139,7 @@ CAUSE = Cause(
     name="lr_too_low",
     meaning="a learning rate that is too low",
     kind=Kind.RIVAL,
-    rules=(first_of(taken_to_nothing, still_weights),),
+    rules=(first_of(taken_to_nothing, never_arrives, still_weights),),
     fix="raise the learning rate",
     harm="the weights hardly leave their initial values in the steps that there are",
     source="Smith 2017, arXiv:1506.01186; the article's claim 4",

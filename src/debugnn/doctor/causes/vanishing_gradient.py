@@ -7,6 +7,8 @@ from debugnn.doctor.causes.exploding_gradient import growing_gradients
 from debugnn.doctor.causes.signals.network import flat_activations, gradient_ratios
 from debugnn.doctor.causes.signals.outcome import (
     BEHIND,
+    FAR_BEHIND,
+    judged,
     learns_late,
     plateau,
     reached,
@@ -15,7 +17,7 @@ from debugnn.doctor.causes.signals.outcome import (
 )
 from debugnn.doctor.causes.signals.trials import cured, shown_by, trial_numbers
 from debugnn.doctor.causes.signals.wording import module_of, relu_override
-from debugnn.doctor.evidence import Evidence
+from debugnn.doctor.evidence import Evidence, RecurrenceFacts
 from debugnn.doctor.trials import RECTIFIED, Trial
 
 # Gradient at the first layer over that at the last. AUTOTRAINER (Zhang et al. 2021) warns below
@@ -39,13 +41,21 @@ def cut_at_each_step(evidence: Evidence) -> Iterator[Sign]:
         return
     # With outputs at each step all weights learn, and a net may be meant to learn from each step
     # alone, as online methods do.
-    meant = found.each_step and not short(evidence)
+    forgets = _forgets(evidence, found)
+    meant = found.each_step and not short(evidence) and not forgets
     by = "" if found.cut_by is None else f" ({found.cut_by} takes it out of the graph)"
     yield Sign(
         "note" if meant else severity(evidence),
         f"the output depends on earlier steps of the sequence, and the gradient comes back to "
         f"{found.reached} of {found.steps} steps: the graph is cut from one step to the next{by}; "
-        f"{found.idle} of {found.calls} calls of {found.layer} get no gradient",
+        f"{found.idle} of {found.calls} calls of {found.layer} get no gradient"
+        + (
+            f"; at the {'last' if found.end else 'first'} step the skill is {found.end_skill:.2f}, "
+            f"that of a simple model of all steps {found.end_by_all:.2f}, of that step alone "
+            f"{found.end_by_itself:.2f}"
+            if forgets
+            else ""
+        ),
         "hand the state on as it is, or with .clone(): without .data, .detach() or numpy "
         "between two steps of a sequence",
         layer=found.layer,
@@ -60,6 +70,14 @@ def cut_at_each_step(evidence: Evidence) -> Iterator[Sign]:
         harm="what has to be remembered from earlier steps cannot be learnt",
         line=found.line,
     )
+
+
+def _forgets(evidence: Evidence, found: RecurrenceFacts) -> bool:
+    """Return whether outputs of a step miss what a simple model finds in the other steps."""
+    skill, by_all, by_itself = found.end_skill, found.end_by_all, found.end_by_itself
+    if not judged(evidence) or skill is None or by_all is None or by_itself is None:
+        return False
+    return by_all > max(skill, by_itself) + FAR_BEHIND
 
 
 def layers(evidence: Evidence) -> Iterator[Sign]:

@@ -40,6 +40,7 @@ from debugnn.doctor.observe.own_loss import loss_of_values, note_beside_constant
 from debugnn.doctor.observe.padding import tail_facts
 from debugnn.doctor.observe.parts import part_facts
 from debugnn.doctor.observe.preparations import preparation_facts
+from debugnn.doctor.observe.recurrence import note_what_is_remembered
 from debugnn.doctor.observe.sample_axis import FIND, Samples
 from debugnn.doctor.observe.scored_symbols import ScoredSymbols
 from debugnn.doctor.observe.sequences import sequence_facts
@@ -407,6 +408,10 @@ class Observer:
             plain, by_batch = predict(model, training.buffer.for_trained)
             note_scores(outcome, plain, by_batch, task, training.buffer.rarest(task))
             self._gather_own_loss(plain, by_batch)
+            if self.evidence.network.recurrence is not None:
+                note_what_is_remembered(
+                    self.evidence.network.recurrence, (plain, by_batch), task, training.layout
+                )
             if training.parts:
                 outcome.parts = part_facts(
                     model,

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from debugnn.doctor.evidence import OptimizerFacts
 
 _POINTS = 64  # of a rate's course that are kept, at most
+# Where PyTorch's schedulers note the rate that they multiply, and the one that they rise to.
+_SCHEDULED = ("initial_lr", "max_lr")
 
 
 class RateCurve:
@@ -82,6 +84,10 @@ def optimizer_facts(
         lr=max((float(g["lr"]) for g in groups), default=None),
         weight_decay=max(decays, default=0.0),
         rates=[list(point) for point in rates],
+        scheduled=max(
+            (float(g[k]) for g in optimizer.param_groups for k in _SCHEDULED if k in g),
+            default=None,
+        ),
         **_lost_eps(optimizer),
     )
 

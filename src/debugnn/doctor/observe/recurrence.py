@@ -6,8 +6,9 @@ positions and its gradient reaches the last one alone. Steps that are taken unde
 whole have no graph that could be cut: that is meant, and not looked at.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +19,11 @@ from debugnn.doctor.evidence import RecurrenceFacts
 from debugnn.doctor.observe.callers import line_of_caller
 from debugnn.doctor.observe.calls import Call, first_tensor, is_plain
 from debugnn.doctor.observe.layout import Layout
+from debugnn.doctor.observe.outcome import Predicted
 from debugnn.doctor.observe.perturbation import differ
+from debugnn.doctor.observe.samples import first_of_each
+from debugnn.doctor.observe.simple_models import simple_skill
+from debugnn.doctor.observe.task import Task, score
 from debugnn.random_state import random_state, set_random_state
 
 _LEAST_STEPS = 4  # of a sequence in which one step can be told from all
@@ -242,4 +247,61 @@ def _facts_of(
         idle=idle[layer],
         line=line,
         cut_by=by,
+        end=-1 if end else 0,
     )
+
+
+def note_what_is_remembered(
+    facts: RecurrenceFacts, predicted: Sequence[Sequence[Predicted]], task: Task, layout: Layout
+) -> None:
+    """Fill in how well outputs at the end of sequences fit, beside simple models of the inputs.
+
+    Args:
+        facts: of outputs of each step; of others nothing is filled in.
+        predicted: outputs of the trained model, one list for each mode; the better one counts.
+        task: of all outputs.
+        layout: where the samples lie.
+    """
+    if not facts.each_step or layout.axis is None or task.kind == "unknown":
+        return
+    skills = []
+    for mode in predicted:
+        found = [_at_end(p, layout, layout.axis, facts.end) for p in mode]
+        ends = [end for end in found if end is not None]
+        if not ends or len({end.inputs.shape[1:] for end in ends}) > 1:
+            return
+        inputs, outputs, targets = (torch.cat(parts) for parts in zip(*ends, strict=True))
+        if task.kind == "classes" and (outputs.dim() != 2 or outputs.shape[1] != task.size):
+            return
+        of_end = replace(task, axis=1) if task.kind == "classes" else task
+        skills.append(score(of_end, outputs, targets).skill)
+    known = [skill for skill in skills if skill is not None]
+    if not known:
+        return
+    keep = first_of_each(inputs)  # the same sample in both folds would be learnt by heart
+    inputs, targets = inputs[keep], targets[keep]
+    facts.end_skill = max(known)
+    facts.end_by_all = simple_skill(inputs, targets, of_end)
+    step = inputs[:, facts.end]
+    facts.end_by_itself = simple_skill(step.reshape(len(step), -1), targets, of_end)
+
+
+class _End(NamedTuple):
+    inputs: Tensor  # (samples, steps, …)
+    outputs: Tensor  # (samples, …), of the last or of the first step
+    targets: Tensor
+
+
+def _at_end(predicted: Predicted, layout: Layout, axis: int, end: int) -> _End | None:
+    inputs, targets = layout.inputs(predicted.batch.call), predicted.batch.targets
+    output = first_tensor(predicted.outputs)
+    if inputs is None or output is None or not isinstance(targets, Tensor) or inputs.dim() < 2:
+        return None
+    shape, sides = inputs.shape[:2], []
+    for side in (output.detach(), targets):
+        if side.shape[:1] == (shape[0] * shape[1],):
+            side = side.unflatten(0, shape)
+        if side.shape[:2] != shape:
+            return None
+        sides.append(side.select(1 - axis, end))
+    return _End(inputs.movedim(axis, 0), *sides)

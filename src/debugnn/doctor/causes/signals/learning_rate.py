@@ -1,5 +1,6 @@
 """The learning rate, and how far it moves the weights."""
 
+from itertools import pairwise
 from typing import NamedTuple
 
 from debugnn.doctor.causes.signals.outcome import NEARLY_PERFECT, judged, reached
@@ -10,6 +11,12 @@ NOTHING = 0.01
 # Share of the updates at such a rate, at the end of the training. A cosine or linear decay to zero
 # spends 6 % and 1 % there, an exponential one over four orders of magnitude a half.
 MOST = 0.8
+# The highest rate over that of the schedule below which it never came near it, and the first rate
+# over the last of a warm-up that was under way: the least trial of a higher rate is at ten times
+# the highest rate, and so at no more than the schedule was to reach.
+NEAR = 0.1
+# Levels of a rate from which a rise is a schedule's: a warm-up by hand may have one step.
+LEVELS = 4
 # Probes whose updates are compared: the rate shows in the first of them.
 UPDATE_PROBES = 6
 # ‖Δw‖ / ‖w‖ of one step; TheDeepChecker (Ben Braiek & Khomh 2023) warns above 0.1. Sound programs
@@ -55,6 +62,38 @@ def vanished_rate(evidence: Evidence) -> Fall | None:
         return None
     group = max(range(len(highest)), key=highest.__getitem__)
     return Fall(start, updates, highest[group], points[-1][1 + group])
+
+
+class Rise(NamedTuple):
+    """A learning rate that never falls and is far from where its schedule leads at the end.
+
+    Rates are the highest of all groups.
+    """
+
+    first: float
+    highest: float
+    scheduled: float | None  # None where it is not known
+
+
+def unfinished_rise(evidence: Evidence) -> Rise | None:
+    """Return how a rate is still at the beginning of its way up at the end; None where not."""
+    points = [(point[0], max(point[1:])) for point in evidence.optimizer.rates if len(point) > 1]
+    rates = [rate for _, rate in points]
+    if not judged(evidence) or not rates or any(b < a for a, b in pairwise(rates)):
+        return None
+    first, highest, scheduled = rates[0], rates[-1], evidence.optimizer.scheduled
+    if highest == 0:
+        return None
+    if scheduled is not None and scheduled >= highest:
+        return Rise(first, highest, scheduled) if highest < NEAR * scheduled else None
+    # The last point is the last update's, whether the rate changed there or not.
+    changes = [at for at, rate in points if rate < highest]
+    changes.append(next(at for at, rate in points if rate == highest))
+    intervals = [later - earlier for earlier, later in pairwise(changes)]
+    if len(intervals) < LEVELS - 1 or first >= NEAR * highest:
+        return None
+    rising = points[-1][0] - changes[-1] <= max(intervals)
+    return Rise(first, highest, None) if rising else None
 
 
 def largest_update(evidence: Evidence) -> tuple[float, str, int]:
