@@ -142,6 +142,24 @@ class AlignmentFacts:
 
 
 @dataclass
+class TargetCopyFacts:
+    """An input that holds each target value once, up to a positive scale and an offset."""
+
+    argument: str  # of the model's forward that holds the input
+    columns: int  # target values of a sample, all of which are copied
+    samples: int = 0  # that were compared
+    varying: int = 0  # input values of a sample that vary between samples
+    # Axis of the input along which the copies are the last positions, as many as `last_positions`
+    # of `positions`. None where they are no block at an end.
+    last_of_axis: int | None = None
+    last_positions: int = 0
+    positions: int = 0
+    # Change of an output as the copy of its own target changes places among the samples, over the
+    # outputs' standard deviation; the least of some outputs.
+    change: float | None = None
+
+
+@dataclass
 class DataFacts:
     """The samples that the doctor kept."""
 
@@ -188,6 +206,7 @@ class DataFacts:
     graphs: GraphBatchFacts | None = None  # None: a batch does not consist of graphs
     sequence: SequenceFacts | None = None  # None: the outputs are no symbols of a sequence
     tail: TailFacts | None = None  # the same
+    target_copies: TargetCopyFacts | None = None  # None: an input does not hold all target values
     simple_skill: float | None = None  # of a simple model, on samples that it was not fitted to
     # Class → the lower one of recall and precision of a simple model that gives all classes the
     # same weight, on samples that it was not fitted to; of the rarest classes.

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from itertools import pairwise
 
-from debugnn.doctor.causes.cause import Cause, Kind, Sign
+from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
 from debugnn.doctor.causes.signals.data import MATCH, OTHER_MATCH
 from debugnn.doctor.causes.signals.wording import listed
 from debugnn.doctor.evidence import Evidence, SequenceFacts
@@ -24,6 +24,15 @@ ALL_TELL = 0.8
 SEEN = 0.3
 # Share of scored positions above which not only masked ones are scored.
 MOSTLY_SCORED = 0.5
+# Values of a sample that vary, below which a target may well be linear in one of them, as in the
+# exercises of a first course.
+LEAST_VALUES = 8
+# Share of an axis that the copies of the targets take up, at its end: of an autoencoder, which may
+# be given something beside what it rebuilds, they are more than half.
+END = 0.5
+# Change of an output as the copy of its target is exchanged, over the outputs' deviation: 1.4 where
+# the output is that copy. What a mean over a long window lets through is less.
+FOLLOWS = 0.1
 # Share of validation samples that were trained on.
 OVERLAP = 0.5
 # The same of features that hardly ever take a value twice, and what that is: the median over the
@@ -132,6 +141,42 @@ def sees_its_target(evidence: Evidence) -> Iterator[Sign]:
         )
 
 
+def targets_among_inputs(evidence: Evidence) -> Iterator[Sign]:
+    """Values that are to be predicted, at the end of a window that the outputs are made from."""
+    facts = evidence.data.target_copies
+    if facts is None or evidence.task != "values" or evidence.reconstruction:
+        return
+    few = facts.samples < SAMPLES or facts.varying < LEAST_VALUES
+    if facts.last_of_axis is None or few:
+        return
+    if facts.last_positions > END * facts.positions or (facts.change or 0.0) < FOLLOWS:
+        return
+    count = facts.columns
+    which = f"all {count} target values of a sample stand" if count > 1 else "the target stands"
+    where = (
+        f"the last {facts.last_positions} of the {facts.positions} positions"
+        if facts.last_positions > 1
+        else f"the last of the {facts.positions} positions"
+    )
+    yield Sign(
+        "error",
+        f"{which} in `{facts.argument}`, up to a scale, at {where} of its axis "
+        f"{facts.last_of_axis}, and each output changes with its own target "
+        f"({facts.change:.2f} standard deviations as that value is exchanged): the model copies "
+        "the target instead of predicting it",
+        f"leave out of `{facts.argument}` what is not known when the prediction is made, in "
+        "training and in validation",
+        evidence={
+            "argument": facts.argument,
+            "copied_target_columns": count,
+            "axis": facts.last_of_axis,
+            "last_positions": facts.last_positions,
+            "positions": facts.positions,
+            "change_of_output": facts.change,
+        },
+    )
+
+
 def _sees_directly(facts: SequenceFacts) -> bool:
     """True if outputs see the next symbol, and not only through a code of the whole sequence."""
     following, code = facts.sees_following or 0.0, facts.through_code
@@ -183,7 +228,12 @@ CAUSE = Cause(
     name="label_leak",
     meaning="the input gives the target away",
     kind=Kind.CERTAIN,
-    rules=(feature_is_target, feature_stands_out, sees_its_target, trained_on_validation),
+    rules=(
+        first_of(feature_is_target, targets_among_inputs),
+        feature_stands_out,
+        sees_its_target,
+        trained_on_validation,
+    ),
     fix="split the data before anything else, and keep the validation part out of training",
     harm="the score is that of a shortcut, which new data will not offer",
     source="Kaufman et al. 2012, Leakage in data mining, doi:10.1145/2382577.2382579",

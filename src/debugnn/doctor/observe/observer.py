@@ -44,6 +44,7 @@ from debugnn.doctor.observe.recurrence import note_what_is_remembered
 from debugnn.doctor.observe.sample_axis import FIND, Samples
 from debugnn.doctor.observe.scored_symbols import ScoredSymbols
 from debugnn.doctor.observe.sequences import sequence_facts
+from debugnn.doctor.observe.targets_among_inputs import target_copy_facts
 from debugnn.doctor.observe.task import Task
 from debugnn.doctor.observe.trained_network import note_trained_network
 from debugnn.doctor.observe.validation import ValidationSamples
@@ -303,6 +304,7 @@ class Observer:
         self._gather_data()
         self._gather_preparations()
         self._gather_sequence()
+        self._gather_target_copies()
         self._gather_outcome()
         self._rest_copy()
 
@@ -397,6 +399,17 @@ class Observer:
         if model is not None and found is not None:
             with undisturbed():
                 self.evidence.data.sequence = sequence_facts(model, found)
+
+    @guarded("target values among the inputs")
+    def _gather_target_copies(self) -> None:
+        training, model = self.training, self.training.current_model()
+        values = training.task is not None and training.task.kind == "values"
+        if model is None or not values or self.evidence.reconstruction:
+            return
+        with training.undisturbed():
+            self.evidence.data.target_copies = target_copy_facts(
+                model, training.buffer.for_trained, training.layout
+            )
 
     @guarded("the outcome")
     def _gather_outcome(self) -> None:

@@ -76,7 +76,7 @@ def sequence_facts(model: nn.Module, found: Scored) -> SequenceFacts | None:
 
 def _inputs(model: nn.Module, found: Scored) -> Iterator[_Input]:
     """Yield the arguments with a symbol for each scored position, in either layout."""
-    for index, (name, tensor) in enumerate(_named(model, found.call)):
+    for index, (name, tensor) in enumerate(named_tensors(model, found.call)):
         if not is_plain(tensor):
             continue
         symbols = tensor.detach().cpu()
@@ -91,8 +91,8 @@ def _inputs(model: nn.Module, found: Scored) -> Iterator[_Input]:
                 yield _Input(index, name, symbols.t() if turned else symbols, turned)
 
 
-def _named(model: nn.Module, call: Call) -> list[tuple[str, Tensor]]:
-    """The call's tensors with the names of the forward's arguments that hold them."""
+def named_tensors(model: nn.Module, call: Call) -> list[tuple[str, Tensor]]:
+    """Return the call's tensors with the names of the forward's arguments that hold them."""
     names = list(inspect.signature(model.forward).parameters)
     named = []
     for position, value in enumerate(call.args):

@@ -1,0 +1,185 @@
+"""Target values that stand among the inputs, up to a scale and an offset, and whether outputs see
+them.
+
+A forecasting net that is given a window of the past and of the future may be given what it is to
+forecast. Every target column is compared with every input value over some samples. Then single
+values that are copies of a target change places among the samples, on a copy of the model.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from debugnn.doctor.evidence import TargetCopyFacts
+from debugnn.doctor.observe.buffer import Batch
+from debugnn.doctor.observe.calls import Call, first_tensor, is_plain
+from debugnn.doctor.observe.layout import Layout
+from debugnn.doctor.observe.modes import without_dropout
+from debugnn.doctor.observe.sequences import named_tensors
+
+_SAMPLES = 256  # that are compared, at most
+_COLUMNS = 256  # target columns: maps have more, and every one is compared with every input value
+_VALUES = 8192  # of an input
+_KINDS = 8  # values that a column takes, at least: a column of few values agrees by chance
+_PROBES = 4  # columns whose copies change places
+_ROUNDING = 1e-9  # of 1 − r², r a correlation of numbers that were computed in float32
+
+
+def target_copy_facts(
+    model: nn.Module, batches: Sequence[Batch], layout: Layout
+) -> TargetCopyFacts | None:
+    """Compare target columns with the values of each input.
+
+    Args:
+        model: a copy of the model.
+        batches: of the training.
+        layout: where their samples lie.
+
+    Returns:
+        None where no input holds exactly one copy of each target column.
+    """
+    if layout.axis != 0 or not batches:
+        return None
+    names = [name for name, _ in named_tensors(model, batches[0].call)]
+    for index, name in enumerate(names):
+        found = _columns(batches, index, layout)
+        if found is None:
+            continue
+        rows, targets, shape = found
+        places = _places_of_copies(rows, targets)
+        if places is None:
+            continue
+        facts = TargetCopyFacts(argument=name, columns=len(places), samples=len(rows))
+        facts.varying = int(_varies(rows).sum())
+        _describe_block(facts, places, shape)
+        with torch.no_grad(), without_dropout(model, training=False):
+            facts.change = _change(model, batches[0], index, places, layout)
+        return facts
+    return None
+
+
+def _columns(
+    batches: Sequence[Batch], index: int, layout: Layout
+) -> tuple[Tensor, Tensor, tuple[int, ...]] | None:
+    """Return an input's values (N, D), the target columns (N, K), and the shape of a sample.
+
+    None where the tensor holds no such values for each sample.
+    """
+    rows, columns, shape = [], [], None
+    for batch in batches:
+        tensors = batch.call.tensors()
+        if index >= len(tensors) or not isinstance(batch.targets, Tensor):
+            return None
+        given, count = tensors[index], layout.count(batch.call)
+        if not is_plain(given) or not given.is_floating_point() or given.dim() < 2:
+            return None
+        targets = layout.targets_by_sample(batch.call, batch.targets)
+        if len(given) != count or len(targets) != count or not is_plain(targets):
+            return None
+        if shape is not None and given.shape[1:] != shape:
+            continue  # sequences of another length
+        shape = given.shape[1:]
+        rows.append(given.detach().flatten(1).cpu().double())
+        columns.append(targets.detach().reshape(count, -1).cpu().double())
+        if columns[-1].shape[1] != columns[0].shape[1] or columns[0].shape[1] > _COLUMNS:
+            return None
+        if rows[0].shape[1] > _VALUES:
+            return None
+        if sum(map(len, rows)) >= _SAMPLES:
+            break
+    if shape is None:
+        return None
+    inputs, targets = torch.cat(rows)[:_SAMPLES], torch.cat(columns)[:_SAMPLES]
+    finite = torch.isfinite(inputs).all(dim=1) & torch.isfinite(targets).all(dim=1)
+    return inputs[finite], targets[finite], tuple(shape)
+
+
+def _varies(rows: Tensor) -> Tensor:
+    """Return which columns (N, K) take several values, (K,)."""
+    ordered = rows.sort(dim=0).values
+    return (ordered.diff(dim=0) != 0).sum(dim=0) >= _KINDS - 1
+
+
+def _places_of_copies(rows: Tensor, targets: Tensor) -> Tensor | None:
+    """Return which input value is each target column times a positive number plus a number, (K,).
+
+    None where a target column takes few values, has no copy, or has several input values that are
+    linear in it: those of a trend or of a season, which nobody has to copy.
+    """
+    if len(rows) <= _KINDS or not targets.shape[1] or not bool(_varies(targets).all()):
+        return None
+    agreement = _standardised(rows).T @ _standardised(targets)  # (D, K), correlations
+    linear = 1 - agreement.square() < _ROUNDING
+    if not bool((linear.sum(dim=0) == 1).all()):
+        return None
+    places = linear.double().argmax(dim=0)
+    positive = agreement.gather(0, places[None]) > 0
+    return places if bool(positive.all()) and len(places.unique()) == len(places) else None
+
+
+def _standardised(columns: Tensor) -> Tensor:
+    """Return columns (N, K) of mean 0 and length 1, or of zeros where they do not vary."""
+    centred = columns - columns.mean(dim=0)
+    length = torch.linalg.vector_norm(centred, dim=0)
+    return centred * _varies(columns) / length.clamp_min(1e-300)
+
+
+def _describe_block(facts: TargetCopyFacts, places: Tensor, shape: tuple[int, ...]) -> None:
+    """Note along which axis the copies are the last positions, where they fill a block."""
+    indices = torch.stack(torch.unravel_index(places, shape))  # (axes, K)
+    kinds = [along.unique() for along in indices]
+    volume = 1
+    for along in kinds:
+        volume *= len(along)
+    if volume != len(places):
+        return
+    for axis, along in enumerate(kinds):
+        first = shape[axis] - len(along)
+        if first > 0 and along.tolist() == list(range(first, shape[axis])):
+            facts.last_of_axis, facts.positions = axis + 1, shape[axis]
+            facts.last_positions = len(along)
+            return
+
+
+def _change(
+    model: nn.Module, batch: Batch, index: int, places: Tensor, layout: Layout
+) -> float | None:
+    """Return how much an output changes as the copy of its target changes places among samples.
+
+    Returns:
+        Root mean square of the change over the outputs' standard deviation, the least of some
+        columns. None where outputs cannot be told apart by target.
+    """
+    before = _outputs(model, batch.call, layout)
+    if before is None or before.shape[1] != len(places):
+        return None
+    step = max((len(places) - 1) // (_PROBES - 1), 1)
+    changes = []
+    for column in list(range(0, len(places), step))[: _PROBES + 1]:
+        after = _outputs(model, _exchanged(batch.call, index, int(places[column])), layout)
+        spread = before[:, column].std(correction=0)
+        if after is None or not spread > 0:
+            return None
+        moved = (after - before)[:, column].square().mean().sqrt()
+        changes.append((moved / spread).item())
+    return min(changes)
+
+
+def _exchanged(call: Call, index: int, place: int) -> Call:
+    """Return the call with one value of each sample taken from the next sample."""
+    given = call.tensors()[index]
+    flat = given.flatten(1).clone()
+    flat[:, place] = flat[:, place].roll(1)
+    return call.map(lambda tensor: flat.reshape(given.shape) if tensor is given else tensor)
+
+
+def _outputs(model: nn.Module, call: Call, layout: Layout) -> Tensor | None:
+    """Return the first tensor of the outputs by sample, (B, K)."""
+    found: Any = first_tensor(call(model))
+    count = layout.count(call)
+    if found is None or count is None:
+        return None
+    found = layout.targets_by_sample(call, found.detach().cpu().double())
+    return found.reshape(count, -1) if found.dim() and len(found) == count else None

@@ -1,0 +1,130 @@
+"""A net that forecasts is given no value that it is to forecast."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from debugnn import Doctor
+
+PAST, AHEAD = 16, 4
+
+
+class Windows(nn.Module):
+    """Reads a window (B, time, 2) and says the last values of its first channel."""
+
+    def __init__(self, wanted=AHEAD, steps=PAST + AHEAD):
+        super().__init__()
+        self.steps = steps
+        self.net = nn.Sequential(nn.Linear(2 * steps, 32), nn.Tanh(), nn.Linear(32, wanted))
+
+    def forward(self, rows):
+        return self.net(rows[:, : self.steps].flatten(1))
+
+
+class StepAhead(nn.Module):
+    """Says the next value of the first channel at each position, from what came until then."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell, self.out = nn.GRU(2, 16, batch_first=True), nn.Linear(16, 1)
+
+    def forward(self, rows):
+        return self.out(self.cell(rows)[0]).squeeze(-1)
+
+
+def series(length=900):
+    """An autoregressive series and another one that says nothing of it, (length, 2)."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(length, 2, generator=generator)
+    values = noise.clone()
+    for t in range(1, length):
+        values[t, 0] = 0.9 * values[t - 1, 0] + 0.4 * noise[t, 0]
+    return values
+
+
+def windows(values, length):
+    return values.unfold(0, length, 1).transpose(1, 2).contiguous()
+
+
+def trained(model, x, y, epochs=6):
+    generator = torch.Generator().manual_seed(1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    loss_fn = nn.MSELoss()
+    with Doctor(model, optimizer, loss_fn=loss_fn) as doctor:
+        for _ in range(epochs):
+            for batch in torch.randperm(len(x), generator=generator).split(32):
+                optimizer.zero_grad()
+                loss = loss_fn(model(x[batch]), y[batch])
+                loss.backward()
+                optimizer.step()
+                doctor.step(loss, x[batch], y[batch])
+        return doctor.report()
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hide", [True, False])
+def test_the_future_in_the_window_is_a_leak(hide):
+    x = windows(series(), PAST + AHEAD)
+    y = 3.0 * x[:, PAST:, 0] + 1.0  # targets in another unit
+    if hide:
+        x = x.clone()
+        x[:, PAST:, 0] = 0.0
+    report = trained(Windows(), x, y)
+    facts = report.evidence.data.target_copies
+    if hide:
+        assert facts is None
+        assert "label_leak" not in [f.cause for f in report.findings]
+        return
+    assert report.main_cause == "label_leak", str(report)
+    leak = report.findings[0]
+    assert (leak.severity, leak.confidence) == ("error", "certain")
+    assert "all 4 target values of a sample stand in `rows`" in leak.summary
+    assert leak.evidence["copied_target_columns"] == AHEAD
+    assert (facts.last_of_axis, facts.last_positions, facts.positions) == (1, 4, 20)
+
+
+def test_a_window_that_ends_with_its_target_is_a_leak():
+    x = windows(series(), PAST)
+    report = trained(Windows(1, PAST), x, x[:, -1, :1])
+    assert report.main_cause == "label_leak", str(report)
+    assert "the target stands in `rows`" in report.findings[0].summary
+
+
+def test_a_future_that_the_net_does_not_read_is_no_leak():
+    x = windows(series(), PAST + AHEAD)
+    report = trained(Windows(steps=PAST), x, x[:, PAST:, 0])
+    assert report.evidence.data.target_copies.change == 0.0
+    assert "label_leak" not in [f.cause for f in report.findings]
+
+
+@pytest.mark.slow
+def test_the_next_value_at_each_position_is_no_leak():
+    x = windows(series(), PAST + 1)
+    report = trained(StepAhead(), x[:, :-1], x[:, 1:, 0])
+    assert report.evidence.data.target_copies is None
+    assert "label_leak" not in [f.cause for f in report.findings]
+
+
+def test_one_channel_that_is_rebuilt_from_both_is_no_leak():
+    x = windows(series(), PAST)
+    report = trained(Windows(PAST, PAST), x, x[:, :, 0])
+    assert report.evidence.data.target_copies.columns == PAST
+    assert "label_leak" not in [f.cause for f in report.findings]
+
+
+@pytest.mark.parametrize("period", [12, 16, 24])
+def test_a_season_without_noise_is_no_leak(period):
+    time = torch.arange(900.0)
+    values = torch.stack([torch.sin(2 * math.pi * time / period), torch.randn(900)], dim=1)
+    x = windows(values, PAST + AHEAD)
+    given = x.clone()
+    given[:, PAST:, 0] = 0.0
+    report = trained(Windows(), given, x[:, PAST:, 0])
+    assert "label_leak" not in [f.cause for f in report.findings]
