@@ -11,12 +11,12 @@ from torch.optim.lr_scheduler import LambdaLR
 from debugnn import Doctor
 from debugnn.doctor import causes
 from debugnn.doctor.causes import CAUSES
-from debugnn.doctor.causes.lr_too_low import taken_to_nothing
+from debugnn.doctor.causes.lr_too_low import never_arrives, taken_to_nothing
 from debugnn.doctor.causes.signals.learning_rate import unfinished_rise, vanished_rate
 from debugnn.doctor.causes.signals.loss_function import undivided_passes
 from debugnn.doctor.evidence import Evidence, OptimizerFacts, Score, TrialOutcome
 from debugnn.doctor.observe.optimizer import RateCurve
-from debugnn.doctor.trials import UNCHANGED
+from debugnn.doctor.trials import HIGHER_RATES, UNCHANGED
 
 
 def data(samples=256):
@@ -203,6 +203,27 @@ def test_a_warm_up_and_a_constant_rate_have_arrived():
     assert unfinished_rise(given) is None
     given.optimizer.scheduled = 1.0
     assert unfinished_rise(given) is None
+
+
+@pytest.mark.parametrize(
+    ("rate", "skill", "named"),
+    [
+        (lambda u: u / 5000, 0.7, True),
+        (lambda u: u / 5000, 0.9, False),
+        (lambda u: 1e-2, 0.7, False),  # of an optimiser whose own rate is 1
+        (lambda u: 1e-2, 0.1, True),
+        (lambda u: u / 1000, 0.1, False),
+    ],
+)
+def test_what_is_learnt_at_the_beginning_of_a_warm_up_must_stay_behind_a_simple_model(
+    rate, skill, named
+):
+    given = trained(skill, points(rate, 400))
+    given.optimizer.scheduled, given.data.simple_skill = 1.0, 0.92
+    given.trials[UNCHANGED.name] = TrialOutcome(24, 1.0, 0.95, 0.95)
+    given.trials[HIGHER_RATES[0].name] = TrialOutcome(24, 1.0, 0.5, 0.5)
+    found = [sign.confidence for sign in never_arrives(given)]
+    assert found == (["shown"] if named else [])
 
 
 def warmed_up(per_epoch, rate=2e-2, epochs=6, scheduler=True, task=data):

@@ -26,6 +26,16 @@ def warm_up_counted_in_epochs(setup: Setup, steps: int) -> None:
     setup.make_scheduler = partial(LambdaLR, lr_lambda=lambda step: (step + 1) / steps)
 
 
+def warm_up_stepped_once_an_epoch(setup: Setup, warm_up: int) -> None:
+    """A linear schedule is counted in batches, begins at 0, and is stepped after each epoch."""
+    total = setup.epochs * len(setup.train[0]) // setup.batch_size
+
+    def factor(step: int) -> float:
+        return step / warm_up if step < warm_up else max(0.0, (total - step) / (total - warm_up))
+
+    setup.make_scheduler = partial(LambdaLR, lr_lambda=factor)
+
+
 def epsilon_with_lost_sign(setup: Setup, eps: float) -> None:
     """Adam's epsilon as 1e8, where 1e-8 was meant."""
     change_optimizer(setup, eps=eps)
@@ -50,6 +60,8 @@ TUNING = [
     case("transformer", scale_lr, factor=1e-3),
     case("mlp", switched_to_sgd, lr=1e-4),
     case("gru_clipped", switched_to_sgd, lr=1e-3),
+    case("mlp", warm_up_stepped_once_an_epoch, warm_up=150),
+    case("transformer", warm_up_stepped_once_an_epoch, warm_up=200),
 ]
 
 HELD_OUT = [

@@ -72,7 +72,11 @@ def never_arrives(evidence: Evidence) -> Iterator[Sign]:
     rate than it ever had."""
     rise = unfinished_rise(evidence)
     faster = cured(evidence, *HIGHER_RATES)
-    if rise is None or faster is None or not failing(evidence) or diverged(evidence):
+    if rise is None or faster is None or diverged(evidence):
+        return
+    # A factor that stays as it is may be the rate itself, of an optimiser's rate of 1.
+    known = rise.scheduled is not None and rise.first < rise.highest
+    if not (failing(evidence) or (known and short(evidence))):
         return
     if rise.scheduled is not None:
         course = f"stays at or below {rise.highest:.3g}, of a schedule's {rise.scheduled:.3g}"
