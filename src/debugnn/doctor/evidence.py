@@ -51,6 +51,8 @@ class LossFacts:
     # Values: what turns outputs into them; identity, sigmoid or exp. Logits that are compared with
     # logits: softmax.
     link: str = "identity"
+    # Values: it is the cross-entropy of targets that are probabilities, each side times a factor.
+    bernoulli: bool = False
     confirmed: bool = (
         False  # lower at outputs that are right, as the shapes have it, than elsewhere
     )

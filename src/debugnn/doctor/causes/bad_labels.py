@@ -36,6 +36,10 @@ REPEATED = 20
 SMALL_DOMAIN = 0.2
 # Values of targets that are two classes.
 TWO = 2
+# The larger one of two targets of a cross-entropy, the other one being 0, below which it is no
+# label of a class: a mask of 0 and 1 that was divided by 255 has 0.004. Smoothed labels have one
+# near 1; a label divided by the number of a sample's labels has 0.1 of ten.
+SCALED_DOWN = 0.05
 # Skill on training samples that validation is compared with.
 LEARNT_WELL = 0.4
 # Accuracy under the best renaming of the classes, where the accuracy without one is at chance.
@@ -65,6 +69,9 @@ SPIKE = 20.0
 SPIKE_SHARE = 0.5
 # A sample's own loss over the median of its batch's, above which it explains the spike.
 STANDS_OUT = 5.0
+
+# Parts of the names of operations that multiply by weights.
+WEIGHTED = ("conv", "addmm", "linear", "mm")
 
 PAIRED = "data.labels=paired"
 
@@ -137,6 +144,58 @@ def coded_as_numbers(evidence: Evidence) -> Iterator[Sign]:
             "that expects 0 and 1 and falls without end beyond",
             "code the classes as 0 and 1",
             evidence={"low": data.target_low, "high": data.target_high},
+            override=None,
+            confidence="certain",
+        )
+
+
+def scaled_down(evidence: Evidence) -> Iterator[Sign]:
+    """Two classes, coded as 0 and a small number, for a loss that takes them for probabilities."""
+    data = evidence.data
+    low, high = data.target_low, data.target_high
+    if evidence.task != "values" or data.target_kinds != TWO or low is None or high is None:
+        return
+    if evidence.loss.bernoulli and low == 0 and high < SCALED_DOWN:
+        yield Sign(
+            "error",
+            f"the targets are 0 and {high:.3g}, which the loss takes for probabilities: it asks "
+            f"for outputs that say no everywhere, {100 * high:.2g} % at most",
+            f"code the classes as 0 and 1: the targets seem to be divided once too often, by "
+            f"{1 / high:.4g}",
+            evidence={"low": low, "high": high},
+            override=None,
+            confidence="certain",
+        )
+
+
+def one_class_alone(evidence: Evidence) -> Iterator[Sign]:
+    """Maps of labels that all name one class, in training and in validation.
+
+    The outputs have weights of their own for each class. Where they are similarities, as in
+    contrastive learning, the first one may be the right one by design.
+    """
+    last, train = last_validation(evidence), evidence.outcome.train
+    named = [c for c, count in evidence.data.class_counts.items() if count]
+    maps = evidence.task == "classes" and evidence.positions
+    if not maps or last is None or len(named) != 1 or evidence.data.out_of_range:
+        return
+    weighed = any(word in (evidence.network.last_op or "") for word in WEIGHTED)
+    measured = min(last.samples, train.samples) > 0
+    one = measured and last.skill is None and train.skill is None  # no other class to be told
+    many = evidence.data.distinct >= SAMPLES and evidence.data.same_batch is False
+    if one and many and weighed:
+        yield Sign(
+            "error",
+            f"every label is class {named[0]}, in training ({evidence.data.distinct} samples) and "
+            f"in validation, and the outputs stand for {evidence.classes} classes: there is "
+            "nothing to tell apart",
+            "look at the labels where they are read: scaled to [0, 1] and cast to integers, all "
+            "become 0",
+            evidence={
+                "class": named[0],
+                "classes": evidence.classes,
+                "samples": evidence.data.distinct,
+            },
             override=None,
             confidence="certain",
         )
@@ -319,6 +378,8 @@ CAUSE = Cause(
             conflicting,
             shifted_twice,
             coded_as_numbers,
+            scaled_down,
+            one_class_alone,
             moved_without_its_target,
             _where_it_can_be_judged(coded_otherwise),
             _where_it_can_be_judged(wrong_training_labels),

@@ -18,6 +18,7 @@ from debugnn.doctor.observe.loss_function.made_up import (
 )
 from debugnn.doctor.observe.task import Task
 
+_FITS = 1e-4  # relative error of a sum of two terms in float32 that is rounding
 _TWO = 2  # values of targets that stand for two classes
 
 
@@ -50,12 +51,46 @@ def try_values(facts: LossFacts, loss: Loss, outputs: Tensor, task: Task) -> Non
     side = (values - values.mean()).sign()
     far = (FAR * sign for sign in (side, -side, side.abs(), -side.abs()))
     facts.far = min(map(loss.within, far))
-    noise = torch.randn(outputs.shape, generator=random_numbers()) * values.std() + values.mean()
-    if values.min() >= 0:
-        noise = noise.abs()
+    noise = torch.randn(outputs.shape, generator=random_numbers())
+    if facts.link == "sigmoid":
+        # Logits around the mean: of small probabilities' own size they would all be one half.
+        noise = noise + values.mean().clamp(EDGE, 1 - EDGE).logit()
+    else:
+        noise = noise * values.std() + values.mean()
+        noise = noise.abs() if values.min() >= 0 else noise
     facts.permuted = permuted(loss, noise)
     facts.cross_gradient = cross_gradient(loss, noise)
+    facts.bernoulli = _is_bernoulli(loss, values, logits=facts.link == "sigmoid")
     facts.confirmed = facts.confirmed or _takes_sides(loss, values, noise)
+
+
+def _is_bernoulli(loss: Loss, values: Tensor, *, logits: bool) -> bool:
+    """Return whether the loss is −a·mean(t log p) − b·mean((1 − t) log(1 − p)), a and b positive.
+
+    A binary cross-entropy, weighted by class or not, of the mean or of the sum. Two made-up p give
+    the factors, and others must bear them out.
+
+    Args:
+        logits: outputs are the logits of p, and not p itself.
+    """
+    if values.min() < 0 or values.max() > 1:
+        return False
+    terms, found, generator = [], [], random_numbers()
+    for power in range(1, 5):
+        drawn = torch.rand(values.shape, generator=generator)
+        p = (0.1 + 0.8 * drawn**power).to(values)
+        one, zero = values * p.log(), (1 - values) * (1 - p).log()
+        terms.append(torch.stack([-one.double().mean(), -zero.double().mean()]).cpu())
+        found.append(loss.within(p.logit() if logits else p))
+    if not all(map(math.isfinite, found)):
+        return False
+    wanted = torch.tensor(found, dtype=torch.float64)
+    rows = torch.stack(terms)
+    size = rows.abs().amax(dim=0).clamp_min(1e-30)
+    factors = torch.linalg.lstsq(rows / size, wanted[:, None]).solution
+    error = ((rows / size) @ factors).squeeze(1) - wanted
+    fits = bool((error.abs() < _FITS * wanted.abs()).all())
+    return fits and bool((factors > 0).all())
 
 
 def _links(values: Tensor, task: Task) -> list[str]:

@@ -1,0 +1,104 @@
+"""Masks that were scaled like images are no labels; soft ones and smoothed ones are."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from debugnn import Doctor
+
+SAMPLES = 240
+
+
+def scans():
+    """Images with bright blobs (N, 1, 12, 12), and where these are (N, 1, 12, 12), 0 or 1."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(2, SAMPLES, 1, 12, 12, generator=generator)
+    mask = (F.avg_pool2d(noise[0], 5, 1, 2) > 0.15).float()
+    return mask + 0.3 * noise[1], mask
+
+
+def trained(x, y, loss_fn, outputs=1, last=None):
+    torch.manual_seed(0)
+    parts = [nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, outputs, 3, padding=1)]
+    model = nn.Sequential(*parts, *([last] if last is not None else []))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    train, held_out = slice(0, 192), slice(192, None)
+    generator = torch.Generator().manual_seed(1)
+    with Doctor(model, optimizer, loss_fn=loss_fn) as doctor:
+        for _ in range(8):
+            for batch in torch.randperm(192, generator=generator).split(16):
+                optimizer.zero_grad()
+                loss = loss_fn(model(x[train][batch]), y[train][batch])
+                loss.backward()
+                optimizer.step()
+                doctor.step(loss, x[train][batch], y[train][batch])
+            doctor.validate(x[held_out], y[held_out])
+        return doctor.report()
+
+
+def accused(report):
+    return [f.cause for f in report.findings if f.severity != "note"]
+
+
+LOSSES = {
+    "logits": (nn.BCEWithLogitsLoss(), None),
+    "weighted": (nn.BCEWithLogitsLoss(pos_weight=torch.tensor(3.0)), None),
+    "probabilities": (nn.BCELoss(), nn.Sigmoid()),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", LOSSES)
+def test_masks_divided_twice_by_255(kind):
+    (x, mask), (loss_fn, last) = scans(), LOSSES[kind]
+    report = trained(x, mask / 255, loss_fn, last=last)
+    assert report.main_cause == "bad_labels", str(report)
+    found = report.findings[0]
+    assert (found.severity, found.confidence) == ("error", "certain")
+    assert "0 and 0.00392" in found.summary
+    assert "by 255" in found.fix
+    assert "wrong_loss" not in accused(report)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", LOSSES)
+@pytest.mark.parametrize(("scale", "low"), [(1.0, 0.0), (0.9, 0.05), (0.9, 0.1), (0.95, 0.0)])
+def test_masks_and_smoothed_masks_are_labels(kind, scale, low):
+    (x, mask), (loss_fn, last) = scans(), LOSSES[kind]
+    report = trained(x, low + scale * mask, loss_fn, last=last)
+    assert accused(report) == [], str(report)
+    assert report.healthy
+
+
+@pytest.mark.slow
+def test_small_probabilities_of_many_values_are_targets():
+    x, mask = scans()
+    share = 0.02 * F.avg_pool2d(mask, 5, 1, 2)  # a rate of some events in each place
+    report = trained(x, share, nn.BCEWithLogitsLoss())
+    assert report.evidence.loss.bernoulli
+    assert not {"bad_labels", "wrong_loss"} & set(accused(report)), str(report)
+
+
+@pytest.mark.slow
+def test_another_loss_takes_small_values_for_values():
+    x, mask = scans()
+    report = trained(x, mask / 255, nn.PoissonNLLLoss())
+    assert not report.evidence.loss.bernoulli
+    assert not {"bad_labels", "wrong_loss"} & set(accused(report)), str(report)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scaled", [True, False])
+def test_masks_of_classes_that_are_scaled_and_cast_name_one_class(scaled):
+    x, mask = scans()
+    kinds = mask + mask * (torch.arange(SAMPLES) % 2).reshape(-1, 1, 1, 1)  # 0, 1 and 2
+    x = x + kinds
+    labels = (kinds / 255 if scaled else kinds).long().squeeze(1)
+    report = trained(x, labels, nn.CrossEntropyLoss(), outputs=3)
+    if not scaled:
+        assert accused(report) == [], str(report)
+        return
+    assert report.main_cause == "bad_labels", str(report)
+    assert "every label is class 0" in report.findings[0].summary
+    assert report.findings[0].confidence == "certain"
