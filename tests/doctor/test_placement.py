@@ -91,3 +91,30 @@ def test_what_belongs_to_a_sample_moves_with_it():
             doctor.step(loss, (x, state), y)
         evidence = doctor.report().evidence
     assert not list(place_in_the_batch(evidence))
+
+
+class Tagger(nn.Module):
+    """A recurrence over the words of one sentence, which the batch consists of."""
+
+    def __init__(self):
+        super().__init__()
+        self.rnn, self.head = nn.LSTM(3, WIDTH, bidirectional=True), nn.Linear(2 * WIDTH, 4)
+
+    def forward(self, x):
+        return self.head(self.rnn(x)[0])
+
+
+def test_words_of_a_sentence_have_a_place_in_it():
+    torch.manual_seed(0)
+    model = Tagger()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    with Doctor(model, optimizer, loss_fn=F.cross_entropy) as doctor:
+        for step in range(6):
+            x, y = torch.randn(8 + step % 3, 3), torch.randint(4, (8 + step % 3,))
+            loss = F.cross_entropy(model(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            doctor.step(loss, x, y)
+        evidence = doctor.report().evidence
+    assert not [s for s in place_in_the_batch(evidence) if s.severity != "note"]

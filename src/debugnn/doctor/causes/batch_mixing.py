@@ -24,14 +24,12 @@ GRAPHS = 4
 
 def mixed_samples(evidence: Evidence) -> Iterator[Sign]:
     """In evaluation mode, outputs change as other samples' inputs do."""
-    network, data = evidence.network, evidence.data
+    network = evidence.network
     if network.mixing is None or network.mixing <= MIXED:
         return
     if network.batch_softmax or evaluations_differ(evidence):
         return
-    # The entries of one graph, or of a set, may be meant to depend on each other.
-    one_set = data.same_batch is not False or data.batch_sizes > SIZES
-    certain = network.sample_axis_told or not one_set
+    certain = network.sample_axis_told or not _may_be_one_set(evidence)
     layers = (name for name, change in network.mixing_layers.items() if name and change > MIXED)
     yield Sign(
         severity(evidence) if certain else "note",
@@ -43,19 +41,29 @@ def mixed_samples(evidence: Evidence) -> Iterator[Sign]:
     )
 
 
+def _may_be_one_set(evidence: Evidence) -> bool:
+    """True where a batch may be one graph, set or sequence, whose entries depend on each other."""
+    return evidence.data.same_batch is not False or evidence.data.batch_sizes > SIZES
+
+
 def place_in_the_batch(evidence: Evidence) -> Iterator[Sign]:
-    """In evaluation mode, a sample's output changes as all samples of the batch move up by one."""
+    """In evaluation mode, a sample's output changes as all samples of the batch move up by one.
+
+    Only of what is known to be samples: words of one sentence have a place in it.
+    """
     network = evidence.network
     if network.place_change is None or network.place_change <= MIXED:
         return
-    if (network.mixing or 0.0) > MIXED or evaluations_differ(evidence):
+    if network.mixing is None or network.mixing > MIXED or evaluations_differ(evidence):
         return
+    certain = network.sample_axis_told or not _may_be_one_set(evidence)
     yield Sign(
-        severity(evidence),
+        severity(evidence) if certain else "note",
         f"a sample's output changes by {100 * network.place_change:.2g} % with its place in the "
         "batch, in evaluation mode",
         fix="look for something that is added or chosen by the index in the batch: a positional "
         "encoding over axis 0 of batch-first inputs, torch.arange(len(x))",
+        confidence="certain" if certain else "suspected",
         evidence={"relative_change": network.place_change},
         harm="a prediction depends on where in the batch its sample happens to stand",
     )
