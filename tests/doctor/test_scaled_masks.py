@@ -3,9 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from handmade_evidence import evidence, found_by
 from torch import nn
 
 from debugnn import Doctor
+from debugnn.doctor.evidence import Score, Validation
 
 SAMPLES = 240
 
@@ -102,3 +104,30 @@ def test_masks_of_classes_that_are_scaled_and_cast_name_one_class(scaled):
     assert report.main_cause == "bad_labels", str(report)
     assert "every label is class 0" in report.findings[0].summary
     assert report.findings[0].confidence == "certain"
+
+
+def of_one_class(**changes):
+    """Evidence of maps whose labels are all class 0, in training and in validation."""
+    given = evidence()
+    given.positions, given.data.same_batch = True, False
+    given.data.class_counts = {0: 5000, 1: 0, 2: 0}
+    given.network.last_op = "convolution"
+    none = Score(0.1, None, 1.0, samples=500)
+    given.outcome.train, given.outcome.validations = none, [Validation(100, 0.1, none)]
+    for path, value in changes.items():
+        part, name = path.split("__")
+        setattr(given if part == "evidence" else getattr(given, part), name, value)
+    return given
+
+
+def test_labels_of_one_class_prove_nothing_of_similarities_or_of_few_samples():
+    assert "every label is class 0" in found_by("bad_labels", of_one_class())[0].summary
+    for change in (
+        {"network__last_op": "div"},  # contrastive: the first similarity is the right one
+        {"evidence__positions": False},
+        {"data__same_batch": True},  # one batch that is learnt by heart
+        {"data__distinct": 20},
+        {"outcome__validations": []},
+        {"outcome__validations": [Validation(100, 0.1, Score(0.5, 0.2, 0.6, samples=500))]},
+    ):
+        assert found_by("bad_labels", of_one_class(**change)) == [], change

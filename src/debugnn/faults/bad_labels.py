@@ -49,7 +49,14 @@ def images_flipped_alone(setup: Setup) -> None:
     setup.change_batch = flip
 
 
+def masks_scaled_like_images(setup: Setup) -> None:
+    """Masks of 0 and 1 are divided by 255, as the images are."""
+    (x, y), (held_out, wanted) = setup.train, setup.val
+    setup.train, setup.val = (x, y / 255), (held_out, wanted / 255)
+
+
 TUNING = [
+    case("cnn_of_pixels", masks_scaled_like_images),
     case("cnn_of_pixels", images_flipped_alone),
     case("mlp", shuffled_labels),
     case("mlp_sgd", shuffled_labels, share=0.5),
