@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from debugnn import Doctor
 from debugnn.doctor.evidence import NetworkFacts
 from debugnn.doctor.observe.architecture import bend, network_facts
 from debugnn.doctor.observe.calls import Call
@@ -696,3 +697,30 @@ def test_a_network_is_straight_only_where_no_input_bends_it(activation, offset, 
     inputs = torch.randn(32, 6, dtype=torch.double) + offset
     facts = bend(model.eval(), Call((inputs,)))
     assert (facts < 1e-9) is straight
+
+
+@pytest.mark.parametrize("shape", [(4,), (6, 4)], ids=["one sample", "one size"])
+def test_a_network_that_takes_no_part_of_its_input_is_looked_at_all_the_same(shape):
+    class Whole(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 16), nn.Linear(16, 2)
+
+        def forward(self, x):
+            assert x.shape == shape
+            return self.last(torch.relu(self.first(x)))
+
+    torch.manual_seed(0)
+    model = Whole()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    with Doctor(model, optimizer) as doctor:
+        for _ in range(5):
+            loss = model(torch.randn(shape)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            doctor.step(loss)
+        report = doctor.report()
+    assert report.troubles == []
+    assert report.evidence.network.parameters == 114
+    assert report.evidence.network.bend is None

@@ -151,13 +151,13 @@ def bend(model: nn.Module, call: Call) -> float | None:
 
     The larger of the batch's and of made-up inputs of unit scale: ReLUs that large inputs never
     turn off bend nothing on the batch alone. For networks of one tensor of real numbers, of four
-    samples and more; else None.
+    samples and more, of which they take a part; else None.
     """
     given = call.tensors()
     if len(given) != 1 or not given[0].is_floating_point():
         return None
     dense = given[0].layout == torch.strided and not given[0].is_nested
-    if not dense or not given[0].dim() or len(given[0]) < 4:
+    if not dense or given[0].dim() < 2 or len(given[0]) < 4:  # a vector may be a single sample
         return None
     made_up = torch.randn(given[0].shape, generator=torch.Generator().manual_seed(0)).to(given[0])
     bends = [_bend_at(model, call, inputs) for inputs in (given[0], made_up)]
@@ -173,7 +173,10 @@ def _bend_at(model: nn.Module, call: Call, inputs: Tensor) -> float | None:
         with torch.no_grad():
             return first_tensor(call.map(lambda _: rows)(model))
 
-    found = [of(rows) for rows in (first, second, (first + second) / 2)]
+    try:
+        found = [of(rows) for rows in (first, second, (first + second) / 2)]
+    except Exception:  # whatever a model raises of batches of another size
+        return None
     ends = [tensor.double() for tensor in found if tensor is not None]
     if len(ends) < 3 or len({tensor.shape for tensor in ends}) > 1:
         return None
