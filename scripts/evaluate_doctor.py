@@ -344,14 +344,15 @@ def write(rows: list[Row]) -> None:
     matrix = confusion(held)
     matrix.to_csv(OUTPUT / "confusion.csv")
     seeds = 1 + max(r["seed"] for r in rows)
+    drawn = "seed 0" if seeds == 1 else f"seeds 0 to {seeds - 1}"
     said = (
-        f"In brackets: Wilson's 95 % interval. Seeds 0 to {seeds - 1}, torch "
+        f"In brackets: Wilson's 95 % interval. {drawn.capitalize()}, torch "
         f"{', '.join(sorted({r['torch'] for r in rows}))}, one thread a run, commit {_commit()}; "
         f"`python scripts/evaluate_doctor.py --seeds {seeds} --write`."
     )
     draw_confusion(
         matrix, OUTPUT / "confusion.png", "What was injected, and what the doctor named first",
-        f"Held-out half: {len(held)} runs, seeds 0 to {seeds - 1}. Orange: another name.",
+        f"Held-out half: {len(held)} runs, {drawn}. Orange: another name.",
     )  # fmt: skip
     tables.fill(DOCTOR_PAGE, "rates", f"{table(rows)}\n\n{said}")
     tables.fill(DOCTOR_PAGE, "by_cause", by_cause(held))
