@@ -35,6 +35,13 @@ settings.load_profile("debugnn")
 torch.set_num_threads(1)
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave Lightning's and Transformers' tests out before they are imported: all are slow, and the
+    libraries take seconds to load in every worker."""
+    slow = collection_path.name == "integrations"
+    return True if slow and config.option.markexpr == "not slow" else None
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     for name in metafunc.fixturenames:
         if name.startswith("each_"):

@@ -194,7 +194,9 @@ TASKS = {
 def test_tasks_of_other_kinds_are_known_or_left_alone(name):
     report = diagnosed(next(p for p in SOUND if p.name == name))
     assert report.evidence.task == TASKS[name]
-    assert report.healthy is (None if TASKS[name] == "unknown" else True), str(report)
+    # A bound that falls to half, and is lower beside a sample's own input, is learnt.
+    told = TASKS[name] != "unknown" or name == "variational_autoencoder"
+    assert report.healthy is (True if told else None), str(report)
     assert report.troubles == []
     assert report.evidence.adversarial is (name == "generator")
     assert report.evidence.positions is (name == "language_model")

@@ -97,9 +97,10 @@ def _why_it_does_not_learn(evidence: Evidence) -> str:
     if inputs_unused(evidence):
         own = evidence.outcome.own_loss.train
         return (
-            "it makes no use of its inputs: its loss is the same where outputs stand beside other "
-            f"samples' targets (better beside their own in {100 * (own.better or 0):.0f} % of "
-            f"{own.groups} groups of samples, where guessing gives 50 %)"
+            "it does not learn, for it makes no use of its inputs: its loss is the same where "
+            "outputs stand beside other samples' targets (better beside their own in "
+            f"{100 * (own.better or 0):.0f} % of {own.groups} groups of samples, where guessing "
+            "gives 50 %)"
         )
     known = skill(evidence)
     measured = f"its skill on training samples is {known:.2f} (0 is guessing, 1 is perfect)"
