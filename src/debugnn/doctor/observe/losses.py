@@ -55,8 +55,8 @@ class LossCurve:
         self, loss: Tensor, loss_fn: Callable[[Any, Any], Tensor], outputs: Any, targets: Any
     ) -> None:
         """Note the ratio of a loss to what the loss function returns for the same outputs."""
-        with undisturbed(loss_fn), torch.enable_grad():  # a loss may hold a gradient's norm
-            own = loss_fn(outputs, targets).detach().float().mean().item()
+        with undisturbed(loss_fn):
+            own = value_of(loss_fn, outputs, targets)
         if math.isfinite(own) and abs(own) > _ZERO_LOSS and math.isfinite(loss.item()):
             self.ratios.append(loss.item() / own)
 
@@ -72,6 +72,12 @@ class LossCurve:
         rest = torch.linalg.vector_norm(used - scale * plain)
         if rest <= _ONE_DIRECTION * torch.linalg.vector_norm(used):
             self.gradient_scales.append(scale)
+
+
+def value_of(loss_fn: Callable[[Any, Any], Tensor], outputs: Any, targets: Any) -> float:
+    """Return the loss function's value; of a value for each sample, their mean."""
+    with torch.enable_grad():  # a loss may hold a gradient's norm
+        return loss_fn(outputs, targets).detach().float().mean().item()
 
 
 def output_gradient(

@@ -6,16 +6,15 @@ of the inputs tells. The network does, where its loss comes back as the samples 
 
 from collections.abc import Callable, Iterator, Sequence
 from statistics import fmean
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from debugnn.doctor.evidence import PreparationFacts
 from debugnn.doctor.observe.buffer import Batch, ValidationBatch
-from debugnn.doctor.observe.calls import Call
 from debugnn.doctor.observe.layout import Layout
 from debugnn.doctor.observe.loss_function.made_up import LossFunction
+from debugnn.doctor.observe.losses import value_of
 from debugnn.doctor.observe.modes import without_dropout
 from debugnn.doctor.observe.simple_models import matched
 
@@ -62,22 +61,16 @@ def preparation_facts(
         changed = change(inputs)
         call = validation.call.map(lambda tensor: changed if tensor is inputs else tensor)
         parts = (layout.take(call, slice(s, s + size), validation.targets) for s in starts)
-        return [_loss(model, loss_fn, part, targets) for part, targets in parts]
+        return [value_of(loss_fn, part(model), targets) for part, targets in parts]
 
     with torch.no_grad(), without_dropout(model, training=False):
         return PreparationFacts(
-            training=fmean(_loss(model, loss_fn, b.call, b.targets) for b in trained),
+            training=fmean(value_of(loss_fn, b.call(model), b.targets) for b in trained),
             validation=_halves(losses(torch.clone)),
             changed={
                 name: _halves(losses(change)) for name, change in _changes(inputs, torch.cat(known))
             },
         )
-
-
-def _loss(model: nn.Module, loss_fn: LossFunction, call: Call, targets: Any) -> float:
-    outputs = call(model)
-    with torch.enable_grad():  # a loss may hold a gradient's norm
-        return loss_fn(outputs, targets).detach().float().mean().item()
 
 
 def _halves(losses: Sequence[float]) -> list[float]:

@@ -9,6 +9,7 @@ from debugnn.doctor import troubles
 from debugnn.doctor.evidence import Score, Validation
 from debugnn.doctor.observe.buffer import ValidationBatch
 from debugnn.doctor.observe.calls import as_call, copied, map_tensors, reshaped_like
+from debugnn.doctor.observe.losses import value_of
 from debugnn.doctor.observe.modes import without_dropout
 from debugnn.doctor.observe.task import read, score
 from debugnn.doctor.observe.watched_training import WatchedTraining
@@ -73,8 +74,7 @@ class ValidationSamples:
         loss_fn = self._training.loss_fn
         if loss_fn is None or (targets is None and not self._training.needs_no_targets):
             return None
-        with torch.enable_grad():  # a loss may hold a gradient's norm
-            return loss_fn(outputs, targets).detach().float().mean().item()
+        return value_of(loss_fn, outputs, targets)
 
     def _why_not(self, inputs: Any, error: Exception) -> str:
         seen = self._training.passes.last_call
