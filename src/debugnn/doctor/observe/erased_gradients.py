@@ -29,16 +29,23 @@ class ErasedGradients:
         # Arrived since the last update, or since all was erased: gradient, its version, not zero.
         self._arrived: dict[int, tuple[nn.Parameter, int, Tensor]] = {}
         self._erased: dict[int, tuple[nn.Parameter, Tensor]] = {}
+        self._handles: list[Any] = []
 
-    def watch(self, parameters: Sequence[tuple[str, nn.Parameter]]) -> list[Any]:
-        """Begin with these parameters, and return the handles of the hooks."""
+    def watch(self, parameters: Sequence[tuple[str, nn.Parameter]]) -> None:
+        """Begin with these parameters. Their hooks are taken off after 20 updates."""
         self._names = {id(parameter): name for name, parameter in parameters}
         hook = Relay(self, "_note_sum")
-        return [parameter.register_post_accumulate_grad_hook(hook) for _, parameter in parameters]
+        self._handles = [p.register_post_accumulate_grad_hook(hook) for _, p in parameters]
+
+    def release(self) -> None:
+        """Take the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
 
     def _note_sum(self, parameter: nn.Parameter) -> None:
         gradient = parameter.grad
-        if self._loop.looked_for_erased >= _UPDATES or gradient is None or gradient.is_sparse:
+        if gradient is None or gradient.is_sparse:
             return
         arrived = self._arrived
         others = [entry for key, entry in arrived.items() if key != id(parameter)]
@@ -49,9 +56,11 @@ class ErasedGradients:
 
     def compare(self) -> None:
         """Note, before an update, which of the erased gradients are still missing."""
-        if self._loop.looked_for_erased >= _UPDATES or not self._arrived:
+        if not self._arrived:
             return
         self._loop.looked_for_erased += 1
+        if self._loop.looked_for_erased == _UPDATES:
+            self.release()
         lost = [
             self._names[key]
             for key, (parameter, size) in self._erased.items()

@@ -105,7 +105,7 @@ class TrainingHooks:
             key=lambda pair: pair[1].numel(),
         )
         self._handles += self._stale.watch([p for _, p in watched[:2]])
-        self._handles += self._erased.watch(watched[:_SMALLEST])
+        self._erased.watch(watched[:_SMALLEST])
 
     def clear(self) -> None:
         """Forget the outputs and the probe of a step."""
@@ -118,6 +118,7 @@ class TrainingHooks:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._erased.release()
         self.layers.release()
         self.leaves.release()
         self.output_gradient = None

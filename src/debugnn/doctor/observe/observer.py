@@ -343,10 +343,11 @@ class Observer:
         if model is None or not training.buffer.early or not self._loop.optimizer_steps:
             return
         with training.undisturbed():
+            batch = training.buffer.early[0]
             note_trained_network(
-                self.evidence.network, model, training.buffer.early[0], self._sample_axis
+                self.evidence.network, model, batch, training.layout, self._sample_axis
             )
-            self._gather_state(training.buffer.early[0])
+            self._gather_state(batch)
 
     def _gather_state(self, batch: Batch) -> None:
         training, between = self.training, self._hooks.state

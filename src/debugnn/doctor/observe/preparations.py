@@ -6,20 +6,25 @@ of the inputs tells. The network does, where its loss comes back as the samples 
 
 from collections.abc import Callable, Iterator, Sequence
 from statistics import fmean
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from debugnn.doctor.evidence import PreparationFacts
 from debugnn.doctor.observe.buffer import Batch, ValidationBatch
+from debugnn.doctor.observe.calls import Call
 from debugnn.doctor.observe.layout import Layout
 from debugnn.doctor.observe.loss_function.made_up import LossFunction
 from debugnn.doctor.observe.losses import value_of
 from debugnn.doctor.observe.modes import without_dropout
 from debugnn.doctor.observe.simple_models import matched
 
-_BATCHES = 4  # training batches, the latest ones
-_PARTS = 4  # of the validation samples, of a training batch's size, at most
+# Parts of the validation samples, and training batches, the latest ones. A loss may depend on the
+# size of a batch, so that all have one size. Changes are compared on the same samples, for which a
+# hundred are enough: twenty passes of them cost no more than a few training steps.
+_FEWEST, _PARTS = 2, 4
+_SAMPLES = 64  # of a part, at most
 _COLOURS = (3, 4)
 _BYTE = 255.0
 
@@ -44,7 +49,7 @@ def preparation_facts(
         The losses in evaluation mode, without dropout; None where the validation cannot be parted
         into batches of the training's size, or its inputs are no numbers.
     """
-    trained = [b for b in batches if layout.count(b.call)][-_BATCHES:]
+    trained = [b for b in batches if layout.count(b.call)][-_PARTS:]
     inputs = layout.inputs(validation.call)
     count = layout.count(validation.call)
     if not trained or inputs is None or count is None or not inputs.is_floating_point():
@@ -52,20 +57,24 @@ def preparation_facts(
     known = [rows for b in trained if (rows := layout.inputs(b.call)) is not None]
     if any(rows.shape[1:] != inputs.shape[1:] for rows in known) or layout.axis != 0:
         return None
-    size = min(len(rows) for rows in known)
-    starts = range(0, count - size + 1, size)[:_PARTS]
-    if len(starts) < 2:
+    size = min(_SAMPLES, *(len(rows) for rows in known))
+    parts = max(_FEWEST, min(_PARTS, _FEWEST * _SAMPLES // size))
+    trained, starts = trained[-parts:], range(0, count - size + 1, size)[:parts]
+    if len(starts) < _FEWEST:
         return None
+
+    def loss(call: Call, targets: Any, rows: slice) -> float:
+        part, wanted = layout.take(call, rows, targets)
+        return value_of(loss_fn, part(model), wanted)
 
     def losses(change: Callable[[Tensor], Tensor]) -> list[float]:
         changed = change(inputs)
         call = validation.call.map(lambda tensor: changed if tensor is inputs else tensor)
-        parts = (layout.take(call, slice(s, s + size), validation.targets) for s in starts)
-        return [value_of(loss_fn, part(model), targets) for part, targets in parts]
+        return [loss(call, validation.targets, slice(s, s + size)) for s in starts]
 
     with torch.no_grad(), without_dropout(model, training=False):
         return PreparationFacts(
-            training=fmean(value_of(loss_fn, b.call(model), b.targets) for b in trained),
+            training=fmean(loss(b.call, b.targets, slice(size)) for b in trained),
             validation=_halves(losses(torch.clone)),
             changed={
                 name: _halves(losses(change)) for name, change in _changes(inputs, torch.cat(known))

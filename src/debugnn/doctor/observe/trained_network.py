@@ -5,12 +5,20 @@ from torch import nn
 from debugnn.doctor.evidence import NetworkFacts
 from debugnn.doctor.observe.architecture import bend
 from debugnn.doctor.observe.buffer import Batch
+from debugnn.doctor.observe.layout import Layout
 from debugnn.doctor.observe.modes import without_dropout
 from debugnn.doctor.observe.sample_axis import find_samples
 
 
+_SAMPLES = 64  # of a batch whose samples are known to be apart: a dozen passes are made
+
+
 def note_trained_network(
-    facts: NetworkFacts, model: nn.Module, batch: Batch, sample_axis: int | str | None
+    facts: NetworkFacts,
+    model: nn.Module,
+    batch: Batch,
+    layout: Layout,
+    sample_axis: int | str | None,
 ) -> None:
     """Measure again what weights at the start may hide: that it bends, and that samples mix.
 
@@ -20,10 +28,14 @@ def note_trained_network(
         facts: of the network at its start.
         model: a copy with the present weights. It stays as it is.
         batch: of the training.
+        layout: where its samples lie.
         sample_axis: as it was told, see `find_samples`.
     """
+    call, targets = batch.call, batch.targets
+    if layout.verified and call.prepare is None:
+        call, targets = layout.take(call, slice(_SAMPLES), targets)
     with without_dropout(model, training=False):
-        facts.trained_bend = bend(model, batch.call)
-        samples = find_samples(model, batch.call, batch.targets, sample_axis)
+        facts.trained_bend = bend(model, call)
+        samples = find_samples(model, call, targets, sample_axis)
     if samples.mixing is not None and samples.mixing > (facts.mixing or 0.0):
         facts.mixing, facts.mixing_layers = samples.mixing, samples.mixing_layers
