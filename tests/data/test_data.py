@@ -149,7 +149,9 @@ def test_every_data_set_is_what_its_network_is_built_for(embedded, compose, each
     ("name", "shape", "moments"),
     [
         ("mnist", (1, 28, 28), ([0.1307], [0.3081])),
-        ("cifar10", (3, 32, 32), ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5])),
+        pytest.param(
+            "cifar10", (3, 32, 32), ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5]), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_real_images_are_torchvisions(embedded, real_data, name, shape, moments):

@@ -121,7 +121,13 @@ def test_a_broken_loss_function_costs_no_probe_of_the_layers():
     assert [probe.step for probe in doctor.evidence.probes] == [0, 3, 5, 8, 10]
 
 
-@pytest.mark.parametrize("given", ["compiled", "original", "original first"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        "original",
+        *(pytest.param(g, marks=pytest.mark.slow) for g in ("compiled", "original first")),
+    ],
+)
 def test_a_compiled_model_is_watched(given):
     def program(doctor):
         torch.compiler.reset()  # what was compiled without hooks is not compiled again for them

@@ -155,8 +155,9 @@ def test_watching_emits_no_warning():
 # A loss that also reads the model, or has a state or random numbers of its own.
 
 
-@pytest.mark.parametrize("lr", [0.1, 1e3])
-@pytest.mark.parametrize("zero", ["before", "after"])
+@pytest.mark.parametrize(
+    ("zero", "lr"), [("before", 0.1), pytest.param("after", 1e3, marks=pytest.mark.slow)]
+)
 def test_a_loss_with_a_penalty_on_the_weights_gives_the_model_no_gradient(zero, lr):
     def program(doctor):
         model = mlp()

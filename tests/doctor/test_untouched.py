@@ -374,20 +374,25 @@ def a_critic_that_trains_within_the_loss(doctor):
 
 
 PROGRAMS = [
-    a_generator_and_a_critic_with_spectral_norm,
     the_older_spectral_norm,
-    a_perceptual_loss_through_a_net_with_batch_norm,
     layers_that_train_forward,
     a_normalising_flow,
     a_diffusion_whose_loss_draws_random_numbers,
     a_memory_bank_that_a_global_holds,
-    a_backbone_that_the_model_takes_from_a_global,
     a_teacher_that_follows_within_the_loss,
+]
+LONGER_PROGRAMS = [
+    a_perceptual_loss_through_a_net_with_batch_norm,
+    a_backbone_that_the_model_takes_from_a_global,
     a_critic_that_trains_within_the_loss,
 ]
 
 
-@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
+@pytest.mark.parametrize(
+    "program",
+    PROGRAMS + [pytest.param(program, marks=pytest.mark.slow) for program in LONGER_PROGRAMS],
+    ids=lambda program: program.__name__,
+)
 def test_a_watched_training_is_the_same_bit_for_bit(program):
     untouched(program)
 

@@ -300,6 +300,7 @@ def test_both_kinds_of_layers_give_the_same_outputs_and_running_statistics(build
     torch.testing.assert_close(own.eval()(inputs), plain.eval()(inputs), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_both_kinds_of_dropout_give_outputs_of_the_same_distribution(build_on):
     nets, (inputs, _), passes = own_and_torchs(build_on, "dropout"), batch(2), 400
     with torch.no_grad():

@@ -76,6 +76,7 @@ def test_json_is_strict_where_the_loss_is_nan(compose, tmp_path):
     assert records.load((directory / "run.json").read_text())["status"] == "finished"
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_skipped_and_overwrite_runs_it_again(settings, caplog):
     config = settings("trainer.epochs=1")
     directory = execute(config, [], None)
@@ -160,6 +161,7 @@ def test_a_resumed_run_is_called_neither_healthy_nor_sick(compose, tmp_path):
     assert all(finding["severity"] == "note" for finding in told["findings"])
 
 
+@pytest.mark.slow
 def test_rows_after_the_checkpoint_are_dropped(settings):
     """A run that was cut off inside an epoch does not keep that epoch's first steps twice."""
     directory = execute(settings("trainer.epochs=2"), [], None)
@@ -293,6 +295,7 @@ def test_without_the_doctor_there_is_no_diagnosis(compose, tmp_path):
     assert not (directory / "findings.json").exists()
 
 
+@pytest.mark.slow
 def test_weights_are_the_same_with_and_without_the_doctor(compose, tmp_path):
     """Dropout, batch norm and forks: an absurd rate makes the doctor probe."""
     trained = []

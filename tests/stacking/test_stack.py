@@ -94,9 +94,20 @@ def assert_members_equal_runs_alone(configs, tolerance=1e-4):
 # --- equal to the run alone -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("net", [CONV, DENSE], ids=["conv", "dense"])
-@pytest.mark.parametrize("clip", ["off", "4.0", "scaling"])
-@pytest.mark.parametrize("reg", ["none", "dropout", "bn", "bn_dropout"])
+# Each way to clip with each regulariser: of the dense net, and in turn of the convolutional one.
+PAIRS = [
+    (DENSE, reg, clip)
+    for reg in ("none", "dropout", "bn", "bn_dropout")
+    for clip in ("off", "4.0", "scaling")
+] + [
+    pytest.param(CONV, "none", "4.0", marks=pytest.mark.slow),
+    pytest.param(CONV, "dropout", "scaling", marks=pytest.mark.slow),
+    pytest.param(CONV, "bn", "off", marks=pytest.mark.slow),
+    (CONV, "bn_dropout", "4.0"),
+]
+
+
+@pytest.mark.parametrize(("net", "reg", "clip"), PAIRS)
 def test_each_member_equals_the_run_alone(compose, net, reg, clip):
     shared = (*SMALL, *net, f"reg={reg}", f"clip={clip}", STEADY)
     # A norm that clips: the gradients of these nets are smaller than 4.
@@ -168,6 +179,7 @@ def test_arms_that_differ_in_numbers_stack(compose, net, arms):
     assert_members_equal_runs_alone([compose(*SMALL, *net, *arm) for arm in arms])
 
 
+@pytest.mark.slow
 def test_each_model_stacks(compose, each_model):
     settings = ["data=regression", "loss=mse"] if each_model == "regressor" else []
     settings += ["data.batch_size=4", "data.train_size=16", "trainer.steps_per_epoch=2"]
@@ -203,8 +215,9 @@ def test_norms_at_every_scale_are_those_of_each_member():
 # --- what keeps members apart ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("clip", ["off", "4.0", "scaling"])
-@pytest.mark.parametrize("net", [CONV, DENSE], ids=["conv", "dense"])
+@pytest.mark.parametrize(
+    ("net", "clip"), [(DENSE, "off"), (DENSE, "4.0"), (DENSE, "scaling"), (CONV, "4.0")]
+)
 def test_nan_in_one_member_does_not_touch_the_others(compose, net, clip):
     settings = (*SMALL, *net, "reg=bn_dropout", f"clip={clip}")
     outcomes = []

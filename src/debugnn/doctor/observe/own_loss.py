@@ -18,7 +18,11 @@ from debugnn.doctor.observe.pairing import compare_pairings
 from debugnn.doctor.observe.task import Task, space
 
 _CONSTANT_FROM = 4  # batches that a constant is fitted to
-_STEPS = 40  # of fitting it
+_STEPS = 40  # of fitting it, at most
+# It is fitted where this many steps on end have not lowered the loss by a thousandth: a loss may
+# call a whole network, and frequencies and means are most losses' best constants.
+_PATIENCE = 5
+_LOWER = 0.999
 _RATE = 0.2  # of Adam, in logits
 _RATE_OF_VALUES = 0.1  # the same, in deviations of the values
 _LEAST_SHARE = 1e-4  # of a class, whose logarithm is taken
@@ -95,19 +99,22 @@ def best_constant(losses: Sequence[Loss], task: Task) -> float | None:
     first, unit = start
     theta = first.clone().requires_grad_()
     optimizer = torch.optim.Adam([theta], lr=unit)
-    lowest = math.inf
+    lowest, waited = math.inf, 0
     for _ in range(_STEPS):
         outputs = [build(theta) for build in made if build is not None]
         pairs = list(zip(losses, outputs, strict=True))
-        lowest = min(lowest, statistics.fmean(loss.within(out.detach()) for loss, out in pairs))
         try:
-            gradients = [loss.gradient(out.detach()) for loss, out in pairs]
+            found = [loss.with_gradient(out.detach()) for loss, out in pairs]
         except Exception:  # a loss without a gradient there
+            lowest = min(lowest, statistics.fmean(loss.within(out.detach()) for loss, out in pairs))
             break
-        if any(g is None or not torch.isfinite(g).all() for g in gradients):
+        value, gradients = statistics.fmean(v for v, _ in found), [g for _, g in found]
+        waited = 0 if value < _LOWER * lowest else waited + 1
+        lowest = min(lowest, value)
+        if waited == _PATIENCE or any(g is None or not g.isfinite().all() for g in gradients):
             break
         optimizer.zero_grad()
-        # backward() of these outputs with these gradients, which imports sympy, 0.3 s, on first use.
+        # Chained by hand: backward() with given gradients imports sympy on first use, 0.3 s.
         chained = [(o * g).sum() for o, g in zip(outputs, gradients, strict=True) if g is not None]
         torch.stack(chained).sum().backward()
         optimizer.step()

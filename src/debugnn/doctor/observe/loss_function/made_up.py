@@ -64,12 +64,16 @@ class Loss:
 
     def gradient(self, made_up: Tensor, targets: Any = None) -> Tensor | None:
         """Return the gradient with respect to the made-up tensor, None where there is none."""
+        return self.with_gradient(made_up, targets)[1]
+
+    def with_gradient(self, made_up: Tensor, targets: Any = None) -> tuple[float, Tensor | None]:
+        """Return the mean loss, and its gradient with respect to the made-up tensor."""
         leaf = made_up.clone().requires_grad_()
         with self._apart():
             value = self._value(with_first(self.outputs, leaf), targets)
             if not value.requires_grad:
-                return None
-            return torch.autograd.grad(value, leaf, allow_unused=True)[0]
+                return value.item(), None
+            return value.item(), torch.autograd.grad(value, leaf, allow_unused=True)[0]
 
     def _value(self, outputs: Any, targets: Any) -> Tensor:
         torch.random.default_generator.manual_seed(0)
