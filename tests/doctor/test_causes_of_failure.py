@@ -227,6 +227,23 @@ def test_a_training_that_stays_behind_gets_a_warning(name):
     assert report.healthy is (name in SUSPECTED)
 
 
+def moves_and_learns(e, relative_loss):
+    e.outcome.movement, e.outcome.train.relative_loss = STILL + 1e-3, relative_loss
+
+
+def test_a_rate_is_too_low_where_a_higher_one_learns_more_in_a_few_steps():
+    given = evidence(0.02)
+    gated()["lr_too_low"](given)
+    moves_and_learns(given, 0.43)  # the copy gets to 0.4
+    given.optimizer.rates = [[0.0, 1e-3], [100.0, 1e-5]]
+    (finding,) = found_by("lr_too_low", given)
+    assert (finding.severity, finding.confidence) == ("error", "shown")
+    assert "the relative loss is 0.43, while the rate fell from 0.001 to 1e-05" in finding.summary
+    assert "at a rate of 0.1 a copy gets to 0.40" in finding.summary
+    given.data.simple_skill = 0.05  # labels of chance, which a copy learns by heart
+    assert found_by("lr_too_low", given) == []
+
+
 @pytest.mark.parametrize(
     ("name", "quieten"),
     [
@@ -240,7 +257,7 @@ def test_a_training_that_stays_behind_gets_a_warning(name):
         ("over_regularised by a penalty", lambda e: setattr(e.loop, "loss_ratio_high", 2.0)),
         ("over_regularised by a penalty", lambda e: setattr(e.loop, "loss_ratio_low", 0.95)),
         ("over_regularised by dropout", lambda e: setattr(e.network, "dropout", 0.69)),
-        ("lr_too_low", lambda e: setattr(e.outcome, "movement", STILL + 1e-3)),
+        ("lr_too_low", lambda e: moves_and_learns(e, 0.41)),
         ("lr_too_low", lambda e: e.trials.pop(HUNDREDFOLD.name)),
         ("vanishing_gradient in time", lambda e: setattr(e.network, "time_gradient", 1e-3)),
         ("bad_labels", lambda e: setattr(e.data, "simple_skill", AT_CHANCE)),

@@ -7,7 +7,7 @@ from debugnn.doctor.causes import CAUSES
 from debugnn.doctor.causes.cause import Kind
 from debugnn.doctor.causes.label_leak import LEAKED
 from debugnn.doctor.causes.non_finite import told
-from debugnn.doctor.evidence import OptimizerFacts, Score
+from debugnn.doctor.evidence import LayerFacts, OptimizerFacts, Score
 
 
 def certain():
@@ -330,3 +330,38 @@ def test_an_update_is_blamed_on_an_eps_in_the_report_and_at_its_step_alike(optim
     for said in (f"{found.summary}. {found.fix}", told(given, given.nonfinite)):
         assert (f"{named} is 0 in float16" in said) is (named is not None)
         assert ("set eps=1e-4" in said) is (named is not None)
+
+
+def zeros(given, gradient=0.0):
+    for each in given.probes:
+        for name in ("down.weight", "up.weight"):
+            each.layers[name] = LayerFacts(gradient, 0.0, 0.0)
+    return found_by("symmetric_init", given)
+
+
+def test_factors_that_all_start_at_zero_stay_there():
+    (finding,) = zeros(evidence(0.02))
+    assert (finding.severity, finding.confidence) == ("error", "certain")
+    assert "down.weight, up.weight" in finding.summary
+    assert zeros(evidence(0.95)) == []  # what does not hinder the training
+    assert zeros(evidence(0.02), gradient=1e-9) == []
+    assert zeros(evidence(0.02), gradient=None) == []
+
+
+def test_a_detached_output_needs_parameters_that_are_never_reached():
+    given = evidence()
+    given.loss.detached = ["size"]
+    assert found_by("frozen_parameters", given) == []
+    given.network.unused = ["size.weight"]
+    (finding,) = found_by("frozen_parameters", given)
+    assert (finding.severity, finding.confidence, finding.layer) == ("error", "certain", "size")
+    given.loss.detached = []
+    assert found_by("frozen_parameters", given) == []
+
+
+def test_samples_of_a_net_that_compares_them_compete_by_right():
+    given = evidence()
+    given.loss.cross_gradient = 0.03
+    assert "batch axis" in found_by("wrong_loss", given)[0].summary
+    given.network.sample_axis = None
+    assert found_by("wrong_loss", given) == []

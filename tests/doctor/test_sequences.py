@@ -1,10 +1,11 @@
 """What a network that names a symbol at each position is given, and what its outputs see."""
 
 import inspect
+from dataclasses import dataclass
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from debugnn import Doctor, check
@@ -304,3 +305,46 @@ def test_labels_that_are_shifted_twice_are_named(shifts):
     assert [sign.confidence for sign in shifted_twice(report.evidence)] == ["certain"] * (
         shifts - 1
     )
+
+
+@dataclass
+class Output:
+    """As the hub's models return it: no container, with the loss that the model computed."""
+
+    loss: Tensor
+    logits: Tensor
+
+
+class Causal(Reader):
+    def forward(self, tokens, labels):
+        scores = super().forward(tokens)
+        loss = F.cross_entropy(
+            scores[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100
+        )
+        return Output(loss, scores)
+
+
+@pytest.mark.parametrize("shifts", [1, 2])
+def test_labels_are_known_in_a_step_of_several_passes(shifts):
+    """A loop accumulates gradients, and hands over the inputs of all its passes together."""
+    torch.manual_seed(0)
+    model = Causal()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    with Doctor(model, optimizer, every=1) as doctor:
+        for step in range(4):
+            seen, logged = [], 0.0
+            optimizer.zero_grad()
+            for part in range(2):
+                text = windows(2 * step + part, batch=16)
+                labels = text if shifts == 1 else F.pad(text[:, 1:], (0, 1), value=-100)
+                loss = model(text, labels=labels).loss / 2
+                loss.backward()
+                seen.append(text)
+                logged += loss.item()
+            optimizer.step()
+            doctor.step(logged, torch.cat(seen))
+        report = doctor.report()
+    assert report.evidence.task == "classes"
+    facts = report.evidence.data.sequence
+    assert (facts.following, facts.second)[shifts - 1] == 1.0
+    assert len(list(shifted_twice(report.evidence))) == shifts - 1

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from debugnn import Doctor
 from debugnn.doctor import causes
-from debugnn.doctor.causes.signals.preparations import moved_apart
+from debugnn.doctor.causes.signals.preparations import SHIFTED, TURNED, moved_apart
 from debugnn.doctor.evidence import (
     DataFacts,
     LossFacts,
@@ -27,7 +27,7 @@ from debugnn.doctor.observe.labels_among_inputs import find_labels
 from debugnn.doctor.observe.layout import Layout
 from debugnn.doctor.observe.loss_function.facts import loss_facts
 from debugnn.doctor.observe.loss_function.graph import loss_sources
-from debugnn.doctor.observe.parts import find_parts
+from debugnn.doctor.observe.parts import find_parts, without_gradient
 from debugnn.doctor.observe.task import read
 
 SYMBOLS, FEATURES, BATCH = 5, 6, 24
@@ -253,6 +253,34 @@ def test_outputs_that_are_weighed_by_each_other_are_no_parts():
     parts, all_of_it = find_parts(likelihood, outputs, {"size": targets["size"]})
     assert parts == []
     assert not all_of_it
+
+
+def cut(outputs, targets):
+    return two_tasks({**outputs, "size": outputs["size"].detach()}, targets)
+
+
+def like_a_teacher(outputs, targets):
+    near = (outputs["kind"][:, :1] - outputs["size"].detach()).square().mean()
+    return F.cross_entropy(outputs["kind"], targets["kind"]) + near
+
+
+def weighed_by_confidence(outputs, targets):
+    wrong = F.cross_entropy(outputs["kind"], targets["kind"], reduction="none")
+    return (wrong * outputs["size"].detach().sigmoid().squeeze(1)).mean()
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "expected"),
+    [
+        (two_tasks, []),
+        (masked, []),
+        (cut, ["size"]),
+        (like_a_teacher, []),  # compared with another output, not with a target
+        (weighed_by_confidence, ["size"]),
+    ],
+)
+def test_outputs_that_meet_a_target_without_a_gradient(loss_fn, expected):
+    assert without_gradient(loss_fn, *outputs_and_targets()) == expected
 
 
 class TwoHeads(nn.Module):
@@ -575,8 +603,9 @@ def brightened(images):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (flipped, "flipped"),
-        (each_shifted, "shifted"),
+        (flipped, TURNED),
+        (lambda images: images.rot90(1, (2, 3)), TURNED),
+        (each_shifted, SHIFTED),
         (brightened, None),
         (lambda images: images, None),
         (lambda images: images.roll(1, 0), None),

@@ -61,6 +61,8 @@ class LossFacts:
     fixed_entries: bool = False  # classes: it reads some outputs only, whatever the labels are
     linear: float | None = None  # classes: how far it is from linear in probabilities, relatively
     volume: VolumeFacts | None = None  # of a flow
+    # Outputs that it compares with a target, and has no gradient with respect to.
+    detached: list[str] = field(default_factory=list)
     # Operation of the loss that the loop computed → the one that made its input, views left out.
     sources: dict[str, str] = field(default_factory=dict)
 
@@ -137,8 +139,9 @@ class AlignmentFacts:
 
     validation: float  # with the targets of these images
     training: float  # with those of training images
-    flipped: float  # with these, each flipped as it fits best, along one axis, both or none
-    flipped_gap: float  # how much less another image's target fits, in standard errors
+    # With these, each flipped along one axis or both, or turned by a quarter, as it fits best.
+    turned: float
+    turned_gap: float  # how much less another image's target fits, in standard errors
     shifted: float  # the same, each shifted as it fits best
     shifted_gap: float
 

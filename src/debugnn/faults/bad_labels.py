@@ -49,6 +49,16 @@ def images_flipped_alone(setup: Setup) -> None:
     setup.change_batch = flip
 
 
+def images_turned_alone(setup: Setup) -> None:
+    """Half of the training images are turned by a quarter, and their targets, maps, are not."""
+
+    def turn(x: Tensor, y: Tensor) -> Data:
+        chosen = (torch.rand(len(x)) < 0.5)[:, None, None, None]
+        return torch.where(chosen, x.rot90(1, (-2, -1)), x), y
+
+    setup.change_batch = turn
+
+
 def masks_scaled_like_images(setup: Setup) -> None:
     """Masks of 0 and 1 are divided by 255, as the images are."""
     (x, y), (held_out, wanted) = setup.train, setup.val
@@ -58,6 +68,7 @@ def masks_scaled_like_images(setup: Setup) -> None:
 TUNING = [
     case("cnn_of_pixels", masks_scaled_like_images),
     case("cnn_of_pixels", images_flipped_alone),
+    case("cnn_of_pixels", images_turned_alone),
     case("mlp", shuffled_labels),
     case("mlp_sgd", shuffled_labels, share=0.5),
     case("lstm", shuffled_labels),

@@ -356,9 +356,17 @@ class Matching(nn.Module):
         return 8 * left @ right.T
 
 
-def contrastive(seed: int) -> Setup:
-    """The left halves of digits find their right halves among those of the batch."""
+def contrastive(seed: int, both_ways: bool = False) -> Setup:
+    """The left halves of digits find their right halves among those of the batch.
+
+    Args:
+        both_ways: the right halves find their left halves too.
+    """
     (x, _), (x_val, _) = digits(seed, 8, 8)
+
+    def loss_fn(scores: Tensor, own: Tensor) -> Tensor:
+        loss = F.cross_entropy(scores, own)
+        return (loss + F.cross_entropy(scores.T, own)) / 2 if both_ways else loss
 
     def halves(images: Tensor) -> tuple[Tensor, Tensor]:
         return images[:, :, :4].flatten(1), images[:, :, 4:].flatten(1)
@@ -373,7 +381,7 @@ def contrastive(seed: int) -> Setup:
         return train_on(setup, batches, None, False, seed, make_observer)
 
     return Setup(
-        Matching(32), F.cross_entropy, partial(Adam, lr=3e-3), (x, torch.arange(len(x))),
+        Matching(32), loss_fn, partial(Adam, lr=3e-3), (x, torch.arange(len(x))),
         (x_val, torch.arange(len(x_val))), batch_size=48, epochs=8, loop=loop,
     )  # fmt: skip
 

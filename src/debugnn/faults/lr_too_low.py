@@ -2,8 +2,8 @@
 
 from functools import partial
 
-from torch.optim import SGD
-from torch.optim.lr_scheduler import ExponentialLR, LambdaLR, StepLR
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import ExponentialLR, LambdaLR, ReduceLROnPlateau, StepLR
 
 from debugnn.faults.cases import case
 from debugnn.faults.edits import change_optimizer, scale_lr
@@ -41,6 +41,20 @@ def epsilon_with_lost_sign(setup: Setup, eps: float) -> None:
     change_optimizer(setup, eps=eps)
 
 
+def plateaus_of_what_rises(setup: Setup, lr: float, factor: float) -> None:
+    """A rate falls whenever a score, which is higher the better, has not fallen for two epochs."""
+
+    class Lowering:
+        def __init__(self, optimizer: Optimizer) -> None:
+            self.plateau = ReduceLROnPlateau(optimizer, factor=factor, patience=2)
+
+        def step(self) -> None:
+            self.plateau.step(setup.scores[-1] if setup.scores else 0.0)
+
+    setup.make_optimizer = partial(SGD, lr=lr)
+    setup.make_scheduler = Lowering
+
+
 def step_size_in_epochs(setup: Setup, gamma: float) -> None:
     """A step decay whose step size is meant in epochs is stepped after each batch."""
     setup.make_scheduler = partial(StepLR, step_size=max(setup.epochs // 2, 1), gamma=gamma)
@@ -48,6 +62,8 @@ def step_size_in_epochs(setup: Setup, gamma: float) -> None:
 
 
 TUNING = [
+    case("mlp_momentum", plateaus_of_what_rises, lr=3e-3, factor=0.1),
+    case("cnn_tanh", plateaus_of_what_rises, lr=1e-3, factor=0.2),
     case("mlp_momentum", step_size_in_epochs, gamma=0.1),
     case("friedman", step_size_in_epochs, gamma=0.1),
     case("cnn_tanh", step_size_in_epochs, gamma=0.2),

@@ -353,6 +353,21 @@ class ConditionalAutoencoder(nn.Module):
         return {"rebuilt": rebuilt, "loss": (error + self.weight * divergence).mean()}
 
 
+class LowRank(nn.Module):
+    """A linear layer that stays as it is, and an update of low rank that starts at zero (Hu et al.
+    2021, LoRA, arXiv:2106.09685)."""
+
+    def __init__(self, base: nn.Linear, rank: int) -> None:
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.down = nn.Linear(base.in_features, rank, bias=False)
+        self.up = nn.Linear(rank, base.out_features, bias=False)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.up(self.down(x))
+
+
 class Heads(nn.Module):
     """A shared body with several heads, whose outputs come in a dict."""
 

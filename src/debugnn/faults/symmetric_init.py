@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from debugnn.faults.cases import case
 from debugnn.faults.edits import layers, sequential
+from debugnn.faults.nets import LowRank
 from debugnn.faults.program import Setup
 
 
@@ -63,7 +64,15 @@ def one_filter(setup: Setup) -> None:
     nn.init.zeros_(head.weight)
 
 
+def both_factors_at_zero(setup: Setup) -> None:
+    """Both factors of each low-rank update start at zero."""
+    for module in setup.model.modules():
+        if isinstance(module, LowRank):
+            nn.init.zeros_(module.down.weight)
+
+
 TUNING = [
+    case("low_rank", both_factors_at_zero, ("vanishing_gradient",)),
     case("mlp", constant_init, value=0.1),
     case("mlp_sgd", constant_init, value=0.0),
     case("cnn", constant_init, value=0.1),

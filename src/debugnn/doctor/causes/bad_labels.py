@@ -21,7 +21,7 @@ from debugnn.doctor.causes.signals.outcome import (
     overflowed,
     reached,
 )
-from debugnn.doctor.causes.signals.preparations import moved_apart, other_preparation
+from debugnn.doctor.causes.signals.preparations import TURNED, moved_apart, other_preparation
 from debugnn.doctor.causes.signals.trials import cured
 from debugnn.doctor.causes.signals.wording import listed
 from debugnn.doctor.causes.wrong_loss import unbounded
@@ -206,7 +206,7 @@ def moved_without_its_target(evidence: Evidence) -> Iterator[Sign]:
     change, facts = moved_apart(evidence), evidence.data.alignment
     if change is None or facts is None:
         return
-    fits = facts.flipped if change == "flipped" else facts.shifted
+    fits = facts.turned if change == TURNED else facts.shifted
     yield Sign(
         "error",
         f"training images are {change} and their targets are not: what pixels tell of validation "

@@ -73,6 +73,23 @@ def erased_between_passes(evidence: Evidence) -> Iterator[Sign]:
         )
 
 
+def detached_output(evidence: Evidence) -> Iterator[Sign]:
+    """An output that the loss compares with a target, after it was taken out of the graph."""
+    outputs, parameters = evidence.loss.detached, evidence.network.unused
+    if outputs and parameters:
+        yield Sign(
+            "error",
+            f"the loss compares {listed(outputs)} of the outputs with a target, and has no "
+            f"gradient with respect to it; {len(parameters)} parameters get none at all: "
+            f"{listed(parameters)}",
+            "compare the output itself with its target, not output.detach(), .data or what numpy "
+            "makes of it",
+            layer=module_of(parameters[0]),
+            evidence={"outputs": outputs, "parameters": parameters[:32]},
+            confidence="certain",
+        )
+
+
 def constant_output(evidence: Evidence) -> Iterator[Sign]:
     """A softmax over a single output, which is 1 for every input and has no derivative."""
     if evidence.network.softmax_over_one:
@@ -134,6 +151,7 @@ CAUSE = Cause(
             erased_between_passes,
             constant_output,
             cut_off,
+            detached_output,
             steps_without_gradient,
             held_but_frozen,
         ),

@@ -13,12 +13,20 @@ from debugnn.doctor.causes.signals.learning_rate import (
     vanished_rate,
 )
 from debugnn.doctor.causes.signals.outcome import AT_CHANCE, diverged, failing, severity, short
-from debugnn.doctor.causes.signals.trials import LEARNT, cured, progress, shown_by, trial_numbers
+from debugnn.doctor.causes.signals.trials import (
+    LEARNT,
+    cured,
+    progress,
+    shown_by,
+    trial_numbers,
+)
 from debugnn.doctor.evidence import Evidence, TrialOutcome
 from debugnn.doctor.trials import HIGHER_RATES, UNCHANGED, Trial
 
 # Movement, over STILL, below which no trial is needed.
 WITHOUT_TRIAL = 0.1
+# Last rate over the highest one, below which a schedule has lowered it: half of a decay by ten.
+FELL = 0.3
 # Factor on the rate that is proposed where no trial tells one.
 PROPOSED = 1000.0
 
@@ -132,6 +140,41 @@ def still_weights(evidence: Evidence) -> Iterator[Sign]:
     )
 
 
+def higher_rate_learns_more(evidence: Evidence) -> Iterator[Sign]:
+    """A copy gets farther at a higher rate, in its few steps, than the whole training did."""
+    own, faster = evidence.outcome.train.relative_loss, cured(evidence, *HIGHER_RATES)
+    if faster is None or own is None or not failing(evidence) or diverged(evidence):
+        return
+    simple, trial = evidence.data.simple_skill, evidence.trials[faster.name]
+    # A trial learns labels of chance by heart, if its rate is high enough.
+    if simple is None or simple < AT_CHANCE or trial.end_again is None:
+        return
+    if min(progress(trial.end), progress(trial.end_again)) <= progress(own) + LEARNT:
+        return
+    rates = [max(rates) for _, *rates in evidence.optimizer.rates if rates]
+    higher = f"{max(rates, default=evidence.optimizer.lr or 0) * faster.lr:.3g}"
+    fell = (
+        f", while the rate fell from {max(rates):.3g} to {rates[-1]:.3g}"
+        if rates and rates[-1] < FELL * max(rates)
+        else ""
+    )
+    yield Sign(
+        severity(evidence),
+        f"after {evidence.loop.steps} steps the relative loss is {own:.2f}{fell}; at a rate of "
+        f"{higher} a copy gets to {trial.end:.2f} in {trial.steps} steps",
+        f"raise the learning rate, to {higher} say"
+        + (", and let its schedule fall later" if fell else ""),
+        evidence={
+            "lr": evidence.optimizer.lr,
+            "rates": evidence.optimizer.rates[:8],
+            "relative_loss": own,
+            **trial_numbers(evidence, *HIGHER_RATES),
+        },
+        confidence=shown_by(evidence, faster),
+        override=f"optim.lr={higher}",
+    )
+
+
 def trials(evidence: Evidence) -> Iterable[Trial]:
     """Try higher rates, one after the other, until one learns."""
     slow = largest_update(evidence)[0] < LARGE_UPDATE and not diverged(evidence)
@@ -143,7 +186,7 @@ CAUSE = Cause(
     name="lr_too_low",
     meaning="a learning rate that is too low",
     kind=Kind.RIVAL,
-    rules=(first_of(taken_to_nothing, never_arrives, still_weights),),
+    rules=(first_of(taken_to_nothing, never_arrives, still_weights, higher_rate_learns_more),),
     fix="raise the learning rate",
     harm="the weights hardly leave their initial values in the steps that there are",
     source="Smith 2017, arXiv:1506.01186; the article's claim 4",

@@ -53,8 +53,11 @@ def falls_behind(evidence: Evidence) -> Iterator[Sign]:
         or (gap > WITH_STEEP_TURN * GAP and steeply)
     ):
         return
+    # Where samples compete with the others of their batch, as in contrastive learning, the skill is
+    # that of telling the batch's samples apart, among which may be several that fit.
+    compete = evidence.network.sample_axis is None and evidence.data.same_batch is False
     yield Sign(
-        "warning",
+        "note" if compete else "warning",
         f"the skill is {trained:.2f} on training and {held_out:.2f} on validation samples"
         + (f", whose loss has risen to {risen:.2f} times its lowest" if turned else ""),
         step=min(values, key=values.__getitem__) if turned else None,

@@ -3,15 +3,19 @@
 import itertools
 from collections.abc import Iterator
 
-from debugnn.doctor.causes.cause import Cause, Kind, Sign
+from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
 from debugnn.doctor.causes.signals.network import outsized_constant
 from debugnn.doctor.causes.signals.outcome import failing, severity, short
-from debugnn.doctor.causes.signals.wording import module_of
+from debugnn.doctor.causes.signals.wording import listed, module_of
 from debugnn.doctor.evidence import Evidence, WeightFacts
 from debugnn.doctor.report import Finding
 
 # Share of the weight tensors with equal rows above which symmetry is the whole initialisation.
 ALL_SYMMETRIC = 0.9
+# Probes at which weights and gradients are zero: at the first one alone, a layer before a last
+# layer of zeros has no gradient by right.
+PROBES = 3
+FACTORS = 2  # of a product
 
 
 def symmetric_layer(evidence: Evidence) -> WeightFacts | None:
@@ -47,6 +51,42 @@ def equal_units(evidence: Evidence) -> Iterator[Sign]:
     )
 
 
+def zero_factors(evidence: Evidence) -> list[str]:
+    """Return the weights that are zero, and whose gradient is zero, at every probe."""
+    probes = evidence.probes
+    if len(probes) < PROBES:
+        return []
+    names = probes[0].layers
+    return [
+        name
+        for name in names
+        if all(
+            (facts := probe.layers.get(name)) is not None and facts.weight == facts.gradient == 0
+            for probe in probes
+        )
+    ]
+
+
+def product_of_zeros(evidence: Evidence) -> Iterator[Sign]:
+    """Weights that are multiplied with each other, all of which start at zero."""
+    zeros = zero_factors(evidence)
+    if len(zeros) < FACTORS or not failing(evidence):
+        return
+    yield Sign(
+        "error",
+        f"{len(zeros)} weights start at zero and get a gradient of exactly zero at every step: "
+        f"{listed(zeros)}. Of weights that are multiplied with each other, as the two factors of a "
+        "low-rank update, one at least has to start elsewhere",
+        "start one factor of each product at random and the other one at zero",
+        layer=module_of(zeros[0]),
+        step=0,
+        evidence={"weights": zeros[:32], "probes": len(evidence.probes)},
+        confidence="certain",
+        harm="the gradient of each factor is a multiple of the other one, so that both stay zero",
+        override=None,
+    )
+
+
 def after_its_size(evidence: Evidence, finding: Finding) -> int:
     """Constant weights that are outsized fail by their size first."""
     return 1 if outsized_constant(evidence) else 0
@@ -56,7 +96,7 @@ CAUSE = Cause(
     name="symmetric_init",
     meaning="units that start equal and stay equal",
     kind=Kind.SYMPTOM,
-    rules=(equal_units,),
+    rules=(first_of(product_of_zeros, equal_units),),
     fix="initialise at random (torch.nn.init.kaiming_uniform_)",
     harm="equal units get equal gradients, and together do no more than one unit",
     source="Goodfellow et al. 2016, Deep Learning, section 8.4: breaking symmetry",

@@ -105,7 +105,9 @@ def no_gradient(evidence: Evidence) -> str | None:
 def softmax_over_batch(evidence: Evidence) -> str | None:
     """Samples compete instead of classes."""
     cross = evidence.loss.cross_gradient or 0.0
-    mixes = evidence.task == "classes" and cross > CROSS_GRADIENT
+    # Where the net compares each sample with the others of its batch, they compete by right.
+    apart = evidence.network.sample_axis is not None
+    mixes = apart and evidence.task == "classes" and cross > CROSS_GRADIENT
     if evidence.network.batch_softmax or mixes:
         return "a softmax runs over the batch axis, so that samples compete instead of classes"
     return None

@@ -1,8 +1,8 @@
 """Whether the targets of training images lie where the images have what they name.
 
 A model of single pixels and their surroundings is fitted to validation pairs of image and target.
-On training pairs it predicts the target as well, unless an image was flipped or shifted and its
-target was not.
+On training pairs it predicts the target as well, unless an image was flipped, turned or shifted
+and its target was not.
 """
 
 import torch
@@ -43,20 +43,17 @@ def alignment_facts(
     weights = _fitted(held_rows - mean, held_truth)
     said, held_said = (rows - mean) @ weights, (held_rows - mean) @ weights
     others = truth.roll(1, dims=0)
-    flips = torch.stack([_alike(said, _flipped(truth, axes)) for axes in _FLIPS])
-    other_flips = torch.stack([_alike(said, _flipped(others, axes)) for axes in _FLIPS])
+    turns = torch.stack([_alike(said, turned) for turned in _turned(truth)])
+    other_turns = torch.stack([_alike(said, turned) for turned in _turned(others)])
     shifts, other_shifts = _best_shift(said, truth), _best_shift(said, others)
     return AlignmentFacts(
         validation=_alike(held_said, held_truth).mean().item(),
-        training=flips[0].mean().item(),
-        flipped=flips.amax(dim=0).mean().item(),
-        flipped_gap=_in_errors(flips.amax(dim=0) - other_flips.amax(dim=0)),
+        training=turns[0].mean().item(),
+        turned=turns.amax(dim=0).mean().item(),
+        turned_gap=_in_errors(turns.amax(dim=0) - other_turns.amax(dim=0)),
         shifted=shifts.mean().item(),
         shifted_gap=_in_errors(shifts - other_shifts),
     )
-
-
-_FLIPS: tuple[tuple[int, ...], ...] = ((), (1,), (2,), (1, 2))  # axes of a target (N, H, W)
 
 
 def _maps(images: Tensor, targets: Tensor) -> Tensor | None:
@@ -87,8 +84,12 @@ def _fitted(rows: Tensor, truth: Tensor) -> Tensor:
     return torch.linalg.solve(square + penalty * torch.eye(len(square)).to(square), flat.T @ wanted)
 
 
-def _flipped(truth: Tensor, axes: tuple[int, ...]) -> Tensor:
-    return truth.flip(axes) if axes else truth
+def _turned(truth: Tensor) -> list[Tensor]:
+    """Return maps (N, H, W) as they are, flipped along one axis and both; of squares also turned by
+    a quarter."""
+    square = truth.shape[1] == truth.shape[2]
+    both = [truth, truth.transpose(1, 2)] if square else [truth]
+    return [m.flip(axes) for m in both for axes in ((), (1,), (2,), (1, 2))]
 
 
 def _centred(maps: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from debugnn.doctor.observe.modes import without_dropout
 from debugnn.doctor.observe.module_state import kept_state
 from debugnn.doctor.observe.operations import SQUASHING, trace
 from debugnn.doctor.observe.outcome import outputs_of, score_of
-from debugnn.doctor.observe.parts import find_parts
+from debugnn.doctor.observe.parts import find_parts, without_gradient
 from debugnn.doctor.observe.recurrence import recurrence_facts
 from debugnn.doctor.observe.rivals import Rivals
 from debugnn.doctor.observe.sample_axis import Samples, find_samples
@@ -96,6 +96,7 @@ class FirstBatch:
                 self.evidence,
                 lambda: self._rivals.note_read(changes),
                 handed,
+                training.labels_among_inputs is not None,
             )
             if training.labels_among_inputs is not None:
                 self.evidence.reconstruction = False  # the labels are an input, and not rebuilt
@@ -132,6 +133,7 @@ class FirstBatch:
             training.parts, self.evidence.outcome.parts_are_all = find_parts(
                 training.loss_fn, outputs, batch.targets
             )
+            self.evidence.loss.detached = without_gradient(training.loss_fn, outputs, batch.targets)
 
     def _try_without_targets(self, model: nn.Module, batch: Batch) -> None:
         """Leave the loss function out where it needs targets, and the loop hands none over."""
@@ -159,6 +161,7 @@ def examine(
     evidence: Evidence,
     reads_parameters: Callable[[], bool],
     handed: tuple[Any, float] | None = None,
+    labels_by_gradient: bool = False,
 ) -> Task:
     """Fill in what the evidence holds of the task, the loss, the network and its weights.
 
@@ -171,6 +174,7 @@ def examine(
         reads_parameters: returns whether the loss function has read any parameters.
         handed: the outputs of the training's own pass, and the loss that it handed over; None
             where they are not known.
+        labels_by_gradient: the targets were found by the gradient of a cross-entropy.
 
     Returns:
         How outputs and targets are read.
@@ -193,7 +197,9 @@ def examine(
     evidence.reconstruction = _is_reconstruction(call, targets)
     # A loss that raises may have been tried out without the labels that it raises for.
     tried = evidence.loss.tried and (usable or evidence.loss.confirmed)
-    task = _settled(task, evidence, tried, targets, handed)
+    by_gradient = labels_by_gradient and task.kind == "classes"
+    if not by_gradient:
+        task = _settled(task, evidence, tried, targets, handed)
     evidence.task = task.kind
     evidence.classes = 2 if task.kind == "binary" else task.classes
     evidence.positions = _has_positions(task, call, targets)

@@ -38,7 +38,8 @@ class TrainingHooks:
     Attributes:
         evidence: what has been seen.
         outputs: of the latest forward pass since the last step.
-        output_gradient: of the scores among these outputs, where a probe is due.
+        output_gradient: of the scores among these outputs, where a probe is due. The latest
+            backward pass counts.
         volume: places of outputs that may be a flow's.
         volume_gradients: place → gradient of these outputs, where a probe is due.
         layers: gradients and updates.
@@ -70,6 +71,7 @@ class TrainingHooks:
         self._loop = training.evidence.loop
         self._stale = StaleGradients(self._loop, training.optimizer)
         self._erased = ErasedGradients(self._loop)
+        self._forwards = 0  # passes with gradients
         self._begun = False
         self._handles: list[Any] = []
         self._hook(model, training.optimizer)
@@ -147,11 +149,13 @@ class TrainingHooks:
         if not torch.is_grad_enabled():
             return
         self.outputs = map_tensors(output, Tensor.detach)
+        self._forwards += 1
         self.state.note_end()
         if self._training.probe_due:
             scores = scores_of(output)
             if scores is not None and scores.requires_grad and not scores.is_leaf:
-                scores.register_hook(Relay(self, "_note_output_gradient"))
+                note = Relay(self, "_note_output_gradient")
+                scores.register_hook(partial(_with_place, note, self._forwards))
             self._watch_volume(output)
         pending = self._training.passes.pending
         if self.leaves.looks and pending:
@@ -167,8 +171,9 @@ class TrainingHooks:
     def _note_volume_gradient(self, place: int, gradient: Tensor) -> None:
         self.volume_gradients[place] = gradient.detach()
 
-    def _note_output_gradient(self, gradient: Tensor) -> None:
-        self.output_gradient = gradient.detach()
+    def _note_output_gradient(self, forward: int, gradient: Tensor) -> None:
+        if forward == self._forwards:  # an earlier pass may be gone back through later
+            self.output_gradient = gradient.detach()
 
     def _before_update(
         self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict

@@ -328,6 +328,7 @@ class Observer:
             training.model, training.optimizer, groups, initial, self._hooks.rates.points()
         )
         network.unreached = still_unreached(network.unreached, self._layers.graded)
+        network.unused = still_unreached(network.unused, self._layers.graded)
         network.unregistered = self._hooks.leaves.facts()
         note_losses(self.evidence, self._losses.values, self._losses.ratios)
         scales = self._losses.gradient_scales

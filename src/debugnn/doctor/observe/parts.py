@@ -23,6 +23,7 @@ from debugnn.doctor.observe.task import Task, read, score
 
 _MOST = 8  # tensors of outputs, and of targets
 _READ = 0.99  # share of an output's entries, or rows of classes, that a loss of all of it reads
+_ROUNDING = 1e-5  # relative, of a loss in float32
 _SCORED = 2048  # samples that a score is computed from
 
 
@@ -68,6 +69,51 @@ def find_parts(loss_fn: LossFunction, outputs: Any, targets: Any) -> tuple[list[
             found.append(part)
     paired = {part.target for part in found}
     return found, len(found) == read_at_all and len(paired) == len(found) == len(wanted)
+
+
+def without_gradient(loss_fn: LossFunction, outputs: Any, targets: Any) -> list[str]:
+    """Return the names of the outputs that the loss compares with a target, without a gradient.
+
+    The loss changes as such an output and a target change places among the samples, each alone and
+    both together, in a way that a sum of a term of each does not: an output that is compared with
+    another output, as a teacher's is, has no part in it.
+
+    Args:
+        outputs: the model's for a batch, a nest of containers.
+        targets: the batch's.
+    """
+    outputs = map_tensors(outputs, Tensor.detach)
+    given, wanted = Call((outputs,)).tensors(), Call((targets,)).tensors()
+    if not (1 < len(given) <= _MOST and 0 < len(wanted) <= _MOST):
+        return []
+    names = _names(outputs)
+
+    def value(output: Tensor, out: Tensor, target: Tensor, want: Tensor) -> float:
+        torch.random.default_generator.manual_seed(0)
+        found = loss_fn(_with(outputs, output, out), _with(targets, target, want))
+        return found.double().mean().item()
+
+    def meet(output: Tensor, target: Tensor) -> bool:
+        there, elsewhere = output.roll(1, dims=0), target.roll(1, dims=0)
+        plain = value(output, output, target, target)
+        one, other = value(output, there, target, target), value(output, output, target, elsewhere)
+        both = value(output, there, target, elsewhere)
+        terms = plain, one, other, both
+        return abs(plain - one - other + both) > _ROUNDING * max(map(abs, terms))
+
+    found = []
+    for name, output in zip(names, given, strict=True):
+        if not output.is_floating_point() or not output.dim() or len(output) < 2:
+            continue
+        try:
+            with torch.enable_grad():
+                cut = _gradient(loss_fn, outputs, targets, output) is None
+            pairs = (t for t in wanted if t.dim() and len(t) == len(output))
+            if cut and any(meet(output, target) for target in pairs):
+                found.append(name)
+        except Exception:  # whatever the loss raises of samples in another order
+            continue
+    return found
 
 
 def _part(loss_fn: LossFunction, outputs: Any, targets: Any, index: int, name: str) -> Part | None:

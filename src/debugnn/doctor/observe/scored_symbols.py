@@ -88,7 +88,8 @@ class ScoredSymbols:
         if self.of_batch is not None or outputs is None:
             return
         scores, pending = scores_of(outputs), self._training.passes.pending
-        if scores is not None and gradient is not None and len(pending) == 1:
+        latest = bool(pending) and pending[-1].call is call
+        if scores is not None and gradient is not None and latest:
             self.of_batch = scored(call, scores, gradient, targets)
 
     @guarded("what the loss compares at each position")

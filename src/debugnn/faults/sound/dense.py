@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
 from debugnn.faults.datasets import digits
 from debugnn.faults.loops import Batch, loss_alone, sharpness_aware, train_on, two_backward_passes
-from debugnn.faults.nets import Functional, Heads, mlp, residual_mlp
+from debugnn.faults.nets import Functional, Heads, LowRank, mlp, residual_mlp
 from debugnn.faults.program import Build, MakeObserver, Observer, Setup, score
 
 ce = nn.CrossEntropyLoss
@@ -78,7 +78,17 @@ def distilled(seed: int) -> Setup:
     )  # fmt: skip
 
 
+def low_rank(seed: int) -> Setup:
+    """Random layers that stay as they are, each with an update of rank 12."""
+    model = mlp(64, 96, 10)
+    for position, module in enumerate(model):
+        if isinstance(module, nn.Linear):
+            model[position] = LowRank(module, 12)
+    return Setup(model, ce(), partial(AdamW, lr=4e-3), *digits(seed))
+
+
 TUNING: dict[str, Build] = {
+    "low_rank": low_rank,
     "two_backward_passes": two_backward_passes,
     "mlp": lambda seed: Setup(mlp(64, 64, 64, 10), ce(), partial(Adam, lr=2e-3), *digits(seed)),
     "digit_and_darkness": digit_and_darkness,

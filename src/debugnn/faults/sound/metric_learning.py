@@ -49,6 +49,7 @@ TUNING: dict[str, Build] = {
         score=triplet_score,
     ),
     "contrastive": contrastive,
+    "contrastive_both_ways": partial(contrastive, both_ways=True),
 }
 
 HELD_OUT: dict[str, Build] = {

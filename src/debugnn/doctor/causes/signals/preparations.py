@@ -17,8 +17,10 @@ FALLEN = 0.8
 # by how many standard errors another image's target has to fit less.
 KNOWN = 0.3
 APART = 0.75
-TOGETHER = 0.9
+TOGETHER = 0.8
 OWN_TARGET = 5.0
+
+TURNED, SHIFTED = "flipped or turned", "shifted"  # what is done to an image alone
 
 
 class Preparation(NamedTuple):
@@ -52,13 +54,13 @@ def other_preparation(evidence: Evidence) -> Preparation | None:
 
 
 def moved_apart(evidence: Evidence) -> str | None:
-    """Return what was done to training images and not to their targets: flipped, or shifted."""
+    """Return what was done to training images and not to their targets."""
     facts = evidence.data.alignment
     if facts is None or facts.validation < KNOWN or facts.training > APART * facts.validation:
         return None
     found = {
-        "flipped": (facts.flipped, facts.flipped_gap),
-        "shifted": (facts.shifted, facts.shifted_gap),
+        TURNED: (facts.turned, facts.turned_gap),
+        SHIFTED: (facts.shifted, facts.shifted_gap),
     }
     for change, (fits, gap) in found.items():
         if fits > TOGETHER * facts.validation and gap > OWN_TARGET:
