@@ -75,6 +75,12 @@ def test_histograms_stand_under_the_keys_of_wandb_watch(seen, run):
                 assert item[f"{kind}/{name}._type"] == "histogram"
                 assert item[f"{kind}/{name}.values"] == stats["histogram"]
                 assert item[f"{kind}/{name}.bins"][0] == pytest.approx(stats["low"], rel=1e-4)
+        # Of activations alone is it known how many units are dead.
+        dead = {key: value for key, value in item.items() if key.endswith("/dead_units")}
+        assert dead == {
+            f"activations/{name}/dead_units": pytest.approx(stats["dead_units"])
+            for name, stats in row["activations"].items()
+        }
 
 
 def test_layers_are_thinned_with_the_steps(compose, tmp_path):
