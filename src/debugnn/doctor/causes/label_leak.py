@@ -258,10 +258,10 @@ def windows_cut_before_split(evidence: Evidence) -> Iterator[Sign]:
         return
     yield Sign(
         "warning",
-        f"{100 * facts.share:.0f} % of the validation windows hold the same values as a training "
-        f"window at other positions, to the last bit: at the median {100 * facts.common:.0f} % of "
-        f"their {facts.positions} positions. Overlapping windows were cut first, and split at "
-        "random afterwards",
+        f"{100 * facts.share:.0f} % of the validation windows overlap with training windows of the "
+        f"same series: at the median {100 * facts.common:.0f} % of a window's {facts.positions} "
+        "positions hold, to the last bit, what a training window holds at other positions. "
+        "Overlapping windows were cut before the split",
         "split the series by time or by subject first, then cut windows from each part",
         evidence={
             "overlapping_windows": facts.share,
