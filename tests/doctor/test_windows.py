@@ -96,7 +96,7 @@ class LastStep(nn.Module):
 @pytest.mark.parametrize(
     ("arrange", "axis", "model"),
     [
-        (lambda x: x, 1, lambda: LastStep(3)),
+        pytest.param(lambda x: x, 1, lambda: LastStep(3), marks=pytest.mark.slow),
         (lambda x: x.transpose(1, 2).contiguous(), 2, lambda: None),
         (lambda x: x[:, :, 0], 1, lambda: None),
     ],

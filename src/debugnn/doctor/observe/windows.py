@@ -3,8 +3,9 @@
 Two windows that were cut from one series at different places agree where they overlap: what one
 holds from position d on, the other begins with. A few positions at both ends of each training
 window are kept, so that each overlap shows in a validation window, whatever its length. Values are
-compared bit for bit: windows that were each brought to their own scale, or that were augmented, are
-not recognised.
+compared bit for bit. What is not recognised: windows that were each brought to a scale of their
+own, or each position to one of its own; training windows that were augmented; windows of a training
+set so large that few neighbours of a validation window are among the first 50,000.
 """
 
 import torch
