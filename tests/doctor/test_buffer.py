@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from debugnn.doctor.observe.buffer import BatchBuffer, GrowingTensor
+from debugnn.doctor.observe.buffer import BatchBuffer
 from debugnn.doctor.observe.calls import as_call
+from debugnn.doctor.observe.growing import GrowingTensor
 from debugnn.doctor.observe.layout import Layout
 from debugnn.doctor.observe.task import Task
 

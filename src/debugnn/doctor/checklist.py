@@ -12,7 +12,11 @@ from torch import Tensor, nn
 
 from debugnn import lr_curve
 from debugnn.doctor.causes import CAUSES
-from debugnn.doctor.causes.label_leak import feature_is_target, sees_its_target
+from debugnn.doctor.causes.label_leak import (
+    feature_is_target,
+    sees_its_target,
+    windows_cut_before_split,
+)
 from debugnn.doctor.causes.signals.data import RARE, inputs_differ, odd_inputs, rarest_share
 from debugnn.doctor.causes.signals.loss_function import summed
 from debugnn.doctor.causes.signals.network import evaluations_differ
@@ -158,10 +162,12 @@ def _data_checks(evidence: Evidence) -> Iterator[Check]:
     if evidence.task != "unknown":
         yield Check("no leak", leak is None, leak.summary if leak else "no feature tells it all")
     if data.overlap is not None:
+        windows = next(windows_cut_before_split(evidence), None)
+        whole = f"{100 * data.overlap:.0f} % of the validation samples are in the training data"
         yield Check(
             "train/test overlap",
-            data.overlap < OVERLAP or None,
-            f"{100 * data.overlap:.0f} % of the validation samples are in the training data",
+            (data.overlap < OVERLAP and windows is None) or None,
+            windows.summary if windows else whole,
         )
     if data.shift is not None:
         told = f"a simple model tells them apart with skill {max(data.shift, 0):.2f} (0 to 1)"

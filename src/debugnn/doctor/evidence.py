@@ -147,6 +147,24 @@ class AlignmentFacts:
 
 
 @dataclass
+class WindowFacts:
+    """Validation windows that hold the values of training windows at another position.
+
+    Of two windows that were cut from one series, the overlap is what both hold of it.
+    """
+
+    axis: int  # of the inputs, samples first, that holds the positions
+    positions: int  # of a window
+    windows: int  # validation windows that were looked at
+    share: float  # of them, that overlap with a training window
+    share_before: float  # with one that begins earlier in the series
+    share_after: float  # with one that begins later
+    common: float  # the largest overlap of each of them / positions, median
+    pairs: int = 0  # overlaps that were compared from end to end
+    whole: float = 0.0  # share of these that agree from end to end
+
+
+@dataclass
 class TargetCopyFacts:
     """An input that holds each target value once, up to a positive scale and an offset."""
 
@@ -220,6 +238,7 @@ class DataFacts:
     # The same for each class with 20 validation samples, and how many distinct samples these are.
     overlap_of_class: dict[int, float] = field(default_factory=dict)
     copies: int = 0
+    windows: WindowFacts | None = None  # None: samples have no axis of positions
     continuous: float | None = None  # distinct values of a feature / distinct samples, median
     covered: float | None = None  # share of training samples that are among the validation samples
     trained_on: int | None = None  # distinct training samples seen

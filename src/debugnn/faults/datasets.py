@@ -129,6 +129,30 @@ def parts_of_walks(seed: int, *, walks: int = 30, parts: int = 20, length: int =
     return (train[0], train[1]), (x[walks:, :length], y[walks:, :length])
 
 
+def vibrations(
+    seed: int, *, machines: int = 80, length: int = 192, window: int = 48, step: int = 16
+) -> Split:
+    """Overlapping windows (window, 1) of the vibrations of machines; the target is a machine's
+    natural frequency, as a standardised column. Those of one machine in four are for validation.
+    """
+    rng = np.random.default_rng(seed)
+    rates = rng.uniform(0.3, 1.5, machines)
+    push = rng.normal(size=(machines, length + 50))
+    swings = np.zeros_like(push)
+    for time in range(2, length + 50):
+        swings[:, time] = push[:, time] - 0.95 * swings[:, time - 2]
+        swings[:, time] += 2 * 0.95**0.5 * np.cos(rates) * swings[:, time - 1]
+    swings = swings[:, 50:] / swings[:, 50:].std(axis=1, keepdims=True)
+    starts = range(0, length - window + 1, step)
+    parts = np.stack([swings[:, start : start + window] for start in starts], axis=1)
+    x = torch.from_numpy(parts.astype(np.float32)).unsqueeze(3)
+    y = torch.from_numpy((rates - rates.mean()) / rates.std()).float()
+    y = y[:, None, None].expand(machines, len(starts), 1)
+    first = 3 * machines // 4
+    (x, x_val), (y, y_val) = ((t[:first].flatten(0, 1), t[first:].flatten(0, 1)) for t in (x, y))
+    return (x, y), (x_val, y_val)
+
+
 def noisy_line(seed: int) -> Split:
     """A linear map of 8 features with so much noise that the best R² is 0.4."""
     rng = np.random.default_rng(seed)

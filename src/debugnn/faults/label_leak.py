@@ -119,11 +119,17 @@ def bootstrapped_before_split(setup: Setup) -> None:
     split_again(setup, torch.randint(len(y), (2 * len(y),)))
 
 
+def windows_cut_before_split(setup: Setup) -> None:
+    """Overlapping windows of all series are split at random, whichever series they are from."""
+    split_again(setup, torch.arange(len(setup.train[0]) + len(setup.val[0])))
+
+
 TUNING = [
     case("next_symbol_attention", sees_what_follows),
     case("next_symbol_gru", targets_not_shifted, ("bad_labels",)),
     case("few_informative", oversampled_before_split, ("overfitting",), label=1, copies=5),
     case("cnn", oversampled_before_split, label=3, copies=6),
+    case("gru_vibrations", windows_cut_before_split, ("overfitting",)),
     case("ten_prototypes", leak, classes=10, in_val=True),
     case("few_informative", leak, classes=2, in_val=False),
     case("friedman", leak, classes=None, in_val=True),

@@ -51,6 +51,22 @@ SAME_SET = 0.95
 SAME_SIZE = 0.9
 # Share of validation samples that repeat one another: a small domain, or identifiers.
 NATURAL = 0.05
+# Validation windows below which their share is too uncertain.
+WINDOWS = 20
+# Share of the validation windows that overlap with a training window: after a random split into
+# halves 0.75 of windows that overlap with one neighbour on each side, 0.96 after one into 80 and
+# 20 %. Of windows of a later time, those at the border.
+OVERLAPPING = 0.5
+# The same of training windows that begin earlier, and of those that begin later: after a random
+# split each is at least the training part's share. A validation part that is shorter than a window
+# overlaps altogether, and with one side alone, as where forecasts begin from the last values known.
+ON_BOTH_SIDES = 0.25
+# Share of a window that it has in common with another, below which most of it is new: a quarter
+# is the smallest overlap that windows are usually cut with.
+COMMON = 0.2
+# Share of the overlaps that agree from end to end: all of them in windows of one series; a pattern
+# that was put into samples at several places agrees alone, not what stands around it.
+WHOLE = 0.9
 
 
 def feature_is_target(evidence: Evidence) -> Iterator[Sign]:
@@ -224,6 +240,42 @@ def trained_on_validation(evidence: Evidence) -> Iterator[Sign]:
         )
 
 
+def windows_cut_before_split(evidence: Evidence) -> Iterator[Sign]:
+    """Validation windows that lie among the training windows of one series, and overlap with them.
+
+    Samples that repeat as a whole say nothing here: `trained_on_validation` judges them, and a
+    signal without noise repeats itself at other places, too.
+    """
+    data, facts = evidence.data, evidence.data.windows
+    if facts is None or facts.windows < WINDOWS or (data.continuous or 0.0) <= CONTINUOUS:
+        return
+    if data.natural_repeats > NATURAL or (data.overlap or 0.0) > NATURAL:
+        return
+    sides = min(facts.share_before, facts.share_after)
+    if facts.share <= OVERLAPPING or sides <= ON_BOTH_SIDES or facts.common < COMMON:
+        return
+    if facts.whole < WHOLE:
+        return
+    yield Sign(
+        "warning",
+        f"{100 * facts.share:.0f} % of the validation windows overlap with training windows of the "
+        f"same series: at the median {100 * facts.common:.0f} % of a window's {facts.positions} "
+        "positions hold, to the last bit, what a training window holds at other positions. "
+        "Overlapping windows were cut before the split",
+        "split the series by time or by subject first, then cut windows from each part",
+        evidence={
+            "overlapping_windows": facts.share,
+            "overlapping_with_an_earlier_one": facts.share_before,
+            "overlapping_with_a_later_one": facts.share_after,
+            "common_positions": facts.common,
+            "positions": facts.positions,
+            "axis": facts.axis,
+        },
+        harm="the score is that of values that were trained on, and of series that were seen: on a "
+        "new series it will be lower",
+    )
+
+
 CAUSE = Cause(
     name="label_leak",
     meaning="the input gives the target away",
@@ -233,6 +285,7 @@ CAUSE = Cause(
         feature_stands_out,
         sees_its_target,
         trained_on_validation,
+        windows_cut_before_split,
     ),
     fix="split the data before anything else, and keep the validation part out of training",
     harm="the score is that of a shortcut, which new data will not offer",

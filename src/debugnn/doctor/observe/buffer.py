@@ -1,7 +1,6 @@
 """Memory of a training's data: copies of some batches, fingerprints and labels of more."""
 
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,8 +9,10 @@ from torch import Tensor
 
 from debugnn.doctor.observe import samples
 from debugnn.doctor.observe.calls import Call, bytes_of, copied, is_plain, map_tensors
+from debugnn.doctor.observe.growing import GrowingTensor
 from debugnn.doctor.observe.layout import Layout
 from debugnn.doctor.observe.task import Task
+from debugnn.doctor.observe.windows import WindowEnds
 
 _EARLY = 4  # batches of the beginning, at least; more where they hold fewer than _EARLY_SAMPLES
 _EARLY_SAMPLES = 768
@@ -42,60 +43,6 @@ class ValidationBatch:
     outputs: Any
 
 
-class GrowingTensor:
-    """The numbers of many batches, one after the other in a tensor that grows.
-
-    A small tensor for each batch would lie wherever the allocator found room between the blocks of
-    a training step. As it stays, these blocks could not be joined again: an MNIST run grew by
-    100 MB in 300 steps.
-    """
-
-    def __init__(self) -> None:
-        self._room: Tensor | None = None
-        self._sizes: list[int] = []
-        self._used = 0
-        self._waiting: list[Tensor] = []
-
-    def __len__(self) -> int:
-        """Return the number of batches."""
-        return len(self._sizes) + len(self._waiting)
-
-    def append(self, batch: Tensor) -> None:
-        """Copy a batch of any shape; `gather` brings it to the others."""
-        self._waiting.append(batch.detach().clone())
-
-    def gather(self) -> None:
-        """Bring what has been appended to the others: together, in a fifth of the time."""
-        batches, self._waiting = self._waiting, []
-        if batches:
-            self.extend(torch.cat([b.flatten() for b in batches]), [b.numel() for b in batches])
-
-    def extend(self, numbers: Tensor, sizes: Sequence[int]) -> None:
-        """Copy several batches of these sizes, (sum of sizes,)."""
-        self.gather()
-        end, room = self._used + len(numbers), self._room
-        dtype = numbers.dtype if room is None else torch.promote_types(room.dtype, numbers.dtype)
-        if room is None or end > len(room) or dtype != room.dtype:
-            with torch.inference_mode(False):
-                larger = torch.empty(max(2 * end, 4096), dtype=dtype, device=numbers.device)
-                if room is not None:
-                    larger[: self._used] = room[: self._used]
-                self._room = room = larger
-        room[self._used : end] = numbers
-        self._used = end
-        self._sizes += sizes
-
-    def together(self) -> Tensor:
-        """Return all numbers, (N,)."""
-        self.gather()
-        return torch.empty(0) if self._room is None else self._room[: self._used]
-
-    def each(self) -> list[Tensor]:
-        """Return the batches one by one, flat, on the CPU."""
-        numbers = self.together().cpu()
-        return list(numbers.split(self._sizes)) if self._sizes else []
-
-
 class BatchBuffer:
     """Copies of the first batches and of late ones, at most 64 MiB of each.
 
@@ -103,6 +50,7 @@ class BatchBuffer:
         early: the first batches.
         late: batches of the latest probes.
         prints: fingerprints of the samples of all batches, see `samples.fingerprints`.
+        ends: what the same samples begin and end with, where they may be windows of a series.
         labels: the targets of all batches.
         sizes: numbers of samples that batches had.
         same: of batches at probes, whether it is the first one again.
@@ -112,6 +60,7 @@ class BatchBuffer:
         self.early: list[Batch] = []
         self.late: deque[Batch] = deque(maxlen=_LATE)
         self.prints = GrowingTensor()
+        self.ends = WindowEnds()
         self.labels = GrowingTensor()
         self.sizes: set[int] = set()
         self.same: list[bool] = []
@@ -153,6 +102,7 @@ class BatchBuffer:
                 self.labels.gather()
         if rows is not None and self._fingerprinted < _FINGERPRINTED:
             self._waiting.append(samples.thinned(rows))
+            self.ends.add(rows)
             self._fingerprinted += len(rows)
             if due:
                 self.fingerprint()
@@ -187,6 +137,7 @@ class BatchBuffer:
         elif batches:
             prints = samples.fingerprints(torch.cat(batches))
             self.prints.extend(prints, [len(batch) for batch in batches])
+        self.ends.gather()
 
     def class_counts(self, task: Task) -> Tensor | None:
         """Return how often each class came, (classes,); None where there are none."""

@@ -94,6 +94,8 @@ def note_data(
         whole = layout.is_whole(validation.call)
         if targets is not None and validation.inputs is not None and isinstance(wanted, Tensor):
             facts.alignment = alignment_facts(inputs, targets, validation.inputs, wanted)
+        if validation.inputs is not None and whole:
+            facts.windows = buffer.ends.facts(inputs, validation.inputs)
         if _compare(facts, known, inputs, targets, validation, wanted, task, whole):
             replica = current()
             if replica is not None:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from debugnn.doctor.evidence import Jump
-from debugnn.doctor.observe.buffer import GrowingTensor
 from debugnn.doctor.observe.calls import bytes_of, first_tensor, map_tensors
+from debugnn.doctor.observe.growing import GrowingTensor
 
 _AROUND = 10  # losses on either side that a loss is compared with
 _KEPT = 3  # jumps

@@ -18,6 +18,7 @@ from debugnn.faults.datasets import (
     successors,
     text,
     tokens,
+    vibrations,
     walks,
 )
 from debugnn.faults.loops import carrying, packed, sentences
@@ -165,6 +166,13 @@ TUNING: dict[str, Build] = {
     "written_lines": written_lines,
     "tracker": tracker,
     "tracker_in_order": tracker_in_order,
+    "gru_vibrations": lambda seed: Setup(
+        Recurrent(nn.GRU, 1, 24, 1),
+        nn.MSELoss(),
+        partial(Adam, lr=1e-2),
+        *vibrations(seed),
+        epochs=12,
+    ),
 }
 
 HELD_OUT: dict[str, Build] = {
