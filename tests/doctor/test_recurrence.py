@@ -159,7 +159,7 @@ def test_a_hard_choice_is_no_smooth_dependence():
 
 
 class Reader(nn.Module):
-    """A GRU cell over symbols (B, T) or (T, B), each of which is read in its own step of the loop."""
+    """A GRU cell over symbols (B, T) or (T, B), each read in a step of its own."""
 
     def __init__(self, read, hand_on, *, time=1, each=False, both=False):
         super().__init__()

@@ -171,6 +171,17 @@ def tokens(seed: int, *, samples: int = 1500, length: int = 12) -> Split:
     return split(sequences, labels, seed)
 
 
+def weighed(seed: int, *, symbols: int = 10, length: int = 11, samples: int = 1400) -> Split:
+    """Sequences of symbols, each of which weighs something; the target is what all weigh
+    together."""
+    rng = np.random.default_rng(seed)
+    weights = rng.normal(size=symbols)
+    sequences = rng.integers(symbols, size=(samples, length))
+    return split(
+        sequences, (weights[sequences].sum(1) / length**0.5).astype(np.float32)[:, None], seed
+    )
+
+
 def text(seed: int, *, tokens: int = 20, samples: int = 900, length: int = 16) -> Split:
     """Sequences in which three successors of each token are about equally likely; the targets are
     the inputs shifted by one. Some tokens are rare."""

@@ -103,6 +103,38 @@ class Stepwise(nn.Module):
         return self.head(state)
 
 
+class OneByOne(nn.Module):
+    """An LSTM or GRU cell in a loop over symbols (B, T), each of which is read in its own step.
+
+    Args:
+        read: turns the symbols of a step, (B,), into vectors of `features`.
+        hand_on: is given what a cell keeps, tensor by tensor, before each step.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[Tensor], Tensor],
+        cell: Callable[..., nn.RNNCellBase],
+        features: int,
+        hidden: int,
+        outputs: int,
+        hand_on: Callable[[Tensor], Tensor] = lambda state: state,
+    ) -> None:
+        super().__init__()
+        self.read, self.hand_on = read, hand_on
+        self.cell, self.head = cell(features, hidden), nn.Linear(hidden, outputs)
+
+    def forward(self, symbols: Tensor) -> Tensor:
+        parts = 2 if isinstance(self.cell, nn.LSTMCell) else 1
+        state = self.head.weight.new_zeros(parts, len(symbols), self.cell.hidden_size)
+        kept: tuple[Tensor, ...] = tuple(state)
+        for step in range(symbols.shape[1]):
+            kept = tuple(self.hand_on(part) for part in kept)
+            after = self.cell(self.read(symbols[:, step]), kept if parts == 2 else kept[0])
+            kept = after if parts == 2 else (after,)
+        return self.head(kept[0])
+
+
 class Tracker(nn.Module):
     """A recurrent net that goes on from where its last call has stopped, until it is reset.
 

@@ -148,7 +148,11 @@ def recurrence_facts(model: nn.Module, call: Call, layout: Layout) -> Recurrence
     repeated = {name: found for name, found in seen.calls.items() if len(found) >= steps - 1}
     if not repeated or seen.output is None or not seen.output.requires_grad:
         return None
-    found = [_Entries(None, [entry], whole=True)] if entry is not None else _of_symbols(seen, inputs, steps)
+    found = (
+        [_Entries(None, [entry], whole=True)]
+        if entry is not None
+        else _of_symbols(seen, inputs, steps)
+    )
     for entries in found:
         nudged = _NudgedPass(call, inputs, entries, layout.axis, run)
         for end in (steps - 1, 0):
@@ -264,26 +268,19 @@ def _facts_of(
     anywhere = reached.any(dim=0)
     if anywhere.all() or not anywhere.any():
         return None
-    base = output.detach().float()
-    for place, step in _next_to(anywhere.tolist()):
-        once, twice = (nudged.at(place, size) for size in (_NUDGE, 2 * _NUDGE))
-        if once.output is None or twice.output is None:
-            continue
-        near, far = (of(t).detach().float() for t in (once.output, twice.output))
-        if base.shape == far.shape and differ(base, far):
-            break
-    else:
+    change = _change_without_gradient(output, of, anywhere.tolist(), nudged)
+    if change is None:
         return None
-    further = next(p for p in range(place + _FURTHER * step, place - step, -step)
-                   if 0 <= p < len(anywhere) and not anywhere[p])
-    if not _returns(seen, repeated, twice, nudged.at(further, 2 * _NUDGE)):
+    if not _returns(seen, repeated, change.near, nudged.at(change.further, 2 * _NUDGE)):
         return None
     order = iter(gradients[len(entries.tensors) :])
     idle = {
         name: sum(g is None or not g.any() for g in (next(order) for _ in found))
         for name, found in repeated.items()
     }
-    follows = {name: _changed(repeated[name], twice.calls.get(name, [])) > 1 for name in repeated}
+    follows = {
+        name: _changed(old, change.near.calls.get(name, [])) > 1 for name, old in repeated.items()
+    }
     layer = max(idle, key=lambda name: (follows[name], idle[name]))
     line, by = next(iter(seen.cuts.items())) if len(seen.cuts) == 1 else (None, None)
     return RecurrenceFacts(
@@ -291,7 +288,7 @@ def _facts_of(
         steps=steps,
         each_step=each_step,
         reached=int(reached.sum(dim=1).max()),
-        uneven=((far - 2 * near + base).norm() / (far - base).norm()).item(),
+        uneven=change.uneven,
         calls=len(repeated[layer]),
         idle=idle[layer],
         line=line,
@@ -328,15 +325,43 @@ def _reached(
     return torch.stack(found, dim=1)
 
 
+class _Change(NamedTuple):
+    """How outputs change with a position that no gradient comes back to."""
+
+    near: _Watched  # the pass with this position changed
+    further: int  # another position without a gradient, further from those with it
+    uneven: float
+
+
+def _change_without_gradient(
+    output: Tensor, of: Callable[[Tensor], Tensor], reached: list[bool], nudged: _NudgedPass
+) -> _Change | None:
+    """Change positions without a gradient until one is found that the outputs depend on."""
+    base = output.detach().float()
+    for place, further in _next_to(reached):
+        twice = nudged.at(place, 2 * _NUDGE)
+        far = None if twice.output is None else of(twice.output).detach().float()
+        if far is None or base.shape != far.shape or not differ(base, far):
+            continue
+        once = nudged.at(place, _NUDGE)
+        if once.output is not None:
+            near = of(once.output).detach().float()
+            uneven = (far - 2 * near + base).norm() / (far - base).norm()
+            return _Change(twice, further, uneven.item())
+    return None
+
+
 def _next_to(reached: list[bool]) -> list[tuple[int, int]]:
-    """Return some positions without a gradient that are next to one with it, and the step from it
-    to them, 1 or −1."""
-    return [
-        (place, step)
-        for place in range(len(reached))
-        for step in (-1, 1)
-        if not reached[place] and 0 <= place - step < len(reached) and reached[place - step]
-    ][:_TRIES]
+    """Return some positions without a gradient that are next to one with it, each with another one
+    that is further away from it, where there is one."""
+    found = []
+    for place, step in ((place, step) for place in range(len(reached)) for step in (-1, 1)):
+        if reached[place] or not 0 <= place - step < len(reached) or not reached[place - step]:
+            continue
+        beyond = range(place, place + step * (_FURTHER + 1), step)
+        within = [p for p in beyond if 0 <= p < len(reached) and not reached[p]]
+        found.append((place, within[-1]))
+    return found[:_TRIES]
 
 
 def _returns(
@@ -357,7 +382,9 @@ def _returns(
         first, second = (each.handed.get(line, []) for each in (near, far))
         if len(old) < 2 or not _alike(old, first) or not _alike(old, second):
             continue
-        if any(bool(((a != o) & (b != o)).any()) for o, a, b in zip(old, first, second, strict=True)):
+        if any(
+            bool(((a != o) & (b != o)).any()) for o, a, b in zip(old, first, second, strict=True)
+        ):
             return True
     return False
 
