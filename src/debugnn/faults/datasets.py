@@ -293,6 +293,18 @@ def autoencoding(seed: int) -> Split:
     return (x, x.clone()), (x_val, x_val.clone())
 
 
+def waves(seed: int, *, samples: int = 1400, length: int = 32) -> Split:
+    """Waves (1, length) of any frequency from 1 to 4, phase and height, whose targets are their own
+    inputs."""
+    rng = np.random.default_rng(seed)
+    frequency, phase = rng.uniform(1, 4, (samples, 1, 1)), rng.uniform(0, 1, (samples, 1, 1))
+    turns = frequency * np.arange(length) / length + phase
+    shown = rng.uniform(0.5, 1.5, (samples, 1, 1)) * np.sin(2 * np.pi * turns)
+    noisy = shown + rng.normal(0, 0.05, shown.shape)
+    (x, _), (x_val, _) = split(noisy, np.zeros(samples, dtype=int), seed, standardise="all")
+    return (x, x.clone()), (x_val, x_val.clone())
+
+
 def in_front(seed: int, *, samples: int = 1600) -> Split:
     """Images (3, 8, 8) with a digit in the first channel, which is the class, another one in the
     last, and noise between them."""
