@@ -294,6 +294,20 @@ class RecurrenceFacts:
 
 
 @dataclass
+class BrokenPathFacts:
+    """The outputs follow the inputs by parameters that their own gradient does not go back to."""
+
+    parameters: list[str]  # these, as far as the optimiser holds them
+    # Share of the outputs' values that stay as they are, but for rounding, as inputs change a
+    # little: 1 where what lies between them is a choice, 0 where it is smooth.
+    steady: float
+    drawn: bool  # the outputs change with random numbers
+    # After the training: squared distance of outputs that have as many values as the inputs from
+    # these, over the inputs' variance among the samples. None of other outputs.
+    left: float | None = None
+
+
+@dataclass
 class StateFacts:
     """What a network keeps in itself, in attributes or buffers, from one pass to the next."""
 
@@ -341,6 +355,7 @@ class NetworkFacts:
     softmax_inputs: list[str] = field(default_factory=list)  # layers fed with (log-)probabilities
     unreached: list[str] = field(default_factory=list)  # used, trainable, without a gradient
     unused: list[str] = field(default_factory=list)
+    broken_path: BrokenPathFacts | None = None  # None: a gradient goes back to the inputs
     unregistered: list[LeafFacts] = field(default_factory=list)
     time_gradient: float | None = None  # at a sequence's first tenth over that at its last
     recurrence: RecurrenceFacts | None = None  # None: no such layer is seen

@@ -195,6 +195,17 @@ def tokens(seed: int, *, samples: int = 1500, length: int = 12) -> Split:
     return split(sequences, labels, seed)
 
 
+def weighed(seed: int, *, symbols: int = 10, length: int = 11, samples: int = 1400) -> Split:
+    """Sequences of symbols, each of which weighs something; the target is what all weigh
+    together."""
+    rng = np.random.default_rng(seed)
+    weights = rng.normal(size=symbols)
+    sequences = rng.integers(symbols, size=(samples, length))
+    return split(
+        sequences, (weights[sequences].sum(1) / length**0.5).astype(np.float32)[:, None], seed
+    )
+
+
 def text(seed: int, *, tokens: int = 20, samples: int = 900, length: int = 16) -> Split:
     """Sequences in which three successors of each token are about equally likely; the targets are
     the inputs shifted by one. Some tokens are rare."""
@@ -303,6 +314,18 @@ def copying(seed: int) -> Split:
 def autoencoding(seed: int) -> Split:
     """Digits whose targets are their own inputs."""
     (x, _), (x_val, _) = digits(seed)
+    return (x, x.clone()), (x_val, x_val.clone())
+
+
+def waves(seed: int, *, samples: int = 1400, length: int = 32) -> Split:
+    """Waves (1, length) of any frequency from 1 to 4, phase and height, whose targets are their own
+    inputs."""
+    rng = np.random.default_rng(seed)
+    frequency, phase = rng.uniform(1, 4, (samples, 1, 1)), rng.uniform(0, 1, (samples, 1, 1))
+    turns = frequency * np.arange(length) / length + phase
+    shown = rng.uniform(0.5, 1.5, (samples, 1, 1)) * np.sin(2 * np.pi * turns)
+    noisy = shown + rng.normal(0, 0.05, shown.shape)
+    (x, _), (x_val, _) = split(noisy, np.zeros(samples, dtype=int), seed, standardise="all")
     return (x, x.clone()), (x_val, x_val.clone())
 
 

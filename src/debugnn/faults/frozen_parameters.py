@@ -1,13 +1,19 @@
 """Parameters that no gradient reaches."""
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributions import Normal
 
 from debugnn.faults.cases import case
 from debugnn.faults.edits import insert, layers, sequential, use_activation
+from debugnn.faults.nets import (
+    ConditionalAutoencoder,
+    QuantisedAutoencoder,
+    RoundedAutoencoder,
+)
 from debugnn.faults.program import Setup
 
 
@@ -102,8 +108,32 @@ def softmax_of_one_output(setup: Setup) -> None:
     setup.loss_fn = nn.BCELoss()
 
 
+def code_without_estimator(setup: Setup) -> None:
+    """The decoder is given the entries of the codebook themselves, with the gradient of these."""
+    cast(QuantisedAutoencoder, setup.model).hand_on = lambda codes, chosen: chosen
+
+
+def estimator_within_detach(setup: Setup) -> None:
+    """`(z + (q - z)).detach()`, where `z + (q - z).detach()` was meant."""
+    cast(QuantisedAutoencoder, setup.model).hand_on = lambda codes, chosen: (
+        codes + (chosen - codes)
+    ).detach()
+
+
+def rounded_without_estimator(setup: Setup) -> None:
+    """The decoder is given whole numbers, without a straight-through estimator."""
+    cast(RoundedAutoencoder, setup.model).hand_on = lambda code, rounded: rounded
+
+
+def code_by_sample(setup: Setup) -> None:
+    """`sample()`, where a gradient to the encoder takes `rsample()`."""
+    cast(ConditionalAutoencoder, setup.model).draw = Normal.sample
+
+
 TUNING = [
     case("digit_and_darkness", detached_in_the_loss, name="darkness"),
+    case("quantised_autoencoder", code_without_estimator, ("vanishing_gradient",)),
+    case("quantised_autoencoder", estimator_within_detach, ("vanishing_gradient",)),
     case("cancer_one_logit", softmax_of_one_output, ("wrong_loss",)),
     case("cnn", cleared_between, ("optimizer_mismatch",), set_to_none=True),
     case("friedman", cleared_between, ("optimizer_mismatch",), set_to_none=False),
@@ -119,6 +149,8 @@ TUNING = [
 ]
 
 HELD_OUT = [
+    case("rounded_autoencoder", rounded_without_estimator, ("vanishing_gradient",)),
+    case("conditional_autoencoder", code_by_sample, ("vanishing_gradient",)),
     case("mlp_layer_norm", model_cleared_between, ("optimizer_mismatch",)),
     case("friedman", no_grad_body),
     case("gru_clipped", data_of_features),

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributions import Normal
 
 
 def mlp(
@@ -101,6 +102,38 @@ class Stepwise(nn.Module):
             gate, proposal = self.update(torch.cat([now, before], dim=1)).chunk(2, dim=1)
             state = before + gate.sigmoid() * (proposal.tanh() - before)
         return self.head(state)
+
+
+class OneByOne(nn.Module):
+    """An LSTM or GRU cell in a loop over symbols (B, T), each of which is read in its own step.
+
+    Args:
+        read: turns the symbols of a step, (B,), into vectors of `features`.
+        hand_on: is given what a cell keeps, tensor by tensor, before each step.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[Tensor], Tensor],
+        cell: Callable[..., nn.RNNCellBase],
+        features: int,
+        hidden: int,
+        outputs: int,
+        hand_on: Callable[[Tensor], Tensor] = lambda state: state,
+    ) -> None:
+        super().__init__()
+        self.read, self.hand_on = read, hand_on
+        self.cell, self.head = cell(features, hidden), nn.Linear(hidden, outputs)
+
+    def forward(self, symbols: Tensor) -> Tensor:
+        parts = 2 if isinstance(self.cell, nn.LSTMCell) else 1
+        state = self.head.weight.new_zeros(parts, len(symbols), self.cell.hidden_size)
+        kept: tuple[Tensor, ...] = tuple(state)
+        for step in range(symbols.shape[1]):
+            kept = tuple(self.hand_on(part) for part in kept)
+            after = self.cell(self.read(symbols[:, step]), kept if parts == 2 else kept[0])
+            kept = after if parts == 2 else (after,)
+        return self.head(kept[0])
 
 
 class Tracker(nn.Module):
@@ -328,15 +361,89 @@ class VariationalAutoencoder(nn.Module):
         return self.decoder(code), mean, log_variance
 
 
+def past_the_choice(code: Tensor, chosen: Tensor) -> Tensor:
+    """Return what was chosen for a code, with the gradient of the code: straight through."""
+    return code + (chosen - code).detach()
+
+
+class QuantisedAutoencoder(nn.Module):
+    """Rebuilds signals (1, length) from the entries of a codebook that are nearest to its codes.
+
+    Returns the rebuilt signals, and the codes and the entries, (B, length/4, width).
+
+    Args:
+        hand_on: is given codes and entries, and returns what the decoder is given.
+    """
+
+    def __init__(
+        self,
+        entries: int,
+        width: int,
+        hidden: int,
+        hand_on: Callable[[Tensor, Tensor], Tensor] = past_the_choice,
+    ) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(
+            nn.Conv1d(1, hidden, 4, stride=2, padding=1), nn.BatchNorm1d(hidden), nn.GELU(),
+            nn.Conv1d(hidden, hidden, 4, stride=2, padding=1), nn.GELU(),
+            nn.Conv1d(hidden, width, 1),
+        )  # fmt: skip
+        self.codebook = nn.Parameter(0.5 * torch.randn(entries, width))
+        self.decoder = nn.Sequential(
+            nn.ConvTranspose1d(width, hidden, 4, stride=2, padding=1), nn.GELU(),
+            nn.ConvTranspose1d(hidden, 1, 4, stride=2, padding=1),
+        )  # fmt: skip
+        self.hand_on = hand_on
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        codes = self.encoder(x).transpose(1, 2)
+        distances = (codes.unsqueeze(2) - self.codebook).square().sum(dim=3)
+        chosen = self.codebook[distances.argmin(dim=2)]
+        return self.decoder(self.hand_on(codes, chosen).transpose(1, 2)), codes, chosen
+
+
+class RoundedAutoencoder(nn.Module):
+    """Rebuilds its inputs from a code of whole numbers from −4 to 4 (arXiv:2309.15505).
+
+    Args:
+        hand_on: is given a code and the same in whole numbers, and returns what the decoder gets.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        hidden: int,
+        code: int,
+        hand_on: Callable[[Tensor, Tensor], Tensor] = past_the_choice,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.decoder = mlp(features, hidden, code), mlp(code, hidden, features)
+        self.hand_on = hand_on
+
+    def forward(self, x: Tensor) -> Tensor:
+        code = 4 * self.encoder(x).tanh()
+        return self.decoder(self.hand_on(code, code.round()))
+
+
 class ConditionalAutoencoder(nn.Module):
     """Rebuilds images whose class it is told, and makes its own loss, a variational bound.
 
     Args:
         weight: of the divergence, which the loop may change.
+        draw: draws a code.
     """
 
-    def __init__(self, features: int, classes: int, hidden: int, code: int, weight: float) -> None:
+    def __init__(
+        self,
+        features: int,
+        classes: int,
+        hidden: int,
+        code: int,
+        weight: float,
+        draw: Callable[[Normal], Tensor] = Normal.rsample,
+    ) -> None:
         super().__init__()
+        self.draw = draw
         self.named = nn.Embedding(classes, 12)
         self.encoder = mlp(features + 12, hidden, 2 * code, activation=nn.GELU)
         self.decoder = mlp(code + 12, hidden, features, activation=nn.GELU)
@@ -345,9 +452,8 @@ class ConditionalAutoencoder(nn.Module):
     def forward(self, image: Tensor, label: Tensor) -> dict[str, Tensor]:
         told = self.named(label)
         mean, spread = self.encoder(torch.cat([image, told], dim=1)).chunk(2, dim=1)
-        code = torch.distributions.Normal(mean, F.softplus(spread))
-        prior = torch.distributions.Normal(0.0, 1.0)
-        rebuilt = self.decoder(torch.cat([code.rsample(), told], dim=1))
+        code, prior = Normal(mean, F.softplus(spread)), Normal(0.0, 1.0)
+        rebuilt = self.decoder(torch.cat([self.draw(code), told], dim=1))
         error = 0.5 * (rebuilt - image).square().sum(dim=1)
         divergence = torch.distributions.kl_divergence(code, prior).sum(dim=1)
         return {"rebuilt": rebuilt, "loss": (error + self.weight * divergence).mean()}

@@ -9,7 +9,7 @@ from torch import nn
 
 from debugnn.faults.cases import case
 from debugnn.faults.edits import Apply, change_inputs, layers, pixel_rnn, widths
-from debugnn.faults.nets import Stepwise, cnn, mlp
+from debugnn.faults.nets import OneByOne, Stepwise, cnn, mlp
 from debugnn.faults.program import Setup
 
 
@@ -63,6 +63,16 @@ def state_through_numpy(setup: Setup) -> None:
     )
 
 
+def both_states_without_graph(setup: Setup) -> None:
+    """The two states of an LSTM cell are detached before each step, as they are between batches."""
+    cast(OneByOne, setup.model).hand_on = torch.detach
+
+
+def state_in_a_list(setup: Setup) -> None:
+    """The state of a recurrence is made anew in each step, from a list of its numbers."""
+    cast(OneByOne, setup.model).hand_on = lambda state: torch.tensor(state.tolist())
+
+
 TUNING = [
     case("mlp", deep_mlp, activation=nn.Sigmoid, depth=6),
     case("wine", deep_mlp, activation=nn.Sigmoid, depth=8),
@@ -72,9 +82,11 @@ TUNING = [
     case("cnn_sgd", deep_cnn, activation=nn.Sigmoid, depth=5),
     case("rnn", pixel_rnn, gain=0.3),
     case("stepwise", state_without_graph, ("frozen_parameters",)),
+    case("one_by_one", both_states_without_graph, ("frozen_parameters",)),
 ]
 
 HELD_OUT = [
+    case("one_by_one_tokens", state_in_a_list, ("frozen_parameters",)),
     case("stepwise_tokens", state_through_numpy, ("frozen_parameters",)),
     case("rnn", padded_sequence, padding=40),
     case("rnn_sgd_clipped", padded_sequence, padding=24),

@@ -3,16 +3,26 @@
 from collections.abc import Iterable, Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
-from debugnn.doctor.causes.signals.outcome import severity, short
+from debugnn.doctor.causes.signals.outcome import (
+    LEFT_TO_TELL,
+    UNKNOWN_JUDGED_AFTER,
+    code_ignored,
+    failing,
+    severity,
+    short,
+)
 from debugnn.doctor.causes.signals.trials import cured, shown_by, trial_numbers
 from debugnn.doctor.causes.signals.wording import listed, module_of
-from debugnn.doctor.evidence import Evidence
+from debugnn.doctor.evidence import BrokenPathFacts, Evidence
 from debugnn.doctor.trials import UNFROZEN, Trial
 
 # Updates that found no gradient of those that had arrived, at least and as a share of those looked
 # at. A loop that clears a bad batch's gradients and steps nevertheless does so now and then.
 CLEARED_STEPS = 3
 CLEARED_SHARE = 0.5
+# Share of the outputs' values that stay as they are under a small change of the inputs, above which
+# a choice lies between them. Smooth functions keep none, choices all but few in a hundred.
+CHOICE = 0.5
 # Optimiser steps without any gradient: one may be a loop's first call.
 EMPTY_STEPS = 2
 
@@ -29,6 +39,54 @@ def cut_off(evidence: Evidence) -> Iterator[Sign]:
             evidence={"parameters": unreached[:32]},
             confidence="certain",
         )
+
+
+def broken_path(evidence: Evidence) -> Iterator[Sign]:
+    """Parameters that a loss reaches besides, but not by the output that is made of them.
+
+    A note unless the training fails: a coder may be meant to learn by another term alone. Of a
+    detach(), with which layers learn each by a loss of its own, and of a random choice, whose
+    gradient can be estimated by the score function, nothing is said unless the outputs tell nothing
+    of the inputs any more.
+    """
+    found = evidence.network.broken_path
+    if found is None:
+        return
+    choice, ignored = found.steady > CHOICE and not found.drawn, code_ignored(evidence)
+    if not choice and not ignored:
+        return
+    poor = _rebuilds_badly(evidence, found)
+    learns_little = failing(evidence) or short(evidence) or poor
+    by = (
+        "comes from a choice, such as argmin or argmax, which has no derivative"
+        if choice
+        else "is drawn or detached, and has no path back to them"
+    )
+    left = f" (outputs leave {100 * (found.left or 0):.0f} % of the inputs' variance)" * poor
+    yield Sign(
+        severity(evidence) if learns_little else "note",
+        f"the output depends on {len(found.parameters)} parameters to which its own gradient does "
+        f"not go back: {listed(found.parameters)}; all that it knows of the inputs {by}{left}",
+        "pass the gradient on past the choice with a straight-through estimator, "
+        "z + (q - z).detach() for a code q of z"
+        if choice
+        else "hand the code on without detach(), and draw it by rsample(), as mean + deviation * "
+        "noise",
+        layer=module_of(found.parameters[0]),
+        evidence={
+            "parameters": found.parameters[:32],
+            "outputs_kept": found.steady,
+            "variance_left": found.left,
+        },
+        confidence="certain",
+        harm="these layers never learn what makes the output better",
+    )
+
+
+def _rebuilds_badly(evidence: Evidence, found: BrokenPathFacts) -> bool:
+    """Return whether outputs that are to be like the inputs leave much of them after many steps."""
+    long = evidence.loop.steps >= UNKNOWN_JUDGED_AFTER
+    return evidence.reconstruction and long and (found.left or 0.0) > LEFT_TO_TELL
 
 
 def cleared_before_step(evidence: Evidence) -> Iterator[Sign]:
@@ -152,6 +210,7 @@ CAUSE = Cause(
             constant_output,
             cut_off,
             detached_output,
+            broken_path,
             steps_without_gradient,
             held_but_frozen,
         ),

@@ -24,7 +24,7 @@ sample_axis         finds that axis, and whether a sample's output depends on ot
                     samples, by way of perturbation, influence, mixing
 first_batch         the task, the loss function and the network before the first step,
                     by way of task, loss_function, architecture, operations, weights,
-                    recurrence
+                    recurrence, broken_path
 labels_among_inputs  labels that the model is called with
 targets_among_inputs  copies of the target values that outputs are made from
 parts               outputs that a loss compares with one target each

@@ -3,7 +3,7 @@
 All functions work on a copy of the model that belongs to the doctor.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from debugnn.doctor.evidence import NetworkFacts
 from debugnn.doctor.observe.calls import Call, first_tensor, is_plain
+from debugnn.doctor.observe.graph import leaves_of, with_derivative
 from debugnn.doctor.observe.mixing import evaluation_change
 from debugnn.doctor.observe.modes import BATCH_NORM, dropout_rates, without_dropout
 from debugnn.doctor.observe.operations import DROPPING, WEIGHTED, trace
 from debugnn.doctor.observe.perturbation import without_constants
 from debugnn.doctor.observe.placement import place_change
 from debugnn.doctor.observe.sample_axis import Samples
+from debugnn.random_state import random_state, set_random_state
 
 # Numerical tolerances by which a tensor is read as a distribution, or as the logarithm of one.
 _SUM = 1e-3  # of its sum to 1
@@ -188,7 +190,11 @@ def _bend_at(model: nn.Module, call: Call, inputs: Tensor) -> float | None:
 def _without_gradient(
     model: nn.Module, call: Call, loss: Callable[[Any], Tensor]
 ) -> tuple[list[str], list[str]]:
-    """Return parameters without a gradient: those that the outputs depend on, and the others."""
+    """Return parameters without a gradient: those that the outputs depend on, and the others.
+
+    A gradient that is zero counts as none where all paths to a parameter have a step whose
+    derivative is zero.
+    """
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     if not named:
         return [], []
@@ -200,21 +206,62 @@ def _without_gradient(
             if value.requires_grad
             else [None] * len(named)
         )
-    without = [pair for pair, gradient in zip(named, found, strict=True) if gradient is None]
+    zero = {id(p) for (_, p), g in zip(named, found, strict=True) if g is not None and not g.any()}
+    flat = _behind_flat_steps(value) & zero if zero else zero
+    without = [
+        pair for pair, g in zip(named, found, strict=True) if g is None or id(pair[1]) in flat
+    ]
     if not without:
         return [], []
     unreached: list[str] = []
     unused: list[str] = []
+    depend = depends_on(model, call, without, first_tensor)
+    for name, _ in without:
+        (unreached if name in depend else unused).append(name)
+    return unreached, unused
+
+
+def _behind_flat_steps(value: Tensor) -> set[int]:
+    """Return the ids of the leaves that a value's graph leads to, by no path with a derivative."""
+    reached = with_derivative([value])
+    return set() if reached is None else {id(leaf) for leaf in leaves_of([value], [])} - reached
+
+
+def depends_on(
+    model: nn.Module,
+    call: Call,
+    parameters: Sequence[tuple[str, nn.Parameter]],
+    output_of: Callable[[Any], Tensor | None],
+) -> list[str]:
+    """Return the names of the parameters that an output depends on.
+
+    Args:
+        model: its parameters are changed for a while. Its buffers are as before.
+        call: of a batch; every pass draws the same random numbers.
+        parameters: of the model, with their names.
+        output_of: takes the output out of what the model returns.
+    """
+    device = next((t.device for t in call.tensors()), torch.device("cpu"))
+    state, buffers = random_state(device), [(b, b.clone()) for b in model.buffers()]
+
+    def output() -> Tensor | None:
+        set_random_state(device, state)
+        found = output_of(call(model))
+        for buffer, kept in buffers:
+            buffer.copy_(kept)
+        return found
+
+    names = []
     with torch.no_grad():
-        before = first_tensor(call(model))
-        for name, parameter in without:
+        before = output()
+        for name, parameter in parameters:
             kept = parameter.clone()
             parameter.mul_(1.5).add_(0.1)
-            after = first_tensor(call(model))
+            after = output()
             parameter.copy_(kept)
-            depends = before is not None and after is not None and not torch.equal(before, after)
-            (unreached if depends else unused).append(name)
-    return unreached, unused
+            if before is not None and after is not None and not torch.equal(before, after):
+                names.append(name)
+    return names
 
 
 def _time_gradient(

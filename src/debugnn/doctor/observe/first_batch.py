@@ -12,6 +12,7 @@ from debugnn.doctor import troubles
 from debugnn.doctor.copies import copied_model
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.observe.architecture import network_facts
+from debugnn.doctor.observe.broken_path import broken_path_facts
 from debugnn.doctor.observe.buffer import Batch
 from debugnn.doctor.observe.calls import Call, copied, first_tensor, is_plain
 from debugnn.doctor.observe.latent import latent_facts
@@ -110,6 +111,7 @@ class FirstBatch:
                 latent = latent_facts(model, batch.call, samples.layout)
                 self.evidence.outcome.initial_latent = latent
             self._look_at_recurrence(samples, batch)
+            self._look_for_broken_path(samples, batch)
 
     @guarded("whether gradients go back through a recurrence")
     def _look_at_recurrence(self, samples: Samples, batch: Batch) -> None:
@@ -120,6 +122,25 @@ class FirstBatch:
                 self.evidence.network.recurrence = recurrence_facts(
                     model, batch.call, samples.layout
                 )
+
+    @guarded("whether gradients go back to the inputs")
+    def _look_for_broken_path(self, samples: Samples, batch: Batch) -> None:
+        training = self._training
+        model = None if training.replica is None else training.replica.start()
+        if model is None:
+            return
+        moved = {id(p) for group in training.optimizer.param_groups for p in group["params"]}
+        held = {name for name, p in training.model.named_parameters() if id(p) in moved}
+        usable = self.evidence.loss.error is None
+        with without_dropout(model, training=True):
+            self.evidence.network.broken_path = broken_path_facts(
+                model,
+                batch.call,
+                batch.targets,
+                samples.layout,
+                held,
+                training.loss_fn if usable else None,
+            )
 
     @guarded("the parts of the loss")
     def _find_parts(self, model: nn.Module, batch: Batch) -> None:

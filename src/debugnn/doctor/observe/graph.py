@@ -22,6 +22,12 @@ _NODES = 200_000  # of a graph
 _COMPARED = 4096  # values of a leaf by which it is told whether it has moved
 _ITEMS = 1_000  # of a container
 _DEPTH = 4  # containers and objects within each other that are searched for a leaf
+# Nodes through which a gradient is zero, whatever it comes from: steps that are flat but for jumps,
+# and random numbers that are drawn around a value or by a chance.
+_FLAT = (
+    "SignBackward", "SgnBackward", "RoundBackward", "FloorBackward", "CeilBackward",
+    "TruncBackward", "BernoulliBackward", "NormalBackward",
+)  # fmt: skip
 # What `nn.Module` itself keeps: the registered tensors and modules, and hooks.
 _OWN = frozenset(vars(nn.Module()))
 _CODE = (types.FunctionType, types.MethodType, types.ModuleType, type)
@@ -171,6 +177,27 @@ def leaves_of(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tenso
         outputs: tensors with or without a graph.
         inputs: what made them, in another network say, is left out.
     """
+    return _followed(outputs, inputs, through_flat=True)[0]
+
+
+def with_derivative(outputs: Sequence[Tensor]) -> set[int] | None:
+    """Return the ids of the leaves to which a path of the graph leads that lets a gradient through.
+
+    A path does not where a step of it has no derivative but zero, such as `sign` or `round`. None
+    of a graph that is too large to be followed to its end.
+    """
+    leaves, whole = _followed(outputs, [], through_flat=False)
+    return {id(leaf) for leaf in leaves} if whole else None
+
+
+def _followed(
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], through_flat: bool
+) -> tuple[list[Tensor], bool]:
+    """Return the leaves of a graph, and whether it was followed to its end.
+
+    Args:
+        through_flat: follow it through steps whose derivative is zero, too.
+    """
     seen = {t.grad_fn for t in inputs if t.grad_fn is not None}
     pending = [t.grad_fn for t in outputs if t.grad_fn is not None and t.grad_fn not in seen]
     seen.update(pending)
@@ -180,12 +207,14 @@ def leaves_of(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tenso
         leaf = getattr(node, "variable", None)
         if isinstance(leaf, Tensor):
             leaves.append(leaf)
+        if not through_flat and node.name().startswith(_FLAT):
+            continue
         following: list[Node] = [n for n, _ in node.next_functions if n is not None]
         for each in following:
             if each not in seen:
                 seen.add(each)
                 pending.append(each)
-    return leaves
+    return leaves, not pending
 
 
 def unlisted(model: nn.Module) -> Iterator[Place]:

@@ -42,7 +42,7 @@ def latent_facts(model: nn.Module, call: Call, layout: Layout) -> LatentFacts | 
         by_input=_change(plain[largest], exchanged[largest], inputs),
         by_noise=_change(plain[largest], again[largest], inputs),
         loss_reads_input=any(not equal(*pair) for pair in numbers),
-        left=_left(plain[largest], inputs, axis),
+        left=left_of_inputs(plain[largest], inputs, axis),
     )
 
 
@@ -67,7 +67,7 @@ def _change(before: Tensor, after: Tensor, inputs: Tensor) -> float | None:
     return ((after - before).square().mean().sqrt() / size).item()
 
 
-def _left(outputs: Tensor, inputs: Tensor, axis: int) -> float | None:
+def left_of_inputs(outputs: Tensor, inputs: Tensor, axis: int) -> float | None:
     """Return the share of the inputs' variance that outputs leave, as values or as logits."""
     if outputs.numel() != inputs.numel() or not inputs.is_floating_point():
         return None

@@ -29,7 +29,7 @@ class LayerProbes:
     """Measures a model's parameters around an update, and its activations after it.
 
     Attributes:
-        graded: names of the parameters that have had a gradient at a probe.
+        graded: names of the parameters that have had a gradient other than zero at a probe.
     """
 
     def __init__(self, evidence: Evidence, model: nn.Module) -> None:
@@ -75,13 +75,11 @@ class LayerProbes:
             replica: keeps the weights until `measure_updates`; without a copy updates are left out.
         """
         present = {n: p.grad.detach() for n, p in self._named if p.grad is not None}
-        self.graded.update(present)
         gradients = {n: gradient for n, gradient in present.items() if not gradient.is_sparse}
         weights = {n: p.detach() for n, p in self._model.named_parameters() if p.dim() >= 2}
-        with_both = [n for n in weights if n in gradients]
         with torch.no_grad():
             sizes = dict(zip(weights, _norms(list(weights.values())), strict=True))
-            pulls = dict(zip(with_both, _norms([gradients[n] for n in with_both]), strict=True))
+            pulls = dict(zip(gradients, _norms(list(gradients.values())), strict=True))
             if len(self._evidence.probes) < _THOROUGH:
                 # Before the first update the copy holds these weights anyway.
                 first = self._evidence.loop.optimizer_steps == 0
@@ -89,6 +87,7 @@ class LayerProbes:
                 self._spare = not first
                 own = {} if kept is None else dict(kept.named_parameters())
                 self._before = {n: own[n].detach() for n in weights if n in own}
+        self.graded.update(n for n in present if pulls.get(n) != 0)  # a sparse one has no norm
         layers = {n: LayerFacts(pulls.get(n), size) for n, size in sizes.items()}
         self._probe = Probe(self._evidence.loop.steps, layers)
 

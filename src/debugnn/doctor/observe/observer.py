@@ -15,6 +15,7 @@ from debugnn.doctor.copies import copied_model, undisturbed
 from debugnn.doctor.nonfinite.replay import NonFiniteReplay
 from debugnn.doctor.nonfinite.weights import spoilt_by_update
 from debugnn.doctor.observe import devices
+from debugnn.doctor.observe.broken_path import note_left
 from debugnn.doctor.observe.buffer import Batch
 from debugnn.doctor.observe.calls import Call, as_call
 from debugnn.doctor.observe.data import note_data
@@ -427,6 +428,9 @@ class Observer:
                 note_what_is_remembered(
                     self.evidence.network.recurrence, (plain, by_batch), task, training.layout
                 )
+            if self.evidence.network.broken_path is not None:
+                first = training.buffer.early[0].call
+                note_left(self.evidence.network.broken_path, model, first, training.layout)
             if training.parts:
                 outcome.parts = part_facts(
                     model,

@@ -69,11 +69,17 @@ def volume_facts(
         made = call.map(lambda tensor: leaf if tensor is inputs else tensor)
         tensors = Call((model(*made.args, **made.kwargs),)).tensors()
         codes, said = tensors[volume.codes], tensors[volume.logarithm].detach().flatten()
-        if codes.shape[0] != leaf.shape[0] or codes[0].numel() != leaf[0].numel():
+        if (
+            not codes.requires_grad
+            or codes.shape[0] != leaf.shape[0]
+            or codes[0].numel() != leaf[0].numel()
+        ):
             return None
         flat = codes.reshape(len(codes), -1)
         rows = [
-            torch.autograd.grad(flat[:, entry].sum(), leaf, retain_graph=True)[0][:_SAMPLES]
+            torch.autograd.grad(
+                flat[:, entry].sum(), leaf, retain_graph=True, materialize_grads=True
+            )[0][:_SAMPLES]
             for entry in range(flat.shape[1])
         ]
     jacobian = torch.stack([row.reshape(len(row), -1) for row in rows], dim=1)

@@ -1,4 +1,4 @@
-"""Generative models: variational autoencoders and adversarial networks."""
+"""Generative models: autoencoders with a random or a discrete code, and adversarial networks."""
 
 from functools import partial
 
@@ -8,9 +8,15 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.optim import Adam
 
-from debugnn.faults.datasets import autoencoding, ring, toy
+from debugnn.faults.datasets import autoencoding, ring, toy, waves
 from debugnn.faults.loops import told_the_class
-from debugnn.faults.nets import Flow, VariationalAutoencoder, mlp
+from debugnn.faults.nets import (
+    Flow,
+    QuantisedAutoencoder,
+    RoundedAutoencoder,
+    VariationalAutoencoder,
+    mlp,
+)
 from debugnn.faults.program import Build, Setup, score
 
 
@@ -32,6 +38,16 @@ def variational_autoencoder(seed: int) -> Setup:
         VariationalAutoencoder(64, 64, 6), negative_elbo, partial(Adam, lr=2e-3),
         *autoencoding(seed), score=rebuilt_score,
     )  # fmt: skip
+
+
+def quantised_loss(outputs: tuple[Tensor, Tensor, Tensor], targets: Tensor) -> Tensor:
+    """The error of rebuilt signals, and how far codes and the entries of a codebook are apart.
+
+    The entries are pulled to the codes, and these, less, to the entries (arXiv:1711.00937).
+    """
+    rebuilt, codes, chosen = outputs
+    apart = F.mse_loss(chosen, codes.detach()) + 0.25 * F.mse_loss(codes, chosen.detach())
+    return F.mse_loss(rebuilt, targets) + apart
 
 
 def flow_loss(outputs: tuple[Tensor, Tensor], _: Tensor) -> Tensor:
@@ -85,11 +101,26 @@ def generator(seed: int, hinge: bool = False) -> Setup:
 
 TUNING: dict[str, Build] = {
     "variational_autoencoder": variational_autoencoder,
+    "quantised_autoencoder": lambda seed: Setup(
+        QuantisedAutoencoder(32, 8, 32),
+        quantised_loss,
+        partial(Adam, lr=3e-3),
+        *waves(seed),
+        epochs=10,
+        score=rebuilt_score,
+    ),
     "generator": generator,
     "flow": flow,
 }
 
 HELD_OUT: dict[str, Build] = {
     "conditional_autoencoder": told_the_class,
+    "rounded_autoencoder": lambda seed: Setup(
+        RoundedAutoencoder(64, 64, 12),
+        nn.MSELoss(),
+        partial(Adam, lr=2e-3),
+        *autoencoding(seed),
+        epochs=12,
+    ),
     "generator_with_hinge": partial(generator, hinge=True),
 }

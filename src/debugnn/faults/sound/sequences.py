@@ -20,6 +20,7 @@ from debugnn.faults.datasets import (
     tokens,
     vibrations,
     walks,
+    weighed,
 )
 from debugnn.faults.loops import carrying, packed, sentences
 from debugnn.faults.nets import (
@@ -29,6 +30,7 @@ from debugnn.faults.nets import (
     LineReader,
     NextSymbol,
     Notebook,
+    OneByOne,
     Reader,
     Recurrent,
     Stepwise,
@@ -98,6 +100,11 @@ def stepwise(seed: int, **options: Any) -> Setup:
     return Setup(model, ce(), partial(Adam, lr=1e-2), *digits(seed, 8, 8))
 
 
+def as_codes(symbols: Tensor) -> Tensor:
+    """Turn symbols, of which there are ten, into one-hot codes."""
+    return F.one_hot(symbols, 10).float()
+
+
 def reset_every(batches: int, model: Tracker | Notebook) -> Callable[[Tensor, Tensor], Data]:
     """Return what resets a model before every so many batches, and leaves them as they are."""
     seen = itertools.count()
@@ -140,6 +147,12 @@ def tracker_in_order(seed: int) -> Setup:
 TUNING: dict[str, Build] = {
     "stepwise": stepwise,
     "stepwise_truncated": partial(stepwise, hand_on=truncated),
+    "one_by_one": lambda seed: Setup(
+        OneByOne(as_codes, nn.LSTMCell, 10, 32, 1),
+        nn.MSELoss(),
+        partial(Adam, lr=1e-2),
+        *weighed(seed),
+    ),
     "lstm": lambda seed: Setup(
         Recurrent(nn.LSTM, 8, 32, 10), ce(), partial(Adam, lr=1e-2), *digits(seed, 8, 8)
     ),
@@ -178,6 +191,13 @@ TUNING: dict[str, Build] = {
 HELD_OUT: dict[str, Build] = {
     "stepwise_tokens": lambda seed: Setup(
         Stepwise(nn.Embedding(8, 16), 16, 48, 8), ce(), partial(AdamW, lr=5e-3), *tokens(seed)
+    ),
+    "one_by_one_tokens": lambda seed: Setup(
+        OneByOne(nn.Embedding(8, 12), nn.GRUCell, 12, 40, 8),
+        ce(),
+        partial(AdamW, lr=1e-2),
+        *tokens(seed),
+        clip=1.0,
     ),
     "gru_clipped": lambda seed: Setup(
         Recurrent(nn.GRU, 8, 32, 10), ce(), partial(Adam, lr=1e-2), *digits(seed, 8, 8), clip=1.0
