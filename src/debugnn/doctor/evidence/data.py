@@ -1,0 +1,143 @@
+"""The samples that the doctor kept."""
+
+from dataclasses import dataclass, field
+
+from debugnn.doctor.evidence.sequences import SequenceFacts, TailFacts, WindowFacts
+
+
+@dataclass
+class PreparationFacts:
+    """The training's own loss, of the trained network in evaluation mode."""
+
+    training: float  # of training batches, mean
+    validation: list[float]  # of one half of the validation samples, and of the other
+    # What was done to the validation inputs → the same two.
+    changed: dict[str, list[float]] = field(default_factory=dict)
+
+
+@dataclass
+class DriftFacts:
+    """How the inputs of the latest batches differ from those of the first ones."""
+
+    early: float  # root mean square
+    late: float
+    # Late samples that are early ones times a number plus a number, and the median of how many
+    # times their deviation is, and of how far their mean has moved in early deviations.
+    returned: int = 0
+    scale: float | None = None
+    offset: float | None = None
+
+
+@dataclass
+class GraphBatchFacts:
+    """Batches of several graphs, whose nodes stand one graph after the other."""
+
+    batches: int = 0
+    fewest_graphs: int = 0  # in one of them
+    # Batches whose edges name no node beyond the size of the largest graph, as if all graphs lay
+    # upon each other.
+    overlaid: int = 0
+    nodes: int = 0  # in all batches
+    alone: int = 0  # of these, those that no edge names
+
+
+@dataclass
+class AlignmentFacts:
+    """How well a local model of validation images predicts maps: correlations, mean over images."""
+
+    validation: float  # with the targets of these images
+    training: float  # with those of training images
+    # With these, each flipped along one axis or both, or turned by a quarter, as it fits best.
+    turned: float
+    turned_gap: float  # how much less another image's target fits, in standard errors
+    shifted: float  # the same, each shifted as it fits best
+    shifted_gap: float
+
+
+@dataclass
+class TargetCopyFacts:
+    """An input that holds each target value once, up to a positive scale and an offset."""
+
+    argument: str  # of the model's forward that holds the input
+    columns: int  # target values of a sample, all of which are copied
+    samples: int = 0  # that were compared
+    varying: int = 0  # input values of a sample that vary between samples
+    # Axis of the input along which the copies are the last positions, as many as `last_positions`
+    # of `positions`. None where they are no block at an end.
+    last_of_axis: int | None = None
+    last_positions: int = 0
+    positions: int = 0
+    # Change of an output as the copy of its own target changes places among the samples, over the
+    # outputs' standard deviation; the least of some outputs.
+    change: float | None = None
+
+
+@dataclass
+class DataFacts:
+    """The samples that the doctor kept."""
+
+    samples: int = 0
+    axes: int = 0  # of the inputs: 2 for tables, 3 for sequences, 4 for images
+    floating: bool = True  # False: tokens
+    rms: float | None = None
+    mean: float | None = None
+    std: float | None = None
+    largest_std: float | None = None  # of a single feature
+    feature_spread: float | None = None  # largest / tenth percentile of the features' deviations
+    distinct: int = 0  # samples that differ
+    constant_batches: float = 0.0  # share of batches whose samples are all equal
+    # Every batch that was compared with the first one is the same; None: none was compared.
+    same_batch: bool | None = False
+    batch_sizes: int = 1  # how many sizes batches came in
+    nonfinite_samples: int = 0
+    nonfinite_features: list[int] = field(default_factory=list)  # not finite in any sample
+    class_counts: dict[int, int] = field(default_factory=dict)
+    conflicting: float = 0.0  # share of the repeated samples that came with several labels
+    repeated: int = 0  # samples that came more than once
+    repeats_within: float = 0.0  # share of batches in which a sample occurs twice
+    # Batches of four samples and more whose labels are all one class, as a share; the same share of
+    # batches drawn at random; and how many batches of one class follow each other, on average.
+    one_class_batches: float = 0.0
+    one_class_by_chance: float = 0.0
+    one_class_run: float = 0.0
+    out_of_range: int = 0  # labels that no output stands for
+    void_labels: bool = False  # all of these labels are one value
+    target_kinds: int | None = None  # how many values regression targets take
+    target_consecutive: bool = False  # these values are 0, 1, …, K−1
+    target_rarest: float | None = None  # share of the rarest value
+    target_std: float | None = None
+    target_rms: float | None = None
+    target_low: float | None = None
+    target_high: float | None = None
+    # Share of each feature's variance that the target explains, in descending order, for the first
+    # quarter of the features (at most 64); the features' indices; the median over all features.
+    feature_shares: list[float] = field(default_factory=list)
+    feature_order: list[int] = field(default_factory=list)
+    feature_share_median: float | None = None
+    features: int = 0  # how many features were compared
+    drift: DriftFacts | None = None
+    graphs: GraphBatchFacts | None = None  # None: a batch does not consist of graphs
+    sequence: SequenceFacts | None = None  # None: the outputs are no symbols of a sequence
+    tail: TailFacts | None = None  # the same
+    target_copies: TargetCopyFacts | None = None  # None: an input does not hold all target values
+    simple_skill: float | None = None  # of a simple model, on samples that it was not fitted to
+    # Class → the lower one of recall and precision of a simple model that gives all classes the
+    # same weight, on samples that it was not fitted to; of the rarest classes.
+    simple_recognition: dict[int, float] = field(default_factory=dict)
+    overlap: float | None = None  # share of validation samples that were trained on
+    # The same for each class with 20 validation samples, and how many distinct samples these are.
+    overlap_of_class: dict[int, float] = field(default_factory=dict)
+    copies: int = 0
+    windows: WindowFacts | None = None  # None: samples have no axis of positions
+    continuous: float | None = None  # distinct values of a feature / distinct samples, median
+    covered: float | None = None  # share of training samples that are among the validation samples
+    trained_on: int | None = None  # distinct training samples seen
+    validation_size: int | None = None  # samples that the latest validation was given
+    natural_repeats: float = 0.0  # share of validation samples that repeat another of them
+    shift: float | None = None  # skill at telling validation inputs from training inputs, 0 to 1
+    scale_shift: float | None = None  # median over features of |Δmean|/std and |log₂ σ ratio|
+    transfer_skill: float | None = None  # of a simple model from training to validation samples
+    matched_skill: float | None = None  # on validation inputs brought to the training scale
+    preparations: PreparationFacts | None = None
+    alignment: AlignmentFacts | None = None  # where a target is a map of the image's size
+    relabelled_skill: float | None = None  # on validation labels under the best renaming

@@ -1,0 +1,59 @@
+"""How the loss function behaves."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class VolumeFacts:
+    """How a loss pulls at a flow's outputs, its codes and the logarithm of its change of volume."""
+
+    gradient: float  # mean sign, over samples, of the loss's gradient by log |det dz/dx|
+    towards_centre: float  # cosine of the codes and of the loss's gradient by them
+
+
+@dataclass
+class LossFacts:
+    """How the loss function responds to outputs that the doctor makes up."""
+
+    error: str | None = None  # why loss_fn(outputs, targets) raised
+    # False: not tried on made-up outputs, which could end a GPU's context, or which it gives
+    # another value at every call.
+    tried: bool = True
+    scalar: bool = True  # False: it returns a value for each sample
+    gradient: bool = True  # it has a gradient with respect to the outputs
+    shapes: list[list[int]] = field(default_factory=list)  # of outputs and targets
+    output_space: str = "real"  # real, unit (each in [0, 1]), simplex, log_simplex
+    doubling: float | None = None  # its value for every sample twice / for every sample once
+    rewards: list[list[float]] = field(default_factory=list)  # values at [right, wrong] outputs
+    best: float | None = None  # its lowest value at perfect outputs
+    constant: float | None = None  # its value at the best constant outputs
+    confident: float | None = None  # classes: its value at the most confident right outputs
+    far: float | None = None  # values: its lowest value at outputs of size 1,000
+    squared: bool = False  # binary: outputs of 0 and 1 are better than confident logits
+    shift_change: float | None = None  # relative change as 3 is added to all outputs of a sample
+    other_entries: float | None = None  # share of the gradient on outputs of other classes
+    cross_gradient: float | None = None  # relative change of a sample's gradient by other samples
+    pairwise: bool = False  # labels count only by being equal or not, as in metric learning
+    ignores_targets: bool = False  # other targets leave its value and its gradient as they are
+    other_outputs: bool = False  # it depends on other tensors of the outputs than the first
+    # Its lowest value where one of the other tensors is 1,000 times as large, over its value at the
+    # model's outputs; below zero where it falls without end. None without others.
+    far_others: float | None = None
+    parameters: bool = False  # it reads parameters: a penalty of weights, or a network of its own
+    # Values: what turns outputs into them; identity, sigmoid or exp. Logits that are compared with
+    # logits: softmax.
+    link: str = "identity"
+    # Values: it is the cross-entropy of targets that are probabilities, each side times a factor.
+    bernoulli: bool = False
+    confirmed: bool = (
+        False  # lower at outputs that are right, as the shapes have it, than elsewhere
+    )
+    opposed: bool = False  # higher at right outputs than elsewhere, for every sample
+    permuted: float | None = None  # relative change where outputs, not targets, change places
+    fixed_entries: bool = False  # classes: it reads some outputs only, whatever the labels are
+    linear: float | None = None  # classes: how far it is from linear in probabilities, relatively
+    volume: VolumeFacts | None = None  # of a flow
+    # Outputs that it compares with a target, and has no gradient with respect to.
+    detached: list[str] = field(default_factory=list)
+    # Operation of the loss that the loop computed → the one that made its input, views left out.
+    sources: dict[str, str] = field(default_factory=dict)

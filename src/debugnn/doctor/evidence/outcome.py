@@ -1,0 +1,120 @@
+"""How the training went."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Score:
+    """How well outputs fit targets."""
+
+    relative_loss: float | None = None  # reference loss / that of the best constant predictor
+    skill: float | None = None  # 0: best constant predictor, 1: perfect (accuracy or R²)
+    balanced: float | None = None  # mean over the classes of their recall
+    recalls: dict[int, float] = field(default_factory=dict)  # of the rarest training classes
+    samples: int = 0
+    loss: float | None = None  # reference loss: cross-entropy in nats, or squared error
+
+
+@dataclass
+class LatentFacts:
+    """What the largest outputs of a model with a random code depend on, noise or inputs.
+
+    Root mean square of the outputs' change, over that of the outputs, or of inputs of the same
+    number where this is larger.
+    """
+
+    by_input: float | None = None  # as the inputs change places among the samples
+    by_noise: float | None = None  # as other noise is drawn
+    loss_reads_input: bool = False  # a number among the outputs changes with the inputs
+    # Squared distance of the outputs, or of their sigmoids, from the inputs, over the inputs'
+    # variance among the samples. None where the outputs are of another size.
+    left: float | None = None
+
+
+@dataclass
+class Pairing:
+    """The training's own loss of outputs beside their own targets and beside other samples'.
+
+    Only samples whose input and target differ from the other one's count.
+    """
+
+    groups: int = 0  # of samples whose targets changed places
+    better: float | None = None  # share of the exchanges in which the own output is better
+    own: float | None = None  # mean loss beside the own target
+    gap: float | None = None  # by how much it is higher beside another's, on average
+    error: float | None = None  # standard error of the gap
+
+
+@dataclass
+class OwnLoss:
+    """How well a training does by its own loss function."""
+
+    train: Pairing = field(default_factory=Pairing)  # evaluation mode
+    train_mode: Pairing = field(default_factory=Pairing)  # batch norm by batch, dropout off
+    late: Pairing = field(default_factory=Pairing)  # evaluation mode, batches of late steps alone
+    validation: Pairing = field(default_factory=Pairing)
+    # Mean loss of training batches over that of the best constant outputs, the lower one of the two
+    # modes. None of an unknown task, or where the constant's loss is not positive.
+    relative: float | None = None
+    simple: float | None = None  # values: the same of a simple model, on samples left out
+
+
+@dataclass
+class Validation:
+    step: int
+    loss: float | None
+    score: Score
+
+
+@dataclass
+class PartFacts:
+    """An output that the loss compares with one target of its own, beside others."""
+
+    name: str  # its key among the outputs, or its place
+    task: str  # classes, binary or values
+    classes: int | None = None
+    train: Score = field(default_factory=Score)  # evaluation mode
+    train_mode: Score = field(default_factory=Score)  # batch norm by batch
+    simple_skill: float | None = None  # of a simple model, on samples that it was not fitted to
+
+
+@dataclass
+class Jump:
+    """A single step whose loss lies above those around it."""
+
+    step: int
+    loss: float
+    around: float  # median of the ten losses before and the ten after
+    spread: float  # median distance of these to their median
+    samples: list[int] = field(default_factory=list)  # of its batch, the largest losses first
+    own: list[float] = field(default_factory=list)  # these samples' losses
+    typical: float | None = None  # median of its samples' losses
+    again: list[int] = field(default_factory=list)  # other steps with the first of these samples
+
+
+@dataclass
+class OutcomeFacts:
+    first_loss: float | None = None
+    last_loss: float | None = None  # median of the last tenth
+    highest_loss: float | None = None
+    lowest_loss: float | None = None
+    tenths: list[float] = field(default_factory=list)  # median loss of each tenth of the training
+    nonfinite_step: int | None = None
+    # Level → steps until a mean of ten losses is below level × the loss of guessing; all steps
+    # where it never is. Levels 0.99, 0.98, …, 0.50.
+    first_below: dict[float, int] = field(default_factory=dict)
+    initial: Score = field(default_factory=Score)
+    train: Score = field(default_factory=Score)  # evaluation mode
+    train_mode: Score = field(default_factory=Score)  # batch norm by batch, dropout off
+    own_loss: OwnLoss = field(default_factory=OwnLoss)
+    # Of the first batch, in evaluation mode, with the initial and with the present weights; None
+    # of a model that draws no noise and is trained by no bound.
+    initial_latent: LatentFacts | None = None
+    latent: LatentFacts | None = None
+    validations: list[Validation] = field(default_factory=list)
+    movement: float | None = None  # median over weights of ‖w − w₀‖/‖w₀‖
+    shrinkage: float | None = None  # median over weights of ‖w‖/‖w₀‖
+    epochs: float | None = None  # how often the same samples came
+    parts: list[PartFacts] = field(default_factory=list)  # of an unknown task
+    parts_are_all: bool = False  # the loss compares nothing else
+    jumps: list[Jump] = field(default_factory=list)  # the largest, over the spread around them
