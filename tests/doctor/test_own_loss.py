@@ -329,6 +329,26 @@ def test_the_simple_models_own_loss_is_noted_beside_the_nets():
 # -------------------------------------------------------------------------- codes that tell nothing
 
 
+def test_values_of_samples_along_the_second_axis_have_no_simple_loss():
+    """A forecast for each step of series (steps, samples, features)."""
+    torch.manual_seed(0)
+    model = nn.Linear(FEATURES, 1)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    with Doctor(model, optimizer, loss_fn=F.mse_loss, sample_axis=1) as doctor:
+        for step in range(45):
+            x = numbers(7, 20, FEATURES, seed=step)
+            y = x.sum(dim=2, keepdim=True)
+            optimizer.zero_grad()
+            loss = F.mse_loss(model(x), y)
+            loss.backward()
+            optimizer.step()
+            doctor.step(loss, x, y)
+        report = doctor.report()
+    assert report.troubles == []
+    assert report.evidence.data.simple_skill > 0.9
+    assert report.evidence.outcome.own_loss.simple is None
+
+
 class Autoencoder(nn.Module):
     """A variational autoencoder that makes its own loss, and may be told a condition."""
 

@@ -91,6 +91,14 @@ class Program:
     accepted: tuple[str, ...] = ()
 
 
+def begin(
+    setup: Setup, make_observer: MakeObserver[AnyObserver]
+) -> tuple[nn.Module, Optimizer, AnyObserver]:
+    """Return the model, its optimiser and its observer, as a loop begins with them."""
+    optimizer = setup.make_optimizer(setup.model.parameters())
+    return setup.model, optimizer, make_observer(setup.model, optimizer, setup.loss_fn)
+
+
 def train(
     setup: Setup,
     seed: int,
@@ -110,10 +118,9 @@ def train(
     if setup.loop is not None:
         return setup.loop(setup, seed, make_observer)
     shuffle = torch.Generator().manual_seed(seed)
-    optimizer = setup.make_optimizer(setup.model.parameters())
-    model, loss_fn = setup.model, setup.loss_fn
+    model, optimizer, observer = begin(setup, make_observer)
+    loss_fn = setup.loss_fn
     scheduler = setup.make_scheduler(optimizer) if setup.make_scheduler else None
-    observer = make_observer(model, optimizer, loss_fn)
     inputs, targets = setup.train
     for _ in range(setup.epochs):
         if setup.calls_train:

@@ -1,6 +1,7 @@
 """What the doctor measures in a training. It compares no measurement with a threshold.
 
 observer            the loop's calls, turned into evidence by the modules below
+gatherer            what is brought into the evidence at a report
 watched_training    the model, the optimiser, the loss function, and what is known of them
 hooks               what happens between two steps: forward passes, gradients, updates
 calls               how a batch becomes a call of the model; tensors in nested arguments

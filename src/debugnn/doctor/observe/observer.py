@@ -1,8 +1,6 @@
 """The observer: turns what happens in a training loop into evidence. It judges nothing."""
 
 import math
-import statistics
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,43 +9,23 @@ import torch
 from torch import Tensor, nn
 
 from debugnn.doctor import troubles
-from debugnn.doctor.copies import copied_model, undisturbed
+from debugnn.doctor.copies import copied_model
 from debugnn.doctor.nonfinite.replay import NonFiniteReplay
 from debugnn.doctor.nonfinite.weights import spoilt_by_update
 from debugnn.doctor.observe import devices
-from debugnn.doctor.observe.broken_path import note_left
-from debugnn.doctor.observe.buffer import Batch
 from debugnn.doctor.observe.calls import Call, as_call
-from debugnn.doctor.observe.data import note_data
 from debugnn.doctor.observe.first_batch import FirstBatch
+from debugnn.doctor.observe.gatherer import Gatherer
 from debugnn.doctor.observe.graph import look_at_copy
 from debugnn.doctor.observe.hooks import TrainingHooks
 from debugnn.doctor.observe.labels_among_inputs import find_labels
-from debugnn.doctor.observe.latent import latent_facts
 from debugnn.doctor.observe.layout import Layout
 from debugnn.doctor.observe.loss_function.graph import loss_sources
 from debugnn.doctor.observe.loss_jumps import LossJumps
 from debugnn.doctor.observe.losses import LossCurve, output_gradient
-from debugnn.doctor.observe.module_state import state_facts
-from debugnn.doctor.observe.optimizer import optimizer_facts, still_unreached
-from debugnn.doctor.observe.outcome import (
-    Predicted,
-    note_losses,
-    note_movement,
-    note_scores,
-    predict,
-)
-from debugnn.doctor.observe.own_loss import loss_of_values, note_beside_constant, note_own_loss
-from debugnn.doctor.observe.padding import tail_facts
-from debugnn.doctor.observe.parts import part_facts
-from debugnn.doctor.observe.preparations import preparation_facts
-from debugnn.doctor.observe.recurrence import note_what_is_remembered
 from debugnn.doctor.observe.sample_axis import FIND, Samples
 from debugnn.doctor.observe.scored_symbols import ScoredSymbols
-from debugnn.doctor.observe.sequences import sequence_facts
-from debugnn.doctor.observe.targets_among_inputs import target_copy_facts
 from debugnn.doctor.observe.task import Task
-from debugnn.doctor.observe.trained_network import note_trained_network
 from debugnn.doctor.observe.validation import ValidationSamples
 from debugnn.doctor.observe.volume import volume_facts
 from debugnn.doctor.observe.watched_training import WatchedTraining
@@ -123,7 +101,6 @@ class Observer:
         self.nonfinite = NonFiniteReplay()
         self._save_to = save_to
         self._at_once = at_once
-        self._sample_axis = sample_axis
         self._loop = self.evidence.loop
         self._passes = self.training.passes
         self._hooks = TrainingHooks(self.training, model, self.nonfinite, at_once)
@@ -134,6 +111,15 @@ class Observer:
         self._losses = LossCurve()
         self._jumps = LossJumps()
         self._scored = ScoredSymbols(self.training, self._hooks)
+        self._gatherer = Gatherer(
+            self.training,
+            self._hooks,
+            self._losses,
+            self._jumps,
+            self._scored,
+            self._validation,
+            sample_axis,
+        )
 
     # --- a step -----------------------------------------------------------------------------------
 
@@ -299,171 +285,8 @@ class Observer:
 
     def gather(self) -> None:
         """Bring the evidence up to date."""
-        self._gather_rivals()
-        self._gather_loop()
-        self._gather_network()
-        self._gather_data()
-        self._gather_preparations()
-        self._gather_sequence()
-        self._gather_target_copies()
-        self._gather_outcome()
+        self._gatherer.gather()
         self._rest_copy()
-
-    @guarded("other networks")
-    def _gather_rivals(self) -> None:
-        """Know of no task where another network is trained against this one: both may do well, and
-        neither loss falls."""
-        if self._hooks.rivals.found():
-            self.evidence.adversarial = True
-            self.evidence.task, self.evidence.classes = "unknown", None
-            self.training.task = Task("unknown")
-
-    @guarded("the optimiser and the losses")
-    def _gather_loop(self) -> None:
-        training, network = self.training, self.evidence.network
-        self._losses.read()
-        training.buffer.fingerprint()
-        groups = training.replica.groups if training.replica is not None else []
-        initial = training.replica.initial if training.replica is not None else {}
-        self.evidence.optimizer = optimizer_facts(
-            training.model, training.optimizer, groups, initial, self._hooks.rates.points()
-        )
-        network.unreached = still_unreached(network.unreached, self._layers.graded)
-        network.unused = still_unreached(network.unused, self._layers.graded)
-        network.unregistered = self._hooks.leaves.facts()
-        note_losses(self.evidence, self._losses.values, self._losses.ratios)
-        scales = self._losses.gradient_scales
-        self._loop.gradient_scale = statistics.median(scales) if scales else None
-        with training.undisturbed(), torch.no_grad():
-            self.evidence.outcome.jumps = self._jumps.largest(
-                self._losses.values, training.buffer.prints, training.loss_fn
-            )
-
-    @guarded("the network after the training")
-    def _gather_network(self) -> None:
-        training, model = self.training, self.training.current_model()
-        if model is None or not training.buffer.early or not self._loop.optimizer_steps:
-            return
-        with training.undisturbed():
-            batch = training.buffer.early[0]
-            note_trained_network(
-                self.evidence.network, model, batch, training.layout, self._sample_axis
-            )
-            self._gather_state(batch)
-
-    def _gather_state(self, batch: Batch) -> None:
-        training, between = self.training, self._hooks.state
-        model = training.replica.with_state() if training.replica and between.places else None
-        if model is not None:
-            self.evidence.network.state = state_facts(
-                between, model, batch.call, training.layout, training.buffer.prints.each()
-            )
-
-    @guarded("the data")
-    def _gather_data(self) -> None:
-        training = self.training
-        note_data(
-            self.evidence,
-            training.buffer,
-            training.layout,
-            self._validation.latest,
-            training.task,
-            training.current_model,
-            self._loop.steps,
-            self._beside_constant,
-        )
-
-    @guarded("the preparation of the validation inputs")
-    def _gather_preparations(self) -> None:
-        training, validation = self.training, self._validation.latest
-        loss_fn, model = training.loss_fn, training.current_model()
-        if loss_fn is None or model is None or validation is None or validation.targets is None:
-            return
-        with training.undisturbed():
-            self.evidence.data.preparations = preparation_facts(
-                model, loss_fn, training.buffer.batches, validation, training.layout
-            )
-
-    def _beside_constant(self, values: Tensor, targets: Tensor) -> float | None:
-        """Return the loss function's value of predicted values over that of a constant."""
-        training = self.training
-        if training.loss_fn is None or training.task is None:
-            return None
-        with training.undisturbed(), warnings.catch_warnings(action="ignore"):
-            return loss_of_values(
-                values, targets, training.loss_fn, training.task, self.evidence.loss
-            )
-
-    @guarded("what the outputs of a sequence see")
-    def _gather_sequence(self) -> None:
-        model, found = self.training.current_model(), self._scored.of_batch
-        if found is not None:
-            self.evidence.data.tail = tail_facts(found, self.training.layout.axis)
-        if model is not None and found is not None:
-            with undisturbed():
-                self.evidence.data.sequence = sequence_facts(model, found)
-
-    @guarded("target values among the inputs")
-    def _gather_target_copies(self) -> None:
-        training, model = self.training, self.training.current_model()
-        values = training.task is not None and training.task.kind == "values"
-        if model is None or not values or self.evidence.reconstruction:
-            return
-        with training.undisturbed():
-            self.evidence.data.target_copies = target_copy_facts(
-                model, training.buffer.for_trained, training.layout
-            )
-
-    @guarded("the outcome")
-    def _gather_outcome(self) -> None:
-        training, outcome = self.training, self.evidence.outcome
-        replica, model, task = training.replica, training.current_model(), training.task
-        if replica is None or model is None or task is None:
-            return
-        with training.undisturbed():
-            plain, by_batch = predict(model, training.buffer.for_trained)
-            note_scores(outcome, plain, by_batch, task, training.buffer.rarest(task))
-            self._gather_own_loss(plain, by_batch)
-            if self.evidence.network.recurrence is not None:
-                note_what_is_remembered(
-                    self.evidence.network.recurrence, (plain, by_batch), task, training.layout
-                )
-            if self.evidence.network.broken_path is not None:
-                first = training.buffer.early[0].call
-                note_left(self.evidence.network.broken_path, model, first, training.layout)
-            if training.parts:
-                outcome.parts = part_facts(
-                    model,
-                    training.buffer.batches,
-                    training.parts,
-                    lambda b, targets: training.layout.targets_by_sample(b.call, targets),
-                )
-            if outcome.initial_latent is not None:
-                first = training.buffer.early[0].call
-                outcome.latent = latent_facts(model, first, training.layout)
-        note_movement(outcome, training.model, replica.groups, replica.initial)
-
-    @guarded("the training's own loss")
-    def _gather_own_loss(self, plain: list[Predicted], by_batch: list[Predicted]) -> None:
-        training, facts = self.training, self.evidence.outcome.own_loss
-        loss_fn, buffer = training.loss_fn, training.buffer
-        if loss_fn is None or self.evidence.loss.error is not None:
-            return
-        one_batch = bool(buffer.same) and all(buffer.same)
-        # Of a batch of another size a loss warns again, in words that have not been shown yet.
-        with warnings.catch_warnings(action="ignore"):
-            note_own_loss(
-                facts,
-                plain,
-                by_batch,
-                buffer.late,
-                self._validation.latest,
-                training.layout,
-                loss_fn,
-                one_batch,
-            )
-            if training.task is not None:
-                note_beside_constant(facts, plain, by_batch, loss_fn, training.task)
 
     def consider(
         self, batches: Sequence[tuple[Any, Any]], validation: Sequence[tuple[Any, Any]] | None

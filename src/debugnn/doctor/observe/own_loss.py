@@ -201,6 +201,10 @@ def loss_of_values(
     if task.kind != "values" or len(facts.shapes) != 2 or facts.other_outputs:
         return None
     (_, *out), (_, *wanted) = facts.shapes
+    if math.prod(out) != math.prod(values.shape[1:]) or math.prod(wanted) != math.prod(
+        targets.shape[1:]
+    ):
+        return None  # samples do not lie along the first axis of the loss's arguments
     outputs = through(task, values).float().reshape(-1, *out)
     targets = targets.reshape(-1, *wanted)
     if len(outputs) != len(targets):

@@ -22,7 +22,6 @@ from debugnn.faults.datasets import (
     walks,
     weighed,
 )
-from debugnn.faults.loops import carrying, packed, sentences
 from debugnn.faults.nets import (
     CausalAttention,
     Convolved,
@@ -39,6 +38,7 @@ from debugnn.faults.nets import (
     Transformer,
 )
 from debugnn.faults.program import Build, Data, Setup
+from debugnn.faults.sequence_loops import carrying, packed, sentences
 
 ce = nn.CrossEntropyLoss
 

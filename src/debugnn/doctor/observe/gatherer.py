@@ -1,0 +1,242 @@
+"""What is brought into the evidence at the report: the outcome, the trained network, the data."""
+
+import statistics
+import warnings
+
+import torch
+from torch import Tensor
+
+from debugnn.doctor.copies import undisturbed
+from debugnn.doctor.observe.broken_path import note_left
+from debugnn.doctor.observe.buffer import Batch
+from debugnn.doctor.observe.data import note_data
+from debugnn.doctor.observe.hooks import TrainingHooks
+from debugnn.doctor.observe.latent import latent_facts
+from debugnn.doctor.observe.loss_jumps import LossJumps
+from debugnn.doctor.observe.losses import LossCurve
+from debugnn.doctor.observe.module_state import state_facts
+from debugnn.doctor.observe.optimizer import optimizer_facts, still_unreached
+from debugnn.doctor.observe.outcome import (
+    Predicted,
+    note_losses,
+    note_movement,
+    note_scores,
+    predict,
+)
+from debugnn.doctor.observe.own_loss import loss_of_values, note_beside_constant, note_own_loss
+from debugnn.doctor.observe.padding import tail_facts
+from debugnn.doctor.observe.parts import part_facts
+from debugnn.doctor.observe.preparations import preparation_facts
+from debugnn.doctor.observe.recurrence import note_what_is_remembered
+from debugnn.doctor.observe.scored_symbols import ScoredSymbols
+from debugnn.doctor.observe.sequences import sequence_facts
+from debugnn.doctor.observe.targets_among_inputs import target_copy_facts
+from debugnn.doctor.observe.task import Task
+from debugnn.doctor.observe.trained_network import note_trained_network
+from debugnn.doctor.observe.validation import ValidationSamples
+from debugnn.doctor.observe.watched_training import WatchedTraining
+from debugnn.doctor.troubles import guarded
+
+
+class Gatherer:
+    """Brings the evidence of a training up to date, at its end or whenever a report is asked for.
+
+    Args:
+        training: what is watched.
+        hooks: hold what was noted of its passes and updates.
+        losses: of its steps.
+        jumps: the steps whose loss rose the most.
+        scored: the symbols that the loss compared in a batch.
+        validation: the latest validation samples.
+        sample_axis: the inputs' axis of samples; None where samples are not apart, `FIND` where it
+            is to be found.
+
+    Attributes:
+        evidence: the training's.
+    """
+
+    def __init__(
+        self,
+        training: WatchedTraining,
+        hooks: TrainingHooks,
+        losses: LossCurve,
+        jumps: LossJumps,
+        scored: ScoredSymbols,
+        validation: ValidationSamples,
+        sample_axis: int | str | None,
+    ) -> None:
+        self.evidence = training.evidence
+        self._training = training
+        self._hooks = hooks
+        self._losses = losses
+        self._jumps = jumps
+        self._scored = scored
+        self._validation = validation
+        self._sample_axis = sample_axis
+
+    def gather(self) -> None:
+        """Bring the evidence up to date."""
+        self._gather_rivals()
+        self._gather_loop()
+        self._gather_network()
+        self._gather_data()
+        self._gather_preparations()
+        self._gather_sequence()
+        self._gather_target_copies()
+        self._gather_outcome()
+
+    @guarded("other networks")
+    def _gather_rivals(self) -> None:
+        """Know of no task where another network is trained against this one: both may do well, and
+        neither loss falls."""
+        if self._hooks.rivals.found():
+            self.evidence.adversarial = True
+            self.evidence.task, self.evidence.classes = "unknown", None
+            self._training.task = Task("unknown")
+
+    @guarded("the optimiser and the losses")
+    def _gather_loop(self) -> None:
+        training, network = self._training, self.evidence.network
+        self._losses.read()
+        training.buffer.fingerprint()
+        groups = training.replica.groups if training.replica is not None else []
+        initial = training.replica.initial if training.replica is not None else {}
+        self.evidence.optimizer = optimizer_facts(
+            training.model, training.optimizer, groups, initial, self._hooks.rates.points()
+        )
+        network.unreached = still_unreached(network.unreached, self._hooks.layers.graded)
+        network.unused = still_unreached(network.unused, self._hooks.layers.graded)
+        network.unregistered = self._hooks.leaves.facts()
+        note_losses(self.evidence, self._losses.values, self._losses.ratios)
+        scales = self._losses.gradient_scales
+        self.evidence.loop.gradient_scale = statistics.median(scales) if scales else None
+        with training.undisturbed(), torch.no_grad():
+            self.evidence.outcome.jumps = self._jumps.largest(
+                self._losses.values, training.buffer.prints, training.loss_fn
+            )
+
+    @guarded("the network after the training")
+    def _gather_network(self) -> None:
+        training, model = self._training, self._training.current_model()
+        if model is None or not training.buffer.early or not self.evidence.loop.optimizer_steps:
+            return
+        with training.undisturbed():
+            batch = training.buffer.early[0]
+            note_trained_network(
+                self.evidence.network, model, batch, training.layout, self._sample_axis
+            )
+            self._gather_state(batch)
+
+    def _gather_state(self, batch: Batch) -> None:
+        training, between = self._training, self._hooks.state
+        model = training.replica.with_state() if training.replica and between.places else None
+        if model is not None:
+            self.evidence.network.state = state_facts(
+                between, model, batch.call, training.layout, training.buffer.prints.each()
+            )
+
+    @guarded("the data")
+    def _gather_data(self) -> None:
+        training = self._training
+        note_data(
+            self.evidence,
+            training.buffer,
+            training.layout,
+            self._validation.latest,
+            training.task,
+            training.current_model,
+            self.evidence.loop.steps,
+            self._beside_constant,
+        )
+
+    @guarded("the preparation of the validation inputs")
+    def _gather_preparations(self) -> None:
+        training, validation = self._training, self._validation.latest
+        loss_fn, model = training.loss_fn, training.current_model()
+        if loss_fn is None or model is None or validation is None or validation.targets is None:
+            return
+        with training.undisturbed():
+            self.evidence.data.preparations = preparation_facts(
+                model, loss_fn, training.buffer.batches, validation, training.layout
+            )
+
+    def _beside_constant(self, values: Tensor, targets: Tensor) -> float | None:
+        """Return the loss function's value of predicted values over that of a constant."""
+        training = self._training
+        if training.loss_fn is None or training.task is None:
+            return None
+        with training.undisturbed(), warnings.catch_warnings(action="ignore"):
+            return loss_of_values(
+                values, targets, training.loss_fn, training.task, self.evidence.loss
+            )
+
+    @guarded("what the outputs of a sequence see")
+    def _gather_sequence(self) -> None:
+        model, found = self._training.current_model(), self._scored.of_batch
+        if found is not None:
+            self.evidence.data.tail = tail_facts(found, self._training.layout.axis)
+        if model is not None and found is not None:
+            with undisturbed():
+                self.evidence.data.sequence = sequence_facts(model, found)
+
+    @guarded("target values among the inputs")
+    def _gather_target_copies(self) -> None:
+        training, model = self._training, self._training.current_model()
+        values = training.task is not None and training.task.kind == "values"
+        if model is None or not values or self.evidence.reconstruction:
+            return
+        with training.undisturbed():
+            self.evidence.data.target_copies = target_copy_facts(
+                model, training.buffer.for_trained, training.layout
+            )
+
+    @guarded("the outcome")
+    def _gather_outcome(self) -> None:
+        training, outcome = self._training, self.evidence.outcome
+        replica, model, task = training.replica, training.current_model(), training.task
+        if replica is None or model is None or task is None:
+            return
+        with training.undisturbed():
+            plain, by_batch = predict(model, training.buffer.for_trained)
+            note_scores(outcome, plain, by_batch, task, training.buffer.rarest(task))
+            self._gather_own_loss(plain, by_batch)
+            if self.evidence.network.recurrence is not None:
+                note_what_is_remembered(
+                    self.evidence.network.recurrence, (plain, by_batch), task, training.layout
+                )
+            if self.evidence.network.broken_path is not None:
+                first = training.buffer.early[0].call
+                note_left(self.evidence.network.broken_path, model, first, training.layout)
+            if training.parts:
+                outcome.parts = part_facts(
+                    model,
+                    training.buffer.batches,
+                    training.parts,
+                    lambda b, targets: training.layout.targets_by_sample(b.call, targets),
+                )
+            if outcome.initial_latent is not None:
+                first = training.buffer.early[0].call
+                outcome.latent = latent_facts(model, first, training.layout)
+        note_movement(outcome, training.model, replica.groups, replica.initial)
+
+    @guarded("the training's own loss")
+    def _gather_own_loss(self, plain: list[Predicted], by_batch: list[Predicted]) -> None:
+        training, facts = self._training, self.evidence.outcome.own_loss
+        loss_fn, buffer = training.loss_fn, training.buffer
+        if loss_fn is None or self.evidence.loss.error is not None:
+            return
+        one_batch = bool(buffer.same) and all(buffer.same)
+        # Of a batch of another size a loss warns again, in words that have not been shown yet.
+        with warnings.catch_warnings(action="ignore"):
+            note_own_loss(
+                facts,
+                plain,
+                by_batch,
+                buffer.late,
+                self._validation.latest,
+                training.layout,
+                loss_fn,
+                one_batch,
+            )
+            if training.task is not None:
+                note_beside_constant(facts, plain, by_batch, loss_fn, training.task)
