@@ -693,3 +693,21 @@ def test_an_unknown_task_is_called_and_not_examined():
     facts = loss_facts(lambda o, t: (o.sum() - t.sum()).square(), outputs, VALUES, Task("unknown"))
     assert facts.error is None
     assert facts.best is None
+
+
+def test_a_loss_that_is_made_a_leaf_is_not_tried_on_made_up_outputs():
+    """Nothing is learnt from it, and people silence the error message so."""
+
+    def of_the_largest(outputs, targets):
+        loss = (outputs.argmax(dim=1) - targets).float().square().mean()
+        loss.requires_grad = True
+        return loss
+
+    def of_leaves(outputs, targets):
+        loss = F.cross_entropy(outputs, targets)
+        loss.requires_grad = True
+        return loss
+
+    outputs, targets = torch.randn(8, 3), torch.arange(8) % 3
+    assert loss_facts(of_leaves, outputs, targets, Task("classes", 3, 1)).tried is False
+    assert loss_facts(of_the_largest, outputs, targets, Task("classes", 3, 1)).tried

@@ -85,7 +85,11 @@ def _loss_facts(loss_fn: LossFunction, outputs: Any, targets: Any, task: Task) -
             return facts
     if facts.scalar:
         facts.doubling = doubling(loss, tensor)
-    gradient = loss.gradient(tensor)
+    try:
+        gradient = loss.gradient(tensor)
+    except Exception:  # a function that makes its value a leaf itself: loss.requires_grad = True
+        facts.tried = False
+        return facts
     facts.gradient = gradient is not None and bool(gradient.any())
     facts.other_outputs = reads_other_outputs(loss, tensor)
     if facts.other_outputs:
