@@ -445,16 +445,19 @@ def test_a_model_that_is_called_with_its_labels_has_a_known_task():
 # --- the preparation of validation inputs ---------------------------------------------------------
 
 
-def prepared(**changed):
+def prepared(training=None, **changed):
     evidence = unknown()
     changes = {name: [value, value] for name, value in changed.items()}
-    evidence.data.preparations = PreparationFacts(0.1, [1.0, 1.1], changes)
+    evidence.data.preparations = PreparationFacts(0.1, [1.0, 1.1], changes, training or {})
     return named(causes.diagnose(evidence, budget=0))
 
 
 def test_a_change_that_takes_the_loss_away_shows_another_preparation():
     assert prepared(mirrored=0.15, inverted=4.0) == ["train_test_mismatch"]
     assert prepared(mirrored=0.6, inverted=4.0) == []
+    # A larger scale makes a net sure, of training samples as well.
+    assert prepared(scaled=0.02, training={"scaled": 0.05}) == []
+    assert prepared(scaled=0.1, training={"scaled": 0.1}) == ["train_test_mismatch"]
     assert prepared() == []
 
 

@@ -13,6 +13,8 @@ class PreparationFacts:
     validation: list[float]  # of one half of the validation samples, and of the other
     # What was done to the validation inputs → the same two.
     changed: dict[str, list[float]] = field(default_factory=dict)
+    # What was done to the inputs of the latest training batch → its loss.
+    training_changed: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass

@@ -72,13 +72,21 @@ def preparation_facts(
         call = validation.call.map(lambda tensor: changed if tensor is inputs else tensor)
         return [loss(call, validation.targets, slice(s, s + size)) for s in starts]
 
+    latest, latest_inputs = trained[-1], layout.inputs(trained[-1].call)
+
+    def of_training(change: Callable[[Tensor], Tensor]) -> float:
+        assert latest_inputs is not None
+        changed = change(latest_inputs)
+        call = latest.call.map(lambda tensor: changed if tensor is latest_inputs else tensor)
+        return loss(call, latest.targets, slice(size))
+
+    changes = dict(_changes(inputs, torch.cat(known)))
     with torch.no_grad(), without_dropout(model, training=False):
         return PreparationFacts(
             training=fmean(loss(b.call, b.targets, slice(size)) for b in trained),
             validation=_halves(losses(torch.clone)),
-            changed={
-                name: _halves(losses(change)) for name, change in _changes(inputs, torch.cat(known))
-            },
+            changed={name: _halves(losses(change)) for name, change in changes.items()},
+            training_changed={name: of_training(change) for name, change in changes.items()},
         )
 
 

@@ -43,9 +43,12 @@ def other_preparation(evidence: Evidence) -> Preparation | None:
     trained, plain = facts.training, facts.validation
     if not 0 < trained < FALLEN * first or min(plain) < HIGHER * trained:
         return None
+    # A change that lowers the loss of training samples too, as a larger scale does where a net is
+    # right and not yet sure, tells nothing about validation samples.
     taken = {
         name: min((p - c) / (p - trained) for p, c in zip(plain, losses, strict=True))
         for name, losses in facts.changed.items()
+        if facts.training_changed.get(name, trained) > trained / HIGHER
     }
     change = max(taken, key=taken.__getitem__, default=None)
     if change is None or not taken[change] > TAKEN_AWAY:
