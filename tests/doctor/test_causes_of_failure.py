@@ -24,8 +24,8 @@ from debugnn.doctor.causes.saturated_activation import SATURATED
 from debugnn.doctor.causes.signals.data import FAR_SCALE
 from debugnn.doctor.causes.signals.learning_rate import STILL
 from debugnn.doctor.causes.signals.network import LARGE_GAIN, SMALL_GAIN
-from debugnn.doctor.causes.signals.outcome import AT_CHANCE
-from debugnn.doctor.evidence import ActivationFacts, TrialOutcome
+from debugnn.doctor.causes.signals.outcome import AT_CHANCE, GROUPS
+from debugnn.doctor.evidence import ActivationFacts, Pairing, TrialOutcome
 from debugnn.doctor.trials import (
     AVERAGED_LOSS,
     REINITIALISED,
@@ -35,11 +35,12 @@ from debugnn.doctor.trials import (
 )
 
 
+def tried(e, ends):
+    e.trials = outcomes(ends)
+
+
 def gated():
     """Cause → a change of a failing training that makes it the main cause."""
-
-    def tried(e, ends):
-        e.trials = outcomes(ends)
 
     def inputs(e):
         e.data.rms = 100.0
@@ -400,3 +401,39 @@ def test_usual_inputs_did_not_make_a_high_loss():
     given = with_huge_inputs(70.0, 20.0)
     given.data.rms = FAR_SCALE
     assert found_by("input_scale", given) == []
+
+
+def test_a_rate_that_a_copy_diverges_at_is_suspected_where_a_lower_one_is_calm():
+    def given(unchanged, lower):
+        e = evidence(0.02)
+        e.outcome.highest_loss = 40.0
+        tried(e, {UNCHANGED: unchanged, TENTH: lower})
+        e.probes[0].layers["first.weight"].update = 2.0
+        return found_by("lr_too_high", e)
+
+    (finding,) = given(2.4, 1.01)
+    assert finding.confidence == "suspected"
+    assert "does not get worse than guessing" in finding.summary
+    assert given(2.4, 1.2) == []  # the rate does not tell
+    assert given(1.2, 1.01) == []
+
+
+def test_a_warm_up_is_suspected_where_nothing_can_be_tried():
+    given = evidence(0.02)
+    given.optimizer.scheduled = 1e-3
+    given.optimizer.rates = [[0.0, 0.0], *([50.0 * n, 1e-5 * n] for n in range(1, 4))]
+    (finding,) = found_by("lr_too_low", given)
+    assert finding.confidence == "suspected"
+    assert "of a schedule's 0.001" in finding.summary
+    tried(given, {UNCHANGED: 1.0, HUNDREDFOLD: 1.0})  # a higher rate does not help
+    assert found_by("lr_too_low", given) == []
+
+
+def test_a_relation_that_holds_for_validation_samples_is_one():
+    given = evidence(0.02)
+    gated()["bad_labels"](given)
+    assert len(found_by("bad_labels", given)) == 1
+    given.outcome.own_loss.validation = Pairing(GROUPS, 0.9, 1.3, 0.7, 0.1)
+    assert found_by("bad_labels", given) == []
+    given.outcome.own_loss.validation = Pairing(GROUPS, 0.6, 1.3, 0.2, 0.1)
+    assert len(found_by("bad_labels", given)) == 1

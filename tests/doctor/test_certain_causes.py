@@ -365,3 +365,22 @@ def test_samples_of_a_net_that_compares_them_compete_by_right():
     assert "batch axis" in found_by("wrong_loss", given)[0].summary
     given.network.sample_axis = None
     assert found_by("wrong_loss", given) == []
+
+
+def test_what_the_loss_turns_into_values_is_not_done_by_the_network_too():
+    for link in ("exp", "sigmoid"):
+        given = evidence(0.9)
+        given.task, given.loss.shift_change, given.loss.link = "values", None, link
+        assert found_by("wrong_loss", given) == []
+        given.network.last_op = link
+        (finding,) = found_by("wrong_loss", given)
+        assert finding.confidence == "certain"
+        assert "once more" in finding.summary
+
+
+def test_a_loss_that_takes_the_classes_one_by_one_is_wrong_where_it_hinders():
+    for skill, severity in ((0.95, "note"), (0.3, "error")):
+        given = evidence(skill)
+        given.loss.shift_change = 0.7
+        (finding,) = found_by("wrong_loss", given)
+        assert finding.severity == severity

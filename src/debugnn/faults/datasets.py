@@ -267,6 +267,14 @@ def events(seed: int) -> Split:
     return split(x, (rng.random(4000) < chances).astype(np.float32)[:, None], seed)
 
 
+def rare_counts(seed: int) -> Split:
+    """Counts, nine of ten of them 0, of which chance makes more than the inputs do."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(6000, 6))
+    rates = np.exp(-2.6 + 0.8 * x[:, 0] + 0.5 * np.abs(x[:, 1]))
+    return split(x, rng.poisson(rates).astype(np.float32)[:, None], seed)
+
+
 def counts(seed: int) -> Split:
     """Counts whose rate depends on the inputs, as a column."""
     rng = np.random.default_rng(seed)

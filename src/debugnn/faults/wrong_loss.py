@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from functools import partial
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from debugnn.faults.cases import case
-from debugnn.faults.edits import change_data, sequential, use_loss
+from debugnn.faults.edits import Apply, change_data, sequential, use_loss
 from debugnn.faults.program import Setup
 from debugnn.faults.sound.sequences import line_loss_of
 
@@ -19,14 +20,14 @@ def append(setup: Setup, make: Callable[[], nn.Module]) -> None:
     setup.model = nn.Sequential(*sequential(setup), make())
 
 
-def mse_on_one_hot(logits: Tensor, labels: Tensor) -> Tensor:
-    """Squared error between logits and one-hot labels."""
-    return F.mse_loss(logits, F.one_hot(labels, logits.shape[1]).float())
+def exponential() -> nn.Module:
+    """Return an exponential as a module."""
+    return Apply(torch.exp)
 
 
 def mse_on_softmax(logits: Tensor, labels: Tensor) -> Tensor:
     """Squared error between probabilities and one-hot labels."""
-    return mse_on_one_hot(logits.softmax(dim=1), labels)
+    return F.mse_loss(logits.softmax(dim=1), F.one_hot(labels, logits.shape[1]).float())
 
 
 def mse_on_argmax(logits: Tensor, labels: Tensor) -> Tensor:
@@ -127,6 +128,7 @@ def volume_subtracted(setup: Setup) -> None:
 
 
 TUNING = [
+    case("rare_counts", append, make=exponential),
     case("mlp_sgd", append, make=softmax),
     case("cancer_one_logit", append, make=nn.Sigmoid),
     case("friedman", append, make=nn.ReLU),
@@ -134,7 +136,6 @@ TUNING = [
     case("mlp", append, make=partial(nn.Softmax, dim=0)),
     case("friedman", append, make=nn.Sigmoid),
     case("mlp", use_loss, loss_fn=softmax_over_batch),
-    case("mlp", use_loss, loss_fn=mse_on_one_hot),
     case("mlp", use_loss, loss_fn=F.nll_loss),
     # The softmax over one logit is 1, so that the loss is 0 for every output.
     case("cancer_one_logit", use_loss, loss_fn=F.cross_entropy),

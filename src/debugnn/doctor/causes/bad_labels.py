@@ -18,6 +18,7 @@ from debugnn.doctor.causes.signals.outcome import (
     diverged,
     judged,
     last_validation,
+    outputs_belong_to_new_samples,
     overflowed,
     reached,
 )
@@ -299,6 +300,7 @@ def no_relation(evidence: Evidence) -> Iterator[Sign]:
         and rarest_share(evidence) > BALANCED * RARE
         and not cured(evidence, *LOWER_RATES, REINITIALISED)
         and not diverged(evidence)
+        and not outputs_belong_to_new_samples(evidence)
     ):
         yield Sign(
             "error",

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Iterator
 from debugnn.doctor.causes.cause import Cause, Kind, Sign
 from debugnn.doctor.causes.signals.learning_rate import LARGE_UPDATE, largest_update
 from debugnn.doctor.causes.signals.outcome import at_chance, diverged, severity, short
-from debugnn.doctor.causes.signals.trials import cured, shown_by, trial_numbers
+from debugnn.doctor.causes.signals.trials import CALM, FAR_WORSE, cured, shown_by, trial_numbers
 from debugnn.doctor.causes.signals.wording import module_of
 from debugnn.doctor.evidence import Evidence
-from debugnn.doctor.trials import LOWER_RATES, Trial
+from debugnn.doctor.trials import LOWER_RATES, UNCHANGED, Trial
 
 # Update, over LARGE_UPDATE, by which a training at chance is suspected where no trial could be run.
 # Lower rates that were tried, and of which none learns, clear the rate.
@@ -17,22 +17,36 @@ WITHOUT_TRIAL = 4.0
 WORTH_A_TRIAL = 0.5
 
 
+def calmed(evidence: Evidence) -> Trial | None:
+    """Return the lower rate at which a copy does no worse than guessing, where the training and a
+    copy at its own rate diverge; None where none does."""
+    unchanged = evidence.trials.get(UNCHANGED.name)
+    if unchanged is None or unchanged.end < FAR_WORSE or not diverged(evidence):
+        return None
+    run = {t: evidence.trials[t.name].end for t in LOWER_RATES if t.name in evidence.trials}
+    return min((t for t in run if run[t] < CALM), key=run.__getitem__, default=None)
+
+
 def large_updates(evidence: Evidence) -> Iterator[Sign]:
     """Updates that are large against the weights, and a copy learns at a lower rate."""
     update, name, step = largest_update(evidence)
     if not short(evidence) or not (update > LARGE_UPDATE or diverged(evidence)):
         return
-    slower = cured(evidence, *LOWER_RATES)
+    slower, calmer = cured(evidence, *LOWER_RATES), calmed(evidence)
     tried = any(trial.name in evidence.trials for trial in LOWER_RATES)
     stuck = update > WITHOUT_TRIAL * LARGE_UPDATE and at_chance(evidence)
-    if slower is None and (tried or not stuck):
+    if slower is None and calmer is None and (tried or not stuck):
         return
-    factor = (slower or LOWER_RATES[0]).lr
+    factor = (slower or calmer or LOWER_RATES[0]).lr
     lower = f"{(evidence.optimizer.lr or 0) * factor:.3g}"
+    seen = ""
+    if slower or calmer:
+        seen = f"; at a rate of {lower} a copy " + (
+            "learns" if slower else "does not get worse than guessing, as it does at this rate"
+        )
     yield Sign(
         severity(evidence),
-        f"a step changes a weight tensor by up to {100 * update:.3g} %"
-        + (f"; at a rate of {lower} a copy learns" if slower else ""),
+        f"a step changes a weight tensor by up to {100 * update:.3g} %{seen}",
         f"lower the learning rate, to {lower} say",
         layer=module_of(name),
         step=step,

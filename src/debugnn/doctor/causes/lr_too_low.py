@@ -80,7 +80,10 @@ def never_arrives(evidence: Evidence) -> Iterator[Sign]:
     rate than it ever had."""
     rise = unfinished_rise(evidence)
     faster = cured(evidence, *HIGHER_RATES)
-    if rise is None or faster is None or diverged(evidence):
+    if rise is None or diverged(evidence):
+        return
+    # Without a loss function nothing can be tried.
+    if faster is None and (evidence.trials or not failing(evidence)):
         return
     # A factor that stays as it is may be the rate itself, of an optimiser's rate of 1.
     known = rise.scheduled is not None and rise.first < rise.highest
@@ -90,14 +93,15 @@ def never_arrives(evidence: Evidence) -> Iterator[Sign]:
         course = f"stays at or below {rise.highest:.3g}, of a schedule's {rise.scheduled:.3g}"
     else:
         course = f"rises from {rise.first:.3g} to {rise.highest:.3g}, and still does at the end"
-    higher = f"{rise.highest * faster.lr:.3g}"
+    mended = ""
+    if faster is not None:
+        mended = f"; at a rate of {rise.highest * faster.lr:.3g} a copy learns"
     simple = evidence.data.simple_skill
     # A trial learns labels of chance by heart, if its rate is high enough.
     by_heart = simple is not None and simple < AT_CHANCE
     yield Sign(
         severity(evidence),
-        f"in {evidence.loop.steps} steps the learning rate {course}; at a rate of {higher} a copy "
-        "learns",
+        f"in {evidence.loop.steps} steps the learning rate {course}{mended}",
         "let the warm-up end early in the training: step the scheduler once a batch where its "
         "warm-up is counted in batches, or count it in epochs",
         evidence={

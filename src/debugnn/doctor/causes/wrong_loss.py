@@ -218,6 +218,9 @@ def falls_without_end(evidence: Evidence) -> str | None:
     return None
 
 
+_NAMED_LINKS = {"sigmoid": "a sigmoid", "exp": "an exponential"}
+
+
 def squashed_twice(evidence: Evidence) -> str | None:
     """A softmax or sigmoid before a loss that applies its own."""
     floor = loss_floor(evidence)
@@ -228,6 +231,17 @@ def squashed_twice(evidence: Evidence) -> str | None:
     return (
         f"even perfect outputs leave {100 * floor:.0f} % of the loss of guessing: {again} is "
         "applied before a loss that applies its own"
+    )
+
+
+def linked_twice(evidence: Evidence) -> str | None:
+    """A sigmoid or exponential at the end of the network, and the same one again in the loss."""
+    link, operation = evidence.loss.link, evidence.network.last_op
+    if evidence.task != "values" or link not in ("sigmoid", "exp") or operation != link:
+        return None
+    return (
+        f"the network ends with {_NAMED_LINKS[link]}, and the loss applies it to the outputs once "
+        "more"
     )
 
 
@@ -297,12 +311,17 @@ def class_numbers_as_values(evidence: Evidence) -> str | None:
 
 
 def _rule(
-    reason: Callable[[Evidence], str | None], fix: str | None = None, any_task: bool = False
+    reason: Callable[[Evidence], str | None],
+    fix: str | None = None,
+    any_task: bool = False,
+    may_serve: bool = False,
 ) -> Rule:
     """A rule from what is wrong with the loss, for a loss that can be called.
 
     Args:
         any_task: it holds whatever the task is; else for a known task alone.
+        may_serve: the loss is lowest at right outputs, so that it is a note where it is no
+            hindrance.
     """
 
     def rule(evidence: Evidence) -> Iterator[Sign]:
@@ -312,7 +331,7 @@ def _rule(
         summary = reason(evidence)
         if summary is not None:
             yield Sign(
-                severity(evidence),
+                "note" if may_serve and not short(evidence) else severity(evidence),
                 summary,
                 fix or _PROPER.get(task),
                 evidence={
@@ -384,9 +403,10 @@ CAUSE = Cause(
                 "penalty or clipped weights of a critic, for example)",
                 any_task=True,
             ),
-            _rule(squared_error_of_two_classes),
-            _rule(classes_not_compared),
-            _rule(regression_of_probabilities),
+            _rule(linked_twice, "leave it out of the network's last layer"),
+            _rule(squared_error_of_two_classes, may_serve=True),
+            _rule(classes_not_compared, may_serve=True),
+            _rule(regression_of_probabilities, may_serve=True),
             _rule(cut_logits),
             _rule(cut_values, "leave the last layer without an activation"),
             _rule(

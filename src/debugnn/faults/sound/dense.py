@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 from debugnn.faults.datasets import digits
 from debugnn.faults.loops import Batch, loss_alone, sharpness_aware, train_on, two_backward_passes
 from debugnn.faults.nets import Functional, Heads, LowRank, mlp, residual_mlp
-from debugnn.faults.program import Build, MakeObserver, Observer, Setup, score
+from debugnn.faults.program import Build, Loss, MakeObserver, Observer, Setup, score
 
 ce = nn.CrossEntropyLoss
 
@@ -87,7 +87,19 @@ def low_rank(seed: int) -> Setup:
     return Setup(model, ce(), partial(AdamW, lr=4e-3), *digits(seed))
 
 
+def class_by_class(seed: int, loss_fn: Loss) -> Setup:
+    """Each of ten outputs is to be 1 for its class and 0 for the others. It trains as well as a
+    choice among the classes (Hui & Belkin 2020, arXiv:2006.07322)."""
+    train, val = ((x, F.one_hot(y, 10).float()) for x, y in digits(seed))
+    return Setup(
+        mlp(64, 64, 10), loss_fn, partial(Adam, lr=3e-3), train, val,
+        score=lambda outputs, targets: score(outputs, targets.argmax(dim=1)),
+    )  # fmt: skip
+
+
 TUNING: dict[str, Build] = {
+    "squared_error_of_classes": partial(class_by_class, loss_fn=F.mse_loss),
+    "binary_loss_of_classes": partial(class_by_class, loss_fn=F.binary_cross_entropy_with_logits),
     "low_rank": low_rank,
     "two_backward_passes": two_backward_passes,
     "mlp": lambda seed: Setup(mlp(64, 64, 64, 10), ce(), partial(Adam, lr=2e-3), *digits(seed)),

@@ -15,6 +15,7 @@ from debugnn.faults.datasets import (
     fuzzy,
     noisy_line,
     prices,
+    rare_counts,
     regression,
     sine,
     spreading,
@@ -65,6 +66,15 @@ def measured(seed: int) -> Setup:
 
 
 TUNING: dict[str, Build] = {
+    "rare_counts": lambda seed: Setup(
+        mlp(6, 32, 1),
+        nn.PoissonNLLLoss(),
+        partial(Adam, lr=3e-3),
+        *rare_counts(seed),
+        epochs=6,
+        batch_size=64,
+        score=rate_score,
+    ),
     "measured": measured,
     "friedman": lambda seed: Setup(
         mlp(10, 64, 64, 1), nn.MSELoss(), partial(Adam, lr=3e-3), *friedman(seed), epochs=12

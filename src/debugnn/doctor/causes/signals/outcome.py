@@ -133,6 +133,12 @@ def outputs_belong(evidence: Evidence) -> bool:
     return any(_belongs(pairing) for pairing in (own.train, own.train_mode))
 
 
+def outputs_belong_to_new_samples(evidence: Evidence) -> bool:
+    """Return the same of validation samples, by the training's own loss: a relation was found that
+    holds for samples that were not trained on."""
+    return _belongs(evidence.outcome.own_loss.validation)
+
+
 def _belongs(pairing: Pairing) -> bool:
     if pairing.gap is None or pairing.error is None or pairing.groups < GROUPS:
         return False
