@@ -74,6 +74,7 @@ def state_in_a_list(setup: Setup) -> None:
 
 
 TUNING = [
+    case("one_by_one_tokens", state_in_a_list, ("frozen_parameters",)),
     case("mlp", deep_mlp, activation=nn.Sigmoid, depth=6),
     case("wine", deep_mlp, activation=nn.Sigmoid, depth=8),
     case("mlp_momentum", deep_mlp, activation=flat_tanh, depth=10),
@@ -86,7 +87,6 @@ TUNING = [
 ]
 
 HELD_OUT = [
-    case("one_by_one_tokens", state_in_a_list, ("frozen_parameters",)),
     case("stepwise_tokens", state_through_numpy, ("frozen_parameters",)),
     case("rnn", padded_sequence, padding=40),
     case("rnn_sgd_clipped", padded_sequence, padding=24),

