@@ -21,10 +21,10 @@ from debugnn.doctor.observe.modes import without_dropout
 from debugnn.doctor.observe.simple_models import matched
 
 # Parts of the validation samples, and training batches, the latest ones. A loss may depend on the
-# size of a batch, so that all have one size. Changes are compared on the same samples, for which a
-# hundred are enough: twenty passes of them cost no more than a few training steps.
+# size of a batch, so that all have one size. Changes are compared on the same samples, of which a
+# few dozen are enough: thirty passes of them cost no more than a few training steps.
 _FEWEST, _PARTS = 2, 4
-_SAMPLES = 64  # of a part, at most
+_SAMPLES = 32  # of a part, at most
 _COLOURS = (3, 4)
 _BYTE = 255.0
 
