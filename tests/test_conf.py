@@ -178,6 +178,7 @@ def test_every_arm_that_a_report_block_names_is_swept_over(name):
         assert any(wanted.items() <= arm.items() for arm in swept), pattern
 
 
+@pytest.mark.slow
 def test_the_range_tests_follow_up_trains_at_each_rules_rate(compose):
     from reproduce import arms
 

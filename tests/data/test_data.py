@@ -99,6 +99,7 @@ def test_digits_are_enlarged_bicubically_within_a_frame(prepared):
     assert not images.any()  # the frame
 
 
+@pytest.mark.slow
 def test_shapes_are_balanced_colour_images(prepared):
     arrays = decoded(shapes.read, "shapes", "", str(prepared), False)
     assert arrays.train_inputs.shape == (4000, 3, 32, 32)

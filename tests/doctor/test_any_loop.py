@@ -269,6 +269,7 @@ def operations_of_watching(lr, dead=False):
     return counted(Doctor) - counted(lambda *_, **__: Nobody())
 
 
+@pytest.mark.slow
 def test_a_broken_training_costs_no_more_to_watch_than_a_healthy_one():
     healthy = operations_of_watching(lr=0.1)
     assert 0 < operations_of_watching(lr=1e30) <= healthy

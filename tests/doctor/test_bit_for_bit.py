@@ -105,7 +105,10 @@ def test_a_closure_is_watched(net):
     assert "missing_zero_grad" not in accused(undisturbed(program))
 
 
-@pytest.mark.parametrize("net", ["dropout", "batch_norm", "functional"])
+@pytest.mark.parametrize(
+    "net",
+    ["dropout", *(pytest.param(n, marks=pytest.mark.slow) for n in ("batch_norm", "functional"))],
+)
 def test_trials_change_nothing(net):
     def program(doctor):
         model = NETS[net]()

@@ -149,7 +149,9 @@ def test_a_closed_doctor_is_silent_and_still_reports():
     train(Nobody(), model, optimizer, steps=2)
 
 
-@pytest.mark.parametrize("budget", [0, 30, 200])
+@pytest.mark.parametrize(
+    "budget", [30, *(pytest.param(b, marks=pytest.mark.slow) for b in (0, 200))]
+)
 def test_trials_stay_within_their_budget_over_all_reports(budget):
     torch.manual_seed(0)
     model = mlp()

@@ -107,6 +107,7 @@ def test_each_pass_of_a_copy_begins_with_the_first_state(kept):
         assert not torch.equal(model(inputs), wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", KEPT)
 def test_a_state_that_the_loop_resets_is_no_fault(kept):
     report = train(Meter(kept), reset, validation=series(1, 64))

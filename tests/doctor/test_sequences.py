@@ -265,6 +265,7 @@ def test_values_and_single_classes_are_no_symbols():
     assert signs == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("causal", [True, False])
 def test_the_checklist_tells_a_leak_before_the_training(causal):
     model = Attention(causal)

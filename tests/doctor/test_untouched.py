@@ -397,6 +397,7 @@ def test_a_watched_training_is_the_same_bit_for_bit(program):
     untouched(program)
 
 
+@pytest.mark.slow
 def test_the_discriminators_doctor_does_not_count_what_the_generators_tries_out():
     judges, makers = untouched(a_generator_and_a_critic_with_spectral_norm)
     loop = judges.evidence.loop

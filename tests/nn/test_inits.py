@@ -183,6 +183,7 @@ def test_pretrained_takes_the_named_layers_and_leaves_the_rest_as_default_has_it
         assert torch.equal(tensor, default_net.state_dict()[name]) != taken, name
 
 
+@pytest.mark.slow
 def test_what_is_not_taken_over_does_not_depend_on_the_pretraining(cifar_net, pretraining):
     # Dropout draws from the same generator as the initialiser.
     others = (*pretraining, "reg=dropout", "init.weight={_target_:torch.nn.init.normal_}")

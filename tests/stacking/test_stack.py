@@ -136,6 +136,7 @@ def test_a_stacks_gradients_are_those_in_float64(compose, net, reg):
             assert (parameter.grad - own[name]).norm() < 1e-5 * largest, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "setting",
     [("data.labels=permuted",), ("data.augment_shift=2",),
@@ -164,7 +165,9 @@ def test_bf16_equals_the_run_alone_within_bf16(compose):
         assert losses == pytest.approx([r.loss for r in expected[: len(losses)]], rel=2**-7)
 
 
-@pytest.mark.parametrize("net", [CONV, DENSE], ids=["conv", "dense"])
+@pytest.mark.parametrize(
+    "net", [pytest.param(CONV, id="conv", marks=pytest.mark.slow), pytest.param(DENSE, id="dense")]
+)
 @pytest.mark.parametrize(
     "arms",
     [
