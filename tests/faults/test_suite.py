@@ -41,9 +41,9 @@ def of_each_cause(half, family):
 
 def rates(programs):
     """Return the shares that are called unhealthy, and that are named rightly."""
-    found = [(p, diagnosed(p).main_cause) for p in programs]
-    unhealthy = sum(cause in ORDER for _, cause in found)
-    right = sum(cause in (p.cause, *p.accepted) for p, cause in found)
+    found = [(p, diagnosed(p)) for p in programs]
+    unhealthy = sum(report.healthy is False for _, report in found)
+    right = sum(report.main_cause in (p.cause, *p.accepted) for p, report in found)
     return unhealthy / len(found), right / len(found)
 
 
