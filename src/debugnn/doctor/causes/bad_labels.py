@@ -203,7 +203,7 @@ def one_class_alone(evidence: Evidence) -> Iterator[Sign]:
 
 
 def moved_without_its_target(evidence: Evidence) -> Iterator[Sign]:
-    """Training images that are flipped or shifted, and their targets are not."""
+    """Training images that are flipped, turned or shifted, and their targets are not."""
     change, facts = moved_apart(evidence), evidence.data.alignment
     if change is None or facts is None:
         return

@@ -218,9 +218,6 @@ def falls_without_end(evidence: Evidence) -> str | None:
     return None
 
 
-_NAMED_LINKS = {"sigmoid": "a sigmoid", "exp": "an exponential"}
-
-
 def squashed_twice(evidence: Evidence) -> str | None:
     """A softmax or sigmoid before a loss that applies its own."""
     floor = loss_floor(evidence)
@@ -234,10 +231,13 @@ def squashed_twice(evidence: Evidence) -> str | None:
     )
 
 
+_NAMED_LINKS = {"sigmoid": "a sigmoid", "exp": "an exponential"}
+
+
 def linked_twice(evidence: Evidence) -> str | None:
     """A sigmoid or exponential at the end of the network, and the same one again in the loss."""
     link, operation = evidence.loss.link, evidence.network.last_op
-    if evidence.task != "values" or link not in ("sigmoid", "exp") or operation != link:
+    if evidence.task != "values" or link not in _NAMED_LINKS or operation != link:
         return None
     return (
         f"the network ends with {_NAMED_LINKS[link]}, and the loss applies it to the outputs once "

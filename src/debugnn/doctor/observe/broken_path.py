@@ -64,7 +64,7 @@ def broken_path_facts(
     def run(changed: Tensor, same_noise: bool = True) -> Any:
         if same_noise:
             set_random_state(inputs.device, state)
-        outputs = call.map(lambda tensor: changed if tensor is inputs else tensor)(model)
+        outputs = call.exchanged(inputs, changed)(model)
         with torch.no_grad():
             for buffer, kept in buffers:
                 buffer.copy_(kept)

@@ -38,6 +38,10 @@ class Call:
             self.prepare,
         )
 
+    def exchanged(self, old: Tensor, new: Tensor) -> "Call":
+        """Return the call with another tensor in the place of one of its own."""
+        return self.map(lambda tensor: new if tensor is old else tensor)
+
     def tensors(self) -> list[Tensor]:
         """Return all tensors among the arguments, in order."""
         found: list[Tensor] = []

@@ -27,7 +27,7 @@ def latent_facts(model: nn.Module, call: Call, layout: Layout) -> LatentFacts | 
     if inputs is None or count is None or count <= 1:
         return None
     axis = layout.axis or 0
-    moved = call.map(lambda tensor: tensor.roll(1, axis) if tensor is inputs else tensor)
+    moved = call.exchanged(inputs, inputs.roll(1, axis))
     with torch.no_grad(), without_dropout(model, training=False):
         plain, exchanged, again = (
             _outputs(model, given, seed) for given, seed in ((call, 0), (moved, 0), (call, 1))

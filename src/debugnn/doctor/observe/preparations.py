@@ -4,16 +4,14 @@ An image whose channels are in another order has the same mean and the same devi
 of the inputs tells. The network does, where its loss comes back as the samples are changed back.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from statistics import fmean
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from debugnn.doctor.evidence import PreparationFacts
 from debugnn.doctor.observe.buffer import Batch, ValidationBatch
-from debugnn.doctor.observe.calls import Call
 from debugnn.doctor.observe.layout import Layout
 from debugnn.doctor.observe.loss_function.made_up import LossFunction
 from debugnn.doctor.observe.losses import value_of
@@ -27,6 +25,8 @@ _FEWEST, _PARTS = 2, 4
 _SAMPLES = 32  # of a part, at most
 _COLOURS = (3, 4)
 _BYTE = 255.0
+
+Change = Callable[[Tensor], Tensor]  # of inputs (B, …)
 
 
 def preparation_facts(
@@ -63,30 +63,22 @@ def preparation_facts(
     if len(starts) < _FEWEST:
         return None
 
-    def loss(call: Call, targets: Any, rows: slice) -> float:
-        part, wanted = layout.take(call, rows, targets)
-        return value_of(loss_fn, part(model), wanted)
+    def losses(
+        batch: Batch | ValidationBatch, firsts: Iterable[int], change: Change | None = None
+    ) -> list[float]:
+        call, own = batch.call, layout.inputs(batch.call)
+        if change is not None and own is not None:
+            call = call.exchanged(own, change(own))
+        parts = (layout.take(call, slice(f, f + size), batch.targets) for f in firsts)
+        return [value_of(loss_fn, part(model), targets) for part, targets in parts]
 
-    def losses(change: Callable[[Tensor], Tensor]) -> list[float]:
-        changed = change(inputs)
-        call = validation.call.map(lambda tensor: changed if tensor is inputs else tensor)
-        return [loss(call, validation.targets, slice(s, s + size)) for s in starts]
-
-    latest, latest_inputs = trained[-1], layout.inputs(trained[-1].call)
-
-    def of_training(change: Callable[[Tensor], Tensor]) -> float:
-        assert latest_inputs is not None
-        changed = change(latest_inputs)
-        call = latest.call.map(lambda tensor: changed if tensor is latest_inputs else tensor)
-        return loss(call, latest.targets, slice(size))
-
-    changes = dict(_changes(inputs, torch.cat(known)))
+    changes, latest = dict(_changes(inputs, torch.cat(known))), trained[-1]
     with torch.no_grad(), without_dropout(model, training=False):
         return PreparationFacts(
-            training=fmean(loss(b.call, b.targets, slice(size)) for b in trained),
-            validation=_halves(losses(torch.clone)),
-            changed={name: _halves(losses(change)) for name, change in changes.items()},
-            training_changed={name: of_training(change) for name, change in changes.items()},
+            training=fmean(losses(b, [0])[0] for b in trained),
+            validation=_halves(losses(validation, starts)),
+            changed={n: _halves(losses(validation, starts, c)) for n, c in changes.items()},
+            training_changed={n: losses(latest, [0], c)[0] for n, c in changes.items()},
         )
 
 
@@ -95,7 +87,7 @@ def _halves(losses: Sequence[float]) -> list[float]:
     return [fmean(losses[::2]), fmean(losses[1::2])]
 
 
-def _changes(inputs: Tensor, trained: Tensor) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
+def _changes(inputs: Tensor, trained: Tensor) -> Iterator[tuple[str, Change]]:
     """Yield what a preparation may have done otherwise, and how it is done to inputs (B, …)."""
     if inputs.dim() == 4 and inputs.shape[1] in _COLOURS:
         yield "channels in reverse order", lambda x: x.flip(1)

@@ -144,7 +144,7 @@ def recurrence_facts(model: nn.Module, call: Call, layout: Layout) -> Recurrence
         return _Watched(output, calls, watcher.vectors, watcher.cuts, watcher.handed)
 
     entry: Tensor | None = inputs.detach().clone().requires_grad_() if values else None
-    seen = run(call if entry is None else _exchanged(call, inputs, entry))
+    seen = run(call if entry is None else call.exchanged(inputs, entry))
     repeated = {name: found for name, found in seen.calls.items() if len(found) >= steps - 1}
     if not repeated or seen.output is None or not seen.output.requires_grad:
         return None
@@ -160,10 +160,6 @@ def recurrence_facts(model: nn.Module, call: Call, layout: Layout) -> Recurrence
             if facts is not None:
                 return facts
     return None
-
-
-def _exchanged(call: Call, old: Tensor, new: Tensor) -> Call:
-    return call.map(lambda tensor: new if tensor is old else tensor)
 
 
 def _of_symbols(seen: _Watched, inputs: Tensor, steps: int) -> list[_Entries]:
@@ -199,7 +195,7 @@ class _NudgedPass(NamedTuple):
 
         source = self.entries.source
         if source is None:
-            return self.run(_exchanged(self.call, self.inputs, nudge(self.inputs)))
+            return self.run(self.call.exchanged(self.inputs, nudge(self.inputs)))
         number = 0 if self.entries.whole else place
         return self.run(self.call, _Nudge(source, number, nudge))
 

@@ -172,7 +172,7 @@ def _exchanged(call: Call, index: int, place: int) -> Call:
     given = call.tensors()[index]
     flat = given.flatten(1).clone()
     flat[:, place] = flat[:, place].roll(1)
-    return call.map(lambda tensor: flat.reshape(given.shape) if tensor is given else tensor)
+    return call.exchanged(given, flat.reshape(given.shape))
 
 
 def _outputs(model: nn.Module, call: Call, layout: Layout) -> Tensor | None:

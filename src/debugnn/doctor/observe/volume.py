@@ -66,7 +66,7 @@ def volume_facts(
         return None
     with torch.enable_grad(), without_dropout(model, training=False):
         leaf = inputs.detach().clone().requires_grad_()
-        made = call.map(lambda tensor: leaf if tensor is inputs else tensor)
+        made = call.exchanged(inputs, leaf)
         tensors = Call((model(*made.args, **made.kwargs),)).tensors()
         codes, said = tensors[volume.codes], tensors[volume.logarithm].detach().flatten()
         if (
