@@ -14,8 +14,9 @@ import pandas as pd
 
 from debugnn.analysis import tables
 from debugnn.analysis.article import compare
+from debugnn.analysis.directories import load_runs
 from debugnn.analysis.figures import draw
-from debugnn.analysis.runs import Run, load_runs, paired, tidy_epochs
+from debugnn.analysis.runs import Run, paired, tidy_epochs
 from debugnn.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent

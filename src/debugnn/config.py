@@ -242,12 +242,6 @@ class Config:
     report: ReportConfig | None = None
 
 
-# Settings of where and how a run is kept, not of what it computes: they may differ between a
-# finished run and a request for the same one.
-BOOKKEEPING = ("overwrite", "output_dir", "wandb", "report", "data.root", "data.cache",
-               "data.download", "trainer.checkpoint_every", "trainer.read_every")  # fmt: skip
-
-
 # --- composing and checking ----------------------------------------------------------------------
 
 

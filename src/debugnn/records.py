@@ -119,6 +119,12 @@ class Diagnosis:
     evidence: dict[str, Any]
 
 
+# Settings of where and how a run is kept, not of what it computes: they may differ between a
+# finished run and a request for the same one.
+BOOKKEEPING = ("overwrite", "output_dir", "wandb", "report", "data.root", "data.cache",
+               "data.download", "trainer.checkpoint_every", "trainer.read_every")  # fmt: skip
+
+
 def encode(record: Record) -> str:
     """Return the record as one line of strict JSON."""
     return dump({"kind": record.kind, **_fields(record)})
@@ -162,13 +168,21 @@ def read_jsonl(path: Path, kind: str | None = None) -> Iterator[dict[str, Any]]:
 
     Args:
         kind: yield only the rows of this kind.
+
+    Raises:
+        ValueError: a line that is not a JSON object with a kind; the message begins with its
+            number.
     """
     with path.open("rb") as lines:  # as bytes: an interrupted write can end inside a character
-        for line in lines:
+        for number, line in enumerate(lines, 1):
             if not line.endswith(b"\n"):
                 return
-            row = load(line)
-            if kind is None or row["kind"] == kind:
+            try:
+                row = load(line)
+                own = row["kind"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"line {number}: {type(error).__name__}: {error}") from None
+            if kind is None or own == kind:
                 yield row
 
 

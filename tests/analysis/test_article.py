@@ -7,7 +7,7 @@ import pytest
 from test_runs import epoch, write_run
 
 from debugnn.analysis.article import article_epochs, compare
-from debugnn.analysis.runs import load_runs
+from debugnn.analysis.directories import load_runs
 from debugnn.errors import ConfigError
 
 

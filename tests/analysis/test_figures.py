@@ -18,9 +18,10 @@ from test_runs import epoch, stats, write_run
 
 from conftest import REPOSITORY
 from debugnn.analysis.article import article_epochs
+from debugnn.analysis.directories import load_runs
 from debugnn.analysis.figures import KINDS, draw
 from debugnn.analysis.figures.layers import magnitudes, rebin
-from debugnn.analysis.runs import Run, load_runs
+from debugnn.analysis.runs import Run
 from debugnn.errors import ConfigError
 from debugnn.records import Layers, LrPoint, LrSuggestion, Step
 from debugnn.tensor_stats import describe

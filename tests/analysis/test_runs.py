@@ -11,7 +11,8 @@ import pytest
 
 from debugnn import records
 from debugnn.analysis import tables
-from debugnn.analysis.runs import load_runs, over_seeds, paired, select, tidy_epochs, varying
+from debugnn.analysis.directories import load_runs
+from debugnn.analysis.runs import over_seeds, paired, select, tidy_epochs, varying
 from debugnn.errors import ConfigError
 from debugnn.records import Epoch, Layers, LrPoint, LrSuggestion, Record, Step, TensorStats
 
@@ -160,9 +161,9 @@ def test_each_kind_of_row_has_its_table(tmp_path: Path) -> None:
 def test_missing_rows_raise(tmp_path: Path, table: str) -> None:
     write_run(tmp_path, {})
     (run,) = load_runs(tmp_path)
-    with pytest.raises(ConfigError, match=r"metrics\.jsonl"):
+    with pytest.raises(ConfigError, match=r"seed=0: no rows of kind"):
         getattr(run, table)()
-    with pytest.raises(ConfigError, match=r"layers\.jsonl"):
+    with pytest.raises(ConfigError, match=r"seed=0: no gradients were recorded"):
         run.layers("gradients")
 
 

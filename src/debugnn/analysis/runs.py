@@ -1,34 +1,45 @@
-"""Finished runs as tables.
+"""Finished runs as tables, wherever they come from.
 
-Reads run directories and nothing else, and needs neither torch, Hydra nor W&B. A NaN in a loss
-column means that the loss was NaN. A test loss of an epoch without an evaluation is NaN too; the
-column `evaluated` tells the two apart.
+`directories` reads runs from the directories in which they were trained, `archive` from the compact
+files of many runs. Needs neither torch, Hydra nor W&B. A NaN in a loss column means that the loss
+was NaN. A test loss of an epoch without an evaluation is NaN too; the column `evaluated` tells the
+two apart.
 """
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol
 
 import pandas as pd
-from omegaconf import OmegaConf
 
-from debugnn import records
-from debugnn.errors import ConfigError, one_line
+from debugnn.errors import ConfigError
 
-_QUANTITIES = ("gradients", "parameters", "activations")
+QUANTITIES = ("gradients", "parameters", "activations")
+
+
+class Tables(Protocol):
+    """Where a run's rows come from. A file that cannot be read raises ConfigError."""
+
+    def metrics(self, kind: str) -> pd.DataFrame:
+        """Return the rows of a kind of record other than `layers`; empty if there are none."""
+
+    def layers(self, quantity: str) -> pd.DataFrame:
+        """Return one row for each recorded step and tensor; empty if there are none."""
+
+    def findings(self) -> dict[str, Any] | None:
+        """Return the content of findings.json; None without a diagnosis."""
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A finished run. Each of its files is read at its first use and then kept in memory.
+    """A finished run.
 
-    The methods that return a table raise ConfigError if the run has no such rows.
+    The methods that return a table raise ConfigError if the run has no such rows. Each of the run's
+    files is read at its first use and then kept in memory.
     """
 
-    directory: Path
+    place: str  # where its files are, for messages
     experiment: str
     arm: dict[str, str]  # the overrides that distinguish the run from others of its experiment
     seed: int
@@ -36,6 +47,7 @@ class Run:
     article_run: str | None  # name of the article's run that this one repeats
     config: dict[str, Any]  # content of config.yaml
     facts: dict[str, Any]  # content of run.json
+    tables: Tables
 
     @property
     def arm_name(self) -> str:
@@ -44,19 +56,19 @@ class Run:
 
     def steps(self) -> pd.DataFrame:
         """Return one row per step, with the columns of `records.Step`."""
-        return self._table("step")
+        return self._rows("step")
 
     def epochs(self) -> pd.DataFrame:
         """Return one row per epoch, with the columns of `records.Epoch` and `evaluated`."""
-        return self._table("epoch")
+        return self._rows("epoch")
 
     def lr_points(self) -> pd.DataFrame:
         """Return one row per iteration of a range test, with the columns of `records.LrPoint`."""
-        return self._table("lr_point")
+        return self._rows("lr_point")
 
     def lr_suggestions(self) -> pd.DataFrame:
         """Return one row per suggested rate, with the columns of `records.LrSuggestion`."""
-        return self._table("lr_suggestion")
+        return self._rows("lr_suggestion")
 
     def layers(self, quantity: str) -> pd.DataFrame:
         """Return one row for each recorded step and tensor.
@@ -66,16 +78,17 @@ class Run:
         Args:
             quantity: gradients, parameters or activations.
         """
-        if quantity not in _QUANTITIES:
-            raise ValueError(f"{quantity}: allowed are {', '.join(_QUANTITIES)}")
-        rows = [
-            {"epoch": row["epoch"], "step": row["step"], "layer": layer, **stats}
-            for row in self._layer_rows
-            for layer, stats in row[quantity].items()
-        ]
-        if not rows:
-            raise ConfigError(f"{self.directory / 'layers.jsonl'}: no {quantity}")
-        return numeric_columns(pd.DataFrame(rows))
+        if quantity not in QUANTITIES:
+            raise ValueError(f"{quantity}: allowed are {', '.join(QUANTITIES)}")
+        rows = self.tables.layers(quantity)
+        if rows.empty:
+            raise ConfigError(f"{self.place}: no {quantity} were recorded")
+        return rows.copy()
+
+    @property
+    def findings(self) -> dict[str, Any] | None:
+        """The doctor's report, as findings.json holds it; None if no doctor watched the run."""
+        return self.tables.findings()
 
     @property
     def report(self) -> dict[str, Any]:
@@ -86,72 +99,19 @@ class Run:
         """
         report = self.config.get("report")
         if report is None:
-            raise ConfigError(f"{self.directory / 'config.yaml'}: no report section")
+            raise ConfigError(f"{self.place}: its configuration has no report section")
         return report
 
-    def _table(self, kind: str) -> pd.DataFrame:
-        if kind not in self._metrics:
-            raise ConfigError(f"{self.directory / 'metrics.jsonl'}: no rows of kind {kind}")
-        return self._metrics[kind].copy()
-
-    @cached_property
-    def _metrics(self) -> dict[str, pd.DataFrame]:
-        rows: dict[str, list[dict[str, Any]]] = {}
-        for row in _read(self.directory / "metrics.jsonl"):
-            rows.setdefault(row.pop("kind"), []).append(row)
-        for row in rows.get("epoch", ()):
-            row["evaluated"] = row["test_loss"] is not None
-        return {kind: numeric_columns(pd.DataFrame(found)) for kind, found in rows.items()}
-
-    @cached_property
-    def _layer_rows(self) -> list[dict[str, Any]]:
-        return [row for row in _read(self.directory / "layers.jsonl") if row["kind"] == "layers"]
+    def _rows(self, kind: str) -> pd.DataFrame:
+        rows = self.tables.metrics(kind)
+        if rows.empty:
+            raise ConfigError(f"{self.place}: no rows of kind {kind}")
+        return rows.copy()
 
 
-def load_runs(root: Path | str, experiment: str | None = None) -> list[Run]:
-    """Return the finished runs under `root`, sorted by experiment, arm and seed.
-
-    Unfinished and failed runs are left out.
-
-    Args:
-        root: the directory that holds `<experiment>/<arm>/seed=<n>/`.
-        experiment: load only the runs of this experiment.
-
-    Raises:
-        ConfigError: the directory does not exist, or a run's files cannot be read.
-    """
-    root = Path(root)
-    if not root.is_dir():
-        raise ConfigError(f"{root}: no such directory of runs")
-    found = [_load(path) for path in sorted(root.glob(f"{experiment or '*'}/*/seed=*/run.json"))]
-    runs = [run for run in found if run is not None]
-    return sorted(runs, key=lambda run: (run.experiment, run.directory.parent.name, run.seed))
-
-
-def _load(path: Path) -> Run | None:
-    try:
-        facts = records.load(path.read_text(encoding="utf-8"))
-        if facts["status"] != "finished":
-            return None
-        named = {name: facts[name] for name in ("experiment", "arm", "seed", "data", "article_run")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path}: not a run's record ({type(error).__name__}: {error})") from None
-    settings = path.with_name("config.yaml")
-    try:
-        config = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(settings)))
-    except Exception as error:  # YAML's and OmegaConf's errors have no common base
-        reason = one_line(error)
-        raise ConfigError(f"{settings}: not a run's configuration ({reason})") from None
-    return Run(path.parent, **named, config=config, facts=facts)
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    try:
-        return list(records.read_jsonl(path))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; the run is incomplete") from None
-    except ValueError as error:
-        raise ConfigError(f"{path}: not strict JSON lines ({error})") from None
+def in_order(runs: Iterable[Run]) -> list[Run]:
+    """Return the runs sorted by experiment, arm and seed."""
+    return sorted(runs, key=lambda run: (run.experiment, run.arm_name, run.seed))
 
 
 def numeric_columns(frame: pd.DataFrame) -> pd.DataFrame:

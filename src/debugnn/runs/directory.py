@@ -8,9 +8,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from debugnn import records
-from debugnn.config import BOOKKEEPING
 from debugnn.errors import ConfigError
 from debugnn.files import replace_text
+from debugnn.records import BOOKKEEPING
 from debugnn.runs.naming import arm_of, directory_of, label
 
 

@@ -1,5 +1,7 @@
 """What run.json says about a run: facts that the configuration does not hold."""
 
+import ast
+import hashlib
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -29,6 +31,7 @@ def facts_of(
         "article_run": article_run(config, arm),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "git": _git(),
+        "training_code": _training_code(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "device": _device(config.trainer.device),
         "threads": torch.get_num_threads(),
@@ -58,6 +61,41 @@ def _git() -> dict[str, Any]:
     commit = ask("rev-parse", "HEAD")
     changes = ask("status", "--porcelain", "--untracked-files=no")
     return {"commit": commit, "dirty": bool(changes) if commit else None}
+
+
+# What decides a run's numbers besides its configuration: rooms and modules of this package.
+_TRAINING = ("nn", "data", "training", "build.py", "lr_curve.py", "random_state.py",
+             "tensor_stats.py")  # fmt: skip
+
+
+@cache
+def _training_code() -> str:
+    """Return a digest of the modules that decide a run's numbers.
+
+    Runs with the same digest were made by the same code, whatever else changed between their
+    commits.
+    """
+    package = Path(__file__).parents[1]
+    paths = [path for name in _TRAINING for path in _modules(package / name)]
+    digest = hashlib.sha256()
+    for path in paths:
+        source = path.read_text(encoding="utf-8")
+        digest.update(f"{path.relative_to(package)}\n{without_words(source)}\n".encode())
+    return digest.hexdigest()[:12]
+
+
+def _modules(path: Path) -> list[Path]:
+    return sorted(path.rglob("*.py")) if path.is_dir() else [path]
+
+
+def without_words(source: str) -> str:
+    """Return a module's source without its comments, its docstrings and its formatting."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            documented = ast.get_docstring(node, clean=False) is not None
+            node.body = (node.body[1:] or [ast.Pass()]) if documented else node.body
+    return ast.unparse(tree)
 
 
 def _device(choice: str) -> str:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from debugnn.config import BOOKKEEPING, settings_of
+from debugnn.config import settings_of
+from debugnn.records import BOOKKEEPING
 
 # Overrides that are left out of an arm's name: the directory names them elsewhere, or they do not
 # change what is computed.

@@ -15,9 +15,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from debugnn.config import BOOKKEEPING
 from debugnn.errors import ConfigError
-from debugnn.records import Epoch
+from debugnn.records import BOOKKEEPING, Epoch
 from debugnn.runs.directory import RunDirectory, flat
 from debugnn.runs.execute import Run, choose_rate, finished, open_run, prepare, train
 from debugnn.runs.sinks import Console

@@ -13,6 +13,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from debugnn.analysis.directories import load_runs
 from debugnn.analysis.figures.arms import final_accuracy, first_loss
 from debugnn.analysis.figures.canvas import STYLE
 from debugnn.analysis.figures.curves import curves, lr_curve, nan_loss
@@ -22,7 +23,7 @@ from debugnn.analysis.figures.layers import (
     gradient_norms,
     layer_profile,
 )
-from debugnn.analysis.runs import Run, load_runs, select
+from debugnn.analysis.runs import Run, select
 from debugnn.errors import ConfigError
 
 log = logging.getLogger(__name__)

@@ -67,7 +67,7 @@ def final_accuracy(runs: Sequence[Run], figure: Mapping[str, Any]) -> Figure:
 def _final(run: Run) -> float:
     last = run.epochs().iloc[-1]
     if math.isnan(last["test_accuracy"]):
-        raise ConfigError(f"{run.directory}: its last epoch has no test accuracy")
+        raise ConfigError(f"{run.place}: its last epoch has no test accuracy")
     return last["test_accuracy"]
 
 
@@ -163,5 +163,5 @@ def _classes(run: Run) -> int:
     data = run.config["data"]
     batch = min(data["batch_size"], data["train_size"] or data["batch_size"])
     if size % batch:
-        raise ConfigError(f"{run.directory}: an output of {size} values is no batch of {batch}")
+        raise ConfigError(f"{run.place}: an output of {size} values is no batch of {batch}")
     return int(size // batch)

@@ -335,7 +335,7 @@ def _profiles(group: Sequence[Run]) -> tuple[np.ndarray, np.ndarray]:
         activations, gradients = run.layers("activations"), run.layers("gradients")
         start = activations["step"].min()
         if start != 0:
-            raise ConfigError(f"{run.directory / 'layers.jsonl'}: step 0 was not watched")
+            raise ConfigError(f"{run.place}: step 0 was not watched")
         spreads.append(_after_activation(activations[activations["step"] == 0])["std"].to_numpy())
         first = gradients[gradients["step"] == 0]
         norms.append(_weights(first, {})["norm"].to_numpy())

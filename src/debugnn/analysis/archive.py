@@ -1,0 +1,334 @@
+"""The results of many runs in a few small files, which stay when the runs are gone.
+
+`outputs/reference/results/<experiment>/` holds gzipped tables: a row for each run (runs), epoch
+(epochs), some of the steps (steps), each row of a range test (lr_points, lr_suggestions), and
+statistics of layers at some of the recorded steps (layers). The column `run` numbers the rows of
+`runs`.
+
+What is left out: steps beyond `STEPS` a run and recorded steps beyond `RECORDS` (of an arm's first
+seed) or `FEW_RECORDS` (of the others), where the first and the last are kept; histograms, except of
+the first seed's gradients; statistics of parameters, except of the first seed's; digits after the
+sixth.
+"""
+
+import gzip
+import io
+import json
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from debugnn import records
+from debugnn.analysis.directories import Unusable
+from debugnn.analysis.runs import QUANTITIES, Run, in_order, numeric_columns
+from debugnn.errors import ConfigError
+from debugnn.files import replacing
+
+STEPS, FIRST_STEPS = 200, 20  # of a run; the first ones are kept without a gap
+RECORDS, FEW_RECORDS = 60, 8
+_DIGITS = "%.6g"
+_METRICS = {"step": "steps", "epoch": "epochs", "lr_point": "lr_points",
+            "lr_suggestion": "lr_suggestions"}  # fmt: skip
+_NESTED = ("arm", "config", "facts", "findings")  # columns of `runs` that hold JSON
+# Settings that may differ between two runs of one arm.
+_MAY_DIFFER = ("seed", "experiment", *records.BOOKKEEPING)
+
+
+class InMemory:
+    """The thinned tables of one run; implements `runs.Tables`.
+
+    Args:
+        metrics: kind of record → its rows.
+        layers: quantity → its rows.
+        findings: content of findings.json.
+    """
+
+    def __init__(
+        self,
+        metrics: dict[str, pd.DataFrame],
+        layers: dict[str, pd.DataFrame],
+        findings: dict[str, Any] | None,
+    ) -> None:
+        self._metrics, self._layers, self._findings = metrics, layers, findings
+
+    def metrics(self, kind: str) -> pd.DataFrame:
+        """Return the kept rows of a kind of record."""
+        return self._metrics.get(kind, pd.DataFrame())
+
+    def layers(self, quantity: str) -> pd.DataFrame:
+        """Return the kept statistics of tensors."""
+        return self._layers.get(quantity, pd.DataFrame())
+
+    def findings(self) -> dict[str, Any] | None:
+        """Return the content of findings.json."""
+        return self._findings
+
+
+def compact(run: Run, *, first: bool) -> Run:
+    """Return the run with thinned tables, which are in memory.
+
+    Args:
+        run: its tables may be those of a directory.
+        first: True for the first seed of an arm, of which more is kept.
+
+    Raises:
+        ConfigError: one of its files cannot be read.
+    """
+    metrics = {kind: run.tables.metrics(kind) for kind in _METRICS}
+    metrics["step"] = _thinned(metrics["step"], STEPS, FIRST_STEPS)
+    layers = {}
+    for quantity in QUANTITIES if first else ("gradients", "activations"):
+        layers[quantity] = _thinned(run.tables.layers(quantity), RECORDS if first else FEW_RECORDS)
+        if not (first and quantity == "gradients"):
+            layers[quantity] = layers[quantity].drop(columns="histogram", errors="ignore")
+    tables = InMemory(metrics, layers, run.findings)
+    return Run(run.place, run.experiment, run.arm, run.seed, run.data, run.article_run, run.config,
+               run.facts, tables)  # fmt: skip
+
+
+def _thinned(frame: pd.DataFrame, most: int, first: int = 1) -> pd.DataFrame:
+    """Keep at most `most` steps: the first ones, and of all of them some that are evenly spaced."""
+    if frame.empty:
+        return frame
+    steps = frame["step"].unique()
+    if len(steps) <= most:
+        return frame
+    spaced = steps[np.linspace(0, len(steps) - 1, most - first + 1).round().astype(int)]
+    return frame[frame["step"].isin({*steps[:first], *spaced})].reset_index(drop=True)
+
+
+# --- merging -------------------------------------------------------------------------------------
+
+
+def merge(
+    kept: Iterable[Run], found: Iterable[Run | Unusable], *, replace: bool = False
+) -> tuple[list[Run], list[Unusable]]:
+    """Add runs to those that are kept; a run that is there already is replaced.
+
+    Args:
+        kept: runs of the archive.
+        found: new runs, and what could not be used.
+        replace: drop kept runs of an experiment that were made by another version of the training
+            code, or with other settings, than the new ones.
+
+    Returns:
+        All runs, compact, and what could not be used.
+
+    Raises:
+        ConfigError: the runs of an experiment were made by different versions of the training
+            code, or those of an arm with different settings; not if it is only the kept ones that
+            differ and `replace` is given.
+    """
+    merged = {_key(run): run for run in kept}
+    new: dict[tuple, Run] = {}
+    unusable: list[Unusable] = []
+    first = {_key(run)[:2]: run.seed for run in sorted(merged.values(), key=lambda run: -run.seed)}
+    for run in found:
+        if isinstance(run, Unusable):
+            unusable.append(run)
+            continue
+        arm = _key(run)[:2]
+        first[arm] = min(first.get(arm, run.seed), run.seed)
+        try:
+            new[_key(run)] = compact(run, first=run.seed == first[arm])
+        except ConfigError as error:
+            unusable.append(Unusable(Path(run.place), str(error)))
+    if replace:
+        merged = {key: run for key, run in merged.items() if not _outdated(run, new)}
+    merged |= new
+    _check_same(merged.values())
+    return in_order(merged.values()), unusable
+
+
+def _key(run: Run) -> tuple[str, str, int]:
+    return run.experiment, run.arm_name, run.seed
+
+
+def _outdated(run: Run, new: dict[tuple, Run]) -> bool:
+    """True if there are new runs of its experiment, made by another version of the code."""
+    return any(
+        other.experiment == run.experiment
+        and (
+            version(other) != version(run)
+            or (other.arm == run.arm and _settings(other) != _settings(run))
+        )
+        for other in new.values()
+    )
+
+
+def version(run: Run) -> str:
+    """Return the version of the training code that made the run, as run.json holds it."""
+    return run.facts.get("training_code") or "unknown"
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    """Return what the run computes as dotted key → value, without its seed and where it is kept."""
+    flat = pd.json_normalize(run.config).iloc[0].to_dict()
+
+    def counts(key: str) -> bool:
+        return not any(key == name or key.startswith(f"{name}.") for name in _MAY_DIFFER)
+
+    return {key: str(value) for key, value in flat.items() if counts(key)}
+
+
+def _check_same(runs: Iterable[Run]) -> None:
+    """Raise ConfigError if runs that are to be compared were not made in the same way."""
+    versions: dict[str, Run] = {}
+    settings: dict[tuple, tuple[Run, dict[str, Any]]] = {}
+    for run in runs:
+        before = versions.setdefault(run.experiment, run)
+        if version(run) != version(before):
+            raise ConfigError(
+                f"{run.experiment}: {before.place} was made by version {version(before)} of the "
+                f"training code, and {run.place} by version {version(run)}; runs of different "
+                "versions are not comparable. --replace drops those that were there before"
+            )
+        own = _settings(run)
+        other, theirs = settings.setdefault(_key(run)[:2], (run, own))
+        for name in sorted(own.keys() | theirs.keys()):
+            if own.get(name) != theirs.get(name):
+                raise ConfigError(
+                    f"{run.place} has {name}={own.get(name)}, and {other.place}, of the same arm, "
+                    f"has {name}={theirs.get(name)}. --replace drops those that were there before"
+                )
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def write(runs: Sequence[Run], folder: Path) -> list[Path]:
+    """Write compact runs, and return the files. The same runs give the same bytes."""
+    written = []
+    for experiment in sorted({run.experiment for run in runs}):
+        own = [run for run in runs if run.experiment == experiment]
+        frames: dict[str, list[pd.DataFrame]] = {}
+        for number, run in enumerate(own):
+            for kind, name in _METRICS.items():
+                frames.setdefault(name, []).append(run.tables.metrics(kind).assign(run=number))
+            for quantity in QUANTITIES:
+                rows = run.tables.layers(quantity)
+                rows = rows.assign(run=number, quantity=quantity)
+                frames.setdefault("layers", []).append(rows)
+        place = folder / experiment
+        place.mkdir(parents=True, exist_ok=True)
+        written.append(_write_frame(pd.DataFrame(map(_described, own)), place / "runs.csv.gz"))
+        for name, parts in frames.items():
+            filled = [part for part in parts if not part.empty]
+            if filled:
+                path = place / f"{name}.csv.gz"
+                written.append(_write_frame(pd.concat(filled, ignore_index=True), path))
+    return written
+
+
+def _described(run: Run) -> dict[str, Any]:
+    return {
+        "experiment": run.experiment,
+        "seed": run.seed,
+        "data": run.data,
+        "article_run": run.article_run,
+        "place": run.place,
+        "arm": json.dumps(run.arm),
+        "config": records.dump(run.config),
+        "facts": records.dump(run.facts),
+        "findings": records.dump(run.findings),
+    }
+
+
+def _write_frame(frame: pd.DataFrame, path: Path) -> Path:
+    if "histogram" in frame:
+        lists = frame["histogram"]
+        frame = frame.assign(
+            histogram=[" ".join(map(str, row)) if isinstance(row, list) else "" for row in lists]
+        )
+    text = frame.to_csv(index=False, na_rep="", float_format=_DIGITS)
+    with replacing(path) as draft:
+        # Without a time: the same table is the same file.
+        draft.write_bytes(gzip.compress(text.encode(), mtime=0))
+    return path
+
+
+def read(folder: Path) -> list[Run]:
+    """Return the runs of an archive, sorted by experiment, arm and seed; none without a folder.
+
+    The tables of an experiment are read at their first use.
+
+    Raises:
+        ConfigError: a file cannot be read.
+    """
+    runs = []
+    for path in sorted(folder.glob("*/runs.csv.gz")):
+        files = _Files(path.parent)
+        for number, row in files.frame("runs").iterrows():
+            told = {name: records.load(row[name]) for name in _NESTED}
+            tables = Archived(files, int(str(number)), told["findings"])
+            name = None if pd.isna(row["article_run"]) else str(row["article_run"])
+            runs.append(Run(row["place"], row["experiment"], told["arm"], int(row["seed"]),
+                            row["data"], name, told["config"], told["facts"], tables))  # fmt: skip
+    return in_order(runs)
+
+
+class _Files:
+    """The tables of one experiment, each read once and divided by run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def frame(self, name: str) -> pd.DataFrame:
+        path = self.folder / f"{name}.csv.gz"
+        try:
+            data = gzip.decompress(path.read_bytes())
+            return pd.read_csv(
+                io.BytesIO(data), keep_default_na=False, na_values=[""], low_memory=False
+            )
+        except FileNotFoundError:
+            return pd.DataFrame()
+        except (OSError, EOFError, ValueError) as error:
+            raise ConfigError(f"{path}: not a table ({type(error).__name__}: {error})") from None
+
+    def _divided(self, name: str) -> dict[int, pd.DataFrame]:
+        frame = self.frame(name)
+        if frame.empty:
+            return {}
+        parts = frame.groupby("run", sort=False)
+        return {int(str(run)): part.drop(columns="run").reset_index(drop=True)
+                for run, part in parts}  # fmt: skip
+
+    @cached_property
+    def metrics(self) -> dict[str, dict[int, pd.DataFrame]]:
+        return {kind: self._divided(name) for kind, name in _METRICS.items()}
+
+    @cached_property
+    def layers(self) -> dict[int, pd.DataFrame]:
+        return self._divided("layers")
+
+
+class Archived:
+    """The tables of one run of an archive; implements `runs.Tables`."""
+
+    def __init__(self, files: _Files, number: int, findings: dict[str, Any] | None) -> None:
+        self._files, self._number, self._findings = files, number, findings
+
+    def metrics(self, kind: str) -> pd.DataFrame:
+        """Return the kept rows of a kind of record."""
+        return self._files.metrics[kind].get(self._number, pd.DataFrame())
+
+    def layers(self, quantity: str) -> pd.DataFrame:
+        """Return the kept statistics of tensors; histograms are lists, or missing."""
+        rows = self._files.layers.get(self._number, pd.DataFrame())
+        if rows.empty:
+            return rows
+        rows = rows[rows["quantity"] == quantity].drop(columns="quantity").reset_index(drop=True)
+        if "histogram" in rows:
+            if rows["histogram"].isna().all():
+                return rows.drop(columns="histogram")
+            rows["histogram"] = [[int(count) for count in text.split()]
+                                 for text in rows["histogram"]]  # fmt: skip
+        return numeric_columns(rows)
+
+    def findings(self) -> dict[str, Any] | None:
+        """Return the content of findings.json."""
+        return self._findings
