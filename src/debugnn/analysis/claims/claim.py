@@ -109,7 +109,7 @@ def _articles(run: Run, quantity: Quantity) -> float | None:
     if not names or quantity.of_epochs is None:
         return None
     value = quantity.of_epochs(article_epochs(names[0]))
-    return None if math.isnan(value) else value
+    return None if value is None or math.isnan(value) else value
 
 
 @dataclass(frozen=True)

@@ -22,19 +22,28 @@ class Quantity:
 
     Attributes:
         name: what it is, with its unit.
-        of_run: measures it. Raises ConfigError if the run did not record what it needs, and
-            returns NaN if the run was too short for it.
-        of_epochs: measures it of a table of epochs, if that is all it needs.
+        of_run: measures it. Raises ConfigError if the run did not record what it needs, or was
+            too short for it.
+        of_epochs: measures it of a table of epochs, if that is all it needs; None of a table that
+            is too short.
     """
 
     name: str
     of_run: Callable[[Run], float]
-    of_epochs: Callable[[pd.DataFrame], float] | None = None
+    of_epochs: Callable[[pd.DataFrame], float | None] | None = None
 
 
-def of_epochs(name: str, measure: Callable[[pd.DataFrame], float]) -> Quantity:
+def of_epochs(name: str, measure: Callable[[pd.DataFrame], float | None]) -> Quantity:
     """Return a quantity that needs nothing but the table of epochs."""
-    return Quantity(name, lambda run: measure(run.epochs()), measure)
+
+    def of_run(run: Run) -> float:
+        table = run.epochs()
+        value = measure(table)
+        if value is None:
+            raise ConfigError(f"{run.place}: {len(table)} epochs are too few for: {name}")
+        return value
+
+    return Quantity(name, of_run, measure)
 
 
 # --- of the epochs ------------------------------------------------------------------------------
@@ -43,10 +52,9 @@ def of_epochs(name: str, measure: Callable[[pd.DataFrame], float]) -> Quantity:
 def accuracy_after(epochs: int, split: str = "test") -> Quantity:
     """The accuracy after a number of epochs, in %."""
 
-    def measure(table: pd.DataFrame) -> float:
-        return (
-            float(table[f"{split}_accuracy"].iloc[epochs - 1]) if len(table) >= epochs else math.nan
-        )
+    def measure(table: pd.DataFrame) -> float | None:
+        column = table[f"{split}_accuracy"]
+        return float(column.iloc[epochs - 1]) if len(column) >= epochs else None
 
     return of_epochs(f"{split} accuracy after epoch {epochs} (%)", measure)
 
@@ -54,9 +62,9 @@ def accuracy_after(epochs: int, split: str = "test") -> Quantity:
 def early_accuracy(epochs: int = 3) -> Quantity:
     """The mean test accuracy of the first epochs, in %: higher if a training is faster."""
 
-    def measure(table: pd.DataFrame) -> float:
+    def measure(table: pd.DataFrame) -> float | None:
         first = table["test_accuracy"].head(epochs)
-        return float(first.mean()) if len(first) == epochs else math.nan
+        return float(first.mean()) if len(first) == epochs else None
 
     return of_epochs(f"mean test accuracy of the first {epochs} epochs (%)", measure)
 
@@ -102,10 +110,10 @@ def fitted_loss(steps: int) -> Quantity:
     For runs whose epoch is one step on one fixed batch. A loss below 0 has no meaning of "zero".
     """
 
-    def measure(table: pd.DataFrame) -> float:
+    def measure(table: pd.DataFrame) -> float | None:
         first = table.head(steps)
         if len(first) < steps:
-            return math.nan
+            return None
         losses = first["last_batch_loss"][(first["train_accuracy"] >= 99)]
         losses = losses[losses >= 0]
         return float(losses.min()) if len(losses) else math.inf
