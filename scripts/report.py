@@ -1,48 +1,83 @@
-"""Write the evidence: tables and figures of finished runs beside the article's numbers.
+"""Write the evidence: what finished runs say about the article's claims.
 
-python scripts/report.py --runs outputs    from runs of scripts/reproduce.py --data article
-python scripts/report.py --conf-only       the documents' tables of options, experiments and causes
+python scripts/report.py                   outputs/report.html, of the runs in outputs
+python scripts/report.py --runs DIR        the same of other runs
+python scripts/report.py --keep DIR        add runs to outputs/reference, and write its tables
+python scripts/report.py --tables          the documents' tables of options, experiments and causes
 python scripts/report.py --precision DIR   bf16 beside fp32, from runs of experiment=precision
 """
 
 import argparse
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
-
-from debugnn.analysis import tables
-from debugnn.analysis.article import compare
-from debugnn.analysis.directories import load_runs
-from debugnn.analysis.figures import draw
-from debugnn.analysis.runs import Run, paired, tidy_epochs
+from debugnn.analysis import archive, page, tables
+from debugnn.analysis.article import ARTICLE_RUNS, article_names, compare
+from debugnn.analysis.directories import Unusable, load_runs, scan_runs
+from debugnn.analysis.figures import draw_runs
+from debugnn.analysis.runs import Run, paired
 from debugnn.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
-RESULTS = ROOT / "outputs" / "reference"
+REFERENCE = ROOT / "outputs" / "reference"
 DOCTOR_PAGE = ROOT / "src" / "debugnn" / "doctor" / "README.md"
 
 
-def write(runs: list[Run], source: Path, output: Path) -> None:
-    """The tables, the figures and the page that shows them."""
-    output.mkdir(parents=True, exist_ok=True)
+def write_page(source: Path, output: Path) -> None:
+    """Write the HTML page of the runs in a directory; of the kept results if it is theirs."""
+    runs, unusable = read(source)
+    page.write(runs, unusable, output)
+    print(f"{len(runs)} runs in {output}")
+
+
+def read(source: Path) -> tuple[list[Run], list[Unusable]]:
+    """Return the runs in a directory of runs, or of kept results, and what cannot be used.
+
+    Raises:
+        ConfigError: there is no run that can be used.
+    """
+    if any(source.glob("*/runs.csv.gz")):
+        return archive.read(source), []
+    runs, unusable = archive.gather(scan_runs(source))
+    if not runs:
+        raise ConfigError(f"{source}: no finished run{said(unusable)}")
+    return runs, unusable
+
+
+def said(unusable: Sequence[Unusable]) -> str:
+    """Return a line for each run that cannot be used."""
+    return "".join(f"\n  {found.path}: {found.reason}" for found in unusable)
+
+
+def keep(source: Path, output: Path, *, replace: bool) -> None:
+    """Add the runs in a directory to the kept results, and write the tables of their page."""
+    kept = archive.read(output / "results")
+    runs, unusable = archive.merge(kept, scan_runs(source), replace=replace)
+    if unusable:
+        print(f"not used:{said(unusable)}", file=sys.stderr)
+    size = sum(path.stat().st_size for path in archive.write(runs, output / "results"))
+    write_results(runs, output)
+    print(f"{len(runs)} runs in {output / 'results'}, {size / 1e6:.1f} MB")
+
+
+def write_results(runs: Sequence[Run], output: Path) -> None:
+    """Write the figures and the tables of the page that shows the kept results."""
+    text = f"{tables.verdicts(runs)}\n\n{tables.provenance(runs)}"
+    tables.fill(output / "README.md", "claims", text)
+    tables.fill(output / "README.md", "diagnoses", tables.diagnoses(runs))
+    draw_runs(runs, output / "figures")
+    tables.fill(output / "README.md", "figures", tables.pictures(CONF, output / "figures"))
+    repeated = {name for run in runs for name in article_names(run)}
+    if missing := set(ARTICLE_RUNS) - repeated:
+        print(f"no comparison is written: no run repeats {', '.join(sorted(missing))}")
+        return
     compared = compare(runs)
     compared.to_csv(output / "comparison.csv", index=False, na_rep="NaN")
-    tidy_epochs(runs).to_csv(output / "epochs.csv", index=False, na_rep="NaN")
-    suggestions = [
-        run.lr_suggestions().assign(arm=run.arm["task"], seed=run.seed, data=run.data)
-        for run in runs
-        if run.config["task"]["name"] == "lr_find"
-    ]
-    if suggestions:
-        pd.concat(suggestions).to_csv(output / "lr_suggestions.csv", index=False)
-    names = sorted({run.experiment for run in runs})
-    draw(source, output / "figures", names, data={run.data for run in runs})
     table = f"{tables.comparison(compared)}\n\n{tables.provenance(runs)}"
     tables.fill(output / "README.md", "results", table)
-    tables.fill(output / "README.md", "figures", tables.pictures(CONF, output / "figures"))
 
 
 def write_precision(runs: list[Run], output: Path) -> None:
@@ -61,36 +96,49 @@ def write_options() -> None:
     tables.fill(CONF / "README.md", "keys", tables.keys(CONF))
     tables.fill(CONF / "README.md", "experiments", tables.experiments(CONF))
     tables.fill(DOCTOR_PAGE, "causes", tables.causes())
-    tables.fill(RESULTS / "README.md", "figures", tables.pictures(CONF, RESULTS / "figures"))
+    tables.fill(REFERENCE / "README.md", "figures", tables.pictures(CONF, REFERENCE / "figures"))
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Write the evidence of finished runs.")
-    parser.add_argument("--runs", type=Path, default=Path("outputs"), help="where the runs are")
-    parser.add_argument("--output", type=Path, default=RESULTS)
-    parser.add_argument(
-        "--data",
-        default="mnist,cifar10,regression,regression_notebook",
-        help="only runs on these data sets (default: the article's)",
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--conf-only", action="store_true", help="only the tables that need no run")
+    parser.add_argument("--runs", type=Path, default=Path("outputs"), metavar="DIR",
+                        help="where the runs of the page are (default: outputs)")  # fmt: skip
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="the page (default: report.html beside the runs)",
+    )
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        metavar="DIR",
+        help="add these runs to those kept in "
+        "outputs/reference/results, and write the tables of outputs/reference",
+    )
+    parser.add_argument(
+        "--replace",
+        action="store_true",
+        help="with --keep: drop kept runs of "
+        "another version of the training code or with other settings",
+    )
+    parser.add_argument("--tables", action="store_true", help="only the tables that need no run")
     parser.add_argument("--precision", type=Path, metavar="DIR", help="where those runs are")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         write_options()
         if options.precision:
-            write_precision(load_runs(options.precision, "precision"), options.output)
-        if options.conf_only or options.precision:
-            return 0
-        runs = [r for r in load_runs(options.runs) if r.data in options.data.split(",")]
-        if not runs:
-            raise ConfigError(f"{options.runs}: no finished run on {options.data}")
-        write(runs, options.runs, options.output)
+            write_precision(load_runs(options.precision, "precision"), REFERENCE)
+        elif options.keep:
+            keep(options.keep, REFERENCE, replace=options.replace)
+        elif not options.tables:
+            write_page(options.runs, options.output or options.runs / "report.html")
     except (ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"{len(runs)} runs in {options.output}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Run the article's experiments, several runs at once, then draw their figures.
+"""Run the article's experiments, several runs at once, then draw figures and write a page.
 
     python scripts/reproduce.py                   the seven notebooks, embedded
     python scripts/reproduce.py --experiments all --seeds 0,1,2
@@ -244,15 +244,21 @@ def main(arguments: list[str]) -> int:
     for job, failure in failures.items():
         print(f"failed: {job}: {failure}", file=sys.stderr)
     if len(failures) < len(done):
-        draw_figures(Path(options.output), [*dict.fromkeys(job.experiment for job in done)])
+        show(Path(options.output), [*dict.fromkeys(job.experiment for job in done)])
     return 1 if failures else 0
 
 
-def draw_figures(runs: Path, names: list[str]) -> None:
+def show(output: Path, names: list[str]) -> None:
+    """Draw the figures of some experiments, and write the page of all runs that are there."""
+    from debugnn.analysis import archive, page
+    from debugnn.analysis.directories import scan_runs
     from debugnn.analysis.figures import draw
 
-    drawn = draw(runs, runs / "figures", names)
-    print(f"{len(drawn)} figures in {runs / 'figures'}")
+    drawn = draw(output, output / "figures", names)
+    print(f"{len(drawn)} figures in {output / 'figures'}")
+    runs, unusable = archive.gather(scan_runs(output))
+    page.write(runs, unusable, output / "report.html")
+    print(f"all of it on one page: {output / 'report.html'}")
 
 
 if __name__ == "__main__":

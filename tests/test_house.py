@@ -44,7 +44,7 @@ ALLOWED = {
         LEAVES | {"nn", "data", "training", "config", "build", "runs"},
     ),
     "analysis": (
-        {"numpy", "pandas", "matplotlib", "scipy", "omegaconf", "yaml"},
+        {"numpy", "pandas", "matplotlib", "scipy", "omegaconf", "yaml", "jinja2"},
         LEAVES | {"doctor"},
     ),
     "cli": ({"hydra", "omegaconf", "yaml"}, LEAVES | {"config", "training"}),
@@ -85,6 +85,8 @@ def test_imports_point_one_way(path):
         "debugnn.records",
         "debugnn.analysis.runs",
         "debugnn.analysis.figures",
+        "debugnn.analysis.claims",
+        "debugnn.analysis.page",
         "debugnn.doctor.causes",
     ],
 )

@@ -17,7 +17,7 @@ from hydra.types import RunMode
 from benchmarking import output
 from conftest import CONF, REPOSITORY
 from debugnn import config
-from debugnn.analysis import tables
+from debugnn.analysis import archive, tables
 from reproduce import values_of
 from test_house import ALLOWED, LEAVES
 
@@ -78,7 +78,7 @@ def test_the_front_page_stays_short():
     ],
 )
 def test_tables_without_runs_are_those_that_the_code_makes(page, name, table):
-    """`python scripts/report.py --conf-only` writes them."""
+    """`python scripts/report.py --tables` writes them."""
     assert between(page, name) == table
 
 
@@ -87,6 +87,19 @@ def test_the_results_are_those_of_the_kept_comparison():
     table, _ = between("results", "results").split("\n\n")
     kept = pd.read_csv(REFERENCE / "comparison.csv", na_values="NaN")
     assert table == tables.comparison(kept)
+
+
+def test_the_verdicts_are_those_of_the_kept_runs():
+    """`python scripts/report.py --keep DIR` writes runs and tables."""
+    runs = archive.read(REFERENCE / "results")
+    table, provenance = between("results", "claims").split("\n\n")
+    assert table == tables.verdicts(runs)
+    assert provenance == tables.provenance(runs)
+    assert between("results", "diagnoses") == tables.diagnoses(runs)
+
+
+def test_the_kept_runs_stay_small():
+    assert sum(path.stat().st_size for path in (REFERENCE / "results").rglob("*.gz")) < 15e6
 
 
 def test_the_precision_table_is_that_of_the_kept_pairs():

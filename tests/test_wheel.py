@@ -43,6 +43,8 @@ def test_the_wheel_holds_every_module_and_the_articles_numbers(wheel: Path) -> N
     source = REPOSITORY / "src"
     wanted = {str(path.relative_to(source)) for path in source.rglob("*.py")}
     wanted.add("debugnn/analysis/article_runs.csv")
+    templates = (source / "debugnn" / "analysis" / "page" / "templates").iterdir()
+    wanted |= {str(path.relative_to(source)) for path in templates}
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
         licences = [name for name in archive.namelist() if name.endswith("/LICENSE")]

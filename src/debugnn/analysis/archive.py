@@ -104,6 +104,32 @@ def _thinned(frame: pd.DataFrame, most: int, first: int = 1) -> pd.DataFrame:
 # --- merging -------------------------------------------------------------------------------------
 
 
+def gather(
+    found: Iterable[Run | Unusable], kept: Iterable[Run] = ()
+) -> tuple[list[Run], list[Unusable]]:
+    """Thin the runs, one after the other, and collect what cannot be used.
+
+    Args:
+        found: runs of directories, and what could not be used.
+        kept: runs that are there already: they decide which seed is an arm's first.
+    """
+    first: dict[tuple[str, str], int] = {}
+    for run in kept:
+        first[_arm(run)] = min(first.get(_arm(run), run.seed), run.seed)
+    runs: list[Run] = []
+    unusable: list[Unusable] = []
+    for item in found:
+        if isinstance(item, Unusable):
+            unusable.append(item)
+            continue
+        first[_arm(item)] = min(first.get(_arm(item), item.seed), item.seed)
+        try:
+            runs.append(compact(item, first=item.seed == first[_arm(item)]))
+        except ConfigError as error:
+            unusable.append(Unusable(Path(item.place), str(error)))
+    return in_order(runs), unusable
+
+
 def merge(
     kept: Iterable[Run], found: Iterable[Run | Unusable], *, replace: bool = False
 ) -> tuple[list[Run], list[Unusable]]:
@@ -124,19 +150,8 @@ def merge(
             differ and `replace` is given.
     """
     merged = {_key(run): run for run in kept}
-    new: dict[tuple, Run] = {}
-    unusable: list[Unusable] = []
-    first = {_key(run)[:2]: run.seed for run in sorted(merged.values(), key=lambda run: -run.seed)}
-    for run in found:
-        if isinstance(run, Unusable):
-            unusable.append(run)
-            continue
-        arm = _key(run)[:2]
-        first[arm] = min(first.get(arm, run.seed), run.seed)
-        try:
-            new[_key(run)] = compact(run, first=run.seed == first[arm])
-        except ConfigError as error:
-            unusable.append(Unusable(Path(run.place), str(error)))
+    runs, unusable = gather(found, merged.values())
+    new = {_key(run): run for run in runs}
     if replace:
         merged = {key: run for key, run in merged.items() if not _outdated(run, new)}
     merged |= new
@@ -144,8 +159,12 @@ def merge(
     return in_order(merged.values()), unusable
 
 
+def _arm(run: Run) -> tuple[str, str]:
+    return run.experiment, run.arm_name
+
+
 def _key(run: Run) -> tuple[str, str, int]:
-    return run.experiment, run.arm_name, run.seed
+    return (*_arm(run), run.seed)
 
 
 def _outdated(run: Run, new: dict[tuple, Run]) -> bool:
@@ -188,7 +207,7 @@ def _check_same(runs: Iterable[Run]) -> None:
                 "versions are not comparable. --replace drops those that were there before"
             )
         own = _settings(run)
-        other, theirs = settings.setdefault(_key(run)[:2], (run, own))
+        other, theirs = settings.setdefault(_arm(run), (run, own))
         for name in sorted(own.keys() | theirs.keys()):
             if own.get(name) != theirs.get(name):
                 raise ConfigError(

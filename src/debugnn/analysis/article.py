@@ -19,6 +19,17 @@ from debugnn.errors import ConfigError
 SAME_PROGRAM = {"VG_Converge": ("Vanishing_Grad_1",)}
 
 
+_TABLE = files("debugnn.analysis") / "article_runs.csv"
+
+
+def _rows() -> list[dict[str, str]]:
+    return list(csv.DictReader(_TABLE.read_text(encoding="utf-8").splitlines()))
+
+
+# Names of all runs that the article recorded.
+ARTICLE_RUNS = tuple(dict.fromkeys(row["run"] for row in _rows()))
+
+
 def article_epochs(name: str) -> pd.DataFrame:
     """Return the epochs that the article recorded of one run.
 
@@ -33,9 +44,7 @@ def article_epochs(name: str) -> pd.DataFrame:
     Raises:
         ConfigError: the article has no run of this name.
     """
-    table = files("debugnn.analysis") / "article_runs.csv"
-    lines = table.read_text(encoding="utf-8").splitlines()
-    rows = [row for row in csv.DictReader(lines) if row["run"] == name]
+    rows = [row for row in _rows() if row["run"] == name]
     if not rows:
         raise ConfigError(f"report.article: the article has no run {name}")
     return numeric_columns(

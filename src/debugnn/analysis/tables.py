@@ -2,15 +2,17 @@
 
 import inspect
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
 import yaml
-from scipy import stats
 
+from debugnn.analysis import statistics
+from debugnn.analysis.claims import CLAIMS, words
 from debugnn.analysis.figures.canvas import DATA
-from debugnn.analysis.runs import Run
+from debugnn.analysis.runs import Run, in_order
 from debugnn.doctor.causes import CAUSES
 from debugnn.doctor.causes.cause import Cause, no_trials
 from debugnn.errors import ConfigError
@@ -48,6 +50,55 @@ def comparison(table: pd.DataFrame) -> str:
     return markdown(head, [cells for _, _, cells in sorted(rows, key=lambda r: r[:2])])
 
 
+def verdicts(runs: Sequence[Run]) -> str:
+    """Return the article's claims with their verdicts, one row a claim.
+
+    A row's evidence has a line for each part: found ones with their 95 % interval, and in brackets
+    the article's own number for the same quantity.
+    """
+    rows = []
+    for claim in CLAIMS:
+        verdict = claim.judge(runs)
+        lines = []
+        for result in verdict.results:
+            found = words.estimate(result) or "no runs"
+            theirs = f" [article: {words.article(result)}]" if result.article is not None else ""
+            mark = f" – {result.outcome.value}" if len(verdict.results) > 1 else ""
+            lines.append(f"{result.label}: {found}{theirs}{mark}")
+        remark = f"<br>*{claim.remark}*" if claim.remark else ""
+        said = f"{claim.statement}{remark}"
+        known = any(result.estimate is not None for result in verdict.results)
+        evidence = "<br>".join(lines) if known else "no runs"
+        rows.append([claim.name, said, f"**{verdict.outcome.value}**", evidence])
+    return markdown(["", "the article says", "verdict", "evidence"], rows)
+
+
+def diagnoses(runs: Sequence[Run]) -> str:
+    """Return what the doctor said of the runs: one row an arm, counts over its seeds."""
+    rows = []
+    for group in _arms_of(runs):
+        said = Counter(_diagnosis(run) for run in group)
+        counts = ", ".join(f"{name} {count}" for name, count in said.most_common())
+        data = {run.data for run in runs if run.experiment == group[0].experiment}
+        parts = [*_parts(group[0].arm_name), *([f"data={group[0].data}"] if len(data) > 1 else [])]
+        arm = " ".join(f"`{part}`" for part in parts) or "–"
+        rows.append([f"`{group[0].experiment}`", arm, str(len(group)), counts])
+    return markdown(["experiment", "arm", "seeds", "main cause"], rows)
+
+
+def _arms_of(runs: Sequence[Run]) -> list[list[Run]]:
+    """Return the runs that a doctor watched, by experiment and arm."""
+    watched = [run for run in runs if run.findings is not None]
+    groups: dict[tuple[str, str], list[Run]] = {}
+    for run in in_order(watched):
+        groups.setdefault((run.experiment, run.arm_name), []).append(run)
+    return list(groups.values())
+
+
+def _diagnosis(run: Run) -> str:
+    return run.findings["main_cause"] if run.findings else ""
+
+
 def pairs(table: pd.DataFrame, values: tuple[str, str]) -> str:
     """Return the pairs of runs that differ in one setting, one row per data set and arm.
 
@@ -63,7 +114,7 @@ def pairs(table: pd.DataFrame, values: tuple[str, str]) -> str:
     for (data, arm, epochs), group in table.groupby(["data", "arm", "epochs"], sort=True):
         sides = [f"{group[side].mean():.2f} ± {group[side].std():.2f}" for side in values]
         differences = [
-            _difference(group[f"{prefix}{second}"] - group[f"{prefix}{first}"], form)
+            _difference((group[f"{prefix}{second}"] - group[f"{prefix}{first}"]).tolist(), form)
             for prefix, form in (("", "{:+.2f}"), ("train_loss_", "{:+.4f}"))
         ]
         # The next column shows the number of epochs.
@@ -75,18 +126,10 @@ def pairs(table: pd.DataFrame, values: tuple[str, str]) -> str:
     return markdown([*head, change, f"training loss, {change}"], rows)
 
 
-def _difference(differences: pd.Series, form: str) -> str:
+def _difference(differences: Sequence[float], form: str) -> str:
     """Return the mean of the differences and its 95 % interval as text."""
-    low, high = (form.format(end) for end in interval(differences))
-    return f"{form.format(differences.mean())} ({low} to {high})"
-
-
-def interval(differences: pd.Series) -> tuple[float, float]:
-    """Return the 95 % interval (Student's t) of the mean of at least two paired differences."""
-    low, high = stats.t.interval(
-        0.95, len(differences) - 1, loc=differences.mean(), scale=differences.sem()
-    )
-    return float(low), float(high)
+    found = statistics.mean(differences)
+    return f"{form.format(found.value)} ({form.format(found.low)} to {form.format(found.high)})"
 
 
 def provenance(runs: Sequence[Run]) -> str:

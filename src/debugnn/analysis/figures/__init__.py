@@ -71,23 +71,25 @@ def draw(
     """
     root = Path(root)
     runs = load_runs(root)
-    present = {run.experiment for run in runs}
     started = {path.parents[2].name for path in root.glob("*/*/seed=*/run.json")}
-    written = []
-    for experiment in sorted(started | present) if experiments is None else experiments:
+    wanted = sorted(started) if experiments is None else experiments
+    for experiment in wanted:
         of_experiment = [run for run in runs if run.experiment == experiment]
         if not of_experiment:
             log.warning("%s: skipped, no finished run", experiment)
-            continue
-        if of_experiment[0].config.get("report") is None:
-            if experiments is not None:  # a run outside the experiments has none
-                log.warning("%s: skipped, no report section", experiment)
-            continue
-        for name in dict.fromkeys(run.data for run in of_experiment):
-            if data is not None and name not in data:
-                continue
-            on_data = [run for run in of_experiment if run.data == name]
-            written += _draw(on_data, Path(output_dir))
+        elif of_experiment[0].config.get("report") is None and experiments is not None:
+            log.warning("%s: skipped, no report section", experiment)
+    chosen = [run for name in wanted for run in runs if run.experiment == name]
+    return draw_runs([run for run in chosen if data is None or run.data in data], output_dir)
+
+
+def draw_runs(runs: Sequence[Run], output_dir: Path | str) -> list[Path]:
+    """Draw the figures of each experiment of these runs on each of its data sets; see `draw`."""
+    written = []
+    reported = [run for run in runs if run.config.get("report") is not None]
+    for experiment, data in dict.fromkeys((run.experiment, run.data) for run in reported):
+        own = [run for run in reported if (run.experiment, run.data) == (experiment, data)]
+        written += _draw(own, Path(output_dir))
     return written
 
 

@@ -99,9 +99,7 @@ def gradient_heatmap(runs: Sequence[Run], figure: Mapping[str, Any]) -> Figure:
         for run in shown
         for name, table in _weights(run.layers("gradients"), figure).groupby("layer", sort=False)
     ]
-    edges, shares = _visible(
-        _decades(pd.concat(table for _, _, table in tables)), [table for _, _, table in tables]
-    )
+    edges, shares = visible_shares([table for _, _, table in tables])
     note = (
         "From 64 equal histogram bins a step; what falls into one is drawn spread evenly over it, "
         "so that the fading lower end is not resolved. Bottom row: exact zeros. First seed alone."
@@ -146,14 +144,21 @@ def _decades(table: pd.DataFrame) -> np.ndarray:
     return np.logspace(bottom, top, int(top - bottom) * _BINS_PER_DECADE + 1)
 
 
-def _visible(
-    edges: np.ndarray, tables: Sequence[pd.DataFrame]
-) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Drop the low decades in which no panel has a visible share.
+def visible_shares(tables: Sequence[pd.DataFrame]) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Return how the magnitudes of some tensors are distributed, on common logarithmic bins.
+
+    Low decades in which no tensor has a visible share are left out.
+
+    Args:
+        tables: one for each tensor: rows of `Run.layers` with histograms.
 
     Returns:
-        The remaining edges (E,), and for each table the shares (E, steps), exact zeros first.
+        The bins' edges (E,), and for each table the shares (E, steps), exact zeros first.
+
+    Raises:
+        ConfigError: no value is finite and other than zero.
     """
+    edges = _decades(pd.concat(tables))
     shares = [
         np.array([magnitudes(row, edges) for row in table.to_dict("records")]).T for table in tables
     ]

@@ -1,0 +1,35 @@
+"""Verdicts in words and numbers, for tables and pages."""
+
+from debugnn.analysis.claims.claim import Result
+
+
+def estimate(result: Result) -> str:
+    """Return a part's estimate with its 95 % interval, its n and its p-value; "" without runs."""
+    found = result.estimate
+    if found is None:
+        return ""
+    if result.unit == "share":
+        met = round(found.value * found.n)
+        return f"{met} of {found.n} seeds ({100 * found.low:.0f} to {100 * found.high:.0f} %)"
+    low, high = (_sized(end, result.unit) for end in (found.low, found.high))
+    interval = f" ({low} to {high})" if found.n > 1 else ""
+    p = "" if result.p is None else f", p {_p_value(result.p)}"
+    return f"{_sized(found.value, result.unit)}{interval}, {found.n} seeds{p}"
+
+
+def article(result: Result) -> str:
+    """Return what the article's own run gives for the part; "" where it recorded nothing."""
+    if result.article is None:
+        return ""
+    unit = "value" if result.unit == "share" else result.unit
+    return _sized(result.article, unit)
+
+
+def _sized(value: float, unit: str) -> str:
+    if unit == "ratio":
+        return f"×{10**value:.3g}"
+    return f"{value:.3g}" if unit == "value" else f"{value:+.3g}"
+
+
+def _p_value(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"= {p:.3f}"

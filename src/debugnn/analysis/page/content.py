@@ -1,0 +1,353 @@
+"""What the page shows of each experiment, as plain values.
+
+Series hold numbers of five digits and None where a value is missing or not finite.
+"""
+
+import base64
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from debugnn.analysis.archive import version
+from debugnn.analysis.claims import CLAIMS, words
+from debugnn.analysis.claims.claim import EMBEDDED, Claim, Outcome
+from debugnn.analysis.figures.canvas import DATA, arm_label
+from debugnn.analysis.figures.layers import visible_shares
+from debugnn.analysis.runs import Run, by_arm, over_seeds, varying
+from debugnn.errors import ConfigError
+
+# An experiment with more arms is shown as a table alone: nobody can tell so many lines apart.
+_MOST_LINES = 8
+_MOST_NETWORKS = 8
+# A series that reaches this many times as far as the median one would press the others flat. It is
+# there, and switched off at first.
+_DWARFS = 50
+_DECADES_APART = 1e4  # positive values that differ by more are shown on a logarithmic axis at first
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a claim, in words: its criterion and what was found."""
+
+    criterion: str
+    outcome: str
+    found: str
+    article: str
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A claim with its verdict, in words."""
+
+    name: str
+    statement: str
+    outcome: str
+    parts: tuple[Part, ...]
+    article: str
+    remark: str
+
+
+@dataclass(frozen=True)
+class ArmRow:
+    """One row of an experiment's table of arms.
+
+    Attributes:
+        label: the arm's settings.
+        seeds: number of runs.
+        accuracy: last test accuracy in %, mean over the seeds; None without one.
+        low: the lowest of the seeds.
+        high: the highest.
+        causes: the doctor's main causes with their counts, the commonest first.
+        said: what the doctor says of the first seed, line by line.
+    """
+
+    label: str
+    seeds: int
+    accuracy: float | None
+    low: float | None
+    high: float | None
+    causes: tuple[tuple[str, int], ...]
+    said: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Section:
+    """An experiment on one kind of data.
+
+    Attributes:
+        name: identifies the section.
+        title: of the experiment.
+        look_for: sentences that say what to look for.
+        data_sets: names of its data, in words.
+        embedded: True if the data is a stand-in for the article's.
+        versions: number of versions of the training code that made its runs.
+        command: what makes these runs again.
+        claims: those that the experiment decides.
+        arms: one row an arm.
+        data: what the scripts of the page draw: charts, heatmaps, networks.
+    """
+
+    name: str
+    title: str
+    look_for: tuple[str, ...]
+    data_sets: str
+    embedded: bool
+    versions: int
+    command: str
+    claims: tuple[Judged, ...]
+    arms: tuple[ArmRow, ...]
+    data: dict[str, Any]
+
+
+def sections(runs: Sequence[Run]) -> list[Section]:
+    """Return a section for each experiment and kind of data, the article's order first."""
+    groups: dict[tuple[str, bool], list[Run]] = {}
+    for run in runs:
+        if run.config.get("report") is not None:
+            groups.setdefault((run.experiment, run.data in EMBEDDED), []).append(run)
+    order = {claim.experiment: place for place, claim in reversed(list(enumerate(CLAIMS)))}
+    keys = sorted(groups, key=lambda key: (order.get(key[0], len(CLAIMS)), key))
+    return [_section(*key, groups[key]) for key in keys]
+
+
+def _section(experiment: str, embedded: bool, runs: Sequence[Run]) -> Section:
+    report = max(runs, key=lambda run: run.facts["started"]).report
+    keys = [key for key in varying(runs) if key != "trainer.epochs"]
+    groups = {arm_label(group[0], keys): group for group in by_arm(runs).values()}
+    seeds = sorted({run.seed for run in runs})
+    kind = "" if embedded else " --data article"
+    return Section(
+        name=f"{experiment}{'-embedded' if embedded else ''}",
+        title=report["title"],
+        look_for=tuple(figure["caption"] for figure in report["figures"]),
+        data_sets=", ".join(DATA.get(d, d) for d in sorted({run.data for run in runs})),
+        embedded=embedded,
+        versions=len({version(run) for run in runs}),
+        command=f"python scripts/reproduce.py --experiments {experiment}{kind} "
+        f"--seeds {','.join(map(str, seeds))}",
+        claims=tuple(_judged(claim, runs, embedded) for claim in CLAIMS
+                     if claim.experiment == experiment),
+        arms=tuple(_arm_row(label, group) for label, group in groups.items()),
+        data={
+            "charts": _charts(groups),
+            "heatmaps": _heatmaps(groups),
+            "networks": _networks(groups),
+        },
+    )  # fmt: skip
+
+
+# --- claims and arms ------------------------------------------------------------------------------
+
+
+def _judged(claim: Claim, runs: Sequence[Run], embedded: bool) -> Judged:
+    verdict = claim.judge(runs, embedded=embedded)
+    parts = []
+    for part, result in zip(claim.parts, verdict.results, strict=True):
+        found = words.estimate(result)
+        # The number of seeds stands in the estimate already.
+        missing = result.why if result.outcome is Outcome.UNDECIDED else ""
+        told = f"{found} – {missing}" if found and missing else found or missing
+        parts.append(Part(part.criterion(), result.outcome.value, told, words.article(result)))
+    return Judged(claim.name, claim.statement, verdict.outcome.value, tuple(parts),
+                  claim.article, claim.remark)  # fmt: skip
+
+
+def _arm_row(label: str, group: Sequence[Run]) -> ArmRow:
+    accuracies = [value for run in group if (value := _last_accuracy(run)) is not None]
+    known = len(accuracies) == len(group)
+    reports = [run.findings for run in group if run.findings is not None]
+    causes = Counter(report["main_cause"] for report in reports)
+    return ArmRow(
+        label=label,
+        seeds=len(group),
+        accuracy=sum(accuracies) / len(accuracies) if known else None,
+        low=min(accuracies) if known else None,
+        high=max(accuracies) if known else None,
+        causes=tuple(causes.most_common()),
+        said=_said(reports[0]) if reports else (),
+    )
+
+
+def _last_accuracy(run: Run) -> float | None:
+    try:
+        value = float(run.epochs()["test_accuracy"].iloc[-1])
+    except ConfigError:  # a range test
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _said(report: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the reason of a verdict, then of each finding what was seen and what to change."""
+    lines = [report["reason"]]
+    for finding in report["findings"][:3]:
+        lines.append(f"{finding['severity']}: {finding['cause']}: {finding['summary']}")
+        if finding["fix"]:
+            lines.append(f"fix: {finding['fix']}")
+    return tuple(line for line in lines if line)
+
+
+# --- charts ---------------------------------------------------------------------------------------
+
+
+def _charts(groups: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:
+    """Return the charts of an experiment: range tests, then losses and accuracies of the arms."""
+    charts = _range_tests(groups)
+    trained = {label: group for label, group in groups.items() if _has_epochs(group[0])}
+    if not 0 < len(trained) <= _MOST_LINES:
+        return charts
+    for title, column in (
+        ("Training loss", "train_loss"),
+        ("Test loss", "test_loss"),
+        ("Test accuracy (%)", "test_accuracy"),
+    ):
+        series, epochs = _bands(trained, column)
+        values = [v for one in series for v in one["mean"] if v is not None and not one["hidden"]]
+        if values:
+            log = min(values) > 0 and max(values) / min(values) > _DECADES_APART
+            charts.append({"title": title, "x": epochs, "xLabel": "epoch", "series": series,
+                           "log": log, "xLog": False})  # fmt: skip
+    return charts
+
+
+def _has_epochs(run: Run) -> bool:
+    return not run.tables.metrics("epoch").empty
+
+
+def _bands(
+    groups: Mapping[str, Sequence[Run]], column: str
+) -> tuple[list[dict[str, Any]], list[float]]:
+    """Return for each arm its mean, lowest and highest value over the seeds, by epoch."""
+    tables = {
+        label: over_seeds({run.seed: run.epochs() for run in group}, column, "epoch")
+        for label, group in groups.items()
+    }
+    epochs = sorted(set().union(*(table.index for table in tables.values())))
+    series: list[dict[str, Any]] = []
+    for label, table in tables.items():
+        aligned = table.reindex(epochs)
+        if aligned["mean"].notna().any():
+            bands = {name: numbers(aligned[name]) for name in ("mean", "low", "high")}
+            series.append({"name": label, "seeds": len(groups[label]), **bands})
+    reach = [max(abs(v) for v in one["mean"] if v is not None) for one in series]
+    for one, own in zip(series, reach, strict=True):
+        one["hidden"] = bool(own > _DWARFS * np.median(reach))
+    return series, [float(epoch) for epoch in epochs]
+
+
+def _range_tests(groups: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:
+    for group in groups.values():
+        points = group[0].tables.metrics("lr_point")
+        if not points.empty and group[0].config["task"]["name"] == "lr_find":
+            break
+    else:
+        return []
+    wide = points.pivot_table(index="lr", columns="test", values="smoothed_loss")
+    series = [
+        {"name": f"test {test}", "seeds": 1, "mean": (mean := numbers(wide[test])),
+         "low": mean, "high": mean, "hidden": False}
+        for test in wide.columns
+    ]  # fmt: skip
+    title = f"Loss against the learning rate, smoothed (seed {group[0].seed})"
+    return [{"title": title, "x": numbers(wide.index), "xLabel": "learning rate",
+             "series": series, "log": True, "xLog": True}]  # fmt: skip
+
+
+def numbers(values: Any) -> list[float | None]:
+    """Return values rounded to five digits; None for NaN and the infinities."""
+    return [float(f"{value:.5g}") if math.isfinite(value) else None for value in values]
+
+
+# --- layers ---------------------------------------------------------------------------------------
+
+
+def _heatmaps(groups: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:
+    """Return the histograms of each weight's gradient over the steps, for each arm's first seed.
+
+    `shares` holds a byte for each cell, rows from the smallest magnitude up: 0 for nothing, and
+    1 to 255 for a share of 10^-3 to 1 on a logarithmic scale.
+    """
+    if len(groups) > _MOST_NETWORKS:
+        return []
+    maps = []
+    for label, group in groups.items():
+        table = group[0].tables.layers("gradients")
+        if table.empty or "histogram" not in table:
+            continue
+        tensors = [(str(name), rows) for name, rows in table.groupby("layer", sort=False)
+                   if str(name).endswith(".weight")]  # fmt: skip
+        try:
+            edges, shares = visible_shares([rows for _, rows in tensors])
+        except ConfigError:  # no gradient of this arm is finite and other than zero
+            continue
+        cells = [np.clip(1 + 254 * (np.log10(np.maximum(share, 1e-9)) + 3) / 3, 0, 255)
+                 for share in shares]  # fmt: skip
+        maps.append(
+            {
+                "arm": label,
+                "seed": group[0].seed,
+                "edges": [round(float(edge), 3) for edge in np.log10(edges)],
+                "tensors": [
+                    {
+                        "name": name,
+                        "steps": rows["step"].tolist(),
+                        "shares": base64.b64encode(cell.astype(np.uint8).tobytes()).decode(),
+                    }
+                    for (name, rows), cell in zip(tensors, cells, strict=True)
+                ],
+            }
+        )
+    return maps
+
+
+def _networks(groups: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:
+    """Return for each arm's first seed the state of each layer at each recorded step."""
+    if len(groups) > _MOST_NETWORKS:
+        return []
+    networks = []
+    for label, group in groups.items():
+        gradients = group[0].tables.layers("gradients")
+        if gradients.empty:
+            continue
+        weights = gradients[gradients["layer"].str.endswith(".weight")]
+        steps = weights["step"].unique()
+        norms = _by_layer(weights, "norm", steps)
+        active = group[0].tables.layers("activations")
+        known = not active.empty
+        losses = group[0].tables.metrics("step").set_index("step")["loss"].reindex(steps)
+        networks.append(
+            {
+                "arm": label,
+                "seed": group[0].seed,
+                "steps": steps.tolist(),
+                "loss": numbers(losses.interpolate(limit_area="inside").ffill()),
+                "layers": [
+                    {"name": name.removesuffix(".weight"), "gradient": numbers(values)}
+                    for name, values in norms.items()
+                ],
+                "activations": [
+                    {
+                        "name": name,
+                        "dead": numbers(values),
+                        "std": numbers(_by_layer(active, "std", steps)[name]),
+                        "zeros": numbers(_by_layer(active, "zeros", steps)[name]),
+                    }
+                    for name, values in _by_layer(active, "dead_units", steps).items()
+                ]
+                if known
+                else [],
+            }
+        )
+    return networks
+
+
+def _by_layer(table: pd.DataFrame, column: str, steps: np.ndarray) -> dict[str, pd.Series]:
+    """Return layer → the column's value at each of the steps, in the order of the layers."""
+    return {
+        str(name): rows.set_index("step")[column].astype(float).reindex(steps)
+        for name, rows in table.groupby("layer", sort=False)
+    }

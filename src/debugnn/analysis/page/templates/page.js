@@ -1,0 +1,330 @@
+"use strict";
+/* Draws charts, networks and heatmaps when they come into view. Nothing is loaded from elsewhere. */
+(() => {
+  const DATA = JSON.parse(document.getElementById("data").textContent);
+  const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const colour = (i) => css(`--c${i % 7}`);
+  const DASHES = [[], [6, 4], [2, 3]];
+
+  function make(tag, properties = {}, ...children) {
+    const element = Object.assign(document.createElement(tag), properties);
+    element.append(...children);
+    return element;
+  }
+
+  function shown(value) {
+    if (value === null || value === undefined) return "–";
+    const size = Math.abs(value);
+    if (value !== 0 && (size >= 1e5 || size < 1e-3)) return exponent(value, 2);
+    return String(+value.toPrecision(4));
+  }
+  function exponent(value, digits) {
+    const [mantissa, power] = value.toExponential(digits).split("e");
+    return `${+mantissa}e${+power}`;
+  }
+
+  /* ---- charts ---- */
+
+  /* Of the values that a logarithmic axis offers, keep at most so many powers of ten. */
+  function decades(splits, most) {
+    const whole = splits.filter((v) => Math.abs(Math.log10(v) - Math.round(Math.log10(v))) < 1e-9);
+    if (whole.length < 2) return splits;
+    const skip = Math.ceil(whole.length / Math.max(2, Math.floor(most)));
+    const kept = new Set(whole.filter((_, i) => i % skip === 0));
+    return splits.map((v) => (kept.has(v) ? v : null));
+  }
+
+  function chart(spec) {
+    const box = make("div", { className: "chart" }, make("h4", { textContent: spec.title }));
+    const controls = make("div", { className: "controls" });
+    const place = make("div");
+    place.setAttribute("role", "img");
+    place.setAttribute("aria-label", summary(spec));
+    const at = make("output", { textContent: "" });
+    box.append(place, controls);
+    const boxes = [], outputs = [];
+    spec.series.forEach((series, i) => {
+      const check = make("input", { type: "checkbox", checked: !series.hidden });
+      const swatch = make("i");
+      swatch.style.setProperty("--swatch", `var(--c${i % 7})`);
+      const value = make("output");
+      const seeds = series.seeds > 1 ? ` (${series.seeds} seeds)` : "";
+      controls.append(make("label", {}, check, swatch, series.name + seeds, value));
+      check.addEventListener("change", () => {
+        for (const k of [1, 2, 3]) plot.setSeries(3 * i + k, { show: check.checked });
+      });
+      boxes.push(check);
+      outputs.push(value);
+    });
+    let log = spec.log, plot;
+    const scale = make("button", { type: "button", textContent: "log" });
+    scale.setAttribute("aria-pressed", log);
+    scale.setAttribute("aria-label", `logarithmic axis: ${spec.title}`);
+    scale.addEventListener("click", () => {
+      log = !log;
+      scale.setAttribute("aria-pressed", log);
+      draw();
+    });
+    controls.append(scale, at);
+
+    function draw() {
+      const width = place.clientWidth || 320;
+      if (plot) plot.destroy();
+      const keep = (value) => (log && value !== null && value <= 0 ? null : value);
+      const columns = spec.series.flatMap((s) => [s.mean, s.low, s.high].map((c) => c.map(keep)));
+      const series = spec.series.flatMap((s, i) => {
+        const line = { stroke: colour(i), width: 1.8, dash: DASHES[Math.floor(i / 7)], points: { show: spec.x.length < 3 }, show: boxes[i].checked, spanGaps: true };
+        const edge = { stroke: "transparent", points: { show: false }, show: boxes[i].checked };
+        return [line, edge, edge];
+      });
+      const bands = spec.series.map((s, i) => ({ series: [3 * i + 3, 3 * i + 2], fill: colour(i) + "2e" }));
+      const axis = { stroke: css("--quiet"), grid: { stroke: css("--grid"), width: 1 }, ticks: { stroke: css("--grid") }, font: "12px system-ui" };
+      const labels = (u, splits) => splits.map((v) => (v === null ? "" : shown(v)));
+      const logarithmic = (most) => {
+        const filter = (u, splits) => decades(splits, most);
+        return { filter, grid: { ...axis.grid, filter }, ticks: { ...axis.ticks, filter } };
+      };
+      plot = new uPlot({
+        width, height: 230, legend: { show: false }, cursor: { y: false },
+        scales: { x: { time: false, distr: spec.xLog ? 3 : 1 }, y: { distr: log ? 3 : 1 } },
+        axes: [
+          { ...axis, label: spec.xLabel, labelSize: 20, size: 36, values: labels, ...(spec.xLog ? logarithmic(width / 70) : {}) },
+          { ...axis, size: 58, values: labels, ...(log ? logarithmic(6) : {}) },
+        ],
+        series: [{}, ...series], bands,
+        hooks: { setCursor: [(u) => read(u.cursor.idx)] },
+      }, [spec.x, ...columns], place);
+    }
+    function read(index) {
+      const known = index !== null && index !== undefined;
+      at.textContent = known ? `${spec.xLabel} ${shown(spec.x[index])}` : "";
+      spec.series.forEach((s, i) => { outputs[i].textContent = known ? shown(s.mean[index]) : ""; });
+    }
+    place.tabIndex = 0;
+    place.addEventListener("keydown", (event) => {
+      if (event.key !== "ArrowRight" && event.key !== "ArrowLeft") return;
+      event.preventDefault();
+      const last = spec.x.length - 1;
+      const now = plot.cursor.idx ?? (event.key === "ArrowRight" ? -1 : last + 1);
+      const next = Math.min(last, Math.max(0, now + (event.key === "ArrowRight" ? 1 : -1)));
+      plot.setCursor({ left: plot.valToPos(spec.x[next], "x"), top: 0 });
+      read(next);
+    });
+    box.redraw = draw;
+    return box;
+  }
+
+  function summary(spec) {
+    const ends = spec.series.map((s) => {
+      const values = s.mean.filter((v) => v !== null);
+      return `${s.name}: from ${shown(values[0])} to ${shown(values[values.length - 1])}`;
+    });
+    return `${spec.title} by ${spec.xLabel}. ${ends.join("; ")}. Arrow keys move the cursor.`;
+  }
+
+  /* ---- the network ---- */
+
+  function chooser(specs, name, change) {
+    const select = make("select");
+    select.setAttribute("aria-label", name);
+    specs.forEach((spec, i) => select.append(make("option", { value: i, textContent: spec.arm })));
+    select.addEventListener("change", () => change(+select.value));
+    return select;
+  }
+
+  function network(specs) {
+    const box = make("div");
+    const layers = make("div", { className: "layers" });
+    const slider = make("input", { type: "range", min: 0, step: 1, value: 0 });
+    slider.setAttribute("aria-label", "step of the training");
+    const play = make("button", { type: "button", textContent: "Play" });
+    const readout = make("div", { className: "readout" });
+    readout.setAttribute("aria-live", "off");
+    let spec, tiles, timer = null;
+    const select = chooser(specs, "arm", (i) => { stop(); load(i); });
+    box.append(make("div", { className: "controls" }, select, play, slider), readout, layers);
+
+    function range() {
+      const norms = specs.flatMap((s) => s.layers.flatMap((l) => l.gradient)).filter((v) => v > 0).map(Math.log10);
+      return [Math.min(...norms), Math.max(...norms)];
+    }
+    const [lowest, highest] = range();
+    function load(i) {
+      spec = specs[i];
+      slider.max = spec.steps.length - 1;
+      slider.value = 0;
+      layers.replaceChildren();
+      tiles = spec.layers.map((layer, k) => {
+        const tile = make("div", { className: "tile" });
+        const units = make("div", { className: "units" });
+        layers.append(make("div", { className: "layer" }, make("b", { textContent: layer.name }), tile, units));
+        return { layer, tile, units, active: spec.activations[k] };
+      });
+      step();
+    }
+    function step() {
+      const k = +slider.value;
+      readout.textContent = `step ${spec.steps[k]}, loss ${shown(spec.loss[k])} (seed ${spec.seed}); colour: gradient norm from ${shown(10 ** lowest)} to ${shown(10 ** highest)}`;
+      slider.setAttribute("aria-valuetext", `step ${spec.steps[k]}`);
+      for (const { layer, tile, units, active } of tiles) {
+        const norm = layer.gradient[k];
+        const at = norm > 0 ? (Math.log10(norm) - lowest) / (highest - lowest || 1) : 0;
+        tile.style.background = norm === null ? "transparent" : viridis(at);
+        tile.style.color = norm === null ? "" : at > 0.45 ? "#000" : "#fff";
+        tile.textContent = norm === null ? "gradient not finite" : `|g| ${shown(norm)}`;
+        units.replaceChildren();
+        if (!active) continue;
+        const dead = active.dead[k];
+        if (dead !== null) {
+          const meter = make("meter", { min: 0, max: 1, value: dead });
+          meter.setAttribute("aria-label", "dead units");
+          units.append(`dead ${Math.round(100 * dead)} %`, meter);
+        }
+        units.append(make("div", { textContent: `output: std ${shown(active.std[k])}` }));
+      }
+    }
+    function stop() {
+      clearInterval(timer);
+      timer = null;
+      play.textContent = "Play";
+    }
+    slider.addEventListener("input", () => { stop(); step(); });
+    play.addEventListener("click", () => {
+      if (timer !== null) return stop();
+      if (+slider.value === +slider.max) slider.value = 0;
+      play.textContent = "Pause";
+      timer = setInterval(() => {
+        if (+slider.value === +slider.max) return stop();
+        slider.value = +slider.value + 1;
+        step();
+      }, 120);
+    });
+    load(0);
+    return box;
+  }
+
+  /* ---- heatmaps ---- */
+
+  const VIRIDIS = [[68, 1, 84], [71, 44, 122], [59, 81, 139], [44, 113, 142], [33, 144, 141], [39, 173, 129], [92, 200, 99], [170, 220, 50], [253, 231, 37]];
+  function viridis(share) {
+    const at = Math.min(1, Math.max(0, share)) * (VIRIDIS.length - 1);
+    const low = Math.floor(at), rest = at - low, high = Math.min(low + 1, VIRIDIS.length - 1);
+    return `rgb(${VIRIDIS[low].map((c, k) => Math.round(c + rest * (VIRIDIS[high][k] - c))).join(",")})`;
+  }
+
+  function heatmaps(specs) {
+    const box = make("div");
+    const grid = make("div", { className: "heat-grid" });
+    const readout = make("div", { className: "readout", textContent: "Point at a cell for its value." });
+    let parts = [];
+    function load(i) {
+      const spec = specs[i];
+      parts = spec.tensors.map((tensor) => heat(spec, tensor, readout));
+      grid.replaceChildren(...parts);
+      requestAnimationFrame(draw);
+    }
+    function draw() { parts.forEach((part) => part.draw()); }
+    box.append(make("div", { className: "controls" }, chooser(specs, "arm", load)), grid, readout);
+    load(0);
+    box.redraw = draw;
+    return box;
+  }
+
+  function heat(spec, tensor, readout) {
+    const canvas = make("canvas");
+    const box = make("div", { className: "heat" }, make("h4", { textContent: tensor.name }), canvas);
+    const rows = spec.edges.length, steps = tensor.steps.length;  // the first row holds exact zeros
+    const cells = Uint8Array.from(atob(tensor.shares), (c) => c.charCodeAt(0));
+    const share = (row, k) => (cells[row * steps + k] ? 10 ** (-3 + 3 * (cells[row * steps + k] - 1) / 254) : 0);
+    const peak = (k) => { let best = 0; for (let row = 1; row < rows; row++) if (cells[row * steps + k] > cells[best * steps + k]) best = row; return best; };
+    const magnitude = (row) => (row ? `10^${((spec.edges[row - 1] + spec.edges[row]) / 2).toFixed(1)}` : "exact zeros");
+    canvas.setAttribute("role", "img");
+    canvas.setAttribute("aria-label", `${tensor.name}: most values at ${magnitude(peak(0))} at step ${tensor.steps[0]}, at ${magnitude(peak(steps - 1))} at step ${tensor.steps[steps - 1]}`);
+    const left = 44, bottom = 22, top = 8, gap = 6;
+    function frame() {
+      const width = canvas.clientWidth, height = canvas.clientHeight;
+      const zero = (height - top - bottom) / (rows + 1);
+      return { width, height, wide: (width - left - 4) / steps, tall: (height - top - bottom - gap - zero) / (rows - 1), zero };
+    }
+    const y = (f, row) => (row ? f.height - bottom - f.zero - gap - row * f.tall : f.height - bottom - f.zero);
+    box.draw = () => {
+      const f = frame(), ratio = devicePixelRatio || 1;
+      canvas.width = f.width * ratio;
+      canvas.height = f.height * ratio;
+      const g = canvas.getContext("2d");
+      g.scale(ratio, ratio);
+      for (let row = 0; row < rows; row++) for (let k = 0; k < steps; k++) {
+        const value = cells[row * steps + k];
+        if (!value) continue;
+        g.fillStyle = viridis(1 - value / 255);
+        g.fillRect(left + k * f.wide, y(f, row), f.wide + 0.6, (row ? f.tall : f.zero) + 0.6);
+      }
+      g.fillStyle = g.strokeStyle = css("--quiet");
+      g.font = "11px system-ui";
+      g.textAlign = "right";
+      g.textBaseline = "middle";
+      const decades = spec.edges.map((e, i) => [e, i]).filter(([e]) => Math.abs(e - Math.round(e)) < 1e-6);
+      const skip = Math.ceil(decades.length / 6);
+      decades.forEach(([e, i], n) => { if (n % skip === 0 && i) g.fillText(`1e${Math.round(e)}`, left - 5, y(f, i)); });
+      g.fillText("0", left - 5, y(f, 0) + f.zero / 2);
+      g.textBaseline = "alphabetic";
+      g.textAlign = "left";
+      g.fillText(`step ${tensor.steps[0]}`, left, f.height - 6);
+      g.textAlign = "right";
+      g.fillText(tensor.steps[steps - 1], f.width - 4, f.height - 6);
+      g.strokeRect(left, top, f.width - left - 4, f.height - top - bottom);
+    };
+    canvas.addEventListener("pointermove", (event) => {
+      const f = frame(), k = Math.floor((event.offsetX - left) / f.wide);
+      if (k < 0 || k >= steps) return;
+      let row = event.offsetY > y(f, 0) ? 0 : Math.floor((f.height - bottom - f.zero - gap - event.offsetY) / f.tall) + 1;
+      row = Math.min(rows - 1, Math.max(0, row));
+      readout.textContent = `${tensor.name}, step ${tensor.steps[k]}: ${(100 * share(row, k)).toPrecision(2)} % of the values at ${magnitude(row)}`;
+    });
+    return box;
+  }
+
+  /* ---- putting it together ---- */
+
+  const drawn = [];
+  const build = {
+    charts: (specs) => specs.map(chart),
+    networks: (specs) => [network(specs)],
+    heatmaps: (specs) => [heatmaps(specs)],
+  };
+  function fill(place) {
+    if (place.dataset.done) return;
+    place.dataset.done = "true";
+    const parts = build[place.dataset.kind](DATA[place.dataset.section][place.dataset.kind]);
+    place.append(...parts);
+    if (parts.length === 4) place.classList.add("four");
+    parts.forEach((part) => { if (part.redraw) { part.redraw(); drawn.push(part); } });
+  }
+  const places = [...document.querySelectorAll("[data-kind]")];
+  const seen = new IntersectionObserver((entries) => entries.forEach((entry) => {
+    if (entry.isIntersecting) { seen.unobserve(entry.target); fill(entry.target); }
+  }), { rootMargin: "400px" });
+  places.forEach((place) => { place.style.minHeight = "8rem"; seen.observe(place); });
+  addEventListener("beforeprint", () => places.forEach(fill));
+
+  let waiting = null;
+  const again = () => { clearTimeout(waiting); waiting = setTimeout(() => drawn.forEach((part) => part.redraw()), 120); };
+  let width = innerWidth;
+  addEventListener("resize", () => { if (innerWidth !== width) { width = innerWidth; again(); } });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", again);
+
+  for (const button of document.querySelectorAll(".copy")) {
+    button.hidden = false;
+    button.addEventListener("click", async () => {
+      const text = button.parentElement.querySelector("code").textContent;
+      try {
+        await navigator.clipboard.writeText(text);
+        button.textContent = "Copied";
+      } catch {  // a page from a file may not be allowed to
+        getSelection().selectAllChildren(button.parentElement.querySelector("code"));
+        button.textContent = "Selected";
+      }
+      setTimeout(() => { button.textContent = "Copy"; }, 1500);
+    });
+  }
+})();

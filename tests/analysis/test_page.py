@@ -1,0 +1,279 @@
+"""The HTML page says what the runs say, in a real browser, whatever the runs hold."""
+
+import itertools
+import json
+import math
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from playwright.sync_api import sync_playwright
+from test_runs import epoch, stats, write_run
+
+from conftest import REPOSITORY
+from debugnn import records
+from debugnn.records import Layers, LrPoint, Step
+
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+LAYERS = ("conv1", "fc1")
+HOSTILE = "</script><b>&'\""
+
+
+def training(seed, learns, epochs=10):
+    rng = np.random.default_rng(seed)
+    for step in range(0, 200, 10):
+        decay = 1.0 if learns else 10.0 ** (-step / 50)
+        gradients = {f"{layer}.weight": stats(decay * rng.normal(size=99)) for layer in LAYERS}
+        active = {layer: stats(rng.normal(size=99), dead_units=step / 200) for layer in LAYERS}
+        yield Layers(0, step, gradients, {}, active)
+        yield Step(0, step, 2.3, 50.0, 1e-3, decay)
+    for number in range(epochs):
+        loss = 2.3 / (number + 1) if learns else 2.3
+        yield epoch(number, loss, (90.0 if learns else 10.0) + rng.random())
+
+
+def said(cause, summary=""):
+    finding = {"severity": "error", "cause": cause, "summary": summary, "fix": f"mend {HOSTILE}"}
+    return records.dump({"main_cause": cause, "healthy": cause == "healthy", "reason": "seen",
+                         "findings": [] if cause == "healthy" else [finding]})  # fmt: skip
+
+
+def write_report(root, *arguments):
+    command = [sys.executable, str(REPOSITORY / "scripts" / "report.py"), "--runs", str(root)]
+    return subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """The page of runs of every sort: sound, failing, range tests, hostile names, useless ones."""
+    root = tmp_path_factory.mktemp("runs")
+    vanishing = {"experiment": "vanishing_gradient", "data": "mnist"}
+    for seed in range(20):
+        for model, learns in (("relu_net", True), ("sigmoid_net", False)):
+            arm = {"data": "mnist", "model": model}
+            directory = write_run(root, arm, training(seed, learns, 40), seed=seed, **vanishing)
+            cause = "healthy" if learns else "vanishing_gradient"
+            (directory / "findings.json").write_text(said(cause, f"conv1 {HOSTILE}"))
+    points = [
+        LrPoint(t, i, 10.0 ** (i / 5 - 9), 1.0, 2.3, 2.3 + i) for t in (0, 1) for i in range(50)
+    ]
+    write_run(root, {"task": "lr_find", "data": "mnist"}, points, experiment="lr_finder",
+              data="mnist", task="lr_find")  # fmt: skip
+    lost = [epoch(0, math.nan, None), epoch(1, math.inf, None)]
+    write_run(root, {"clip": HOSTILE}, lost, experiment="nan_loss", data="regression")
+    write_run(root, {"reg": "bn"}, status="failed")
+    torn = write_run(root, {"reg": "none"}, [epoch(0)]) / "metrics.jsonl"
+    torn.write_text(torn.read_text() + "{nothing}\n")
+    output = root / "report.html"
+    shown = write_report(root)
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout == f"42 runs in {output}\n"
+    return output
+
+
+def test_the_page_is_one_file_that_asks_for_nothing(page):
+    text = page.read_text(encoding="utf-8")
+    assert len(text) < 5e6
+    loaded = re.findall(r"<(?:link|img|script|iframe|source)\b[^>]*\b(?:src|href)=", text)
+    assert loaded == []
+    assert re.findall(r"url\(|@import", text) == []
+
+
+def test_what_runs_hold_is_text(page):
+    text = page.read_text(encoding="utf-8")
+    assert HOSTILE not in text
+    data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])
+    assert set(data) == {"vanishing_gradient", "lr_finder", "nan_loss"}
+
+
+def test_claims_have_their_verdicts_and_useless_runs_their_reasons(page):
+    text = re.sub(r"\s+", " ", page.read_text(encoding="utf-8"))
+    assert 'Claim 5b <span class="badge" data-outcome="holds">' in text
+    assert 'Claim 5c <span class="badge" data-outcome="does not hold">' in text
+    assert "20 of 20 seeds (84 to 100 %)" in text
+    assert "failed: no error was recorded" in text
+    assert "metrics.jsonl: not strict JSON lines (line 2: " in text
+
+
+def test_a_directory_without_a_run_is_an_error(tmp_path):
+    write_run(tmp_path, {"reg": "bn"}, status="failed")
+    shown = write_report(tmp_path)
+    assert shown.returncode == 1
+    assert shown.stderr.startswith(f"error: {tmp_path}: no finished run")
+    assert "seed=0: failed" in shown.stderr
+    assert "Traceback" not in shown.stderr
+
+
+# --- in a browser ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if BROWSER is None:
+        pytest.skip("no Chromium on this machine")
+    with sync_playwright() as library:
+        running = library.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def opened(browser, page):
+    """Open the page and bring all of it into view; whatever it complains of fails the test."""
+    complaints = []
+
+    def open_page(**options):
+        tab = browser.new_page(**{"viewport": {"width": 1200, "height": 900}, **options})
+        tab.on("pageerror", lambda error: complaints.append(str(error)))
+        tab.on("console", lambda message: complaints.append(message.text))
+        tab.on("request", lambda request: complaints.append(request.url)
+               if not request.url.startswith("file:") else None)  # fmt: skip
+        tab.goto(page.as_uri())
+        for place in tab.locator("[data-kind]").all():
+            place.scroll_into_view_if_needed()
+            place.locator("> *").first.wait_for()
+        return tab
+
+    yield open_page
+    assert complaints == []
+
+
+slow = pytest.mark.slow  # a browser starts
+
+
+@slow
+def test_curves_are_drawn_with_a_switch_for_each_arm(opened):
+    tab = opened()
+    section = tab.locator("section#vanishing_gradient")
+    assert section.locator(".uplot").count() == 3
+    chart = section.locator(".chart").nth(2)
+    canvas = chart.locator("canvas")
+    before = canvas.screenshot()
+    chart.get_by_label("sigmoid_net (20 seeds)").uncheck()
+    assert canvas.screenshot() != before
+    chart.get_by_label("sigmoid_net (20 seeds)").check()
+    button = chart.get_by_role("button", name="logarithmic axis: Test accuracy (%)")
+    linear = chart.locator("canvas").screenshot()
+    button.click()
+    assert button.get_attribute("aria-pressed") == "true"
+    assert chart.locator("canvas").screenshot() != linear
+
+
+@slow
+def test_the_cursor_reads_values_by_the_keyboard(opened):
+    tab = opened()
+    chart = tab.locator("section#vanishing_gradient .chart").nth(1)
+    plot = chart.get_by_role("img")
+    assert "relu_net: from 2.3 to 0.0575" in plot.get_attribute("aria-label")
+    plot.focus()
+    for _ in range(3):
+        tab.keyboard.press("ArrowRight")
+    shown = [output.text_content() for output in chart.locator("output").all()]
+    assert shown == ["0.7667", "2.3", "epoch 2"]
+
+
+@slow
+def test_the_network_plays_the_training(opened):
+    tab = opened()
+    network = tab.locator("section#vanishing_gradient .network")
+    network.get_by_label("arm").select_option(label="sigmoid_net")
+    slider = network.get_by_label("step of the training")
+    tiles = network.locator(".tile")
+    assert tiles.count() == 2
+    first = tiles.first.evaluate("tile => tile.style.background"), tiles.first.text_content()
+    slider.focus()
+    tab.keyboard.press("End")
+    assert slider.get_attribute("aria-valuetext") == "step 190"
+    last = tiles.first.evaluate("tile => tile.style.background"), tiles.first.text_content()
+    assert first[0] != last[0]
+    sizes = [float(text.removeprefix("|g| ")) for _, text in (first, last)]
+    assert sizes[1] < 1e-3 * sizes[0]
+    assert "dead 95 %" in network.locator(".units").first.text_content()
+    network.get_by_role("button", name="Play").click()
+    tab.wait_for_function("document.querySelector('.network input').value > 2")
+
+
+@slow
+def test_heatmaps_show_their_shares(opened):
+    tab = opened()
+    part = tab.locator("section#vanishing_gradient .heatmaps")
+    part.get_by_label("arm").select_option(label="sigmoid_net")
+    canvas = part.locator("canvas").first
+    label = canvas.get_attribute("aria-label")
+    start, end = (float(power) for power in re.findall(r"10\^(-?[\d.]+)", label))
+    assert end < start - 3  # the gradients shrink by 3.8 decades
+    box = canvas.bounding_box()
+    for share in (0.1, 0.3, 0.5, 0.7):
+        tab.mouse.move(box["x"] + box["width"] / 2, box["y"] + share * box["height"])
+        assert "% of the values at" in part.locator(".readout").text_content()
+
+
+@slow
+@pytest.mark.parametrize("width", [360, 768, 1400])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_fits_its_window_and_its_scheme(opened, width, scheme):
+    tab = opened(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    paper = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", paper))) < 384) is (scheme == "dark")
+    lowest = tab.evaluate(CONTRAST)
+    assert lowest >= 4.5, "WCAG 2.1, success criterion 1.4.3"
+
+
+# The lowest contrast of a text with what is behind it.
+CONTRAST = """() => {
+  const channel = (c) => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
+  const light = ([r, g, b]) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
+  const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
+  const behind = (element) => {
+    for (let e = element; e; e = e.parentElement) {
+      const colour = rgb(getComputedStyle(e).backgroundColor);
+      if (colour.length < 4 || colour[3] > 0) return colour;
+    }
+    return [255, 255, 255];
+  };
+  const texts = [...document.querySelectorAll("body *")].filter((e) => e.checkVisibility() &&
+    !e.matches(".hidden") &&  // text for screen readers
+    [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim()));
+  return Math.min(...texts.map((e) => {
+    const [one, other] = [light(rgb(getComputedStyle(e).color)), light(behind(e))];
+    return (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
+  }));
+}"""
+
+
+@slow
+def test_every_control_has_a_name_and_headings_come_in_order(opened):
+    tab = opened()
+    for control in tab.locator("button:visible, select, input").all():
+        name = control.evaluate(
+            "e => e.getAttribute('aria-label') || e.labels?.[0]?.textContent || e.textContent"
+        )
+        assert name.strip()
+    levels = [int(tag[1]) for tag in tab.evaluate(
+        "[...document.querySelectorAll('h1,h2,h3,h4')].map(e => e.tagName)")]  # fmt: skip
+    assert levels[0] == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+
+
+@slow
+def test_the_command_can_be_copied(opened):
+    tab = opened()
+    section = tab.locator("section#vanishing_gradient")
+    section.get_by_role("button", name="Copy").click()
+    section.get_by_role("button", name=re.compile("Copied|Selected")).wait_for()
+    command = section.locator(".command code").text_content()
+    assert command.startswith("python scripts/reproduce.py --experiments vanishing_gradient --data")
+
+
+@slow
+def test_the_printed_page_has_its_curves(opened, tmp_path):
+    tab = opened()
+    tab.emulate_media(media="print")
+    assert tab.locator("section#vanishing_gradient canvas").first.is_visible()
+    assert not tab.get_by_role("button", name="Play").first.is_visible()
