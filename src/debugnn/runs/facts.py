@@ -31,7 +31,7 @@ def facts_of(
         "article_run": article_run(config, arm),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "git": _git(),
-        "training_code": _training_code(),
+        "training_code": training_code(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "device": _device(config.trainer.device),
         "threads": torch.get_num_threads(),
@@ -69,7 +69,7 @@ _TRAINING = ("nn", "data", "training", "build.py", "lr_curve.py", "random_state.
 
 
 @cache
-def _training_code() -> str:
+def training_code() -> str:
     """Return a digest of the modules that decide a run's numbers.
 
     Runs with the same digest were made by the same code, whatever else changed between their
