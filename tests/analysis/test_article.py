@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from test_runs import epoch, write_run
 
+from debugnn.analysis import tables
 from debugnn.analysis.article import article_epochs, compare
 from debugnn.analysis.directories import load_runs
 from debugnn.errors import ConfigError
@@ -57,3 +58,19 @@ def test_the_table_says_since_when_a_loss_is_nan(tmp_path: Path) -> None:
     (row,) = compare(load_runs(tmp_path)).to_dict("records")
     assert (row["nonfinite_from"], row["nonfinite_from_article"]) == (1, 0)
     assert math.isnan(row["final_test_loss"])
+
+
+def test_the_table_shows_means_and_deviations_over_the_seeds(tmp_path: Path) -> None:
+    for seed, accuracy in enumerate((90.0, 92.0, 94.0)):
+        rows = [epoch(n, loss=1.0, accuracy=accuracy) for n in range(10)]
+        write_run(tmp_path, {"model": "relu_net"}, rows, seed=seed, article_run="VG_solved_Relu")
+    write_run(tmp_path, {"clip": "off"}, [epoch(0, math.nan, None)], article_run="before_nan")
+    head, _, *lines = tables.comparison(compare(load_runs(tmp_path))).splitlines()
+    named = [cell.strip() for cell in head.split("|")]
+    shown = [dict(zip(named, map(str.strip, line.split("|")), strict=True)) for line in lines]
+    of_relu = next(row for row in shown if row["article's run"] == "`VG_solved_Relu`")
+    assert of_relu["seeds"] == "3"
+    assert of_relu["test accuracy, last epoch (%)"] == "92.0 ± 2.0 / 97.3"
+    lost = next(row for row in shown if row["article's run"] == "`before_nan`")
+    assert lost["test loss, last epoch"] == "NaN / NaN"
+    assert lost["test accuracy, last epoch (%)"] == "– / –"

@@ -28,7 +28,9 @@ QUANTITIES = {
 
 
 def comparison(table: pd.DataFrame) -> str:
-    """Return the comparison with the article, one row per run; cells are ours / the article's.
+    """Return the comparison with the article, one row per arm; cells are ours / the article's.
+
+    Ours are means ± standard deviations over the seeds. A loss that was NaN for a seed is NaN.
 
     Args:
         table: the result of `article.compare`.
@@ -39,15 +41,15 @@ def comparison(table: pd.DataFrame) -> str:
     if table.empty:
         raise ConfigError("no finished run repeats one of the article's")
     rows = []
-    for _, row in table.iterrows():
-        place = "<br>".join([row.experiment, *_parts(row.arm)])
-        cells = [f"`{row.article_run}`", place, str(row.epochs)]
+    keys = ["experiment", "arm", "article_run", "epochs"]
+    for (experiment, arm, name, epochs), group in table.groupby(keys):
+        place = "<br>".join([experiment, *_parts(arm)])
+        cells = [f"`{name}`", place, str(epochs), str(len(group))]
         for column, form in QUANTITIES.values():
-            sides = [_number(row, column, side, form) for side in ("", "_article")]
-            cells.append(" / ".join(sides))
-        rows.append((row.experiment, row.seed, cells))
-    head = ["article's run", "experiment and arm", "epochs", *QUANTITIES]
-    return markdown(head, [cells for _, _, cells in sorted(rows, key=lambda r: r[:2])])
+            theirs = _number(group.head(1), column, "_article", form)
+            cells.append(f"{_number(group, column, '', form)} / {theirs}")
+        rows.append(cells)
+    return markdown(["article's run", "experiment and arm", "epochs", "seeds", *QUANTITIES], rows)
 
 
 def verdicts(runs: Sequence[Run]) -> str:
@@ -288,9 +290,11 @@ def _parts(arm: str) -> list[str]:
     return [part for part in arm.split(",") if "=" in part and not part.startswith("data=")]
 
 
-def _number(row: pd.Series, column: str, side: str, form: str) -> str:
+def _number(rows: pd.DataFrame, column: str, side: str, form: str) -> str:
     """Format a cell: `–` if the value was not measured, NaN if it is a loss that was NaN."""
-    value = row[f"{column}{side}"]
-    if not pd.isna(value):
-        return form.format(value)
-    return "NaN" if "loss" in column and not pd.isna(row[f"nonfinite_from{side}"]) else "–"
+    values = rows[f"{column}{side}"]
+    if values.isna().any():
+        lost = "loss" in column and rows[f"nonfinite_from{side}"].notna().any()
+        return "NaN" if lost else "–"
+    spread = f" ± {form.format(values.std())}" if len(values) > 1 else ""
+    return f"{form.format(values.mean())}{spread}"
