@@ -1,6 +1,7 @@
 """Classes that are too rare to be learnt."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
 from debugnn.doctor.causes.signals.data import RARE
@@ -22,6 +23,18 @@ RECOGNISED = 0.6
 # samples. Where a class is only likelier than another one, no model has such a precision.
 TOLD = 0.5
 CLEARLY = 0.3
+# Recall on either half of the validation samples up to which a class is never recognised; and
+# samples of it in both halves, at least. Of ten in either a network that is right about three in
+# ten recognises one at most in one of 45 cases.
+NEVER = 0.1
+OF_CLASS = 20
+# How many times as frequent as in the training a class is in the validation, from which the shares
+# differ by more than chance: that of 20 samples scatters by a quarter.
+MORE_FREQUENT = 3.0
+# Recall minus false alarms of a simple model, half of the way from guessing to perfect; and the
+# share of right answers that may be given up for a class.
+INFORMED = 0.5
+GIVEN_UP = 0.1
 # Share of batches that hold one class alone, of data that are sorted: all but those in which one
 # class ends and the next begins. The share of shuffled batches above which it may be chance.
 ONE_CLASS = 0.5
@@ -38,7 +51,8 @@ def rare_classes(evidence: Evidence, score: Score) -> dict[int, float]:
 
 
 def unrecognised_class(evidence: Evidence) -> Iterator[Sign]:
-    """A rare class that a simple model recognises, and the network does not.
+    """A rare class that the network does not recognise, and that a comparison shows to be one
+    that could be recognised.
 
     Of tokens and other positions many are rare by nature, and some of them cannot be predicted.
     """
@@ -65,6 +79,9 @@ def unrecognised_class(evidence: Evidence) -> Iterator[Sign]:
         f"; a simple model that weighs all classes alike finds {100 * told[better]:.0f} % of class "
         f"{better}"
     )  # fmt: skip
+    could = None if better is not None else could_be_recognised(evidence, recalls)
+    if could is not None:
+        what = f"; {could.how}"
     yield Sign(
         "warning",
         f"class {rarest} has {counts[rarest]} training samples where the commonest has "
@@ -75,9 +92,55 @@ def unrecognised_class(evidence: Evidence) -> Iterator[Sign]:
             "worst_recall": recalls[worst],
             "balanced_accuracy": score.balanced,
             "simple_model": told,
+            **({} if could is None else could.numbers),
         },
-        confidence="suspected" if better is None else "shown",
+        confidence="suspected" if better is None and could is None else "shown",
     )
+
+
+class Comparison(NamedTuple):
+    """What does better at a rare class, and its numbers."""
+
+    how: str
+    numbers: dict[str, Any]
+
+
+def could_be_recognised(evidence: Evidence, rare: Iterable[int]) -> Comparison | None:
+    """Return what shows that a rare class is never recognised because of the classes' shares alone.
+
+    On both halves of the validation samples, by what was fitted to the other half. The network
+    itself, where its outputs tell the class from the others once each class has the share that it
+    has there: this changes nothing of outputs that are right about how likely a class is. Or a
+    simple model, where the training had a far smaller share of the class than the validation.
+    """
+    facts = evidence.outcome.adjusted
+    if facts is None:
+        return None
+    never = [
+        c for c in rare if facts.counts.get(c, 0) >= OF_CLASS and max(facts.recalls[c]) <= NEVER
+    ]
+    for c in never:
+        recall, precision = facts.recalls_after[c], facts.precisions_after[c]
+        cheap = max(facts.lost) <= GIVEN_UP
+        if cheap and min(recall) >= NEVER + CLEARLY and min(precision) >= TOLD:
+            return Comparison(
+                f"the same outputs, with a number added to each class's, recognise "
+                f"{100 * min(recall):.0f} % of class {c}",
+                {"recall_after_shift": recall, "precision_after_shift": precision},
+            )
+    counts = evidence.data.class_counts
+    for c in never:
+        share, trained = facts.counts[c] / facts.samples, counts.get(c, 0) / sum(counts.values())
+        told = facts.told.get(c)
+        if told and min(told) >= INFORMED and share > MORE_FREQUENT * trained:
+            return Comparison(
+                f"class {c} is {100 * share:.2g} % of the validation and {100 * trained:.2g} % of "
+                "what was trained on, and a simple model that is fitted to half of the validation "
+                "and weighs all classes alike tells it from the others in the other half (recall "
+                f"less false alarms: {100 * min(told):.0f} %)",
+                {"validation_share": share, "training_share": trained, "simple_model_told": told},
+            )
+    return None
 
 
 def sorted_batches(evidence: Evidence) -> Iterator[Sign]:

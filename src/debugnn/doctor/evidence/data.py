@@ -18,6 +18,16 @@ class PreparationFacts:
 
 
 @dataclass
+class SameShares:
+    """The same comparisons as in `DataFacts`, of samples in which each class is as frequent in one
+    set as in the other."""
+
+    shift: float | None = None
+    scale_shift: float | None = None
+    transfer_skill: float | None = None
+
+
+@dataclass
 class DriftFacts:
     """How the inputs of the latest batches differ from those of the first ones."""
 
@@ -139,6 +149,7 @@ class DataFacts:
     shift: float | None = None  # skill at telling validation inputs from training inputs, 0 to 1
     scale_shift: float | None = None  # median over features of |Δmean|/std and |log₂ σ ratio|
     transfer_skill: float | None = None  # of a simple model from training to validation samples
+    same_shares: SameShares | None = None  # None: no classes, or none that both sets hold
     matched_skill: float | None = None  # on validation inputs brought to the training scale
     preparations: PreparationFacts | None = None
     alignment: AlignmentFacts | None = None  # where a target is a map of the image's size

@@ -96,6 +96,21 @@ def fitted(score: Score, evidence: Evidence) -> float | None:
     return max(score.skill, (score.balanced - 1 / classes) / (1 - 1 / classes))
 
 
+def held_out(evidence: Evidence) -> float | None:
+    """Return how well the latest validation's samples are told apart, whatever their shares are.
+
+    The best of accuracy, the classes' mean recall, and the mean recall after each class's output
+    was shifted by a number of its own. Shares of the classes that differ from the training's, a
+    loss that weighs classes and a sampler that draws them evenly cost accuracy, and lead to such
+    shifts alone. None without a validation whose outcome is known.
+    """
+    last, adjusted = last_validation(evidence), evidence.outcome.adjusted
+    found = None if last is None else fitted(last, evidence)
+    if found is None or adjusted is None or adjusted.skill is None:
+        return found
+    return max(found, adjusted.skill)
+
+
 def reached(evidence: Evidence) -> float:
     """Return the skill of a training that is `judged`, and so has one."""
     found = skill(evidence)
