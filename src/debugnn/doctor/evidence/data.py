@@ -10,8 +10,10 @@ class PreparationFacts:
     """The training's own loss, of the trained network in evaluation mode."""
 
     training: float  # of training batches, mean
-    validation: list[float]  # of one half of the validation samples, and of the other
-    # What was done to the validation inputs → the same two.
+    # Of one half of some validation samples and of the other; then of two halves that have the
+    # classes of the training batches, where samples have one class each.
+    validation: list[float]
+    # What was done to the validation inputs → the same.
     changed: dict[str, list[float]] = field(default_factory=dict)
     # What was done to the inputs of the latest training batch → its loss.
     training_changed: dict[str, float] = field(default_factory=dict)

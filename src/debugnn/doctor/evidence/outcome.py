@@ -27,6 +27,7 @@ class AdjustedFacts:
     skill: float | None = None
     samples: int = 0
     counts: dict[int, int] = field(default_factory=dict)  # samples of each class
+    expected: dict[int, float] = field(default_factory=dict)  # mean probability by the outputs
     recalls: dict[int, list[float]] = field(default_factory=dict)  # of the outputs as they are
     # Where the classes are made as likely as they are among these samples.
     recalls_after: dict[int, list[float]] = field(default_factory=dict)

@@ -57,6 +57,8 @@ def adjusted_facts(
     before, even = scores.argmax(dim=1), _tried(scores, labels, halves, True)
     natural = _tried(scores, labels, halves, False)
     facts = AdjustedFacts(samples=len(labels), counts={c: int(counts[c]) for c in known})
+    expected = scores.softmax(dim=1).mean(dim=0)
+    facts.expected = {c: expected[c].item() for c in known}
     for rows in halves:
         right = rows & (before == labels)
         wrong = (right & (natural != labels)).sum() / right.sum().clamp_min(1)

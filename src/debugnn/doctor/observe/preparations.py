@@ -41,9 +41,9 @@ def preparation_facts(
 ) -> PreparationFacts | None:
     """Return the losses of validation samples under changes of their inputs.
 
-    Validation samples of the same classes as the training batches' are taken. Where one class is
-    much more frequent in the validation, a change that makes a network answer with this class
-    would lower the loss.
+    The first validation samples are taken as they are, and some again that have the classes of the
+    training batches. Where one class is much more frequent in the validation, a change that makes a
+    network answer with this class would lower the loss of the first ones.
 
     Args:
         model: a copy of the model as it is now.
@@ -68,10 +68,9 @@ def preparation_facts(
     size = min(_SAMPLES, *(len(rows) for rows in known))
     parts = max(_FEWEST, min(_PARTS, _FEWEST * _SAMPLES // size))
     trained = trained[-parts:]
-    rows = _rows_alike(trained, validation, layout, task, size)
-    chosen = (torch.arange(count) if rows is None else rows).split(size)[:parts]
-    chosen = [part for part in chosen if len(part) == size]
-    if len(chosen) < _FEWEST:
+    alike = _rows_alike(trained, validation, layout, task, size)
+    sets = [_parts(rows, size, parts) for rows in (torch.arange(count), alike) if rows is not None]
+    if any(len(chosen) < _FEWEST for chosen in sets):
         return None
 
     def losses(
@@ -83,15 +82,23 @@ def preparation_facts(
         parts = (layout.take(call, rows, batch.targets) for rows in chosen)
         return [value_of(loss_fn, part(model), targets) for part, targets in parts]
 
+    def of_validation(change: Change | None = None) -> list[float]:
+        return [half for rows in sets for half in _halves(losses(validation, rows, change))]
+
     first = slice(0, size)
     changes, latest = dict(_changes(inputs, torch.cat(known))), trained[-1]
     with torch.no_grad(), without_dropout(model, training=False):
         return PreparationFacts(
             training=fmean(losses(b, [first])[0] for b in trained),
-            validation=_halves(losses(validation, chosen)),
-            changed={n: _halves(losses(validation, chosen, c)) for n, c in changes.items()},
+            validation=of_validation(),
+            changed={n: of_validation(c) for n, c in changes.items()},
             training_changed={n: losses(latest, [first], c)[0] for n, c in changes.items()},
         )
+
+
+def _parts(rows: Tensor, size: int, most: int) -> list[Tensor]:
+    """Return the first parts of this size, at most so many."""
+    return [part for part in rows.split(size)[:most] if len(part) == size]
 
 
 def _rows_alike(
