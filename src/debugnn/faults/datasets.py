@@ -173,20 +173,26 @@ def prototypes(
 
 
 def mixture(
-    seed: int, shares: Sequence[float], *, features: int = 20, samples: int = 6000
+    seed: int,
+    shares: Sequence[float],
+    *,
+    features: int = 20,
+    samples: int = 6000,
+    distance: float = 2.4,
 ) -> Split:
-    """Classes of unequal shares, scattered by 1 around points that are some 3 apart.
+    """Classes of unequal shares, scattered by 1 around points in all directions.
 
     Args:
         seed: of the points and the samples.
         shares: of the classes, in both sets.
         features: axes of the space.
         samples: in both sets together.
+        distance: of the points from the origin.
     """
     rng = np.random.default_rng(seed)
     labels = rng.choice(len(shares), samples, p=shares)
     points = rng.normal(size=(len(shares), features))
-    points *= 2.4 / np.linalg.norm(points, axis=1, keepdims=True)
+    points *= distance / np.linalg.norm(points, axis=1, keepdims=True)
     return split(points[labels] + rng.normal(size=(samples, features)), labels, seed)
 
 

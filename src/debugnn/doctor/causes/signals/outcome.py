@@ -2,6 +2,7 @@
 
 import math
 
+from debugnn.doctor.causes.signals.data import RARE, rarest_share
 from debugnn.doctor.causes.signals.loss_function import UNREACHABLE, loss_floor, shift_invariant
 from debugnn.doctor.causes.signals.network import extreme_gain
 from debugnn.doctor.evidence import Evidence, Pairing, Score
@@ -16,6 +17,9 @@ AT_CHANCE = 0.12
 # Loss over that of guessing above which it is that of guessing. A network that predicts what can be
 # predicted of a language gets few symbols right and has a loss far below.
 LOSS_AT_CHANCE = 0.9
+# Skill by the classes' mean recall, on new samples and after an adjustment to even shares, from
+# which outputs tell rare classes: its standard error is 0.07 of 60 samples of one of two classes.
+TELLS_RARE = 0.2
 # Skill of a simple model above which the training is compared with it: beyond AT_CHANCE.
 SIMPLE_FINDS = 0.15
 # Skill that a training may stay behind a simple model. Sound programs do by up to 0.14 (the
@@ -231,7 +235,21 @@ def at_chance(evidence: Evidence) -> bool:
     losses = [evidence.outcome.train.relative_loss, evidence.outcome.train_mode.relative_loss]
     lowest = min((loss for loss in losses if loss is not None), default=math.inf)
     guesses = reached(evidence) < AT_CHANCE and lowest > LOSS_AT_CHANCE
-    return guesses and not below_constant(evidence, LOSS_AT_CHANCE)
+    better = below_constant(evidence, LOSS_AT_CHANCE) or tells_rare_classes(evidence)
+    return guesses and not better
+
+
+def tells_rare_classes(evidence: Evidence) -> bool:
+    """Return whether outputs tell classes apart, none of which but the commonest is ever likely.
+
+    As of clicks or frauds: neither the network nor a simple model has a better accuracy than always
+    to say the commonest class, and the outputs know well which samples are likelier than others.
+    """
+    adjusted, simple = evidence.outcome.adjusted, evidence.data.simple_skill
+    if adjusted is None or adjusted.skill is None or simple is None:
+        return False
+    rare = rarest_share(evidence) <= RARE and simple < AT_CHANCE
+    return rare and adjusted.skill > TELLS_RARE
 
 
 def worse_than_guessing(evidence: Evidence) -> bool:
