@@ -17,7 +17,13 @@ from debugnn.doctor.causes.label_leak import (
     sees_its_target,
     windows_cut_before_split,
 )
-from debugnn.doctor.causes.signals.data import RARE, inputs_differ, odd_inputs, rarest_share
+from debugnn.doctor.causes.signals.data import (
+    RARE,
+    inputs_differ,
+    odd_inputs,
+    rarest_share,
+    shift,
+)
 from debugnn.doctor.causes.signals.loss_function import summed
 from debugnn.doctor.causes.signals.network import evaluations_differ
 from debugnn.doctor.copies import undisturbed
@@ -169,8 +175,9 @@ def _data_checks(evidence: Evidence) -> Iterator[Check]:
             (data.overlap < OVERLAP and windows is None) or None,
             windows.summary if windows else whole,
         )
-    if data.shift is not None:
-        told = f"a simple model tells them apart with skill {max(data.shift, 0):.2f} (0 to 1)"
+    apart = shift(evidence)
+    if apart is not None:
+        told = f"a simple model tells them apart with skill {max(apart, 0):.2f} (0 to 1)"
         yield Check("train like test", None if inputs_differ(evidence) else True, told)
 
 

@@ -1,6 +1,8 @@
 """Classes that are too rare to be learnt."""
 
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from debugnn.faults.cases import case
 from debugnn.faults.edits import keep_samples
@@ -60,6 +62,30 @@ def sampler_by_frequency(setup: Setup, rare: tuple[int, ...], keep: float) -> No
     setup.train = x[drawn], y[drawn]
 
 
+def weighed_by_counts(setup: Setup) -> None:
+    """The loss weighs each class by its share, where the inverse was meant."""
+    counts = torch.bincount(setup.train[1]).float()
+    setup.loss_fn = nn.CrossEntropyLoss(weight=counts / counts.mean())
+
+
+def drawn_by_counts(setup: Setup) -> None:
+    """The sampler's weights are the counts of the classes, where their inverse was meant.
+
+    The program has drawn all classes equally often; the validation has their natural shares.
+    """
+    y = setup.val[1].flatten().long()
+    x, drawn_evenly = setup.train[0], setup.train[1].flatten().long()
+    weights = torch.bincount(y).double().square()
+    rows = weights[drawn_evenly].multinomial(len(x), replacement=True)
+    setup.train = x[rows], setup.train[1][rows]
+
+
+def adjusted_the_other_way(setup: Setup) -> None:
+    """The logarithms of the classes' shares are subtracted from the logits."""
+    offset = (torch.bincount(setup.train[1]) / len(setup.train[1])).log()
+    setup.loss_fn = lambda outputs, targets: F.cross_entropy(outputs - offset, targets)
+
+
 def sorted_by_class(setup: Setup) -> None:
     """The samples are sorted by class, and the sampler does not shuffle."""
     x, y = setup.train
@@ -78,6 +104,8 @@ def folder_by_folder(setup: Setup) -> None:
 UNSHUFFLED = ("bad_labels", "train_test_mismatch")
 
 TUNING = [
+    case("drawn_evenly", drawn_by_counts),
+    case("classes_weighed", weighed_by_counts),
     case("mlp_momentum", sorted_by_class, UNSHUFFLED),
     case("cnn", sorted_by_class, UNSHUFFLED),
     case("few_informative", thin_out, classes=(1,), keep=0.02),
@@ -90,6 +118,7 @@ TUNING = [
 ]
 
 HELD_OUT = [
+    case("logits_adjusted", adjusted_the_other_way),
     case("cnn_batch_norm", folder_by_folder, UNSHUFFLED),
     case("mlp_momentum", long_tail, ratio=0.005),
     case("ten_prototypes", long_tail, ratio=0.005),

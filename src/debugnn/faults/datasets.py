@@ -4,6 +4,7 @@ Each function returns (training, validation) pairs of inputs and targets; the se
 samples go where, and draws what is generated.
 """
 
+from collections.abc import Sequence
 from functools import cache, partial
 from typing import Any, Literal
 
@@ -169,6 +170,30 @@ def prototypes(
     labels = np.arange(samples) % classes
     points = rng.normal(size=(classes, features))
     return split(points[labels] + rng.normal(0, noise, (samples, features)), labels, seed)
+
+
+def mixture(
+    seed: int,
+    shares: Sequence[float],
+    *,
+    features: int = 20,
+    samples: int = 6000,
+    distance: float = 2.4,
+) -> Split:
+    """Classes of unequal shares, scattered by 1 around points in all directions.
+
+    Args:
+        seed: of the points and the samples.
+        shares: of the classes, in both sets.
+        features: axes of the space.
+        samples: in both sets together.
+        distance: of the points from the origin.
+    """
+    rng = np.random.default_rng(seed)
+    labels = rng.choice(len(shares), samples, p=shares)
+    points = rng.normal(size=(len(shares), features))
+    points *= distance / np.linalg.norm(points, axis=1, keepdims=True)
+    return split(points[labels] + rng.normal(size=(samples, features)), labels, seed)
 
 
 def few_informative(seed: int) -> Split:

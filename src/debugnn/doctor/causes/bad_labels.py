@@ -1,6 +1,7 @@
 """Labels that do not follow from the inputs."""
 
 from collections.abc import Iterator
+from statistics import fmean
 
 from debugnn.doctor.causes.cause import Cause, Kind, Rule, Sign, first_of
 from debugnn.doctor.causes.signals.data import (
@@ -10,12 +11,16 @@ from debugnn.doctor.causes.signals.data import (
     SHIFTED,
     constant_inputs,
     rarest_share,
+    scale_shift,
+    shift,
+    transfer_skill,
 )
 from debugnn.doctor.causes.signals.learning_rate import STILL
 from debugnn.doctor.causes.signals.network import MIXED
 from debugnn.doctor.causes.signals.outcome import (
     AT_CHANCE,
     diverged,
+    held_out,
     judged,
     last_validation,
     outputs_belong_to_new_samples,
@@ -35,7 +40,7 @@ CONFLICTING = 0.3
 # within them above which samples come again by nature, in a small domain.
 REPEATED = 20
 SMALL_DOMAIN = 0.2
-# Values of targets that are two classes.
+# Values of targets that are two classes; classes that a comparison is made of, at least.
 TWO = 2
 # The larger one of two targets of a cross-entropy, the other one being 0, below which it is no
 # label of a class: a mask of 0 and 1 that was divided by 255 has 0.004. Smoothed labels have one
@@ -225,33 +230,37 @@ def moved_without_its_target(evidence: Evidence) -> Iterator[Sign]:
 
 
 def coded_otherwise(evidence: Evidence) -> Iterator[Sign]:
-    """Validation labels that are coded or ordered otherwise than the training's."""
-    data, last = evidence.data, last_validation(evidence)
-    if last is None or last.skill is None:
+    """Validation labels that are coded or ordered otherwise than the training's.
+
+    Where they are only of other shares, the outputs tell them apart after a shift of each class.
+    """
+    data, kept = evidence.data, held_out(evidence)
+    if kept is None:
         return
-    found = reached(evidence)
-    renamed = (data.relabelled_skill or 0) > RENAMED and last.skill < AT_CHANCE
+    found, transfer = reached(evidence), transfer_skill(evidence)
+    renamed = (data.relabelled_skill or 0) > RENAMED and kept < AT_CHANCE
     misplaced = (
-        data.transfer_skill is not None
+        transfer is not None
         and data.simple_skill is not None
         and data.distinct >= SAMPLES
         and data.simple_skill > SIMPLE_LEARNS
-        and data.transfer_skill < LOST * data.simple_skill
-        and last.skill < LOST * found
-        and (data.shift or 0) < ALIKE
-        and (data.scale_shift or 0) < SHIFTED
+        and transfer < LOST * data.simple_skill
+        and kept < LOST * found
+        and (shift(evidence) or 0) < ALIKE
+        and (scale_shift(evidence) or 0) < SHIFTED
     )
     if found > LEARNT_WELL and (renamed or misplaced) and other_preparation(evidence) is None:
         yield Sign(
             "error",
             f"what is learnt on training labels (skill {found:.2f}) does not hold for the "
-            f"validation labels ({last.skill:.2f}), though the inputs are alike",
+            f"validation labels ({kept:.2f}), whatever the classes' shares are, though the inputs "
+            "are alike",
             "compare how the labels of the two sets are coded and ordered",
             evidence={
                 "train_skill": found,
-                "validation_skill": last.skill,
+                "validation_skill": kept,
                 "accuracy_after_renaming": data.relabelled_skill,
-                "simple_model_train_to_validation": data.transfer_skill,
+                "simple_model_train_to_validation": transfer,
             },
             override=None,
             confidence="shown",
@@ -259,13 +268,18 @@ def coded_otherwise(evidence: Evidence) -> Iterator[Sign]:
 
 
 def wrong_training_labels(evidence: Evidence) -> Iterator[Sign]:
-    """Validation labels that are met far better than training labels."""
-    last, balanced = last_validation(evidence), evidence.outcome.train.balanced
-    if evidence.task != "classes" or last is None or balanced is None:
+    """Validation labels that are met far better than training labels, class by class.
+
+    A validation without the classes that are hard to learn is met better too.
+    """
+    last, trained = last_validation(evidence), evidence.outcome.train.recalls
+    if evidence.task != "classes" or last is None or last.skill is None:
         return
-    if last.skill is None or last.balanced is None or last.samples < VALIDATED:
+    both = trained.keys() & last.recalls.keys()
+    if len(both) < TWO or last.samples < VALIDATED:
         return
-    if last.balanced > balanced + BETTER_THAN_TRAINING and last.skill > VALIDATION_SKILL:
+    better = fmean(last.recalls[c] - trained[c] for c in both)
+    if better > BETTER_THAN_TRAINING and last.skill > VALIDATION_SKILL:
         found = reached(evidence)
         yield Sign(
             "error",
@@ -284,12 +298,11 @@ def no_relation(evidence: Evidence) -> Iterator[Sign]:
     A simple model of single samples proves nothing about samples that depend on each other, as the
     nodes of a graph do, and little about sequences and images.
     """
-    data, last = evidence.data, last_validation(evidence)
+    data, kept = evidence.data, held_out(evidence)
     found = reached(evidence)
-    held_out = last.skill if last is not None else None
-    learnt = found if held_out is None else held_out
+    learnt = found if kept is None else kept
     table = data.floating and data.axes <= TABLE_AXES
-    proves = held_out is not None and table
+    proves = kept is not None and table
     if (
         data.simple_skill is not None
         and data.distinct >= SAMPLES
@@ -309,7 +322,7 @@ def no_relation(evidence: Evidence) -> Iterator[Sign]:
             evidence={
                 "simple_model_skill": data.simple_skill,
                 "train_skill": found,
-                "validation_skill": held_out,
+                "validation_skill": kept,
             },
             # Two kinds of simple models, and the network on other samples, find nothing.
             confidence="shown" if proves else "suspected",

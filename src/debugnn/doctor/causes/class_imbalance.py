@@ -1,6 +1,7 @@
 """Classes that are too rare to be learnt."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
 from debugnn.doctor.causes.signals.data import RARE
@@ -22,6 +23,19 @@ RECOGNISED = 0.6
 # samples. Where a class is only likelier than another one, no model has such a precision.
 TOLD = 0.5
 CLEARLY = 0.3
+# Recall on either half of the validation samples up to which a class is never recognised; and
+# samples of it in both halves, at least. Of six in either a network that is right about three in
+# ten recognises none at all in one of 70 cases.
+NEVER = 0.1
+OF_CLASS = 12
+# How many times as frequent a class is in the validation as in the training, or as the outputs say
+# on average. Outputs that were trained on the same shares are right on average; the share of 12
+# samples scatters by 29 %.
+MORE_FREQUENT = 3.0
+# Recall minus false alarms of a simple model, half of the way from guessing to perfect; and the
+# share of right answers that may be given up for a class.
+INFORMED = 0.5
+GIVEN_UP = 0.1
 # Share of batches that hold one class alone, of data that are sorted: all but those in which one
 # class ends and the next begins. The share of shuffled batches above which it may be chance.
 ONE_CLASS = 0.5
@@ -38,7 +52,8 @@ def rare_classes(evidence: Evidence, score: Score) -> dict[int, float]:
 
 
 def unrecognised_class(evidence: Evidence) -> Iterator[Sign]:
-    """A rare class that a simple model recognises, and the network does not.
+    """A rare class that the network does not recognise, and that a comparison shows to be one
+    that could be recognised.
 
     Of tokens and other positions many are rare by nature, and some of them cannot be predicted.
     """
@@ -65,6 +80,9 @@ def unrecognised_class(evidence: Evidence) -> Iterator[Sign]:
         f"; a simple model that weighs all classes alike finds {100 * told[better]:.0f} % of class "
         f"{better}"
     )  # fmt: skip
+    could = None if better is not None else could_be_recognised(evidence, recalls)
+    if could is not None:
+        what = f"; {could.how}"
     yield Sign(
         "warning",
         f"class {rarest} has {counts[rarest]} training samples where the commonest has "
@@ -75,9 +93,67 @@ def unrecognised_class(evidence: Evidence) -> Iterator[Sign]:
             "worst_recall": recalls[worst],
             "balanced_accuracy": score.balanced,
             "simple_model": told,
+            **({} if could is None else could.numbers),
         },
-        confidence="suspected" if better is None else "shown",
+        confidence="suspected" if better is None and could is None else "shown",
     )
+
+
+class Comparison(NamedTuple):
+    """What does better at a rare class, and its numbers."""
+
+    how: str
+    numbers: dict[str, Any]
+
+
+def could_be_recognised(evidence: Evidence, rare: Mapping[int, float]) -> Comparison | None:
+    """Return what shows that a rare class is not recognised because of the classes' shares alone.
+
+    On both halves of the validation samples, by what was fitted to the other half. The network
+    itself, where its outputs tell the class from the others once each class is as likely as it is
+    there: this changes nothing of outputs that are right about how likely a class is. Or a simple
+    model, where the class was much rarer in the training, or the outputs hold it for much rarer,
+    and never say it.
+
+    Args:
+        evidence: of the training.
+        rare: rare classes and their recall.
+    """
+    facts = evidence.outcome.adjusted
+    if facts is None:
+        return None
+    missed = [c for c, r in rare.items() if r <= RECOGNISED and facts.counts.get(c, 0) >= OF_CLASS]
+    for c in missed:
+        before, recall, precision = (
+            found[c] for found in (facts.recalls, facts.recalls_after, facts.precisions_after)
+        )
+        gained = min(after - was for was, after in zip(before, recall, strict=True))
+        if gained >= CLEARLY and min(precision) >= TOLD and max(facts.lost) <= GIVEN_UP:
+            return Comparison(
+                f"the same outputs, with a number added to each class's, recognise "
+                f"{100 * min(recall):.0f} % of class {c}",
+                {"recall_after_shift": recall, "precision_after_shift": precision},
+            )
+    counts, told = evidence.data.class_counts, facts.told
+    for c in missed:
+        share, trained = facts.counts[c] / facts.samples, counts[c] / sum(counts.values())
+        expected = facts.expected[c]
+        never = max(facts.recalls[c]) <= NEVER and share > MORE_FREQUENT * min(expected, trained)
+        if never and c in told and min(told[c]) >= INFORMED:
+            return Comparison(
+                f"class {c} is {100 * share:.2g} % of the validation and {100 * trained:.2g} % of "
+                f"what was trained on, the outputs give it {100 * expected:.2g} %, and a simple "
+                "model that is fitted to half of the validation, and weighs all classes alike, "
+                "tells it from the others in the other half (recall less false alarms: "
+                f"{100 * min(told[c]):.0f} %)",
+                {
+                    "share": share,
+                    "training_share": trained,
+                    "expected_share": expected,
+                    "simple_model_told": told[c],
+                },
+            )
+    return None
 
 
 def sorted_batches(evidence: Evidence) -> Iterator[Sign]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign
 from debugnn.doctor.causes.signals.loss_function import summed
-from debugnn.doctor.causes.signals.outcome import fitted, judged, overflowed
+from debugnn.doctor.causes.signals.outcome import fitted, held_out, judged, overflowed
 from debugnn.doctor.evidence import Evidence
 
 # Skill on training samples above that on validation samples, where the validation loss turned.
@@ -31,8 +31,8 @@ def falls_behind(evidence: Evidence) -> Iterator[Sign]:
     if not validations or not judged(evidence) or overflowed(evidence):
         return
     last = validations[-1].score
-    trained, held_out = fitted(outcome.train, evidence), fitted(last, evidence)
-    if trained is None or held_out is None or last.samples < SAMPLES:
+    trained, kept = fitted(outcome.train, evidence), held_out(evidence)
+    if trained is None or kept is None or last.samples < SAMPLES:
         return
     # A summed loss grows with the number of samples, which may differ between validations.
     values = {
@@ -42,10 +42,10 @@ def falls_behind(evidence: Evidence) -> Iterator[Sign]:
     }
     losses = list(values.values())
     risen = losses[-1] / min(losses) if len(losses) >= VALIDATIONS and min(losses) > 0 else None
-    gap = trained - held_out
+    gap = trained - kept
     turned = risen is not None and risen > TURNED
     transfer = evidence.data.transfer_skill
-    beaten = transfer is not None and transfer > held_out + BEATEN
+    beaten = transfer is not None and transfer > kept + BEATEN
     steeply = risen is not None and risen > TURNED_STEEPLY
     if not (
         gap > WITHOUT_TURN * GAP
@@ -58,12 +58,12 @@ def falls_behind(evidence: Evidence) -> Iterator[Sign]:
     compete = evidence.network.sample_axis is None and evidence.data.same_batch is False
     yield Sign(
         "note" if compete else "warning",
-        f"the skill is {trained:.2f} on training and {held_out:.2f} on validation samples"
+        f"the skill is {trained:.2f} on training and {kept:.2f} on validation samples"
         + (f", whose loss has risen to {risen:.2f} times its lowest" if turned else ""),
         step=min(values, key=values.__getitem__) if turned else None,
         evidence={
             "train_skill": trained,
-            "validation_skill": held_out,
+            "validation_skill": kept,
             "validation_loss_over_lowest": risen,
             "simple_model_skill": transfer,
         },

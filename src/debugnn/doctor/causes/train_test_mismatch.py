@@ -3,8 +3,13 @@
 from collections.abc import Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
-from debugnn.doctor.causes.signals.data import inputs_differ
-from debugnn.doctor.causes.signals.outcome import judged, last_validation, reached
+from debugnn.doctor.causes.signals.data import (
+    inputs_differ,
+    scale_shift,
+    shift,
+    transfer_skill,
+)
+from debugnn.doctor.causes.signals.outcome import held_out, judged, reached
 from debugnn.doctor.causes.signals.preparations import other_preparation
 from debugnn.doctor.evidence import Evidence
 
@@ -42,35 +47,35 @@ def prepared_otherwise(evidence: Evidence) -> Iterator[Sign]:
 
 def unlike_inputs(evidence: Evidence) -> Iterator[Sign]:
     """Validation inputs are of another scale or kind, and the skill falls on them."""
-    data, last = evidence.data, last_validation(evidence)
-    if last is None or last.skill is None or data.shift is None or not judged(evidence):
+    data, kept, told = evidence.data, held_out(evidence), shift(evidence)
+    if kept is None or told is None or not judged(evidence):
         return
     found = reached(evidence)
     if found < LEARNT:
         return
     differ = inputs_differ(evidence)
+    transfer, scale = transfer_skill(evidence), scale_shift(evidence)
     lost = (
-        data.transfer_skill is not None
+        transfer is not None
         and data.simple_skill is not None
         and data.simple_skill > SIMPLE_LEARNS
-        and data.transfer_skill < LOST * data.simple_skill
-        and data.shift >= DIFFERS
+        and transfer < LOST * data.simple_skill
+        and told >= DIFFERS
     )
-    elsewhere = (data.scale_shift or 0) > ELSEWHERE
-    if not elsewhere and not (found - last.skill > BEHIND and (differ or lost)):
+    elsewhere = (scale or 0) > ELSEWHERE
+    if not elsewhere and not (found - kept > BEHIND and (differ or lost)):
         return
     yield Sign(
         "error",
         f"validation inputs are unlike training inputs (a simple model tells them apart with skill "
-        f"{data.shift:.2f}), and the skill falls from {found:.2f} to {last.skill:.2f}",
+        f"{told:.2f}), and the skill falls from {found:.2f} to {kept:.2f}",
         evidence={
-            "told_apart": data.shift,
-            "scale_shift": data.scale_shift,
+            "told_apart": told,
+            "scale_shift": scale,
             "train_skill": found,
-            "validation_skill": last.skill,
+            "validation_skill": kept,
             "skill_at_training_scale": data.matched_skill,
         },
-        # Other shares of the classes make simple models lose skill too.
         confidence="certain" if differ or elsewhere else "suspected",
     )
 

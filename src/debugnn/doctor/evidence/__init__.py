@@ -16,6 +16,7 @@ from debugnn.doctor.evidence.data import (
     DriftFacts,
     GraphBatchFacts,
     PreparationFacts,
+    SameShares,
     TargetCopyFacts,
 )
 from debugnn.doctor.evidence.loss import (
@@ -31,6 +32,7 @@ from debugnn.doctor.evidence.network import (
     WeightFacts,
 )
 from debugnn.doctor.evidence.outcome import (
+    AdjustedFacts,
     Jump,
     LatentFacts,
     OutcomeFacts,
@@ -57,6 +59,7 @@ from debugnn.doctor.evidence.training import (
 
 __all__ = [
     "ActivationFacts",
+    "AdjustedFacts",
     "AlignmentFacts",
     "BrokenPathFacts",
     "DataFacts",
@@ -79,6 +82,7 @@ __all__ = [
     "PreparationFacts",
     "Probe",
     "RecurrenceFacts",
+    "SameShares",
     "Score",
     "SequenceFacts",
     "StateFacts",

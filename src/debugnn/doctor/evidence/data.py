@@ -10,11 +10,23 @@ class PreparationFacts:
     """The training's own loss, of the trained network in evaluation mode."""
 
     training: float  # of training batches, mean
-    validation: list[float]  # of one half of the validation samples, and of the other
-    # What was done to the validation inputs → the same two.
+    # Of one half of some validation samples and of the other; then of two halves that have the
+    # classes of the training batches, where samples have one class each.
+    validation: list[float]
+    # What was done to the validation inputs → the same.
     changed: dict[str, list[float]] = field(default_factory=dict)
     # What was done to the inputs of the latest training batch → its loss.
     training_changed: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class SameShares:
+    """The same comparisons as in `DataFacts`, of samples in which each class is as frequent in one
+    set as in the other."""
+
+    shift: float | None = None
+    scale_shift: float | None = None
+    transfer_skill: float | None = None
 
 
 @dataclass
@@ -139,6 +151,7 @@ class DataFacts:
     shift: float | None = None  # skill at telling validation inputs from training inputs, 0 to 1
     scale_shift: float | None = None  # median over features of |Δmean|/std and |log₂ σ ratio|
     transfer_skill: float | None = None  # of a simple model from training to validation samples
+    same_shares: SameShares | None = None  # None: no classes, or none that both sets hold
     matched_skill: float | None = None  # on validation inputs brought to the training scale
     preparations: PreparationFacts | None = None
     alignment: AlignmentFacts | None = None  # where a target is a map of the image's size

@@ -16,6 +16,29 @@ class Score:
 
 
 @dataclass
+class AdjustedFacts:
+    """What outputs tell of the classes of new samples, once the classes' shares are undone.
+
+    A number is added to each class's output, fitted on one half of the samples and tried on the
+    other. Of classes with some samples in either half; lists have an entry for either half.
+    """
+
+    # By the classes' mean recall where all classes are made equally likely; 0 is guessing.
+    skill: float | None = None
+    samples: int = 0
+    counts: dict[int, int] = field(default_factory=dict)  # samples of each class
+    expected: dict[int, float] = field(default_factory=dict)  # mean probability by the outputs
+    recalls: dict[int, list[float]] = field(default_factory=dict)  # of the outputs as they are
+    # Where the classes are made as likely as they are among these samples.
+    recalls_after: dict[int, list[float]] = field(default_factory=dict)
+    precisions_after: dict[int, list[float]] = field(default_factory=dict)
+    lost: list[float] = field(default_factory=list)  # share of right answers that become wrong
+    # Recall minus the share of false alarms, of a simple model that is fitted to the other half and
+    # gives all classes the same weight.
+    told: dict[int, list[float]] = field(default_factory=dict)
+
+
+@dataclass
 class LatentFacts:
     """What the largest outputs of a model with a random code depend on, noise or inputs.
 
@@ -112,6 +135,7 @@ class OutcomeFacts:
     initial_latent: LatentFacts | None = None
     latent: LatentFacts | None = None
     validations: list[Validation] = field(default_factory=list)
+    adjusted: AdjustedFacts | None = None  # of the latest validation; None of other than classes
     movement: float | None = None  # median over weights of ‖w − w₀‖/‖w₀‖
     shrinkage: float | None = None  # median over weights of ‖w‖/‖w₀‖
     epochs: float | None = None  # how often the same samples came

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from debugnn.doctor.copies import undisturbed
-from debugnn.doctor.evidence import DataFacts, Evidence
+from debugnn.doctor.evidence import DataFacts, Evidence, SameShares
 from debugnn.doctor.observe import samples, simple_models
 from debugnn.doctor.observe.alignment import alignment_facts
 from debugnn.doctor.observe.buffer import BatchBuffer, ValidationBatch
 from debugnn.doctor.observe.calls import Call, first_tensor
+from debugnn.doctor.observe.class_shares import of_same_shares
 from debugnn.doctor.observe.drift import drift_facts
 from debugnn.doctor.observe.graph_batches import graph_batch_facts
 from debugnn.doctor.observe.layout import Layout
@@ -172,7 +173,37 @@ def _compare(
         facts.simple_recognition |= simple_models.recognition(
             inputs, known_targets, rows, targets, task, list(facts.class_counts)[:_RECOGNISED]
         )
+        facts.same_shares = _same_shares(inputs, known_targets, rows, targets, task)
     return True
+
+
+def _same_shares(
+    inputs: Tensor, known: Tensor, rows: Tensor, targets: Tensor, task: Task
+) -> SameShares | None:
+    """Compare training samples and validation samples that are drawn to the same class shares.
+
+    Args:
+        inputs: of the training.
+        known: their targets.
+        rows: inputs of the validation.
+        targets: theirs.
+        task: None is returned of other than classes, one for each sample.
+    """
+    if task.kind not in ("classes", "binary"):
+        return None
+    labels = [task.labels(t).cpu() for t in (known, targets)]
+    if [len(own) for own in labels] != [len(inputs), len(rows)]:
+        return None
+    first, second = of_same_shares(*labels)
+    if not len(first):
+        return None
+    known, targets = known[first.to(known.device)], targets[second.to(targets.device)]
+    inputs, rows = inputs[first.to(inputs.device)], rows[second.to(rows.device)]
+    return SameShares(
+        shift=simple_models.told_apart(inputs, rows),
+        scale_shift=simple_models.scale_shift(inputs, rows) if rows.is_floating_point() else None,
+        transfer_skill=simple_models.transfer_skill(inputs, known, rows, targets, task),
+    )
 
 
 def _evaluate(

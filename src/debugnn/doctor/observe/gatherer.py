@@ -9,6 +9,7 @@ from torch import Tensor
 from debugnn.doctor.copies import undisturbed
 from debugnn.doctor.observe.broken_path import note_left
 from debugnn.doctor.observe.buffer import Batch
+from debugnn.doctor.observe.class_shares import adjusted_facts
 from debugnn.doctor.observe.data import note_data
 from debugnn.doctor.observe.hooks import TrainingHooks
 from debugnn.doctor.observe.latent import latent_facts
@@ -81,6 +82,7 @@ class Gatherer:
         self._gather_network()
         self._gather_data()
         self._gather_preparations()
+        self._gather_adjusted()
         self._gather_sequence()
         self._gather_target_copies()
         self._gather_outcome()
@@ -157,8 +159,23 @@ class Gatherer:
             return
         with training.undisturbed():
             self.evidence.data.preparations = preparation_facts(
-                model, loss_fn, training.buffer.batches, validation, training.layout
+                model,
+                loss_fn,
+                training.buffer.batches,
+                validation,
+                training.layout,
+                training.task,
             )
+
+    @guarded("what the outputs tell of the validation's classes")
+    def _gather_adjusted(self) -> None:
+        task, validation = self._training.task, self._validation.latest
+        if task is None or validation is None or not isinstance(validation.targets, Tensor):
+            return
+        inputs = None if self.evidence.positions else validation.inputs
+        self.evidence.outcome.adjusted = adjusted_facts(
+            task, validation.outputs, validation.targets, inputs
+        )
 
     def _beside_constant(self, values: Tensor, targets: Tensor) -> float | None:
         """Return the loss function's value of predicted values over that of a constant."""

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from debugnn.doctor.evidence import PreparationFacts
 from debugnn.doctor.observe.buffer import Batch, ValidationBatch
-from debugnn.doctor.observe.layout import Layout
+from debugnn.doctor.observe.class_shares import in_order_of
+from debugnn.doctor.observe.layout import Layout, Rows
 from debugnn.doctor.observe.loss_function.made_up import LossFunction
 from debugnn.doctor.observe.losses import value_of
 from debugnn.doctor.observe.modes import without_dropout
 from debugnn.doctor.observe.simple_models import matched
+from debugnn.doctor.observe.task import Task
 
 # Parts of the validation samples, and training batches, the latest ones. A loss may depend on the
 # size of a batch, so that all have one size. Changes are compared on the same samples, of which a
@@ -35,8 +37,13 @@ def preparation_facts(
     batches: Sequence[Batch],
     validation: ValidationBatch,
     layout: Layout,
+    task: Task | None,
 ) -> PreparationFacts | None:
     """Return the losses of validation samples under changes of their inputs.
+
+    The first validation samples are taken as they are, and some again that have the classes of the
+    training batches. Where one class is much more frequent in the validation, a change that makes a
+    network answer with this class would lower the loss of the first ones.
 
     Args:
         model: a copy of the model as it is now.
@@ -44,6 +51,7 @@ def preparation_facts(
         batches: of the training, the latest one last.
         validation: the latest.
         layout: where the samples lie.
+        task: how targets are read; None where that is not known.
 
     Returns:
         The losses in evaluation mode, without dropout; None where the validation cannot be parted
@@ -59,27 +67,67 @@ def preparation_facts(
         return None
     size = min(_SAMPLES, *(len(rows) for rows in known))
     parts = max(_FEWEST, min(_PARTS, _FEWEST * _SAMPLES // size))
-    trained, starts = trained[-parts:], range(0, count - size + 1, size)[:parts]
-    if len(starts) < _FEWEST:
+    trained = trained[-parts:]
+    alike = _rows_alike(trained, validation, layout, task, size)
+    sets = [_parts(rows, size, parts) for rows in (torch.arange(count), alike) if rows is not None]
+    if any(len(chosen) < _FEWEST for chosen in sets):
         return None
 
     def losses(
-        batch: Batch | ValidationBatch, firsts: Iterable[int], change: Change | None = None
+        batch: Batch | ValidationBatch, chosen: Iterable[Rows], change: Change | None = None
     ) -> list[float]:
         call, own = batch.call, layout.inputs(batch.call)
         if change is not None and own is not None:
             call = call.exchanged(own, change(own))
-        parts = (layout.take(call, slice(f, f + size), batch.targets) for f in firsts)
+        parts = (layout.take(call, rows, batch.targets) for rows in chosen)
         return [value_of(loss_fn, part(model), targets) for part, targets in parts]
 
+    def of_validation(change: Change | None = None) -> list[float]:
+        return [half for rows in sets for half in _halves(losses(validation, rows, change))]
+
+    first = slice(0, size)
     changes, latest = dict(_changes(inputs, torch.cat(known))), trained[-1]
     with torch.no_grad(), without_dropout(model, training=False):
         return PreparationFacts(
-            training=fmean(losses(b, [0])[0] for b in trained),
-            validation=_halves(losses(validation, starts)),
-            changed={n: _halves(losses(validation, starts, c)) for n, c in changes.items()},
-            training_changed={n: losses(latest, [0], c)[0] for n, c in changes.items()},
+            training=fmean(losses(b, [first])[0] for b in trained),
+            validation=of_validation(),
+            changed={n: of_validation(c) for n, c in changes.items()},
+            training_changed={n: losses(latest, [first], c)[0] for n, c in changes.items()},
         )
+
+
+def _parts(rows: Tensor, size: int, most: int) -> list[Tensor]:
+    """Return the first parts of this size, at most so many."""
+    return [part for part in rows.split(size)[:most] if len(part) == size]
+
+
+def _rows_alike(
+    trained: Sequence[Batch],
+    validation: ValidationBatch,
+    layout: Layout,
+    task: Task | None,
+    size: int,
+) -> Tensor | None:
+    """Return validation samples whose classes are those of the first `size` samples of batches.
+
+    None where samples have no class each.
+    """
+    if task is None or task.kind not in ("classes", "binary"):
+        return None
+    wanted, own = [_labels(b, layout, task) for b in trained], _labels(validation, layout, task)
+    known = [labels[:size] for labels in wanted if labels is not None]
+    if own is None or len(known) < len(wanted):
+        return None
+    return in_order_of(torch.cat(known), own)
+
+
+def _labels(batch: Batch | ValidationBatch, layout: Layout, task: Task) -> Tensor | None:
+    """Return the class of each sample, None where it has several or none."""
+    targets = layout.targets_by_sample(batch.call, batch.targets)
+    if not isinstance(targets, Tensor):
+        return None
+    labels = task.labels(targets).cpu()
+    return labels if len(labels) == layout.count(batch.call) else None
 
 
 def _halves(losses: Sequence[float]) -> list[float]:

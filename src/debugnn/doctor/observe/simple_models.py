@@ -127,12 +127,8 @@ def recognition(
     guesses = [torch.zeros(len(rows), task.size, dtype=torch.float64) for _ in range(2)]
     for asked in (0, 1) if other is None else (0,):
         fit, ask = usable & (halves != asked), halves == asked
-        counts = torch.bincount(both[fit], minlength=task.size).clamp_min(1)
-        weights = (1 / counts[both[fit]]).double()
-        weights = weights / weights.mean()
-        hot = F.one_hot(both[fit], task.size).double()
-        guesses[0][ask] = _neighbours(rows[fit], hot * weights[:, None], rows[ask])
-        guesses[1][ask] = _ridge(rows[fit], hot, rows[ask], weights)
+        for guess, of_asked in zip(guesses, _even(rows, both, fit, ask, task.size), strict=True):
+            guess[ask] = of_asked
     judged = usable if other is None else usable & ~kept
     found: dict[int, float] = {}
     for guess in guesses:
@@ -143,6 +139,72 @@ def recognition(
                 share = int(((said == c) & (true == c)).sum()) / max(count, int((said == c).sum()))
                 found[c] = max(share, found.get(c, 0.0))
     return found
+
+
+def informedness(
+    inputs: Tensor, labels: Tensor, halves: Sequence[Tensor], classes: Sequence[int]
+) -> dict[int, list[float]]:
+    """Return how well simple models that give all classes the same weight pick out some classes.
+
+    Each half is asked of the models that are fitted to the other half; of both the better, by the
+    lower one of its two values.
+
+    Args:
+        inputs: (N, …).
+        labels: (N,), whole numbers from 0.
+        halves: which samples belong to the one and to the other, (N,) each.
+        classes: those that are asked for.
+
+    Returns:
+        Class → for either half, its recall minus the share of the other samples that are taken for
+        it (Youden's J): 0 of guessing, 1 at best. {} of too few samples, and where an input is not
+        finite.
+    """
+    rows = features(inputs, 512)
+    if len(rows) < _LEAST_FOR_SKILL or not torch.isfinite(rows).all():
+        return {}
+    rows, size = standardised(rows), int(labels.max()) + 1
+    said = torch.empty(2, len(rows), dtype=torch.long)
+    for ask, fit in zip(halves, reversed(halves), strict=True):
+        for place, guess in enumerate(_even(rows, labels, fit, ask, size)):
+            said[place, ask] = guess.argmax(dim=1)
+    found: dict[int, list[float]] = {}
+    for c in classes:
+        values = [
+            [
+                (own[h & (labels == c)] == c).double().mean().item()
+                - (own[h & (labels != c)] == c).double().mean().item()
+                for h in halves
+            ]
+            for own in said
+        ]
+        found[c] = max(values, key=min)
+    return found
+
+
+def _even(
+    rows: Tensor, labels: Tensor, fit: Tensor, ask: Tensor, size: int
+) -> tuple[Tensor, Tensor]:
+    """Return what neighbours and ridge regression, weighing all classes alike, say of some rows.
+
+    Args:
+        rows: (N, features).
+        labels: (N,).
+        fit: rows that they are fitted to, (N,).
+        ask: rows that they are asked for.
+        size: number of classes.
+
+    Returns:
+        Two scores of the classes, (asked rows, size) each.
+    """
+    counts = torch.bincount(labels[fit], minlength=size).clamp_min(1)
+    weights = (1 / counts[labels[fit]]).double()
+    weights = weights / weights.mean()
+    hot = F.one_hot(labels[fit], size).double()
+    return (
+        _neighbours(rows[fit], hot * weights[:, None], rows[ask]),
+        _ridge(rows[fit], hot, rows[ask], weights),
+    )
 
 
 def transfer_skill(

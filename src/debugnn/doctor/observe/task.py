@@ -161,6 +161,27 @@ def reference_loss(task: Task, outputs: Any, targets: Tensor) -> float | None:
     return F.cross_entropy(predicted, wanted).item()
 
 
+def log_probabilities(task: Task, outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the logarithms of the classes' probabilities, and the class indices of the targets.
+
+    Args:
+        task: classes or binary.
+
+    Returns:
+        (N, classes), two of a binary task, and (N,); without samples whose label no output stands
+        for.
+    """
+    predicted, wanted = task.pair(outputs, targets)
+    if task.kind == "binary":
+        if task.squashed:
+            predicted = predicted.clamp(_TINY, 1 - _TINY).logit()
+        pairs = torch.stack([F.logsigmoid(-predicted), F.logsigmoid(predicted)], dim=1)
+        return pairs, (wanted > 0.5).long()
+    if space(predicted) == "simplex":
+        return predicted.clamp_min(_TINY).log(), wanted
+    return predicted.log_softmax(dim=1), wanted
+
+
 def constant_loss(task: Task, targets: Tensor) -> float | None:
     """Return the best constant predictor's reference loss: entropy of the classes, or variance.
 

@@ -18,6 +18,7 @@ from debugnn.faults.sound import (
     generative,
     graphs,
     metric_learning,
+    rare_classes,
     regression,
     sequences,
     tables,
@@ -25,7 +26,7 @@ from debugnn.faults.sound import (
 
 _KINDS = (
     dense, convolutional, fine_tuning, sequences, graphs, tables, regression, generative,
-    metric_learning, distillation,
+    metric_learning, distillation, rare_classes,
 )  # fmt: skip
 
 TUNING: dict[str, Build] = {name: build for kind in _KINDS for name, build in kind.TUNING.items()}

@@ -1,5 +1,7 @@
 """The inputs and the labels."""
 
+from collections.abc import Callable, Iterable
+
 from debugnn.doctor.evidence import Evidence
 
 # Root mean square of inputs or targets far from 1 (LeCun et al. 1998, "Efficient BackProp", ask for
@@ -54,10 +56,39 @@ def odd_inputs(evidence: Evidence) -> str | None:
     return None
 
 
+def shift(evidence: Evidence) -> float | None:
+    """Return the skill of simple models at telling validation from training inputs.
+
+    The lower one of that of all samples and that of samples with the same class shares: more
+    samples of a class are no other kind of inputs.
+    """
+    return _of_same_shares(evidence, "shift", min)
+
+
+def scale_shift(evidence: Evidence) -> float | None:
+    """Return how far the inputs' scale has moved, in the same way."""
+    return _of_same_shares(evidence, "scale_shift", min)
+
+
+def transfer_skill(evidence: Evidence) -> float | None:
+    """Return the skill of a simple model of training samples on validation samples.
+
+    The higher one of that of all samples and that of samples with the same class shares.
+    """
+    return _of_same_shares(evidence, "transfer_skill", max)
+
+
+def _of_same_shares(
+    evidence: Evidence, name: str, better: Callable[[Iterable[float]], float]
+) -> float | None:
+    found = (getattr(facts, name, None) for facts in (evidence.data, evidence.data.same_shares))
+    known = [value for value in found if value is not None]
+    return better(known) if known else None
+
+
 def inputs_differ(evidence: Evidence) -> bool:
     """Return whether validation inputs are of another kind or scale than the training's."""
-    data = evidence.data
-    return (data.shift or 0) > TOLD_APART or (data.scale_shift or 0) > SHIFTED
+    return (shift(evidence) or 0) > TOLD_APART or (scale_shift(evidence) or 0) > SHIFTED
 
 
 def rarest_share(evidence: Evidence) -> float:

@@ -1,12 +1,13 @@
 """Whether training and validation samples are prepared in different ways."""
 
+from statistics import fmean
 from typing import NamedTuple
 
 from debugnn.doctor.causes.signals.outcome import JUDGED_AFTER
 from debugnn.doctor.evidence import Evidence
 
 # Own loss on validation over that on training samples from which there is something to explain,
-# and the share of the difference that a change of the inputs has to take away, on either half of
+# and the share of the difference that a change of the inputs has to take away, on each part of
 # the samples. Overfitting leaves no such change; one that is by the way takes next to nothing away.
 HIGHER = 1.5
 TAKEN_AWAY = 0.8
@@ -53,7 +54,7 @@ def other_preparation(evidence: Evidence) -> Preparation | None:
     change = max(taken, key=taken.__getitem__, default=None)
     if change is None or not taken[change] > TAKEN_AWAY:
         return None
-    return Preparation(change, trained, sum(plain) / 2, sum(facts.changed[change]) / 2)
+    return Preparation(change, trained, fmean(plain), fmean(facts.changed[change]))
 
 
 def moved_apart(evidence: Evidence) -> str | None:
