@@ -237,6 +237,8 @@ def answer(operation: str, variables: dict[str, Any], address: str) -> dict[str,
             return {"upsertView": {"view": view, "inserted": True}}
         case "CreateRunFiles":
             return {"createRunFiles": {"runID": "1", "uploadHeaders": [], "files": []}}
+        case "ArtifactType":
+            return {"project": None}
         case "CreateArtifact":
             sequence = {"id": "1", "latestArtifact": None}
             artifact = {"id": "A", "state": "PENDING", "artifactSequence": sequence}
@@ -340,7 +342,7 @@ def test_the_report_is_saved_and_its_files_are_artifacts(server, runs) -> None:
     first = server.of("UpsertBucket")[0]
     assert (first["entity"], first["project"], first["jobType"]) == ("e", "p", "report")
     created = [variables["input"] for variables in server.of("CreateArtifact")]
-    kinds = [(one["artifactCollectionNames"][0], one["artifactTypeName"]) for one in created]
+    kinds = [(one["artifactCollectionName"], one["artifactTypeName"]) for one in created]
     assert kinds == [("report", "report"), ("figures", "figures")]
     page = (runs / "report.html").read_bytes()
     assert server.uploaded["report.html"] == page
