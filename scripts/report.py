@@ -5,6 +5,7 @@ python scripts/report.py --runs DIR        the same of other runs
 python scripts/report.py --keep DIR        add runs to outputs/reference, and write its tables
 python scripts/report.py --tables          the documents' tables of options, experiments and causes
 python scripts/report.py --precision DIR   bf16 beside fp32, from runs of experiment=precision
+python scripts/report.py --wandb ENTITY/PROJECT [--dry-run]   the page's story as a report in W&B
 """
 
 import argparse
@@ -19,6 +20,7 @@ from debugnn.analysis.directories import Unusable, load_runs, scan_runs
 from debugnn.analysis.figures import draw_runs
 from debugnn.analysis.runs import Run, paired
 from debugnn.errors import ConfigError
+from debugnn.files import replace_text
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
@@ -31,6 +33,26 @@ def write_page(source: Path, output: Path) -> None:
     runs, unusable = read(source)
     page.write(runs, unusable, output)
     print(f"{len(runs)} runs in {output}")
+
+
+def publish(source: Path, output: Path, name: str, *, dry_run: bool) -> None:
+    """Publish the story of the page in W&B, or write what would be published beside the page."""
+    try:
+        from debugnn.analysis import wandb_report
+    except ImportError as error:
+        raise ConfigError(f"--wandb needs `pip install '.[report]'` ({error})") from None
+    entity, project = wandb_report.target(name)
+    runs, unusable = read(source)
+    report = wandb_report.build(runs, entity, project, unusable)
+    if dry_run:
+        path = output.with_name("wandb_report.json")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(path, wandb_report.spec(report))
+        print(path)
+        return
+    page.write(runs, unusable, output)
+    figures = draw_runs(runs, output.parent / "figures")
+    print(wandb_report.publish(report, output, figures))
 
 
 def read(source: Path) -> tuple[list[Run], list[Unusable]]:
@@ -126,7 +148,16 @@ def main() -> int:
     )
     parser.add_argument("--tables", action="store_true", help="only the tables that need no run")
     parser.add_argument("--precision", type=Path, metavar="DIR", help="where those runs are")
+    parser.add_argument("--wandb", metavar="ENTITY/PROJECT", help="publish a report there")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="with --wandb: write the report as wandb_report.json beside the page, offline",
+    )
     options = parser.parse_args()
+    if options.dry_run and not options.wandb:
+        parser.error("--dry-run belongs to --wandb")
+    output = options.output or options.runs / "report.html"
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         write_options()
@@ -134,8 +165,10 @@ def main() -> int:
             write_precision(load_runs(options.precision, "precision"), REFERENCE)
         elif options.keep:
             keep(options.keep, REFERENCE, replace=options.replace)
+        elif options.wandb:
+            publish(options.runs, output, options.wandb, dry_run=options.dry_run)
         elif not options.tables:
-            write_page(options.runs, options.output or options.runs / "report.html")
+            write_page(options.runs, output)
     except (ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -44,7 +44,8 @@ ALLOWED = {
         LEAVES | {"nn", "data", "training", "config", "build", "runs"},
     ),
     "analysis": (
-        {"numpy", "pandas", "matplotlib", "scipy", "omegaconf", "yaml", "jinja2"},
+        {"numpy", "pandas", "matplotlib", "scipy", "omegaconf", "yaml", "jinja2"}
+        | {"wandb", "wandb_workspaces"},
         LEAVES | {"doctor"},
     ),
     "cli": ({"hydra", "omegaconf", "yaml"}, LEAVES | {"config", "training"}),

@@ -81,6 +81,7 @@ class Section:
 
     Attributes:
         name: identifies the section.
+        experiment: its name.
         title: of the experiment.
         look_for: sentences that say what to look for.
         data_sets: names of its data, in words.
@@ -93,6 +94,7 @@ class Section:
     """
 
     name: str
+    experiment: str
     title: str
     look_for: tuple[str, ...]
     data_sets: str
@@ -123,6 +125,7 @@ def _section(experiment: str, embedded: bool, runs: Sequence[Run]) -> Section:
     kind = "" if embedded else " --data article"
     return Section(
         name=f"{experiment}{'-embedded' if embedded else ''}",
+        experiment=experiment,
         title=report["title"],
         look_for=tuple(figure["caption"] for figure in report["figures"]),
         data_sets=", ".join(DATA.get(d, d) for d in sorted({run.data for run in runs})),
