@@ -20,6 +20,12 @@ def append(setup: Setup, make: Callable[[], nn.Module]) -> None:
     setup.model = nn.Sequential(*sequential(setup), make())
 
 
+def softmax_of_one_output(setup: Setup, last: Callable[[], nn.Module]) -> None:
+    """A softmax over a single output, which is 1 for every input."""
+    append(setup, last)
+    setup.loss_fn = nn.BCELoss()
+
+
 def exponential() -> nn.Module:
     """Return an exponential as a module."""
     return Apply(torch.exp)
@@ -135,6 +141,14 @@ TUNING = [
     case("cnn", append, make=softmax),
     case("mlp", append, make=partial(nn.Softmax, dim=0)),
     case("friedman", append, make=nn.Sigmoid),
+    # That no gradient reaches a parameter is a correct diagnosis too.
+    case("circles_one_logit", softmax_of_one_output, ("frozen_parameters",), last=softmax),
+    case(
+        "cancer_one_logit",
+        softmax_of_one_output,
+        ("frozen_parameters",),
+        last=partial(nn.Softmax, dim=-1),
+    ),
     case("mlp", use_loss, loss_fn=softmax_over_batch),
     case("mlp", use_loss, loss_fn=F.nll_loss),
     # The softmax over one logit is 1, so that the loss is 0 for every output.

@@ -78,6 +78,21 @@ _PROPER = {
 _OVERRIDES = {"classes": "loss=cross_entropy", "values": "loss=mse"}
 
 
+def constant_output(evidence: Evidence) -> Iterator[Sign]:
+    """A softmax over a single output, which is 1 for every input and has no derivative."""
+    if evidence.network.softmax_over_one:
+        yield Sign(
+            "error",
+            "the last softmax runs over an axis of one entry, so that every output is 1 (its "
+            "logarithm 0) for every input: the loss is a constant, and no gradient reaches a "
+            "parameter",
+            "use a sigmoid for a single output, or give the last layer one output for each class "
+            "(two of them); where it has several, take the softmax over their axis, dim=1",
+            override=None,
+            harm="the loss does not depend on the weights, and nothing is learnt",
+        )
+
+
 def unbounded(evidence: Evidence) -> bool:
     """Return whether the loss falls without end as outputs grow."""
     loss = evidence.loss
@@ -354,6 +369,7 @@ CAUSE = Cause(
     kind=Kind.CERTAIN,
     rules=(
         first_of(
+            constant_output,
             _rule(flipped_sign),
             _rule(no_gradient, any_task=True),
             _rule(
