@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Rule, Sign, first_of
+from debugnn.doctor.causes.signals.loss_calls import Breach, breaches
 from debugnn.doctor.causes.signals.loss_function import (
     UNREACHABLE,
     better_when_right,
@@ -76,6 +77,29 @@ _PROPER = {
     "values": "compare outputs with targets of the same shape, by the squared error",
 }
 _OVERRIDES = {"classes": "loss=cross_entropy", "values": "loss=mse"}
+
+
+def unexpected_arguments(evidence: Evidence) -> Iterator[Sign]:
+    """A function of the loss is given what it is documented not to expect."""
+    yield from _told([b for b in breaches(evidence) if not b.may_serve][:1], severity(evidence))
+
+
+def unusual_arguments(evidence: Evidence) -> Iterator[Sign]:
+    """The same of what may be meant: a note."""
+    yield from _told([b for b in breaches(evidence) if b.may_serve][:1], "note")
+
+
+def _told(found: list[Breach], severity: str) -> Iterator[Sign]:
+    for breach in found:
+        yield Sign(
+            severity,
+            breach.summary,
+            breach.fix,
+            evidence={"function": breach.call.function, **breach.numbers},
+            override=None,
+            harm="the loss asks for something else than was meant",
+            line=breach.call.line,
+        )
 
 
 def constant_output(evidence: Evidence) -> Iterator[Sign]:
@@ -260,6 +284,20 @@ def linked_twice(evidence: Evidence) -> str | None:
     )
 
 
+def rates_as_logarithms(evidence: Evidence) -> str | None:
+    """A network that ends with rates above zero, and a loss that takes them for their logarithms.
+
+    What it predicts is wrong by an exponential, and no rate below 1 can be said.
+    """
+    rates = evidence.network.last_op == "softplus"
+    if evidence.task == "values" and evidence.loss.link == "exp" and rates:
+        return (
+            "the network ends with a softplus, which gives rates above zero, and the loss takes "
+            "them for logarithms of rates"
+        )
+    return None
+
+
 def squared_error_of_two_classes(evidence: Evidence) -> str | None:
     """A regression's loss for a 0 or 1."""
     regression = shift_invariant(evidence) is False and better_when_right(evidence)
@@ -370,6 +408,7 @@ CAUSE = Cause(
     rules=(
         first_of(
             constant_output,
+            unexpected_arguments,
             _rule(flipped_sign),
             _rule(no_gradient, any_task=True),
             _rule(
@@ -420,6 +459,12 @@ CAUSE = Cause(
                 any_task=True,
             ),
             _rule(linked_twice, "leave it out of the network's last layer"),
+            _rule(
+                rates_as_logarithms,
+                "leave the softplus out, or tell the loss that it is given rates "
+                "(log_input=False in poisson_nll_loss)",
+                may_serve=True,
+            ),
             _rule(squared_error_of_two_classes, may_serve=True),
             _rule(classes_not_compared, may_serve=True),
             _rule(regression_of_probabilities, may_serve=True),
@@ -430,6 +475,7 @@ CAUSE = Cause(
                 "give the model an output for each class, and cross_entropy the class indices",
             ),
         ),
+        unusual_arguments,
     ),
     fix="use a loss that falls as the outputs come nearer to the targets",
     harm="the lowest value of this loss is not where the outputs are right",

@@ -19,6 +19,7 @@ from debugnn.doctor.evidence.data import (
     TargetCopyFacts,
 )
 from debugnn.doctor.evidence.loss import (
+    LossCall,
     LossFacts,
     VolumeFacts,
 )
@@ -68,6 +69,7 @@ __all__ = [
     "LayerFacts",
     "LeafFacts",
     "LoopFacts",
+    "LossCall",
     "LossFacts",
     "NetworkFacts",
     "NonFinite",
