@@ -314,3 +314,42 @@ def test_what_is_said_of_a_call(facts, said):
     ]
     report = diagnose(load(json.loads(json.dumps(asdict(given)))), 0)
     assert report.main_cause == ("wrong_loss" if said else "healthy")
+
+
+RATES = {
+    "a softplus for logarithms": (nn.Softplus, -2.0, True, "wrong_loss"),
+    "a softplus for rates": (nn.Softplus, -2.0, False, "healthy"),
+    "logarithms": (nn.Identity, -2.0, True, "healthy"),
+    # Rates above 1 are within its reach, and it learns.
+    "a softplus for logarithms of large rates": (nn.Softplus, 3.0, True, "healthy"),
+}
+
+
+@pytest.mark.parametrize("handed", [True, False], ids=["handed", "within the loop"])
+@pytest.mark.parametrize("name", RATES)
+def test_rates_that_a_loss_takes_for_logarithms(name, handed):
+    last, level, log_input, cause = RATES[name]
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 24), nn.Tanh(), nn.Linear(24, 1), last())
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-2)
+    loss_fn = nn.PoissonNLLLoss(log_input=log_input)
+    with Doctor(model, optimizer, loss_fn if handed else None) as doctor:
+        for _ in range(100):
+            inputs = torch.randn(96, 2)
+            targets = torch.poisson((inputs[:, :1] + level).exp().clamp(max=80))
+            optimizer.zero_grad()
+            loss = loss_fn(model(inputs), targets)
+            loss.backward()
+            optimizer.step()
+            doctor.step(loss, inputs, targets)
+        report = doctor.report()
+    accused = cause if cause == "wrong_loss" else None
+    assert (report.main.cause if report.healthy is False else None) == accused, str(report)
+    seen = any("for logarithms of rates" in f.summary for f in report.findings)
+    assert seen == (last is nn.Softplus and log_input)
+
+
+def test_a_loss_of_the_logarithm_of_a_rate_is_sound():
+    report = watched(lambda o, y: F.poisson_nll_loss(F.softplus(o[:, 0]).log(), y))
+    assert told(report) == []
+    assert not report.evidence.loss.calls[0].of_outputs

@@ -217,9 +217,9 @@ TUNING = [
     case("flow", volume_subtracted),
     case("written_lines", scores_as_logarithms),
     case("variational_autoencoder", rewarded_divergence, ("non_finite",)),
-    case("rare_counts", softplus_of_logarithms),
     # That the labels have the wrong code is a correct diagnosis too.
     case("cosine_pairs", pairs_labelled_0, ("bad_labels",)),
+    case("rare_counts", softplus_of_logarithms),
     case("written_lines", first_symbol_is_blank, ("bad_labels",)),
     case("student", divergence_of_scores),
 ]

@@ -284,20 +284,6 @@ def linked_twice(evidence: Evidence) -> str | None:
     )
 
 
-def rates_as_logarithms(evidence: Evidence) -> str | None:
-    """A network that ends with rates above zero, and a loss that takes them for their logarithms.
-
-    What it predicts is wrong by an exponential, and no rate below 1 can be said.
-    """
-    rates = evidence.network.last_op == "softplus"
-    if evidence.task == "values" and evidence.loss.link == "exp" and rates:
-        return (
-            "the network ends with a softplus, which gives rates above zero, and the loss takes "
-            "them for logarithms of rates"
-        )
-    return None
-
-
 def squared_error_of_two_classes(evidence: Evidence) -> str | None:
     """A regression's loss for a 0 or 1."""
     regression = shift_invariant(evidence) is False and better_when_right(evidence)
@@ -459,12 +445,6 @@ CAUSE = Cause(
                 any_task=True,
             ),
             _rule(linked_twice, "leave it out of the network's last layer"),
-            _rule(
-                rates_as_logarithms,
-                "leave the softplus out, or tell the loss that it is given rates "
-                "(log_input=False in poisson_nll_loss)",
-                may_serve=True,
-            ),
             _rule(squared_error_of_two_classes, may_serve=True),
             _rule(classes_not_compared, may_serve=True),
             _rule(regression_of_probabilities, may_serve=True),

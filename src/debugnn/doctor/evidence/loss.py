@@ -35,6 +35,9 @@ class LossCall:
     # the targets are probabilities. The median over a call's rows, the highest of all calls.
     log_mass: float | None = None
     repeating: int = 0  # multilabel_margin_loss: rows that name a class twice
+    logarithms: bool = False  # poisson_nll_loss: it takes its input for logarithms of rates
+    of_outputs: bool = False  # the same: its input is the model's output as it is
+    target_sum: float = 0.0  # the same
 
 
 @dataclass

@@ -67,7 +67,7 @@ class TrainingHooks:
         self.rates = RateCurve()
         self.rivals = Rivals(training.model, training.optimizer)
         self.state = StateBetweenSteps(training.model)
-        self.loss_calls = LossCalls(training.evidence)
+        self.loss_calls = LossCalls(training.evidence, lambda: self.outputs)
         self._compiled = is_compiled(model)
         self._training = training
         self._replay = replay

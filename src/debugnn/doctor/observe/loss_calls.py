@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from debugnn.doctor.evidence import Evidence, LossCall
 from debugnn.doctor.observe.callers import line_of_caller
+from debugnn.doctor.observe.calls import first_tensor
 from debugnn.doctor.observe.losses import value_of
 from debugnn.doctor.troubles import guarded
 
@@ -42,10 +43,12 @@ class LossCalls:
 
     Args:
         evidence: where the calls are noted.
+        outputs: returns the model's outputs of the latest pass.
     """
 
-    def __init__(self, evidence: Evidence) -> None:
+    def __init__(self, evidence: Evidence, outputs: Callable[[], Any]) -> None:
         self.evidence = evidence
+        self._outputs = outputs
         self._probes = 0
         self._noted: dict[tuple[str, str | None], LossCall] = {}
         self._pending: list[tuple[str, str | None, Arguments, Node]] = []
@@ -108,6 +111,9 @@ class LossCalls:
         found.calls += 1
         with torch.no_grad():
             _READERS[name](found, arguments)
+            given, output = arguments.get("input"), first_tensor(self._outputs())
+            if isinstance(given, Tensor) and output is not None:
+                found.of_outputs = given.data_ptr() == output.data_ptr()
 
 
 class _Mode(TorchFunctionMode):
@@ -216,6 +222,14 @@ def _read_indices(call: LossCall, arguments: Arguments) -> None:
         call.repeating += len(set(named)) < len(named)
 
 
+def _read_rates(call: LossCall, arguments: Arguments) -> None:
+    """Add up the targets."""
+    targets = arguments["target"]
+    call.logarithms = arguments["log_input"]
+    call.targets += targets.numel()
+    call.target_sum += targets.double().sum().item()
+
+
 _READERS: dict[str, Callable[[LossCall, Arguments], None]] = {
     "cosine_embedding_loss": _read_signs,
     "hinge_embedding_loss": _read_signs,
@@ -224,6 +238,7 @@ _READERS: dict[str, Callable[[LossCall, Arguments], None]] = {
     "ctc_loss": _read_labels,
     "kl_div": _read_masses,
     "multilabel_margin_loss": _read_indices,
+    "poisson_nll_loss": _read_rates,
 }
 
 

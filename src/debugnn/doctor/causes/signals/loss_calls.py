@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from debugnn.doctor.causes.signals.outcome import short
 from debugnn.doctor.evidence import Evidence, LossCall
 
 # Share of the targets, or of the labels, from which on others than the documented ones are no slip
@@ -25,6 +26,9 @@ _UNSIGNED = {
 }
 
 
+_ABOVE_ZERO = {"softplus": "a softplus", "exp": "an exponential"}
+
+
 class Breach(NamedTuple):
     """A call with other arguments than the function is documented to expect."""
 
@@ -42,6 +46,7 @@ def breaches(evidence: Evidence) -> list[Breach]:
     """
     calls = [call for call in evidence.loss.calls if call.reduction != "none"]
     found = [kind(call) for call in calls for kind in _KINDS]
+    found += [_rates(call, evidence) for call in calls]
     return sorted((b for b in found if b is not None), key=lambda breach: breach.may_serve)
 
 
@@ -115,6 +120,27 @@ def _no_list_of_classes(call: LossCall) -> Breach | None:
         "they say 0 or 1 for each class",
         "use multilabel_soft_margin_loss, or binary_cross_entropy_with_logits, for 0 and 1",
         {"rows": call.targets, "repeating": call.repeating},
+    )
+
+
+def _rates(call: LossCall, evidence: Evidence) -> Breach | None:
+    """Rates above 0 that are taken for logarithms, so that no rate below 1 can be said.
+
+    Where the rates are above 1, the outputs may be meant as logarithms all the same.
+    """
+    last = _ABOVE_ZERO.get(evidence.network.last_op or "")
+    if not (call.logarithms and call.of_outputs and last and call.targets):
+        return None
+    mean = call.target_sum / call.targets
+    return Breach(
+        call,
+        f"{call.function} takes the network's outputs for logarithms of rates, and they pass "
+        f"{last}: as logarithms above zero they stand for rates above 1; the targets' mean is "
+        f"{mean:.3g}",
+        "tell the loss that it is given rates (log_input=False), or leave the last layer without "
+        f"{last}",
+        {"last_operation": evidence.network.last_op, "mean_target": mean},
+        may_serve=mean >= 1 and not short(evidence),
     )
 
 
