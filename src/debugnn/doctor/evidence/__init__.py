@@ -12,6 +12,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from debugnn.doctor.evidence.data import (
     AlignmentFacts,
+    CounterFacts,
     DataFacts,
     DriftFacts,
     GraphBatchFacts,
@@ -60,6 +61,7 @@ __all__ = [
     "ActivationFacts",
     "AlignmentFacts",
     "BrokenPathFacts",
+    "CounterFacts",
     "DataFacts",
     "DriftFacts",
     "Evidence",
