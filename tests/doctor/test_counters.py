@@ -155,6 +155,7 @@ def test_no_feature_counts_alone_or_with_one_value_for_all():
     assert counter_facts(number, labels, Task("classes", 2)) is None
     constant = torch.ones(80, 2)
     assert counter_facts(constant, labels, Task("classes", 2)) is None
+    assert counter_facts(constant[:1], labels[:1], Task("classes", 2)) is None
     beside = torch.cat([number, constant], dim=1)
     assert counter_facts(beside, labels, Task("classes", 2)).told == 0
 

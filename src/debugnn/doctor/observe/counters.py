@@ -26,7 +26,9 @@ def counter_facts(inputs: Tensor, targets: Tensor, task: Task) -> CounterFacts |
     """
     rows = flat(inputs)
     rows = rows[torch.isfinite(rows).all(dim=1)]
-    if inputs[0].numel() != rows.shape[1] or len(rows) < len(inputs) or rows.shape[1] < 2:
+    if inputs[0].numel() != rows.shape[1] or len(rows) < len(inputs):
+        return None
+    if min(rows.shape) < 2:
         return None
     gaps = rows.sort(dim=0).values.diff(dim=0)
     # The least gap is one step, with the rounding of two values; a mean over all has next to none.
