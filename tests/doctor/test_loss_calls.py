@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from handmade_evidence import evidence as sound_evidence
 from torch import nn
+from torch._dynamo.utils import counters
 from torch.nn.functional import soft_margin_loss
 
 from debugnn import Doctor
@@ -16,6 +17,14 @@ from debugnn.doctor.evidence import LossCall, load
 from debugnn.doctor.observe.loss_calls import _PLAIN as PLAIN
 
 SYMBOLS, FEATURES, BATCH, COLUMNS = 5, 6, 24, 9
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled():
+    """Forget what other tests of this process compiled."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
 
 
 def exchanged():
@@ -272,6 +281,35 @@ def test_functions_come_back_when_two_doctors_watch_and_a_step_fails():
     assert (call.function, call.calls, call.targets) == ("soft_margin_loss", 1, 16)
     assert doctors[1].evidence.loss.calls == []
     doctors[0].close()
+
+
+@pytest.mark.slow
+def test_nothing_is_compiled_anew():
+    """The doctor has no loss function, and the loop's is compiled."""
+
+    def graphs(watch):
+        torch._dynamo.reset()
+        counters.clear()
+        loss_of = torch.compile(
+            lambda out, targets: F.kl_div(out.log_softmax(1), targets, reduction="batchmean"),
+            backend="eager",
+        )
+        model = nn.Linear(4, 3)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        doctor = Doctor(model, optimizer) if watch else None
+        for _ in range(25):
+            inputs = torch.randn(16, 4)
+            optimizer.zero_grad()
+            loss = loss_of(model(inputs), torch.rand(16, 3).softmax(1))
+            loss.backward()
+            optimizer.step()
+            if doctor is not None:
+                doctor.step(loss, inputs)
+        return dict(counters["stats"])
+
+    plain = graphs(watch=False)
+    assert plain["unique_graphs"] == 1
+    assert graphs(watch=True) == plain
 
 
 def test_a_function_that_somebody_else_exchanged_stays(monkeypatch):

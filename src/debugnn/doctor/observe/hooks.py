@@ -14,7 +14,7 @@ from debugnn.doctor.observe.erased_gradients import ErasedGradients
 from debugnn.doctor.observe.forward_passes import ForwardPass
 from debugnn.doctor.observe.graph import UnregisteredLeaves
 from debugnn.doctor.observe.layers import LayerProbes
-from debugnn.doctor.observe.loss_calls import LossCalls, is_compiled
+from debugnn.doctor.observe.loss_calls import LossCalls
 from debugnn.doctor.observe.module_state import StateBetweenSteps
 from debugnn.doctor.observe.optimizer import RateCurve
 from debugnn.doctor.observe.rivals import Rivals
@@ -68,7 +68,6 @@ class TrainingHooks:
         self.rivals = Rivals(training.model, training.optimizer)
         self.state = StateBetweenSteps(training.model)
         self.loss_calls = LossCalls(training.evidence, lambda: self.outputs)
-        self._compiled = is_compiled(model)
         self._training = training
         self._replay = replay
         self._at_once = at_once
@@ -141,7 +140,7 @@ class TrainingHooks:
                 self._loop.evaluation_line = self._loop.evaluation_line or line_of_caller()
             return
         self.begin()
-        if self._training.loss_fn is None and self._training.probe_due and not self._compiled:
+        if self._training.loss_fn is None and self._training.probe_due:
             self.loss_calls.watch()
         call = Call(args, kwargs, self.state.note_start(first=not passes.pending))
         self.rivals.note_inputs(call.tensors())

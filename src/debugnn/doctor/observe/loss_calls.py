@@ -8,6 +8,7 @@ was meant.
 import functools
 import inspect
 import math
+import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
 
@@ -64,11 +65,12 @@ class LossCalls:
             yield
 
     def watch(self) -> None:
-        """Look at the loop's own calls, until `take`."""
-        if self._probes < _PROBES and not _WATCHING:
+        """Look at the loop's own calls, until `take`; not where anything is compiled."""
+        if self._probes >= _PROBES or _is_compiling():
+            return
+        if not _WATCHING:
             _exchange(_SEEN)
-        if self._probes < _PROBES:
-            _WATCHING.add(self)
+        _WATCHING.add(self)
 
     def ignore(self) -> None:
         """Look at no further calls, and forget those that are not taken."""
@@ -256,9 +258,8 @@ def _seen(name: str, plain: Callable) -> Callable:
     @functools.wraps(plain)
     def call(*args: Any, **kwargs: Any) -> Any:
         result = plain(*args, **kwargs)
-        if not torch.compiler.is_compiling():
-            for calls in list(_WATCHING):
-                calls.keep(name, args, kwargs, result)
+        for calls in list(_WATCHING):
+            calls.keep(name, args, kwargs, result)
         return result
 
     return call
@@ -274,7 +275,9 @@ def _exchange(functions: dict[str, Callable]) -> None:
             setattr(F, name, function)
 
 
-def is_compiled(model: nn.Module) -> bool:
-    """Return whether a model was handed to torch.compile, which would compile an exchanged
-    function anew."""
-    return hasattr(model, "_orig_mod") or model._compiled_call_impl is not None
+def _is_compiling() -> bool:
+    """Return whether anything was handed to torch.compile, which compiles a function anew that is
+    exchanged within what it compiled."""
+    frames = sys.modules.get("torch._dynamo.eval_frame")
+    backends: dict[int, Any] = getattr(frames, "cached_backends", {})
+    return any(backend is not None for backend in backends.values())
