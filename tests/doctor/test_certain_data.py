@@ -246,19 +246,48 @@ def test_batch_norm_whose_averages_do_not_follow():
     assert "train_eval_mode" in told[1e-5]
 
 
-def test_a_softmax_over_one_output_is_constant():
+class OverOneKey(nn.Module):
+    """Attention of each sample over itself alone: its weights are 1, and need no gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(6, 8) for _ in range(3))
+        self.head = nn.Linear(8, 1)
+
+    def forward(self, x):
+        query, key, value = (part(x)[:, None] for part in (self.query, self.key, self.value))
+        weights = (query @ key.transpose(1, 2)).softmax(-1)
+        return self.head((weights @ value)[:, 0].relu())
+
+
+def small_net(*last):
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 1), *last)
+
+
+ONE_OUTPUT = {
+    "a softmax": (lambda: small_net(nn.Softmax(dim=1)), nn.BCELoss(), True),
+    "a softmax after attention": (
+        lambda: nn.Sequential(OverOneKey(), nn.Softmax(dim=-1)),
+        nn.MSELoss(),
+        True,
+    ),
+    "a sigmoid": (lambda: small_net(nn.Sigmoid()), nn.BCELoss(), False),
+    "attention over one key": (OverOneKey, nn.BCEWithLogitsLoss(), False),
+}
+
+
+@pytest.mark.parametrize("name", ONE_OUTPUT)
+def test_a_softmax_over_one_output_is_constant(name):
+    make, loss_fn, constant = ONE_OUTPUT[name]
     inputs, labels = table(320)
-    targets = labels[:, None].float()
-
-    def told(last):
-        model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 1), last)
-        report = watched(inputs, targets, model=model, loss_fn=nn.BCELoss())
-        return [f for f in report.findings if f.cause == "frozen_parameters"]
-
-    (found,) = told(nn.Softmax(dim=1))
-    assert found.confidence == "certain"
-    assert "every output is 1" in found.summary
-    assert told(nn.Sigmoid()) == []
+    report = watched(inputs, labels[:, None].float(), model=make(), loss_fn=loss_fn)
+    told = [f for f in report.findings if f.cause in ("wrong_loss", "frozen_parameters")]
+    assert [f.cause for f in told] == ["wrong_loss"] * constant
+    if constant:
+        assert report.main_cause == "wrong_loss"
+        assert report.main.confidence == "certain"
+        assert "every output is 1" in report.main.summary
+        assert report.main.fix.startswith("use a sigmoid")
 
 
 # --- NaN ------------------------------------------------------------------------------------------

@@ -102,12 +102,6 @@ def detached_in_the_loss(setup: Setup, name: str) -> None:
     setup.loss_fn = cut
 
 
-def softmax_of_one_output(setup: Setup) -> None:
-    """A softmax over a single output, where a sigmoid is meant."""
-    sequential(setup).append(nn.Softmax(dim=1))
-    setup.loss_fn = nn.BCELoss()
-
-
 def code_without_estimator(setup: Setup) -> None:
     """The decoder is given the entries of the codebook themselves, with the gradient of these."""
     cast(QuantisedAutoencoder, setup.model).hand_on = lambda codes, chosen: chosen
@@ -136,7 +130,6 @@ TUNING = [
     case("digit_and_darkness", detached_in_the_loss, name="darkness"),
     case("quantised_autoencoder", code_without_estimator, ("vanishing_gradient",)),
     case("quantised_autoencoder", estimator_within_detach, ("vanishing_gradient",)),
-    case("cancer_one_logit", softmax_of_one_output, ("wrong_loss",)),
     case("cnn", cleared_between, ("optimizer_mismatch",), set_to_none=True),
     case("friedman", cleared_between, ("optimizer_mismatch",), set_to_none=False),
     case("lstm", cleared_between, ("optimizer_mismatch",), set_to_none=False),

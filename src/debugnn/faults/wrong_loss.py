@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from debugnn.faults.cases import case
 from debugnn.faults.edits import Apply, change_data, sequential, use_loss
+from debugnn.faults.nets import LineReader
 from debugnn.faults.program import Setup
 from debugnn.faults.sound.sequences import line_loss_of
 
@@ -18,6 +19,12 @@ softmax = partial(nn.Softmax, dim=1)
 def append(setup: Setup, make: Callable[[], nn.Module]) -> None:
     """A module after the output layer that the loss does not expect."""
     setup.model = nn.Sequential(*sequential(setup), make())
+
+
+def softmax_of_one_output(setup: Setup, last: Callable[[], nn.Module]) -> None:
+    """A softmax over a single output, which is 1 for every input."""
+    append(setup, last)
+    setup.loss_fn = nn.BCELoss()
 
 
 def exponential() -> nn.Module:
@@ -106,6 +113,58 @@ def scores_as_logarithms(setup: Setup) -> None:
     setup.loss_fn = line_loss_of
 
 
+def softplus_of_logarithms(setup: Setup) -> None:
+    """The network gives rates, by a softplus, to a loss that takes the logarithms of rates."""
+    append(setup, nn.Softplus)
+
+
+def _cosine_of_0_and_1(embedded: Tensor, different: Tensor) -> Tensor:
+    left, right = embedded.unbind(dim=1)
+    return F.cosine_embedding_loss(left, right, 1 - different, margin=0.3)
+
+
+def pairs_labelled_0(setup: Setup) -> None:
+    """Pairs are labelled 1 and 0, where cosine_embedding_loss wants 1 and -1."""
+    setup.loss_fn = _cosine_of_0_and_1
+
+
+def _hinge_of_0_and_1(embedded: Tensor, different: Tensor) -> Tensor:
+    distance = (embedded[:, 0] - embedded[:, 1]).square().sum(dim=1)
+    return F.hinge_embedding_loss(distance, (different == 0).float())
+
+
+def distances_labelled_0(setup: Setup) -> None:
+    """Pairs are labelled 1 and 0, where hinge_embedding_loss wants 1 and -1."""
+    setup.loss_fn = _hinge_of_0_and_1
+
+
+def first_symbol_is_blank(setup: Setup) -> None:
+    """Symbols are numbered from 0, which is the blank of ctc_loss."""
+    change_data(setup, lambda x, y: (x, y - 1))
+    setup.model = LineReader(8, 64, 10)
+
+
+def padding_is_spelt(setup: Setup) -> None:
+    """Lines of one or two symbols are filled up with the blank, and target_lengths counts it."""
+
+    def shortened(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        x, y = x.clone(), y.clone()
+        x[::2, :, 20:], y[::2, 2] = x[::2, :, -1:], 0
+        x[::4, :, 10:20], y[::4, 1] = x[::4, :, -1:], 0
+        return x, y
+
+    change_data(setup, shortened)
+
+
+def _divergence_of_scores(outputs: Tensor, targets: Tensor) -> Tensor:
+    return F.kl_div(outputs / 4, (targets / 4).softmax(dim=1), reduction="batchmean")
+
+
+def divergence_of_scores(setup: Setup) -> None:
+    """kl_div is given a student's scores, where it wants logarithms of probabilities."""
+    setup.loss_fn = _divergence_of_scores
+
+
 def _rewarded_divergence(outputs: tuple[Tensor, Tensor, Tensor], targets: Tensor) -> Tensor:
     rebuilt, mean, log_variance = outputs
     kl = -0.5 * (1 + log_variance - mean.square() - log_variance.exp()).sum()
@@ -135,6 +194,14 @@ TUNING = [
     case("cnn", append, make=softmax),
     case("mlp", append, make=partial(nn.Softmax, dim=0)),
     case("friedman", append, make=nn.Sigmoid),
+    # That no gradient reaches a parameter is a correct diagnosis too.
+    case("circles_one_logit", softmax_of_one_output, ("frozen_parameters",), last=softmax),
+    case(
+        "cancer_one_logit",
+        softmax_of_one_output,
+        ("frozen_parameters",),
+        last=partial(nn.Softmax, dim=-1),
+    ),
     case("mlp", use_loss, loss_fn=softmax_over_batch),
     case("mlp", use_loss, loss_fn=F.nll_loss),
     # The softmax over one logit is 1, so that the loss is 0 for every output.
@@ -150,6 +217,11 @@ TUNING = [
     case("flow", volume_subtracted),
     case("written_lines", scores_as_logarithms),
     case("variational_autoencoder", rewarded_divergence, ("non_finite",)),
+    # That the labels have the wrong code is a correct diagnosis too.
+    case("cosine_pairs", pairs_labelled_0, ("bad_labels",)),
+    case("rare_counts", softplus_of_logarithms),
+    case("written_lines", first_symbol_is_blank, ("bad_labels",)),
+    case("student", divergence_of_scores),
 ]
 
 HELD_OUT = [
@@ -164,4 +236,6 @@ HELD_OUT = [
     case("diabetes", signed_error),
     case("mlp_momentum", nll_of_squashed),
     case("few_informative", divergence_of_probabilities),
+    case("hinge_pairs", distances_labelled_0, ("bad_labels",)),
+    case("written_lines", padding_is_spelt, ("bad_labels",)),
 ]

@@ -148,19 +148,6 @@ def detached_output(evidence: Evidence) -> Iterator[Sign]:
         )
 
 
-def constant_output(evidence: Evidence) -> Iterator[Sign]:
-    """A softmax over a single output, which is 1 for every input and has no derivative."""
-    if evidence.network.softmax_over_one:
-        yield Sign(
-            "error",
-            "the last softmax runs over an axis of one entry, so that every output is 1 (its "
-            "logarithm 0) for every input, and no gradient reaches a parameter",
-            "give the last layer one output for each class, take the axis of the classes "
-            "(dim=1), or use a sigmoid for a single output",
-            confidence="certain",
-        )
-
-
 def steps_without_gradient(evidence: Evidence) -> Iterator[Sign]:
     """Updates that found no gradient at all."""
     loop = evidence.loop
@@ -207,7 +194,6 @@ CAUSE = Cause(
         first_of(
             cleared_before_step,
             erased_between_passes,
-            constant_output,
             cut_off,
             detached_output,
             broken_path,

@@ -20,6 +20,18 @@ DROP = 0.2
 FEATURES = 8
 # Classes that lie apart in most features: no single feature gives them away.
 ALL_TELL = 0.8
+# Pairs of equal values that as many values would hold on average, were they drawn from as many
+# steps as a feature's: where it holds none, its values are no measurements, but numbers that are
+# given out one by one.
+EQUAL_PAIRS = 20.0
+# Skill of such a feature alone, and the share of what all others leave that it explains: the file
+# was sorted by class, or written class by class.
+COUNTER_TELLS = 0.85
+COUNTER_EXPLAINS = 0.5
+# Share of another feature's variance that it explains, above which others are made of it: points on
+# an axis, beside their squares. What goes with the class alone is less, where all others together
+# leave much of the class.
+COORDINATE = 0.9
 # Share of the positions tried whose output changes with the symbol that it is to name.
 SEEN = 0.3
 # Share of scored positions above which not only masked ones are scored.
@@ -89,6 +101,41 @@ def feature_stands_out(evidence: Evidence) -> Iterator[Sign]:
     largest = max(range(len(drops)), key=drops.__getitem__)
     if drops[largest] > DROP and shares[largest] > STANDS_OUT:
         yield _sign("note", evidence, share, largest + 1, "tells more than all others together")
+
+
+def counter_tells_class(evidence: Evidence) -> Iterator[Sign]:
+    """A feature that numbers the samples, in a file where their order tells the class.
+
+    Where several features number the samples they are ranks, which measurements are turned into;
+    where others are functions of it, it is a coordinate, as of points that are evenly spaced.
+    """
+    facts = evidence.data.counter
+    if facts is None or facts.counting > 1 or facts.told > COORDINATE:
+        return
+    if evidence.data.samples < SAMPLES:
+        return
+    pairs = facts.values * (facts.values - 1) / (2 * (facts.steps + 1))
+    explained = facts.skill - facts.skill_of_others
+    if pairs < EQUAL_PAIRS or facts.skill < COUNTER_TELLS:
+        return
+    if explained < COUNTER_EXPLAINS * (1 - facts.skill_of_others):
+        return
+    yield Sign(
+        "error",
+        f"input feature {facts.feature} only counts: {facts.values} samples have {facts.values} "
+        f"different values, all of them whole numbers of steps apart, as row numbers have; it "
+        f"alone tells the class with skill {facts.skill:.2f}, all other features with "
+        f"{facts.skill_of_others:.2f}",
+        "leave the row number or identifier out of the features (index_col=0 in pandas.read_csv)",
+        evidence={
+            "feature": facts.feature,
+            "values": facts.values,
+            "steps": facts.steps,
+            "skill_of_feature": facts.skill,
+            "skill_of_others": facts.skill_of_others,
+        },
+        override=None,
+    )
 
 
 def _share(evidence: Evidence) -> float | None:
@@ -281,7 +328,7 @@ CAUSE = Cause(
     meaning="the input gives the target away",
     kind=Kind.CERTAIN,
     rules=(
-        first_of(feature_is_target, targets_among_inputs),
+        first_of(feature_is_target, targets_among_inputs, counter_tells_class),
         feature_stands_out,
         sees_its_target,
         trained_on_validation,

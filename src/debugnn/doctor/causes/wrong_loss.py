@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Rule, Sign, first_of
+from debugnn.doctor.causes.signals.loss_calls import Breach, breaches
 from debugnn.doctor.causes.signals.loss_function import (
     UNREACHABLE,
     better_when_right,
@@ -76,6 +77,44 @@ _PROPER = {
     "values": "compare outputs with targets of the same shape, by the squared error",
 }
 _OVERRIDES = {"classes": "loss=cross_entropy", "values": "loss=mse"}
+
+
+def unexpected_arguments(evidence: Evidence) -> Iterator[Sign]:
+    """A function of the loss is given what it is documented not to expect."""
+    yield from _told([b for b in breaches(evidence) if not b.may_serve][:1], severity(evidence))
+
+
+def unusual_arguments(evidence: Evidence) -> Iterator[Sign]:
+    """The same of what may be meant: a note."""
+    yield from _told([b for b in breaches(evidence) if b.may_serve][:1], "note")
+
+
+def _told(found: list[Breach], severity: str) -> Iterator[Sign]:
+    for breach in found:
+        yield Sign(
+            severity,
+            breach.summary,
+            breach.fix,
+            evidence={"function": breach.call.function, **breach.numbers},
+            override=None,
+            harm="the loss asks for something else than was meant",
+            line=breach.call.line,
+        )
+
+
+def constant_output(evidence: Evidence) -> Iterator[Sign]:
+    """A softmax over a single output, which is 1 for every input and has no derivative."""
+    if evidence.network.softmax_over_one:
+        yield Sign(
+            "error",
+            "the last softmax runs over an axis of one entry, so that every output is 1 (its "
+            "logarithm 0) for every input: the loss is a constant, and no gradient reaches a "
+            "parameter",
+            "use a sigmoid for a single output, or give the last layer one output for each class "
+            "(two of them); where it has several, take the softmax over their axis, dim=1",
+            override=None,
+            harm="the loss does not depend on the weights, and nothing is learnt",
+        )
 
 
 def unbounded(evidence: Evidence) -> bool:
@@ -354,6 +393,8 @@ CAUSE = Cause(
     kind=Kind.CERTAIN,
     rules=(
         first_of(
+            constant_output,
+            unexpected_arguments,
             _rule(flipped_sign),
             _rule(no_gradient, any_task=True),
             _rule(
@@ -414,6 +455,7 @@ CAUSE = Cause(
                 "give the model an output for each class, and cross_entropy the class indices",
             ),
         ),
+        unusual_arguments,
     ),
     fix="use a loss that falls as the outputs come nearer to the targets",
     harm="the lowest value of this loss is not where the outputs are right",

@@ -12,6 +12,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from debugnn.doctor.evidence.data import (
     AlignmentFacts,
+    CounterFacts,
     DataFacts,
     DriftFacts,
     GraphBatchFacts,
@@ -20,6 +21,7 @@ from debugnn.doctor.evidence.data import (
     TargetCopyFacts,
 )
 from debugnn.doctor.evidence.loss import (
+    LossCall,
     LossFacts,
     VolumeFacts,
 )
@@ -62,6 +64,7 @@ __all__ = [
     "AdjustedFacts",
     "AlignmentFacts",
     "BrokenPathFacts",
+    "CounterFacts",
     "DataFacts",
     "DriftFacts",
     "Evidence",
@@ -71,6 +74,7 @@ __all__ = [
     "LayerFacts",
     "LeafFacts",
     "LoopFacts",
+    "LossCall",
     "LossFacts",
     "NetworkFacts",
     "NonFinite",

@@ -87,6 +87,19 @@ class TargetCopyFacts:
 
 
 @dataclass
+class CounterFacts:
+    """A feature whose values are all different and whole multiples of one step apart."""
+
+    feature: int
+    values: int  # samples that were compared
+    steps: int  # from the lowest value to the highest
+    counting: int  # features of this kind
+    skill: float  # of a simple model that is given this feature alone
+    skill_of_others: float  # of one that is given all others
+    told: float  # the largest share of another feature's variance that it explains
+
+
+@dataclass
 class DataFacts:
     """The samples that the doctor kept."""
 
@@ -129,6 +142,7 @@ class DataFacts:
     feature_order: list[int] = field(default_factory=list)
     feature_share_median: float | None = None
     features: int = 0  # how many features were compared
+    counter: CounterFacts | None = None  # None: of labels, no feature counts the samples
     drift: DriftFacts | None = None
     graphs: GraphBatchFacts | None = None  # None: a batch does not consist of graphs
     sequence: SequenceFacts | None = None  # None: the outputs are no symbols of a sequence

@@ -12,6 +12,35 @@ class VolumeFacts:
 
 
 @dataclass
+class LossCall:
+    """What a function of torch.nn.functional was given as part of a loss, at one line of code.
+
+    Counts are of all calls that were looked at.
+    """
+
+    function: str
+    reduction: str  # none, mean, sum, batchmean
+    line: str | None = None  # `file:line` of the person's code
+    calls: int = 0
+    targets: int = 0  # of cosine_embedding_loss and its like: 1 or -1; of multi-label margins: rows
+    unsigned: int = 0  # targets that are neither
+    negative: int = 0  # targets below zero
+    others: list[float] = field(default_factory=list)  # some values of targets that are neither
+    labels: int = 0  # ctc_loss: within the lengths of their sequences
+    blanks: int = 0  # labels that are the blank
+    blank: int | None = None
+    sequences: int = 0
+    too_long: int = 0  # sequences whose labels do not fit into their frames
+    # kl_div: logarithm of the sum of the first input's exponentials along the axis along which
+    # the targets are probabilities. The median over a call's rows, the highest of all calls.
+    log_mass: float | None = None
+    repeating: int = 0  # multilabel_margin_loss: rows that name a class twice
+    logarithms: bool = False  # poisson_nll_loss: it takes its input for logarithms of rates
+    of_outputs: bool = False  # the same: its input is the model's output as it is
+    target_sum: float = 0.0  # the same
+
+
+@dataclass
 class LossFacts:
     """How the loss function responds to outputs that the doctor makes up."""
 
@@ -57,3 +86,4 @@ class LossFacts:
     detached: list[str] = field(default_factory=list)
     # Operation of the loss that the loop computed → the one that made its input, views left out.
     sources: dict[str, str] = field(default_factory=dict)
+    calls: list[LossCall] = field(default_factory=list)

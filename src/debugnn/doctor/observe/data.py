@@ -13,6 +13,7 @@ from debugnn.doctor.observe.alignment import alignment_facts
 from debugnn.doctor.observe.buffer import BatchBuffer, ValidationBatch
 from debugnn.doctor.observe.calls import Call, first_tensor
 from debugnn.doctor.observe.class_shares import of_same_shares
+from debugnn.doctor.observe.counters import counter_facts
 from debugnn.doctor.observe.drift import drift_facts
 from debugnn.doctor.observe.graph_batches import graph_batch_facts
 from debugnn.doctor.observe.layout import Layout
@@ -83,6 +84,8 @@ def note_data(
             facts.simple_skill = predicted.skill
             wanted = targets[keep][predicted.rows.to(targets.device)]
             evidence.outcome.own_loss.simple = beside_constant(predicted.values, wanted)
+        if task.kind in ("classes", "binary") and facts.floating and inputs.dim() == 2:
+            facts.counter = counter_facts(inputs[keep], targets[keep], task)
         facts.simple_recognition = simple_models.recognition(
             inputs[keep], targets[keep], None, None, task, buffer.rarest(task)
         )

@@ -14,6 +14,7 @@ from debugnn.doctor.observe.erased_gradients import ErasedGradients
 from debugnn.doctor.observe.forward_passes import ForwardPass
 from debugnn.doctor.observe.graph import UnregisteredLeaves
 from debugnn.doctor.observe.layers import LayerProbes
+from debugnn.doctor.observe.loss_calls import LossCalls
 from debugnn.doctor.observe.module_state import StateBetweenSteps
 from debugnn.doctor.observe.optimizer import RateCurve
 from debugnn.doctor.observe.rivals import Rivals
@@ -47,6 +48,7 @@ class TrainingHooks:
         rates: learning rates.
         rivals: other networks.
         state: what the model keeps in itself between steps.
+        loss_calls: what functions are given that the loss is computed by.
 
     Raises:
         TypeError: a model or an optimiser that takes no hooks.
@@ -65,6 +67,7 @@ class TrainingHooks:
         self.rates = RateCurve()
         self.rivals = Rivals(training.model, training.optimizer)
         self.state = StateBetweenSteps(training.model)
+        self.loss_calls = LossCalls(training.evidence, lambda: self.outputs)
         self._training = training
         self._replay = replay
         self._at_once = at_once
@@ -121,6 +124,7 @@ class TrainingHooks:
             handle.remove()
         self._handles.clear()
         self._erased.release()
+        self.loss_calls.ignore()
         self.layers.release()
         self.leaves.release()
         self.output_gradient = None
@@ -136,6 +140,8 @@ class TrainingHooks:
                 self._loop.evaluation_line = self._loop.evaluation_line or line_of_caller()
             return
         self.begin()
+        if self._training.loss_fn is None and self._training.probe_due:
+            self.loss_calls.watch()
         call = Call(args, kwargs, self.state.note_start(first=not passes.pending))
         self.rivals.note_inputs(call.tensors())
         if self._loop.training_line is None:

@@ -126,6 +126,7 @@ class Observer:
     def step(self, loss: Any, inputs: Any = None, targets: Any = None) -> None:
         """Take note of one training step, after the optimiser's."""
         due = self.training.probe_due
+        self._hooks.loss_calls.take(loss)  # before anything that the doctor calls itself
         self._note_step(loss, inputs, targets)
         # Counted whatever happens above, so that probes stay where they belong.
         self._loop.steps += 1
@@ -263,7 +264,8 @@ class Observer:
     def _compare_loss(self, loss: Tensor, targets: Any) -> None:
         loss_fn, outputs = self.training.loss_fn, self._hooks.outputs
         if loss_fn is not None and outputs is not None:
-            self._losses.compare(loss, loss_fn, outputs, targets)
+            with self._hooks.loss_calls.of_loss_function():
+                self._losses.compare(loss, loss_fn, outputs, targets)
             gradient = self._hooks.output_gradient
             if gradient is not None and self._loop.passes_per_update[-1:] > [1]:
                 own = output_gradient(loss_fn, outputs, targets)

@@ -39,6 +39,25 @@ def contrastive_score(embedded: Tensor, different: Tensor) -> float:
     return ((distance > 0.5) == (different > 0.5)).float().mean().item()
 
 
+def cosine_loss(embedded: Tensor, different: Tensor) -> Tensor:
+    """Pairs of one class point the same way, others do not."""
+    left, right = embedded.unbind(dim=1)
+    return F.cosine_embedding_loss(left, right, 1 - 2 * different, margin=0.3)
+
+
+def cosine_score(embedded: Tensor, different: Tensor) -> float:
+    """Return the share of pairs that a cosine of one half tells apart."""
+    left, right = embedded.unbind(dim=1)
+    cosine = F.cosine_similarity(left, right)
+    return ((cosine < 0.5) == (different > 0.5)).float().mean().item()
+
+
+def hinge_loss(embedded: Tensor, different: Tensor) -> Tensor:
+    """Squared distances, small in pairs of one class and a margin apart in others."""
+    distance = (embedded[:, 0] - embedded[:, 1]).square().sum(dim=1)
+    return F.hinge_embedding_loss(distance, 1 - 2 * different)
+
+
 TUNING: dict[str, Build] = {
     "triplet_net": lambda seed: Setup(
         mlp(64, 64, 16),
@@ -47,6 +66,14 @@ TUNING: dict[str, Build] = {
         *triplets(seed),
         epochs=6,
         score=triplet_score,
+    ),
+    "cosine_pairs": lambda seed: Setup(
+        mlp(64, 64, 12),
+        cosine_loss,
+        partial(Adam, lr=2e-3),
+        *tangled_pairs(seed),
+        epochs=6,
+        score=cosine_score,
     ),
     "contrastive": contrastive,
     "contrastive_both_ways": partial(contrastive, both_ways=True),
@@ -57,6 +84,14 @@ HELD_OUT: dict[str, Build] = {
         mlp(64, 64, 8),
         contrastive_loss,
         partial(Adam, lr=2e-3),
+        *tangled_pairs(seed),
+        epochs=6,
+        score=contrastive_score,
+    ),
+    "hinge_pairs": lambda seed: Setup(
+        mlp(64, 48, 8),
+        hinge_loss,
+        partial(Adam, lr=3e-3),
         *tangled_pairs(seed),
         epochs=6,
         score=contrastive_score,
