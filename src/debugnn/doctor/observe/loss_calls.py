@@ -5,20 +5,20 @@ the blank, logarithms of probabilities. Other values raise no error, and ask for
 was meant.
 """
 
-import functools
 import inspect
 import math
 import sys
-import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import Node
+from torch.nn.modules.module import register_module_forward_hook
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from debugnn.doctor.evidence import Evidence, LossCall
 from debugnn.doctor.observe.callers import line_of_caller
@@ -38,9 +38,10 @@ Arguments = dict[str, Any]
 class LossCalls:
     """Notes what is given to functions whose arguments are to be of a certain kind.
 
-    A loss function that the doctor was given is looked at as the doctor calls it. Without one the
-    functions themselves are exchanged between the forward pass and the end of the step, and calls
-    count whose result is in the graph of the step's loss.
+    A loss function that the doctor was given is looked at as the doctor calls it. Without one,
+    torch's hook for all modules is there between the forward pass and the end of the step, and
+    those modules of torch.nn count whose result is in the graph of the step's loss. Functions that
+    such a loop calls itself are not seen.
 
     Args:
         evidence: where the calls are noted.
@@ -53,6 +54,7 @@ class LossCalls:
         self._probes = 0
         self._noted: dict[tuple[str, str | None], LossCall] = {}
         self._pending: list[tuple[str, str | None, Arguments, Node]] = []
+        self._handle: RemovableHandle | None = None
 
     @contextmanager
     def of_loss_function(self) -> Iterator[None]:
@@ -66,25 +68,21 @@ class LossCalls:
 
     def watch(self) -> None:
         """Look at the loop's own calls, until `take`; not where anything is compiled."""
-        if self._probes >= _PROBES or _is_compiling():
-            return
-        if not _WATCHING:
-            _exchange(_SEEN)
-        _WATCHING.add(self)
+        if self._handle is None and self._probes < _PROBES and not _is_compiling():
+            self._handle = register_module_forward_hook(self._keep, with_kwargs=True)
 
     def ignore(self) -> None:
         """Look at no further calls, and forget those that are not taken."""
-        if self in _WATCHING:
-            _WATCHING.discard(self)
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
             self._probes += 1
-            if not _WATCHING:
-                _exchange(_PLAIN)
         self._pending.clear()
 
     @guarded("the calls of a loss")
     def take(self, loss: Any) -> None:
         """Note those of the calls since `watch` that a step's loss is made of."""
-        if self not in _WATCHING:
+        if self._handle is None:
             return
         pending = list(self._pending)
         self.ignore()
@@ -95,11 +93,12 @@ class LossCalls:
                     self.note(name, line, arguments)
 
     @guarded("the call of a loss")
-    def keep(self, name: str, args: tuple, kwargs: Arguments, result: Any) -> None:
+    def _keep(self, module: nn.Module, args: tuple, kwargs: Arguments, result: Any) -> None:
         """Keep a call of the loop until `take`, if it has a gradient."""
-        node = result.grad_fn if isinstance(result, Tensor) else None
-        if node is not None and len(self._pending) < _CALLS:
-            arguments = _bound(name, args, kwargs)
+        name = _MODULES.get(type(module))
+        node = result.grad_fn if name and isinstance(result, Tensor) else None
+        if name and node is not None and len(self._pending) < _CALLS:
+            arguments = _of_module(name, module, args, kwargs)
             self._pending.append((name, line_of_caller(), arguments, node))
 
     @guarded("the arguments of a loss")
@@ -144,6 +143,14 @@ def _within(root: Node, wanted: set[Node]) -> set[Node]:
         pending += [node for node in dict.fromkeys(following) if node not in seen]
         seen.update(following)
     return seen & wanted
+
+
+def _of_module(name: str, module: nn.Module, args: tuple, kwargs: Arguments) -> Arguments:
+    """Return the arguments that a module hands to its function."""
+    given = inspect.signature(module.forward).bind(*args, **kwargs).arguments.values()
+    names = list(inspect.signature(_PLAIN[name]).parameters)[len(given) :]
+    options = {option: getattr(module, option) for option in names if hasattr(module, option)}
+    return _bound(name, tuple(given), options)
 
 
 def _bound(name: str, args: tuple, kwargs: Arguments) -> Arguments:
@@ -244,40 +251,26 @@ _READERS: dict[str, Callable[[LossCall, Arguments], None]] = {
 }
 
 
-# --- the loop's own calls -------------------------------------------------------------------------
+# --- functions and modules -----------------------------------------------------------------------
 
 
-_WATCHING: weakref.WeakSet[LossCalls] = weakref.WeakSet()
 _PLAIN: dict[str, Callable] = {name: getattr(F, name) for name in _READERS}
 _NAMES = {function: name for name, function in _PLAIN.items()}
-
-
-def _seen(name: str, plain: Callable) -> Callable:
-    """Return the function, which also tells of its calls."""
-
-    @functools.wraps(plain)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        result = plain(*args, **kwargs)
-        for calls in list(_WATCHING):
-            calls.keep(name, args, kwargs, result)
-        return result
-
-    return call
-
-
-_SEEN = {name: _seen(name, plain) for name, plain in _PLAIN.items()}
-
-
-def _exchange(functions: dict[str, Callable]) -> None:
-    """Put functions in their places; what somebody else has put there stays."""
-    for name, function in functions.items():
-        if getattr(F, name) in (_PLAIN[name], _SEEN[name]):
-            setattr(F, name, function)
+_MODULES: dict[type[nn.Module], str] = {
+    nn.CosineEmbeddingLoss: "cosine_embedding_loss",
+    nn.HingeEmbeddingLoss: "hinge_embedding_loss",
+    nn.MarginRankingLoss: "margin_ranking_loss",
+    nn.SoftMarginLoss: "soft_margin_loss",
+    nn.CTCLoss: "ctc_loss",
+    nn.KLDivLoss: "kl_div",
+    nn.MultiLabelMarginLoss: "multilabel_margin_loss",
+    nn.PoissonNLLLoss: "poisson_nll_loss",
+}
 
 
 def _is_compiling() -> bool:
-    """Return whether anything was handed to torch.compile, which compiles a function anew that is
-    exchanged within what it compiled."""
+    """Return whether anything was handed to torch.compile, which compiles anew where a hook for all
+    modules appears."""
     frames = sys.modules.get("torch._dynamo.eval_frame")
     backends: dict[int, Any] = getattr(frames, "cached_backends", {})
     return any(backend is not None for backend in backends.values())
