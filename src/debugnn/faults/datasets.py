@@ -364,6 +364,23 @@ def lines(seed: int, *, samples: int = 1400, digits: int = 3) -> Split:
     return split(images, labels[chosen] + 1, seed, standardise="all")
 
 
+def textures(seed: int, *, samples: int = 500, side: int = 14) -> Split:
+    """Images (1, side, side) with a chequered rectangle and a flat one in noise; the targets are
+    classes (side, side): 0 noise, 1 chequered, 2 flat."""
+    rng = np.random.default_rng(seed)
+    images = rng.normal(size=(samples, 1, side, side))
+    classes = np.zeros((samples, side, side), np.int64)
+    chequered = 2.0 * (np.indices((side, side)).sum(axis=0) % 2) - 1
+    for image, names in zip(images, classes, strict=True):
+        for name, drawn in ((1, chequered), (2, np.zeros_like(chequered))):
+            top, left = rng.integers(0, side - 6, size=2)
+            height, width = rng.integers(4, 7, size=2)
+            where = np.s_[top : top + height, left : left + width]
+            image[0][where] = drawn[where] + 0.2 * rng.normal(size=(height, width))
+            names[where] = name
+    return split(images, classes, seed, standardise="all")
+
+
 def rough_places(seed: int, *, samples: int = 700, side: int = 12) -> Split:
     """Images (1, side, side) of noise, which is rougher in a rectangle; the targets are 1 there."""
     rng = np.random.default_rng(seed)
