@@ -54,6 +54,8 @@ class AlignmentFacts:
     turned_gap: float  # how much less another image's target fits, in standard errors
     shifted: float  # the same, each shifted as it fits best
     shifted_gap: float
+    # How much less another training image's target fits, unmoved, in standard errors.
+    training_gap: float | None = None
 
 
 @dataclass
@@ -123,6 +125,8 @@ class DataFacts:
     tail: TailFacts | None = None  # the same
     target_copies: TargetCopyFacts | None = None  # None: an input does not hold all target values
     simple_skill: float | None = None  # of a simple model, on samples that it was not fitted to
+    # The same of samples with many labels each: R² of the labels at each place.
+    skill_of_maps: float | None = None
     # Class → the lower one of recall and precision of a simple model that gives all classes the
     # same weight, on samples that it was not fitted to; of the rarest classes.
     simple_recognition: dict[int, float] = field(default_factory=dict)

@@ -82,6 +82,7 @@ def note_data(
             facts.simple_skill = predicted.skill
             wanted = targets[keep][predicted.rows.to(targets.device)]
             evidence.outcome.own_loss.simple = beside_constant(predicted.values, wanted)
+        facts.skill_of_maps = simple_models.skill_of_maps(inputs[keep], targets[keep], task)
         facts.simple_recognition = simple_models.recognition(
             inputs[keep], targets[keep], None, None, task, buffer.rarest(task)
         )
