@@ -325,6 +325,13 @@ def autoencoding(seed: int) -> Split:
     return (x, x.clone()), (x_val, x_val.clone())
 
 
+def black_and_white(seed: int, *shape: int) -> Split:
+    """Digits of pixels 0 and 1, which are inputs and targets at once."""
+    (x, _), (x_val, _) = digits(seed, *shape, standardise="none")
+    train, val = ((images > 7).float() for images in (x, x_val))
+    return (train, train.clone()), (val, val.clone())
+
+
 def waves(seed: int, *, samples: int = 1400, length: int = 32) -> Split:
     """Waves (1, length) of any frequency from 1 to 4, phase and height, whose targets are their own
     inputs."""

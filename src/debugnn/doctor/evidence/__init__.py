@@ -15,6 +15,7 @@ from debugnn.doctor.evidence.data import (
     DataFacts,
     DriftFacts,
     GraphBatchFacts,
+    OwnInputFacts,
     PreparationFacts,
     TargetCopyFacts,
 )
@@ -73,6 +74,7 @@ __all__ = [
     "NonFinite",
     "OptimizerFacts",
     "OutcomeFacts",
+    "OwnInputFacts",
     "OwnLoss",
     "Pairing",
     "PartFacts",

@@ -59,6 +59,17 @@ class AlignmentFacts:
 
 
 @dataclass
+class OwnInputFacts:
+    """Outputs whose targets are the inputs at their places: what their gradients go back to."""
+
+    same: bool  # the targets are the inputs; else a rising function of them, as their grey values
+    causal: bool  # no output tried depends on an input after its own, and some on one before it
+    noisy: bool = False  # in training mode two passes differ: it hides a part, or adds noise
+    probes: int = 0  # outputs that have a gradient, of those tried
+    share: float | None = None  # of the squared gradient, at the own target's place; median
+
+
+@dataclass
 class TargetCopyFacts:
     """An input that holds each target value once, up to a positive scale and an offset."""
 
@@ -124,6 +135,7 @@ class DataFacts:
     sequence: SequenceFacts | None = None  # None: the outputs are no symbols of a sequence
     tail: TailFacts | None = None  # the same
     target_copies: TargetCopyFacts | None = None  # None: an input does not hold all target values
+    own_inputs: OwnInputFacts | None = None  # None: the targets are no inputs
     simple_skill: float | None = None  # of a simple model, on samples that it was not fitted to
     # The same of samples with many labels each: R² of the labels at each place.
     skill_of_maps: float | None = None
