@@ -133,11 +133,10 @@ def windows_cut_before_split(setup: Setup) -> None:
 
 def centre_unmasked(setup: Setup) -> None:
     """The first masked convolution lets a pixel see itself, as only later ones may."""
-    first = sequential(setup)[0]
-    setup.model = nn.Sequential(
-        MaskedConvolution(first.in_channels, first.out_channels, centre=True),
-        *sequential(setup)[1:],
-    )
+    first, *others = sequential(setup)
+    assert isinstance(first, MaskedConvolution)
+    seen = MaskedConvolution(first.in_channels, first.out_channels, centre=True)
+    setup.model = nn.Sequential(seen, *others)
 
 
 def units_see_their_own(setup: Setup, hidden: int) -> None:

@@ -526,6 +526,8 @@ class Flow(nn.Module):
 class MaskedConvolution(nn.Conv2d):
     """A convolution that sees the pixels before its own, row by row, and its own with `centre`."""
 
+    mask: Tensor
+
     def __init__(self, channels: int, filters: int, size: int = 3, *, centre: bool) -> None:
         super().__init__(channels, filters, size, padding=size // 2)
         self.register_buffer("mask", torch.ones(size, size))
@@ -539,6 +541,9 @@ class MaskedConvolution(nn.Conv2d):
 class MaskedMlp(nn.Module):
     """A hidden layer of units that see the first features, a number each, and an output for each
     feature from units that do not see it (arXiv:1502.03509), or that do, with `itself`."""
+
+    inwards: Tensor
+    outwards: Tensor
 
     def __init__(self, features: int, hidden: int, *, itself: bool = False) -> None:
         super().__init__()
