@@ -12,6 +12,7 @@ from debugnn.doctor.observe.calls import (
     as_call,
     bytes_of,
     first_tensor,
+    in_memory_as,
     map_tensors,
     reshaped_like,
 )
@@ -102,3 +103,16 @@ def test_a_sparse_tensor_is_as_large_as_the_values_that_it_holds():
     assert bytes_of(wide.to_sparse()) == 2 * 4 + 4 * 8
     assert bytes_of(wide.to_sparse_csr()) == 2 * 4
     assert bytes_of(torch.tensor(1.0)) == 4
+
+
+def test_a_tensor_is_laid_out_in_memory_as_another_one():
+    images = torch.arange(2.0 * 3 * 4 * 5).reshape(2, 3, 4, 5)
+    channels_last = torch.zeros(7, 3, 4, 5).to(memory_format=torch.channels_last)
+    laid = in_memory_as(images, channels_last)
+    assert laid.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(laid, images)
+    assert in_memory_as(laid, images).is_contiguous()
+    assert in_memory_as(images, torch.zeros(4, 3, 2, 5)) is images
+    assert in_memory_as(images, ROWS) is images  # of other axes
+    turned = torch.zeros(5, 2, 3).permute(1, 2, 0)
+    assert in_memory_as(torch.zeros(2, 3, 5), turned).stride() == turned.stride()

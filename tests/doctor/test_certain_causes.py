@@ -384,3 +384,24 @@ def test_a_loss_that_takes_the_classes_one_by_one_is_wrong_where_it_hinders():
         given.loss.shift_change = 0.7
         (finding,) = found_by("wrong_loss", given)
         assert finding.severity == severity
+
+
+@pytest.mark.parametrize(
+    ("skill", "operation", "severity"),
+    [
+        (0.0, "convolution", "error"),
+        (0.9, "convolution", "warning"),
+        (0.0, "addmm", "error"),
+        (0.9, "addmm", "note"),
+    ],
+)
+def test_scores_of_several_positions_are_right_where_a_net_may_put_them_there(
+    skill, operation, severity
+):
+    """Weights of its own for each place give a score wherever the loss looks for it."""
+    given = evidence(skill)
+    given.loss.across_positions, given.network.last_op = 1.0, operation
+    given.loss.shapes = [[8, 10, 6, 6], [8, 6, 6]]
+    assert [f.severity for f in found_by("wrong_loss", given)] == [severity]
+    given.loss.across_positions = 0.9
+    assert not found_by("wrong_loss", given)

@@ -641,6 +641,65 @@ def test_two_classes_in_a_code_of_their_own_are_known(loss):
     assert of_values(loss, 2 * TWO - 1).confirmed
 
 
+MAPS = torch.arange(4 * 6 * 6).reshape(4, 6, 6) * 7 // 5 % CLASSES
+
+
+def of_maps(loss, outputs=None):
+    outputs = normal(4, CLASSES, 6, 6) if outputs is None else outputs
+    return loss_facts(loss, outputs, MAPS, read(outputs, MAPS))
+
+
+def overlap(outputs, targets):
+    shares, wanted = outputs.softmax(dim=1), F.one_hot(targets, CLASSES).movedim(-1, 1)
+    both = (shares * wanted).sum(dim=(0, 2, 3))
+    return 1 - (2 * both / (shares + wanted).sum(dim=(0, 2, 3))).mean()
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        F.cross_entropy,
+        nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])),
+        focal,
+        overlap,
+        lambda o, t: F.cross_entropy(o, t) + overlap(o, t),
+        lambda o, t: F.cross_entropy(o.permute(0, 2, 3, 1).reshape(-1, CLASSES), t.view(-1)),
+        lambda o, t: F.cross_entropy(o[:, :, :, :-1], t[:, :, 1:]),
+    ],
+)
+def test_a_label_that_is_compared_with_the_scores_of_one_position_or_of_all(loss):
+    assert of_maps(loss).across_positions in (0, None)
+
+
+def test_a_view_compares_a_label_with_scores_of_several_positions():
+    last = normal(4, 6, 6, CLASSES)
+    mixed = (
+        of_maps(lambda o, t: F.cross_entropy(o.view(-1, CLASSES), t.view(-1))),
+        of_maps(lambda o, t: F.cross_entropy(o.reshape(4, CLASSES, 6, 6), t), last),
+    )
+    assert [facts.across_positions for facts in mixed] == [1, 1]
+    sound = of_maps(lambda o, t: F.cross_entropy(o.permute(0, 3, 1, 2), t), last)
+    assert sound.across_positions == 0
+
+
+@pytest.mark.parametrize("classes_last", [False, True])
+def test_made_up_outputs_lie_in_memory_as_the_model_s_do(classes_last):
+    """`view` raises on a tensor that lies otherwise."""
+    if classes_last:
+        outputs = normal(4, 6, 6, CLASSES).permute(0, 3, 1, 2)  # no view of (B, C, H, W) fits it
+        facts = of_maps(
+            lambda o, t: F.cross_entropy(o.permute(0, 2, 3, 1).view(-1, CLASSES), t.view(-1)),
+            outputs,
+        )
+    else:
+        facts = of_maps(
+            lambda o, t: F.cross_entropy(o.view(4, CLASSES, -1), t.view(4, -1)),
+        )
+    assert facts.error is None
+    assert facts.confirmed
+    assert facts.best < facts.constant
+
+
 def test_a_class_number_against_the_largest_output_reads_other_entries():
     facts = of_logits(lambda o, t: F.mse_loss(o.amax(dim=1), t.float()))
     assert facts.fixed_entries

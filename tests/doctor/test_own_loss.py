@@ -18,13 +18,19 @@ from debugnn.doctor.causes.signals.outcome import (
     inputs_unused,
     learns,
 )
-from debugnn.doctor.evidence import LatentFacts, Pairing
+from debugnn.doctor.evidence import AlignmentFacts, LatentFacts, OwnLoss, Pairing
+from debugnn.doctor.observe.buffer import Batch
 from debugnn.doctor.observe.calls import Call
 from debugnn.doctor.observe.layout import Layout
 from debugnn.doctor.observe.loss_function.made_up import Loss
-from debugnn.doctor.observe.own_loss import best_constant
+from debugnn.doctor.observe.outcome import Predicted
+from debugnn.doctor.observe.own_loss import best_constant, note_beside_constant
 from debugnn.doctor.observe.pairing import compare_pairings
 from debugnn.doctor.observe.task import Task
+from debugnn.faults import train
+from debugnn.faults.bad_labels import targets_listed_by_name
+from debugnn.faults.cases import case
+from debugnn.faults.sound import sound
 
 FEATURES = 5
 
@@ -429,3 +435,95 @@ def test_what_an_ignored_code_rests_on(before, now, steps, expected):
     given.outcome.train = given.outcome.train_mode = type(given.outcome.train)()
     given.outcome.initial_latent, given.outcome.latent = before, now
     assert diagnosis(given).healthy is expected
+
+
+# --- many labels a sample -------------------------------------------------------------------------
+
+
+def of_places(task, kind, batches=8):
+    """Batches of labels (20, 6, 6) that hang on the place alone, but for a tenth, with outputs that
+    are the best for each place, and with outputs that are the labels themselves."""
+    drawn = torch.Generator().manual_seed(0)
+    usual = torch.arange(36).reshape(6, 6) % task.size
+    found = []
+    for _ in range(batches):
+        other = torch.randint(task.size, (20, 6, 6), generator=drawn)
+        changed = torch.rand(20, 6, 6, generator=drawn) < 0.2
+        labels = torch.where(changed, other, usual)
+        shown = labels if kind == "right" else usual.expand_as(labels)
+        shares = F.one_hot(shown, task.size).float() * 0.8 + 0.2 / task.size
+        if task.kind == "binary":
+            outputs, labels = shares[..., 1].logit(), labels.float()
+        else:
+            outputs = shares.log().movedim(-1, 1)
+        found.append(Predicted(Batch(Call((outputs,)), labels), outputs))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("task", "loss_fn"),
+    [
+        (Task("binary"), F.binary_cross_entropy_with_logits),
+        (Task("binary"), lambda o, t: 3 * F.binary_cross_entropy(o.sigmoid(), t)),
+        (Task("classes", 4, 1), F.cross_entropy),
+    ],
+)
+def test_maps_are_compared_with_the_best_outputs_at_each_place(task, loss_fn):
+    facts = OwnLoss()
+    found = of_places(task, "usual")
+    note_beside_constant(facts, found, found, loss_fn, task)
+    assert facts.relative == pytest.approx(1, abs=0.06)
+    found = of_places(task, "right")
+    note_beside_constant(facts, found, found, loss_fn, task)
+    assert facts.relative < 0.7
+
+
+@pytest.mark.parametrize(
+    ("gap", "positions", "learnt"),
+    [(0.11, True, True), (0.09, True, False), (0.11, False, False)],
+)
+def test_a_net_that_tells_maps_apart_learns_whatever_places_tell(gap, positions, learnt):
+    """One with the same weights at each place may know less of a place than its frequencies."""
+    given = evidence(0.0)
+    given.positions, given.data.simple_skill = positions, None
+    given.outcome.train.relative_loss = given.outcome.train_mode.relative_loss = 1.1
+    own = given.outcome.own_loss
+    own.train = own.train_mode = Pairing(GROUPS, 1.0, 1.0, gap, 0.01)
+    assert learns(given) is learnt
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda e: None, True),
+        (lambda e: setattr(e.data, "skill_of_maps", 0.3), False),
+        (lambda e: setattr(e.data.alignment, "training_gap", 4.0), False),
+        (lambda e: setattr(e.data, "alignment", None), True),
+        (lambda e: setattr(e.data, "distinct", 100), False),
+        (lambda e: setattr(e.outcome, "movement", 0.01), False),
+        (lambda e: setattr(e.outcome.train, "skill", 0.5), False),
+    ],
+)
+def test_what_maps_without_a_relation_to_their_images_rest_on(change, named):
+    given = evidence(0.0)
+    given.positions, given.data.simple_skill, given.data.skill_of_maps = True, None, 0.0
+    given.data.alignment = AlignmentFacts(0.1, 0.1, 0.3, 0.0, 0.3, 0.0, training_gap=0.5)
+    change(given)
+    report = diagnosis(given)
+    assert (report.main_cause == "bad_labels") == named
+    if named:
+        assert report.healthy is False
+        assert report.main.confidence == "suspected"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("base", "named"), [("cnn_of_textures", "bad_labels"), ("cnn_of_pixels", "bad_labels")]
+)
+def test_images_beside_other_images_targets(base, named):
+    for make, main in (
+        (sound(base, 0), "healthy"),
+        (case(base, targets_listed_by_name).build(0), named),
+    ):
+        with train(make, 0, Doctor) as doctor:
+            assert doctor.report().main_cause == main

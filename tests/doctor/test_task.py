@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics
@@ -271,3 +272,44 @@ def test_nan_outputs_score_without_raising():
     found = score(Task("classes", 3), outputs, torch.arange(6) % 3)
     assert found.relative_loss == math.inf
     assert found.skill <= 0
+
+
+# --- several labels a sample ----------------------------------------------------------------------
+
+
+def maps_by_place(samples=200, seed=0):
+    """Labels (samples, 6, 6) of three classes that hang on the place alone, but for a tenth."""
+    drawn = torch.Generator().manual_seed(seed)
+    usual = torch.arange(36).reshape(6, 6) % 3
+    other = torch.randint(3, (samples, 6, 6), generator=drawn)
+    changed = torch.rand(samples, 6, 6, generator=drawn) < 0.1
+    return usual, torch.where(changed, other, usual)
+
+
+def test_the_best_constant_of_maps_is_another_one_at_each_place():
+    usual, labels = maps_by_place()
+    task = Task("classes", 3, 1)
+    right = 1 - 0.1 * 2 / 3
+    entropy = -right * math.log(right) - (1 - right) * math.log((1 - right) / 2)
+    assert constant_loss(task, labels) == pytest.approx(entropy, rel=0.1)
+    scores = 10 * F.one_hot(usual, 3).movedim(-1, 0).expand(200, 3, 6, 6).float()
+    assert score(task, scores, labels).skill == pytest.approx(0, abs=1e-6)
+    assert score(Task("binary"), scores[:, 1], (labels == 1).float()).skill == pytest.approx(
+        0, abs=1e-6
+    )
+
+
+@pytest.mark.parametrize("samples", [32, 40, 400])
+def test_frequencies_at_single_places_do_not_fit_chance(samples):
+    """On the samples that they were counted on they would, by far: the entropy is ln 3."""
+    labels = torch.randint(3, (samples, 500), generator=torch.Generator().manual_seed(1))
+    found = constant_loss(Task("classes", 3, 1), labels)
+    assert found == pytest.approx(math.log(3), rel=1e-3)
+
+
+def test_labels_that_are_left_out_have_no_constant():
+    _, labels = maps_by_place()
+    task, left_out = Task("classes", 3, 1), labels.clone()
+    left_out[:, 0] = -100
+    assert constant_loss(task, left_out) == pytest.approx(constant_loss(task, labels[:, 1:]))
+    assert constant_loss(task, torch.full((40, 5), -100)) is not None

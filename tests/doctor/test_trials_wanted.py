@@ -72,6 +72,7 @@ def test_each_trial_changes_one_thing_and_is_wanted_by_some_cause():
     given.weights[0].gain = 9.0
     given.loop.passes_per_update, given.loop.gradient_scale = [4, 4, 4], 1.0
     given.network.nonlinear = False
+    given.optimizer.rates = [[0.0, 1e-3], [60.0, 1e-6], [STEPS - 1.0, 1e-6]]
     for each in given.weights:  # of low rank, which can be meant
         each.inputs, each.outputs = 9, 4
     given.weights[-1].outputs = 9

@@ -11,12 +11,20 @@ from torch.optim.lr_scheduler import LambdaLR
 from debugnn import Doctor
 from debugnn.doctor import causes
 from debugnn.doctor.causes import CAUSES
-from debugnn.doctor.causes.lr_too_low import never_arrives, taken_to_nothing
-from debugnn.doctor.causes.signals.learning_rate import unfinished_rise, vanished_rate
+from debugnn.doctor.causes.lr_too_low import faded, never_arrives, taken_to_nothing
+from debugnn.doctor.causes.signals.learning_rate import (
+    faded_rate,
+    unfinished_rise,
+    vanished_rate,
+)
 from debugnn.doctor.causes.signals.loss_function import undivided_passes
 from debugnn.doctor.evidence import Evidence, OptimizerFacts, Score, TrialOutcome
 from debugnn.doctor.observe.optimizer import RateCurve
-from debugnn.doctor.trials import HIGHER_RATES, UNCHANGED
+from debugnn.doctor.trials import HIGHER_RATES, RESUMED, UNCHANGED
+from debugnn.faults import train
+from debugnn.faults.cases import case
+from debugnn.faults.lr_too_low import compounding_decay
+from debugnn.faults.sound import sound
 
 
 def data(samples=256):
@@ -303,11 +311,58 @@ def test_where_something_is_learnt_a_constant_rate_must_learn_more_on_both_sets(
     end, again, severity, confidence
 ):
     given = trained(0.5, points(lambda u: 0.1 ** (u // 5), 400))
-    assert list(causes.trials_wanted(given)) == [UNCHANGED]
+    assert list(causes.trials_wanted(given)) == [UNCHANGED, RESUMED]
     given.trials[UNCHANGED.name] = TrialOutcome(24, 1.0, end, again)
     assert (UNCHANGED in causes.trials_to_confirm(given)) == (again is None)
     (sign,) = taken_to_nothing(given)
     assert (sign.severity, sign.confidence) == (severity, confidence)
+
+
+@pytest.mark.parametrize(
+    ("skill", "pairs", "said"),
+    [
+        (0.5, ((0.5, 0.4), (0.5, 0.42)), True),
+        (0.5, ((0.5, 0.4), (0.5, 0.49)), False),  # on one set alone
+        (0.5, ((0.5, 0.49), (0.5, 0.48)), False),  # hardly
+        (0.15, ((0.98, 0.965), (0.99, 0.975)), True),  # as much as in the whole training
+        (0.5, ((1.3, 1.1), (1.3, 1.1)), False),  # worse than guessing, as before
+        (0.5, ((0.5, 0.4), (None, None)), False),
+        (0.5, ((math.nan, math.nan), (0.5, 0.4)), False),
+    ],
+)
+def test_a_faded_rate_is_too_low_where_the_trained_weights_learn_more_at_the_highest(
+    skill, pairs, said
+):
+    given = trained(skill, points(lambda u: 0.977**u, 400))
+    assert vanished_rate(given) is None
+    assert faded_rate(given).start in range(195, 210)
+    assert RESUMED in causes.trials_wanted(given)
+    (start, end), (start_again, end_again) = pairs
+    given.trials[RESUMED.name] = TrialOutcome(72, start, end, None, None)
+    assert (RESUMED in causes.trials_to_confirm(given)) == (end < start)
+    given.trials[RESUMED.name] = TrialOutcome(72, start, end, end_again, start_again)
+    signs = list(faded(given))
+    assert len(signs) == said
+    if said:
+        assert (signs[0].severity, signs[0].confidence) == ("warning", "shown")
+
+
+@pytest.mark.parametrize(
+    ("make", "main"),
+    [
+        (lambda: case("friedman", compounding_decay, decay=0.5).build(0), "lr_too_low"),
+        (lambda: sound("noisy_line_decayed", 0), "healthy"),
+    ],
+    ids=["compounding", "converged"],
+)
+def test_a_copy_goes_on_at_the_highest_rate_where_half_of_the_training_had_none(make, main):
+    with train(make(), 0, Doctor) as doctor:
+        report = doctor.report()
+    outcome = report.evidence.trials[RESUMED.name]
+    assert outcome.steps == 72
+    assert report.main_cause == main
+    assert (outcome.end < outcome.start - 0.05) == (main == "lr_too_low")
+    assert report.evidence.trial_steps <= 200
 
 
 def test_one_group_of_two_may_be_frozen_by_its_rate():

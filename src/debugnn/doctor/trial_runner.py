@@ -11,7 +11,9 @@ from debugnn.doctor.causes.signals.loss_function import undivided_passes
 from debugnn.doctor.copy_training import CopyTraining, run
 from debugnn.doctor.evidence import Evidence, Score, TrialOutcome
 from debugnn.doctor.observe.buffer import Batch, BatchBuffer
+from debugnn.doctor.observe.layout import Layout
 from debugnn.doctor.observe.outcome import outputs_of, score_of
+from debugnn.doctor.observe.samples import fingerprints
 from debugnn.doctor.observe.task import Task
 from debugnn.doctor.observe.watched_training import WatchedTraining
 from debugnn.doctor.trials import UNCHANGED, Trial
@@ -20,6 +22,7 @@ from debugnn.doctor.troubles import guarded
 _BATCHES = 8  # of the training's first ones, that a trial trains on
 _LEAST_BATCHES = 4  # that a trial is repeated on
 _STEPS = 24  # of a trial; half of them, at least, have to be within the budget
+_STEPS_ON = 72  # of one that goes on from trained weights, which is farther from where it leads
 
 
 class TrialRunner:
@@ -41,21 +44,22 @@ class TrialRunner:
             budget: the most steps that all trials may take, those of earlier calls included.
         """
         evidence = self.evidence
-        first, second = _two_sets(self._watched.buffer)
+        sets = _two_sets(self._watched.buffer)
         while True:
-            steps = min(_STEPS, budget - evidence.trial_steps)
-            if steps < _STEPS // 2:
+            left = budget - evidence.trial_steps
+            if left < _STEPS // 2:
                 return
-            confirmed = next(causes.trials_to_confirm(evidence), None) if second else None
+            confirmed = next(causes.trials_to_confirm(evidence), None) if sets[1] else None
             if confirmed is not None:
-                outcome = self._outcome(confirmed, second, steps)
+                outcome = self._outcome(confirmed, sets[1], sets[0], left)
                 if outcome is None:
                     return
-                evidence.trials[confirmed.name].end_again = outcome.end
+                first = evidence.trials[confirmed.name]
+                first.start_again, first.end_again = outcome.start, outcome.end
             else:
                 wanted = causes.trials_wanted(evidence)
                 trial = next((t for t in wanted if t.name not in evidence.trials), None)
-                outcome = None if trial is None else self._outcome(trial, first, steps)
+                outcome = None if trial is None else self._outcome(trial, sets[0], sets[1], left)
                 if trial is None or outcome is None:
                     return
                 evidence.trials[trial.name] = outcome
@@ -82,16 +86,44 @@ class TrialRunner:
         found = outputs_of(training.model, training.batches, training=True)
         return score_of(found, task, self._watched.buffer.rarest(task))
 
-    def _outcome(self, trial: Trial, batches: Sequence[Batch], steps: int) -> TrialOutcome | None:
-        """Return how a trial went, None where no copy can be trained."""
+    def _outcome(
+        self, trial: Trial, batches: Sequence[Batch], others: Sequence[Batch], left: int
+    ) -> TrialOutcome | None:
+        """Return how a trial went, None where no copy can be trained.
+
+        Args:
+            batches: that it trains on.
+            others: that a trained copy is measured on, before it goes on and after.
+            left: steps within the budget.
+        """
         with self._seeded():
             try:
                 training = self._start(trial, batches)
                 task = self._watched.task
-                return None if training is None or task is None else run(training, task, steps)
+                if training is None or task is None:
+                    return None
+                if not trial.resumed:
+                    return run(training, task, min(_STEPS, left))
+                return self._gone_on(
+                    training, _without(others, batches, self._watched.layout), min(_STEPS_ON, left)
+                )
             except Exception as error:  # whatever model, loss or optimiser raise under the change
                 troubles.note_error(self.evidence, f"the trial '{trial.name}'", error)
                 return TrialOutcome(0, math.nan, math.nan)
+
+    def _gone_on(self, training: CopyTraining, others: Sequence[Batch], steps: int) -> TrialOutcome:
+        """Train a copy that is trained already, and compare its losses of other batches."""
+        task = self._watched.task or Task("unknown")
+
+        def loss() -> float:
+            found = outputs_of(training.model, others, training=False)
+            relative = score_of(found, task, []).relative_loss
+            return math.nan if relative is None else relative
+
+        start = loss()
+        for _ in range(steps):
+            training.step()
+        return TrialOutcome(steps=steps, start=start, end=loss())
 
     @contextmanager
     def _seeded(self) -> Iterator[None]:
@@ -105,13 +137,14 @@ class TrialRunner:
     def _start(
         self, trial: Trial, batches: Sequence[Batch], size: int | None = None
     ) -> CopyTraining | None:
-        """Return a training from the initial weights; None without a model, a loss or a batch."""
+        """Return a training from the initial weights, or from the present ones where the trial goes
+        on from them; None without a model, a loss or a batch."""
         watched = self._watched
         replica, loss_fn = watched.replica, watched.loss_fn
         failed = self.evidence.loss.error is not None
         if replica is None or loss_fn is None or failed or not batches:
             return None
-        model = replica.fresh()
+        model = replica.trained() if trial.resumed else replica.fresh()
         if model is None:
             return None
         if size is not None:
@@ -129,6 +162,22 @@ class TrialRunner:
             passes=added or 1,
             undivided=added is not None,
         )
+
+
+def _without(batches: Sequence[Batch], others: Sequence[Batch], layout: Layout) -> list[Batch]:
+    """Return the batches without the samples that the others hold too."""
+    known = [fingerprints(batch.inputs) for batch in others if batch.inputs is not None]
+    kept = []
+    for batch in batches:
+        if batch.inputs is None or not known:
+            continue
+        new = ~torch.isin(fingerprints(batch.inputs), torch.cat(known))
+        if new.all():
+            kept.append(batch)
+        elif new.any():
+            part = layout.take(batch.call, new.nonzero()[:, 0], batch.targets)
+            kept += [] if part[0] is batch.call else [Batch(*part)]
+    return kept
 
 
 def _two_sets(buffer: BatchBuffer) -> tuple[list[Batch], list[Batch]]:

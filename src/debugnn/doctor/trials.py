@@ -24,6 +24,7 @@ class Trial:
         unfrozen: parameters that were frozen are trained too.
         rectified: hidden sigmoids and tanhs are ReLUs, and weights are drawn by Kaiming's rule.
         clipped: the gradient is clipped at this norm; None leaves it as it is.
+        resumed: the copy goes on from the trained weights, at the highest rate that there was.
     """
 
     name: str
@@ -37,9 +38,11 @@ class Trial:
     unfrozen: bool = False
     rectified: bool = False
     clipped: float | None = None
+    resumed: bool = False
 
 
 UNCHANGED = Trial("unchanged")
+RESUMED = Trial("goes on", resumed=True)
 STANDARDISED_INPUTS = Trial("standardised inputs", standardised_inputs=True)
 AVERAGED_LOSS = Trial("averaged loss", averaged_loss=True)
 DIVIDED = Trial("accumulation divided", divided=True)
@@ -61,6 +64,7 @@ HIGHER_RATES = (
 # weights come before changes of the rate, which may hide them.
 TRIALS = (
     UNCHANGED,
+    RESUMED,
     STANDARDISED_INPUTS,
     AVERAGED_LOSS,
     DIVIDED,

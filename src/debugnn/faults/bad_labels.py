@@ -59,6 +59,16 @@ def images_turned_alone(setup: Setup) -> None:
     setup.change_batch = turn
 
 
+def _in_order_of_names(data: Data) -> Data:
+    x, y = data
+    return x, y[sorted(range(len(y)), key=str)]
+
+
+def targets_listed_by_name(setup: Setup) -> None:
+    """Inputs come in the order of their numbers, targets in that of their names: 1, 10, 100, 11."""
+    setup.train, setup.val = map(_in_order_of_names, (setup.train, setup.val))
+
+
 def masks_scaled_like_images(setup: Setup) -> None:
     """Masks of 0 and 1 are divided by 255, as the images are."""
     (x, y), (held_out, wanted) = setup.train, setup.val
@@ -76,6 +86,8 @@ TUNING = [
     case("drawn_evenly", folder_missing, label=0),
     case("classes_weighed", folder_missing, label=0),
     case("mlp", folder_missing, label=1),
+    case("cnn_of_pixels", targets_listed_by_name),
+    case("cnn_of_textures", targets_listed_by_name),
     case("cnn_of_pixels", masks_scaled_like_images),
     case("cnn_of_pixels", images_flipped_alone),
     case("cnn_of_pixels", images_turned_alone),
@@ -87,6 +99,7 @@ TUNING = [
 ]
 
 HELD_OUT = [
+    case("cnn_of_textures", rows_dropped, rows=3),
     case("ten_prototypes", other_label_code, ("train_test_mismatch",), classes=10),
     case("mlp_momentum", other_label_code, ("train_test_mismatch",), classes=10),
     case("logits_adjusted", other_label_code, ("train_test_mismatch",), classes=6),

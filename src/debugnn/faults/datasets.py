@@ -350,6 +350,13 @@ def autoencoding(seed: int) -> Split:
     return (x, x.clone()), (x_val, x_val.clone())
 
 
+def black_and_white(seed: int, *shape: int) -> Split:
+    """Digits of pixels 0 and 1, which are inputs and targets at once."""
+    (x, _), (x_val, _) = digits(seed, *shape, standardise="none")
+    train, val = ((images > 7).float() for images in (x, x_val))
+    return (train, train.clone()), (val, val.clone())
+
+
 def waves(seed: int, *, samples: int = 1400, length: int = 32) -> Split:
     """Waves (1, length) of any frequency from 1 to 4, phase and height, whose targets are their own
     inputs."""
@@ -387,6 +394,23 @@ def lines(seed: int, *, samples: int = 1400, digits: int = 3) -> Split:
         for row in range(samples):
             images[row, :, start[row] : start[row] + 8] = shown[chosen[row, place]]
     return split(images, labels[chosen] + 1, seed, standardise="all")
+
+
+def textures(seed: int, *, samples: int = 500, side: int = 14) -> Split:
+    """Images (1, side, side) with a chequered rectangle and a flat one in noise; the targets are
+    classes (side, side): 0 noise, 1 chequered, 2 flat."""
+    rng = np.random.default_rng(seed)
+    images = rng.normal(size=(samples, 1, side, side))
+    classes = np.zeros((samples, side, side), np.int64)
+    chequered = 2.0 * (np.indices((side, side)).sum(axis=0) % 2) - 1
+    for image, names in zip(images, classes, strict=True):
+        for name, drawn in ((1, chequered), (2, np.zeros_like(chequered))):
+            top, left = rng.integers(0, side - 6, size=2)
+            height, width = rng.integers(4, 7, size=2)
+            where = np.s_[top : top + height, left : left + width]
+            image[0][where] = drawn[where] + 0.2 * rng.normal(size=(height, width))
+            names[where] = name
+    return split(images, classes, seed, standardise="all")
 
 
 def rough_places(seed: int, *, samples: int = 700, side: int = 12) -> Split:

@@ -2,11 +2,18 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from debugnn.faults.cases import case
-from debugnn.faults.edits import add_columns, change_data
-from debugnn.faults.nets import CausalAttention, Convolved, NextSymbol, Reader
+from debugnn.faults.edits import add_columns, change_data, sequential
+from debugnn.faults.nets import (
+    CausalAttention,
+    Convolved,
+    MaskedConvolution,
+    MaskedMlp,
+    NextSymbol,
+    Reader,
+)
 from debugnn.faults.program import Data, Setup
 
 
@@ -135,7 +142,21 @@ def windows_cut_before_split(setup: Setup) -> None:
     split_again(setup, torch.arange(len(setup.train[0]) + len(setup.val[0])))
 
 
+def centre_unmasked(setup: Setup) -> None:
+    """The first masked convolution lets a pixel see itself, as only later ones may."""
+    first, *others = sequential(setup)
+    assert isinstance(first, MaskedConvolution)
+    seen = MaskedConvolution(first.in_channels, first.out_channels, centre=True)
+    setup.model = nn.Sequential(seen, *others)
+
+
+def units_see_their_own(setup: Setup, hidden: int) -> None:
+    """Units of a masked net see one feature more than they should: `<=` for `<`."""
+    setup.model = MaskedMlp(setup.train[0].shape[1], hidden, itself=True)
+
+
 TUNING = [
+    case("pixel_by_pixel", centre_unmasked),
     case("next_symbol_attention", sees_what_follows),
     case("next_symbol_gru", targets_not_shifted, ("bad_labels",)),
     case("few_informative", oversampled_before_split, ("overfitting",), label=1, copies=5),
@@ -153,6 +174,7 @@ TUNING = [
 ]
 
 HELD_OUT = [
+    case("feature_by_feature", units_see_their_own, hidden=256),
     case("next_symbol_gru", both_directions),
     case("next_symbol_convolution", centred_convolution),
     case("friedman", bootstrapped_before_split),

@@ -55,13 +55,39 @@ def plateaus_of_what_rises(setup: Setup, lr: float, factor: float) -> None:
     setup.make_scheduler = Lowering
 
 
+class FallingFromWhatItWas:
+    """Multiplies each rate by a power of the epoch's number, on top of the powers of the epochs
+    before."""
+
+    def __init__(self, optimizer: Optimizer, decay: float) -> None:
+        self.optimizer, self.decay, self.epoch = optimizer, decay, 0
+
+    def step(self) -> None:
+        """Lower the rates at the end of an epoch."""
+        self.epoch += 1
+        for group in self.optimizer.param_groups:
+            group["lr"] *= self.decay**self.epoch
+
+
+def compounding_decay(setup: Setup, decay: float) -> None:
+    """A decay that is meant for the initial rate is applied to the one that has fallen already."""
+    setup.make_scheduler = partial(FallingFromWhatItWas, decay=decay)
+
+
 def step_size_in_epochs(setup: Setup, gamma: float) -> None:
     """A step decay whose step size is meant in epochs is stepped after each batch."""
     setup.make_scheduler = partial(StepLR, step_size=max(setup.epochs // 2, 1), gamma=gamma)
     setup.scheduler_steps_after = "batch"
 
 
+def decayed_too_soon(setup: Setup, gamma: float) -> None:
+    """An exponential decay for a training of fewer epochs."""
+    setup.make_scheduler = partial(ExponentialLR, gamma=gamma)
+
+
 TUNING = [
+    case("friedman", compounding_decay, decay=0.5),
+    case("mlp_sgd", compounding_decay, decay=0.5),
     case("mlp_momentum", plateaus_of_what_rises, lr=3e-3, factor=0.1),
     case("cnn_tanh", plateaus_of_what_rises, lr=1e-3, factor=0.2),
     case("mlp_momentum", step_size_in_epochs, gamma=0.1),
@@ -81,6 +107,7 @@ TUNING = [
 ]
 
 HELD_OUT = [
+    case("friedman", decayed_too_soon, gamma=0.3),
     case("mlp_momentum", decayed_every_batch, gamma=0.5),
     case("friedman_sgd", decayed_every_batch, gamma=0.7),
     case("transformer", warm_up_counted_in_epochs, steps=10000),

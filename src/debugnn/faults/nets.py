@@ -523,6 +523,41 @@ class Flow(nn.Module):
         return x, volume
 
 
+class MaskedConvolution(nn.Conv2d):
+    """A convolution that sees the pixels before its own, row by row, and its own with `centre`."""
+
+    mask: Tensor
+
+    def __init__(self, channels: int, filters: int, size: int = 3, *, centre: bool) -> None:
+        super().__init__(channels, filters, size, padding=size // 2)
+        self.register_buffer("mask", torch.ones(size, size))
+        self.mask[size // 2 + 1 :] = 0
+        self.mask[size // 2, size // 2 + int(centre) :] = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight * self.mask, self.bias, padding=self.padding)
+
+
+class MaskedMlp(nn.Module):
+    """A hidden layer of units that see the first features, a number each, and an output for each
+    feature from units that do not see it (arXiv:1502.03509), or that do, with `itself`."""
+
+    inwards: Tensor
+    outwards: Tensor
+
+    def __init__(self, features: int, hidden: int, *, itself: bool = False) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(features, hidden), nn.Linear(hidden, features)
+        place = torch.arange(features)
+        seen = torch.arange(hidden) % features
+        self.register_buffer("inwards", (place < seen[:, None] + int(itself)).float())
+        self.register_buffer("outwards", (seen <= place[:, None]).float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = torch.relu(F.linear(x, self.first.weight * self.inwards, self.first.bias))
+        return F.linear(found, self.last.weight * self.outwards, self.last.bias)
+
+
 class Apply(nn.Module):
     """A function as a module."""
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from debugnn.faults.cases import case
 from debugnn.faults.edits import Apply, change_data, sequential, use_loss
 from debugnn.faults.nets import LineReader
-from debugnn.faults.program import Setup
+from debugnn.faults.program import Setup, score
 from debugnn.faults.sound.sequences import line_loss_of
 
 softmax = partial(nn.Softmax, dim=1)
@@ -50,6 +50,31 @@ def softmax_over_batch(logits: Tensor, labels: Tensor) -> Tensor:
 def flat_targets(setup: Setup) -> None:
     """(B, 1) outputs against (B,) targets, which broadcast to (B, B)."""
     change_data(setup, lambda x, y: (x, y.flatten()))
+
+
+def _of_pixels_by_view(outputs: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(outputs.view(-1, outputs.shape[1]), labels.view(-1))
+
+
+def viewed_without_permuting(setup: Setup) -> None:
+    """Scores (B, classes, H, W) become (-1, classes) by a view: a row is of several pixels."""
+    setup.loss_fn = _of_pixels_by_view
+
+
+def _classes_second_by_reshape(outputs: Tensor, labels: Tensor) -> Tensor:
+    batch, height, width, classes = outputs.shape
+    return F.cross_entropy(outputs.reshape(batch, classes, height, width), labels)
+
+
+def _classes_last(scores: Tensor) -> Tensor:
+    return scores.permute(0, 2, 3, 1).contiguous()
+
+
+def reshaped_without_permuting(setup: Setup) -> None:
+    """Scores (B, H, W, classes) become (B, classes, H, W) by a reshape."""
+    append(setup, lambda: Apply(_classes_last))
+    setup.loss_fn = _classes_second_by_reshape
+    setup.score = lambda outputs, labels: score(outputs.permute(0, 3, 1, 2), labels)
 
 
 def flipped_sign(setup: Setup) -> None:
@@ -187,6 +212,7 @@ def volume_subtracted(setup: Setup) -> None:
 
 
 TUNING = [
+    case("cnn_of_textures", viewed_without_permuting),
     case("rare_counts", append, make=exponential),
     case("mlp_sgd", append, make=softmax),
     case("cancer_one_logit", append, make=nn.Sigmoid),
@@ -225,6 +251,7 @@ TUNING = [
 ]
 
 HELD_OUT = [
+    case("cnn_of_textures", reshaped_without_permuting),
     case("cnn", flipped_sign),
     case("friedman", flipped_sign),
     # That the labels have the wrong code is a correct diagnosis too.

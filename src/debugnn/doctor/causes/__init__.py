@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from importlib import import_module
 
 from debugnn.doctor.causes.cause import Cause, Kind
-from debugnn.doctor.causes.signals.learning_rate import vanished_rate
+from debugnn.doctor.causes.signals.learning_rate import faded_rate, vanished_rate
 from debugnn.doctor.causes.signals.outcome import (
     last_validation,
     learns_late,
@@ -22,7 +22,7 @@ from debugnn.doctor.causes.signals.trials import cured
 from debugnn.doctor.causes.verdict import verdict
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.report import Finding, Report, worrying
-from debugnn.doctor.trials import TRIALS, UNCHANGED, Trial
+from debugnn.doctor.trials import RESUMED, TRIALS, UNCHANGED, Trial
 
 # What comes first on the way from the data to the weights explains what comes after it.
 ORDER = (
@@ -156,6 +156,10 @@ def trials_to_confirm(evidence: Evidence) -> Iterator[Trial]:
         yield UNCHANGED
     for trial in TRIALS:
         outcome = evidence.trials.get(trial.name)
+        if trial.resumed:
+            if outcome is not None and outcome.end_again is None and outcome.end < outcome.start:
+                yield trial
+            continue
         if outcome is None or outcome.end_again is not None or cured(evidence, trial) is None:
             continue
         if evidence.trials[UNCHANGED.name].end_again is None:
@@ -177,6 +181,8 @@ def trials_wanted(evidence: Evidence) -> Iterator[Trial]:
     if not (short(evidence) or rough_start(evidence) or learns_late(evidence)):
         if vanished_rate(evidence) is not None:
             yield UNCHANGED  # whose rate is constant
+        if faded_rate(evidence) is not None:
+            yield RESUMED
         return
     found = [finding for cause in CAUSES.values() for finding in cause.findings(evidence)]
     if any(f.confidence == "certain" and _answers(f, evidence) for f in worrying(found)):

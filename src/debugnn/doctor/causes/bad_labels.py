@@ -19,6 +19,7 @@ from debugnn.doctor.causes.signals.learning_rate import STILL
 from debugnn.doctor.causes.signals.network import MIXED
 from debugnn.doctor.causes.signals.outcome import (
     AT_CHANCE,
+    at_chance,
     diverged,
     held_out,
     judged,
@@ -61,6 +62,9 @@ ALIKE = 0.3
 TABLE_AXES = 2
 # Distinct samples below which a simple model's skill is too uncertain.
 SAMPLES = 150
+# Correlation of what pixels tell with a sample's own target, over that with another sample's, in
+# standard errors, from which images and targets belong together: by chance in one of 700.
+ALIGNED = 3.0
 # Validation samples, and how much better they are met than training samples (mean recall), for
 # wrong training labels; and the skill that validation then has.
 VALIDATED = 50
@@ -329,6 +333,37 @@ def no_relation(evidence: Evidence) -> Iterator[Sign]:
         )
 
 
+def no_relation_of_maps(evidence: Evidence) -> Iterator[Sign]:
+    """Neither the network nor a simple model finds anything in samples of many labels each.
+
+    The simple models are those of whole images, and one of single pixels and what is around them.
+    """
+    data, facts = evidence.data, evidence.data.alignment
+    if data.skill_of_maps is None or data.distinct < SAMPLES or not at_chance(evidence):
+        return
+    local = facts is not None and (facts.training_gap or 0.0) > ALIGNED
+    if (
+        data.skill_of_maps < AT_CHANCE
+        and not local
+        and (evidence.network.mixing or 0) <= MIXED
+        and (evidence.outcome.movement or 0) > STILL
+        and not cured(evidence, *LOWER_RATES, REINITIALISED)
+        and not diverged(evidence)
+        and not outputs_belong_to_new_samples(evidence)
+    ):
+        yield Sign(
+            "error",
+            "neither the network nor nearest neighbours or a linear model tell more of the targets "
+            "of a sample than the mean target at each place does",
+            "look at inputs beside their targets: are they paired by name, and lists sorted alike?",
+            evidence={
+                "simple_model_skill": data.skill_of_maps,
+                "pixels_to_own_targets_in_errors": None if facts is None else facts.training_gap,
+                "train_skill": reached(evidence),
+            },
+        )
+
+
 def loss_spike(evidence: Evidence) -> Iterator[Sign]:
     """A single step whose loss is far above its neighbours'. It accuses nobody."""
     for jump in evidence.outcome.jumps:
@@ -399,6 +434,7 @@ CAUSE = Cause(
             _where_it_can_be_judged(coded_otherwise),
             _where_it_can_be_judged(wrong_training_labels),
             _where_it_can_be_judged(no_relation),
+            _where_it_can_be_judged(no_relation_of_maps),
         ),
         loss_spike,
     ),

@@ -45,6 +45,14 @@ END = 0.5
 # Change of an output as the copy of its target is exchanged, over the outputs' deviation: 1.4 where
 # the output is that copy. What a mean over a long window lets through is less.
 FOLLOWS = 0.1
+# Outputs whose gradient was looked at, at least; and the share of its square that goes to the own
+# target, from which an output is a copy of it: of a code of half as many numbers as there are
+# inputs it is one half.
+PROBES = 8
+ITS_OWN = 0.9
+# Loss at the end, over the first one and over that of the best constants, below which nothing is
+# left to learn: what can be predicted of data that vary by themselves is less.
+AT_FLOOR = 0.02
 # Share of validation samples that were trained on.
 OVERLAP = 0.5
 # The same of features that hardly ever take a value twice, and what that is: the median over the
@@ -240,6 +248,49 @@ def targets_among_inputs(evidence: Evidence) -> Iterator[Sign]:
     )
 
 
+def copies_its_input(evidence: Evidence) -> Iterator[Sign]:
+    """An output that hangs on the input that is its target, and on nothing else to speak of.
+
+    Of a function of the inputs only where an output sees what came before it: a threshold of each
+    pixel may be asked for. An autoencoder with a bottleneck gives each output a share of all inputs
+    that passes through it, and one that draws noise itself has more to learn than to copy.
+    """
+    facts, outcome = evidence.data.own_inputs, evidence.outcome
+    if facts is None or facts.share is None or facts.probes < PROBES or facts.share < ITS_OWN:
+        return
+    first, last, relative = outcome.first_loss, outcome.last_loss, outcome.own_loss.relative
+    if first is None or last is None or relative is None or evidence.loss.other_outputs:
+        return
+    if not facts.causal and (facts.noisy or not facts.same):
+        return
+    if last > AT_FLOOR * first or relative > AT_FLOOR:
+        return
+    seen = (
+        f"the targets are {'the inputs' if facts.same else 'made of the inputs'}, each at its "
+        f"place, and an output depends on its own target before all else "
+        f"({100 * facts.share:.0f} % of its squared gradient)"
+    )
+    yield Sign(
+        "error" if facts.causal else "warning",
+        f"{seen}: the model copies its input"
+        + (" instead of predicting it from what comes before" if facts.causal else ""),
+        "hide from an output the input that it is to predict: in a masked convolution the first "
+        "layer has mask A, without the centre, and only later ones mask B; or shift the inputs by "
+        "one position"
+        if facts.causal
+        else "give the code fewer numbers than the inputs have, add noise to the inputs or hide a "
+        "part of them: a net that passes its inputs through has learnt nothing about them",
+        evidence={
+            "share_of_own_target": facts.share,
+            "sees_earlier_inputs_only": facts.causal,
+            "relative_loss": relative,
+        },
+        harm="where the input is not known, as in generation, it has learnt nothing to go by"
+        if facts.causal
+        else "the loss says nothing about what was learnt of the data",
+    )
+
+
 def _sees_directly(facts: SequenceFacts) -> bool:
     """True if outputs see the next symbol, and not only through a code of the whole sequence."""
     following, code = facts.sees_following or 0.0, facts.through_code
@@ -331,6 +382,7 @@ CAUSE = Cause(
         first_of(feature_is_target, targets_among_inputs, counter_tells_class),
         feature_stands_out,
         sees_its_target,
+        copies_its_input,
         trained_on_validation,
         windows_cut_before_split,
     ),

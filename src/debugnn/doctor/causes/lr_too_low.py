@@ -8,6 +8,8 @@ from debugnn.doctor.causes.signals.learning_rate import (
     LARGE_UPDATE,
     NOTHING,
     STILL,
+    Fall,
+    faded_rate,
     largest_update,
     unfinished_rise,
     vanished_rate,
@@ -21,12 +23,19 @@ from debugnn.doctor.causes.signals.trials import (
     trial_numbers,
 )
 from debugnn.doctor.evidence import Evidence, TrialOutcome
-from debugnn.doctor.trials import HIGHER_RATES, UNCHANGED, Trial
+from debugnn.doctor.trials import HIGHER_RATES, RESUMED, UNCHANGED, Trial
 
 # Movement, over STILL, below which no trial is needed.
 WITHOUT_TRIAL = 0.1
 # Last rate over the highest one, below which a schedule has lowered it: half of a decay by ten.
 FELL = 0.3
+# What a trained copy gains as it goes on at the highest rate, in relative loss of other batches,
+# from which the training had not come to its end: a converged one gains nothing, or loses.
+GOES_ON = 0.05
+# Less is enough where it is this share of what the whole training had gained, many times the steps,
+# and more than the scatter of a relative loss over some hundred samples.
+GOES_ON_SHARE = 0.3
+GOES_ON_LEAST = 0.005
 # Factor on the rate that is proposed where no trial tells one.
 PROPOSED = 1000.0
 
@@ -42,25 +51,41 @@ def constant_rate_learns_more(evidence: Evidence) -> TrialOutcome | None:
     return constant if min(gains) > progress(own) + LEARNT else None
 
 
+def goes_on(evidence: Evidence) -> TrialOutcome | None:
+    """Return the trial that goes on from the trained weights at the highest rate, where it learns
+    more of other batches than it trains on; None where it does not, on one of two sets."""
+    trial = evidence.trials.get(RESUMED.name)
+    if trial is None or trial.end_again is None or trial.start_again is None:
+        return None
+    pairs = (trial.start, trial.end), (trial.start_again, trial.end_again)
+    return trial if all(_gains_much(*pair) for pair in pairs) else None
+
+
+def _gains_much(start: float, end: float) -> bool:
+    before = progress(start)
+    gain = progress(end) - before
+    return gain > min(GOES_ON, max(GOES_ON_LEAST, GOES_ON_SHARE * before))
+
+
 def taken_to_nothing(evidence: Evidence) -> Iterator[Sign]:
     """A schedule that takes the rate to nothing at the beginning, before anything is learnt."""
     fall = vanished_rate(evidence)
     if fall is None:
         return
-    constant = constant_rate_learns_more(evidence)
+    constant, resumed = constant_rate_learns_more(evidence), goes_on(evidence)
     mended = ""
     if constant is not None:
         mended = (
             f"; at the constant rate a copy gets farther in {constant.steps} steps (relative loss "
             f"{constant.end:.2f})"
         )
+    elif resumed is not None:
+        mended = _gained(resumed)
     certain = failing(evidence) and not diverged(evidence)
-    worry = certain or constant is not None
+    shown = constant is not None or resumed is not None
     yield Sign(
-        severity(evidence) if worry else "note",
-        f"the learning rate falls from {fall.highest:.3g} to {fall.lowest:.3g}: it is below "
-        f"{100 * NOTHING:g} % of its highest value from update {fall.start} on, for "
-        f"{fall.updates - fall.start} of {fall.updates} updates{mended}",
+        severity(evidence) if certain or shown else "note",
+        _course(fall) + mended,
         "let the schedule fall over the whole training: step the scheduler once an epoch, not once "
         "a batch, or count its step sizes in batches",
         step=fall.start,
@@ -68,10 +93,51 @@ def taken_to_nothing(evidence: Evidence) -> Iterator[Sign]:
             "highest": fall.highest,
             "last": fall.lowest,
             "rates": evidence.optimizer.rates[:8],
-            **trial_numbers(evidence),
+            **trial_numbers(evidence, RESUMED),
         },
-        confidence="certain" if certain else "shown" if constant else "suspected",
+        confidence="certain" if certain else "shown" if shown else "suspected",
         override=None,
+    )
+
+
+def faded(evidence: Evidence) -> Iterator[Sign]:
+    """A rate that is next to nothing for half of the training, whose weights learn more at the
+    highest rate."""
+    fall, resumed = faded_rate(evidence), goes_on(evidence)
+    if fall is None or resumed is None or diverged(evidence):
+        return
+    yield Sign(
+        severity(evidence),
+        _course(fall) + _gained(resumed),
+        "let the rate fall over the whole training: compute it from the initial rate (lr = "
+        "initial_lr * decay ** epoch) and not from the one that has fallen already, and count the "
+        "schedule's steps as it is stepped",
+        step=fall.start,
+        evidence={
+            "highest": fall.highest,
+            "last": fall.lowest,
+            "rates": evidence.optimizer.rates[:8],
+            "loss_before": resumed.start,
+            **trial_numbers(evidence, RESUMED),
+        },
+        confidence="shown",
+        override=None,
+        harm="the weights stand still while there is more to learn",
+    )
+
+
+def _course(fall: Fall) -> str:
+    return (
+        f"the learning rate falls from {fall.highest:.3g} to {fall.lowest:.3g}: it is below "
+        f"{100 * NOTHING:g} % of its highest value from update {fall.start} on, for "
+        f"{fall.updates - fall.start} of {fall.updates} updates"
+    )
+
+
+def _gained(resumed: TrialOutcome) -> str:
+    return (
+        f"; a copy that goes on at the highest rate learns more (the relative loss of other "
+        f"batches falls from {resumed.start:.2f} to {resumed.end:.2f} in {resumed.steps} steps)"
     )
 
 
@@ -180,7 +246,9 @@ def higher_rate_learns_more(evidence: Evidence) -> Iterator[Sign]:
 
 
 def trials(evidence: Evidence) -> Iterable[Trial]:
-    """Try higher rates, one after the other, until one learns."""
+    """Try higher rates until one learns; go on at the highest rate where a schedule ends early."""
+    if faded_rate(evidence) is not None:
+        yield RESUMED
     slow = largest_update(evidence)[0] < LARGE_UPDATE and not diverged(evidence)
     if slow and not cured(evidence, *HIGHER_RATES):
         yield from HIGHER_RATES
@@ -190,7 +258,9 @@ CAUSE = Cause(
     name="lr_too_low",
     meaning="a learning rate that is too low",
     kind=Kind.RIVAL,
-    rules=(first_of(taken_to_nothing, never_arrives, still_weights, higher_rate_learns_more),),
+    rules=(
+        first_of(taken_to_nothing, faded, never_arrives, still_weights, higher_rate_learns_more),
+    ),
     fix="raise the learning rate",
     harm="the weights hardly leave their initial values in the steps that there are",
     source="Smith 2017, arXiv:1506.01186; the article's claim 4",

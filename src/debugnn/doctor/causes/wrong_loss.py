@@ -56,6 +56,10 @@ LEVELLED = 0.25
 ALL_SAMPLES = 0.99
 DRAWN = 0.5
 
+# Share of the labels tried that are compared with scores of several positions: all of them.
+EVERY_LABEL = 1.0
+
+_POSITION_BY_POSITION = ("conv", "upsample")  # operations that know nothing of a position's number
 _NO_LOGARITHMS = ("linear", "convolution", "softmax", "sigmoid")  # what gives no logarithms
 _SQUASHED = {
     "cross_entropy": ("softmax", "softmax"),
@@ -177,6 +181,31 @@ def other_entries_read(evidence: Evidence) -> str | None:
             "labels' classes"
         )
     return None
+
+
+def positions_mixed(evidence: Evidence) -> Iterator[Sign]:
+    """The scores that a label is compared with belong to several positions.
+
+    A network whose last weights are shared by all positions cannot mean it so. Another one may
+    learn to give each score where the loss looks for it.
+    """
+    loss = evidence.loss
+    if loss.error is not None or (loss.across_positions or 0.0) < EVERY_LABEL:
+        return
+    operation = evidence.network.last_op or ""
+    shared = any(word in operation for word in _POSITION_BY_POSITION)
+    yield Sign(
+        severity(evidence) if shared or short(evidence) else "note",
+        f"each label is compared with scores of {evidence.classes or 'several'} positions, and not "
+        f"with those of its own (outputs {tuple(loss.shapes[0])}, targets "
+        f"{tuple(loss.shapes[1])}): a view mixes classes and positions",
+        "bring the classes to the axis where the loss expects them by permute or transpose, and "
+        "not by view or reshape: outputs.permute(0, 2, 3, 1).reshape(-1, classes); or leave the "
+        "outputs as they are, as cross_entropy takes (B, classes, H, W) and labels (B, H, W)",
+        evidence={"labels_across_positions": loss.across_positions, "shapes": loss.shapes},
+        override=None,
+        harm="what a position's scores are is not learnt from its own label",
+    )
 
 
 def no_logarithm(evidence: Evidence) -> str | None:
@@ -417,6 +446,7 @@ CAUSE = Cause(
                 "give cross_entropy all outputs of a sample, and the class indices",
                 any_task=True,
             ),
+            positions_mixed,
             _rule(
                 no_logarithm,
                 "give nll_loss log_softmax(outputs, dim=1), or cross_entropy the logits",

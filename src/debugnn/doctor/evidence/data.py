@@ -66,6 +66,19 @@ class AlignmentFacts:
     turned_gap: float  # how much less another image's target fits, in standard errors
     shifted: float  # the same, each shifted as it fits best
     shifted_gap: float
+    # How much less another training image's target fits, unmoved, in standard errors.
+    training_gap: float | None = None
+
+
+@dataclass
+class OwnInputFacts:
+    """Outputs whose targets are the inputs at their places: what their gradients go back to."""
+
+    same: bool  # the targets are the inputs; else a rising function of them, as their grey values
+    causal: bool  # no output tried depends on an input after its own, and some on one before it
+    noisy: bool = False  # in training mode two passes differ: it hides a part, or adds noise
+    probes: int = 0  # outputs that have a gradient, of those tried
+    share: float | None = None  # of the squared gradient, at the own target's place; median
 
 
 @dataclass
@@ -148,7 +161,10 @@ class DataFacts:
     sequence: SequenceFacts | None = None  # None: the outputs are no symbols of a sequence
     tail: TailFacts | None = None  # the same
     target_copies: TargetCopyFacts | None = None  # None: an input does not hold all target values
+    own_inputs: OwnInputFacts | None = None  # None: the targets are no inputs
     simple_skill: float | None = None  # of a simple model, on samples that it was not fitted to
+    # The same of samples with many labels each: R² of the labels at each place.
+    skill_of_maps: float | None = None
     # Class → the lower one of recall and precision of a simple model that gives all classes the
     # same weight, on samples that it was not fitted to; of the rarest classes.
     simple_recognition: dict[int, float] = field(default_factory=dict)

@@ -80,6 +80,9 @@ class LossFacts:
     opposed: bool = False  # higher at right outputs than elsewhere, for every sample
     permuted: float | None = None  # relative change where outputs, not targets, change places
     fixed_entries: bool = False  # classes: it reads some outputs only, whatever the labels are
+    # Classes of positions: of the labels tried, the share that the loss compares with one score of
+    # each of several positions, and not with the scores of one position. None where none was tried.
+    across_positions: float | None = None
     linear: float | None = None  # classes: how far it is from linear in probabilities, relatively
     volume: VolumeFacts | None = None  # of a flow
     # Outputs that it compares with a target, and has no gradient with respect to.

@@ -91,12 +91,18 @@ class LoopFacts:
 
 @dataclass
 class TrialOutcome:
-    """How a short training of a copy under one change went."""
+    """How a short training of a copy under one change went.
+
+    Of a copy that goes on from the trained weights, the relative losses are those of other batches
+    than it trains on, before and after.
+    """
 
     steps: int
     start: float  # relative loss, mean of the first steps
     end: float  # relative loss, mean of the last steps
-    end_again: float | None = None  # the same of a second training, on other batches; None: not run
+    # The same of a second training, on other batches; None: not run.
+    end_again: float | None = None
+    start_again: float | None = None
 
 
 @dataclass

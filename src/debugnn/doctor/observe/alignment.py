@@ -43,12 +43,14 @@ def alignment_facts(
     weights = _fitted(held_rows - mean, held_truth)
     said, held_said = (rows - mean) @ weights, (held_rows - mean) @ weights
     others = truth.roll(1, dims=0)
+    here = _alike(said, truth)
     turns = torch.stack([_alike(said, turned) for turned in _turned(truth)])
     other_turns = torch.stack([_alike(said, turned) for turned in _turned(others)])
     shifts, other_shifts = _best_shift(said, truth), _best_shift(said, others)
     return AlignmentFacts(
         validation=_alike(held_said, held_truth).mean().item(),
-        training=turns[0].mean().item(),
+        training=here.mean().item(),
+        training_gap=_in_errors(here - _alike(said, others)),
         turned=turns.amax(dim=0).mean().item(),
         turned_gap=_in_errors(turns.amax(dim=0) - other_turns.amax(dim=0)),
         shifted=shifts.mean().item(),

@@ -191,3 +191,18 @@ def _exchanged(value: Any, old: Tensor, new: Tensor) -> Any:
 def copied(tensor: Tensor) -> Tensor:
     """Return a copy without a graph."""
     return tensor.detach().clone()
+
+
+def in_memory_as(tensor: Tensor, reference: Tensor) -> Tensor:
+    """Return a tensor whose axes lie in memory in the order of another one's, without gaps.
+
+    `view` takes what lies in memory as it expects, and raises otherwise: what stands for a model's
+    outputs has to lie as these do. The tensor itself where it lies so, or has other axes.
+    """
+    if not (is_plain(tensor) and is_plain(reference)) or tensor.dim() != reference.dim():
+        return tensor
+    strides = reference.stride()
+    order = sorted(range(tensor.dim()), key=lambda axis: -strides[axis])
+    back = sorted(range(tensor.dim()), key=order.__getitem__)
+    ordered = tensor.permute(order)
+    return tensor if ordered.is_contiguous() else ordered.contiguous().permute(back)

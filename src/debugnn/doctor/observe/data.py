@@ -86,6 +86,7 @@ def note_data(
             evidence.outcome.own_loss.simple = beside_constant(predicted.values, wanted)
         if task.kind in ("classes", "binary") and facts.floating and inputs.dim() == 2:
             facts.counter = counter_facts(inputs[keep], targets[keep], task)
+        facts.skill_of_maps = simple_models.skill_of_maps(inputs[keep], targets[keep], task)
         facts.simple_recognition = simple_models.recognition(
             inputs[keep], targets[keep], None, None, task, buffer.rarest(task)
         )

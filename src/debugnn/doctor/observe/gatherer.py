@@ -24,6 +24,7 @@ from debugnn.doctor.observe.outcome import (
     note_scores,
     predict,
 )
+from debugnn.doctor.observe.own_inputs import own_input_facts
 from debugnn.doctor.observe.own_loss import loss_of_values, note_beside_constant, note_own_loss
 from debugnn.doctor.observe.padding import tail_facts
 from debugnn.doctor.observe.parts import part_facts
@@ -85,6 +86,7 @@ class Gatherer:
         self._gather_adjusted()
         self._gather_sequence()
         self._gather_target_copies()
+        self._gather_own_inputs()
         self._gather_outcome()
 
     @guarded("other networks")
@@ -205,6 +207,17 @@ class Gatherer:
         with training.undisturbed():
             self.evidence.data.target_copies = target_copy_facts(
                 model, training.buffer.for_trained, training.layout
+            )
+
+    @guarded("targets that are inputs")
+    def _gather_own_inputs(self) -> None:
+        training, model = self._training, self._training.current_model()
+        batches, task = training.buffer.for_trained, training.task
+        if model is None or task is None or task.kind == "unknown" or not batches:
+            return
+        with training.undisturbed():
+            self.evidence.data.own_inputs = own_input_facts(
+                model, batches[-1], training.layout, task
             )
 
     @guarded("the outcome")

@@ -7,7 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from debugnn.doctor.observe.calls import Call, as_call, first_tensor, is_plain, map_tensors
+from debugnn.doctor.observe.calls import (
+    Call,
+    as_call,
+    first_tensor,
+    in_memory_as,
+    is_plain,
+    map_tensors,
+)
 
 _SLICE = 64  # samples that a copy of the model is given at once
 
@@ -248,4 +255,4 @@ def _select(tensor: Tensor, axis: int | None, rows: Rows) -> Tensor:
     if axis is None:
         return tensor
     chosen = rows.to(tensor.device) if isinstance(rows, Tensor) else rows
-    return tensor[(slice(None),) * axis + (chosen,)]
+    return in_memory_as(tensor[(slice(None),) * axis + (chosen,)], tensor)

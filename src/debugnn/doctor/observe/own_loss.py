@@ -15,7 +15,7 @@ from debugnn.doctor.observe.layout import Layout
 from debugnn.doctor.observe.loss_function.made_up import EDGE, Loss, LossFunction
 from debugnn.doctor.observe.outcome import Predicted
 from debugnn.doctor.observe.pairing import compare_pairings
-from debugnn.doctor.observe.task import Task, space
+from debugnn.doctor.observe.task import Task, labels_by_entry, shares_by_entry, space
 
 _CONSTANT_FROM = 4  # batches that a constant is fitted to
 _STEPS = 40  # of fitting it, at most
@@ -78,6 +78,9 @@ def note_beside_constant(
         [Loss(loss_fn, p.outputs, p.batch.targets) for p in mode[:_CONSTANT_FROM]] for mode in modes
     ]
     constant = best_constant(losses[0], task)
+    own_places = _constant_by_entry(losses[0], [p.batch.targets for p in plain], task)
+    if constant is not None and own_places is not None:
+        constant = min(constant, own_places)
     if constant is not None:
         own = [statistics.fmean(loss.at(loss.outputs) for loss in mode) for mode in losses if mode]
         facts.relative = min(filter(math.isfinite, (each / constant for each in own)), default=None)
@@ -119,6 +122,49 @@ def best_constant(losses: Sequence[Loss], task: Task) -> float | None:
         torch.stack(chained).sum().backward()
         optimizer.step()
     return lowest if math.isfinite(lowest) and lowest > 0 else None
+
+
+def _constant_by_entry(losses: Sequence[Loss], every: Sequence[Any], task: Task) -> float | None:
+    """Return the mean loss at the frequencies of the labels at each place of a sample.
+
+    A batch's own labels are left out of its frequencies. None where samples have one label each,
+    where there is one batch, and where the loss is not positive there.
+
+    Args:
+        every: targets of all batches, those of the losses first.
+    """
+    labels = [labels_by_entry(task, targets) for targets in every]
+    found = []
+    for number, loss in enumerate(losses):
+        own, outputs = labels[number], first_tensor(loss.outputs)
+        if own is None or outputs is None or len(outputs) != len(own):
+            return None
+        others = [
+            each
+            for place, each in enumerate(labels)
+            if place != number and each is not None and each.shape[1] == own.shape[1]
+        ]
+        shares = shares_by_entry(task, torch.cat(others)) if others else None
+        if shares is None or outputs[0].numel() != own.shape[1] * (task.classes or 1):
+            return None
+        found.append(loss.within(_as_outputs(shares.float(), outputs, task)))
+    value = statistics.fmean(found) if found else math.nan
+    return value if math.isfinite(value) and value > 0 else None
+
+
+def _as_outputs(shares: Tensor, outputs: Tensor, task: Task) -> Tensor:
+    """Return the outputs of a batch, the same for each sample, that give classes these shares.
+
+    Args:
+        shares: (places, classes).
+    """
+    if task.kind == "binary":
+        value = shares[:, 1] if task.squashed else shares[:, 1].logit()
+        return value.to(outputs).reshape(outputs.shape[1:]).expand(outputs.shape)
+    moved = outputs.movedim(task.axis, -1)
+    kind = space(moved.reshape(-1, task.size))
+    row = shares if kind == "simplex" or task.squashed else shares.log()
+    return row.to(outputs).reshape(moved.shape[1:]).expand(moved.shape).movedim(-1, task.axis)
 
 
 def _constants(loss: Loss, task: Task) -> Callable[[Tensor], Tensor] | None:

@@ -126,6 +126,10 @@ class Replica:
         """Return another copy, with the weights and buffers that the training began with."""
         return None if self.model is None else self._loaded(self._another(), self.initial)
 
+    def trained(self) -> nn.Module | None:
+        """Return another copy, with the model's present weights and buffers, to be trained."""
+        return None if self.current() is None else self._another()
+
     def as_before(self, state: Mapping[str, Any]) -> nn.Module | None:
         """Return another copy, in training mode, as the model was before a step that broke.
 

@@ -11,11 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from debugnn.doctor.observe.samples import flat
-from debugnn.doctor.observe.task import Task
+from debugnn.doctor.observe.task import Task, labels_by_entry
 
 _NEIGHBOURS = 5
 _RIDGE = 0.1  # penalty, of the kernel's mean diagonal
 _TOKENS = 512  # kinds of tokens that are told apart
+_PLACES = 256  # of maps of labels, evenly spaced
+_KINDS = 6  # classes of such labels that are told from the others
 _COMPARED = 300  # samples of each set that are told apart
 
 # Samples below which a model says nothing.
@@ -86,6 +88,30 @@ def simple_skill(inputs: Tensor, targets: Tensor, task: Task) -> float | None:
     """Return the skill of `predictions`, None without any."""
     found = predictions(inputs, targets, task)
     return None if found is None else found.skill
+
+
+def skill_of_maps(inputs: Tensor, targets: Tensor, task: Task) -> float | None:
+    """Return R² of the better simple model at labels of which each sample has many.
+
+    Of the share of the variance at each place, on samples that a model was not fitted to. None of
+    samples with one label each, or of too few.
+    """
+    labels = labels_by_entry(task, targets)
+    if labels is None or len(labels) != len(inputs) or len(inputs) < _LEAST_FOR_SKILL:
+        return None
+    places = labels[:, :: -(-labels.shape[1] // _PLACES)].cpu()
+    kinds = range(1, min(task.size, _KINDS))
+    wanted = torch.cat([(places == kind).double() for kind in kinds], dim=1)
+    rows = features(inputs, 512)
+    finite = torch.isfinite(rows).all(dim=1)
+    rows, wanted = standardised(rows[finite]), wanted[finite]
+    folds = torch.arange(len(rows)) % 2
+    guesses = [torch.zeros_like(wanted), torch.zeros_like(wanted)]
+    for fold in (0, 1):
+        held, kept = folds == fold, folds != fold
+        guesses[0][held] = _neighbours(rows[kept], wanted[kept], rows[held])
+        guesses[1][held] = _ridge(rows[kept], wanted[kept], rows[held])
+    return max(_skill(guess, wanted, values=True) for guess in guesses)
 
 
 def recognition(

@@ -16,6 +16,8 @@ from debugnn.doctor.observe.calls import first_tensor
 _TINY = 1e-7  # a probability whose logarithm is taken is at least this
 _SUM = 1e-3  # of probabilities' sum to 1
 _SUM_OF_TARGETS = 1e-4
+_ENTRIES = 32  # samples with several labels each, at least, for frequencies at each place of them
+_COUNTED = 2**22  # classes × places that are counted, at most
 _FEW = 8  # targets: fewer that are all equal may be so by chance
 
 SOFTMAX = "softmax"  # the link of logits that are compared with logits
@@ -185,6 +187,9 @@ def log_probabilities(task: Task, outputs: Any, targets: Tensor) -> tuple[Tensor
 def constant_loss(task: Task, targets: Tensor) -> float | None:
     """Return the best constant predictor's reference loss: entropy of the classes, or variance.
 
+    Of samples with several labels or values each, as maps have, there is a constant for each place
+    of them. That of labels counts as far as it holds for other samples, see `_by_entry`.
+
     At least 0.1 nats of classes, so that a ratio to it is finite where only one of them occurs;
     None of an unknown task or of values that do not vary.
     """
@@ -200,7 +205,64 @@ def constant_loss(task: Task, targets: Tensor) -> float | None:
     labels = (targets > 0.5).long().reshape(-1) if binary else task.labels(targets)
     counts = torch.bincount(labels[(labels >= 0) & (labels < task.size)]).double()
     shares = counts[counts > 0] / counts.sum()
-    return max(-(shares * shares.log()).sum().item(), _ONE_CLASS)
+    alike, own = -(shares * shares.log()).sum().item(), _by_entry(task, targets)
+    return max(alike if own is None else min(alike, own[0]), _ONE_CLASS)
+
+
+def labels_by_entry(task: Task, targets: Tensor) -> Tensor | None:
+    """Return the labels of samples that have several each, (N, places); None of others."""
+    if not isinstance(targets, Tensor) or targets.dim() < 2 or targets[0].numel() < 2:
+        return None
+    if task.kind == "binary":
+        return (targets.detach() > 0.5).long().flatten(1)
+    if task.kind != "classes" or targets.is_floating_point():
+        return None
+    return targets.detach().long().flatten(1)
+
+
+def shares_by_entry(task: Task, labels: Tensor) -> Tensor | None:
+    """Return how often each class comes at each place of a sample, (places, classes), sums of 1.
+
+    Every class has come once more than it has, by its share at all places. None of too many.
+
+    Args:
+        labels: (N, places); those of no class are left out.
+    """
+    places = labels.shape[1]
+    if places * task.size > _COUNTED:
+        return None
+    known = (labels >= 0) & (labels < task.size)
+    index = torch.arange(places, device=labels.device) * task.size + labels.clamp(0, task.size - 1)
+    counts = torch.bincount(index[known], minlength=places * task.size)
+    by_place = counts.reshape(places, task.size).double()
+    overall = (by_place.sum(dim=0) / by_place.sum().clamp_min(1)).clamp_min(_TINY)
+    smoothed = by_place + overall
+    return smoothed / smoothed.sum(dim=1, keepdim=True)
+
+
+def _by_entry(task: Task, targets: Tensor) -> tuple[float, float] | None:
+    """Return the cross-entropy and the accuracy of the frequencies at each place of a sample.
+
+    Counted on one half of the samples and compared with the other half: on few samples frequencies
+    fit what they were counted on. None where samples have one label each, or are few.
+    """
+    labels = labels_by_entry(task, targets)
+    if labels is None or len(labels) < _ENTRIES:
+        return None
+    losses, right = [], []
+    for half in (0, 1):
+        counted, asked = labels[half::2], labels[1 - half :: 2]
+        shares = shares_by_entry(task, counted)
+        if shares is None:
+            return None
+        known = (asked >= 0) & (asked < task.size)
+        wanted = asked.clamp(0, task.size - 1)
+        given = shares.log().T.gather(0, wanted)  # (samples, places)
+        losses.append(-given[known])
+        right.append((shares.argmax(dim=1) == wanted)[known].double())
+    if not sum(map(len, losses)):
+        return None
+    return torch.cat(losses).mean().item(), torch.cat(right).mean().item()
 
 
 def relative_loss(task: Task, outputs: Any, targets: Tensor) -> float | None:
@@ -249,7 +311,9 @@ def score(task: Task, outputs: Any, targets: Tensor, rarest: Sequence[int] = ())
     else:
         right = predicted.argmax(dim=1) == wanted
     counts = torch.bincount(wanted).float()
-    base = (counts.max() / counts.sum()).item()
+    base, by_entry = (counts.max() / counts.sum()).item(), _by_entry(task, targets)
+    if by_entry is not None:
+        base = max(base, by_entry[1])
     accuracy = right.float().mean().item()
     result.skill = (accuracy - base) / (1 - base) if base < 1 else None
     recalls = torch.bincount(wanted, weights=right.float(), minlength=len(counts)) / counts

@@ -6,7 +6,7 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, RMSprop
 from torch.optim.lr_scheduler import StepLR
 
-from debugnn.faults.datasets import digits, in_front, rough_places
+from debugnn.faults.datasets import digits, in_front, rough_places, textures
 from debugnn.faults.nets import cnn
 from debugnn.faults.program import Build, Setup
 
@@ -29,7 +29,17 @@ def pixels(seed: int) -> Setup:
     return Setup(model, nn.BCEWithLogitsLoss(), partial(Adam, lr=5e-3), *data, epochs=5)
 
 
+def pixels_of_three_classes(seed: int) -> Setup:
+    """Which texture each pixel of an image belongs to."""
+    model = nn.Sequential(
+        nn.Conv2d(1, 16, 5, padding=2), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(16, 3, 1),
+    )  # fmt: skip
+    return Setup(model, ce(), partial(Adam, lr=1e-2), *textures(seed), epochs=14)
+
+
 TUNING: dict[str, Build] = {
+    "cnn_of_textures": pixels_of_three_classes,
     "cnn": lambda seed: Setup(
         cnn(16, 32), ce(), partial(Adam, lr=3e-3), *digits(seed, 1, 8, 8), epochs=6
     ),

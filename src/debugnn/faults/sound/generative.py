@@ -8,10 +8,12 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.optim import Adam
 
-from debugnn.faults.datasets import autoencoding, ring, toy, waves
+from debugnn.faults.datasets import autoencoding, black_and_white, ring, toy, waves
 from debugnn.faults.loops import told_the_class
 from debugnn.faults.nets import (
     Flow,
+    MaskedConvolution,
+    MaskedMlp,
     QuantisedAutoencoder,
     RoundedAutoencoder,
     VariationalAutoencoder,
@@ -99,7 +101,28 @@ def generator(seed: int, hinge: bool = False) -> Setup:
     )  # fmt: skip
 
 
+def pixel_by_pixel(seed: int) -> Setup:
+    """Each pixel of a digit is predicted from those above it and to its left."""
+    model = nn.Sequential(
+        MaskedConvolution(1, 24, centre=False), nn.ReLU(),
+        MaskedConvolution(24, 24, centre=True), nn.ReLU(), nn.Conv2d(24, 1, 1),
+    )  # fmt: skip
+    return Setup(
+        model, nn.BCEWithLogitsLoss(), partial(Adam, lr=1e-2), *black_and_white(seed, 1, 8, 8),
+        epochs=12,
+    )  # fmt: skip
+
+
+def feature_by_feature(seed: int) -> Setup:
+    """Each pixel of a digit is predicted from those before it, with weights of its own."""
+    return Setup(
+        MaskedMlp(64, 256), nn.BCEWithLogitsLoss(), partial(Adam, lr=5e-3), *black_and_white(seed),
+        epochs=15,
+    )  # fmt: skip
+
+
 TUNING: dict[str, Build] = {
+    "pixel_by_pixel": pixel_by_pixel,
     "rounded_autoencoder": lambda seed: Setup(
         RoundedAutoencoder(64, 64, 12),
         nn.MSELoss(),
@@ -121,6 +144,7 @@ TUNING: dict[str, Build] = {
 }
 
 HELD_OUT: dict[str, Build] = {
+    "feature_by_feature": feature_by_feature,
     "conditional_autoencoder": told_the_class,
     "generator_with_hinge": partial(generator, hinge=True),
 }

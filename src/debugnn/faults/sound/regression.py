@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW
+from torch.optim.lr_scheduler import ExponentialLR
 
 from debugnn.faults.datasets import (
     autoencoding,
@@ -65,7 +66,17 @@ def measured(seed: int) -> Setup:
     return Setup(model, nn.SmoothL1Loss(), partial(AdamW, lr=4e-3), train, val, epochs=12)
 
 
+def decayed(seed: int) -> Setup:
+    """A rate that is below a hundredth for more than half of the training, which has converged by
+    then."""
+    return Setup(
+        mlp(8, 16, 1), nn.MSELoss(), partial(Adam, lr=3e-2), *noisy_line(seed), epochs=20,
+        make_scheduler=partial(ExponentialLR, gamma=0.5),
+    )  # fmt: skip
+
+
 TUNING: dict[str, Build] = {
+    "noisy_line_decayed": decayed,
     "rare_counts": lambda seed: Setup(
         mlp(6, 32, 1),
         nn.PoissonNLLLoss(),

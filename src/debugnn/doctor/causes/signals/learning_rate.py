@@ -11,6 +11,8 @@ NOTHING = 0.01
 # Share of the updates at such a rate, at the end of the training. A cosine or linear decay to zero
 # spends 6 % and 1 % there, an exponential one over four orders of magnitude a half.
 MOST = 0.8
+# The same from which a trial tells whether the training was over by then.
+HALF = 0.5
 # The highest rate over that of the schedule below which it never came near it, and the first rate
 # over the last of a warm-up that was under way: the least trial of a higher rate is at ten times
 # the highest rate, and so at no more than the schedule was to reach.
@@ -41,8 +43,17 @@ class Fall(NamedTuple):
 
 
 def vanished_rate(evidence: Evidence) -> Fall | None:
-    """Return how a schedule takes all rates to nothing early in a training that has not learnt
-    all by then; None where none does."""
+    """Return how a schedule takes all rates to nothing near the beginning of a training that has
+    not learnt all by then; None where none does."""
+    return _fall_to_nothing(evidence, MOST)
+
+
+def faded_rate(evidence: Evidence) -> Fall | None:
+    """Return the same of a rate that is next to nothing for half of the training, or longer."""
+    return _fall_to_nothing(evidence, HALF)
+
+
+def _fall_to_nothing(evidence: Evidence, share: float) -> Fall | None:
     points = evidence.optimizer.rates
     if not judged(evidence) or len(points) < 2 or reached(evidence) > NEARLY_PERFECT:
         return None
@@ -58,7 +69,7 @@ def vanished_rate(evidence: Evidence) -> Fall | None:
     if not above or above[-1] + 1 == len(points):
         return None
     start = int(points[above[-1] + 1][0])
-    if updates - start < MOST * updates:
+    if updates - start < share * updates:
         return None
     group = max(range(len(highest)), key=highest.__getitem__)
     return Fall(start, updates, highest[group], points[-1][1 + group])

@@ -40,6 +40,11 @@ NO_GAP_ERRORS = 2.0
 # Share of exchanges in which the own output is better, at most, where that is so: it is one half by
 # chance, with a standard error of 0.18 over 8 groups.
 NOT_BETTER = 0.75
+# Share of the own loss that it is higher by beside another sample's targets, from which a network
+# whose samples have many labels each has learnt something of them: one that has the same weights at
+# each place may know less of a place than its frequencies tell, and still see what is where. Masks
+# of other images, learnt by heart in part, give some hundredths.
+APART = 0.1
 # Steps of an unknown task after which it is said to make no use of its inputs: what a slow start
 # looks like is not known of it.
 UNKNOWN_JUDGED_AFTER = 200
@@ -218,6 +223,17 @@ def below_constant(evidence: Evidence, level: float) -> bool:
     return sound and relative is not None and relative < level and outputs_belong(evidence)
 
 
+def tells_apart(evidence: Evidence) -> bool:
+    """Return whether outputs of many labels each fit their own samples' far better than others'."""
+    if not evidence.positions:
+        return False
+    own = evidence.outcome.own_loss
+    return any(
+        _belongs(each) and (each.gap or 0.0) > APART * (each.own or 0.0)
+        for each in (own.train, own.train_mode)
+    )
+
+
 def guessing_known(evidence: Evidence) -> bool:
     """Return whether the loss of guessing can be measured: there are as many labels as classes.
 
@@ -235,8 +251,9 @@ def at_chance(evidence: Evidence) -> bool:
     losses = [evidence.outcome.train.relative_loss, evidence.outcome.train_mode.relative_loss]
     lowest = min((loss for loss in losses if loss is not None), default=math.inf)
     guesses = reached(evidence) < AT_CHANCE and lowest > LOSS_AT_CHANCE
-    better = below_constant(evidence, LOSS_AT_CHANCE) or tells_rare_classes(evidence)
-    return guesses and not better
+    better = below_constant(evidence, LOSS_AT_CHANCE)
+    known = tells_rare_classes(evidence) or tells_apart(evidence)
+    return guesses and not (better or known)
 
 
 def tells_rare_classes(evidence: Evidence) -> bool:
@@ -266,7 +283,7 @@ def worse_than_guessing(evidence: Evidence) -> bool:
         evidence.task == "binary" and floor is not None and floor < UNREACHABLE
     )
     worse = all(loss is not None and loss > 1 for loss in trained)
-    worse = worse and not below_constant(evidence, LOSS_AT_CHANCE)
+    worse = worse and not (below_constant(evidence, LOSS_AT_CHANCE) or tells_apart(evidence))
     return bool(likelihood) and worse and reached(evidence) < NEARLY_PERFECT
 
 

@@ -24,6 +24,7 @@ from debugnn.doctor.observe.task import Task, space
 # error punishes distance: the best of these counts. The last ones are for losses that divide them.
 _LOGITS = (1.0, 2.0, 4.0, 6.0, 8.0, 12.0, 30.0, 300.0)
 _SHIFTED = 1e-4  # relative difference of losses that a shift of all logits leaves as they are
+_PLACES = 8  # labels that are changed, one after the other, to see what they are compared with
 _RIGHT = 3  # the index of those that stand for right outputs
 
 
@@ -177,12 +178,38 @@ def _try_noise(facts: LossFacts, loss: Loss, noise: Tensor, hot: Tensor, task: T
     facts.opposed = bool(((by_row * hot).sum(dim=1) > 0).all())
     facts.fixed_entries = _reads_fixed_entries(loss, noise, gradient, task)
     facts.cross_gradient = cross_gradient(loss, noise)
+    facts.across_positions = _across_positions(loss, noise, gradient, task)
 
 
 def _linear(loss: Loss, first: Tensor, second: Tensor) -> float | None:
     """Return how far the loss halfway between two outputs is from its mean, relatively to it."""
     ends = (loss(first) + loss(second)) / 2
     return abs(loss((first + second) / 2) - ends) / max(abs(ends), ZERO_LOSS)
+
+
+def _across_positions(loss: Loss, noise: Tensor, gradient: Tensor, task: Task) -> float | None:
+    """Return the share of labels that are compared with one score of each of several positions.
+
+    The gradient follows another label at the scores that the label is compared with: at most all
+    of one position. What looks at a whole map, as the overlap of two areas, changes more.
+    """
+    targets = loss.targets
+    if targets.is_floating_point() or targets.dim() < 2 or noise.dim() < 3:
+        return None
+    labels = targets.reshape(-1)
+    known = ((labels >= 0) & (labels < task.size)).nonzero()[:, 0]
+    found = []
+    for place in known[:: max(len(known) // _PLACES, 1)][:_PLACES].tolist():
+        other = labels.clone()
+        other[place] = (other[place] + 1) % task.size
+        after = loss.gradient(noise, other.reshape(targets.shape))
+        if after is None:
+            return None
+        changed = (after != gradient).movedim(task.axis, -1).reshape(-1, task.size)
+        if changed.any():
+            few = int(changed.sum()) <= task.size
+            found.append(few and int(changed.sum(dim=1).max()) == 1 < int(changed.sum()))
+    return sum(found) / len(found) if found else None
 
 
 def _reads_fixed_entries(loss: Loss, noise: Tensor, gradient: Tensor, task: Task) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from debugnn.doctor.observe.calls import map_tensors, with_first
+from debugnn.doctor.observe.calls import first_tensor, in_memory_as, map_tensors, with_first
 from debugnn.doctor.reachable import kept
 
 LossFunction = Callable[[Any, Any], Tensor]
@@ -24,7 +24,8 @@ EDGE = 1e-4  # a probability whose logit is taken is at least this far from 0 an
 class Loss:
     """The loss function on made-up tensors, which take the place of the outputs' first tensor.
 
-    All calls draw the same random numbers.
+    All calls draw the same random numbers. What is made up lies in memory as the model's outputs
+    and the batch's targets do.
 
     Args:
         outputs: the model's; a tensor, or a nest of containers.
@@ -77,8 +78,14 @@ class Loss:
 
     def _value(self, outputs: Any, targets: Any) -> Tensor:
         torch.random.default_generator.manual_seed(0)
-        value = self._loss_fn(outputs, self.targets if targets is None else targets)
-        return value.float().mean()
+        made_up, own = first_tensor(outputs), first_tensor(self.outputs)
+        if made_up is not None and own is not None:
+            outputs = with_first(outputs, in_memory_as(made_up, own))
+        if targets is None:
+            targets = self.targets
+        elif isinstance(targets, Tensor) and isinstance(self.targets, Tensor):
+            targets = in_memory_as(targets, self.targets)
+        return self._loss_fn(outputs, targets).float().mean()
 
     def _apart(self) -> AbstractContextManager[Any]:
         return kept(self._loss_fn) if self.restores else nullcontext()
