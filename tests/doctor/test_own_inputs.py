@@ -111,7 +111,7 @@ def copied(**changes):
         ({}, "error"),
         ({"same": False}, "error"),
         ({"noisy": True}, "error"),
-        ({"causal": False}, "warning"),
+        ({"causal": False}, "note"),
         ({"causal": False, "same": False}, None),
         ({"causal": False, "noisy": True}, None),
         ({"share": ITS_OWN - 0.01}, None),
