@@ -170,8 +170,7 @@ def read_jsonl(path: Path, kind: str | None = None) -> Iterator[dict[str, Any]]:
         kind: yield only the rows of this kind.
 
     Raises:
-        ValueError: a line that is not a JSON object with a kind; the message begins with its
-            number.
+        ValueError: a line is no JSON object; the message begins with its number.
     """
     with path.open("rb") as lines:  # as bytes: an interrupted write can end inside a character
         for number, line in enumerate(lines, 1):
@@ -179,10 +178,11 @@ def read_jsonl(path: Path, kind: str | None = None) -> Iterator[dict[str, Any]]:
                 return
             try:
                 row = load(line)
-                own = row["kind"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"line {number}: {type(error).__name__}: {error}") from None
-            if kind is None or own == kind:
+            except ValueError as error:
+                raise ValueError(f"line {number}: {error}") from None
+            if not isinstance(row, dict):
+                raise ValueError(f"line {number}: no JSON object")
+            if kind is None or row.get("kind") == kind:
                 yield row
 
 

@@ -141,7 +141,10 @@ class Directory:
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
-        yield from records.read_jsonl(path)
+        for row in records.read_jsonl(path):
+            if "kind" not in row:
+                raise ValueError("a row without a kind")
+            yield row
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; the run is incomplete") from None
     except ValueError as error:

@@ -75,17 +75,12 @@ def training_code() -> str:
     Runs with the same digest were made by the same code, whatever else changed between their
     commits.
     """
-    package = Path(__file__).parents[1]
-    paths = [path for name in _TRAINING for path in _modules(package / name)]
-    digest = hashlib.sha256()
-    for path in paths:
-        source = path.read_text(encoding="utf-8")
-        digest.update(f"{path.relative_to(package)}\n{without_words(source)}\n".encode())
+    package, digest = Path(__file__).parents[1], hashlib.sha256()
+    for place in map(package.joinpath, _TRAINING):
+        for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
+            source = without_words(path.read_text(encoding="utf-8"))
+            digest.update(f"{path.relative_to(package)}\n{source}\n".encode())
     return digest.hexdigest()[:12]
-
-
-def _modules(path: Path) -> list[Path]:
-    return sorted(path.rglob("*.py")) if path.is_dir() else [path]
 
 
 def without_words(source: str) -> str:
