@@ -19,7 +19,9 @@ from wandb_workspaces.reports.v2.internal import ReportViewspec
 
 from conftest import REPOSITORY
 from debugnn import records
+from debugnn.analysis import wandb_report
 from debugnn.analysis.wandb_report import as_text
+from debugnn.errors import ConfigError
 from debugnn.records import Layers, LrPoint, Step
 
 # Each of these signs means something in Markdown, in HTML or in W&B's filters.
@@ -374,10 +376,15 @@ def test_what_cannot_be_reached_is_one_line(runs, key, said) -> None:
     assert said in line
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["project", "/p", "e/", "e/p/q", "a b/p", "e/p?"])
-def test_a_malformed_name_is_one_line(runs, name) -> None:
-    shown = command(runs, "--wandb", name, "--dry-run")
+def test_a_malformed_name_is_refused(name) -> None:
+    with pytest.raises(ConfigError, match="wanted is ENTITY/PROJECT"):
+        wandb_report.target(name)
+
+
+@pytest.mark.slow
+def test_a_mistake_is_one_line(runs) -> None:
+    shown = command(runs, "--wandb", "project", "--dry-run")
     assert (shown.returncode, shown.stdout) == (1, "")
     (line,) = shown.stderr.splitlines()
-    assert line.startswith(f"error: --wandb={name}: wanted is ENTITY/PROJECT")
+    assert line.startswith("error: --wandb=project: wanted is ENTITY/PROJECT")

@@ -34,7 +34,7 @@ _COLUMNS, _WIDTH, _HEIGHT = 3, 8, 6  # of panels; W&B's grid is 24 units wide
 
 # Seconds. A server that does not answer ends the command after this time.
 _LOGIN_TIMEOUT = 60.0  # W&B asks for a missing key, if the command runs at a terminal
-_INIT_TIMEOUT = 30.0
+_INIT_TIMEOUT = 15.0
 _UPLOAD_TIMEOUT = 300
 
 
