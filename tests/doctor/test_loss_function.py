@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from debugnn import Doctor
 from debugnn.doctor.observe.loss_function.facts import loss_facts
 from debugnn.doctor.observe.task import Task, read, score
 
@@ -770,3 +771,27 @@ def test_a_loss_that_is_made_a_leaf_is_not_tried_on_made_up_outputs():
     outputs, targets = torch.randn(8, 3), torch.arange(8) % 3
     assert loss_facts(of_leaves, outputs, targets, Task("classes", 3, 1)).tried is False
     assert loss_facts(of_the_largest, outputs, targets, Task("classes", 3, 1)).tried
+
+
+def test_a_loss_of_fewer_classes_than_the_watched_outputs_is_looked_at():
+    """The doctor watches a part of the network, and the loss applies the rest."""
+    torch.manual_seed(0)
+    encoder, head = nn.Linear(6, 16), nn.Sequential(nn.ReLU(), nn.Linear(16, 3))
+    optimizer = torch.optim.Adam([*encoder.parameters(), *head.parameters()], lr=1e-2)
+    rule = torch.randn(6, 3)
+
+    def loss_of(code, labels):
+        return nn.functional.cross_entropy(head(code), labels)
+
+    with Doctor(encoder, optimizer, loss_fn=loss_of) as doctor:
+        for _ in range(40):
+            inputs = torch.randn(32, 6)
+            labels = (inputs @ rule).argmax(dim=1)
+            optimizer.zero_grad()
+            loss = loss_of(encoder(inputs), labels)
+            loss.backward()
+            optimizer.step()
+            doctor.step(loss, inputs, labels)
+        report = doctor.report()
+    assert report.troubles == []
+    assert report.healthy is not False, str(report)

@@ -219,5 +219,7 @@ def _reads_fixed_entries(loss: Loss, noise: Tensor, gradient: Tensor, task: Task
     some = read.movedim(task.axis, -1).any(dim=-1) & ~read.movedim(task.axis, -1).all(dim=-1)
     if loss.targets.is_floating_point() or not some.all():
         return False
-    others = (loss.gradient(noise, relabelled(loss.targets, task.size, by)) for by in (1, 2))
+    # Other samples' labels: what lies beyond the labels that are there may be none of the loss's.
+    labels = loss.targets.flatten()
+    others = (loss.gradient(noise, labels.roll(by).reshape(loss.targets.shape)) for by in (1, 2))
     return all(other is not None and torch.equal(read, other != 0) for other in others)
