@@ -216,8 +216,11 @@ def _reads_fixed_entries(loss: Loss, noise: Tensor, gradient: Tensor, task: Task
     """Return whether the loss reads the same part of each sample's outputs, not all, whatever the
     labels are."""
     read = gradient != 0
-    some = read.movedim(task.axis, -1).any(dim=-1) & ~read.movedim(task.axis, -1).all(dim=-1)
-    if loss.targets.is_floating_point() or not some.all():
+    rows = read.movedim(task.axis, -1).flatten(end_dim=-2)
+    # Of a choice as many outputs are read in each row, of a ReLU behind the outputs some or others.
+    counts = rows.sum(dim=1)
+    part = 0 < counts[0] < rows.shape[1] and bool((counts == counts[0]).all())
+    if loss.targets.is_floating_point() or not part:
         return False
     # Other samples' labels: what lies beyond the labels that are there may be none of the loss's.
     labels = loss.targets.flatten()
