@@ -31,10 +31,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from scipy import stats
 
 from debugnn import records
-from debugnn.analysis import tables
+from debugnn.analysis import statistics, tables
 from debugnn.analysis.figures.confusion import draw_confusion
 from debugnn.doctor import causes, evidence
 from debugnn.doctor.causes.thresholds import Threshold, moved, thresholds
@@ -225,21 +224,15 @@ def rates(rows: list[Row]) -> dict[str, tuple[int, int]]:
     }
 
 
-def wilson(number: int, total: int) -> tuple[float, float]:
-    """Return the 95 % interval of a share, from 0 to 1 (Wilson 1927, JASA 22).
+def percent(number: int, total: int) -> str:
+    """Return a share with its interval in %.
 
     It takes the runs for independent, which the seeds of one program are not quite.
     """
-    interval = stats.binomtest(number, total).proportion_ci(0.95, method="wilson")
-    return float(interval.low), float(interval.high)
-
-
-def percent(number: int, total: int) -> str:
-    """Return a share with its interval in %."""
     if not total:
         return "–"
-    low, high = wilson(number, total)
-    return f"{100 * number / total:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+    found = statistics.proportion(number, total)
+    return f"{100 * found.value:.1f} % ({100 * found.low:.1f} to {100 * found.high:.1f})"
 
 
 def summary(rows: list[Row]) -> str:

@@ -12,7 +12,7 @@ import pytest
 from debugnn import records
 from debugnn.analysis import tables
 from debugnn.analysis.directories import load_runs
-from debugnn.analysis.runs import over_seeds, paired, select, tidy_epochs, varying
+from debugnn.analysis.runs import over_seeds, paired, select, varying
 from debugnn.errors import ConfigError
 from debugnn.records import Epoch, Layers, LrPoint, LrSuggestion, Record, Step, TensorStats
 
@@ -227,26 +227,6 @@ def test_seeds_are_aggregated_and_none_drops_out() -> None:
     both = over_seeds({0: frame(1.0, 2.0, 3.0), 1: frame(3.0, math.nan)}, "loss", "epoch")
     assert both.loc[0].tolist() == [2.0, 1.0, 3.0]
     assert both.loc[[1, 2]].isna().all(axis=None)
-
-
-# --- tables ---------------------------------------------------------------------------------------
-
-
-def test_the_tidy_table_goes_through_csv(tmp_path: Path) -> None:
-    write_run(tmp_path, {"clip": "off"}, [epoch(0, math.nan, None), epoch(1, math.inf, None)])
-    write_run(tmp_path, {"clip": "4.0"}, [epoch(0), epoch(1, test_loss=None)], seed=3)
-    write_run(tmp_path, {"task": "lr_find"}, [LrSuggestion(0, "valley", 0.1)], task="lr_find")
-    table = tidy_epochs(load_runs(tmp_path))
-    table.to_csv(tmp_path / "epochs.csv", index=False, na_rep="NaN")
-    back = pd.read_csv(tmp_path / "epochs.csv")
-    pd.testing.assert_frame_equal(back[["seed", "test_loss"]], table[["seed", "test_loss"]])
-    assert back["arm"].tolist() == ["clip=4.0"] * 2 + ["clip=off"] * 2
-    assert back["evaluated"].tolist() == [True, False, True, True]
-
-
-def test_no_run_makes_no_table() -> None:
-    with pytest.raises(ConfigError):
-        tidy_epochs([])
 
 
 # --- pairs of runs --------------------------------------------------------------------------------

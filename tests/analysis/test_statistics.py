@@ -27,6 +27,17 @@ def test_a_proportions_interval_holds_what_a_score_test_does_not_reject(successe
     assert found.high == pytest.approx(high, abs=1e-9)
 
 
+def test_intervals_are_wilsons():
+    for number, total in ((0, 10), (3, 7), (95, 100), (40, 40)):
+        share, z = number / total, 1.959964
+        centre = share + z**2 / (2 * total)
+        spread = z * math.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
+        found = statistics.proportion(number, total)
+        low, high = found.low, found.high
+        assert low == pytest.approx((centre - spread) / (1 + z**2 / total), abs=1e-6)
+        assert high == pytest.approx((centre + spread) / (1 + z**2 / total), abs=1e-6)
+
+
 def test_a_means_interval_covers_the_mean_as_often_as_it_says():
     rng = np.random.default_rng(0)
     samples = rng.normal(3.0, 2.0, size=(4000, 5))

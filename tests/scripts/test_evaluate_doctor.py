@@ -1,6 +1,5 @@
 """The evaluation script: intervals, what it prints of the held-out half, evidence judged again."""
 
-import math
 import subprocess
 import sys
 
@@ -134,16 +133,6 @@ def test_no_two_runs_are_saved_in_one_file(tmp_path):
     for name in programs:
         evaluate_doctor.save({"program": name, "seed": 0}, tmp_path)
     assert len(list(tmp_path.iterdir())) == len(programs)
-
-
-def test_intervals_are_wilsons():
-    for number, total in ((0, 10), (3, 7), (95, 100), (40, 40)):
-        share, z = number / total, 1.959964
-        centre = share + z**2 / (2 * total)
-        spread = z * math.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
-        low, high = evaluate_doctor.wilson(number, total)
-        assert low == pytest.approx((centre - spread) / (1 + z**2 / total), abs=1e-6)
-        assert high == pytest.approx((centre + spread) / (1 + z**2 / total), abs=1e-6)
 
 
 def row(cause, found, accepted=()):

@@ -189,35 +189,6 @@ def over_seeds(frames: Mapping[int, pd.DataFrame], column: str, index: str) -> p
 # --- tables -------------------------------------------------------------------------------------
 
 
-def tidy_epochs(runs: Iterable[Run]) -> pd.DataFrame:
-    """Concatenate the epochs of many runs; each row carries its run's experiment, arm and seed.
-
-    A row with evaluated=True and a test loss of NaN, written by `to_csv(na_rep="NaN")`, is a loss
-    that was NaN. Runs of other tasks than `train` have no epochs and are left out.
-
-    Raises:
-        ConfigError: none of the runs is a training.
-    """
-    frames = []
-    for run in runs:
-        if run.config["task"]["name"] != "train":
-            continue
-        frame = run.epochs()
-        names = {
-            "experiment": run.experiment,
-            "arm": run.arm_name,
-            "seed": run.seed,
-            "data": run.data,
-            "article_run": run.article_run,
-        }
-        for place, (name, value) in enumerate(names.items()):
-            frame.insert(place, name, value)
-        frames.append(frame)
-    if not frames:
-        raise ConfigError("no finished training to make a table of")
-    return pd.concat(frames, ignore_index=True)
-
-
 def paired(runs: Iterable[Run], setting: str, values: tuple[str, str]) -> pd.DataFrame:
     """Pair the runs that differ in one setting alone, seed by seed.
 

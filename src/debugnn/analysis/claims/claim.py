@@ -301,14 +301,10 @@ class Verdict:
     Attributes:
         outcome: the claim's.
         results: one for each part.
-        seeds: the smallest number of seeds of a part.
-        data: names of the data sets.
     """
 
     outcome: Outcome
     results: tuple[Result, ...]
-    seeds: int
-    data: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -343,11 +339,8 @@ class Claim:
         own = [run for run in runs if run.experiment == self.experiment
                and run.config["task"]["name"] in ("train", "lr_find")
                and (run.data in EMBEDDED) == embedded]  # fmt: skip
-        results = [part.judge(own, embedded, self.seeds) for part in self.parts]
-        results = self._adjusted(results)
-        counts = [len(result.values) for result in results]
-        data = tuple(sorted({run.data for run in own}))
-        return Verdict(combine([r.outcome for r in results]), tuple(results), min(counts), data)
+        results = self._adjusted([part.judge(own, embedded, self.seeds) for part in self.parts])
+        return Verdict(combine([r.outcome for r in results]), tuple(results))
 
     def _adjusted(self, results: list[Result]) -> list[Result]:
         """Adjust the p-values for their number (Holm), and decide what they decide."""
