@@ -82,6 +82,13 @@ def test_steps_are_thinned_to_the_first_ones_and_evenly_spaced_ones(directory):
     assert gaps.max() - gaps.min() <= 1
 
 
+def test_seeds_can_be_compared_at_steps_that_all_of_them_have(directory):
+    steps = [set(run.layers("gradients")["step"]) for run in merged(directory)[1:]]
+    assert len(steps[0]) == archive.RECORDS
+    assert steps[1] == steps[2] < steps[0]
+    assert len(steps[1]) == archive.FEW_RECORDS
+
+
 def test_histograms_are_kept_of_the_first_seeds_gradients(directory, tmp_path):
     archive.write(merged(directory), tmp_path / "kept")
     kept = [run for run in archive.read(tmp_path / "kept") if run.experiment == "trial"]

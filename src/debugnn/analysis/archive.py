@@ -29,7 +29,7 @@ from debugnn.errors import ConfigError
 from debugnn.files import replacing
 
 STEPS, FIRST_STEPS = 200, 20  # of a run; the first ones are kept without a gap
-RECORDS, FEW_RECORDS = 60, 8
+RECORDS, FEW_RECORDS = 60, 20
 _DIGITS = "%.6g"
 _METRICS = {"step": "steps", "epoch": "epochs", "lr_point": "lr_points",
             "lr_suggestion": "lr_suggestions"}  # fmt: skip
@@ -82,7 +82,9 @@ def compact(run: Run, *, first: bool) -> Run:
     metrics["step"] = _thinned(metrics["step"], STEPS, FIRST_STEPS)
     layers = {}
     for quantity in QUANTITIES if first else ("gradients", "activations"):
-        layers[quantity] = _thinned(run.tables.layers(quantity), RECORDS if first else FEW_RECORDS)
+        rows = _thinned(run.tables.layers(quantity), RECORDS)
+        # The few steps are among those of the first seed, so that seeds can be compared.
+        layers[quantity] = rows if first else _thinned(rows, FEW_RECORDS)
         if not (first and quantity == "gradients"):
             layers[quantity] = layers[quantity].drop(columns="histogram", errors="ignore")
     tables = InMemory(metrics, layers, run.findings)

@@ -214,6 +214,9 @@ def gradient_norms(runs: Sequence[Run], figure: Mapping[str, Any]) -> Figure:
         )
     for axes, group in zip(panels, groups, strict=True):
         tables = {run.seed: run.layers("gradients") for run in group}
+        # Of kept results some seeds have fewer steps.
+        shared = set.intersection(*(set(table["step"]) for table in tables.values()))
+        tables = {seed: table[table["step"].isin(shared)] for seed, table in tables.items()}
         for name in names:
             of_layer = {seed: table[table["layer"] == name] for seed, table in tables.items()}
             _norm_curve(axes, over_seeds(of_layer, "norm", "step"), colours[name])
