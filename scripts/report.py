@@ -1,24 +1,26 @@
 """Write the evidence: what finished runs say about the article's claims.
 
-python scripts/report.py                   outputs/report.html, of the runs in outputs
-python scripts/report.py --runs DIR        the same of other runs
-python scripts/report.py --keep DIR        add runs to outputs/reference, and write its tables
-python scripts/report.py --tables          the documents' tables of options, experiments and causes
-python scripts/report.py --precision DIR   bf16 beside fp32, from runs of experiment=precision
-python scripts/report.py --wandb ENTITY/PROJECT [--dry-run]   the page's story as a report in W&B
+scripts/report.py                   outputs/report.html, of the runs in outputs
+scripts/report.py RUN ...           the page of these runs, or folders of runs
+scripts/report.py compare A B       what differs between two runs, or two arms
+scripts/report.py --keep DIR        add runs to outputs/reference; its tables
+scripts/report.py --tables          tables of options, experiments and causes
+scripts/report.py --precision DIR   bf16 beside fp32 (experiment=precision)
+scripts/report.py --wandb ENTITY/PROJECT   the page as a report in W&B
 """
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from debugnn.analysis import archive, page, tables
+from debugnn.analysis import archive, differences, page, tables
 from debugnn.analysis.article import ARTICLE_RUNS, article_names, compare
 from debugnn.analysis.directories import Unusable, load_runs, scan_runs
 from debugnn.analysis.figures import draw_runs
-from debugnn.analysis.runs import Run, paired
+from debugnn.analysis.runs import Run, in_order, paired
 from debugnn.errors import ConfigError
 from debugnn.files import replace_text
 
@@ -28,21 +30,21 @@ REFERENCE = ROOT / "outputs" / "reference"
 DOCTOR_PAGE = ROOT / "src" / "debugnn" / "doctor" / "README.md"
 
 
-def write_page(source: Path, output: Path) -> None:
-    """Write the HTML page of the runs in a directory; of the kept results if it is theirs."""
-    runs, unusable = read(source)
+def write_page(sources: Sequence[Path], output: Path) -> None:
+    """Write the HTML page of runs; see `read`."""
+    runs, unusable = read(sources)
     page.write(runs, unusable, output)
-    print(f"{len(runs)} runs in {output}")
+    print(f"{len(runs)} run{'s'[: len(runs) > 1]} in {output}")
 
 
-def publish(source: Path, output: Path, name: str, *, dry_run: bool) -> None:
+def publish(sources: Sequence[Path], output: Path, name: str, *, dry_run: bool) -> None:
     """Publish the story of the page in W&B, or write what would be published beside the page."""
     try:
         from debugnn.analysis import wandb_report
     except ImportError as error:
         raise ConfigError(f"--wandb needs `pip install '.[report]'` ({error})") from None
     entity, project = wandb_report.target(name)
-    runs, unusable = read(source)
+    runs, unusable = read(sources)
     report = wandb_report.build(runs, entity, project, unusable)
     if dry_run:
         path = output.with_name("wandb_report.json")
@@ -55,18 +57,34 @@ def publish(source: Path, output: Path, name: str, *, dry_run: bool) -> None:
     print(wandb_report.publish(report, output, figures))
 
 
-def read(source: Path) -> tuple[list[Run], list[Unusable]]:
-    """Return the runs in a directory of runs, or of kept results, and what cannot be used.
+def read(sources: Sequence[Path]) -> tuple[list[Run], list[Unusable]]:
+    """Return the runs in some places, and what cannot be used.
+
+    Args:
+        sources: directories of runs (see `scan_runs`), or folders of kept results.
 
     Raises:
-        ConfigError: there is no run that can be used.
+        ConfigError: there is no run that can be used, or a place does not exist.
     """
-    if any(source.glob("*/runs.csv.gz")):
-        return archive.read(source), []
-    runs, unusable = archive.gather(scan_runs(source))
-    if not runs:
-        raise ConfigError(f"{source}: no finished run{said(unusable)}")
-    return runs, unusable
+    kept: dict[str, Run] = {}
+    found: dict[str, Run | Unusable] = {}
+    for source in sources:
+        if any(source.glob("*/runs.csv.gz")):
+            kept |= {run.place: run for run in archive.read(source)}
+        else:
+            scanned = scan_runs(source)
+            found |= {str(i.path if isinstance(i, Unusable) else i.place): i for i in scanned}
+    runs, unusable = archive.gather(found.values(), kept.values())
+    if not kept and not runs:
+        places = ", ".join(map(str, sources))
+        raise ConfigError(f"{places}: no finished run{said(unusable)}")
+    return in_order([*kept.values(), *runs]), unusable
+
+
+def common_folder(places: Sequence[Path]) -> Path:
+    """Return the innermost folder that holds all of the places."""
+    common = Path(os.path.commonpath([place.absolute() for place in places]))
+    return places[0] if len(places) == 1 else common
 
 
 def said(unusable: Sequence[Unusable]) -> str:
@@ -121,17 +139,44 @@ def write_options() -> None:
     tables.fill(REFERENCE / "README.md", "figures", tables.pictures(CONF, REFERENCE / "figures"))
 
 
+def compare_arms(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="report.py compare",
+        description="Print the settings and the outcomes that differ between two arms: paired by "
+        "seed, with 95 % intervals, where there are several seeds.",
+    )
+    for name in ("a", "b"):
+        parser.add_argument(name, type=Path, metavar=name.upper(), help="a run's directory, or "
+                            "the folder of one arm's seeds")  # fmt: skip
+    options = parser.parse_args(arguments)
+    try:
+        first, second = differences.arm_in(options.a), differences.arm_in(options.b)
+        print(differences.describe(first, second))
+    except (ConfigError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
 def main() -> int:
+    if sys.argv[1:2] == ["compare"]:
+        return compare_arms(sys.argv[2:])
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--runs", type=Path, default=Path("outputs"), metavar="DIR",
-                        help="where the runs of the page are (default: outputs)")  # fmt: skip
+    parser.add_argument(
+        "runs",
+        type=Path,
+        nargs="*",
+        default=[Path("outputs")],
+        metavar="RUN",
+        help="runs, or folders of runs, for the page (default: outputs)",
+    )
     parser.add_argument(
         "--output",
         type=Path,
         metavar="FILE",
-        help="the page (default: report.html beside the runs)",
+        help="the page (default: report.html in the folder that holds all its runs)",
     )
     parser.add_argument(
         "--keep",
@@ -157,7 +202,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.dry_run and not options.wandb:
         parser.error("--dry-run belongs to --wandb")
-    output = options.output or options.runs / "report.html"
+    output = options.output or common_folder(options.runs) / "report.html"
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         write_options()

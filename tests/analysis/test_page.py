@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import sync_playwright
 from test_runs import epoch, stats, write_run
 
@@ -44,7 +45,7 @@ def said(cause, summary=""):
 
 
 def write_report(root, *arguments):
-    command = [sys.executable, str(REPOSITORY / "scripts" / "report.py"), "--runs", str(root)]
+    command = [sys.executable, str(REPOSITORY / "scripts" / "report.py"), str(root)]
     return subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
 
 
@@ -64,6 +65,14 @@ def page(tmp_path_factory):
     ]
     write_run(root, {"task": "lr_find", "data": "mnist"}, points, experiment="lr_finder",
               data="mnist", task="lr_find")  # fmt: skip
+    for number in range(12):
+        arm = {"model": f"net{number:02d}", "optim.lr": "0.1"}
+        write_run(root, arm, training(0, number % 2, 3), experiment="many")
+    lone = write_run(root, {"init": "kaiming", "model.activation": "GELU"}, training(0, True, 3),
+                     experiment="adhoc")  # fmt: skip
+    config = records.load((lone / "config.yaml").read_text())
+    config |= {"report": None, "model": {"activation": {"_target_": "torch.nn.GELU"}}}
+    (lone / "config.yaml").write_text(records.dump(config))
     lost = [epoch(0, math.nan, None), epoch(1, math.inf, None)]
     write_run(root, {"clip": HOSTILE}, lost, experiment="nan_loss", data="regression")
     write_run(root, {"reg": "bn"}, status="failed")
@@ -72,7 +81,7 @@ def page(tmp_path_factory):
     output = root / "report.html"
     shown = write_report(root)
     assert shown.returncode == 0, shown.stderr
-    assert shown.stdout == f"42 runs in {output}\n"
+    assert shown.stdout == f"55 runs in {output}\n"
     return output
 
 
@@ -88,7 +97,8 @@ def test_what_runs_hold_is_text(page):
     text = page.read_text(encoding="utf-8")
     assert HOSTILE not in text
     data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])
-    assert set(data) == {"vanishing_gradient", "lr_finder", "nan_loss"}
+    assert list(data) == ["lr_finder", "vanishing_gradient", "nan_loss", "many-embedded",
+                          "adhoc-embedded"]  # fmt: skip
 
 
 def test_claims_have_their_verdicts_and_useless_runs_their_reasons(page):
@@ -107,6 +117,24 @@ def test_a_directory_without_a_run_is_an_error(tmp_path):
     assert shown.stderr.startswith(f"error: {tmp_path}: no finished run")
     assert "seed=0: failed" in shown.stderr
     assert "Traceback" not in shown.stderr
+
+
+def test_runs_without_an_experiment_have_the_command_that_makes_them(page):
+    text = page.read_text(encoding="utf-8")
+    said = "python train.py init=kaiming model.activation._target_=torch.nn.GELU seed=0"
+    assert f"<code>{said}</code>" in text
+
+
+def test_a_page_of_one_run_stands_in_its_directory(tmp_path):
+    write_run(tmp_path, {"reg": "none"}, training(0, True))
+    chosen = write_run(tmp_path, {"reg": "bn"}, training(0, True))
+    shown = write_report(chosen)
+    assert shown.stdout == f"1 run in {chosen / 'report.html'}\n"
+    text = (chosen / "report.html").read_text(encoding="utf-8")
+    assert '<th scope="row">reg=bn</th>' in text
+    assert "reg=none" not in text
+    both = write_report(chosen, str(tmp_path / "trial"))  # one of them twice
+    assert both.stdout == f"2 runs in {tmp_path / 'trial' / 'report.html'}\n"
 
 
 # --- in a browser ---------------------------------------------------------------------------------
@@ -207,6 +235,7 @@ def test_heatmaps_show_their_shares(opened):
     label = canvas.get_attribute("aria-label")
     start, end = (float(power) for power in re.findall(r"10\^(-?[\d.]+)", label))
     assert end < start - 3  # the gradients shrink by 3.8 decades
+    canvas.scroll_into_view_if_needed()
     box = canvas.bounding_box()
     for share in (0.1, 0.3, 0.5, 0.7):
         tab.mouse.move(box["x"] + box["width"] / 2, box["y"] + share * box["height"])
@@ -245,6 +274,33 @@ CONTRAST = """() => {
     return (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
   }));
 }"""
+
+
+@slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_to_complain_of(opened, scheme):
+    tab = opened(color_scheme=scheme)
+    for details in tab.locator("details").all():
+        details.evaluate("element => element.open = true")
+    found = Axe().run(tab).response["violations"]
+    assert [(rule["id"], [node["html"] for node in rule["nodes"]]) for rule in found] == []
+
+
+@slow
+def test_of_many_arms_the_best_and_the_worst_are_drawn_at_first(opened):
+    section = opened().locator("section#many-embedded")
+    chart = section.locator(".chart").nth(2)
+    boxes = chart.locator("input")
+    assert boxes.count() == 12
+    assert sum(box.is_checked() for box in boxes.all()) == 8
+    more = chart.get_by_text("4 more arms")
+    hidden = chart.get_by_role("checkbox", name="net03", include_hidden=True)
+    assert not hidden.is_visible()
+    more.click()
+    before = chart.locator("canvas").screenshot()
+    hidden.check()
+    assert chart.locator("canvas").screenshot() != before
+    assert section.get_by_label("arm", exact=True).first.locator("option").count() == 8
 
 
 @slow

@@ -50,6 +50,18 @@ def test_a_mean_of_one_value_is_known_to_nothing():
     assert (found.value, found.low, found.high, found.n) == (2.0, -math.inf, math.inf, 1)
 
 
+def test_unpaired_samples_differ_by_welchs_interval():
+    first, second = [1.0, 2.0, 4.0, 3.5], [5.0, 9.0, 4.0]
+    spreads = [np.var(side, ddof=1) / len(side) for side in (first, second)]
+    degrees = sum(spreads) ** 2 / (spreads[0] ** 2 / 3 + spreads[1] ** 2 / 2)
+    reach = stats.t.ppf(0.975, degrees) * math.sqrt(sum(spreads))
+    found = statistics.difference(first, second)
+    assert found.value == pytest.approx(6.0 - 2.625)
+    assert (found.low, found.high) == pytest.approx((3.375 - reach, 3.375 + reach))
+    assert statistics.difference([1.0, 1.0], [2.0, 2.0]).low == 1.0
+    assert statistics.difference([1.0], [2.0, 3.0]).high == math.inf
+
+
 def test_interval_and_test_agree():
     values = [0.2, 1.1, 0.7, 1.9, 0.4]
     found = statistics.mean(values)

@@ -69,7 +69,7 @@ def runs(tmp_path_factory) -> Path:
 def command(runs: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     script = str(REPOSITORY / "scripts" / "report.py")
     return subprocess.run(
-        [sys.executable, script, "--runs", str(runs), *arguments],
+        [sys.executable, script, str(runs), *arguments],
         env={**ENVIRONMENT, "HOME": str(runs), **environment}, timeout=300,
         stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
     )  # fmt: skip

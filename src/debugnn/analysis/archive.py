@@ -34,8 +34,6 @@ _DIGITS = "%.6g"
 _METRICS = {"step": "steps", "epoch": "epochs", "lr_point": "lr_points",
             "lr_suggestion": "lr_suggestions"}  # fmt: skip
 _NESTED = ("arm", "config", "facts", "findings")  # columns of `runs` that hold JSON
-# Settings that may differ between two runs of one arm.
-_MAY_DIFFER = ("seed", "experiment", *records.BOOKKEEPING)
 
 
 class InMemory:
@@ -175,7 +173,7 @@ def _outdated(run: Run, new: dict[tuple, Run]) -> bool:
         other.experiment == run.experiment
         and (
             version(other) != version(run)
-            or (other.arm == run.arm and _settings(other) != _settings(run))
+            or (other.arm == run.arm and other.settings != run.settings)
         )
         for other in new.values()
     )
@@ -184,16 +182,6 @@ def _outdated(run: Run, new: dict[tuple, Run]) -> bool:
 def version(run: Run) -> str:
     """Return the version of the training code that made the run, as run.json holds it."""
     return run.facts.get("training_code") or "unknown"
-
-
-def _settings(run: Run) -> dict[str, Any]:
-    """Return what the run computes as dotted key → value, without its seed and where it is kept."""
-    flat = pd.json_normalize(run.config).iloc[0].to_dict()
-
-    def counts(key: str) -> bool:
-        return not any(key == name or key.startswith(f"{name}.") for name in _MAY_DIFFER)
-
-    return {key: str(value) for key, value in flat.items() if counts(key)}
 
 
 def _check_same(runs: Iterable[Run]) -> None:
@@ -208,7 +196,7 @@ def _check_same(runs: Iterable[Run]) -> None:
                 f"training code, and {run.place} by version {version(run)}; runs of different "
                 "versions are not comparable. --replace drops those that were there before"
             )
-        own = _settings(run)
+        own = run.settings
         other, theirs = settings.setdefault(_arm(run), (run, own))
         for name in sorted(own.keys() | theirs.keys()):
             if own.get(name) != theirs.get(name):

@@ -44,18 +44,21 @@ def load_runs(root: Path | str, experiment: str | None = None) -> list[Run]:
     return in_order(run for run in loaded if isinstance(run, Run))
 
 
-def scan_runs(root: Path | str) -> Iterator[Run | Unusable]:
-    """Yield every run under `root`: those that finished, and why another is of no use.
+def scan_runs(place: Path | str) -> Iterator[Run | Unusable]:
+    """Yield every run in a directory: those that finished, and why another is of no use.
 
     The files of a run are read when its tables are used, which may raise ConfigError then.
 
     Args:
-        root: the directory that holds `<experiment>/<arm>/seed=<n>/`.
+        place: the directory of one run (`<experiment>/<arm>/seed=<n>`), or one above it: of an arm,
+            of an experiment, or of all experiments.
 
     Raises:
         ConfigError: the directory does not exist.
     """
-    for path in _run_files(Path(root)):
+    place = _existing(Path(place))
+    own = [path for depth in range(4) for path in place.glob("*/" * depth + "run.json")]
+    for path in sorted(path for path in own if path.resolve().parent.name.startswith("seed=")):
         try:
             yield _load(path)
         except ConfigError as error:
@@ -63,9 +66,13 @@ def scan_runs(root: Path | str) -> Iterator[Run | Unusable]:
 
 
 def _run_files(root: Path, experiment: str | None = None) -> list[Path]:
-    if not root.is_dir():
-        raise ConfigError(f"{root}: no such directory of runs")
-    return sorted(root.glob(f"{experiment or '*'}/*/seed=*/run.json"))
+    return sorted(_existing(root).glob(f"{experiment or '*'}/*/seed=*/run.json"))
+
+
+def _existing(place: Path) -> Path:
+    if not place.is_dir():
+        raise ConfigError(f"{place}: no such directory of runs")
+    return place
 
 
 def _load(path: Path) -> Run | Unusable:

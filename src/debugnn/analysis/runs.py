@@ -14,8 +14,11 @@ from typing import Any, Protocol
 import pandas as pd
 
 from debugnn.errors import ConfigError
+from debugnn.records import BOOKKEEPING
 
 QUANTITIES = ("gradients", "parameters", "activations")
+# Settings that may differ between two runs of one arm.
+_MAY_DIFFER = ("seed", "experiment", *BOOKKEEPING)
 
 
 class Tables(Protocol):
@@ -53,6 +56,16 @@ class Run:
     def arm_name(self) -> str:
         """The arm's overrides as text: key=value,key=value, or `default`."""
         return ",".join(f"{key}={value}" for key, value in self.arm.items()) or "default"
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What the run computes, as dotted key → value; without its seed and where it is kept."""
+        flat = pd.json_normalize(self.config).iloc[0].to_dict()
+
+        def counts(key: str) -> bool:
+            return not any(key == name or key.startswith(f"{name}.") for name in _MAY_DIFFER)
+
+        return {key: str(value) for key, value in flat.items() if counts(key)}
 
     def steps(self) -> pd.DataFrame:
         """Return one row per step, with the columns of `records.Step`."""

@@ -58,6 +58,22 @@ def mean(values: Sequence[float]) -> Estimate:
     )
 
 
+def difference(first: Sequence[float], second: Sequence[float]) -> Estimate:
+    """Return the difference of two samples' means, second − first, with its interval.
+
+    By Welch's t, for samples that are not paired and may differ in variance (Welch 1947,
+    doi:10.1093/biomet/34.1-2.28). If one of them is a single value, the interval is infinite.
+    """
+    value = float(np.mean(second) - np.mean(first))
+    n = min(len(first), len(second))
+    if n < 2:
+        return Estimate(value, -math.inf, math.inf, n)
+    if np.ptp(first) == np.ptp(second) == 0:  # Welch's degrees of freedom are 0 / 0
+        return Estimate(value, value, value, n)
+    found = stats.ttest_ind(second, first, equal_var=False).confidence_interval(LEVEL)
+    return Estimate(value, float(found.low), float(found.high), n)
+
+
 def p_above(values: Sequence[float], threshold: float) -> float:
     """Return the p-value of the two-sided t test that the mean equals a threshold.
 

@@ -144,7 +144,8 @@ def provenance(runs: Sequence[Run]) -> str:
     dirty = " (with uncommitted changes)" if any(run.facts["git"]["dirty"] for run in runs) else ""
     seeds = sorted({run.seed for run in runs})
     return (
-        f"{len(runs)} runs, seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}, "
+        f"{len(runs)} run{'s'[: len(runs) > 1]}, seed{'s'[: len(seeds) > 1]} "
+        f"{', '.join(map(str, seeds))}, "
         f"{' and '.join(precisions)}, torch {', '.join(torch)}, {', '.join(devices)}, "
         f"{' or '.join(threads)} thread{'s' if threads != ['1'] else ''}, "
         f"commit {', '.join(commits)}{dirty}."

@@ -5,6 +5,7 @@ Series hold numbers of five digits and None where a value is missing or not fini
 
 import base64
 import math
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,9 +22,9 @@ from debugnn.analysis.figures.layers import visible_shares
 from debugnn.analysis.runs import Run, by_arm, over_seeds, varying
 from debugnn.errors import ConfigError
 
-# An experiment with more arms is shown as a table alone: nobody can tell so many lines apart.
+# Nobody can tell more lines apart. Of an experiment with more arms, the lines of half as many of
+# the best and of the worst arms are shown at first, and only their layers are kept.
 _MOST_LINES = 8
-_MOST_NETWORKS = 8
 # A series that reaches this many times as far as the median one would press the others flat. It is
 # there, and switched off at first.
 _DWARFS = 50
@@ -87,9 +88,10 @@ class Section:
         data_sets: names of its data, in words.
         embedded: True if the data is a stand-in for the article's.
         versions: number of versions of the training code that made its runs.
-        command: what makes these runs again.
+        command: what makes these runs again; a line for each arm of runs without an experiment.
         claims: those that the experiment decides.
         arms: one row an arm.
+        featured: number of arms that are drawn at first.
         data: what the scripts of the page draw: charts, heatmaps, networks.
     """
 
@@ -103,45 +105,99 @@ class Section:
     command: str
     claims: tuple[Judged, ...]
     arms: tuple[ArmRow, ...]
+    featured: int
     data: dict[str, Any]
 
 
 def sections(runs: Sequence[Run]) -> list[Section]:
-    """Return a section for each experiment and kind of data, the article's order first."""
+    """Return a section for each experiment and kind of data, in the order of the article's claims.
+
+    Then come experiments that decide no claim, and last the runs without an experiment.
+    """
     groups: dict[tuple[str, bool], list[Run]] = {}
     for run in runs:
-        if run.config.get("report") is not None:
-            groups.setdefault((run.experiment, run.data in EMBEDDED), []).append(run)
+        groups.setdefault((run.experiment, run.data in EMBEDDED), []).append(run)
     order = {claim.experiment: place for place, claim in reversed(list(enumerate(CLAIMS)))}
-    keys = sorted(groups, key=lambda key: (order.get(key[0], len(CLAIMS)), key))
+
+    def place(key: tuple[str, bool]) -> tuple:
+        alone = groups[key][0].config.get("report") is None
+        return alone, order.get(key[0], len(CLAIMS)), key
+
+    keys = sorted(groups, key=place)
     return [_section(*key, groups[key]) for key in keys]
 
 
 def _section(experiment: str, embedded: bool, runs: Sequence[Run]) -> Section:
-    report = max(runs, key=lambda run: run.facts["started"]).report
+    report = max(runs, key=lambda run: run.facts["started"]).config.get("report")
     keys = [key for key in varying(runs) if key != "trainer.epochs"]
-    groups = {arm_label(group[0], keys): group for group in by_arm(runs).values()}
-    seeds = sorted({run.seed for run in runs})
-    kind = "" if embedded else " --data article"
+    groups = {
+        arm_label(group[0], keys) if keys else group[0].arm_name.replace(",", ", "): group
+        for group in by_arm(runs).values()
+    }
+    featured = _featured(groups)
     return Section(
         name=f"{experiment}{'-embedded' if embedded else ''}",
         experiment=experiment,
-        title=report["title"],
-        look_for=tuple(figure["caption"] for figure in report["figures"]),
+        title=report["title"] if report else "Runs without an experiment",
+        look_for=tuple(f["caption"] for f in report["figures"] if f["caption"]) if report else (),
         data_sets=", ".join(DATA.get(d, d) for d in sorted({run.data for run in runs})),
         embedded=embedded,
         versions=len({version(run) for run in runs}),
-        command=f"python scripts/reproduce.py --experiments {experiment}{kind} "
-        f"--seeds {','.join(map(str, seeds))}",
+        command=_command(experiment, report, embedded, runs),
         claims=tuple(_judged(claim, runs, embedded) for claim in CLAIMS
                      if claim.experiment == experiment),
         arms=tuple(_arm_row(label, group) for label, group in groups.items()),
+        featured=len(featured),
         data={
-            "charts": _charts(groups),
-            "heatmaps": _heatmaps(groups),
-            "networks": _networks(groups),
+            "charts": _charts(groups, featured),
+            "heatmaps": _heatmaps(featured),
+            "networks": _networks(featured),
         },
     )  # fmt: skip
+
+
+def _featured(groups: Mapping[str, Sequence[Run]]) -> dict[str, Sequence[Run]]:
+    """Return the arms that are shown at first: all, or the best and the worst of many."""
+    if len(groups) <= _MOST_LINES:
+        return dict(groups)
+
+    def accuracy(label: str) -> float:
+        values = [_last_accuracy(run) for run in groups[label]]
+        return float(np.mean([-math.inf if value is None else value for value in values]))
+
+    ranked = sorted(groups, key=accuracy)
+    chosen = {*ranked[: _MOST_LINES // 2], *ranked[-_MOST_LINES // 2 :]}
+    return {label: group for label, group in groups.items() if label in chosen}
+
+
+def _command(
+    experiment: str, report: Mapping[str, Any] | None, embedded: bool, runs: Sequence[Run]
+) -> str:
+    if report is not None:
+        kind = " --data article" if not embedded and report["data"].get("article") else ""
+        seeds = ",".join(str(seed) for seed in sorted({run.seed for run in runs}))
+        command = f"python scripts/reproduce.py --experiments {experiment}{kind} --seeds {seeds}"
+        if len(by_arm(runs)) > 1:
+            return command
+        arm = {key: value for key, value in runs[0].arm.items() if key != "data"}
+        return " ".join([command, *(_override(runs[0], *setting) for setting in arm.items())])
+    lines = []
+    for group in by_arm(runs).values():
+        seeds = ",".join(str(run.seed) for run in group)
+        many = " -m" if len(group) > 1 else ""
+        words = [_override(group[0], key, value) for key, value in group[0].arm.items()]
+        lines.append(" ".join([f"python train.py{many}", *words, f"seed={seeds}"]))
+    return "\n".join(lines)
+
+
+def _override(run: Run, key: str, value: str) -> str:
+    """Return the override of a run's arm as it is typed; an arm holds classes without a module."""
+    section: Any = run.config
+    for part in key.split("."):
+        section = section.get(part) if isinstance(section, dict) else None
+    if "." in key and isinstance(section, dict) and "_target_" in section:
+        key, value = f"{key}._target_", section["_target_"]
+    return shlex.quote(f"{key}={value}")
 
 
 # --- claims and arms ------------------------------------------------------------------------------
@@ -197,11 +253,13 @@ def _said(report: Mapping[str, Any]) -> tuple[str, ...]:
 # --- charts ---------------------------------------------------------------------------------------
 
 
-def _charts(groups: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:
+def _charts(
+    groups: Mapping[str, Sequence[Run]], featured: Mapping[str, Sequence[Run]]
+) -> list[dict[str, Any]]:
     """Return the charts of an experiment: range tests, then losses and accuracies of the arms."""
     charts = _range_tests(groups)
     trained = {label: group for label, group in groups.items() if _has_epochs(group[0])}
-    if not 0 < len(trained) <= _MOST_LINES:
+    if not trained:
         return charts
     for title, column in (
         ("Training loss", "train_loss"),
@@ -209,6 +267,8 @@ def _charts(groups: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:
         ("Test accuracy (%)", "test_accuracy"),
     ):
         series, epochs = _bands(trained, column)
+        for one in series:
+            one["hidden"] |= one["name"] not in featured
         values = [v for one in series for v in one["mean"] if v is not None and not one["hidden"]]
         if values:
             log = min(values) > 0 and max(values) / min(values) > _DECADES_APART
@@ -274,8 +334,6 @@ def _heatmaps(groups: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:
     `shares` holds a byte for each cell, rows from the smallest magnitude up: 0 for nothing, and
     1 to 255 for a share of 10^-3 to 1 on a logarithmic scale.
     """
-    if len(groups) > _MOST_NETWORKS:
-        return []
     maps = []
     for label, group in groups.items():
         table = group[0].tables.layers("gradients")
@@ -309,8 +367,6 @@ def _heatmaps(groups: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:
 
 def _networks(groups: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:
     """Return for each arm's first seed the state of each layer at each recorded step."""
-    if len(groups) > _MOST_NETWORKS:
-        return []
     networks = []
     for label, group in groups.items():
         gradients = group[0].tables.layers("gradients")

@@ -4,7 +4,9 @@
   const DATA = JSON.parse(document.getElementById("data").textContent);
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const colour = (i) => css(`--c${i % 7}`);
-  const DASHES = [[], [6, 4], [2, 3]];
+  const MANY_SERIES = 8;
+  const WHOLE = [0, 1, 2, 3, 4, 5, 6].flatMap((power) => [1, 2, 5].map((k) => k * 10 ** power));  // between ticks
+  const DASHES = [[], [6, 4], [2, 3], [9, 3, 2, 3]];
 
   function make(tag, properties = {}, ...children) {
     const element = Object.assign(document.createElement(tag), properties);
@@ -43,13 +45,16 @@
     const at = make("output", { textContent: "" });
     box.append(place, controls);
     const boxes = [], outputs = [];
+    const many = spec.series.length > MANY_SERIES;
+    const others = make("div", { className: "controls" });
     spec.series.forEach((series, i) => {
       const check = make("input", { type: "checkbox", checked: !series.hidden });
       const swatch = make("i");
       swatch.style.setProperty("--swatch", `var(--c${i % 7})`);
       const value = make("output");
-      const seeds = series.seeds > 1 ? ` (${series.seeds} seeds)` : "";
-      controls.append(make("label", {}, check, swatch, series.name + seeds, value));
+      const seeds = series.seeds > 1 && !many ? ` (${series.seeds} seeds)` : "";
+      const label = make("label", {}, check, swatch, series.name + seeds, value);
+      (many && series.hidden ? others : controls).append(label);
       check.addEventListener("change", () => {
         for (const k of [1, 2, 3]) plot.setSeries(3 * i + k, { show: check.checked });
       });
@@ -66,6 +71,10 @@
       draw();
     });
     controls.append(scale, at);
+    if (others.childElementCount) {
+      const more = make("summary", { textContent: `${others.childElementCount} more arms` });
+      box.append(make("details", {}, more, others));
+    }
 
     function draw() {
       const width = place.clientWidth || 320;
@@ -73,7 +82,7 @@
       const keep = (value) => (log && value !== null && value <= 0 ? null : value);
       const columns = spec.series.flatMap((s) => [s.mean, s.low, s.high].map((c) => c.map(keep)));
       const series = spec.series.flatMap((s, i) => {
-        const line = { stroke: colour(i), width: 1.8, dash: DASHES[Math.floor(i / 7)], points: { show: spec.x.length < 3 }, show: boxes[i].checked, spanGaps: true };
+        const line = { stroke: colour(i), width: 1.8, dash: DASHES[Math.floor(i / 7) % DASHES.length], points: { show: spec.x.length < 3 }, show: boxes[i].checked, spanGaps: true };
         const edge = { stroke: "transparent", points: { show: false }, show: boxes[i].checked };
         return [line, edge, edge];
       });
@@ -88,7 +97,7 @@
         width, height: 230, legend: { show: false }, cursor: { y: false },
         scales: { x: { time: false, distr: spec.xLog ? 3 : 1 }, y: { distr: log ? 3 : 1 } },
         axes: [
-          { ...axis, label: spec.xLabel, labelSize: 20, size: 36, values: labels, ...(spec.xLog ? logarithmic(width / 70) : {}) },
+          { ...axis, label: spec.xLabel, labelSize: 20, size: 36, values: labels, ...(spec.xLog ? logarithmic(width / 70) : { incrs: WHOLE }) },
           { ...axis, size: 58, values: labels, ...(log ? logarithmic(6) : {}) },
         ],
         series: [{}, ...series], bands,
