@@ -15,7 +15,7 @@ from debugnn.records import Epoch, Layers, LrPoint, LrSuggestion, Step, TensorSt
 
 STATS = TensorStats(
     size=6, nonfinite=2, norm=math.nan, mean=0.5, std=0.25, low=-1.0, high=2.0, zeros=0.5,
-    histogram=[1, 0, 3], dead_units=None,
+    histogram=[1, 0, 3], dead_units=None, saturated=0.5,
 )  # fmt: skip
 EXAMPLES = [
     Step(epoch=0, step=3, loss=math.nan, accuracy=None, lr=0.01, grad_norm=math.inf),

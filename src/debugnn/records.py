@@ -83,6 +83,7 @@ class TensorStats:
     zeros: float  # share of exact zeros, 0 to 1
     histogram: list[int]  # counts in equal bins from low to high
     dead_units: float | None = None  # of activations: share of units that are 0 for the whole batch
+    saturated: float | None = None  # of bounded activations: share of values next to a bound
 
 
 @dataclass(frozen=True, slots=True)

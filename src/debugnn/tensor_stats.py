@@ -22,6 +22,11 @@ _SAMPLE_SIZE = 2**12  # moments and histogram are computed from at most this man
 _TINY = 1e-15  # in a smaller norm, squares may have underflowed in float32
 
 
+# A value nearer to a bound than this share of the range between the bounds is saturated: the slope
+# of a sigmoid is a tenth of its largest there.
+_EDGE = 0.025
+
+
 def describe(tensor: Tensor, bins: int = 64, units: bool = False) -> TensorStats:
     """Compute the statistics of a tensor of any shape.
 
@@ -117,15 +122,21 @@ def _measure_extremes(values: Tensor, norm: float, dead: float | None) -> Measur
     return Measurement(size, nonfinite, norm, low, high, dead, _thinned(values).cpu())
 
 
-def summarise(found: Measurement, bins: int) -> TensorStats:
-    """Return the statistics; the sample gives moments, zeros and histogram.
+def summarise(
+    found: Measurement, bins: int, bounds: tuple[float, float] | None = None
+) -> TensorStats:
+    """Return the statistics; the sample gives moments, zeros, saturated share and histogram.
 
     Args:
         bins: number of histogram bins.
+        bounds: of the values of a bounded activation, between which it is flat at both ends.
     """
     count = len(found.sample)
     mean = std = math.nan
     zeros, histogram = 0.0, [0] * bins
+    saturated = None
+    if count and bounds is not None:
+        saturated = saturated_share(found.sample, bounds).item()
     if count:
         sample = found.sample.double()  # the squares of float32 values are finite in float64
         std, mean = (moment.item() for moment in torch.std_mean(sample, correction=0))
@@ -146,7 +157,15 @@ def summarise(found: Measurement, bins: int) -> TensorStats:
         zeros=zeros,
         histogram=histogram,
         dead_units=found.dead,
+        saturated=saturated,
     )
+
+
+def saturated_share(values: Tensor, bounds: tuple[float, float]) -> Tensor:
+    """Return the share of values that are next to one of the bounds, a scalar."""
+    bottom, top = bounds
+    edge = _EDGE * (top - bottom)
+    return ((values < bottom + edge) | (values > top - edge)).float().mean()
 
 
 def in_memory_order(tensor: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The HTML page says what the runs say, in a real browser, whatever the runs hold."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -30,7 +31,10 @@ def training(seed, learns, epochs=10):
     for step in range(0, 200, 10):
         decay = 1.0 if learns else 10.0 ** (-step / 50)
         gradients = {f"{layer}.weight": stats(decay * rng.normal(size=99)) for layer in LAYERS}
-        active = {layer: stats(rng.normal(size=99), dead_units=step / 200) for layer in LAYERS}
+        # The activation between the layers belongs to the layer before it.
+        active = {name: stats(rng.normal(size=99), dead_units=0.0) for name in ("conv1", "fc1")}
+        act = dataclasses.replace(stats(rng.normal(size=99)), dead_units=step / 200, saturated=0.25)
+        active = {"conv1": active["conv1"], "act1": act, "fc1": active["fc1"]}
         yield Layers(0, step, gradients, {}, active)
         yield Step(0, step, 2.3, 50.0, 1e-3, decay)
     for number in range(epochs):
@@ -221,7 +225,11 @@ def test_the_network_plays_the_training(opened):
     assert first[0] != last[0]
     sizes = [float(text.removeprefix("|g| ")) for _, text in (first, last)]
     assert sizes[1] < 1e-3 * sizes[0]
-    assert "dead 95 %" in network.locator(".units").first.text_content()
+    told = network.locator(".units")
+    assert "dead 95 %" in told.nth(0).text_content()
+    assert "dead 0 %" in told.nth(1).text_content()
+    network.get_by_label("colour").select_option(label="saturated values")
+    assert tiles.all_text_contents() == ["saturated 25 %", "–"]
     network.get_by_role("button", name="Play").click()
     tab.wait_for_function("document.querySelector('.network input').value > 2")
 

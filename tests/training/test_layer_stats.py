@@ -143,6 +143,18 @@ def test_the_dead_units_of_a_relu_layer_are_seen():
     assert seen["activations"]["0"].dead_units == 0
 
 
+@pytest.mark.parametrize(
+    ("activation", "expected"),
+    [(nn.Sigmoid(), 2 / 4), (nn.Tanh(), 3 / 4), (nn.Softsign(), 1 / 4), (nn.ReLU(), None)],
+)
+def test_values_next_to_a_bound_are_saturated(activation, expected):
+    net = nn.Sequential(nn.Identity(), activation)
+    probe = LayerProbe(every=1)
+    with probe.watch(net, 0) as seen:
+        net(torch.tensor([[-50.0, 0.5, 3.0, 5.0]]))
+    assert seen["activations"]["1"].saturated == expected
+
+
 # --- watching a training ------------------------------------------------------------------------
 
 

@@ -201,6 +201,8 @@ class WandB:
             row[f"{key}/nonfinite"] = stats.nonfinite
         if stats.dead_units is not None:
             row[f"{key}/dead_units"] = stats.dead_units
+        if stats.saturated is not None:
+            row[f"{key}/saturated"] = stats.saturated
         return row
 
 

@@ -17,6 +17,14 @@ from debugnn.training.loop import Seen
 _TRANSPARENT = (nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d,
                 nn.AlphaDropout, nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool2d)  # fmt: skip
 
+# Activations that are flat at both ends, with the bounds that they approach there.
+_BOUNDS: dict[type[nn.Module], tuple[float, float]] = {
+    nn.Sigmoid: (0.0, 1.0),
+    nn.Hardsigmoid: (0.0, 1.0),
+    nn.Tanh: (-1.0, 1.0),
+    nn.Softsign: (-1.0, 1.0),
+}
+
 
 class LayerProbe:
     """Records statistics of every layer at every `every`-th step.
@@ -48,10 +56,14 @@ class LayerProbe:
         seen: Seen = {}
         looks: dict[str, Measurement] = {}
         copies: dict[str, Tensor] = {}
-        handles = [
-            module.register_forward_hook(self._look_at_output(looks, copies, name))
+        layers = {
+            name: module
             for name, module in model.named_modules()
             if not list(module.children()) and not isinstance(module, _TRANSPARENT)
+        }
+        handles = [
+            module.register_forward_hook(self._look_at_output(looks, copies, name))
+            for name, module in layers.items()
         ]
         try:
             yield seen
@@ -70,7 +82,8 @@ class LayerProbe:
             found |= {("activations", name): look for name, look in looks.items()}
             seen.update({kind: {} for kind in kinds})
             for (kind, name), look in found.items():
-                seen[kind][name] = summarise(look, self.bins)
+                bounds = _BOUNDS.get(type(layers[name])) if kind == "activations" else None
+                seen[kind][name] = summarise(look, self.bins, bounds)
 
     def _look_at_output(
         self, looks: dict[str, Measurement], copies: dict[str, Tensor], name: str

@@ -7,7 +7,7 @@ import base64
 import math
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -366,7 +366,11 @@ def _heatmaps(groups: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:
 
 
 def _networks(groups: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:
-    """Return for each arm's first seed the state of each layer at each recorded step."""
+    """Return for each arm's first seed the state of each layer at each recorded step.
+
+    What follows a layer with weights, up to the next one, belongs to it: its dead units and its
+    saturated values are those of its activation.
+    """
     networks = []
     for label, group in groups.items():
         gradients = group[0].tables.layers("gradients")
@@ -375,8 +379,7 @@ def _networks(groups: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:
         weights = gradients[gradients["layer"].str.endswith(".weight")]
         steps = weights["step"].unique()
         norms = _by_layer(weights, "norm", steps)
-        active = group[0].tables.layers("activations")
-        known = not active.empty
+        outputs = _outputs_of(group[0].tables.layers("activations"), norms, steps)
         losses = group[0].tables.metrics("step").set_index("step")["loss"].reindex(steps)
         networks.append(
             {
@@ -385,23 +388,37 @@ def _networks(groups: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:
                 "steps": steps.tolist(),
                 "loss": numbers(losses.interpolate(limit_area="inside").ffill()),
                 "layers": [
-                    {"name": name.removesuffix(".weight"), "gradient": numbers(values)}
+                    {
+                        "name": name.removesuffix(".weight"),
+                        "gradient": numbers(values),
+                        **outputs.get(name.removesuffix(".weight"), {}),
+                    }
                     for name, values in norms.items()
                 ],
-                "activations": [
-                    {
-                        "name": name,
-                        "dead": numbers(values),
-                        "std": numbers(_by_layer(active, "std", steps)[name]),
-                        "zeros": numbers(_by_layer(active, "zeros", steps)[name]),
-                    }
-                    for name, values in _by_layer(active, "dead_units", steps).items()
-                ]
-                if known
-                else [],
             }
         )
     return networks
+
+
+def _outputs_of(
+    active: pd.DataFrame, weights: Iterable[str], steps: np.ndarray
+) -> dict[str, dict[str, list[float | None]]]:
+    """Return layer with weights → dead units, saturated values and deviation of its output."""
+    own = {name.removesuffix(".weight") for name in weights}
+    followers: dict[str, list[str]] = {}
+    layer = None
+    for name in active["layer"].unique() if not active.empty else ():
+        layer = name if name in own else layer
+        if layer is not None:
+            followers.setdefault(layer, []).append(name)
+    columns = {
+        column: _by_layer(active, column, steps)
+        for column in ("dead_units", "saturated", "std") if column in active
+    }  # fmt: skip
+    return {
+        layer: {column: numbers(tables[names[-1]]) for column, tables in columns.items()}
+        for layer, names in followers.items()
+    }
 
 
 def _by_layer(table: pd.DataFrame, column: str, steps: np.ndarray) -> dict[str, pd.Series]:

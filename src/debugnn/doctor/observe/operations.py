@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from debugnn.doctor.evidence import ActivationFacts
 from debugnn.doctor.observe.calls import Call
-from debugnn.tensor_stats import ends_of_units, in_memory_order, read_together
+from debugnn.tensor_stats import ends_of_units, in_memory_order, read_together, saturated_share
 
 WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd, nn.RNNBase, nn.RNNCellBase, nn.Bilinear,
             nn.MultiheadAttention)  # fmt: skip
@@ -46,7 +46,6 @@ _BOUNDS = {
     "softshrink": None,
     "log_sigmoid_forward": None,
 }
-_EDGE = 0.025  # of the range between the bounds: a value that near to one counts as saturated
 _CLIPPING = ("relu", "hardtanh", "threshold", "clamp_min", "clamp")  # zero on an interval
 # Operations that a network without any nonlinearity may be made of. A maximum over a window is not
 # linear either, but it does not replace an activation.
@@ -283,9 +282,7 @@ def _measure_activation(name: str, output: Tensor) -> _Scalars:
         low, high = ends_of_units(rows)
         found.append(((low == 0) & (high == 0)).float().mean())
     if bounds := _BOUNDS[name]:
-        bottom, top = bounds
-        edge = _EDGE * (top - bottom)
-        found.append(((values < bottom + edge) | (values > top - edge)).float().mean())
+        found.append(saturated_share(values, bounds))
     return _Scalars(found, root, units)
 
 

@@ -133,13 +133,21 @@
 
   /* ---- the network ---- */
 
-  function chooser(specs, name, change) {
+  function chooser(choices, name, change) {
     const select = make("select");
     select.setAttribute("aria-label", name);
-    specs.forEach((spec, i) => select.append(make("option", { value: i, textContent: spec.arm })));
+    choices.forEach((text, i) => select.append(make("option", { value: i, textContent: text })));
     select.addEventListener("change", () => change(+select.value));
     return select;
   }
+
+  /* What the tiles can be coloured by: how a layer's value becomes a place on the colour scale. */
+  const COLOURS = {
+    "gradient norm": { of: "gradient", log: true, words: (v) => `|g| ${shown(v)}` },
+    "dead units": { of: "dead_units", words: (v) => `dead ${Math.round(100 * v)} %` },
+    "saturated values": { of: "saturated", words: (v) => `saturated ${Math.round(100 * v)} %` },
+    "deviation of the output": { of: "std", log: true, words: (v) => `std ${shown(v)}` },
+  };
 
   function network(specs) {
     const box = make("div");
@@ -149,47 +157,48 @@
     const play = make("button", { type: "button", textContent: "Play" });
     const readout = make("div", { className: "readout" });
     readout.setAttribute("aria-live", "off");
-    let spec, tiles, timer = null;
-    const select = chooser(specs, "arm", (i) => { stop(); load(i); });
-    box.append(make("div", { className: "controls" }, select, play, slider), readout, layers);
+    let spec, tiles, by, lowest, highest, timer = null;
+    const select = chooser(specs.map((s) => s.arm), "arm", (i) => { stop(); load(i); });
+    const values = (name) => specs.flatMap((s) => s.layers.flatMap((l) => l[COLOURS[name].of] ?? [])).filter((v) => v !== null);
+    const names = Object.keys(COLOURS).filter((name) => values(name).length);
+    const colours = chooser(names, "colour", (i) => { paint(i); step(); });
+    box.append(make("div", { className: "controls" }, select, colours, play, slider), readout, layers);
 
-    function range() {
-      const norms = specs.flatMap((s) => s.layers.flatMap((l) => l.gradient)).filter((v) => v > 0).map(Math.log10);
-      return [Math.min(...norms), Math.max(...norms)];
+    function paint(i) {
+      by = COLOURS[names[i]];
+      const scaled = by.log ? values(names[i]).filter((v) => v > 0).map(Math.log10) : [0, 1];
+      lowest = Math.min(...scaled);
+      highest = Math.max(...scaled);
     }
-    const [lowest, highest] = range();
     function load(i) {
       spec = specs[i];
       slider.max = spec.steps.length - 1;
       slider.value = 0;
       layers.replaceChildren();
-      tiles = spec.layers.map((layer, k) => {
+      tiles = spec.layers.map((layer) => {
         const tile = make("div", { className: "tile" });
-        const units = make("div", { className: "units" });
-        layers.append(make("div", { className: "layer" }, make("b", { textContent: layer.name }), tile, units));
-        return { layer, tile, units, active: spec.activations[k] };
+        const told = make("div", { className: "units" });
+        layers.append(make("div", { className: "layer" }, make("b", { textContent: layer.name }), tile, told));
+        return { layer, tile, told };
       });
       step();
     }
     function step() {
       const k = +slider.value;
-      readout.textContent = `step ${spec.steps[k]}, loss ${shown(spec.loss[k])} (seed ${spec.seed}); colour: gradient norm from ${shown(10 ** lowest)} to ${shown(10 ** highest)}`;
+      const ends = by.log ? `from ${shown(10 ** lowest)} to ${shown(10 ** highest)}` : "from 0 to 100 %";
+      readout.textContent = `step ${spec.steps[k]}, loss ${shown(spec.loss[k])} (seed ${spec.seed}); colour: ${names[colours.value]} ${ends}`;
       slider.setAttribute("aria-valuetext", `step ${spec.steps[k]}`);
-      for (const { layer, tile, units, active } of tiles) {
-        const norm = layer.gradient[k];
-        const at = norm > 0 ? (Math.log10(norm) - lowest) / (highest - lowest || 1) : 0;
-        tile.style.background = norm === null ? "transparent" : viridis(at);
-        tile.style.color = norm === null ? "" : at > 0.45 ? "#000" : "#fff";
-        tile.textContent = norm === null ? "gradient not finite" : `|g| ${shown(norm)}`;
-        units.replaceChildren();
-        if (!active) continue;
-        const dead = active.dead[k];
-        if (dead !== null) {
-          const meter = make("meter", { min: 0, max: 1, value: dead });
-          meter.setAttribute("aria-label", "dead units");
-          units.append(`dead ${Math.round(100 * dead)} %`, meter);
-        }
-        units.append(make("div", { textContent: `output: std ${shown(active.std[k])}` }));
+      for (const { layer, tile, told } of tiles) {
+        const value = layer[by.of]?.[k] ?? null;
+        const scaled = by.log ? Math.log10(value) : value;
+        const at = by.log && !(value > 0) ? 0 : (scaled - lowest) / (highest - lowest || 1);
+        tile.style.background = value === null ? "transparent" : viridis(at);
+        tile.style.color = value === null ? "" : at > 0.45 ? "#000" : "#fff";
+        const missing = by.of === "gradient" ? "gradient not finite" : "–";
+        tile.textContent = value === null ? missing : by.words(value);
+        told.replaceChildren(...Object.values(COLOURS).filter((other) => other !== by)
+          .filter((other) => (layer[other.of]?.[k] ?? null) !== null)
+          .map((other) => make("div", { textContent: other.words(layer[other.of][k]) })));
       }
     }
     function stop() {
@@ -208,6 +217,7 @@
         step();
       }, 120);
     });
+    paint(0);
     load(0);
     return box;
   }
@@ -233,7 +243,7 @@
       requestAnimationFrame(draw);
     }
     function draw() { parts.forEach((part) => part.draw()); }
-    box.append(make("div", { className: "controls" }, chooser(specs, "arm", load)), grid, readout);
+    box.append(make("div", { className: "controls" }, chooser(specs.map((s) => s.arm), "arm", load)), grid, readout);
     load(0);
     box.redraw = draw;
     return box;
