@@ -105,6 +105,7 @@ def keep(source: Path, output: Path, *, replace: bool) -> None:
 
 def write_results(runs: Sequence[Run], output: Path) -> None:
     """Write the figures and the tables of the page that shows the kept results."""
+    tables.fill(ROOT / "README.md", "claims", tables.headline(runs))
     text = f"{tables.verdicts(runs)}\n\n{tables.provenance(runs)}"
     tables.fill(output / "README.md", "claims", text)
     tables.fill(output / "README.md", "diagnoses", tables.diagnoses(runs))

@@ -11,6 +11,7 @@ import yaml
 
 from debugnn.analysis import statistics
 from debugnn.analysis.claims import CLAIMS, words
+from debugnn.analysis.claims.claim import Outcome
 from debugnn.analysis.figures.canvas import DATA
 from debugnn.analysis.runs import Run, in_order
 from debugnn.doctor.causes import CAUSES
@@ -73,6 +74,41 @@ def verdicts(runs: Sequence[Run]) -> str:
         evidence = "<br>".join(lines) if known else "no runs"
         rows.append([claim.name, said, f"**{verdict.outcome.value}**", evidence])
     return markdown(["", "the article says", "verdict", "evidence"], rows)
+
+
+# The part of a claim that the front page quotes beside its picture.
+_QUOTED = ("5a", "ReLU net / sigmoid net")
+_TOLD = {
+    Outcome.HOLDS: "{} hold",
+    Outcome.FAILS: "{} do not hold",
+    Outcome.DEPENDS: "{} depend on what the article leaves open",
+    Outcome.UNDECIDED: "{} need more runs",
+}
+
+
+def headline(runs: Sequence[Run]) -> str:
+    """Return how many claims come out how, and the result that the front page's picture shows.
+
+    Raises:
+        ConfigError: there are no runs for that result.
+    """
+    verdicts = {claim.name: claim.judge(runs) for claim in CLAIMS}
+    counts = Counter(verdict.outcome for verdict in verdicts.values())
+    told = ", ".join(_TOLD[outcome].format(counts[outcome]) for outcome in Outcome
+                     if counts[outcome])  # fmt: skip
+    name, label = _QUOTED
+    (part,) = [result for result in verdicts[name].results if result.label == label]
+    if part.estimate is None:
+        raise ConfigError(f"claim {name}: no runs for {label}")
+    factor, low, high = (
+        10**x for x in (part.estimate.value, part.estimate.low, part.estimate.high)
+    )
+    return (
+        f"**Of the article's claims, in {len(CLAIMS)} parts: {told}.** For the picture: the first "
+        "layer's gradient norm, as a share of the last layer's at the first step, is "
+        f"{factor:.3g} times as large in the ReLU net as in the sigmoid net (95 % interval "
+        f"{low:.3g} to {high:.3g}, n = {part.estimate.n} seeds, paired)."
+    )
 
 
 def diagnoses(runs: Sequence[Run]) -> str:
