@@ -71,9 +71,10 @@ def chosen(model):
         inits, regs, clips = groups
         return [(init, reg, clips[(i + j) % len(clips)])
                 for i, init in enumerate(inits) for j, reg in enumerate(regs)]  # fmt: skip
+    shift = GROUPS["model"].index(model)  # other pairs for each model
     longest = max(map(len, groups))
     return [tuple(g[(i + shift * n) % len(g)] for n, g in enumerate(groups))
-            for i in range(longest) for shift in (0, 1)]  # fmt: skip
+            for i in range(longest)]  # fmt: skip
 
 
 @functools.cache

@@ -326,7 +326,8 @@ def server(request) -> Iterator[Server]:
 
 
 def publish(runs: Path, address: str, key: str = "0" * 40) -> subprocess.CompletedProcess[str]:
-    return command(runs, "--wandb", "e/p", WANDB_API_KEY=key, WANDB_BASE_URL=address)
+    return command(runs, "--wandb", "e/p", WANDB_API_KEY=key, WANDB_BASE_URL=address,
+                   WANDB_INIT_TIMEOUT="3")  # fmt: skip
 
 
 @pytest.mark.slow

@@ -94,19 +94,20 @@ def test_saved_runs_are_judged_under_another_threshold(saved):
 
 
 def test_the_evidence_of_a_run_is_judged_again_without_torch(tmp_path):
-    command = [sys.executable, str(REPOSITORY / "train.py"), "model=sigmoid_net",
-               "trainer.epochs=2", "wandb=disabled", f"output_dir={tmp_path}"]  # fmt: skip
+    command = [sys.executable, str(REPOSITORY / "train.py"), "data=regression",
+               "model=regressor", "loss=mse", "init=const100", "trainer.epochs=20",
+               "wandb=disabled", f"output_dir={tmp_path}"]  # fmt: skip
     subprocess.run(command, check=True, capture_output=True)
     (findings,) = tmp_path.rglob("findings.json")
     kept = records.load(findings.read_text())["main_cause"]
-    assert kept == "vanishing_gradient"
+    assert kept == "init_scale_too_large"
     again = evaluate("--rejudge", str(tmp_path), program=WITHOUT_TORCH)
     assert again == f"{findings.parent}: {kept} -> {kept}\n"
     other = evaluate(
         "--rejudge",
         str(tmp_path),
         "--set",
-        "vanishing_gradient.VANISHED=1e-9",
+        "network.LARGE_GAIN=1e12",
         program=WITHOUT_TORCH,
     )
     assert kept in other.partition(" -> ")[0]

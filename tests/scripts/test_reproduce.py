@@ -48,9 +48,11 @@ def test_arms_are_the_sweeps_product(composing, name):
 
 @pytest.mark.parametrize("data", ["embedded", "article"])
 @pytest.mark.parametrize("name", sorted(p.stem for p in (CONF / "experiment").glob("*.yaml")))
-def test_every_arm_composes_on_either_kind_of_data(composing, name, data):
+def test_the_arms_compose_on_either_kind_of_data(composing, name, data):
+    """The first and the last of them: test_conf trains every arm."""
+    arms = list(reproduce.arms(name, data))
     composed = [
-        hydra.compose("config", [f"experiment={name}", *arm]) for arm in reproduce.arms(name, data)
+        hydra.compose("config", [f"experiment={name}", *arm]) for arm in (arms[0], arms[-1])
     ]
     real = {settings.data.name for settings in composed} & {"mnist", "cifar10"}
     assert bool(real) == (data == "article" and name != "nan_loss")
@@ -106,7 +108,7 @@ def test_runs_at_once_are_what_they_are_one_by_one(tmp_path):
     small = ("--experiments", "nan_loss", "trainer.epochs=2", "wandb=disabled",
              "data=regression")  # fmt: skip
     losses = {}
-    for jobs in ("1", "3"):
+    for jobs in ("1", "2"):
         output = tmp_path / jobs
         shown = start(*small, "--output", str(output), "--jobs", jobs, cwd=tmp_path)
         assert shown.returncode == 0, shown.stderr
@@ -117,7 +119,7 @@ def test_runs_at_once_are_what_they_are_one_by_one(tmp_path):
         assert shown.stdout.count("  epoch 0 of 2") == 3
         for part in shown.stdout.split("\n  epoch 0 of 2")[1:]:
             assert "  epoch 1 of 2" in part
-        assert sum(line.startswith("starts") for line in titles) == (3 if jobs == "3" else 0)
+        assert sum(line.startswith("starts") for line in titles) == (3 if jobs == "2" else 0)
         losses[jobs] = {
             path.parent.relative_to(output): [
                 (row.get("loss"), row.get("grad_norm"), row.get("test_loss"))
@@ -126,7 +128,7 @@ def test_runs_at_once_are_what_they_are_one_by_one(tmp_path):
             for path in output.rglob("metrics.jsonl")
         }
     assert len(losses["1"]) == 3
-    assert repr(losses["1"]) == repr(losses["3"])  # of NaN too
+    assert repr(losses["1"]) == repr(losses["2"])  # of NaN too
 
 
 def test_a_killed_process_is_said_with_what_to_do(tmp_path):

@@ -5,6 +5,7 @@ the report, so this module is imported only where a report is asked for.
 """
 
 import re
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,7 +35,7 @@ _COLUMNS, _WIDTH, _HEIGHT = 3, 8, 6  # of panels; W&B's grid is 24 units wide
 
 # Seconds. A server that does not answer ends the command after this time.
 _LOGIN_TIMEOUT = 60.0  # W&B asks for a missing key, if the command runs at a terminal
-_INIT_TIMEOUT = 15.0
+_INIT_TIMEOUT = 15.0  # unless WANDB_INIT_TIMEOUT says otherwise
 _UPLOAD_TIMEOUT = 300
 
 
@@ -136,7 +137,7 @@ def _publish(report: wr.Report, page: Path, figures: Sequence[Path], folder: Pat
         silent=True,
         console="off",
         login_timeout=_LOGIN_TIMEOUT,
-        init_timeout=_INIT_TIMEOUT,
+        init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT", _INIT_TIMEOUT)),
         finish_timeout=_UPLOAD_TIMEOUT,
         finish_timeout_raises=True,
         x_save_requirements=False,
