@@ -155,7 +155,7 @@ def test_a_server_that_is_not_there_does_not_end_the_run(tmp_path, key):
     """With and without an API key: the run goes on offline, and says how to sync it."""
     shown = subprocess.run(
         [
-            sys.executable, str(REPOSITORY / "train.py"), "wandb=online", "wandb.init_timeout=3",
+            sys.executable, str(REPOSITORY / "train.py"), "wandb=online", "wandb.init_timeout=1",
             "trainer.epochs=1", "data.train_size=64",
         ],
         cwd=tmp_path,
