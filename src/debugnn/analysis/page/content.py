@@ -129,11 +129,7 @@ def sections(runs: Sequence[Run]) -> list[Section]:
 
 def _section(experiment: str, embedded: bool, runs: Sequence[Run]) -> Section:
     report = max(runs, key=lambda run: run.facts["started"]).config.get("report")
-    keys = [key for key in varying(runs) if key != "trainer.epochs"]
-    groups = {
-        arm_label(group[0], keys) if keys else group[0].arm_name.replace(",", ", "): group
-        for group in by_arm(runs).values()
-    }
+    groups = _labelled([*by_arm(runs).values()])
     featured = _featured(groups)
     return Section(
         name=f"{experiment}{'-embedded' if embedded else ''}",
@@ -154,6 +150,20 @@ def _section(experiment: str, embedded: bool, runs: Sequence[Run]) -> Section:
             "networks": _networks(featured),
         },
     )  # fmt: skip
+
+
+def _labelled(groups: Sequence[Sequence[Run]]) -> dict[str, Sequence[Run]]:
+    """Return label → runs of an arm: what distinguishes it from the others, or all its settings."""
+    if len(groups) == 1:
+        return {groups[0][0].arm_name.replace(",", ", "): groups[0]}
+    keys = varying([group[0] for group in groups])
+    # The number of epochs mostly follows from the task. It is named where nothing else differs.
+    without = [key for key in keys if key != "trainer.epochs"]
+    for chosen in (without, keys):
+        labelled = {arm_label(group[0], chosen): group for group in groups}
+        if len(labelled) == len(groups):
+            return labelled
+    return {group[0].arm_name: group for group in groups}
 
 
 def _featured(groups: Mapping[str, Sequence[Run]]) -> dict[str, Sequence[Run]]:
