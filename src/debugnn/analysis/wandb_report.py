@@ -4,8 +4,8 @@
 the report, so this module is imported only where a report is asked for.
 """
 
-import re
 import os
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
