@@ -6,7 +6,7 @@ from handmade_evidence import evidence, found_by
 from torch import nn
 
 from debugnn import Doctor
-from debugnn.doctor.causes.label_leak import AT_FLOOR, ITS_OWN, PROBES
+from debugnn.doctor.causes.label_leak import AT_FLOOR, ITS_OWN, ITS_OWN_CAUSAL, PROBES
 from debugnn.doctor.evidence import OwnInputFacts
 from debugnn.doctor.observe.buffer import Batch
 from debugnn.doctor.observe.calls import Call
@@ -114,7 +114,9 @@ def copied(**changes):
         ({"causal": False}, "note"),
         ({"causal": False, "same": False}, None),
         ({"causal": False, "noisy": True}, None),
-        ({"share": ITS_OWN - 0.01}, None),
+        ({"share": ITS_OWN - 0.01, "causal": False}, None),
+        ({"share": ITS_OWN_CAUSAL}, "error"),
+        ({"share": ITS_OWN_CAUSAL - 0.01}, None),
         ({"probes": PROBES - 1}, None),
         ({"share": None}, None),
     ],

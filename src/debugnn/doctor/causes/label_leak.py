@@ -50,6 +50,9 @@ FOLLOWS = 0.1
 # inputs it is one half.
 PROBES = 8
 ITS_OWN = 0.9
+# The same where an output sees its own input and earlier ones alone: a net that is to predict from
+# what came before gives its own input no share at all.
+ITS_OWN_CAUSAL = 0.5
 # Loss at the end, over the first one and over that of the best constants, below which nothing is
 # left to learn: what can be predicted of data that vary by themselves is less.
 AT_FLOOR = 0.02
@@ -256,7 +259,9 @@ def copies_its_input(evidence: Evidence) -> Iterator[Sign]:
     that passes through it, and one that draws noise itself has more to learn than to copy.
     """
     facts, outcome = evidence.data.own_inputs, evidence.outcome
-    if facts is None or facts.share is None or facts.probes < PROBES or facts.share < ITS_OWN:
+    if facts is None or facts.share is None or facts.probes < PROBES:
+        return
+    if facts.share < (ITS_OWN_CAUSAL if facts.causal else ITS_OWN):
         return
     first, last, relative = outcome.first_loss, outcome.last_loss, outcome.own_loss.relative
     if first is None or last is None or relative is None or evidence.loss.other_outputs:
