@@ -151,13 +151,13 @@ def test_a_killed_run_goes_on_bit_for_bit(settings, tmp_path):
 @pytest.mark.slow
 def test_a_resumed_run_is_called_neither_healthy_nor_sick(compose, tmp_path):
     """The whole run is sick, as the front page shows; its last epoch alone cannot tell."""
-    config = compose("model=sigmoid_net", "trainer.epochs=3")
+    config = compose("model=sigmoid_net", "trainer.epochs=3", "data.train_size=640")
     config.output_dir = str(tmp_path)
     directory = kill_after_two_epochs(config, tmp_path)
     execute(config, ["killed"], None)
     told = records.load((directory / "findings.json").read_text())
     assert told["healthy"] is None
-    assert "the first 46 steps were taken before" in told["reason"]
+    assert "the first 20 steps were taken before" in told["reason"]
     assert all(finding["severity"] == "note" for finding in told["findings"])
 
 
