@@ -109,6 +109,7 @@ def write_results(runs: Sequence[Run], output: Path) -> None:
     text = f"{tables.verdicts(runs)}\n\n{tables.provenance(runs)}"
     tables.fill(output / "README.md", "claims", text)
     tables.fill(output / "README.md", "diagnoses", tables.diagnoses(runs))
+    tables.fill(output / "README.md", "origins", tables.origins(runs))
     draw_runs(runs, output / "figures")
     tables.fill(output / "README.md", "figures", tables.pictures(CONF, output / "figures"))
     repeated = {name for run in runs for name in article_names(run)}

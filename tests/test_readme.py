@@ -96,6 +96,7 @@ def test_the_verdicts_are_those_of_the_kept_runs():
     assert table == tables.verdicts(runs)
     assert provenance == tables.provenance(runs)
     assert between("results", "diagnoses") == tables.diagnoses(runs)
+    assert between("results", "origins") == tables.origins(runs)
     assert between("front", "claims") == tables.headline(runs)
 
 

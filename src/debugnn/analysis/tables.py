@@ -188,6 +188,21 @@ def provenance(runs: Sequence[Run]) -> str:
     )
 
 
+def origins(runs: Sequence[Run]) -> str:
+    """Return where the runs of each experiment come from, one row an experiment."""
+    rows = []
+    for experiment in dict.fromkeys(run.experiment for run in runs):
+        own = [run for run in runs if run.experiment == experiment]
+        arms = {run.arm_name: {r.seed for r in own if r.arm_name == run.arm_name} for run in own}
+        counts = sorted({len(seeds) for seeds in arms.values()})
+        seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        devices = Counter(run.facts["device"] for run in own)
+        versions = sorted({run.facts["versions"]["torch"] for run in own})
+        rows.append([f"`{experiment}`", str(len(arms)), seeds, str(len(own)),
+                     ", ".join(devices), ", ".join(versions)])  # fmt: skip
+    return markdown(["experiment", "arms", "seeds an arm", "runs", "device", "torch"], rows)
+
+
 def groups(conf: Path) -> str:
     """Return the configuration groups and their options, with the default first and in bold."""
     rows = []
