@@ -683,6 +683,20 @@ def test_a_view_compares_a_label_with_scores_of_several_positions():
     assert sound.across_positions == 0
 
 
+def test_as_many_positions_as_classes_are_no_mixture():
+    """Of (B, N, N), as a pointer's choices among N places, either axis may hold the classes."""
+    outputs, labels = normal(6, CLASSES, CLASSES), MAPS.reshape(-1)[: 6 * CLASSES]
+    labels = labels.reshape(6, CLASSES)
+    for axis in (1, 2):
+        facts = loss_facts(
+            lambda o, t, axis=axis: F.cross_entropy(o.movedim(axis, 1), t),
+            outputs,
+            labels,
+            read(outputs, labels),
+        )
+        assert facts.across_positions in (0, None)
+
+
 @pytest.mark.parametrize("classes_last", [False, True])
 def test_made_up_outputs_lie_in_memory_as_the_model_s_do(classes_last):
     """`view` raises on a tensor that lies otherwise."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from debugnn import Doctor
 from debugnn.doctor import causes
 from debugnn.doctor.causes.signals.preparations import SHIFTED, TURNED, moved_apart
+from debugnn.doctor.causes.verdict import verdict
 from debugnn.doctor.evidence import (
     DataFacts,
     LossFacts,
@@ -26,7 +27,7 @@ from debugnn.doctor.observe.calls import Call
 from debugnn.doctor.observe.labels_among_inputs import find_labels
 from debugnn.doctor.observe.layout import Layout
 from debugnn.doctor.observe.loss_function.facts import loss_facts
-from debugnn.doctor.observe.loss_function.graph import loss_sources
+from debugnn.doctor.observe.loss_function.graph import candidates, loss_sources
 from debugnn.doctor.observe.parts import find_parts, without_gradient
 from debugnn.doctor.observe.task import read
 
@@ -90,6 +91,96 @@ SOURCES = {
 def test_the_graph_tells_what_a_loss_is_fed_with(name):
     make, sources = SOURCES[name]
     assert loss_sources(make()) == sources
+
+
+def square(count=8):
+    return torch.randn(count, count, requires_grad=True)
+
+
+DIAGONAL = torch.arange(8)
+CHOICES = {
+    "mean": lambda x: F.cross_entropy(x, DIAGONAL),
+    "both sides": lambda x: (F.cross_entropy(x, DIAGONAL) + F.cross_entropy(x.T, DIAGONAL)) / 2,
+    "stacked": lambda x: torch.stack([F.cross_entropy(y, DIAGONAL) for y in (x, x.T)]).mean(),
+    "logarithms": lambda x: F.nll_loss(F.log_softmax(x, 1), DIAGONAL),
+    "diagonal": lambda x: -F.log_softmax(x, -1).diag().mean(),
+    "gathered": lambda x: -F.log_softmax(x, 1).gather(1, DIAGONAL[:, None]).mean(),
+    "indexed": lambda x: -F.log_softmax(x, 0)[DIAGONAL, DIAGONAL].mean(),
+    "positions": lambda x: F.cross_entropy(x.view(2, 4, 8).movedim(2, 1), DIAGONAL.view(2, 4)),
+}
+NO_CHOICES = {
+    "weighed samples": lambda x: (
+        F.cross_entropy(x, DIAGONAL, reduction="none") * torch.rand(8)
+    ).mean(),
+    "sum": lambda x: F.cross_entropy(x, DIAGONAL, reduction="sum"),
+    "a second term": lambda x: F.cross_entropy(x, DIAGONAL) + x.square().mean(),
+    "soft targets": lambda x: F.cross_entropy(x, x.detach().softmax(1)),
+    "two sizes": lambda x: F.cross_entropy(x, DIAGONAL) + F.cross_entropy(x[:, :4], DIAGONAL % 4),
+    "squares": lambda x: x.square().mean(),
+}
+
+
+@pytest.mark.parametrize("name", [*CHOICES, *NO_CHOICES])
+def test_the_graph_tells_among_how_many_a_cross_entropy_chooses(name):
+    scores = square()
+    loss = {**CHOICES, **NO_CHOICES}[name](scores)
+    loss.backward()
+    assert candidates(loss) == (8 if name in CHOICES else None)
+    assert candidates(loss.detach()) is None
+    assert candidates(loss.item()) is None
+
+
+class Encoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(FEATURES, 32), nn.ReLU(), nn.Linear(32, 16))
+
+    def forward(self, x):
+        return F.normalize(self.layers(x), dim=1)
+
+
+@pytest.mark.parametrize(("right", "healthy"), [(True, True), (False, False)])
+def test_a_contrastive_loss_stays_at_guessing_beside_the_wrong_positive(right, healthy):
+    torch.manual_seed(0)
+    model = Encoder()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    with Doctor(model, optimizer) as doctor:
+        for _ in range(240):
+            one = torch.randn(BATCH, FEATURES)
+            views = torch.cat([one, one + 0.1 * torch.randn_like(one)])
+            codes = model(views)
+            likeness = (codes @ codes.T / 0.2).fill_diagonal_(-1e9)
+            number = torch.arange(2 * BATCH)
+            positive = (number + BATCH) % (2 * BATCH) if right else number ^ 1
+            loss = F.cross_entropy(likeness, positive)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            doctor.step(loss, views)
+        report = doctor.report()
+    assert report.healthy is healthy
+    assert f"among {2 * BATCH} candidates" in report.reason
+
+
+@pytest.mark.parametrize(
+    ("candidates", "last", "steps", "healthy"),
+    [
+        (8, 2.08, 200, False),
+        (8, 2.08, 199, None),
+        (8, 1.9, 200, None),
+        (8, 4.16, 200, None),  # a sum of two, say
+        (8, 1.0, 200, True),
+        (2, 0.69, 200, None),
+        (None, 2.08, 200, None),
+    ],
+)
+def test_what_a_word_on_candidates_rests_on(candidates, last, steps, healthy):
+    given = sound_evidence()
+    given.task, given.loop.steps = "unknown", steps
+    given.outcome.train = given.outcome.train_mode = Score()
+    given.outcome.first_loss, given.outcome.last_loss = 2.2, last
+    given.loss.candidates = candidates
+    assert verdict(given).healthy is healthy
 
 
 def test_the_graph_tells_it_after_the_backward_pass():

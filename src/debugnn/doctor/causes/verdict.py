@@ -1,5 +1,6 @@
 """Whether a training is healthy as far as its outcome tells. Needs no torch."""
 
+import math
 from typing import NamedTuple
 
 from debugnn.doctor.causes.signals.outcome import (
@@ -7,6 +8,7 @@ from debugnn.doctor.causes.signals.outcome import (
     JUDGED_AFTER,
     at_chance,
     behind,
+    chooses_candidate,
     code_ignored,
     diverged,
     inputs_unused,
@@ -80,6 +82,13 @@ def _of_unknown_task(evidence: Evidence) -> Verdict:
             f"it learns by its own loss, which fell from {first:.3g} to {last:.3g} and is lower "
             "beside a sample's own targets than beside another's",
         )
+    chosen, count = chooses_candidate(evidence), evidence.loss.candidates or 1
+    if chosen is not None:
+        told = (
+            f"its cross-entropy among {count} candidates ends at {last:.3g}, and guessing gives "
+            f"{math.log(count):.3g}"
+        )
+        return Verdict(chosen, f"it {'learns' if chosen else 'does not learn'}: {told}")
     return Verdict(
         None,
         "it is not known what the loss compares, so that a good outcome cannot be told from a "

@@ -89,4 +89,6 @@ class LossFacts:
     detached: list[str] = field(default_factory=list)
     # Operation of the loss that the loop computed → the one that made its input, views left out.
     sources: dict[str, str] = field(default_factory=dict)
+    # The loss that the loop computed is a cross-entropy among so many; the most of the probes.
+    candidates: int | None = None
     calls: list[LossCall] = field(default_factory=list)

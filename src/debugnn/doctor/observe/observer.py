@@ -20,7 +20,7 @@ from debugnn.doctor.observe.graph import look_at_copy
 from debugnn.doctor.observe.hooks import TrainingHooks
 from debugnn.doctor.observe.labels_among_inputs import find_labels
 from debugnn.doctor.observe.layout import Layout
-from debugnn.doctor.observe.loss_function.graph import loss_sources
+from debugnn.doctor.observe.loss_function.graph import candidates, loss_sources
 from debugnn.doctor.observe.loss_jumps import LossJumps
 from debugnn.doctor.observe.losses import LossCurve, output_gradient
 from debugnn.doctor.observe.sample_axis import FIND, Samples
@@ -174,6 +174,8 @@ class Observer:
                     self.training.model, step, self._loop.update_line
                 )
         if due:
+            known = self.evidence.loss.candidates
+            self.evidence.loss.candidates = max(known or 0, candidates(loss) or 0) or None
             self._compare_loss(value, targets)
             if call is not None:
                 self._scored.note_step(call, targets)

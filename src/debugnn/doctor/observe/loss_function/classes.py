@@ -191,11 +191,13 @@ def _across_positions(loss: Loss, noise: Tensor, gradient: Tensor, task: Task) -
     """Return the share of labels that are compared with one score of each of several positions.
 
     The gradient follows another label at the scores that the label is compared with: at most all
-    of one position. What looks at a whole map, as the overlap of two areas, changes more.
+    of one position. What looks at a whole map, as the overlap of two areas, changes more. Where
+    there are as many positions along an axis as classes, the classes may lie there.
     """
     targets = loss.targets
     if targets.is_floating_point() or targets.dim() < 2 or noise.dim() < 3:
         return None
+    axes = [axis for axis in range(1, noise.dim()) if noise.shape[axis] == task.size]
     labels = targets.reshape(-1)
     known = ((labels >= 0) & (labels < task.size)).nonzero()[:, 0]
     found = []
@@ -205,10 +207,11 @@ def _across_positions(loss: Loss, noise: Tensor, gradient: Tensor, task: Task) -
         after = loss.gradient(noise, other.reshape(targets.shape))
         if after is None:
             return None
-        changed = (after != gradient).movedim(task.axis, -1).reshape(-1, task.size)
-        if changed.any():
-            few = int(changed.sum()) <= task.size
-            found.append(few and int(changed.sum(dim=1).max()) == 1 < int(changed.sum()))
+        changed = after != gradient
+        count = int(changed.sum())
+        if count:
+            most = [int(changed.sum(dim=axis).max()) for axis in axes]  # of one position
+            found.append(1 < count <= task.size and all(each == 1 for each in most))
     return sum(found) / len(found) if found else None
 
 

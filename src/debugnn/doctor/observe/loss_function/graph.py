@@ -57,6 +57,46 @@ def loss_sources(loss: Any) -> dict[str, str]:
     return found
 
 
+# Between a cross-entropy and the loss that is nothing else: a sign, and a mean of several of them.
+_COMBINED = frozenset({"Neg", "Add", "Stack", "Mean", "Div", "Mul"})
+_CHOSEN = frozenset({"Diagonal", "Gather", "Index", "Squeeze", "NllLoss", "NllLoss2D"})
+_MEAN = 1  # a likelihood's code of this reduction
+
+
+def candidates(loss: Any) -> int | None:
+    """Return among how many candidates the loss makes a choice, if it is a mean cross-entropy.
+
+    It may be the mean of several, as that of image and text, of as many candidates each. A factor
+    on the way, whose size the graph does not tell after `backward`, is taken for that of a mean.
+
+    Args:
+        loss: as the loop computed it, after `backward` too.
+    """
+    if not isinstance(loss, Tensor) or loss.dim() or loss.grad_fn is None:
+        return None
+    counts: set[int] = set()
+    pending: list[Any] = [loss.grad_fn]
+    for _ in range(_NODES):
+        if not pending:
+            return counts.pop() if len(counts) == 1 else None
+        node = pending.pop()
+        name = _name(node)
+        if name == "LogSoftmax":
+            shape, dim = node._input_metadata[0].shape, node._saved_dim
+            counts.add(shape[dim - 2**64 if dim >= 2**63 else dim])
+            continue
+        # A factor of each sample is a weight, an advantage for one.
+        single = name not in ("Div", "Mul") or not node._input_metadata[0].shape
+        whole = not name.startswith("NllLoss") or node._saved_reduction == _MEAN
+        if not (name in _COMBINED | _CHOSEN | _VIEWS and single and whole):
+            return None
+        following = [each for each, _ in node.next_functions if each is not None]
+        if not following:
+            return None
+        pending += following
+    return None
+
+
 def _near(root: Any) -> Iterator[Any]:
     """Yield the graph's nodes, those near the root first, beyond no loss's own operation."""
     pending, seen = [root], {root}
