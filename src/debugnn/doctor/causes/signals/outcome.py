@@ -49,11 +49,13 @@ APART = 0.1
 # looks like is not known of it.
 UNKNOWN_JUDGED_AFTER = 200
 # Candidates of a cross-entropy of which no more is known, at least, for a word about its value: two
-# is what a discriminator that was won over chooses among. And the last loss over the logarithm of
-# their number, that of guessing: of four contrastive and pointing tasks, those that learnt reached
-# 0.02 to 0.37, and those with a fault that hides the right candidate 0.998 to 1.002.
+# is what a discriminator that was won over chooses among.
 CANDIDATES = 4
+# Its last value over the logarithm of their number, that of guessing, where it guesses: of four
+# contrastive and pointing tasks, those with a fault that hides the right candidate ended at 0.998
+# to 1.002.
 GUESSED = (0.97, 1.1)
+# The same, below which it has learnt to choose: those tasks without the fault reached 0.02 to 0.37.
 CHOSEN = 0.7
 # Change of outputs, over their size, as inputs change places, below which outputs that are made
 # from a code tell nothing of the inputs; over the same change at the start; and the least change at
