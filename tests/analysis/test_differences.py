@@ -12,6 +12,8 @@ from test_runs import epoch, write_run
 from conftest import REPOSITORY
 from debugnn import records
 
+pytestmark = pytest.mark.slow  # each test starts the script
+
 SCRIPT = REPOSITORY / "scripts" / "report.py"
 
 

@@ -129,6 +129,7 @@ def test_runs_without_an_experiment_have_the_command_that_makes_them(page):
     assert f"<code>{said}</code>" in text
 
 
+@pytest.mark.slow
 def test_arms_that_differ_in_their_epochs_alone_are_two(tmp_path):
     for model, epochs in (("a", 2), ("b", 2), ("b", 3)):
         arm = {"model": model, "trainer.epochs": str(epochs)}
@@ -138,6 +139,7 @@ def test_arms_that_differ_in_their_epochs_alone_are_two(tmp_path):
     assert re.findall('<th scope="row">(.*)</th>', text) == ["a, 2", "b, 2", "b, 3"]
 
 
+@pytest.mark.slow
 def test_a_page_of_one_run_stands_in_its_directory(tmp_path):
     write_run(tmp_path, {"reg": "none"}, training(0, True))
     chosen = write_run(tmp_path, {"reg": "bn"}, training(0, True))
