@@ -18,7 +18,7 @@ from pathlib import Path
 
 from debugnn.analysis import archive, differences, page, tables
 from debugnn.analysis.article import ARTICLE_RUNS, article_names, compare
-from debugnn.analysis.directories import Unusable, load_runs, scan_runs
+from debugnn.analysis.directories import Unusable, load_runs, said, scan_runs
 from debugnn.analysis.figures import draw_runs
 from debugnn.analysis.runs import Run, in_order, paired
 from debugnn.errors import ConfigError
@@ -82,14 +82,10 @@ def read(sources: Sequence[Path]) -> tuple[list[Run], list[Unusable]]:
 
 
 def common_folder(places: Sequence[Path]) -> Path:
-    """Return the innermost folder that holds all of the places."""
-    common = Path(os.path.commonpath([place.absolute() for place in places]))
-    return places[0] if len(places) == 1 else common
-
-
-def said(unusable: Sequence[Unusable]) -> str:
-    """Return a line for each run that cannot be used."""
-    return "".join(f"\n  {found.path}: {found.reason}" for found in unusable)
+    """Return the innermost folder that holds all of the places; of a single one, itself."""
+    if len(places) == 1:
+        return places[0]
+    return Path(os.path.commonpath([place.absolute() for place in places]))
 
 
 def keep(source: Path, output: Path, *, replace: bool) -> None:

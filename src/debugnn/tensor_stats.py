@@ -20,8 +20,6 @@ def read_together(scalars: Sequence[Tensor]) -> list[float]:
 
 _SAMPLE_SIZE = 2**12  # moments and histogram are computed from at most this many values
 _TINY = 1e-15  # in a smaller norm, squares may have underflowed in float32
-
-
 # A value nearer to a bound than this share of the range between the bounds is saturated: the slope
 # of a sigmoid is a tenth of its largest there.
 _EDGE = 0.025
@@ -135,9 +133,9 @@ def summarise(
     mean = std = math.nan
     zeros, histogram = 0.0, [0] * bins
     saturated = None
-    if count and bounds is not None:
-        saturated = saturated_share(found.sample, bounds).item()
     if count:
+        if bounds is not None:
+            saturated = saturated_share(found.sample, bounds).item()
         sample = found.sample.double()  # the squares of float32 values are finite in float64
         std, mean = (moment.item() for moment in torch.std_mean(sample, correction=0))
         present = torch.count_nonzero(sample).item() / count

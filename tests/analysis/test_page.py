@@ -31,10 +31,9 @@ def training(seed, learns, epochs=10):
     for step in range(0, 200, 10):
         decay = 1.0 if learns else 10.0 ** (-step / 50)
         gradients = {f"{layer}.weight": stats(decay * rng.normal(size=99)) for layer in LAYERS}
-        # The activation between the layers belongs to the layer before it.
-        active = {name: stats(rng.normal(size=99), dead_units=0.0) for name in ("conv1", "fc1")}
-        act = dataclasses.replace(stats(rng.normal(size=99)), dead_units=step / 200, saturated=0.25)
-        active = {"conv1": active["conv1"], "act1": act, "fc1": active["fc1"]}
+        plain = stats(rng.normal(size=99), dead_units=0.0)
+        act = dataclasses.replace(plain, dead_units=step / 200, saturated=0.25)
+        active = {"conv1": plain, "act1": act, "fc1": plain}  # act1 belongs to conv1
         yield Layers(0, step, gradients, {}, active)
         yield Step(0, step, 2.3, 50.0, 1e-3, decay)
     for number in range(epochs):

@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pandas as pd
+
 from debugnn.analysis import statistics
-from debugnn.analysis.directories import Unusable, scan_runs
+from debugnn.analysis.directories import Unusable, said, scan_runs
 from debugnn.analysis.runs import Run
-from debugnn.analysis.statistics import Estimate
 from debugnn.errors import ConfigError
 
 _WIDTH = 80
@@ -33,7 +34,7 @@ def arm_in(place: Path) -> list[Run]:
     found = list(scan_runs(place))
     runs = [run for run in found if isinstance(run, Run)]
     if not runs:
-        reasons = "".join(f"\n  {f.path}: {f.reason}" for f in found if isinstance(f, Unusable))
+        reasons = said(item for item in found if isinstance(item, Unusable))
         raise ConfigError(f"{place}: no finished run{reasons}")
     arms = sorted({str(Path(run.place).parent) for run in runs})
     if len(arms) > 1:
@@ -131,18 +132,15 @@ def _spread(values: dict[int, float]) -> str:
     lost = sum(not math.isfinite(value) for value in values.values())
     if lost:
         return f"NaN in {lost} of {len(values)}"
-    mean = sum(values.values()) / len(values)
-    if len(values) == 1:
-        return f"{mean:.4g}"
-    deviation = math.sqrt(sum((v - mean) ** 2 for v in values.values()) / (len(values) - 1))
-    return f"{mean:.4g} ±{deviation:.2g}"
+    column = pd.Series(values)
+    deviation = f" ±{column.std():.2g}" if len(column) > 1 else ""
+    return f"{column.mean():.4g}{deviation}"
 
 
 def _difference(first: dict[int, float], second: dict[int, float], paired: Sequence[int]) -> str:
     known = [*first.values(), *second.values()]
     if not first or not second or not all(map(math.isfinite, known)):
         return "–"
-    found: Estimate
     if paired:
         found = statistics.mean([second[seed] - first[seed] for seed in paired])
     else:
@@ -169,10 +167,6 @@ def _how(first: Sequence[Run], second: Sequence[Run], paired: Sequence[int]) -> 
     if not paired:
         return f"No seed is on both sides: differences of means (Welch's t), {interval}."
     alone = len({run.seed for run in [*first, *second]}) - len(paired)
-    seeds = (
-        "1 seed that only one side has is"
-        if alone == 1
-        else (f"{alone} seeds that only one side has are")
-    )
-    left = f"; {seeds} left out of them" if alone else ""
+    seeds, are = ("seed", "is") if alone == 1 else ("seeds", "are")
+    left = f"; {alone} {seeds} that only one side has {are} left out of them" if alone else ""
     return f"Differences are paired by seed (n = {len(paired)}), {interval}{left}."

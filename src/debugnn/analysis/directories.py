@@ -1,6 +1,6 @@
 """Runs read from the directories in which they were trained."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -39,7 +39,9 @@ def load_runs(root: Path | str, experiment: str | None = None) -> list[Run]:
     Raises:
         ConfigError: the directory does not exist, or a run's files cannot be read.
     """
-    paths = _run_files(Path(root), experiment)
+    paths = _run_files(Path(root))
+    if experiment is not None:
+        paths = [path for path in paths if path.resolve().parts[-4] == experiment]
     loaded = [_load(path) for path in paths]
     return in_order(run for run in loaded if isinstance(run, Run))
 
@@ -56,23 +58,24 @@ def scan_runs(place: Path | str) -> Iterator[Run | Unusable]:
     Raises:
         ConfigError: the directory does not exist.
     """
-    place = _existing(Path(place))
-    own = [path for depth in range(4) for path in place.glob("*/" * depth + "run.json")]
-    for path in sorted(path for path in own if path.resolve().parent.name.startswith("seed=")):
+    for path in _run_files(Path(place)):
         try:
             yield _load(path)
         except ConfigError as error:
             yield Unusable(path.parent, str(error))
 
 
-def _run_files(root: Path, experiment: str | None = None) -> list[Path]:
-    return sorted(_existing(root).glob(f"{experiment or '*'}/*/seed=*/run.json"))
+def said(unusable: Iterable[Unusable]) -> str:
+    """Return a line for each run that cannot be used."""
+    return "".join(f"\n  {found.path}: {found.reason}" for found in unusable)
 
 
-def _existing(place: Path) -> Path:
+def _run_files(place: Path) -> list[Path]:
+    """Return the run.json of each run in a directory: of a run, or up to three levels above one."""
     if not place.is_dir():
         raise ConfigError(f"{place}: no such directory of runs")
-    return place
+    found = (path for depth in range(4) for path in place.glob("*/" * depth + "run.json"))
+    return sorted(path for path in found if path.resolve().parent.name.startswith("seed="))
 
 
 def _load(path: Path) -> Run | Unusable:

@@ -13,7 +13,7 @@ from debugnn.analysis import statistics
 from debugnn.analysis.claims import CLAIMS, words
 from debugnn.analysis.claims.claim import Outcome
 from debugnn.analysis.figures.canvas import DATA
-from debugnn.analysis.runs import Run, in_order
+from debugnn.analysis.runs import Run, by_arm, in_order
 from debugnn.doctor.causes import CAUSES
 from debugnn.doctor.causes.cause import Cause, no_trials
 from debugnn.errors import ConfigError
@@ -193,10 +193,10 @@ def origins(runs: Sequence[Run]) -> str:
     rows = []
     for experiment in dict.fromkeys(run.experiment for run in runs):
         own = [run for run in runs if run.experiment == experiment]
-        arms = {run.arm_name: {r.seed for r in own if r.arm_name == run.arm_name} for run in own}
-        counts = sorted({len(seeds) for seeds in arms.values()})
+        arms = by_arm(own)
+        counts = sorted({len(group) for group in arms.values()})
         seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-        devices = Counter(run.facts["device"] for run in own)
+        devices = sorted({run.facts["device"] for run in own})
         versions = sorted({run.facts["versions"]["torch"] for run in own})
         rows.append([f"`{experiment}`", str(len(arms)), seeds, str(len(own)),
                      ", ".join(devices), ", ".join(versions)])  # fmt: skip

@@ -139,7 +139,7 @@ def _section(experiment: str, embedded: bool, runs: Sequence[Run]) -> Section:
         data_sets=", ".join(DATA.get(d, d) for d in sorted({run.data for run in runs})),
         embedded=embedded,
         versions=len({version(run) for run in runs}),
-        command=_command(experiment, report, embedded, runs),
+        command=_command(experiment, report, embedded, [*groups.values()]),
         claims=tuple(_judged(claim, runs, embedded) for claim in CLAIMS
                      if claim.experiment == experiment),
         arms=tuple(_arm_row(label, group) for label, group in groups.items()),
@@ -181,18 +181,22 @@ def _featured(groups: Mapping[str, Sequence[Run]]) -> dict[str, Sequence[Run]]:
 
 
 def _command(
-    experiment: str, report: Mapping[str, Any] | None, embedded: bool, runs: Sequence[Run]
+    experiment: str,
+    report: Mapping[str, Any] | None,
+    embedded: bool,
+    arms: Sequence[Sequence[Run]],
 ) -> str:
     if report is not None:
         kind = " --data article" if not embedded and report["data"].get("article") else ""
-        seeds = ",".join(str(seed) for seed in sorted({run.seed for run in runs}))
+        seeds = ",".join(str(seed) for seed in sorted({run.seed for arm in arms for run in arm}))
         command = f"python scripts/reproduce.py --experiments {experiment}{kind} --seeds {seeds}"
-        if len(by_arm(runs)) > 1:
+        if len(arms) > 1:
             return command
-        arm = {key: value for key, value in runs[0].arm.items() if key != "data"}
-        return " ".join([command, *(_override(runs[0], *setting) for setting in arm.items())])
+        run = arms[0][0]
+        words = [_override(run, key, value) for key, value in run.arm.items() if key != "data"]
+        return " ".join([command, *words])
     lines = []
-    for group in by_arm(runs).values():
+    for group in arms:
         seeds = ",".join(str(run.seed) for run in group)
         many = " -m" if len(group) > 1 else ""
         words = [_override(group[0], key, value) for key, value in group[0].arm.items()]
@@ -415,19 +419,19 @@ def _outputs_of(
 ) -> dict[str, dict[str, list[float | None]]]:
     """Return layer with weights → dead units, saturated values and deviation of its output."""
     own = {name.removesuffix(".weight") for name in weights}
-    followers: dict[str, list[str]] = {}
+    last: dict[str, str] = {}  # layer with weights → the last that follows it, itself if none does
     layer = None
     for name in active["layer"].unique() if not active.empty else ():
         layer = name if name in own else layer
         if layer is not None:
-            followers.setdefault(layer, []).append(name)
+            last[layer] = name
     columns = {
         column: _by_layer(active, column, steps)
         for column in ("dead_units", "saturated", "std") if column in active
     }  # fmt: skip
     return {
-        layer: {column: numbers(tables[names[-1]]) for column, tables in columns.items()}
-        for layer, names in followers.items()
+        layer: {column: numbers(tables[name]) for column, tables in columns.items()}
+        for layer, name in last.items()
     }
 
 

@@ -174,8 +174,9 @@ class Observer:
                     self.training.model, step, self._loop.update_line
                 )
         if due:
-            known = self.evidence.loss.candidates
-            self.evidence.loss.candidates = max(known or 0, candidates(loss) or 0) or None
+            count = candidates(loss)
+            if count is not None:
+                self.evidence.loss.candidates = max(count, self.evidence.loss.candidates or 0)
             self._compare_loss(value, targets)
             if call is not None:
                 self._scored.note_step(call, targets)
