@@ -89,6 +89,7 @@ def test_the_results_are_those_of_the_kept_comparison():
     assert table == tables.comparison(kept)
 
 
+@pytest.mark.slow
 def test_the_verdicts_are_those_of_the_kept_runs():
     """`python scripts/report.py --keep DIR` writes runs and tables."""
     runs = archive.read(REFERENCE / "results")
@@ -196,6 +197,7 @@ def test_there_are_commands_to_test():
     assert len(COMMANDS) > 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_composes(command, documented_conf):
     config.register()

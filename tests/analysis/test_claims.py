@@ -211,6 +211,7 @@ def looked_at(claim):
             yield from side.arms if isinstance(side, Spread) else (side,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.name)
 @pytest.mark.parametrize("data", ["article", "embedded"])
 def test_a_claims_arms_are_those_of_its_experiment(claim, data, arms):

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 import math
 
 import pytest
@@ -95,15 +96,14 @@ def assert_members_equal_runs_alone(configs, tolerance=1e-4):
 
 
 # Each way to clip with each regulariser: of the dense net, and in turn of the convolutional one.
+REGS, CLIPS = ("none", "dropout", "bn", "bn_dropout"), ("off", "4.0", "scaling")
+IN_TURN = [
+    (CONV, reg, clip) for reg, clip in zip(REGS, ("4.0", "scaling", "off", "4.0"), strict=True)
+]
+QUICK = [(DENSE, "none", "off"), (DENSE, "dropout", "4.0"), (DENSE, "bn", "scaling"), IN_TURN[-1]]
 PAIRS = [
-    (DENSE, reg, clip)
-    for reg in ("none", "dropout", "bn", "bn_dropout")
-    for clip in ("off", "4.0", "scaling")
-] + [
-    pytest.param(CONV, "none", "4.0", marks=pytest.mark.slow),
-    pytest.param(CONV, "dropout", "scaling", marks=pytest.mark.slow),
-    pytest.param(CONV, "bn", "off", marks=pytest.mark.slow),
-    (CONV, "bn_dropout", "4.0"),
+    pytest.param(*pair, marks=() if pair in QUICK else pytest.mark.slow)
+    for pair in [*itertools.product([DENSE], REGS, CLIPS), *IN_TURN]
 ]
 
 
@@ -219,7 +219,13 @@ def test_norms_at_every_scale_are_those_of_each_member():
 
 
 @pytest.mark.parametrize(
-    ("net", "clip"), [(DENSE, "off"), (DENSE, "4.0"), (DENSE, "scaling"), (CONV, "4.0")]
+    ("net", "clip"),
+    [
+        (DENSE, "off"),
+        pytest.param(DENSE, "4.0", marks=pytest.mark.slow),
+        pytest.param(DENSE, "scaling", marks=pytest.mark.slow),
+        (CONV, "4.0"),
+    ],
 )
 def test_nan_in_one_member_does_not_touch_the_others(compose, net, clip):
     settings = (*SMALL, *net, "reg=bn_dropout", f"clip={clip}")
