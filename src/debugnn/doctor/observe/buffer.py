@@ -111,8 +111,12 @@ class BatchBuffer:
         few = len(self.early) < _EARLY or self._samples < _EARLY_SAMPLES
         early = few and self._bytes + size <= _BYTES
         if early or (due and size <= _BYTES // _LATE):
-            kept = None if rows is None else copied(rows)
-            batch = Batch(call.map(copied), map_tensors(targets, copied), kept)
+            copies = {id(tensor): copied(tensor) for tensor in call.tensors()}
+            own = call.map(lambda tensor: copies[id(tensor)])
+            kept = copies.get(id(rows))
+            if kept is None and rows is not None:
+                kept = copied(rows)
+            batch = Batch(own, map_tensors(targets, copied), kept)
             (self.early if early else self.late).append(batch)
             self._bytes += size if early else 0
             self._samples += count if early else 0

@@ -74,9 +74,10 @@ class Layout:
             inputs: the batch as the loop handed it over. It is taken where it holds as many samples
                 as the call: a loop may reshape a batch before it calls the model.
         """
-        own = self.inputs(call)
+        own, axis = self.inputs(call), self.axis or 0
+        if own is inputs:
+            return _first(own, axis)
         handed = self.inputs(as_call(inputs)) if _is_batch(inputs) else None
-        axis = self.axis or 0
         if own is None:
             return _first(handed, axis)
         if handed is not None and min(handed.dim(), own.dim()) > axis:
@@ -246,7 +247,7 @@ def _is_batch(inputs: Any) -> bool:
 
 
 def _first(tensor: Tensor | None, axis: int) -> Tensor | None:
-    if tensor is None or tensor.dim() <= axis:
+    if tensor is None or tensor.dim() <= axis or axis == 0:
         return tensor
     return tensor.movedim(axis, 0)
 
