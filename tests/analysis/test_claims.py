@@ -1,6 +1,7 @@
 """Claims are judged by their criteria, on the arms that the experiments have."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -141,6 +142,14 @@ def test_a_spread_is_the_distance_of_the_best_arm_from_the_worst():
     assert spread.measure(runs, False, FINAL_ACCURACY).values == {0: 5.0, 1: 20.0}
     missing = Spread((Arm("init=a"), Arm("init=d")))
     assert missing.measure(runs, False, FINAL_ACCURACY).why == "no run of init=d"
+
+
+def test_a_claim_about_an_epoch_stands_beside_the_articles_run_of_that_length():
+    """Its two runs of the sigmoid net are one program: 10 epochs ended at 9.7 %, 40 at 95.0 %."""
+    runs = [replace(trained("model=sigmoid_net", 0, [10.0] * 40), article_run="VG_Converge")]
+    found = {n: Arm("model=sigmoid_net").measure(runs, False, accuracy_after(n)) for n in (10, 40)}
+    assert found[10].article == pytest.approx(9.74)
+    assert found[40].article == pytest.approx(94.95)
 
 
 def test_a_run_with_a_further_setting_is_of_another_arm():

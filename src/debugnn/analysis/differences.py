@@ -126,12 +126,16 @@ def _values(runs: Sequence[Run], column: str, choose: Callable) -> dict[int, flo
 
 
 def _spread(values: dict[int, float]) -> str:
-    """Return mean ± standard deviation, or in how many of the seeds the value is not finite."""
+    """Return mean ± standard deviation, or in how many of the seeds the value is NaN or infinite."""
     if not values:
         return "–"
-    lost = sum(not math.isfinite(value) for value in values.values())
+    lost = [
+        f"{word} in {count} of {len(values)}"
+        for word, is_lost in (("NaN", math.isnan), ("inf", math.isinf))
+        if (count := sum(map(is_lost, values.values())))
+    ]
     if lost:
-        return f"NaN in {lost} of {len(values)}"
+        return ", ".join(lost)
     column = pd.Series(values)
     deviation = f" ±{column.std():.2g}" if len(column) > 1 else ""
     return f"{column.mean():.4g}{deviation}"

@@ -104,12 +104,18 @@ def _told(run: Run, embedded: bool, wanted: dict[str, str]) -> dict[str, str]:
 
 
 def _articles(run: Run, quantity: Quantity) -> float | None:
-    """Return the quantity of the article's run that this one repeats, None if it recorded none."""
-    names = article_names(run)
-    if not names or quantity.of_epochs is None:
+    """Return the quantity of the article's run that this one repeats, None if it recorded none.
+
+    Of several runs of one program, the shortest that has the quantity is the one that the article
+    shows for it.
+    """
+    if quantity.of_epochs is None:
         return None
-    value = quantity.of_epochs(article_epochs(names[0]))
-    return None if value is None or math.isnan(value) else value
+    for epochs in sorted(map(article_epochs, article_names(run)), key=len):
+        value = quantity.of_epochs(epochs)
+        if value is not None and not math.isnan(value):
+            return value
+    return None
 
 
 @dataclass(frozen=True)
