@@ -69,7 +69,7 @@ def read(sources: Sequence[Path]) -> tuple[list[Run], list[Unusable]]:
     kept: dict[str, Run] = {}
     found: dict[str, Run | Unusable] = {}
     for source in sources:
-        if any(source.glob("*/runs.csv.gz")):
+        if archive.holds_results(source):
             kept |= {run.place: run for run in archive.read(source)}
         else:
             scanned = scan_runs(source)

@@ -12,11 +12,13 @@ import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib import image
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from test_runs import epoch, stats, write_run
 
 from conftest import REPOSITORY
+from debugnn.analysis import archive
 from debugnn.analysis.article import article_epochs
 from debugnn.analysis.directories import load_runs
 from debugnn.analysis.figures import KINDS, draw
@@ -91,6 +93,15 @@ def test_figures_are_drawn_once_for_each_data_set(tmp_path: Path, caplog) -> Non
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
     assert "cut_off: skipped, no finished run" in caplog.text
     assert "other_shapes: skipped, no finished run of reg=bn" in caplog.text
+
+
+def test_kept_results_give_the_figures_of_their_runs(tmp_path: Path) -> None:
+    curves = {"name": "fig", "kind": "curves", "title": "T", "arms": None, "options": {}}
+    write_run(tmp_path / "runs", {}, [epoch(0)], experiment="trial", figures=[curves])
+    archive.write(load_runs(tmp_path / "runs"), tmp_path / "kept")
+    first, second = (draw(tmp_path / side, tmp_path / f"of {side}") for side in ("runs", "kept"))
+    assert [path.name for path in first] == [path.name for path in second] == ["fig_digits.png"]
+    assert (image.imread(first[0]) == image.imread(second[0])).all()
 
 
 def test_a_figure_of_unknown_kind_is_an_error(tmp_path: Path) -> None:

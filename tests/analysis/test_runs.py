@@ -224,9 +224,10 @@ def test_seeds_are_aggregated_and_none_drops_out() -> None:
     def frame(*losses: float) -> pd.DataFrame:
         return pd.DataFrame({"epoch": range(len(losses)), "loss": losses})
 
-    both = over_seeds({0: frame(1.0, 2.0, 3.0), 1: frame(3.0, math.nan)}, "loss", "epoch")
-    assert both.loc[0].tolist() == [2.0, 1.0, 3.0]
-    assert both.loc[[1, 2]].isna().all(axis=None)
+    frames = {0: frame(1.0, 2.0, 3.0), 1: frame(3.0, math.nan), 2: frame(11.0, 1.0)}
+    found = over_seeds(frames, "loss", "epoch")
+    assert found.loc[0].to_dict() == {"mean": 5.0, "median": 3.0, "low": 1.0, "high": 11.0}
+    assert found.loc[[1, 2]].isna().all(axis=None)
 
 
 # --- pairs of runs --------------------------------------------------------------------------------

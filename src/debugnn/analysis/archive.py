@@ -260,6 +260,11 @@ def _write_frame(frame: pd.DataFrame, path: Path) -> Path:
     return path
 
 
+def holds_results(folder: Path) -> bool:
+    """Return whether a folder holds kept results, which `read` reads."""
+    return any(folder.glob("*/runs.csv.gz"))
+
+
 def read(folder: Path) -> list[Run]:
     """Return the runs of an archive, sorted by experiment, arm and seed; none without a folder.
 

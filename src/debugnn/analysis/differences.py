@@ -126,7 +126,7 @@ def _values(runs: Sequence[Run], column: str, choose: Callable) -> dict[int, flo
 
 
 def _spread(values: dict[int, float]) -> str:
-    """Return mean ± standard deviation, or in how many of the seeds the value is NaN or infinite."""
+    """Return mean ± standard deviation, or in how many seeds the value is NaN or infinite."""
     if not values:
         return "–"
     lost = [

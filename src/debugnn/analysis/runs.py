@@ -175,7 +175,7 @@ def by_arm(runs: Iterable[Run]) -> dict[tuple[tuple[str, str], ...], list[Run]]:
 
 
 def over_seeds(frames: Mapping[int, pd.DataFrame], column: str, index: str) -> pd.DataFrame:
-    """Return the mean, lowest and highest value of a column over the seeds.
+    """Return the mean, median, lowest and highest value of a column over the seeds.
 
     A row in which one seed's value is missing or not finite is NaN: a seed is never left out of
     a mean silently.
@@ -186,13 +186,14 @@ def over_seeds(frames: Mapping[int, pd.DataFrame], column: str, index: str) -> p
         index: the column by which rows are matched, `epoch` or `step`.
 
     Returns:
-        A table with the columns mean, low and high, indexed by `index`.
+        A table with the columns mean, median, low and high, indexed by `index`.
     """
     wide = pd.DataFrame({seed: frame.set_index(index)[column] for seed, frame in frames.items()})
     wide = wide.where(wide.abs() != math.inf)
     return pd.DataFrame(
         {
             "mean": wide.mean(axis=1, skipna=False),
+            "median": wide.median(axis=1, skipna=False),
             "low": wide.min(axis=1, skipna=False),
             "high": wide.max(axis=1, skipna=False),
         }

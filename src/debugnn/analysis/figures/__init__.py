@@ -13,6 +13,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from debugnn.analysis import archive
 from debugnn.analysis.directories import load_runs
 from debugnn.analysis.figures.arms import final_accuracy, first_loss
 from debugnn.analysis.figures.canvas import STYLE
@@ -57,7 +58,7 @@ def draw(
     section, which belong to no experiment, are skipped with one where they are asked for by name.
 
     Args:
-        root: the directory of the runs.
+        root: the directory of the runs, or a folder of kept results.
         output_dir: where the figures are written.
         experiments: draw only the figures of these experiments; None draws all.
         data: draw only the runs on these data sets; None draws all.
@@ -70,8 +71,9 @@ def draw(
             unknown kind.
     """
     root = Path(root)
-    runs = load_runs(root)
-    started = {path.parents[2].name for path in root.glob("*/*/seed=*/run.json")}
+    runs = archive.read(root) if archive.holds_results(root) else load_runs(root)
+    started = {run.experiment for run in runs}
+    started |= {path.parents[2].name for path in root.glob("*/*/seed=*/run.json")}
     wanted = sorted(started) if experiments is None else experiments
     for experiment in wanted:
         of_experiment = [run for run in runs if run.experiment == experiment]

@@ -204,7 +204,7 @@ def gradient_norms(runs: Sequence[Run], figure: Mapping[str, Any]) -> Figure:
     columns = min(len(groups), 3)
     note = "▽ on the lower edge: a gradient that is exactly zero. × on the upper: not finite."
     if any(len(group) > 1 for group in groups):
-        note += " Line: mean over the seeds, band: lowest to highest."
+        note += " Line: median over the seeds, band: lowest to highest."
     whole, body = canvas(figure, shown, 1.1 + 2.9 * -(-len(groups) // columns), note)
     panels = panel_grid(body, len(groups), columns, sharey=True)
     colours = dict(zip(names, PALETTE, strict=False))
@@ -229,7 +229,9 @@ def gradient_norms(runs: Sequence[Run], figure: Mapping[str, Any]) -> Figure:
 
 
 def _norm_curve(axes: Axes, curve: pd.DataFrame, colour: str) -> None:
-    axes.plot(curve.index, curve["mean"].where(curve["mean"] > 0), color=colour, linewidth=1.3)
+    # A mean would lie near the largest value: seeds are apart by factors.
+    middle = curve["median"]
+    axes.plot(curve.index, middle.where(middle > 0), color=colour, linewidth=1.3)
     axes.fill_between(
         curve.index,
         curve["low"],
@@ -240,8 +242,8 @@ def _norm_curve(axes: Axes, curve: pd.DataFrame, colour: str) -> None:
         linewidth=0,
     )
     for marker, place, steps in (
-        ("v", 0.02, curve.index[curve["mean"] == 0]),
-        ("x", 0.98, curve.index[~np.isfinite(curve["mean"])]),
+        ("v", 0.02, curve.index[middle == 0]),
+        ("x", 0.98, curve.index[~np.isfinite(middle)]),
     ):
         thinned = steps[:: max(1, len(steps) // 20)]
         axes.plot(
@@ -309,7 +311,7 @@ def layer_profile(runs: Sequence[Run], figure: Mapping[str, Any]) -> Figure:
     columns = values[panel_key] if panel_key else [None]
     line_keys = [key for key in keys if key != panel_key]
     labels = list(dict.fromkeys(arm_label(run, line_keys) for run in shown))
-    note = "Step 0. Line: mean over the seeds. A gradient of exactly zero has no point."
+    note = "Step 0. Line: median over the seeds. A gradient of exactly zero has no point."
     whole, body = canvas(figure, shown, 5.0, note)
     panels = body.subplots(2, len(columns), sharex="row", sharey="row", squeeze=False)
     for column, value in enumerate(columns):
@@ -337,7 +339,10 @@ def layer_profile(runs: Sequence[Run], figure: Mapping[str, Any]) -> Figure:
 
 
 def _profiles(group: Sequence[Run]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the activations' std and the weight gradients' norm by layer, means over the seeds."""
+    """Return the activations' std and the weight gradients' norm by layer, medians over the seeds.
+
+    On their logarithmic axes a mean would lie near the largest value.
+    """
     spreads, norms = [], []
     for run in group:
         activations, gradients = run.layers("activations"), run.layers("gradients")
@@ -347,5 +352,5 @@ def _profiles(group: Sequence[Run]) -> tuple[np.ndarray, np.ndarray]:
         spreads.append(_after_activation(activations[activations["step"] == 0])["std"].to_numpy())
         first = gradients[gradients["step"] == 0]
         norms.append(_weights(first, {})["norm"].to_numpy())
-    spread, norm = np.mean(spreads, axis=0), np.mean(norms, axis=0)
+    spread, norm = np.median(spreads, axis=0), np.median(norms, axis=0)
     return np.where(spread > 0, spread, np.nan), np.where(norm > 0, norm, np.nan)
