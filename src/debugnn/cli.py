@@ -101,6 +101,8 @@ def launch(main: Callable[[], None], conf: Path) -> None:
         if _verbose:
             traceback.print_exc()
         print(f"error: {explain(error)}", file=sys.stderr)
+        if isinstance(error, ConfigError):
+            sys.exit(error.exit_code)
         # Hydra's missing option is an OSError too.
         sys.exit(2 if isinstance(error, WRONG_COMMAND) else 1)
     except KeyboardInterrupt:
@@ -151,12 +153,12 @@ def guarded(job: Callable[[], object], arm: Sequence[str], launcher: str, sweep:
 
 
 def report(error: ConfigError, arm: Sequence[str]) -> None:
-    """Print a job's error, and let the command end with 2 after the other jobs."""
+    """Print a job's error, and let the command end with its exit code after the other jobs."""
     if _verbose:
         traceback.print_exception(error)
     where = f"{' '.join(arm)}: " if arm else ""
     print(f"error: {where}{explain(error)}", file=sys.stderr)
-    _exit_codes.add(2)
+    _exit_codes.add(error.exit_code)
 
 
 def explain(error: BaseException) -> str:

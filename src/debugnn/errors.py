@@ -8,6 +8,17 @@ class ConfigError(ValueError):
     command line shows it without a traceback.
     """
 
+    exit_code = 2
+
+
+class RunError(ConfigError):
+    """A run's directory is in use, or what is in it cannot be used.
+
+    The message is one line that names the file and says what to do.
+    """
+
+    exit_code = 1
+
 
 class CheckFailedError(Exception):
     """A check before the training failed; the reasons have been printed already."""

@@ -39,5 +39,5 @@ def test_a_run_without_the_doctor_imports_neither_it_nor_the_stacks(tmp_path):
     rooms = {name.split(".")[1] for name in modules if "." in name}
     assert not rooms & {"doctor", "stacking", "faults", "analysis"}
     print(f"{len(modules)} modules, {sum(modules.values())} lines")
-    assert sum(modules.values()) < 3500
+    assert sum(modules.values()) < 4000
     assert "debugnn.doctor.watch" in reached(tmp_path, "doctor=on")

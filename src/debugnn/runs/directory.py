@@ -1,17 +1,30 @@
-"""A run's directory: whether a run is there already, and the two files that describe it."""
+"""A run's directory: who writes it, whether a run is there already, and what describes that run."""
 
+import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from debugnn import records
-from debugnn.errors import ConfigError
+from debugnn.errors import ConfigError, RunError, one_line
 from debugnn.files import replace_text
 from debugnn.records import BOOKKEEPING
 from debugnn.runs.naming import arm_of, directory_of, label
+
+# Locked while a run is trained. It stays afterwards, as the mark of a directory that runs write.
+_LOCK = ".debugnn.lock"
+# What runs, and scripts/report.py for a single run, write there. Nothing else is ever removed.
+_WRITTEN = (_LOCK, "config.yaml", "run.json", "metrics.jsonl", "layers.jsonl", "findings.json",
+            "evidence.json", "fix.json", "checkpoint.pt", "checkpoint.previous.pt",
+            "checkpoint.sha256", "nonfinite_step_*.pt", "wandb", "report.html")  # fmt: skip
+_STATUSES = ("running", "failed", "finished")
+_START_OVER = "overwrite=true starts over"
 
 
 class RunDirectory:
@@ -30,7 +43,7 @@ class RunDirectory:
             None otherwise.
 
     Raises:
-        ConfigError: its run.json cannot be read.
+        RunError: its run.json cannot be used.
     """
 
     def __init__(
@@ -42,29 +55,39 @@ class RunDirectory:
         self.path = directory_of(config, self.experiment, self.arm)
         self.title = f"{self.experiment} {label(self.arm)} seed={config.seed}"
         self.resolved: Any = OmegaConf.to_container(config, resolve=True)
-        self.status = None if config.overwrite else self._read_status()
+        self.status = self._read_status()
+        self._lock = FileLock(self.path / _LOCK)
 
     @property
     def checkpoint(self) -> Path:
         """The path of the run's last checkpoint."""
         return self.path / "checkpoint.pt"
 
+    @property
+    def metrics(self) -> Path:
+        """The path of the rows of steps, epochs and range tests."""
+        return self.path / "metrics.jsonl"
+
+    # --- what is there ----------------------------------------------------------------------------
+
     def _read_status(self) -> str | None:
-        return self.read_facts()["status"] if self._facts_path.exists() else None
+        if self.config.overwrite or not self._facts_path.exists():
+            return None
+        return self.read_facts()["status"]
 
     def read_facts(self) -> dict[str, Any]:
         """Return what run.json says.
 
         Raises:
-            ConfigError: it cannot be read.
+            RunError: it is damaged, or of something else.
         """
         try:
             facts = records.load(self._facts_path.read_text(encoding="utf-8"))
-            facts["status"]
+            known = facts["status"] in _STATUSES and facts["started"] and facts["training_code"]
         except (ValueError, KeyError, TypeError):
-            raise ConfigError(
-                f"{self._facts_path}: not a run's record; overwrite=true starts over"
-            ) from None
+            known = False
+        if not known:
+            raise RunError(f"{self._facts_path}: not a run's record; {_START_OVER}")
         return facts
 
     def write_facts(self, facts: Mapping[str, Any]) -> None:
@@ -79,48 +102,146 @@ class RunDirectory:
     def _config_path(self) -> Path:
         return self.path / "config.yaml"
 
+    def _read_config(self) -> dict[str, Any]:
+        """Return what config.yaml says.
+
+        Raises:
+            RunError: it is missing or damaged.
+        """
+        reason = "no mapping of settings"
+        try:
+            kept: Any = OmegaConf.to_container(OmegaConf.load(self._config_path))
+        except FileNotFoundError:
+            reason, kept = "no such file", None
+        except Exception as error:  # YAML's and OmegaConf's errors have no common base
+            reason, kept = one_line(error), None
+        if not kept or not isinstance(kept, dict):
+            raise RunError(f"{self._config_path}: not a run's settings ({reason}); {_START_OVER}")
+        return kept
+
     def compare(self) -> None:
         """Check that a run that is kept there has this configuration.
 
         Raises:
             ConfigError: it has another one; the message names the first difference.
+            RunError: its configuration, or what a finished run leaves, is missing or damaged.
         """
         if self.status is None:
             return
-        kept = self._config_path.exists()
-        before = flat(OmegaConf.to_container(OmegaConf.load(self._config_path))) if kept else {}
-        now = flat(self.resolved)
+        before, now = flat(self._read_config()), flat(self.resolved)
         for name in sorted(before.keys() | now.keys()):
             may_differ = any(name == b or name.startswith(f"{b}.") for b in BOOKKEEPING)
             if not may_differ and before.get(name) != now.get(name):
                 raise ConfigError(
                     f"{self.path}: holds a run with {name}={before.get(name)}, and {name}="
-                    f"{now.get(name)} is asked for; overwrite=true starts over, another output_dir "
-                    "keeps both"
+                    f"{now.get(name)} is asked for; {_START_OVER}, another output_dir keeps both"
                 )
+        if self.status == "finished" and not self.metrics.exists():
+            raise RunError(f"{self.metrics}: missing, of a finished run; {_START_OVER}")
 
     def update_report(self) -> None:
         """Give a finished run the present `report` section, which the figures read there."""
-        kept: Any = OmegaConf.to_container(OmegaConf.load(self._config_path))
+        kept = self._read_config()
         if kept.get("report") != self.resolved["report"]:
             kept["report"] = self.resolved["report"]
             replace_text(self._config_path, OmegaConf.to_yaml(OmegaConf.create(kept)))
 
-    def claim(self) -> None:
-        """Create the directory, emptied unless a run is continued, and write config.yaml.
+    # --- who writes it ----------------------------------------------------------------------------
+
+    def lock(self) -> None:
+        """Keep other processes from writing an existing directory; read its status again.
+
+        The lock is this process's, and ends with it, however it ends.
+
+        Raises:
+            RunError: another process has it.
+        """
+        if self._lock.is_locked:
+            return
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout:
+            raise RunError(f"{self.path}: {self._holder()} is writing it") from None
+        self.status = self._read_status()
+
+    def unlock(self) -> None:
+        """Let other processes write the directory."""
+        self._lock.release()
+
+    def _holder(self) -> str:
+        """Return which process has the lock, from what it wrote into run.json."""
+        try:
+            facts = records.load(self._facts_path.read_text(encoding="utf-8"))
+            return f"process {facts['pid']} on {facts['host']}, since {facts['resumed']},"
+        except (OSError, ValueError, KeyError, TypeError):
+            return "another process"
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Create and lock the directory, emptied unless a run is continued; write config.yaml.
+
+        The lock is let go at the block's end.
 
         Raises:
             ConfigError: it cannot be written.
+            RunError: another process is writing it, or it holds what no run wrote: then nothing in
+                it is removed.
         """
         try:
-            if self.status is None and self.path.exists():
-                shutil.rmtree(self.path)
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(
-                f"output_dir: {self.path} cannot be written ({error.strerror})"
-            ) from None
+            try:
+                self._claim()
+            except OSError as error:
+                raise ConfigError(
+                    f"output_dir: {self.path} cannot be written ({error.strerror})"
+                ) from None
+            yield
+        finally:
+            self.unlock()
+
+    def _claim(self) -> None:
+        continued = self.status is not None
+        if not continued:
+            self._check_own()
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.lock()
+        if (self.status is not None) != continued:
+            raise RunError(f"{self.path}: another process has begun this run just now")
+        if not continued:
+            self._empty()
         replace_text(self._config_path, OmegaConf.to_yaml(self.config, resolve=True))
+
+    def _check_own(self) -> None:
+        """Check that the directory holds nothing but what runs write.
+
+        Raises:
+            RunError: it holds something else, or a part of it cannot be removed.
+        """
+        entries = sorted(path.name for path in self._entries())
+        unknown = [name for name in entries if not _is_written(name)]
+        if unknown or (entries and _LOCK not in entries):
+            raise RunError(
+                f"{self.path}: holds {(unknown or entries)[0]}, which no run of this project "
+                "wrote: it is not emptied; move it, or choose another output_dir"
+            )
+        for folder, _, _ in os.walk(self.path):
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise RunError(f"{folder}: cannot be emptied (Permission denied)")
+
+    def _empty(self) -> None:
+        for path in self._entries():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != _LOCK:
+                path.unlink()
+
+    def _entries(self) -> Iterator[Path]:
+        if self.path.exists():
+            yield from self.path.iterdir()
+
+
+def _is_written(name: str) -> bool:
+    """Return whether runs write a file or folder of this name, or its draft."""
+    return any(fnmatch(name.removesuffix(".tmp"), pattern) for pattern in _WRITTEN)
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:

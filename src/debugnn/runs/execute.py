@@ -70,10 +70,14 @@ def finished(directory: RunDirectory) -> bool:
 
     Raises:
         ConfigError: a run of another configuration is there.
+        RunError: the run that is there is damaged, or another process is writing it.
     """
     directory.compare()
+    if directory.status not in (None, "finished"):
+        directory.lock()  # before its checkpoint is read
     if directory.status != "finished":
         return False
+    directory.unlock()  # it has finished while the lock was asked for
     log.info("%s: finished before, skipped (overwrite=true runs it again)", directory.title)
     directory.update_report()
     return True
@@ -122,10 +126,11 @@ def prepare(directory: RunDirectory) -> Run:
 
     Raises:
         ConfigError: the configuration cannot be used.
+        RunError: no checkpoint can be read.
     """
     training = build(directory.config)
     if directory.status is not None and directory.checkpoint.exists():
-        checkpoint.restore(directory.checkpoint, training)
+        checkpoint.restore(directory.checkpoint, training, directory.config.trainer.epochs)
     return Run(directory, training)
 
 
@@ -156,18 +161,21 @@ def open_run(run: Run, **more_facts: object) -> Iterator[Write]:
 
     Raises:
         ConfigError: the directory cannot be written.
+        RunError: see `RunDirectory.claimed`; or rows of the run that is continued are damaged.
     """
     directory, training = run.directory, run.training
     config = directory.config
     facts = facts_of(config, directory.experiment, directory.arm, training) | more_facts
-    if directory.status is not None:
-        facts["wandb_id"] = directory.read_facts().get("wandb_id")
-    directory.claim()
-    directory.write_facts(facts)
+    earlier = 0.0  # seconds, of a run that is continued
     started = time.perf_counter()
-    sinks: list[Sink] = [JsonLines(directory.path, training.step)]
     failed = True
-    with Writer() as writer:
+    with directory.claimed(), Writer() as writer:
+        sinks: list[Sink] = [JsonLines(directory.path, training.step)]
+        if directory.status is not None:
+            before = directory.read_facts()
+            facts["wandb_id"], facts["started"] = before["wandb_id"], before["started"]
+            earlier = before.get("seconds", 0.0)
+        directory.write_facts(facts)
 
         def write(record: Record | Diagnosis) -> None:
             for sink in sinks:
@@ -202,7 +210,7 @@ def open_run(run: Run, **more_facts: object) -> Iterator[Write]:
             writer.settle()
             for sink in sinks:
                 sink.close(failed)
-            facts["seconds"] = round(time.perf_counter() - started, 3)
+            facts["seconds"] = round(earlier + time.perf_counter() - started, 3)
             facts["status"] = "failed" if failed else "finished"
             directory.write_facts(facts)
 

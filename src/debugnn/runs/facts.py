@@ -2,6 +2,7 @@
 
 import ast
 import hashlib
+import os
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -21,15 +22,19 @@ from debugnn.training.loop import Training
 def facts_of(
     config: DictConfig, experiment: str, arm: Mapping[str, str], training: Training
 ) -> dict[str, Any]:
-    """Return the facts about a run that starts now."""
+    """Return the facts about a run that starts or is continued now."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
     return {
         "status": "running",
+        "pid": os.getpid(),
+        "host": platform.node(),
         "experiment": experiment,
         "arm": dict(arm),
         "seed": config.seed,
         "data": config.data.name,
         "article_run": article_run(config, arm),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "started": now,
+        "resumed": now,  # later than `started` where an earlier process was cut off
         "git": _git(),
         "training_code": training_code(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},

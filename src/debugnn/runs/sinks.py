@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Protocol
 
 from debugnn import records
+from debugnn.errors import RunError
 from debugnn.files import replace_text
-from debugnn.records import Diagnosis, Epoch, Layers, LrSuggestion, Record
+from debugnn.records import Diagnosis, Epoch, Layers, LrSuggestion, Record, Step
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,9 @@ class JsonLines:
         directory: the run's directory.
         first_step: the first step that will be written. Rows of later steps, which a run wrote
             after its last checkpoint, are dropped.
+
+    Raises:
+        RunError: a file is damaged, or rows of earlier steps are missing.
     """
 
     def __init__(self, directory: Path, first_step: int = 0) -> None:
@@ -73,10 +77,21 @@ class JsonLines:
 
 
 def keep_rows_before(path: Path, step: int) -> None:
-    """Rewrite a JSONL file with only the rows of the steps before `step`, atomically."""
+    """Rewrite a JSONL file with only the rows of the steps before `step`, atomically.
+
+    Raises:
+        RunError: a row is damaged, or there are rows of steps and not of all steps before `step`.
+    """
     # A range test's rows have no step. It precedes the training, and is repeated with step 0.
     without_step = -1 if step > 0 else step
-    rows = [row for row in records.read_jsonl(path) if row.get("step", without_step) < step]
+    try:
+        rows = [row for row in records.read_jsonl(path) if row.get("step", without_step) < step]
+    except ValueError as error:
+        raise RunError(f"{path}, {error}; overwrite=true starts over") from None
+    told = {row["step"] for row in rows if row.get("kind") == Step.kind}
+    if told and len(told) < step:
+        missing = min(set(range(step)) - told)
+        raise RunError(f"{path}: the row of step {missing} is missing; overwrite=true starts over")
     replace_text(path, "".join(records.dump(row) + "\n" for row in rows))
 
 

@@ -1,17 +1,27 @@
 """Checkpoints, from which a training continues as if it had not stopped.
 
-On a CPU in fp32 it does so bit for bit.
+On a CPU in fp32 it does so bit for bit. The checkpoint before the last is kept too, and the SHA-256
+of the latest ones in a file beside them: a damaged one is found, and the one before is taken.
 """
 
+import hashlib
+import logging
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from debugnn.errors import ConfigError
-from debugnn.files import replacing
+from debugnn.errors import RunError, one_line
+from debugnn.files import replace_text, replacing
 from debugnn.random_state import random_state, set_random_state
 from debugnn.training.loop import Training
+
+log = logging.getLogger(__name__)
+
+# Two, and one for each time that a process was killed after it had written the hash and before the
+# file had its name.
+_HASHES = 8
 
 
 def state_of(training: Training) -> dict[str, Any]:
@@ -30,27 +40,70 @@ def state_of(training: Training) -> dict[str, Any]:
 
 
 def write(path: Path, state: dict[str, Any]) -> None:
-    """Write the result of `state_of`; the file is replaced atomically."""
+    """Write the result of `state_of`, and keep the checkpoint that was there.
+
+    Whenever the process is killed, one of the two is whole and its hash is among the latest.
+    """
     with replacing(path) as draft:
         torch.save(state, draft)
+        latest = [_digest(draft), *_hashes(path)][:_HASHES]
+        replace_text(_hash_file(path), "".join(f"{digest}\n" for digest in latest))
+        if path.exists():
+            os.replace(path, _previous(path))
 
 
-def restore(path: Path, training: Training) -> None:
-    """Load a checkpoint into a training that was built from the same configuration.
+def restore(path: Path, training: Training, epochs: int) -> None:
+    """Load the last whole checkpoint into a training that was built from the same configuration.
 
     The order of the batches is not part of the state: it depends on seed and epoch alone.
 
+    Args:
+        path: of the last checkpoint. Where it is damaged, the one before is loaded, with a warning.
+        epochs: that the training is to have in all.
+
     Raises:
-        ConfigError: the checkpoint was written by another version of this project.
+        RunError: none is whole, or it is not a checkpoint of this training.
     """
-    state = torch.load(path, map_location=training.device, weights_only=True)
-    if "random_state" not in state:
-        raise ConfigError(f"{path}: of another version; overwrite=true begins the run anew")
-    training.model.load_state_dict(state["model"])
-    training.optimizer.load_state_dict(state["optimizer"])
-    training.epoch = state["epoch"]
-    training.step = state["step"]
-    set_random_state(training.device, state["random_state"])
+    hashes = _hashes(path)
+    places = [place for place in (path, _previous(path)) if place.exists()]
+    whole = [place for place in places if _digest(place) in hashes]
+    if not whole:
+        raise RunError(f"{path}: damaged, and so is the one before; overwrite=true starts over")
+    if whole[0] != path:
+        log.warning("%s: damaged; goes on from the one before", path)
+    try:
+        state = torch.load(whole[0], map_location=training.device, weights_only=True)
+        if state["epoch"] > epochs:
+            raise ValueError(f"of epoch {state['epoch']}, beyond trainer.epochs={epochs}")
+        training.model.load_state_dict(state["model"])
+        training.optimizer.load_state_dict(state["optimizer"])
+        training.epoch = state["epoch"]
+        training.step = state["step"]
+        set_random_state(training.device, state["random_state"])
+    except Exception as error:  # torch's and pickle's errors have no common base
+        reason = f"{type(error).__name__}: {one_line(error)[:200]}"
+        raise RunError(
+            f"{whole[0]}: not a checkpoint of this run ({reason}); overwrite=true starts over"
+        ) from error
+
+
+def _previous(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
+def _hash_file(path: Path) -> Path:
+    return path.with_suffix(".sha256")
+
+
+def _hashes(path: Path) -> list[str]:
+    """Return the hashes of the latest checkpoints, the last one's first."""
+    file = _hash_file(path)
+    return file.read_text(encoding="utf-8", errors="replace").split() if file.exists() else []
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _copied(value: Any) -> Any:
