@@ -36,7 +36,7 @@ ALLOWED = {
         LEAVES | {"nn", "data", "training", "config"},
     ),
     "runs": (
-        {"numpy", "torch", "omegaconf", "wandb"},
+        {"numpy", "torch", "omegaconf", "filelock", "wandb"},
         LEAVES | {"nn", "data", "training", "doctor", "config", "build"},
     ),
     "stacking": (

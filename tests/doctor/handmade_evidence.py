@@ -32,7 +32,7 @@ def evidence(skill=0.95, **simple) -> Evidence:
     loss.shift_change, loss.other_entries, loss.cross_gradient = 0.0, 0.5, 0.0
     loss.shapes = [[32, 10], [32]]
     data = found.data
-    data.samples = data.distinct = 800
+    data.samples, data.distinct, data.distinct_targets = 800, 800, 10
     data.rms, data.mean, data.std, data.feature_spread = 1.0, 0.0, 1.0, 2.0
     data.class_counts = dict.fromkeys(range(10), 80)
     data.features, data.feature_share_median = 20, 0.2

@@ -1,10 +1,16 @@
 """Causes that validation samples and rare classes show."""
 
 import pytest
+import torch
 from handmade_evidence import evidence, found_by, score
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
 
+from debugnn import Doctor
 from debugnn.doctor.causes.signals.data import SHIFTED, TOLD_APART
 from debugnn.doctor.evidence import Evidence, Validation
+from debugnn.doctor.observe.rescaled import rescaled_skill
 
 
 def validated(train, *held_out, losses=None) -> Evidence:
@@ -43,6 +49,10 @@ def test_overfitting_is_dated_by_the_lowest_loss():
     few = validated(0.95, 0.2)
     few.outcome.validations[-1].score.samples = 19
     assert found_by("overfitting", few) == []
+
+
+def test_what_is_worse_than_guessing_on_training_samples_is_not_learnt_by_heart():
+    assert found_by("overfitting", validated(-3.6, -25.0, -25.0, -25.4)) == []
 
 
 def test_a_mismatch_needs_inputs_that_differ_and_a_skill_that_falls():
@@ -105,3 +115,58 @@ def test_rare_classes_that_are_not_recognised(rarest, recall, expected):
     if expected:
         assert found[0].severity == "warning"
         assert found[0].summary.startswith("class 4")
+
+
+# --- values at another scale ----------------------------------------------------------------------
+
+
+@given(st.floats(1e-3, 1e3), st.floats(-100, 100), st.integers(0, 99))
+def test_a_linear_map_is_undone(scale, offset, seed):
+    wanted = torch.randn(200, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    assert rescaled_skill(scale * wanted + offset, wanted) == pytest.approx(1.0)
+    assert rescaled_skill(-scale * wanted + offset, wanted) is None
+
+
+def test_what_outputs_do_not_tell_no_map_brings_back():
+    wanted, noise = torch.randn(2, 4000, generator=torch.Generator().manual_seed(0))
+    assert rescaled_skill(noise + 0.02 * wanted, wanted) < 0.1
+    assert rescaled_skill(wanted + noise, wanted) == pytest.approx(0.5, abs=0.05)
+    for poor in (wanted[:10], torch.ones(4000), torch.full((4000,), torch.nan)):
+        assert rescaled_skill(poor, wanted[: len(poor)]) is None
+
+
+def heating(scaled_by_itself, seed=0):
+    """The demand of warm and cold days; the validation days are cold, and scaled with their own
+    mean and deviation where that is asked for."""
+    torch.manual_seed(seed)
+    warmth, wind = 10 + 8 * torch.randn(1200), 4 + 2 * torch.randn(1200)
+    raw = torch.stack([warmth, wind], dim=1)
+    demand = (17 - warmth).clamp_min(0) + wind + 0.3 * torch.randn(1200)
+    cold = warmth < 2
+    cold[:800] = False
+    train, mean, deviation = raw[:800], raw[:800].mean(dim=0), raw[:800].std(dim=0)
+    scaled, targets = (train - mean) / deviation, (demand[:800, None] - 10) / 8
+    new = raw[cold]
+    if scaled_by_itself:
+        mean, deviation = new.mean(dim=0), new.std(dim=0)
+    new, wanted = (new - mean) / deviation, (demand[cold][:, None] - 10) / 8
+    model = nn.Sequential(nn.Linear(2, 32), nn.ReLU(), nn.Linear(32, 1))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    with Doctor(model, optimizer, loss_fn=nn.functional.mse_loss) as doctor:
+        for _ in range(12):
+            for rows in torch.randperm(800).split(50):
+                optimizer.zero_grad()
+                loss = nn.functional.mse_loss(model(scaled[rows]), targets[rows])
+                loss.backward()
+                optimizer.step()
+                doctor.step(loss, scaled[rows], targets[rows])
+            doctor.validate(new, wanted)
+        return doctor.report()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_validation_inputs_scaled_by_themselves_are_a_mismatch(seed):
+    report = heating(scaled_by_itself=True, seed=seed)
+    assert report.main_cause == "train_test_mismatch", str(report)
+    assert heating(scaled_by_itself=False, seed=seed).healthy is True

@@ -320,3 +320,28 @@ def test_gradients_of_the_inputs_are_no_adversary():
         report = doctor.report()
     assert not report.evidence.adversarial
     assert report.evidence.task == "classes"
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_relation_that_explains_little_is_no_failure(seed):
+    """R² of 0.05 is all there is, and the network finds it."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(12_000, 6, generator=generator)
+    told = inputs[:, 0] - inputs[:, 1]
+    targets = (told + 6 * torch.randn(12_000, generator=generator))[:, None]
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1))
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    with Doctor(model, optimizer, loss_fn=nn.functional.mse_loss) as doctor:
+        for rows in torch.arange(10_000).split(100) * 3:
+            optimizer.zero_grad()
+            loss = nn.functional.mse_loss(model(inputs[rows]), targets[rows])
+            loss.backward()
+            optimizer.step()
+            doctor.step(loss, inputs[rows], targets[rows])
+        doctor.validate(inputs[10_000:], targets[10_000:])
+        report = doctor.report()
+    with torch.no_grad():
+        outputs = model(inputs[10_000:])[:, 0]
+    assert torch.corrcoef(torch.stack([outputs, told[10_000:]]))[0, 1] > 0.7
+    assert report.healthy is not False, str(report)

@@ -724,3 +724,53 @@ def test_labels_and_vectors_are_no_maps():
     images = torch.randn(40, 1, 14, 14)
     assert alignment_facts(images, torch.zeros(40), images, torch.zeros(40)) is None
     assert alignment_facts(images, torch.zeros(40, 14), images, torch.zeros(40, 14)) is None
+
+
+# --- inputs that are the same by right ------------------------------------------------------------
+
+
+def boundary_value_problem(seed):
+    """u' = −u with u(0) = 1: points of the interval in one call, the boundary's in another."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(1, 16), nn.Tanh(), nn.Linear(16, 1))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    start = torch.zeros(1, 1)
+    with Doctor(model, optimizer) as doctor:
+        for _ in range(300):
+            at = torch.rand(32, 1).requires_grad_()
+            value = model(at)
+            (slope,) = torch.autograd.grad(value.sum(), at, create_graph=True)
+            loss = (slope + value).square().mean() + (model(start) - 1).square().sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            doctor.step(loss)
+        return doctor.report()
+
+
+def picture_from_noise(seed, varied=False):
+    """One fixed noise is brought to one picture (arXiv:1711.10925), or to a stream of them."""
+    generator = torch.Generator().manual_seed(seed)
+    noise, picture = torch.rand(2, 1, 64, generator=generator)
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    with Doctor(model, optimizer, loss_fn=nn.functional.mse_loss) as doctor:
+        for _ in range(200):
+            target = torch.rand(1, 64, generator=generator) if varied else picture
+            optimizer.zero_grad()
+            loss = nn.functional.mse_loss(model(noise), target)
+            loss.backward()
+            optimizer.step()
+            doctor.step(loss, noise, target)
+        return doctor.report()
+
+
+@pytest.mark.parametrize("program", [boundary_value_problem, picture_from_noise])
+def test_one_input_of_a_loop_that_is_made_for_it_accuses_nobody(program):
+    report = program(0)
+    assert report.healthy is not False, str(report)
+    assert all(finding.cause != "constant_input" for finding in report.findings)
+
+
+def test_one_input_beside_targets_that_differ_is_constant():
+    assert picture_from_noise(0, varied=True).main_cause == "constant_input"

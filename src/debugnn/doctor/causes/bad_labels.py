@@ -27,6 +27,7 @@ from debugnn.doctor.causes.signals.outcome import (
     outputs_belong_to_new_samples,
     overflowed,
     reached,
+    scaled_otherwise,
 )
 from debugnn.doctor.causes.signals.preparations import TURNED, moved_apart, other_preparation
 from debugnn.doctor.causes.signals.trials import cured
@@ -252,6 +253,7 @@ def coded_otherwise(evidence: Evidence) -> Iterator[Sign]:
         and kept < LOST * found
         and (shift(evidence) or 0) < ALIKE
         and (scale_shift(evidence) or 0) < SHIFTED
+        and scaled_otherwise(evidence) is None
     )
     if found > LEARNT_WELL and (renamed or misplaced) and other_preparation(evidence) is None:
         yield Sign(
@@ -312,6 +314,7 @@ def no_relation(evidence: Evidence) -> Iterator[Sign]:
         and data.distinct >= SAMPLES
         and data.simple_skill < AT_CHANCE
         and learnt < AT_CHANCE
+        and found > -AT_CHANCE  # wrong labels make nothing worse than guessing on themselves
         and (evidence.network.mixing or 0) <= MIXED
         and (evidence.outcome.movement or 0) > STILL
         and rarest_share(evidence) > BALANCED * RARE

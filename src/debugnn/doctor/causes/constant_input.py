@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign
-from debugnn.doctor.causes.signals.data import constant_inputs
+from debugnn.doctor.causes.signals.data import constant_inputs, targets_differ
 from debugnn.doctor.evidence import Evidence
 
 # Samples that must have been seen: fewer may be equal by chance in a small domain.
@@ -13,12 +13,16 @@ BATCHES = 0.9
 
 
 def equal_inputs(evidence: Evidence) -> Iterator[Sign]:
-    """All samples are equal, or all samples of nearly every batch are."""
+    """All samples are equal, or all samples of nearly every batch are.
+
+    Of batches of one sample that is so of a network that is made for a single input, unless targets
+    differ.
+    """
     data = evidence.data
     if data.constant_batches > BATCHES:
         share = 100 * data.constant_batches
         alike = f"in {share:.0f} % of the batches all inputs are the same"
-    elif constant_inputs(evidence) and data.samples >= SAMPLES:
+    elif constant_inputs(evidence) and data.samples >= SAMPLES and targets_differ(evidence):
         alike = f"all {data.samples} kept samples have the same input"
     else:
         return

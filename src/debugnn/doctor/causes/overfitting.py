@@ -8,6 +8,8 @@ from debugnn.doctor.causes.signals.loss_function import summed
 from debugnn.doctor.causes.signals.outcome import fitted, held_out, judged, overflowed
 from debugnn.doctor.evidence import Evidence
 
+# Skill on training samples below which nothing was learnt by heart.
+LEARNT = 0.2
 # Skill on training samples above that on validation samples, where the validation loss turned.
 GAP = 0.2
 # The same, over GAP, that needs no turn of the loss; and that needs a steep one.
@@ -32,7 +34,7 @@ def falls_behind(evidence: Evidence) -> Iterator[Sign]:
         return
     last = validations[-1].score
     trained, kept = fitted(outcome.train, evidence), held_out(evidence)
-    if trained is None or kept is None or last.samples < SAMPLES:
+    if trained is None or trained < LEARNT or kept is None or last.samples < SAMPLES:
         return
     # A summed loss grows with the number of samples, which may differ between validations.
     values = {

@@ -9,7 +9,13 @@ from debugnn.doctor.causes.signals.data import (
     shift,
     transfer_skill,
 )
-from debugnn.doctor.causes.signals.outcome import held_out, judged, reached
+from debugnn.doctor.causes.signals.outcome import (
+    held_out,
+    judged,
+    last_validation,
+    reached,
+    scaled_otherwise,
+)
 from debugnn.doctor.causes.signals.preparations import other_preparation
 from debugnn.doctor.evidence import Evidence
 
@@ -80,11 +86,35 @@ def unlike_inputs(evidence: Evidence) -> Iterator[Sign]:
     )
 
 
+def values_at_another_scale(evidence: Evidence) -> Iterator[Sign]:
+    """Validation outputs follow their targets, and are far off: a linear map brings them there."""
+    rescaled, last = scaled_otherwise(evidence), last_validation(evidence)
+    if rescaled is None or last is None or last.skill is None or not judged(evidence):
+        return
+    found = reached(evidence)
+    if found < LEARNT:
+        return
+    yield Sign(
+        "error",
+        f"the skill is {found:.2f} on training and {last.skill:.2f} on validation samples, where "
+        f"one linear map of the outputs makes it {rescaled:.2f}: inputs or targets of the two sets "
+        "have another scale or offset",
+        fix="scale both sets by the numbers of the training set: scaler.fit on it alone, and "
+        "scaler.transform for both",
+        evidence={
+            "train_skill": found,
+            "validation_skill": last.skill,
+            "validation_skill_after_a_linear_map": rescaled,
+        },
+        confidence="shown",
+    )
+
+
 CAUSE = Cause(
     name="train_test_mismatch",
     meaning="validation data unlike the training data",
     kind=Kind.INDEPENDENT,
-    rules=(first_of(prepared_otherwise, unlike_inputs),),
+    rules=(first_of(prepared_otherwise, unlike_inputs, values_at_another_scale),),
     fix="prepare validation inputs exactly as training inputs, with the training statistics",
     harm="the network is asked about inputs unlike those that it has learnt from",
     source="Lopez-Paz & Oquab 2017, arXiv:1610.06545; Rabanser et al. 2019, arXiv:1810.11953",

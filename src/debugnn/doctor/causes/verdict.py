@@ -11,6 +11,7 @@ from debugnn.doctor.causes.signals.outcome import (
     chooses_candidate,
     code_ignored,
     diverged,
+    guessing_known,
     inputs_unused,
     learns,
     outputs_belong,
@@ -42,6 +43,13 @@ def verdict(evidence: Evidence) -> Verdict:
     if evidence.task == "unknown" and learns(evidence) is None:
         return _of_unknown_task(evidence)
     learning = learns(evidence)
+    if learning is None and at_chance(evidence) and guessing_known(evidence):
+        return Verdict(
+            None,
+            f"its skill is only {reached(evidence):.2f} (0 is guessing, 1 is perfect), and yet its "
+            "outputs fit new samples better than other samples', and a simple model does no "
+            "better: whether there is more to be learnt is not known",
+        )
     if learning is None and at_chance(evidence):
         return Verdict(
             None,

@@ -125,6 +125,7 @@ class DataFacts:
     largest_std: float | None = None  # of a single feature
     feature_spread: float | None = None  # largest / tenth percentile of the features' deviations
     distinct: int = 0  # samples that differ
+    distinct_targets: int | None = None  # targets that differ; None where they are not known
     constant_batches: float = 0.0  # share of batches whose samples are all equal
     # Every batch that was compared with the first one is the same; None: none was compared.
     same_batch: bool | None = False

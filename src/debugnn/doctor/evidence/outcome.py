@@ -136,6 +136,8 @@ class OutcomeFacts:
     latent: LatentFacts | None = None
     validations: list[Validation] = field(default_factory=list)
     adjusted: AdjustedFacts | None = None  # of the latest validation; None of other than classes
+    # R² of the latest validation's outputs after one linear map of them; None of other than values.
+    rescaled: float | None = None
     movement: float | None = None  # median over weights of ‖w − w₀‖/‖w₀‖
     shrinkage: float | None = None  # median over weights of ‖w‖/‖w₀‖
     epochs: float | None = None  # how often the same samples came

@@ -61,11 +61,13 @@ def note_data(
     targets = torch.cat(given) if whole else None
     # Batches of a whole set would be the same samples again and again.
     count, distinct = len(inputs), samples.first_of_each(inputs)
+    distinct_targets = None if targets is None else len(samples.first_of_each(targets))
     if count > _DESCRIBED:
         chosen = distinct[:_DESCRIBED]
         inputs, targets = inputs[chosen], None if targets is None else targets[chosen]
     facts = samples.data_facts(inputs, targets, task)
     facts.samples, facts.distinct = count, len(distinct)
+    facts.distinct_targets = distinct_targets
     facts.same_batch = all(buffer.same) if buffer.same else None
     facts.batch_sizes = len(buffer.sizes)
     facts.drift = drift_facts(

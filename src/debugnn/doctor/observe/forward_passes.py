@@ -71,16 +71,18 @@ class ForwardPasses:
     def call_of(self, inputs: Any) -> Call | None:
         """Return how the model was called in this step, None where that is not known.
 
-        As was seen. Of several passes it is the one with these inputs, else the latest, from which
-        the optimiser steps. Inputs that the model was not called with count where they fit it: a
-        batch that is accumulated from parts, or a compiled model's, whose passes are not seen.
+        As was seen. Of several passes it is the one with these inputs, else the latest of the
+        largest: the optimiser steps after it, and a loop that calls the model with a boundary's
+        point beside its batch trains on the batch. Inputs that the model was not called with count
+        where they fit it: a batch that is accumulated from parts, or a compiled model's, whose
+        passes are not seen.
 
         Args:
             inputs: as the loop handed them over, None where it did not.
         """
         calls = [each.call for each in self.pending]
         if inputs is None or len(calls) == 1:
-            return calls[-1] if calls else None
+            return max(reversed(calls), key=_values) if calls else None
         handed = as_call(inputs, calls[-1] if calls else self.last_call)
         for call in reversed(calls):
             if _among(handed.tensors(), call.tensors()):
@@ -102,6 +104,11 @@ class ForwardPasses:
         """Forget the passes of a step."""
         self.pending.clear()
         self.last_evaluation = None
+
+
+def _values(call: Call) -> int:
+    """Return the number of values in a call's tensors of known shape."""
+    return sum(tensor.numel() for tensor in call.tensors() if not tensor.is_nested)
 
 
 def _among(handed: list[Tensor], seen: list[Tensor]) -> bool:

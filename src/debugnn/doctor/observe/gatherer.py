@@ -30,6 +30,7 @@ from debugnn.doctor.observe.padding import tail_facts
 from debugnn.doctor.observe.parts import part_facts
 from debugnn.doctor.observe.preparations import preparation_facts
 from debugnn.doctor.observe.recurrence import note_what_is_remembered
+from debugnn.doctor.observe.rescaled import rescaled_skill
 from debugnn.doctor.observe.scored_symbols import ScoredSymbols
 from debugnn.doctor.observe.sequences import sequence_facts
 from debugnn.doctor.observe.targets_among_inputs import target_copy_facts
@@ -169,10 +170,14 @@ class Gatherer:
                 training.task,
             )
 
-    @guarded("what the outputs tell of the validation's classes")
+    @guarded("what the outputs tell of the validation's targets")
     def _gather_adjusted(self) -> None:
         task, validation = self._training.task, self._validation.latest
         if task is None or validation is None or not isinstance(validation.targets, Tensor):
+            return
+        if task.kind == "values":
+            pair = task.pair(validation.outputs, validation.targets)
+            self.evidence.outcome.rescaled = rescaled_skill(*pair)
             return
         inputs = None if self.evidence.positions else validation.inputs
         self.evidence.outcome.adjusted = adjusted_facts(

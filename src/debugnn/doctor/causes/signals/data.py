@@ -40,6 +40,11 @@ def constant_inputs(evidence: Evidence) -> bool:
     return data.largest_std <= ROUNDING * max(data.rms, 1e-30)
 
 
+def targets_differ(evidence: Evidence) -> bool:
+    """Return whether the targets are known and are not all the same."""
+    return (evidence.data.distinct_targets or 0) > 1
+
+
 def odd_inputs(evidence: Evidence) -> str | None:
     """Return what is unusual about the inputs' scale, as a phrase; None if nothing is."""
     data = evidence.data

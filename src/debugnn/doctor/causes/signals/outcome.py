@@ -22,6 +22,8 @@ LOSS_AT_CHANCE = 0.9
 TELLS_RARE = 0.2
 # Skill of a simple model above which the training is compared with it: beyond AT_CHANCE.
 SIMPLE_FINDS = 0.15
+# Share of that little skill of a simple model that a training reaches which finds as much.
+LITTLE = 0.5
 # Skill that a training may stay behind a simple model. Sound programs do by up to 0.14 (the
 # autoencoder), so that staying behind accuses nobody without a sign of a cause.
 BEHIND = 0.1
@@ -129,6 +131,30 @@ def held_out(evidence: Evidence) -> float | None:
     return max(found, adjusted.skill)
 
 
+def scaled_otherwise(evidence: Evidence) -> float | None:
+    """Return the R² of validation outputs after a linear map; None unless they need the map.
+
+    They need it where they are worse than the mean of the targets without it, and follow the
+    targets with it: inputs or targets of the two sets were scaled by other numbers.
+    """
+    last, rescaled = last_validation(evidence), evidence.outcome.rescaled
+    if last is None or last.skill is None or rescaled is None:
+        return None
+    return rescaled if last.skill < 0 and rescaled > FAILING else None
+
+
+def little_to_learn(evidence: Evidence) -> bool:
+    """Return whether outputs tell of new samples about what a simple model finds, which is little.
+
+    How much more there is to be learnt is not known: of returns of shares, or of a patient's
+    outcome, a few hundredths of the variance may be all.
+    """
+    simple = evidence.data.simple_skill
+    if simple is None or simple > SIMPLE_FINDS or not outputs_belong_to_new_samples(evidence):
+        return False
+    return reached(evidence) > LITTLE * simple
+
+
 def reached(evidence: Evidence) -> float:
     """Return the skill of a training that is `judged`, and so has one."""
     found = skill(evidence)
@@ -144,7 +170,8 @@ def judged(evidence: Evidence) -> bool:
 def learns(evidence: Evidence) -> bool | None:
     """Return whether it learns its training samples at all; None where that cannot be told.
 
-    That is so too where it seems to guess, but there are more classes than labels to measure by. It
+    That is so too where it seems to guess, but there are more classes than labels to measure by, or
+    there is little to be learnt. It
     does not learn where its skill and its loss are those of guessing, where it makes no use of its
     inputs, where its loss diverged or is worse than that of guessing, and where it stays far behind
     a simple model.
@@ -155,7 +182,7 @@ def learns(evidence: Evidence) -> bool | None:
         return False
     if ran_off(evidence) or behind(evidence):
         return False
-    if at_chance(evidence) and not guessing_known(evidence):
+    if at_chance(evidence) and (not guessing_known(evidence) or little_to_learn(evidence)):
         return None
     return not (at_chance(evidence) or worse_than_guessing(evidence) or inputs_unused(evidence))
 
