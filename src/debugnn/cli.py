@@ -105,9 +105,9 @@ def launch(main: Callable[[], None], conf: Path) -> None:
             sys.exit(error.exit_code)
         # Hydra's missing option is an OSError too.
         sys.exit(2 if isinstance(error, WRONG_COMMAND) else 1)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(getattr(stop, "exit_code", 130))  # of a run that was told to stop
     if _exit_codes:
         sys.exit(max(_exit_codes))
 

@@ -102,6 +102,14 @@ Record = Step | Epoch | LrPoint | LrSuggestion | Layers
 
 
 @dataclass(frozen=True, slots=True)
+class Pause:
+    """Between two steps: no row, but a moment at which a training can be saved and stopped."""
+
+    epoch: int
+    step: int  # that comes next
+
+
+@dataclass(frozen=True, slots=True)
 class Diagnosis:
     """What the doctor says about a run, as plain values: files of their own, no JSON line.
 
@@ -123,7 +131,8 @@ class Diagnosis:
 # Settings of where and how a run is kept, not of what it computes: they may differ between a
 # finished run and a request for the same one.
 BOOKKEEPING = ("overwrite", "output_dir", "wandb", "report", "data.root", "data.cache",
-               "data.download", "trainer.checkpoint_every", "trainer.read_every")  # fmt: skip
+               "data.download", "trainer.checkpoint_every", "trainer.checkpoint_minutes",
+               "trainer.read_every")  # fmt: skip
 
 
 def encode(record: Record) -> str:

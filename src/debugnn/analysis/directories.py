@@ -99,6 +99,8 @@ def _load(path: Path) -> Run | Unusable:
 def _how_it_ended(facts: dict[str, Any]) -> str:
     if facts["status"] == "running":
         return "was cut off, or is running"
+    if facts["status"] == "interrupted":
+        return "was interrupted"
     return f"{facts['status']}: {facts.get('error', 'no error was recorded')}"
 
 

@@ -1,7 +1,7 @@
 """Where runs meet the doctor: a training that it watches, and its checks before one."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,9 +10,9 @@ from omegaconf import DictConfig
 from debugnn.build import build
 from debugnn.doctor import Doctor, Report, causes, check
 from debugnn.errors import CheckFailedError
-from debugnn.records import Diagnosis, Record
+from debugnn.records import Diagnosis, Pause, Record
 from debugnn.training.layer_stats import LayerProbe
-from debugnn.training.loop import Training, fit
+from debugnn.training.loop import Training, fit, never
 
 log = logging.getLogger(__name__)
 
@@ -20,12 +20,13 @@ _VALIDATION_SAMPLES = 1024  # of the test set; the doctor looks at no more
 
 
 def diagnosed(
-    config: DictConfig, training: Training, save_to: Path
-) -> Iterator[Record | Diagnosis]:
+    config: DictConfig, training: Training, save_to: Path, pause: Callable[[], bool] = never
+) -> Iterator[Record | Diagnosis | Pause]:
     """Train while the doctor watches; yield the training's records, then the diagnosis.
 
     Args:
         save_to: folder for the batch and the weights of a first non-finite number.
+        pause: see `training.loop.fit`.
     """
     with Doctor(
         training.model,
@@ -37,7 +38,7 @@ def diagnosed(
         steps_before=training.step,
     ) as doctor:
         probe = LayerProbe(config.doctor.every, config.doctor.bins)
-        yield from fit(training, config.trainer.epochs, probe, doctor)
+        yield from fit(training, config.trainer.epochs, probe, doctor, pause)
         seen = doctor.report().evidence
         yield diagnosis_of(causes.diagnose(seen, config.doctor.budget, overrides=True))
 

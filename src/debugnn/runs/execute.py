@@ -7,7 +7,8 @@ members of a stack go through too:
     open_run(run)         writes what it is handed, and at the end how the run ended
     records_of(run)       trains, and yields the records to be written
 
-A finished run is not repeated. A run that was cut off continues from its checkpoint.
+A finished run is not repeated. A run that was cut off, or stopped by a signal, continues from its
+checkpoint.
 """
 
 import logging
@@ -20,10 +21,11 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from debugnn.build import build
-from debugnn.records import Diagnosis, Epoch, Record
+from debugnn.records import Diagnosis, Epoch, Pause, Record
 from debugnn.runs.directory import RunDirectory
 from debugnn.runs.facts import facts_of
 from debugnn.runs.naming import run_name
+from debugnn.runs.pauses import Interrupted, Pauses, told_by_signals
 from debugnn.runs.sinks import Console, JsonLines, Sink
 from debugnn.runs.writer import Writer
 from debugnn.training import checkpoint
@@ -31,7 +33,7 @@ from debugnn.training.loop import Training, fit
 
 log = logging.getLogger(__name__)
 
-Write = Callable[[Record | Diagnosis], None]
+Write = Callable[[Record | Diagnosis | Pause], None]
 
 
 def execute(config: DictConfig, overrides: Sequence[str], experiment: str | None) -> Path | None:
@@ -96,11 +98,16 @@ def train(run: "Run") -> None:
         log.info("  continues from epoch %d", run.training.epoch)
     choose_rate(run)
     console = Console(directory.config.trainer.epochs)
-    with open_run(run) as write:
+    with told_by_signals(run.pauses), open_run(run) as write:
         for record in records_of(run):
-            console.write(record)
+            if not isinstance(record, Pause):
+                console.write(record)
             write(record)
+            # A range test before the first step has nothing to be saved.
+            if isinstance(record, Pause | Epoch) or run.training.step == 0:
+                run.pauses.end_if_told()
     log.info("  %.1f s, in %s", time.perf_counter() - started, directory.path)
+    run.pauses.end_if_told()  # a signal that came when there was nothing left to train
 
 
 @dataclass
@@ -112,10 +119,12 @@ class Run:
         training: built, and restored from the run's checkpoint if there is one.
         search: records of the range test that chose the learning rate. They come before the
             training's.
+        pauses: when it is saved inside an epoch.
     """
 
     directory: RunDirectory
     training: Training
+    pauses: Pauses
     search: list[Record] = field(default_factory=list)
 
 
@@ -131,7 +140,7 @@ def prepare(directory: RunDirectory) -> Run:
     training = build(directory.config)
     if directory.status is not None and directory.checkpoint.exists():
         checkpoint.restore(directory.checkpoint, training, directory.config.trainer.epochs)
-    return Run(directory, training)
+    return Run(directory, training, Pauses(directory.config.trainer.checkpoint_minutes))
 
 
 def choose_rate(run: Run) -> None:
@@ -168,22 +177,26 @@ def open_run(run: Run, **more_facts: object) -> Iterator[Write]:
     facts = facts_of(config, directory.experiment, directory.arm, training) | more_facts
     earlier = 0.0  # seconds, of a run that is continued
     started = time.perf_counter()
-    failed = True
+    status = "failed"
     with directory.claimed(), Writer() as writer:
-        sinks: list[Sink] = [JsonLines(directory.path, training.step)]
+        rows = JsonLines(directory.path, training.step)
+        sinks: list[Sink] = [rows]
         if directory.status is not None:
             before = directory.read_facts()
             facts["wandb_id"], facts["started"] = before["wandb_id"], before["started"]
             earlier = before.get("seconds", 0.0)
         directory.write_facts(facts)
 
-        def write(record: Record | Diagnosis) -> None:
-            for sink in sinks:
-                writer.submit(sink.write, record)
-            if isinstance(record, Epoch) and _checkpoint_due(run):
-                # The writer keeps the order: the checkpoint must not be ahead of its epoch's rows.
+        def write(record: Record | Diagnosis | Pause) -> None:
+            if not isinstance(record, Pause):
+                for sink in sinks:
+                    writer.submit(sink.write, record)
+            if isinstance(record, Pause) or (isinstance(record, Epoch) and _checkpoint_due(run)):
+                # The writer keeps the order: the checkpoint must not be ahead of the rows.
+                writer.submit(rows.flush)
                 state = checkpoint.state_of(training)
                 writer.submit(checkpoint.write, directory.checkpoint, state)
+                run.pauses.saved()
 
         try:
             if config.wandb.mode != "disabled":
@@ -202,16 +215,21 @@ def open_run(run: Run, **more_facts: object) -> Iterator[Write]:
                 directory.write_facts(facts)
             yield write
             writer.drain()
-            failed = False
+            status = "finished"
+        except Interrupted:
+            writer.drain()
+            status = "interrupted"
+            log.warning("  stopped after step %d: the same command goes on", training.step)
+            raise
         except Exception as error:
             facts["error"] = f"{type(error).__name__}: {error}"
             raise
         finally:
             writer.settle()
             for sink in sinks:
-                sink.close(failed)
+                sink.close(failed=status == "failed")
             facts["seconds"] = round(earlier + time.perf_counter() - started, 3)
-            facts["status"] = "failed" if failed else "finished"
+            facts["status"] = status
             directory.write_facts(facts)
 
 
@@ -221,10 +239,11 @@ def _steps_per_epoch(training: Training) -> int:
 
 def _checkpoint_due(run: Run) -> bool:
     settings, epoch = run.directory.config.trainer, run.training.epoch
-    return epoch == settings.epochs or epoch % settings.checkpoint_every == 0
+    regular = epoch == settings.epochs or epoch % settings.checkpoint_every == 0
+    return regular or run.pauses()
 
 
-def records_of(run: Run) -> Iterator[Record | Diagnosis]:
+def records_of(run: Run) -> Iterator[Record | Diagnosis | Pause]:
     """Do the task of a run, and yield its records: range tests, the training, its diagnosis."""
     config, training = run.directory.config, run.training
     yield from run.search
@@ -237,6 +256,6 @@ def records_of(run: Run) -> Iterator[Record | Diagnosis]:
     if config.doctor.enabled:
         from debugnn.runs.diagnosis import diagnosed
 
-        yield from diagnosed(config, training, save_to=run.directory.path)
+        yield from diagnosed(config, training, save_to=run.directory.path, pause=run.pauses)
     else:
-        yield from fit(training, config.trainer.epochs)
+        yield from fit(training, config.trainer.epochs, pause=run.pauses)

@@ -56,7 +56,7 @@ class JsonLines:
             self._files[name] = path.open("a", encoding="utf-8")
 
     def write(self, record: Record | Diagnosis) -> None:
-        """Write the record; an epoch's, with all before it, reaches the file at once."""
+        """Write the record; see `flush`."""
         if isinstance(record, Diagnosis):
             for name, text in (
                 ("findings", records.dump(record.report, indent=2)),
@@ -66,9 +66,13 @@ class JsonLines:
             return
         file = self._files["layers" if isinstance(record, Layers) else "metrics"]
         file.write(records.encode(record) + "\n")
-        if isinstance(record, Epoch):  # whose checkpoint must not be ahead of the rows
-            for file in self._files.values():
-                file.flush()
+        if isinstance(record, Epoch):
+            self.flush()
+
+    def flush(self) -> None:
+        """Bring all records to the files: a checkpoint must not be ahead of them."""
+        for file in self._files.values():
+            file.flush()
 
     def close(self, failed: bool) -> None:
         """Close the files."""

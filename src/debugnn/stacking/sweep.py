@@ -19,6 +19,7 @@ from debugnn.errors import ConfigError
 from debugnn.records import BOOKKEEPING, Epoch
 from debugnn.runs.directory import RunDirectory, flat
 from debugnn.runs.execute import Run, choose_rate, finished, open_run, prepare, train
+from debugnn.runs.pauses import told_by_signals
 from debugnn.runs.sinks import Console
 from debugnn.stacking.stack import Member, Stack
 from debugnn.training.layer_stats import LayerProbe
@@ -135,7 +136,10 @@ def _train(stack: Stack, runs: Sequence[Run]) -> None:
     console = Console(config.trainer.epochs, len(runs))
     doctor = config.doctor
     probe = LayerProbe(doctor.every, doctor.bins) if doctor.enabled else NO_PROBE
-    with ExitStack() as opened:
+    pauses = runs[0].pauses
+    for run in runs:
+        run.pauses = pauses
+    with told_by_signals(pauses), ExitStack() as opened:
         writes = [opened.enter_context(open_run(run, stacked=len(runs))) for run in runs]
         for run, write in zip(runs, writes, strict=True):
             for record in run.search:
@@ -145,5 +149,7 @@ def _train(stack: Stack, runs: Sequence[Run]) -> None:
             ended = isinstance(record, Epoch)  # the checkpoint saves the random state
             with stack.members[index].randomness() if ended else nullcontext():
                 writes[index](record)
+            if ended and index + 1 == len(runs):  # all members are saved
+                pauses.end_if_told()
     shared = os.path.commonpath([run.directory.path for run in runs])
     log.info("  %.1f s, in %s", time.perf_counter() - started, shared)

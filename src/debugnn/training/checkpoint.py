@@ -7,6 +7,7 @@ of the latest ones in a file beside them: a damaged one is found, and the one be
 import hashlib
 import logging
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from debugnn.errors import RunError, one_line
 from debugnn.files import replace_text, replacing
 from debugnn.random_state import random_state, set_random_state
-from debugnn.training.loop import Training
+from debugnn.training.loop import Tally, Training
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ _HASHES = 8
 
 
 def state_of(training: Training) -> dict[str, Any]:
-    """Return a copy of the training's state at the end of an epoch.
+    """Return a copy of the training's state between two steps.
 
     The training may continue while the copy is written.
     """
@@ -34,6 +35,7 @@ def state_of(training: Training) -> dict[str, Any]:
         "optimizer": training.optimizer.state_dict(),
         "epoch": training.epoch,
         "step": training.step,
+        "tally": None if training.tally is None else asdict(training.tally),
         "random_state": random_state(training.device),
     }
     return _copied(state)
@@ -79,6 +81,7 @@ def restore(path: Path, training: Training, epochs: int) -> None:
         training.optimizer.load_state_dict(state["optimizer"])
         training.epoch = state["epoch"]
         training.step = state["step"]
+        training.tally = None if state["tally"] is None else Tally(**state["tally"])
         set_random_state(training.device, state["random_state"])
     except Exception as error:  # torch's and pickle's errors have no common base
         reason = f"{type(error).__name__}: {one_line(error)[:200]}"

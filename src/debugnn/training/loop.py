@@ -9,13 +9,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from debugnn.data import Data
-from debugnn.records import Epoch, Layers, Step, TensorStats
+from debugnn.records import Epoch, Layers, Pause, Step, TensorStats
 from debugnn.training.clipping import GradientRule, keep
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -87,6 +88,7 @@ class Training:
         channels_last: convert images to the channels-last layout.
         test_loss_scale: factor of the reported test loss.
         epoch, step: number of completed epochs and steps, and so the indices of the next ones.
+        tally: the sums of an epoch that was begun and not completed, None between two epochs.
     """
 
     model: nn.Module
@@ -105,6 +107,7 @@ class Training:
     test_loss_scale: float = 1.0
     epoch: int = 0
     step: int = 0
+    tally: "Tally | None" = None
 
     @property
     def device(self) -> torch.device:
@@ -153,27 +156,38 @@ class Training:
 _VALIDATION_SAMPLES = 1024  # most test samples that a watcher is given after an evaluation
 
 
+def never() -> bool:
+    """Return False: a training that does not pause."""
+    return False
+
+
 def fit(
-    training: Training, epochs: int, probe: Probe = NO_PROBE, watcher: Watcher = NO_WATCHER
-) -> Iterator[Step | Layers | Epoch]:
+    training: Training,
+    epochs: int,
+    probe: Probe = NO_PROBE,
+    watcher: Watcher = NO_WATCHER,
+    pause: Callable[[], bool] = never,
+) -> Iterator[Step | Layers | Epoch | Pause]:
     """Train until `epochs` epochs are completed, counted from the beginning of the training.
 
-    A loss that is NaN does not stop the training.
+    A loss that is NaN does not stop the training. One that was saved inside an epoch goes on there.
 
     Args:
         training: is changed in place.
         epochs: total number of epochs.
         probe: records statistics of the layers.
         watcher: observes each step.
+        pause: asked after each step whether the training is to be saved there.
 
     Yields:
         A `Step` for each step (`read_every` of them together, when their losses are read), `Layers`
-        for each step that the probe records, and an `Epoch` at each epoch's end.
+        for each step that the probe records, an `Epoch` at each epoch's end, and a `Pause` after a
+        step where one is asked for, when all records of the steps before have been yielded.
     """
     while training.epoch < epochs:
         last = training.epoch + 1 == epochs
         due = last or (training.epoch + 1) % training.eval_every == 0
-        yield from train_one_epoch(training, probe, watcher, evaluated=due)
+        yield from train_one_epoch(training, probe, watcher, evaluated=due, pause=pause)
 
 
 def train_one_epoch(
@@ -181,20 +195,23 @@ def train_one_epoch(
     probe: Probe = NO_PROBE,
     watcher: Watcher = NO_WATCHER,
     evaluated: bool = True,
-) -> Iterator[Step | Layers | Epoch]:
-    """Train one epoch, then evaluate on the test set if `evaluated` is set.
+    pause: Callable[[], bool] = never,
+) -> Iterator[Step | Layers | Epoch | Pause]:
+    """Train one epoch, or what is left of it; then evaluate on the test set if `evaluated` is set.
 
     Yields:
         As `fit`. If a step fails, the records of the steps before it are yielded before its
         exception is raised.
     """
-    started = time.perf_counter()
     model, epoch = training.model, training.epoch
     classes = training.data.classes is not None
-    tally, unread = Tally(epoch, classes), Unread()
+    tally, unread = training.tally or Tally(epoch, classes), Unread()
+    started = time.perf_counter() - tally.seconds
+    training.tally = tally
     model.train()
     try:
-        for inputs, targets in training.batches(epoch):
+        # Batches of an epoch that goes on are drawn again and left out: they draw random numbers.
+        for inputs, targets in islice(training.batches(epoch), tally.batches, None):
             step = training.step
             with probe.watch(model, step) as seen:
                 outputs, loss = training.backward(inputs, targets)
@@ -210,6 +227,10 @@ def train_one_epoch(
                 yield Layers(epoch, step, **seen)
             if step % training.read_every == 0:
                 yield from tally.steps(unread.read())
+            if pause():
+                yield from tally.steps(unread.read())
+                tally.seconds = time.perf_counter() - started
+                yield Pause(epoch, training.step)
     except Exception as error:
         yield from tally.steps(unread.read_after(error))
         raise
@@ -219,6 +240,7 @@ def train_one_epoch(
         tested = evaluate(training)
         watcher.validate(*training.data.test_sample(_VALIDATION_SAMPLES))
     training.epoch += 1
+    training.tally = None
     yield tally.epoch_of(training.step, tested, time.perf_counter() - started)
 
 
@@ -271,13 +293,27 @@ class Unread:
             raise error from None
 
 
+@dataclass
 class Tally:
-    """The running sums of one epoch, from which its records are made."""
+    """The running sums of one epoch, from which its records are made.
 
-    def __init__(self, epoch: int, classes: bool) -> None:
-        self._epoch, self._classes = epoch, classes
-        self._samples, self._correct, self._loss_sum = 0, 0, 0.0
-        self._last_loss = math.nan
+    Attributes:
+        epoch: its index.
+        classes: the targets are classes.
+        batches, samples, correct: that were counted.
+        loss_sum: over the samples.
+        last_loss: of the last batch.
+        seconds: that the epoch had taken when it was saved.
+    """
+
+    epoch: int
+    classes: bool
+    batches: int = 0
+    samples: int = 0
+    correct: float = 0
+    loss_sum: float = 0.0
+    last_loss: float = math.nan
+    seconds: float = 0.0
 
     def steps(self, read: Iterable[tuple]) -> Iterator[Step]:
         """Add steps to the sums and yield their records.
@@ -287,12 +323,13 @@ class Tally:
                 of correct samples (None for a regression).
         """
         for step, lr, size, loss, norm, right in read:
-            self._samples += size
-            self._loss_sum += loss * size
-            self._correct += right or 0
-            self._last_loss = loss
-            accuracy = 100 * right / size if self._classes else None
-            yield Step(self._epoch, step, loss, accuracy, lr, grad_norm=norm)
+            self.batches += 1
+            self.samples += size
+            self.loss_sum += loss * size
+            self.correct += right or 0
+            self.last_loss = loss
+            accuracy = 100 * right / size if self.classes else None
+            yield Step(self.epoch, step, loss, accuracy, lr, grad_norm=norm)
 
     def epoch_of(
         self, steps: int, tested: tuple[float | None, float | None], seconds: float
@@ -305,11 +342,11 @@ class Tally:
             seconds: the epoch's duration.
         """
         return Epoch(
-            epoch=self._epoch,
+            epoch=self.epoch,
             step=steps - 1,
-            train_loss=self._loss_sum / self._samples,
-            last_batch_loss=self._last_loss,
-            train_accuracy=100 * self._correct / self._samples if self._classes else None,
+            train_loss=self.loss_sum / self.samples,
+            last_batch_loss=self.last_loss,
+            train_accuracy=100 * self.correct / self.samples if self.classes else None,
             test_loss=tested[0],
             test_accuracy=tested[1],
             seconds=seconds,

@@ -1,0 +1,152 @@
+"""A run that is told to stop is saved after its step, and the same command goes on from there."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from conftest import REPOSITORY
+from debugnn import records
+from debugnn.runs.execute import execute
+from debugnn.runs.pauses import Interrupted, Pauses
+
+pytestmark = pytest.mark.slow  # processes
+
+SETTINGS = ["model=deep_mlp", "reg=dropout", "trainer.epochs=40", "trainer.device=cpu",
+            "wandb=disabled", "doctor=off"]  # fmt: skip
+
+
+def begin(*arguments):
+    command = [sys.executable, str(REPOSITORY / "train.py"), *arguments, *SETTINGS]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, text=True, env=environment, **pipes)
+
+
+def wait_for(process, text):
+    for line in process.stdout:
+        if text in line:
+            return
+    raise AssertionError(f"{text} was not said: {process.stderr.read()}")
+
+
+def facts(directory):
+    return records.load((directory / "run.json").read_text())
+
+
+def rows(directory):
+    found = records.read_jsonl(directory / "metrics.jsonl")
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in found]
+
+
+def weights(directory):
+    return torch.load(directory / "checkpoint.pt", weights_only=True)["model"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
+def test_a_signal_stops_a_run_that_goes_on_bit_for_bit(tmp_path, number):
+    settings = [f"output_dir={tmp_path}", "data.batch_size=8"]
+    process = begin(*settings)
+    wait_for(process, "epoch  4 of 40")
+    process.send_signal(number)
+    shown, errors = process.communicate()
+    assert process.returncode == 128 + number, shown + errors
+    assert "Traceback" not in shown + errors
+    (directory,) = (path.parent for path in tmp_path.rglob("run.json"))
+    told = facts(directory)
+    assert told["status"] == "interrupted"
+    reached = torch.load(directory / "checkpoint.pt", weights_only=True)["step"]
+    assert f"stopped after step {reached}: the same command goes on" in shown
+    assert max(row["step"] for row in rows(directory)) == reached - 1
+    again = begin(*settings)
+    again.communicate()
+    assert again.returncode == 0
+    whole = begin("data.batch_size=8", f"output_dir={tmp_path / 'whole'}")
+    whole.communicate()
+    (expected,) = (path.parent for path in (tmp_path / "whole").rglob("run.json"))
+    assert rows(directory) == rows(expected)
+    assert weights(directory).keys() == weights(expected).keys()
+    assert all(torch.equal(w, weights(expected)[n]) for n, w in weights(directory).items())
+    assert facts(directory)["status"] == "finished"
+    assert facts(directory)["started"] == told["started"]
+    assert facts(directory)["seconds"] > told["seconds"]
+
+
+def test_a_signal_ends_the_whole_sweep(tmp_path):
+    process = begin("-m", "seed=0,1", f"output_dir={tmp_path}")
+    wait_for(process, "epoch  4 of 40")
+    process.send_signal(signal.SIGINT)
+    process.communicate()
+    assert process.returncode == 130
+    assert [path.parent.name for path in tmp_path.rglob("run.json")] == ["seed=0"]
+
+
+def test_a_stack_stops_at_its_epochs_end_and_goes_on(tmp_path):
+    settings = ["-m", "hydra/launcher=stacked", "seed=0,1", f"output_dir={tmp_path}"]
+    process = begin(*settings)
+    wait_for(process, "epoch  4 of 40")
+    process.send_signal(signal.SIGTERM)
+    process.communicate()
+    assert process.returncode == 143
+    found = {path.parent.name: facts(path.parent)["status"] for path in tmp_path.rglob("run.json")}
+    assert found == {"seed=0": "interrupted", "seed=1": "interrupted"}
+    again = begin(*settings)
+    shown, _ = again.communicate()
+    assert again.returncode == 0
+    assert "continue from epoch" in shown
+    for path in tmp_path.rglob("run.json"):
+        assert len([row for row in rows(path.parent) if row["kind"] == "epoch"]) == 40
+
+
+def test_a_second_signal_ends_the_process_at_once():
+    program = (
+        "import sys\nfrom debugnn.runs.pauses import Pauses, told_by_signals\n"
+        "with told_by_signals(Pauses(5)):\n    print('listens', flush=True)\n"
+        "    while True: pass  # a step without end\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY,
+    )  # fmt: skip
+    assert process.stdout.readline() == "listens\n"
+    process.send_signal(signal.SIGTERM)
+    assert "stops after this step" in process.stderr.readline()
+    process.send_signal(signal.SIGTERM)
+    process.communicate()
+    assert process.returncode == -signal.SIGTERM
+
+
+def test_a_long_epoch_is_saved_inside(compose, tmp_path, monkeypatch):
+    """With no minutes between checkpoints: after every step."""
+    config = compose("model=deep_mlp", "trainer.epochs=1", "trainer.steps_per_epoch=5",
+                     "trainer.checkpoint_minutes=1e-9", "doctor=off")  # fmt: skip
+    config.output_dir = str(tmp_path)
+    saved = []
+    monkeypatch.setattr(Pauses, "saved", lambda pauses: saved.append(pauses))
+    execute(config, [], None)
+    assert len(saved) == 6  # five steps, and the epoch's end
+
+
+def test_whoever_listened_before_is_told(compose, tmp_path):
+    """As submitit does, which puts a job that is out of time back in line."""
+    config = compose("model=deep_mlp", "trainer.epochs=3", "doctor=off",
+                     "loss._target_=test_pauses.interrupting_loss")  # fmt: skip
+    config.output_dir = str(tmp_path)
+    heard = []
+    before = signal.signal(signal.SIGUSR2, lambda number, frame: heard.append(number))
+    try:
+        with pytest.raises(Interrupted):
+            execute(config, [], None)
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert heard == [signal.SIGUSR2]
+
+
+def interrupting_loss(outputs, targets):
+    """The loss of a step in which the signal comes; the loss is tried once before the training."""
+    if torch.is_grad_enabled() and outputs.requires_grad and len(targets) > 2:
+        signal.raise_signal(signal.SIGUSR2)
+    return torch.nn.functional.cross_entropy(outputs, targets)
