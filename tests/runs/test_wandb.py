@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -281,3 +282,27 @@ def test_a_diagnosis_is_a_table_a_summary_and_an_alert(compose, tmp_path):
     assert alert["title"] == "wrong_loss"
     (table,) = directory.rglob("findings*.table.json")
     assert json.loads(table.read_text())["data"][0][:3] == ["error", "wrong_loss", "certain"]
+
+
+def test_a_run_outlives_wandbs_process_and_the_next_run_has_another(tmp_path):
+    """W&B's own process is killed in the middle of the first of two runs."""
+    process = subprocess.Popen(
+        [sys.executable, "train.py", "-m", "seed=0,1", "wandb=offline", "doctor=off",
+         "model=deep_mlp", "trainer.epochs=20", "trainer.device=cpu", f"output_dir={tmp_path}"],
+        cwd=REPOSITORY, env=ENVIRONMENT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert any("epoch  4 of 20" in line for line in process.stdout)
+    children = Path(f"/proc/{process.pid}/task").glob("*/children")
+    for child in {int(word) for path in children for word in path.read_text().split()}:
+        if b"wandb-core" in Path(f"/proc/{child}/cmdline").read_bytes():
+            os.kill(child, signal.SIGKILL)
+    shown, _ = process.communicate()
+    assert process.returncode == 0, shown
+    assert shown.count("W&B has failed (") == 1
+    assert "Traceback" not in shown
+    facts = {path.parent.name: path for path in tmp_path.rglob("run.json")}
+    for path in facts.values():
+        assert records.load(path.read_text())["status"] == "finished"
+        assert len(list(records.read_jsonl(path.with_name("metrics.jsonl"), "epoch"))) == 20
+    assert [h for h in read_back(facts["seed=1"].parent)["history"] if "test/loss" in h["item"]]

@@ -4,7 +4,6 @@ A signal does not end a run inside a step. The run is saved after the step, W&B 
 command ends with a line that says how to go on. A second signal ends it at once.
 """
 
-import logging
 import os
 import signal
 import threading
@@ -12,8 +11,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-
-log = logging.getLogger(__name__)
 
 # Ctrl-C, `kill` and a scheduler's time limit, and the warning before it that Slurm is asked for.
 _SIGNALS = [
@@ -81,7 +78,8 @@ def told_by_signals(pauses: Pauses) -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         pauses.stopped_by = number
-        log.warning("%s: stops after this step; again: at once", signal.Signals(number).name)
+        # Not through `logging` or `print`, one of which the signal may have interrupted.
+        os.write(2, f"{signal.Signals(number).name}: stops after this step\n".encode())
 
     before = {number: signal.signal(number, note) for number in _SIGNALS}
     try:

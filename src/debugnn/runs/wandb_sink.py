@@ -4,13 +4,14 @@ import logging
 import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import wandb
 
-from debugnn.errors import one_line
+from debugnn.errors import first_line, one_line
 from debugnn.records import (
     Diagnosis,
     Epoch,
@@ -39,7 +40,8 @@ class WandB:
     """A W&B run: metrics, per-layer histograms under the keys of `wandb.watch`, the checkpoint.
 
     If the server of an online run cannot be reached, the run goes on offline, and a line says how
-    to upload it later.
+    to upload it later. If W&B fails later, as where its process was killed, the run goes on without
+    it, and a line says so.
 
     Args:
         directory: the run's directory.
@@ -70,6 +72,8 @@ class WandB:
         self._save_checkpoint = settings["checkpoint"]
         self._every = settings["every"] or math.ceil(steps / _ROWS)
         self._next_layers = 0
+        self._failed = False
+        self._lost_service = False  # W&B's process, which all runs of this one write through
         options = {
             "dir": directory,
             "project": settings["project"],
@@ -116,6 +120,12 @@ class WandB:
 
     def write(self, record: Record | Diagnosis) -> None:
         """Log the record, unless it is one of the steps that are left out."""
+        with self._sparing_the_run():
+            self._log(record)
+
+    def _log(self, record: Record | Diagnosis) -> None:
+        if self._failed:
+            return
         if isinstance(record, Diagnosis):
             self._diagnose(record)
             return
@@ -131,11 +141,32 @@ class WandB:
     def close(self, failed: bool) -> None:
         """Upload the checkpoint if asked, and finish the run."""
         checkpoint = self._directory / "checkpoint.pt"
-        if self._save_checkpoint and checkpoint.exists():
-            artifact = wandb.Artifact(f"checkpoint-{self.run.id}", type="model")
-            artifact.add_file(str(checkpoint))
-            self.run.log_artifact(artifact)
-        self.run.finish(exit_code=1 if failed else 0)
+        with self._sparing_the_run():
+            if self._save_checkpoint and checkpoint.exists() and not self._failed:
+                artifact = wandb.Artifact(f"checkpoint-{self.run.id}", type="model")
+                artifact.add_file(str(checkpoint))
+                self.run.log_artifact(artifact)
+        with self._sparing_the_run():
+            self.run.finish(exit_code=1 if failed else 0)
+        if self._lost_service:  # the next run starts another
+            with suppress(Exception):
+                wandb.teardown()
+
+    @contextmanager
+    def _sparing_the_run(self) -> Iterator[None]:
+        """Let no error of W&B out of the block; the first one is said."""
+        try:
+            yield
+        except Exception as error:  # a dead process, a full disk, whatever W&B raises
+            if not self._failed:
+                log.warning(
+                    "W&B has failed (%s): the run goes on without it; `wandb sync %s/wandb/*run-*` "
+                    "uploads what it had",
+                    first_line(error),
+                    self._directory,
+                )
+            self._failed = True
+            self._lost_service |= isinstance(error, ConnectionError)
 
     def _diagnose(self, diagnosis: Diagnosis) -> None:
         """Log the findings as a table and in the summary, and raise an alert for each error."""
