@@ -94,8 +94,8 @@ def train(run: "Run") -> None:
     """
     directory, started = run.directory, time.perf_counter()
     log.info("%s", directory.title)
-    if run.training.epoch:
-        log.info("  continues from epoch %d", run.training.epoch)
+    if run.training.step:
+        log.info("  continues from epoch %d, step %d", run.training.epoch, run.training.step)
     choose_rate(run)
     console = Console(directory.config.trainer.epochs)
     with told_by_signals(run.pauses), open_run(run) as write:
