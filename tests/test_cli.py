@@ -11,6 +11,7 @@ import time
 import pytest
 import train
 import yaml
+from torch import nn
 
 from conftest import CONF, REPOSITORY
 from debugnn import cli, records
@@ -33,6 +34,7 @@ def launch(monkeypatch, capsys, *arguments):
     """The same in this process: exit code, standard output, standard error."""
     monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
     monkeypatch.setattr(cli, "_exit_codes", set())
+    monkeypatch.setattr(cli, "_failed", [])
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     code = 0
     try:
@@ -278,3 +280,42 @@ def test_a_sweep_side_by_side_leaves_the_runs_and_names_the_refused_one(tmp_path
     assert "error: optim.lr=-1" in shown.stderr
     assert "Traceback" not in shown.stderr
     assert len(list(tmp_path.rglob("findings.json"))) == 2
+
+
+class Breaks(nn.Module):
+    """An activation that raises, or ends the process, when it is called for the fourth time."""
+
+    def __init__(self, error=RuntimeError):
+        super().__init__()
+        self.calls, self.error = 0, error
+
+    def forward(self, inputs):
+        self.calls += 1
+        if self.calls > 3:
+            raise self.error("the device is gone")
+        return inputs
+
+
+class Ends(Breaks):
+    def __init__(self):
+        super().__init__(SystemExit)
+
+
+def test_arms_that_break_are_listed_and_the_others_run(monkeypatch, capsys, tmp_path):
+    activations = "test_cli.Breaks,torch.nn.ReLU,test_cli.Ends"
+    code, _, errors = launch(
+        monkeypatch, capsys, "-m", f"model.activation._target_={activations}", "model=deep_mlp",
+        "trainer.epochs=1", "doctor=off", "wandb=disabled", f"output_dir={tmp_path}",
+    )  # fmt: skip
+    assert code == 1
+    _, listed = errors.split("2 arms have failed; the same command runs them again:\n")
+    one, other = listed.splitlines()
+    assert one.startswith("  model.activation._target_=test_cli.Breaks ")
+    assert one.endswith(": RuntimeError: the device is gone")
+    assert other.startswith("  model.activation._target_=test_cli.Ends ")
+    statuses = {
+        path.parts[-3].split("activation=")[1].split(",")[0]:
+        records.load(path.read_text())["status"]
+        for path in tmp_path.rglob("run.json")
+    }  # fmt: skip
+    assert statuses == {"Breaks": "failed", "ReLU": "finished", "Ends": "failed"}

@@ -31,6 +31,7 @@ _OPEN_GROUPS = ("model", "optim", "loss")  # take further keys, as arguments of 
 _GROUP = re.compile(r"^  (?P<name>\w+) +(?P<options>\S.*\n(?: {14}\S.*\n)*)", re.MULTILINE)
 
 _exit_codes: set[int] = set()  # of the jobs that ran in this process
+_failed: list[str] = []  # of the same, those of a sweep that failed, each with its reason
 _verbose = False  # HYDRA_FULL_ERROR=1: tracebacks too
 
 
@@ -108,6 +109,10 @@ def launch(main: Callable[[], None], conf: Path) -> None:
     except KeyboardInterrupt as stop:
         print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(getattr(stop, "exit_code", 130))  # of a run that was told to stop
+    if _failed:
+        arms = "arm has" if len(_failed) == 1 else "arms have"
+        print(f"{len(_failed)} {arms} failed; the same command runs them again:", file=sys.stderr)
+        print(*(f"  {failed}" for failed in _failed), sep="\n", file=sys.stderr)
     if _exit_codes:
         sys.exit(max(_exit_codes))
 
@@ -150,6 +155,12 @@ def guarded(job: Callable[[], object], arm: Sequence[str], launcher: str, sweep:
         if not launcher.endswith(_IN_PROCESS):
             raise
         report(error, arm if sweep else ())
+    except (Exception, SystemExit) as error:
+        if not sweep or not launcher.endswith(_IN_PROCESS):
+            raise
+        traceback.print_exception(error)  # of a network or a loss of the user's own, say
+        _failed.append(f"{' '.join(arm)}: {type(error).__name__}: {one_line(error)}")
+        _exit_codes.add(1)
 
 
 def report(error: ConfigError, arm: Sequence[str]) -> None:
@@ -158,6 +169,8 @@ def report(error: ConfigError, arm: Sequence[str]) -> None:
         traceback.print_exception(error)
     where = f"{' '.join(arm)}: " if arm else ""
     print(f"error: {where}{explain(error)}", file=sys.stderr)
+    if arm:
+        _failed.append(f"{where}{explain(error)}")
     _exit_codes.add(error.exit_code)
 
 
