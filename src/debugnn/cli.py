@@ -155,6 +155,8 @@ def guarded(job: Callable[[], object], arm: Sequence[str], launcher: str, sweep:
         if not launcher.endswith(_IN_PROCESS):
             raise
         report(error, arm if sweep else ())
+    except WRONG_COMMAND:  # of the whole sweep, found as a job reads its settings
+        raise
     except (Exception, SystemExit) as error:
         if not sweep or not launcher.endswith(_IN_PROCESS):
             raise
