@@ -15,7 +15,9 @@ from debugnn.errors import ConfigError
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Draw the article's figures from finished runs.")
-    parser.add_argument("--runs", type=Path, default=Path("outputs"), help="where the runs are, or kept results")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("outputs"), help="where the runs are, or kept results"
+    )
     parser.add_argument("--output", type=Path, default=Path("outputs/figures"))
     parser.add_argument("--experiments", nargs="+", metavar="NAME", help="only these")
     options = parser.parse_args()
