@@ -31,7 +31,7 @@ _OPEN_GROUPS = ("model", "optim", "loss")  # take further keys, as arguments of 
 _GROUP = re.compile(r"^  (?P<name>\w+) +(?P<options>\S.*\n(?: {14}\S.*\n)*)", re.MULTILINE)
 
 _exit_codes: set[int] = set()  # of the jobs that ran in this process
-_failed: list[str] = []  # of the same, those of a sweep that failed, each with its reason
+_failed: list[str] = []  # those of a sweep whose traceback was printed, each with its error
 _verbose = False  # HYDRA_FULL_ERROR=1: tracebacks too
 
 
@@ -171,8 +171,6 @@ def report(error: ConfigError, arm: Sequence[str]) -> None:
         traceback.print_exception(error)
     where = f"{' '.join(arm)}: " if arm else ""
     print(f"error: {where}{explain(error)}", file=sys.stderr)
-    if arm:
-        _failed.append(f"{where}{explain(error)}")
     _exit_codes.add(error.exit_code)
 
 

@@ -15,7 +15,7 @@ from debugnn.runs.pauses import Interrupted, Pauses
 
 pytestmark = pytest.mark.slow  # processes
 
-SETTINGS = ["model=deep_mlp", "reg=dropout", "trainer.epochs=40", "trainer.device=cpu",
+SETTINGS = ["model=deep_mlp", "reg=dropout", "trainer.epochs=12", "trainer.device=cpu",
             "wandb=disabled", "doctor=off"]  # fmt: skip
 
 
@@ -46,30 +46,40 @@ def weights(directory):
     return torch.load(directory / "checkpoint.pt", weights_only=True)["model"]
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The directory of the same run without a signal."""
+    output = tmp_path_factory.mktemp("undisturbed")
+    assert begin(f"output_dir={output}").wait() == 0
+    return run_in(output)
+
+
+def run_in(output):
+    (facts,) = output.rglob("run.json")
+    return facts.parent
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
-def test_a_signal_stops_a_run_that_goes_on_bit_for_bit(tmp_path, number):
-    settings = [f"output_dir={tmp_path}", "data.batch_size=8"]
-    process = begin(*settings)
-    wait_for(process, "epoch  4 of 40")
+def test_a_signal_stops_a_run_that_goes_on_bit_for_bit(tmp_path, undisturbed, number):
+    process = begin(f"output_dir={tmp_path}")
+    wait_for(process, "epoch  2 of 12")
     process.send_signal(number)
     shown, errors = process.communicate()
     assert process.returncode == 128 + number, shown + errors
     assert "Traceback" not in shown + errors
-    (directory,) = (path.parent for path in tmp_path.rglob("run.json"))
+    directory = run_in(tmp_path)
     told = facts(directory)
     assert told["status"] == "interrupted"
     reached = torch.load(directory / "checkpoint.pt", weights_only=True)["step"]
     assert f"stopped after step {reached}: the same command goes on" in shown
     assert max(row["step"] for row in rows(directory)) == reached - 1
-    again = begin(*settings)
+    again = begin(f"output_dir={tmp_path}")
     again.communicate()
     assert again.returncode == 0
-    whole = begin("data.batch_size=8", f"output_dir={tmp_path / 'whole'}")
-    whole.communicate()
-    (expected,) = (path.parent for path in (tmp_path / "whole").rglob("run.json"))
-    assert rows(directory) == rows(expected)
-    assert weights(directory).keys() == weights(expected).keys()
-    assert all(torch.equal(w, weights(expected)[n]) for n, w in weights(directory).items())
+    assert rows(directory) == rows(undisturbed)
+    expected = weights(undisturbed)
+    assert weights(directory).keys() == expected.keys()
+    assert all(torch.equal(w, expected[name]) for name, w in weights(directory).items())
     assert facts(directory)["status"] == "finished"
     assert facts(directory)["started"] == told["started"]
     assert facts(directory)["seconds"] > told["seconds"]
@@ -77,7 +87,7 @@ def test_a_signal_stops_a_run_that_goes_on_bit_for_bit(tmp_path, number):
 
 def test_a_signal_ends_the_whole_sweep(tmp_path):
     process = begin("-m", "seed=0,1", f"output_dir={tmp_path}")
-    wait_for(process, "epoch  4 of 40")
+    wait_for(process, "epoch  2 of 12")
     process.send_signal(signal.SIGINT)
     process.communicate()
     assert process.returncode == 130
@@ -87,7 +97,7 @@ def test_a_signal_ends_the_whole_sweep(tmp_path):
 def test_a_stack_stops_at_its_epochs_end_and_goes_on(tmp_path):
     settings = ["-m", "hydra/launcher=stacked", "seed=0,1", f"output_dir={tmp_path}"]
     process = begin(*settings)
-    wait_for(process, "epoch  4 of 40")
+    wait_for(process, "epoch  2 of 12")
     process.send_signal(signal.SIGTERM)
     process.communicate()
     assert process.returncode == 143
@@ -98,7 +108,7 @@ def test_a_stack_stops_at_its_epochs_end_and_goes_on(tmp_path):
     assert again.returncode == 0
     assert "continue from epoch" in shown
     for path in tmp_path.rglob("run.json"):
-        assert len([row for row in rows(path.parent) if row["kind"] == "epoch"]) == 40
+        assert len([row for row in rows(path.parent) if row["kind"] == "epoch"]) == 12
 
 
 def test_a_second_signal_ends_the_process_at_once():
