@@ -1,5 +1,6 @@
 """Each member of a stack leaves the directory that the same run would leave alone."""
 
+import signal
 from collections import Counter
 
 import pytest
@@ -10,6 +11,7 @@ from test_stack import DENSE, SMALL, STEADY
 from debugnn import records
 from debugnn.runs.execute import execute
 from debugnn.runs.naming import directory_of
+from debugnn.runs.pauses import Interrupted
 from debugnn.stacking.sweep import Job, execute_together
 from debugnn.training import checkpoint
 from offline_wandb import read_back
@@ -118,6 +120,29 @@ def test_a_run_that_fails_keeps_the_rows_before_the_failure(settings, members):
         facts = facts_of(directory)
         assert (facts["status"], facts["error"]) == ("failed", "ArithmeticError: the tenth")
         assert [row["step"] for row in rows_of(directory, "step")] == list(range(9))
+
+
+def is_told_to_stop_at_the_sixth_batch(outputs, targets):
+    """Cross-entropy; an epoch has four batches of more than two samples."""
+    if len(outputs) > 2 and torch.is_grad_enabled():
+        calls["training"] += 1
+        if calls["training"] == 6:
+            signal.raise_signal(signal.SIGTERM)
+    return F.cross_entropy(outputs, targets)
+
+
+def test_runs_that_were_stopped_inside_an_epoch_go_on_there(settings):
+    stopping = ("doctor=off", f"loss._target_={__name__}.is_told_to_stop_at_the_sixth_batch")
+    configs = [settings(*stopping, f"seed={seed}") for seed in (0, 1)]
+    for config in configs:
+        calls.clear()
+        with pytest.raises(Interrupted):
+            execute(config, [], None)
+        assert facts_of(directory_of(config, "adhoc", {}))["status"] == "interrupted"
+    for seed, own in enumerate(together(*configs)):
+        alone = execute(settings(*stopping, f"seed={seed}", output="alone"), [], None)
+        for kind in ("step", "epoch"):
+            assert rows_of(own, kind) == rows_of(alone, kind)
 
 
 def test_a_range_test_chooses_each_members_rate(settings):

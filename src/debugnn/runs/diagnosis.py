@@ -12,7 +12,7 @@ from debugnn.doctor import Doctor, Report, causes, check
 from debugnn.errors import CheckFailedError
 from debugnn.records import Diagnosis, Pause, Record
 from debugnn.training.layer_stats import LayerProbe
-from debugnn.training.loop import Training, fit, never
+from debugnn.training.loop import Training, fit
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ _VALIDATION_SAMPLES = 1024  # of the test set; the doctor looks at no more
 
 
 def diagnosed(
-    config: DictConfig, training: Training, save_to: Path, pause: Callable[[], bool] = never
+    config: DictConfig, training: Training, save_to: Path, pause: Callable[[], bool]
 ) -> Iterator[Record | Diagnosis | Pause]:
     """Train while the doctor watches; yield the training's records, then the diagnosis.
 

@@ -185,15 +185,17 @@ def open_run(run: Run, **more_facts: object) -> Iterator[Write]:
             before = directory.read_facts()
             facts["wandb_id"], facts["started"] = before["wandb_id"], before["started"]
             earlier = before.get("seconds", 0.0)
+        facts["seconds"] = earlier  # known to the next piece even if this one is killed
         directory.write_facts(facts)
 
         def write(record: Record | Diagnosis | Pause) -> None:
-            if not isinstance(record, Pause):
+            # The writer keeps the order: the checkpoint must not be ahead of the rows.
+            if isinstance(record, Pause):
+                writer.submit(rows.flush)
+            else:
                 for sink in sinks:
                     writer.submit(sink.write, record)
             if isinstance(record, Pause) or (isinstance(record, Epoch) and _checkpoint_due(run)):
-                # The writer keeps the order: the checkpoint must not be ahead of the rows.
-                writer.submit(rows.flush)
                 state = checkpoint.state_of(training)
                 writer.submit(checkpoint.write, directory.checkpoint, state)
                 run.pauses.saved()

@@ -118,6 +118,8 @@ def _stack(members: Sequence[Member]) -> Stack | None:
     try:
         if len(members) == 1:
             return None
+        if any(member.training.tally is not None for member in members):
+            raise ConfigError("a run that was saved inside an epoch goes on alone")
         if training.device.type == "cpu" and convolutions:
             # Stacked, they are grouped convolutions. Those take 1.3 times as long for 4 members of
             # the MNIST net as one after the other, and twice as long for 16.
