@@ -20,6 +20,9 @@ class RunError(ConfigError):
     exit_code = 1
 
 
+START_OVER = "overwrite=true starts over"  # what to do about a run whose files are damaged
+
+
 class CheckFailedError(Exception):
     """A check before the training failed; the reasons have been printed already."""
 

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from debugnn import records
-from debugnn.errors import ConfigError, RunError, one_line
+from debugnn.errors import START_OVER, ConfigError, RunError, one_line
 from debugnn.files import replace_text
 from debugnn.records import BOOKKEEPING
 from debugnn.runs.naming import arm_of, directory_of, label
@@ -24,7 +24,6 @@ _WRITTEN = (_LOCK, "config.yaml", "run.json", "metrics.jsonl", "layers.jsonl", "
             "evidence.json", "fix.json", "checkpoint.pt", "checkpoint.previous.pt",
             "checkpoint.sha256", "nonfinite_step_*.pt", "wandb", "report.html")  # fmt: skip
 _STATUSES = ("running", "interrupted", "failed", "finished")
-_START_OVER = "overwrite=true starts over"
 
 
 class RunDirectory:
@@ -87,7 +86,7 @@ class RunDirectory:
         except (ValueError, KeyError, TypeError):
             known = False
         if not known:
-            raise RunError(f"{self._facts_path}: not a run's record; {_START_OVER}")
+            raise RunError(f"{self._facts_path}: not a run's record; {START_OVER}")
         return facts
 
     def write_facts(self, facts: Mapping[str, Any]) -> None:
@@ -116,7 +115,7 @@ class RunDirectory:
         except Exception as error:  # YAML's and OmegaConf's errors have no common base
             reason, kept = one_line(error), None
         if not kept or not isinstance(kept, dict):
-            raise RunError(f"{self._config_path}: not a run's settings ({reason}); {_START_OVER}")
+            raise RunError(f"{self._config_path}: not a run's settings ({reason}); {START_OVER}")
         return kept
 
     def compare(self) -> None:
@@ -134,10 +133,10 @@ class RunDirectory:
             if not may_differ and before.get(name) != now.get(name):
                 raise ConfigError(
                     f"{self.path}: holds a run with {name}={before.get(name)}, and {name}="
-                    f"{now.get(name)} is asked for; {_START_OVER}, another output_dir keeps both"
+                    f"{now.get(name)} is asked for; {START_OVER}, another output_dir keeps both"
                 )
         if self.status == "finished" and not self.metrics.exists():
-            raise RunError(f"{self.metrics}: missing, of a finished run; {_START_OVER}")
+            raise RunError(f"{self.metrics}: missing, of a finished run; {START_OVER}")
 
     def update_report(self) -> None:
         """Give a finished run the present `report` section, which the figures read there."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from debugnn import records
-from debugnn.errors import RunError
+from debugnn.errors import START_OVER, RunError
 from debugnn.files import replace_text
 from debugnn.records import Diagnosis, Epoch, Layers, LrSuggestion, Record, Step
 
@@ -91,11 +91,11 @@ def keep_rows_before(path: Path, step: int) -> None:
     try:
         rows = [row for row in records.read_jsonl(path) if row.get("step", without_step) < step]
     except ValueError as error:
-        raise RunError(f"{path}, {error}; overwrite=true starts over") from None
+        raise RunError(f"{path}, {error}; {START_OVER}") from None
     told = {row["step"] for row in rows if row.get("kind") == Step.kind}
     if told and len(told) < step:
         missing = min(set(range(step)) - told)
-        raise RunError(f"{path}: the row of step {missing} is missing; overwrite=true starts over")
+        raise RunError(f"{path}: the row of step {missing} is missing; {START_OVER}")
     replace_text(path, "".join(records.dump(row) + "\n" for row in rows))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from debugnn.errors import RunError, one_line
+from debugnn.errors import START_OVER, RunError, one_line
 from debugnn.files import replace_text, replacing
 from debugnn.random_state import random_state, set_random_state
 from debugnn.training.loop import Tally, Training
@@ -70,7 +70,7 @@ def restore(path: Path, training: Training, epochs: int) -> None:
     places = [place for place in (path, _previous(path)) if place.exists()]
     whole = [place for place in places if _digest(place) in hashes]
     if not whole:
-        raise RunError(f"{path}: damaged, and so is the one before; overwrite=true starts over")
+        raise RunError(f"{path}: damaged, and so is the one before; {START_OVER}")
     if whole[0] != path:
         log.warning("%s: damaged; goes on from the one before", path)
     try:
@@ -86,7 +86,7 @@ def restore(path: Path, training: Training, epochs: int) -> None:
     except Exception as error:  # torch's and pickle's errors have no common base
         reason = f"{type(error).__name__}: {one_line(error)[:200]}"
         raise RunError(
-            f"{whole[0]}: not a checkpoint of this run ({reason}); overwrite=true starts over"
+            f"{whole[0]}: not a checkpoint of this run ({reason}); {START_OVER}"
         ) from error
 
 
