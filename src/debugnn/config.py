@@ -166,6 +166,7 @@ class DoctorConfig:
     every: int = number(20, "[1, inf)")
     bins: int = number(64, "[2, inf)")
     budget: int = number(200, "[0, inf)")
+    keep: bool = True
 
 
 @dataclass

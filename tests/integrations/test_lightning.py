@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 pytest.importorskip("lightning", reason="the extra `lightning` is not installed")
 
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from debugnn.doctor import NonFiniteError
@@ -99,17 +100,18 @@ class Adversaries(pl.LightningModule):
         ]
 
 
-def fit(module, data, callback=None, epochs=6, **options):
+def fit(module, data, *callbacks, epochs=6, resumed=None, **options):
     """Train with a seed; return the trainer."""
     pl.seed_everything(1, verbose=False)
     train, validation = data
     trainer = pl.Trainer(
         max_epochs=epochs, accelerator="cpu", enable_progress_bar=False,
-        enable_model_summary=False, enable_checkpointing=False,
-        callbacks=[callback] if callback else [], **{"logger": False, **options},
+        enable_model_summary=False, callbacks=list(callbacks),
+        **{"logger": False, "enable_checkpointing": False, **options},
     )  # fmt: skip
     validation = None if isinstance(module, Adversaries) else DataLoader(validation, 64)
-    trainer.fit(module, DataLoader(train, 32, shuffle=True), validation)
+    batches = DataLoader(train, 32, shuffle=True)
+    trainer.fit(module, batches, validation, ckpt_path=resumed, weights_only=True)
     return trainer
 
 
@@ -130,6 +132,18 @@ def test_a_sound_training_is_healthy_and_the_same_as_without_the_callback(data, 
     for one, other in zip(watched.parameters(), plain.parameters(), strict=True):
         assert torch.equal(one, other)
     assert watched.losses == plain.losses  # trying the step out adds nothing to them
+
+
+def test_a_training_that_goes_on_from_a_checkpoint_is_judged_as_a_whole(data, tmp_path):
+    """Six epochs, three of them before the checkpoint; weights alone are loaded of it."""
+    saved = ModelCheckpoint(tmp_path, "saved")
+    fit(Classifier(), data, DoctorCallback(), saved, epochs=3, enable_checkpointing=True)
+    callback = DoctorCallback()
+    fit(Classifier(), data, callback, resumed=tmp_path / "saved.ckpt")
+    evidence = callback.report.evidence
+    assert (evidence.loop.steps_before, evidence.loop.steps) == (0, 96)
+    assert [found.step for found in evidence.outcome.validations] == [16, 32, 48, 64, 80, 96]
+    assert callback.report.healthy is True, callback.report.details()
 
 
 def test_a_faulty_loss_is_found_in_the_training_step(data):

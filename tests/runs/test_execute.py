@@ -146,14 +146,22 @@ def test_a_killed_run_goes_on_bit_for_bit(settings, tmp_path):
     assert equal(weights(directory), weights(whole))
     for kind in ("step", "epoch"):
         assert rows(directory, kind) == rows(whole, kind)
+    for name in ("layers.jsonl", "findings.json", "evidence.json"):
+        assert (directory / name).read_text() == (whole / name).read_text()
 
 
 @pytest.mark.slow
-def test_a_resumed_run_is_called_neither_healthy_nor_sick(compose, tmp_path):
+def test_a_run_that_goes_on_without_its_doctors_state_is_neither_healthy_nor_sick(
+    compose, tmp_path
+):
     """The whole run is sick, as the front page shows; its last epoch alone cannot tell."""
-    config = compose("model=sigmoid_net", "trainer.epochs=3", "data.train_size=640")
+    config = compose(
+        "model=sigmoid_net", "trainer.epochs=3", "data.train_size=640", "doctor.keep=false"
+    )
     config.output_dir = str(tmp_path)
     directory = kill_after_two_epochs(config, tmp_path)
+    kept = torch.load(directory / "checkpoint.pt", weights_only=True)
+    assert kept["watcher"] is None
     execute(config, ["killed"], None)
     told = records.load((directory / "findings.json").read_text())
     assert told["healthy"] is None

@@ -10,6 +10,7 @@ import torch
 
 from conftest import REPOSITORY
 from debugnn import records
+from debugnn.doctor.trial_runner import TrialRunner
 from debugnn.runs.execute import execute
 from debugnn.runs.pauses import Interrupted, Pauses
 
@@ -127,6 +128,37 @@ def test_a_second_signal_ends_the_process_at_once():
     process.send_signal(signal.SIGTERM)
     process.communicate()
     assert process.returncode == -signal.SIGTERM
+
+
+def test_a_signal_ends_the_doctors_trials_and_the_same_command_makes_them(
+    compose, tmp_path, monkeypatch
+):
+    settings = ("model=deep_mlp", "init=const100", "trainer.epochs=3", "data.train_size=640")
+    ran = TrialRunner.run
+    trials = []
+
+    def run_and_be_told(*arguments):
+        ran(*arguments)
+        trials.append(None)
+        if len(trials) == 2:  # the first ones were of the undisturbed run
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise AssertionError("the run went on")
+
+    monkeypatch.setattr(TrialRunner, "run", run_and_be_told)
+
+    def found_in(folder):
+        config = compose(*settings)
+        config.output_dir = str(tmp_path / folder)
+        return execute(config, [], None) / "findings.json"
+
+    undisturbed = found_in("undisturbed").read_text()
+    assert '"healthy": false' in undisturbed
+    with pytest.raises(Interrupted):
+        found_in("told")
+    directory = run_in(tmp_path / "told")
+    assert facts(directory)["status"] == "interrupted"
+    assert not (directory / "findings.json").exists()
+    assert found_in("told").read_text().replace("/told/", "/undisturbed/") == undisturbed
 
 
 def test_a_long_epoch_is_saved_inside(compose, tmp_path, monkeypatch):

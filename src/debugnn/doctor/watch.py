@@ -1,19 +1,20 @@
 """The doctor: watches a training from one line in its loop, and names why it fails."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from debugnn.doctor import causes
+from debugnn.doctor import causes, troubles
 from debugnn.doctor.causes import non_finite
 from debugnn.doctor.evidence import Evidence, NonFinite
 from debugnn.doctor.observe.observer import Observer
 from debugnn.doctor.observe.sample_axis import FIND
 from debugnn.doctor.report import Report
+from debugnn.doctor.state import NotKeptError
 from debugnn.doctor.trial_runner import TrialRunner
 
 
@@ -161,6 +162,57 @@ class Doctor:
         self._observer.gather()
         self._trials.run(self.budget)
         return causes.diagnose(self.evidence, budget=self.budget)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the doctor knows, for a checkpoint; between two steps.
+
+        Of plain values and tensors, which `torch.load` reads with `weights_only=True`: the initial
+        weights, kept batches of 128 MiB at most, the samples of the latest validation, the latest
+        batch and a few MiB of numbers. Tensors are not copied: it is to be saved before the next
+        step. Where a batch holds objects of other kinds, it holds the number of steps alone: a
+        doctor that goes on from it calls no training healthy.
+        """
+        loop = self.evidence.loop
+        state: dict[str, Any] = {
+            "steps": loop.steps_before + loop.steps,
+            "told": self._told,
+            "shapes": self._shapes(),
+        }
+        try:
+            return state | {"seen": self._observer.state() if loop.steps else None}
+        except NotKeptError as error:
+            return state | {"lost": str(error)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what a doctor of the same training knew; before the first step.
+
+        Model and optimiser are to be restored too. Then the report is the one of a training that
+        was never interrupted.
+
+        Args:
+            state: the result of `state_dict`.
+
+        Raises:
+            ValueError: it is of another model or another version, or steps have been watched.
+        """
+        loop = self.evidence.loop
+        if loop.steps:
+            raise ValueError(f"{loop.steps} steps have been watched: a state is loaded before them")
+        if self._shapes() != state["shapes"]:
+            raise ValueError("the state is of another model: parameters have other names or shapes")
+        self._told = state["told"]
+        if "lost" in state:
+            loop.steps_before = state["steps"]
+            troubles.note(
+                self.evidence,
+                f"what was seen of the first {state['steps']} steps was not kept ({state['lost']})",
+            )
+        elif state["seen"] is not None:
+            self._observer.restore(state["seen"])
+
+    def _shapes(self) -> dict[str, list[int]]:
+        parameters = self._observer.training.model.named_parameters()
+        return {name: list(parameter.shape) for name, parameter in parameters}
 
     def close(self) -> None:
         """Take all hooks off the model and the optimiser, and let go of copies and batches."""

@@ -51,6 +51,7 @@ class DoctorCallback(pl.Callback):
         self._splits_itself = split_batch is not None
         self._options = options
         self._doctors: dict[str, Doctor] = {}
+        self._restored: dict[str, Any] = {}  # doctors' states, from a checkpoint
         self._handles: list[Any] = []
         self._batch: Any = None
         self._losses: list[Tensor] = []  # that were back-propagated since the last update
@@ -81,9 +82,19 @@ class DoctorCallback(pl.Callback):
                 steps_before=trainer.global_step // len(trainer.optimizers),
                 **self._options,
             )
+            if name in self._restored:
+                doctor.load_state_dict(self._restored[name])
             # Called after the doctor's own hook, which has seen the update then.
             hook = partial(self._after_update, doctor)
             self._handles.append(optimizer.register_step_post_hook(hook))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the doctors know, which Lightning keeps in its checkpoints."""
+        return {name: doctor.state_dict() for name, doctor in self._doctors.items()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take what the doctors knew, before `on_train_start` makes them anew."""
+        self._restored = state_dict
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int

@@ -1,9 +1,10 @@
 """Where runs meet the doctor: a training that it watches, and its checks before one."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -11,6 +12,7 @@ from debugnn.build import build
 from debugnn.doctor import Doctor, Report, causes, check
 from debugnn.errors import CheckFailedError
 from debugnn.records import Diagnosis, Pause, Record
+from debugnn.runs.pauses import Pauses
 from debugnn.training.layer_stats import LayerProbe
 from debugnn.training.loop import Training, fit
 
@@ -19,28 +21,51 @@ log = logging.getLogger(__name__)
 _VALIDATION_SAMPLES = 1024  # of the test set; the doctor looks at no more
 
 
-def diagnosed(
-    config: DictConfig, training: Training, save_to: Path, pause: Callable[[], bool]
-) -> Iterator[Record | Diagnosis | Pause]:
-    """Train while the doctor watches; yield the training's records, then the diagnosis.
+def doctor_of(
+    config: DictConfig, training: Training, save_to: Path, state: Mapping[str, Any] | None
+) -> Doctor:
+    """Return a doctor that watches a training from here on.
 
     Args:
         save_to: folder for the batch and the weights of a first non-finite number.
-        pause: see `training.loop.fit`.
+        state: what the doctor of the steps before knew; None without one.
     """
-    with Doctor(
-        training.model,
-        training.optimizer,
-        loss_fn=training.loss,
-        every=config.doctor.every,
-        budget=config.doctor.budget,
-        save_to=save_to,
-        steps_before=training.step,
-    ) as doctor:
-        probe = LayerProbe(config.doctor.every, config.doctor.bins)
-        yield from fit(training, config.trainer.epochs, probe, doctor, pause)
+
+    def new() -> Doctor:
+        return Doctor(
+            training.model,
+            training.optimizer,
+            loss_fn=training.loss,
+            every=config.doctor.every,
+            budget=config.doctor.budget,
+            save_to=save_to,
+            steps_before=training.step,
+        )
+
+    doctor = new()
+    if state is not None:
+        try:
+            doctor.load_state_dict(state)
+        except ValueError as error:  # the checkpoint is of another version of this project
+            log.warning("  the doctor begins anew: %s", error)
+            doctor.close()
+            doctor = new()
+    return doctor
+
+
+def diagnosed(
+    config: DictConfig, training: Training, doctor: Doctor, pauses: Pauses
+) -> Iterator[Record | Diagnosis | Pause]:
+    """Train while the doctor watches; yield the training's records, then the diagnosis.
+
+    Raises:
+        Interrupted: a signal came during the doctor's trials, which the last checkpoint precedes.
+    """
+    probe = LayerProbe(config.doctor.every, config.doctor.bins)
+    yield from fit(training, config.trainer.epochs, probe, doctor, pauses)
+    with pauses.at_once():
         seen = doctor.report().evidence
-        yield diagnosis_of(causes.diagnose(seen, config.doctor.budget, overrides=True))
+    yield diagnosis_of(causes.diagnose(seen, config.doctor.budget, overrides=True))
 
 
 def diagnosis_of(report: Report) -> Diagnosis:

@@ -13,10 +13,11 @@ checkpoint.
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
@@ -30,6 +31,9 @@ from debugnn.runs.sinks import Console, JsonLines, Sink
 from debugnn.runs.writer import Writer
 from debugnn.training import checkpoint
 from debugnn.training.loop import Training, fit
+
+if TYPE_CHECKING:
+    from debugnn.doctor import Doctor
 
 log = logging.getLogger(__name__)
 
@@ -96,16 +100,18 @@ def train(run: "Run") -> None:
     log.info("%s", directory.title)
     if run.training.step:
         log.info("  continues from epoch %d, step %d", run.training.epoch, run.training.step)
-    choose_rate(run)
     console = Console(directory.config.trainer.epochs)
-    with told_by_signals(run.pauses), open_run(run) as write:
-        for record in records_of(run):
-            if not isinstance(record, Pause):
-                console.write(record)
-            write(record)
-            # A range test before the first step has nothing to be saved.
-            if isinstance(record, Pause | Epoch) or run.training.step == 0:
-                run.pauses.end_if_told()
+    with told_by_signals(run.pauses):
+        with run.pauses.at_once():
+            choose_rate(run)
+        with open_run(run) as write:
+            for record in records_of(run):
+                if not isinstance(record, Pause):
+                    console.write(record)
+                write(record)
+                # A range test before the first step has nothing to be saved.
+                if isinstance(record, Pause | Epoch) or run.training.step == 0:
+                    run.pauses.end_if_told()
     log.info("  %.1f s, in %s", time.perf_counter() - started, directory.path)
     run.pauses.end_if_told()  # a signal that came when there was nothing left to train
 
@@ -120,12 +126,16 @@ class Run:
         search: records of the range test that chose the learning rate. They come before the
             training's.
         pauses: when it is saved inside an epoch.
+        doctor: watches the training; None before it begins, and without a doctor.
+        doctors_state: what the doctor knew at the checkpoint; None without one.
     """
 
     directory: RunDirectory
     training: Training
     pauses: Pauses
     search: list[Record] = field(default_factory=list)
+    doctor: "Doctor | None" = None
+    doctors_state: Mapping[str, Any] | None = None
 
 
 def prepare(directory: RunDirectory) -> Run:
@@ -138,9 +148,11 @@ def prepare(directory: RunDirectory) -> Run:
         RunError: no checkpoint can be read.
     """
     training = build(directory.config)
+    run = Run(directory, training, Pauses(directory.config.trainer.checkpoint_minutes))
     if directory.status is not None and directory.checkpoint.exists():
-        checkpoint.restore(directory.checkpoint, training, directory.config.trainer.epochs)
-    return Run(directory, training, Pauses(directory.config.trainer.checkpoint_minutes))
+        epochs = directory.config.trainer.epochs
+        run.doctors_state = checkpoint.restore(directory.checkpoint, training, epochs)
+    return run
 
 
 def choose_rate(run: Run) -> None:
@@ -196,7 +208,9 @@ def open_run(run: Run, **more_facts: object) -> Iterator[Write]:
                 for sink in sinks:
                     writer.submit(sink.write, record)
             if isinstance(record, Pause) or (isinstance(record, Epoch) and _checkpoint_due(run)):
-                state = checkpoint.state_of(training)
+                doctor = run.doctor if config.doctor.keep else None
+                known = None if doctor is None else doctor.state_dict()
+                state = checkpoint.state_of(training, known)
                 writer.submit(checkpoint.write, directory.checkpoint, state)
                 run.pauses.saved()
 
@@ -256,8 +270,9 @@ def records_of(run: Run) -> Iterator[Record | Diagnosis | Pause]:
             yield from range_tests(config.task, training)
         return
     if config.doctor.enabled:
-        from debugnn.runs.diagnosis import diagnosed
+        from debugnn.runs.diagnosis import diagnosed, doctor_of
 
-        yield from diagnosed(config, training, save_to=run.directory.path, pause=run.pauses)
+        with doctor_of(config, training, run.directory.path, run.doctors_state) as run.doctor:
+            yield from diagnosed(config, training, run.doctor, run.pauses)
     else:
         yield from fit(training, config.trainer.epochs, pause=run.pauses)

@@ -1,7 +1,8 @@
 """When a run pauses between two steps to be saved: every few minutes, and when it is told to stop.
 
 A signal does not end a run inside a step. The run is saved after the step, W&B is closed, and the
-command ends with a line that says how to go on. A second signal ends it at once.
+command ends with a line that says how to go on. Where nothing is to be saved, as in the doctor's
+trials after the last step, it ends there. A second signal ends the process at once.
 """
 
 import os
@@ -38,10 +39,12 @@ class Pauses:
 
     Attributes:
         stopped_by: the number of the signal that told the run to stop, None without one.
+        between_steps: what runs now changes nothing that is to be saved: see `at_once`.
     """
 
     def __init__(self, minutes: float) -> None:
         self.stopped_by: int | None = None
+        self.between_steps = False
         self._seconds = 60 * minutes
         self._saved = time.monotonic()
 
@@ -52,6 +55,20 @@ class Pauses:
     def saved(self) -> None:
         """Note that a checkpoint was written."""
         self._saved = time.monotonic()
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Let a signal end the run inside the block, in which nothing is to be saved.
+
+        Raises:
+            Interrupted: one came.
+        """
+        self.end_if_told()
+        self.between_steps = True
+        try:
+            yield
+        finally:
+            self.between_steps = False
 
     def end_if_told(self) -> None:
         """End the run if a signal told it to stop.
@@ -78,8 +95,11 @@ def told_by_signals(pauses: Pauses) -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         pauses.stopped_by = number
+        when = "stops" if pauses.between_steps else "stops after this step"
         # Not through `logging` or `print`, one of which the signal may have interrupted.
-        os.write(2, f"{signal.Signals(number).name}: stops after this step\n".encode())
+        os.write(2, f"{signal.Signals(number).name}: {when}\n".encode())
+        if pauses.between_steps:
+            raise Interrupted(number)
 
     before = {number: signal.signal(number, note) for number in _SIGNALS}
     try:

@@ -7,6 +7,7 @@ of the latest ones in a file beside them: a damaged one is found, and the one be
 import hashlib
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,13 @@ log = logging.getLogger(__name__)
 _HASHES = 8
 
 
-def state_of(training: Training) -> dict[str, Any]:
+def state_of(training: Training, watcher: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return a copy of the training's state between two steps.
 
     The training may continue while the copy is written.
+
+    Args:
+        watcher: the state of what watches the training: lists, dicts, plain values and tensors.
     """
     state: dict[str, Any] = {
         "model": training.model.state_dict(),
@@ -37,6 +41,7 @@ def state_of(training: Training) -> dict[str, Any]:
         "step": training.step,
         "tally": None if training.tally is None else asdict(training.tally),
         "random_state": random_state(training.device),
+        "watcher": watcher,
     }
     return _copied(state)
 
@@ -54,7 +59,7 @@ def write(path: Path, state: dict[str, Any]) -> None:
             os.replace(path, _previous(path))
 
 
-def restore(path: Path, training: Training, epochs: int) -> None:
+def restore(path: Path, training: Training, epochs: int) -> dict[str, Any] | None:
     """Load the last whole checkpoint into a training that was built from the same configuration.
 
     The order of the batches is not part of the state: it depends on seed and epoch alone.
@@ -62,6 +67,9 @@ def restore(path: Path, training: Training, epochs: int) -> None:
     Args:
         path: of the last checkpoint. Where it is damaged, the one before is loaded, with a warning.
         epochs: that the training is to have in all.
+
+    Returns:
+        The state of what watched the training, None without one.
 
     Raises:
         RunError: none is whole, or it is not a checkpoint of this training.
@@ -83,6 +91,7 @@ def restore(path: Path, training: Training, epochs: int) -> None:
         training.step = state["step"]
         training.tally = None if state["tally"] is None else Tally(**state["tally"])
         set_random_state(training.device, state["random_state"])
+        return state["watcher"]
     except Exception as error:  # torch's and pickle's errors have no common base
         reason = f"{type(error).__name__}: {one_line(error)[:200]}"
         raise RunError(

@@ -23,17 +23,23 @@ class ErasedGradients:
         loop: where the number of updates and the parameters' names are noted.
     """
 
+    not_in_state = (
+        "_arrived",
+        "_erased",
+        "_handles",
+    )
+
     def __init__(self, loop: LoopFacts) -> None:
         self._loop = loop
-        self._names: dict[int, str] = {}
+        self._names: dict[nn.Parameter, str] = {}
         # Arrived since the last update, or since all was erased: gradient, its version, not zero.
-        self._arrived: dict[int, tuple[nn.Parameter, int, Tensor]] = {}
-        self._erased: dict[int, tuple[nn.Parameter, Tensor]] = {}
+        self._arrived: dict[nn.Parameter, tuple[int, Tensor]] = {}
+        self._erased: dict[nn.Parameter, Tensor] = {}
         self._handles: list[Any] = []
 
     def watch(self, parameters: Sequence[tuple[str, nn.Parameter]]) -> None:
         """Begin with these parameters. Their hooks are taken off after 20 updates."""
-        self._names = {id(parameter): name for name, parameter in parameters}
+        self._names = {parameter: name for name, parameter in parameters}
         hook = Relay(self, "_note_sum")
         self._handles = [p.register_post_accumulate_grad_hook(hook) for _, p in parameters]
 
@@ -48,22 +54,24 @@ class ErasedGradients:
         if gradient is None or gradient.is_sparse:
             return
         arrived = self._arrived
-        others = [entry for key, entry in arrived.items() if key != id(parameter)]
-        if others and all(_changed(each, version) for each, version, _ in others):
-            self._erased |= {id(each): (each, size) for each, _, size in arrived.values()}
+        others = [(p, version) for p, (version, _) in arrived.items() if p is not parameter]
+        if others and all(_changed(each, version) for each, version in others):
+            self._erased |= {each: size for each, (_, size) in arrived.items()}
             arrived.clear()
-        arrived[id(parameter)] = (parameter, gradient._version, gradient.detach().any())
+        arrived[parameter] = (gradient._version, gradient.detach().any())
 
     def compare(self) -> None:
         """Note, before an update, which of the erased gradients are still missing."""
-        if not self._arrived:
-            return
-        self._loop.looked_for_erased += 1
-        if self._loop.looked_for_erased == _UPDATES:
+        if self._loop.looked_for_erased >= _UPDATES:  # a checkpoint may say so
             self.release()
+        elif self._arrived:
+            self._compare()
+
+    def _compare(self) -> None:
+        self._loop.looked_for_erased += 1
         lost = [
-            self._names[key]
-            for key, (parameter, size) in self._erased.items()
+            self._names[parameter]
+            for parameter, size in self._erased.items()
             if bool(size) and (parameter.grad is None or not parameter.grad.any())
         ]
         if lost:

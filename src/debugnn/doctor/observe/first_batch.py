@@ -47,6 +47,8 @@ class FirstBatch:
         evidence: the training's.
     """
 
+    not_in_state = ("_sample_axis",)
+
     def __init__(
         self, training: WatchedTraining, rivals: Rivals, sample_axis: int | str | None
     ) -> None:

@@ -27,6 +27,11 @@ class ForwardPasses:
         last_evaluation: the latest call without gradients since the last step.
     """
 
+    not_in_state = (
+        "pending",
+        "last_evaluation",
+    )
+
     def __init__(self, loop: LoopFacts) -> None:
         self._loop = loop
         self.pending: list[ForwardPass] = []

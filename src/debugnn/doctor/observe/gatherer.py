@@ -58,6 +58,8 @@ class Gatherer:
         evidence: the training's.
     """
 
+    not_in_state = ("_sample_axis",)
+
     def __init__(
         self,
         training: WatchedTraining,

@@ -6,7 +6,7 @@ the optimiser, nor an input, lies in a plain list or dict, or is made anew in ev
 
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -54,7 +54,7 @@ class UnregisteredLeaves:
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self._model = model
         self._optimizer = optimizer
-        self._seen: dict[int, _Seen] = {}  # by id
+        self._seen: dict[int, _Seen] = {}  # by the leaf's id
         self._passes = 0
 
     @property
@@ -90,6 +90,21 @@ class UnregisteredLeaves:
         else:
             for seen in gone:
                 seen.leaf = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is known. Leaves that no checkpoint holds are not followed any further."""
+        self._bring_up_to_date()
+        if self.looks:  # too little is known: the next pass is the first one again
+            return {"passes": 0, "seen": []}
+        return {
+            "passes": self._passes,
+            "seen": [replace(s, leaf=None) for s in self._seen.values()],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from the result of `state_dict`."""
+        self._passes = state["passes"]
+        self._seen = {id(seen): seen for seen in state["seen"]}
 
     def facts(self) -> list[LeafFacts]:
         """Return what is known of the leaves that kept their identity, and of those made anew."""

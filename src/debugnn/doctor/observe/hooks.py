@@ -54,6 +54,11 @@ class TrainingHooks:
         TypeError: a model or an optimiser that takes no hooks.
     """
 
+    not_in_state = (
+        "_at_once",
+        "_handles",
+    )
+
     def __init__(
         self, training: WatchedTraining, model: nn.Module, replay: NonFiniteReplay, at_once: bool
     ) -> None:

@@ -32,6 +32,8 @@ class LayerProbes:
         graded: names of the parameters that have had a gradient other than zero at a probe.
     """
 
+    not_in_state = ("_before",)
+
     def __init__(self, evidence: Evidence, model: nn.Module) -> None:
         self.graded: set[str] = set()
         self._evidence = evidence

@@ -48,6 +48,11 @@ class LossCalls:
         outputs: returns the model's outputs of the latest pass.
     """
 
+    not_in_state = (
+        "_handle",
+        "_pending",
+    )
+
     def __init__(self, evidence: Evidence, outputs: Callable[[], Any]) -> None:
         self.evidence = evidence
         self._outputs = outputs

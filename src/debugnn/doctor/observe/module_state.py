@@ -5,7 +5,8 @@ loop may reset it. What is tried out on a copy has to begin where the loop's own
 to leave no state for the next thing that is tried.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -92,6 +93,22 @@ def saved_state(model: nn.Module, places: Iterable[Place]) -> Saved:
     return [(h, name, map_tensors(v, copied)) for h, name, v in held(model, places)]
 
 
+def values_at(model: nn.Module, places: Sequence[Place]) -> dict[str, Any]:
+    """Return copies of what lies at these places, by their paths, as far as anything does."""
+    saved = zip(places, saved_state(model, places), strict=True)
+    return {place.path: value for place, (_, _, value) in saved if value is not _MISSING}
+
+
+def put_at(model: nn.Module, places: Sequence[Place], values: Mapping[str, Any]) -> None:
+    """Put the result of `values_at` at the same places of a model."""
+    restore_state(
+        [
+            (holder, name, values.get(place.path, _MISSING))
+            for place, (holder, name, _) in zip(places, held(model, places), strict=True)
+        ]
+    )
+
+
 def restore_state(saved: Saved) -> None:
     """Put back what was saved; it can be put back again."""
     for holder, name, value in saved:
@@ -168,6 +185,22 @@ def follow(original: nn.Module, model: nn.Module, state: Iterable[Place]) -> Non
                     holder[attribute] = map_tensors(value, copied)
 
 
+@dataclass(frozen=True)
+class BeginsWith:
+    """Gives a copy the state that a call of the model began with.
+
+    Attributes:
+        values: at the places of the state.
+    """
+
+    values: list[Any]
+
+    def __call__(self, model: nn.Module) -> None:
+        """Let the copy's next pass begin with the state."""
+        for keeper in _keepers(model):
+            keeper.given = self.values
+
+
 class StateBetweenSteps:
     """Notes whether training steps begin with the state that the step before has left.
 
@@ -180,13 +213,15 @@ class StateBetweenSteps:
         carried: of these, those that began with the state as it was left.
     """
 
+    not_in_state = ("_left",)
+
     def __init__(self, model: nn.Module) -> None:
         self.places: tuple[Place, ...] = ()
         self.compared = self.carried = 0
         self._model = model
         self._left: list[tuple[Tensor, int]] | None = None
 
-    def note_start(self, first: bool) -> Callable[[nn.Module], None] | None:
+    def note_start(self, first: bool) -> "BeginsWith | None":
         """Note a pass of a training step, before it.
 
         Args:
@@ -201,13 +236,7 @@ class StateBetweenSteps:
         if left and first:
             self.compared += 1
             self.carried += _is_as_marked(self._present(), left)
-        values = [value for *_, value in saved_state(self._model, self.places)]
-
-        def prepare(model: nn.Module) -> None:
-            for keeper in _keepers(model):
-                keeper.given = values
-
-        return prepare
+        return BeginsWith([value for *_, value in saved_state(self._model, self.places)])
 
     def note_end(self) -> None:
         """Note a pass of a training step, after it."""

@@ -29,6 +29,7 @@ from debugnn.doctor.observe.task import Task
 from debugnn.doctor.observe.validation import ValidationSamples
 from debugnn.doctor.observe.volume import volume_facts
 from debugnn.doctor.observe.watched_training import WatchedTraining
+from debugnn.doctor.state import flattened, put_back
 from debugnn.doctor.troubles import guarded
 
 _VOLUME_TRIES = 6  # probes at which outputs are compared with a change of volume
@@ -62,6 +63,8 @@ class Observer:
         TypeError: an argument of the wrong kind, or a model or optimiser that takes no hooks.
         ValueError: `every` below 1, or a sample axis that is none of the four.
     """
+
+    not_in_state = ("_at_once",)
 
     def __init__(
         self,
@@ -324,6 +327,27 @@ class Observer:
                 self._hooks.leaves = look_at_copy(
                     training.model, training.optimizer, copied_model(replica), early[0].call
                 )
+
+    # --- checkpoints ------------------------------------------------------------------------------
+
+    def state(self) -> Any:
+        """Return the plain form of what is known between two steps, see `doctor.state`.
+
+        Raises:
+            NotKeptError: a part of it has none.
+        """
+        return flattened(self, self.training.model)
+
+    def restore(self, state: Any) -> None:
+        """Go on from the result of `state`, before the first step.
+
+        Raises:
+            ValueError: it is of another version.
+        """
+        self._hooks.begin()
+        replica = self.training.replica
+        device = torch.device("cpu") if replica is None else replica.device
+        put_back(state, self, self.training.model, device)
 
     def close(self) -> None:
         """Take all hooks off the model and the optimiser, and let go of copies and batches."""

@@ -14,6 +14,8 @@ from debugnn.doctor.observe.module_state import (
     held,
     keep_state,
     plain_values,
+    put_at,
+    values_at,
 )
 
 
@@ -159,6 +161,34 @@ class Replica:
         self._keep_initial()
         for parameter in self.model.parameters():
             parameter.data = parameter.data.new_empty(0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how the training began, and the buffers as they were when the copy was last used.
+
+        The present weights are not part of it.
+        """
+        self._keep_initial()
+        model = self.model
+        return {
+            "initial": self.initial,
+            "groups": self.groups,
+            "state": self.state,
+            "values": {} if model is None else values_at(model, self.state),
+            "buffers": {} if model is None else dict(model.named_buffers()),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Let the training have begun as the result of `state_dict` says."""
+        self._initial, self.groups, self.state = state["initial"], state["groups"], state["state"]
+        self._values = {}
+        if self.model is None:
+            return
+        own = dict(self.model.named_buffers())
+        for name, buffer in state["buffers"].items():
+            if name in own and own[name].shape == buffer.shape:
+                own[name].copy_(buffer)
+        put_at(self.model, self.state, state["values"])
+        keep_state(self.model, self.state)
 
     def release(self) -> None:
         """Let go of the copy and the initial weights."""

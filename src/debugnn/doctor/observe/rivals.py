@@ -1,6 +1,7 @@
 """Other networks that are trained beside the watched one: adversaries, critics, generators."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,7 @@ class Rivals:
         self._looks = 0
         self._fed = self._plain = False  # inputs that another network made, and others
         self._read: list[tuple[Tensor, float]] = []  # others' parameters, and their sums
+        self._moved = False  # of these, some were seen to move before a checkpoint
 
     def note_inputs(self, inputs: Sequence[Tensor]) -> None:
         """Note what the model is called with in a pass with gradients."""
@@ -56,8 +58,21 @@ class Rivals:
 
     def found(self) -> bool:
         """Return whether another network has been trained, by this one's loss or against it."""
-        moved = any(_sum(parameter) != before for parameter, before in self._read)
-        return moved or (self._fed and self._plain)
+        self._moved |= any(_sum(parameter) != before for parameter, before in self._read)
+        return self._moved or (self._fed and self._plain)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was seen so far. Others' parameters are not followed any further."""
+        self.found()
+        return {
+            "looks": self._looks, "fed": self._fed, "plain": self._plain, "moved": self._moved
+        }  # fmt: skip
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from the result of `state_dict`."""
+        self._looks, self._fed, self._plain, self._moved, self._read = (
+            state["looks"], state["fed"], state["plain"], state["moved"], []
+        )  # fmt: skip
 
 
 def _sum(parameter: Tensor) -> float:

@@ -26,17 +26,19 @@ class StaleGradients:
         optimizer: whose gradients are looked at.
     """
 
+    not_in_state = ("_arrived",)
+
     def __init__(self, loop: LoopFacts, optimizer: torch.optim.Optimizer) -> None:
         self._loop = loop
         self._optimizer = optimizer
         self._watched: list[nn.Parameter] = []
-        self._stale: dict[int, Tensor] = {}  # gradients at the last optimiser step, by id
-        self._new: dict[int, Tensor] = {}  # what has been added to them since
-        self._arrived: dict[int, Tensor] = {}
+        self._stale: dict[nn.Parameter, Tensor] = {}  # gradients at the last optimiser step
+        self._new: dict[nn.Parameter, Tensor] = {}  # what has been added to them since
+        self._arrived: dict[nn.Parameter, Tensor] = {}
         self._kept = 0  # steps whose gradients were kept
         self._looked_for = 0  # updates whose arrivals were looked at
-        self._sizes: dict[int, Tensor] = {}  # whether a gradient that arrived is not zero
-        self._passes: dict[int, int] = {}  # backward passes since the last update
+        self._sizes: dict[nn.Parameter, Tensor] = {}  # whether a gradient that arrived is not zero
+        self._passes: dict[nn.Parameter, int] = {}  # backward passes since the last update
 
     def watch(self, parameters: Sequence[nn.Parameter]) -> list[Any]:
         """Begin with these parameters.
@@ -46,30 +48,31 @@ class StaleGradients:
         """
         self._watched = list(parameters)
         handles = []
-        for parameter in parameters:
-            arrives = partial(Relay(self, "_note_arrival"), id(parameter))
+        for index, parameter in enumerate(parameters):
+            # Not the parameter, which would be in a cycle with its hook.
+            arrives = partial(Relay(self, "_note_arrival"), index)
             handles.append(parameter.register_hook(arrives))
             # This hook is not called by torch.autograd.grad, which adds to no gradient.
             added = parameter.register_post_accumulate_grad_hook(Relay(self, "_note_sum"))
             handles.append(added)
         return handles
 
-    def _note_arrival(self, key: int, gradient: Tensor) -> None:
-        if key in self._stale:
-            self._arrived[key] = gradient.detach()
+    def _note_arrival(self, index: int, gradient: Tensor) -> None:
+        parameter = self._watched[index]
+        if parameter in self._stale:
+            self._arrived[parameter] = gradient.detach()
 
     def _note_sum(self, parameter: nn.Parameter) -> None:
         self._loop.backwards += 1
-        key = id(parameter)
-        self._passes[key] = self._passes.get(key, 0) + 1
+        self._passes[parameter] = self._passes.get(parameter, 0) + 1
         gradient = parameter.grad
         if gradient is not None and not gradient.is_sparse and self._looked_for < _OFTEN:
-            self._sizes[key] = gradient.detach().any()
-        new = self._arrived.pop(id(parameter), None)
+            self._sizes[parameter] = gradient.detach().any()
+        new = self._arrived.pop(parameter, None)
         if new is None or new.is_sparse:
             return
-        before = self._new.get(id(parameter))
-        self._new[id(parameter)] = new.clone() if before is None else before + new
+        before = self._new.get(parameter)
+        self._new[parameter] = new.clone() if before is None else before + new
 
     def compare(self, due: bool) -> None:
         """Compare the gradients before an update with this step's, and with the earlier ones' sum.
@@ -89,7 +92,7 @@ class StaleGradients:
         if not self._stale or len(loop.residues) >= _MOST:
             return
         for parameter in self._watched:
-            stale, added = self._stale.get(id(parameter)), new.get(id(parameter))
+            stale, added = self._stale.get(parameter), new.get(parameter)
             used = parameter.grad
             if stale is None or added is None or used is None or used.numel() < 2:
                 continue
@@ -108,7 +111,7 @@ class StaleGradients:
             return
         self._looked_for += 1
         self._loop.looked_for_cleared += 1
-        watched = [p.grad for p in self._watched if id(p) in sizes]
+        watched = [p.grad for p in self._watched if p in sizes]
         if any(g is not None and (g.is_sparse or bool(g.any())) for g in watched):
             return
         if not any(bool(size) for size in sizes.values()):
@@ -128,7 +131,7 @@ class StaleGradients:
         """
         often = self._kept < _OFTEN or (self._loop.steps + 1) % every == 0
         self._stale = {
-            id(p): p.grad.detach().clone()
+            p: p.grad.detach().clone()
             for p in self._watched
             if often and p.grad is not None and not p.grad.is_sparse
         }

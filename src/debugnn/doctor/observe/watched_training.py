@@ -52,6 +52,11 @@ class WatchedTraining:
         parts: outputs that are compared with one target each, where the task is unknown.
     """
 
+    not_in_state = (
+        "every",
+        "_copies",
+    )
+
     def __init__(
         self,
         model: nn.Module,
