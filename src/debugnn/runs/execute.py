@@ -138,10 +138,13 @@ class Run:
     doctors_state: Mapping[str, Any] | None = None
 
 
-def prepare(directory: RunDirectory) -> Run:
+def prepare(directory: RunDirectory, before: int | None = None) -> Run:
     """Build the training of a run, and restore its checkpoint. Nothing is written.
 
     Afterwards, torch's global generators stand where the training begins.
+
+    Args:
+        before: go back to the checkpoint before the last one, of the end of this number of epochs.
 
     Raises:
         ConfigError: the configuration cannot be used.
@@ -149,9 +152,9 @@ def prepare(directory: RunDirectory) -> Run:
     """
     training = build(directory.config)
     run = Run(directory, training, Pauses(directory.config.trainer.checkpoint_minutes))
-    if directory.status is not None and directory.checkpoint.exists():
+    if directory.status is not None and directory.checkpoint.exists() and before != 0:
         epochs = directory.config.trainer.epochs
-        run.doctors_state = checkpoint.restore(directory.checkpoint, training, epochs)
+        run.doctors_state = checkpoint.restore(directory.checkpoint, training, epochs, before)
     return run
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from debugnn.errors import ConfigError
+from debugnn.errors import ConfigError, RunError
 from debugnn.records import BOOKKEEPING, Epoch
 from debugnn.runs.directory import RunDirectory, flat
 from debugnn.runs.execute import Run, choose_rate, finished, open_run, prepare, train
@@ -82,7 +82,7 @@ def execute_together(jobs: Sequence[Job], refuse: Callable[[Job, ConfigError], N
         jobs: a set that fits.
         refuse: is told each job that cannot be run, and why; the others run.
     """
-    ready: dict[int, list[tuple[Job, Run, Member]]] = {}  # by the number of epochs reached
+    begun: list[_Begun] = []
     paths = set()
     for job in jobs:
         try:
@@ -91,23 +91,57 @@ def execute_together(jobs: Sequence[Job], refuse: Callable[[Job, ConfigError], N
                 log.info("%s: asked for twice", directory.title)
             elif not finished(directory):
                 paths.add(directory.path)
-                run = prepare(directory)
-                choose_rate(run)
-                member = Member(run.training)
-                ready.setdefault(run.training.epoch, []).append((job, run, member))
+                begun.append(_begin(job, directory))
         except ConfigError as error:
             refuse(job, error)
-    for group in ready.values():
-        stack = _stack([member for _, _, member in group])
+    groups: dict[int, list[_Begun]] = {}  # by the number of epochs reached
+    for one in _in_step(begun):
+        groups.setdefault(one.run.training.epoch, []).append(one)
+    for group in groups.values():
+        stack = _stack([one.member for one in group])
         if stack is not None:
-            _train(stack, [run for _, run, _ in group])
+            _train(stack, [one.run for one in group])
             continue
-        for job, run, member in group:
+        for one in group:
             try:
-                with member.randomness():
-                    train(run)
+                with one.member.randomness():
+                    train(one.run)
             except ConfigError as error:
-                refuse(job, error)
+                refuse(one.job, error)
+
+
+@dataclass
+class _Begun:
+    """A run that is ready to train, alone or as a member of a stack."""
+
+    job: Job
+    run: Run
+    member: Member
+
+
+def _begin(job: Job, directory: RunDirectory, before: int | None = None) -> _Begun:
+    run = prepare(directory, before)
+    choose_rate(run)
+    return _Begun(job, run, Member(run.training))  # keeps the random state that `prepare` has set
+
+
+def _in_step(begun: Sequence[_Begun]) -> Sequence[_Begun]:
+    """Return the runs at one epoch, if their stack was cut off while it saved them.
+
+    Those with the later checkpoint go back to the one before it. A stack of fewer members would
+    give other numbers, in the last bit.
+    """
+    least = min((one.run.training.epoch for one in begun), default=0)
+    ahead = [one for one in begun if one.run.training.epoch > least]
+    sizes = {one.run.directory.read_facts().get("stacked") for one in ahead}
+    if sizes != {len(begun)}:
+        return begun
+    try:
+        return [
+            _begin(one.job, one.run.directory, least) if one in ahead else one for one in begun
+        ]
+    except RunError:  # the checkpoint before is of another epoch
+        return begun
 
 
 def _stack(members: Sequence[Member]) -> Stack | None:

@@ -59,7 +59,9 @@ def write(path: Path, state: dict[str, Any]) -> None:
             os.replace(path, _previous(path))
 
 
-def restore(path: Path, training: Training, epochs: int) -> dict[str, Any] | None:
+def restore(
+    path: Path, training: Training, epochs: int, before: int | None = None
+) -> dict[str, Any] | None:
     """Load the last whole checkpoint into a training that was built from the same configuration.
 
     The order of the batches is not part of the state: it depends on seed and epoch alone.
@@ -67,6 +69,7 @@ def restore(path: Path, training: Training, epochs: int) -> dict[str, Any] | Non
     Args:
         path: of the last checkpoint. Where it is damaged, the one before is loaded, with a warning.
         epochs: that the training is to have in all.
+        before: take the checkpoint before the last one, of the end of this number of epochs.
 
     Returns:
         The state of what watched the training, None without one.
@@ -75,14 +78,17 @@ def restore(path: Path, training: Training, epochs: int) -> dict[str, Any] | Non
         RunError: none is whole, or it is not a checkpoint of this training.
     """
     hashes = _hashes(path)
-    places = [place for place in (path, _previous(path)) if place.exists()]
+    wanted = (path, _previous(path)) if before is None else (_previous(path),)
+    places = [place for place in wanted if place.exists()]
     whole = [place for place in places if _digest(place) in hashes]
     if not whole:
         raise RunError(f"{path}: damaged, and so is the one before; {START_OVER}")
-    if whole[0] != path:
+    if whole[0] != wanted[0]:
         log.warning("%s: damaged; goes on from the one before", path)
     try:
         state = torch.load(whole[0], map_location=training.device, weights_only=True)
+        if before is not None and (state["epoch"] != before or state["tally"] is not None):
+            raise ValueError(f"of epoch {state['epoch']}, not {before}")
         if state["epoch"] > epochs:
             raise ValueError(f"of epoch {state['epoch']}, beyond trainer.epochs={epochs}")
         training.model.load_state_dict(state["model"])
