@@ -13,13 +13,14 @@ PACKAGE = REPOSITORY / "src" / "debugnn"
 PLUGINS = REPOSITORY / "src" / "hydra_plugins"
 MODULES = sorted((*PACKAGE.rglob("*.py"), *PLUGINS.rglob("*.py")))
 
-LEAVES = {"errors", "files", "records", "random_state", "tensor_stats", "lr_curve"}
+LEAVES = {"errors", "files", "records", "settings", "random_state", "tensor_stats", "lr_curve"}
 
 # Room → the libraries that it may import besides the standard library, and the other rooms of the
 # package. Imports point one way: a room is listed after all that it may import.
 ALLOWED = {
     "errors": (set(), set()),
     "files": (set(), set()),
+    "settings": ({"yaml"}, set()),
     "records": (set(), set()),
     "random_state": ({"torch"}, set()),
     "tensor_stats": ({"torch"}, {"records"}),
@@ -49,6 +50,7 @@ ALLOWED = {
         LEAVES | {"doctor"},
     ),
     "cli": ({"hydra", "omegaconf", "yaml"}, LEAVES | {"config", "training"}),
+    "debugnn_sweeper": ({"hydra", "omegaconf"}, set()),
     "debugnn_launcher": ({"hydra", "omegaconf"}, LEAVES | {"cli", "stacking"}),
     "__init__": (set(), {"doctor"}),
 }

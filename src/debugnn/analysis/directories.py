@@ -4,12 +4,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pandas as pd
-from omegaconf import OmegaConf
 
-from debugnn import records
+from debugnn import records, settings
 from debugnn.analysis.runs import Run, in_order, numeric_columns
 from debugnn.errors import ConfigError, one_line
 
@@ -86,12 +85,11 @@ def _load(path: Path) -> Run | Unusable:
         named = {name: facts[name] for name in ("experiment", "arm", "seed", "data", "article_run")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}: not a run's record ({type(error).__name__}: {error})") from None
-    settings = path.with_name("config.yaml")
+    place = path.with_name("config.yaml")
     try:
-        config = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(settings)))
-    except Exception as error:  # YAML's and OmegaConf's errors have no common base
-        reason = one_line(error)
-        raise ConfigError(f"{settings}: not a run's configuration ({reason})") from None
+        config = settings.read(place)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{place}: not a run's configuration ({one_line(error)})") from None
     directory = path.parent
     return Run(str(directory), **named, config=config, facts=facts, tables=Directory(directory))
 

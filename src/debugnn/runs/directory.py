@@ -5,14 +5,15 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
-from debugnn import records
-from debugnn.errors import START_OVER, ConfigError, RunError, one_line
+from debugnn import records, settings
+from debugnn.errors import START_OVER, ConfigError, RunError
 from debugnn.files import replace_text
 from debugnn.records import BOOKKEEPING
 from debugnn.runs.naming import arm_of, directory_of, label
@@ -101,22 +102,20 @@ class RunDirectory:
     def _config_path(self) -> Path:
         return self.path / "config.yaml"
 
-    def _read_config(self) -> dict[str, Any]:
-        """Return what config.yaml says.
+    @cached_property
+    def _kept_config(self) -> dict[str, Any]:
+        """What config.yaml says.
 
         Raises:
             RunError: it is missing or damaged.
         """
-        reason = "no mapping of settings"
         try:
-            kept: Any = OmegaConf.to_container(OmegaConf.load(self._config_path))
+            return settings.read(self._config_path)
         except FileNotFoundError:
-            reason, kept = "no such file", None
-        except Exception as error:  # YAML's and OmegaConf's errors have no common base
-            reason, kept = one_line(error), None
-        if not kept or not isinstance(kept, dict):
-            raise RunError(f"{self._config_path}: not a run's settings ({reason}); {START_OVER}")
-        return kept
+            reason = "no such file"
+        except ValueError as error:
+            reason = str(error)
+        raise RunError(f"{self._config_path}: not a run's settings ({reason}); {START_OVER}")
 
     def compare(self) -> None:
         """Check that a run that is kept there has this configuration.
@@ -127,7 +126,7 @@ class RunDirectory:
         """
         if self.status is None:
             return
-        before, now = flat(self._read_config()), flat(self.resolved)
+        before, now = flat(self._kept_config), flat(self.resolved)
         for name in sorted(before.keys() | now.keys()):
             may_differ = any(name == b or name.startswith(f"{b}.") for b in BOOKKEEPING)
             if not may_differ and before.get(name) != now.get(name):
@@ -140,7 +139,7 @@ class RunDirectory:
 
     def update_report(self) -> None:
         """Give a finished run the present `report` section, which the figures read there."""
-        kept = self._read_config()
+        kept = self._kept_config
         if kept.get("report") != self.resolved["report"]:
             kept["report"] = self.resolved["report"]
             replace_text(self._config_path, OmegaConf.to_yaml(OmegaConf.create(kept)))

@@ -137,9 +137,7 @@ def _in_step(begun: Sequence[_Begun]) -> Sequence[_Begun]:
     if sizes != {len(begun)}:
         return begun
     try:
-        return [
-            _begin(one.job, one.run.directory, least) if one in ahead else one for one in begun
-        ]
+        return [_begin(one.job, one.run.directory, least) if one in ahead else one for one in begun]
     except RunError:  # the checkpoint before is of another epoch
         return begun
 
