@@ -6,11 +6,11 @@ from hydra._internal.utils import create_config_search_path
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from hydra_plugins.debugnn_sweeper import LetGoOfSettings, SharedCompositions
 from omegaconf import OmegaConf
 
 from conftest import CONF
 from debugnn import config
+from hydra_plugins.debugnn_sweeper import LetGoOfSettings, SharedCompositions
 
 JOBS = [
     ["seed=3"],
