@@ -29,8 +29,8 @@ from typing import Any
 
 TRAIN = Path(__file__).resolve().parent.parent / "train.py"
 # Small nets on the bundled digits: what is killed matters, not what is learnt.
-SMALL = ("model=deep_mlp", "data.train_size=640", "trainer.epochs=4", "trainer.device=cpu",
-         "wandb=disabled", "doctor.every=5", "doctor.budget=40")  # fmt: skip
+SMALL = ("model=deep_mlp", "model.hidden=[24,24]", "data.train_size=320", "trainer.epochs=4",
+         "trainer.device=cpu", "wandb=disabled", "doctor.every=5", "doctor.budget=20")  # fmt: skip
 KINDS: dict[str, tuple[str, ...]] = {
     "alone": SMALL,
     "bn_dropout": (*SMALL, "reg=bn_dropout"),
@@ -49,7 +49,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "joblib": ("-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=0,1", *SMALL),
     "wandb": (*SMALL, "wandb=offline"),
 }  # fmt: skip
-MOST_KILLS = 3  # of one command, before it is left alone
+MOST_KILLS = 5  # of one command, before it is left alone
 
 
 @dataclass
@@ -153,7 +153,7 @@ def undisturbed(kind: str, folder: Path) -> tuple[dict[str, Any], float]:
 
 
 def kill_and_restart(kind: str, seconds: float, chance: random.Random, output: Path) -> int:
-    """Start a command and kill it, up to three times; then let it end. Return the kills.
+    """Start a command and kill it, up to five times; then let it end. Return the kills.
 
     Args:
         seconds: that it takes alone; it is killed at any moment of them.
@@ -278,6 +278,7 @@ def import_what_runs_need() -> None:
     A process that is copied with threads may wait for them for ever: torch has one from here on.
     """
     os.environ["OMP_NUM_THREADS"] = "1"
+    import sklearn.datasets  # noqa: F401
     import torch
 
     torch.set_num_threads(1)
