@@ -4,10 +4,10 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from debugnn import cli, config
+from debugnn.runs.arms import Arm
 
 CONF = Path(__file__).resolve().parent / "conf"
 
@@ -15,14 +15,8 @@ config.register()
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-def main(settings: DictConfig) -> None:
-    # Imported here, because torch takes seconds: --help and --cfg do not need it.
-    from debugnn.runs.execute import execute
-
-    job = HydraConfig.get()
-    arm, experiment = job.overrides.task, job.runtime.choices.get("experiment")
-    sweep = job.mode == RunMode.MULTIRUN
-    cli.guarded(lambda: execute(settings, arm, experiment), arm, job.launcher._target_, sweep)
+def main(settings: DictConfig) -> Arm:
+    return cli.run_job(settings, HydraConfig.get())
 
 
 if __name__ == "__main__":

@@ -5,8 +5,9 @@
     python scripts/reproduce.py --data article    on MNIST and CIFAR-10
     python scripts/reproduce.py --jobs 1          one after the other
     python scripts/reproduce.py optim.lr=3e-4     a setting for every run
+    python scripts/reproduce.py --failed          what failed or was cut off, and nothing else
 
-What is finished is not run again.
+What is finished is not run again. A run that fails, or whose process dies, ends no other.
 """
 
 import argparse
@@ -15,21 +16,24 @@ import itertools
 import logging
 import sys
 import time
-import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import redirect_stderr
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import joblib
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from joblib.externals.loky.process_executor import TerminatedWorkerError
+from omegaconf import OmegaConf
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from debugnn import cli, config
 from debugnn.errors import ConfigError
+from debugnn.runs.arms import UNFINISHED, Arm, End, status_in, table
+from debugnn.runs.naming import arm_of, directory_of
+from debugnn.runs.workers import run_in_workers
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 log = logging.getLogger(__name__)
@@ -40,11 +44,23 @@ class Job:
     """One arm of an experiment with one seed."""
 
     experiment: str
-    overrides: tuple[str, ...]
+    arm: tuple[str, ...]
+    seed: str
+    output: str
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """What `train.py experiment=...` would be called with besides."""
+        return (*self.arm, f"output_dir={self.output}", f"seed={self.seed}")
+
+    @property
+    def place(self) -> Path:
+        """The run's directory."""
+        there = OmegaConf.create({"output_dir": self.output, "seed": int(self.seed)})
+        return directory_of(there, self.experiment, arm_of(self.overrides))
 
     def __str__(self) -> str:
-        told = [word for word in self.overrides if not word.startswith("output_dir=")]
-        return " ".join([self.experiment, *told])
+        return " ".join([self.experiment, *self.arm, f"seed={self.seed}"])
 
 
 def arms(experiment: str, data: str, given: Sequence[str] = ()) -> Iterator[list[str]]:
@@ -95,73 +111,64 @@ def experiments(wanted: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended: its error in one line, or None, and how long it took."""
+    """How a job ended, and how long it took."""
 
-    error: str | None
+    arm: Arm
     seconds: float
 
 
 def run(job: Job) -> Outcome:
-    """Run the job in this process. An error ends the job alone and is returned."""
-    from debugnn.runs.execute import execute
-
-    started, error = time.perf_counter(), None
+    """Run the job in this process. An error ends the job alone."""
+    started = time.perf_counter()
     try:
         settings = compose("config", [f"experiment={job.experiment}", *job.overrides])
-        execute(settings, job.overrides, job.experiment)
-    except (*cli.WRONG_COMMAND, OSError) as fault:
-        error = cli.explain(fault)
-    except Exception as fault:  # one arm's bug must not cost the others
-        traceback.print_exc()
-        error = f"{type(fault).__name__}: {fault}"
-    return Outcome(error, time.perf_counter() - started)
+        arm = cli.run_arm(settings, job.overrides, job.experiment)
+    except (Exception, SystemExit) as error:
+        arm = cli.failed(error, job.overrides, job.place, str(job))
+    arm = replace(arm, overrides=(f"experiment={job.experiment}", *arm.overrides))
+    return Outcome(arm, time.perf_counter() - started)
 
 
-def run_aside(number: int, job: Job) -> tuple[int, Outcome, str]:
-    """Run the job in a worker process, and return its number, its outcome and what it logged."""
+def run_aside(job: Job) -> tuple[Outcome, str]:
+    """Run the job in a worker process, and return its outcome and what it said."""
     said = io.StringIO()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=said, force=True)
     config.register()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"), redirect_stderr(said):
         outcome = run(job)
-    return number, outcome, said.getvalue()
+    return outcome, said.getvalue()
 
 
 def outcomes(jobs: Sequence[Job], at_once: int) -> Iterator[tuple[Job, Outcome]]:
-    """Run all jobs, and yield each as it ends.
-
-    The processor's cores are divided among the jobs that run at once: threads of different runs do
-    not wait for each other within a training step, as the threads of one run do.
-    """
+    """Run all jobs, and yield each as it ends."""
     if at_once == 1:
         for job in jobs:
             yield job, run(job)
         return
-    threads = max(1, joblib.cpu_count() // at_once)
-    with joblib.parallel_config("loky", n_jobs=at_once, inner_max_num_threads=threads):
-        # With pre_dispatch, a job is taken from `announced` only when a worker is free for it.
-        workers = joblib.Parallel(
-            return_as="generator_unordered", batch_size=1, pre_dispatch=at_once
-        )
-        for number, outcome, said in workers(announced(jobs)):
+
+    def begins(index: int) -> None:
+        log.info("starts %s", jobs[index])
+
+    for ended in run_in_workers(run_aside, [(job,) for job in jobs], at_once, begins):
+        job = jobs[ended.index]
+        if ended.error is None:
+            outcome, said = ended.value
             log.info("%s", said.rstrip("\n"))  # the lines of a run stay together
-            yield jobs[number], outcome
-
-
-def announced(jobs: Sequence[Job]) -> Iterator[tuple]:
-    for number, job in enumerate(jobs):
-        log.info("starts %s", job)
-        yield joblib.delayed(run_aside)(number, job)
+        else:
+            arm = cli.failed(ended.error, job.overrides, job.place, str(job))
+            outcome = Outcome(arm, 0.0)
+        yield job, outcome
 
 
 def summary(done: dict[Job, Outcome]) -> str:
-    """Return a table of the experiments: runs, failed runs, seconds."""
-    rows = [f"{'experiment':20} {'runs':>5} {'failed':>7} {'seconds':>8}"]
+    """Return a table of the experiments: runs, skipped and failed ones, seconds."""
+    rows = [f"{'experiment':20} {'runs':>5} {'skipped':>8} {'failed':>7} {'seconds':>8}"]
     for name in dict.fromkeys(job.experiment for job in done):
         results = [result for job, result in done.items() if job.experiment == name]
-        failed = sum(result.error is not None for result in results)
+        skipped = sum(result.arm.end == End.SKIPPED for result in results)
+        failed = sum(result.arm.exit_code != 0 for result in results)
         seconds = sum(result.seconds for result in results)
-        rows.append(f"{name:20} {len(results):5} {failed:7} {seconds:8.0f}")
+        rows.append(f"{name:20} {len(results):5} {skipped:8} {failed:7} {seconds:8.0f}")
     return "\n".join(rows)
 
 
@@ -192,6 +199,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--jobs", type=int, default=runs_at_once(), metavar="N",
         help="runs at once (default: one a core, 4 at most), about 1 GB of memory each",
     )  # fmt: skip
+    parser.add_argument(
+        "--failed", action="store_true",
+        help="run only what has failed, was interrupted or was cut off before",
+    )  # fmt: skip
     parser.add_argument("overrides", nargs="*", help="settings for every run: key=value")
     options = parser.parse_args(arguments)
     if not all(seed.isdigit() for seed in options.seeds.split(",")):
@@ -212,7 +223,7 @@ def main(arguments: list[str]) -> int:
         try:
             given = config.quote_numbers(options.overrides, CONF)
             jobs = [
-                Job(name, (*arm, f"output_dir={options.output}", f"seed={seed}"))
+                Job(name, tuple(arm), seed, options.output)
                 for name in experiments(options.experiments)
                 for seed in options.seeds.split(",")
                 for arm in arms(name, options.data, given)
@@ -221,6 +232,11 @@ def main(arguments: list[str]) -> int:
             for job in {job.experiment: job for job in jobs}.values():
                 config.check(compose("config", [f"experiment={job.experiment}", *job.overrides]))
             Path(options.output).mkdir(parents=True, exist_ok=True)
+            if options.failed:
+                jobs = [job for job in jobs if status_in(job.place) in UNFINISHED]
+            if not jobs:
+                print("none of these runs has failed or was cut off")
+                return 0
         except (*cli.WRONG_COMMAND, OSError) as error:
             print(f"error: {cli.explain(error)}", file=sys.stderr)
             return 2
@@ -229,23 +245,21 @@ def main(arguments: list[str]) -> int:
                 for job, outcome in outcomes(jobs, min(options.jobs, len(jobs))):
                     done[job] = outcome
                     bar.update()
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             print("interrupted: the same command goes on from there", file=sys.stderr)
-            return 130
-        except TerminatedWorkerError:
-            print(f"error: a run's process was killed, perhaps because memory ran out: "
-                  f"--jobs {max(1, options.jobs // 2)} needs less, and goes on from there",
-                  file=sys.stderr)  # fmt: skip
-            return 1
+            return getattr(stop, "exit_code", 130)
 
     done = {job: done[job] for job in jobs}  # as asked for, not as they ended
     print(f"\n{summary(done)}")
-    failures = {job: result.error for job, result in done.items() if result.error is not None}
-    for job, failure in failures.items():
-        print(f"failed: {job}: {failure}", file=sys.stderr)
-    if len(failures) < len(done):
+    ended = [outcome.arm for outcome in done.values()]
+    failed = [arm for arm in ended if arm.exit_code]
+    if failed:
+        print(f"\n{table(ended)}", file=sys.stderr)
+    if options.jobs > 1 and any("memory" in arm.reason for arm in failed):
+        print(f"--jobs {options.jobs // 2} needs less memory", file=sys.stderr)
+    if len(failed) < len(ended):
         show(Path(options.output), [*dict.fromkeys(job.experiment for job in done)])
-    return 1 if failures else 0
+    return 1 if failed else 0
 
 
 def show(output: Path, names: list[str]) -> None:

@@ -37,7 +37,7 @@ ALLOWED = {
         LEAVES | {"nn", "data", "training", "config"},
     ),
     "runs": (
-        {"numpy", "torch", "omegaconf", "filelock", "wandb"},
+        {"numpy", "torch", "omegaconf", "filelock", "joblib", "wandb"},
         LEAVES | {"nn", "data", "training", "doctor", "config", "build"},
     ),
     "stacking": (
@@ -49,9 +49,10 @@ ALLOWED = {
         | {"wandb", "wandb_workspaces"},
         LEAVES | {"doctor"},
     ),
-    "cli": ({"hydra", "omegaconf", "yaml"}, LEAVES | {"config", "training"}),
+    "cli": ({"hydra", "omegaconf", "yaml"}, LEAVES | {"training", "config", "runs"}),
+    "debugnn_launcher": ({"hydra", "omegaconf"}, LEAVES | {"runs", "cli", "stacking"}),
+    "debugnn_workers": ({"hydra", "joblib", "omegaconf"}, LEAVES | {"runs", "cli"}),
     "debugnn_sweeper": ({"hydra", "omegaconf"}, set()),
-    "debugnn_launcher": ({"hydra", "omegaconf"}, LEAVES | {"cli", "stacking"}),
     "__init__": (set(), {"doctor"}),
 }
 

@@ -11,17 +11,23 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import yaml
+from hydra.conf import HydraConf
 from hydra.errors import HydraException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from debugnn import config
-from debugnn.errors import CheckFailedError, ConfigError, one_line
+from debugnn.errors import CheckFailedError, ConfigError, WorkerDiedError, one_line
+from debugnn.runs import arms
+from debugnn.runs.arms import Arm, End
 
 # Errors of a command or of a file in conf/.
 WRONG_COMMAND = (ConfigError, HydraException, OmegaConfBaseException, yaml.MarkedYAMLError)
 
-# Launchers whose jobs run in this process; others start processes for them.
-_IN_PROCESS = ("BasicLauncher", "StackedLauncher")
+# Launchers whose jobs run in this process, or that `record` what jobs return in other processes.
+# Under any other launcher an arm's error is raised, which is how it gets back to this process.
+_RECORDING = ("BasicLauncher", "StackedLauncher", "WorkersLauncher")
 
 # `--experiment x`, which Hydra takes for its own --experimental-rerun.
 _FLAG_FOR_OVERRIDE = re.compile(r"--(experiment|model|init|reg|clip|data|optim|loss|task)\b(?!-)")
@@ -30,8 +36,8 @@ _OPEN_GROUPS = ("model", "optim", "loss")  # take further keys, as arguments of 
 # A group in the help page: its name, and its options in one or more lines of the same indent.
 _GROUP = re.compile(r"^  (?P<name>\w+) +(?P<options>\S.*\n(?: {14}\S.*\n)*)", re.MULTILINE)
 
-_exit_codes: set[int] = set()  # of the jobs that ran in this process
-_failed: list[str] = []  # those of a sweep whose traceback was printed, each with its error
+_exit_codes: set[int] = set()  # of the jobs of this command
+_arms: list[Arm] = []  # of its sweep, as they ended
 _verbose = False  # HYDRA_FULL_ERROR=1: tracebacks too
 
 
@@ -89,16 +95,17 @@ def launch(main: Callable[[], None], conf: Path) -> None:
         name = slip.strip("-").partition("=")[0]
         print(f"error: {slip}: overrides have no dashes: {name}=…", file=sys.stderr)
         sys.exit(2)
-    sys.argv[1:] = config.quote_numbers(sys.argv[1:], conf)
+    words = ["only_failed=true" if word == "--failed" else word for word in sys.argv[1:]]
+    sys.argv[1:] = config.quote_numbers(words, conf)
     # Without it, Hydra prints an error itself, in several lines, and raises nothing.
-    global _verbose
-    _verbose = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    show_tracebacks(os.environ.get("HYDRA_FULL_ERROR") == "1")
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         main()
     except BrokenPipeError:
         raise
     except (*WRONG_COMMAND, OSError) as error:
+        summarise(_arms)
         if _verbose:
             traceback.print_exc()
         print(f"error: {explain(error)}", file=sys.stderr)
@@ -107,14 +114,13 @@ def launch(main: Callable[[], None], conf: Path) -> None:
         # Hydra's missing option is an OSError too.
         sys.exit(2 if isinstance(error, WRONG_COMMAND) else 1)
     except KeyboardInterrupt as stop:
+        if any(arm.end == End.FAILED for arm in _arms):
+            summarise(_arms)
         print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(getattr(stop, "exit_code", 130))  # of a run that was told to stop
-    if _failed:
-        arms = "arm has" if len(_failed) == 1 else "arms have"
-        print(f"{len(_failed)} {arms} failed; the same command runs them again:", file=sys.stderr)
-        print(*(f"  {failed}" for failed in _failed), sep="\n", file=sys.stderr)
-    if _exit_codes:
-        sys.exit(max(_exit_codes))
+    summarise(_arms)
+    if code := max(_exit_codes, default=0):
+        sys.exit(code)
 
 
 def help_text(conf: Path) -> str:
@@ -134,44 +140,109 @@ def _own_options(conf: Path, group: re.Match[str]) -> str:
     return textwrap.indent(textwrap.fill(text, 66) + "\n", " " * 14) if text else ""
 
 
-def guarded(job: Callable[[], object], arm: Sequence[str], launcher: str, sweep: bool) -> None:
-    """Run one job of a sweep; report its error at once, so that the other jobs run.
+def run_job(settings: DictConfig, job: HydraConf) -> Arm:
+    """Run what Hydra asks for: a run alone, or an arm of a sweep, whose error ends this arm alone.
 
-    In a launcher's own process the error is raised instead, which is how it gets back to this one.
+    Raises:
+        HydraException, OmegaConfBaseException: a mistake in the command that was found as an arm
+            reads its settings.
+        Interrupted: the run was told to stop.
+        Exception: any other error, of a run alone or under a launcher that records no arms.
+    """
+    overrides, experiment = list(job.overrides.task), job.runtime.choices.get("experiment")
+    sweep = job.mode == RunMode.MULTIRUN
+    try:
+        arm = run_arm(settings, overrides, experiment)
+    except (Exception, SystemExit) as error:
+        expected = isinstance(error, ConfigError | CheckFailedError)
+        of_the_command = isinstance(error, WRONG_COMMAND) and not expected
+        recorded = job.launcher._target_.endswith(_RECORDING) and not of_the_command
+        if not (recorded if sweep else expected):
+            raise
+        place = arms.place_of(settings, overrides, experiment)
+        arm = failed(error, overrides, place, name=" ".join(overrides) if sweep else "")
+    if sweep:
+        record(arm)
+    elif arm.end == End.LEFT_OUT:
+        print("left out: this run has not failed (--failed)")
+    _exit_codes.add(arm.exit_code)
+    return arm
+
+
+def run_arm(settings: DictConfig, overrides: Sequence[str], experiment: str | None) -> Arm:
+    """Run one arm, unless it is to run only if it failed before.
 
     Args:
-        job: what to run.
-        arm: the job's overrides, which name it in the message.
-        launcher: the import path of the launcher's class.
-        sweep: False for a single run, whose error needs no name.
+        settings: the composed configuration.
+        overrides: as typed, `key=value` each; they name the arm.
+        experiment: the option of the `experiment` group, None without one.
+
+    Raises:
+        Exception: whatever ends the run.
     """
-    try:
-        job()
-    except CheckFailedError:
-        if not launcher.endswith(_IN_PROCESS):
-            raise
-        _exit_codes.add(1)
-    except ConfigError as error:
-        if not launcher.endswith(_IN_PROCESS):
-            raise
-        report(error, arm if sweep else ())
-    except WRONG_COMMAND:  # of the whole sweep, found as a job reads its settings
-        raise
-    except (Exception, SystemExit) as error:
-        if not sweep or not launcher.endswith(_IN_PROCESS):
-            raise
-        traceback.print_exception(error)  # of a network or a loss of the user's own, say
-        _failed.append(f"{' '.join(arm)}: {type(error).__name__}: {one_line(error)}")
-        _exit_codes.add(1)
+    place = arms.place_of(settings, overrides, experiment)
+    before = arms.status_in(place)
+    if arms.left_out(settings, before):
+        return Arm(tuple(overrides), End.LEFT_OUT, place)
+    # Imported here, because torch takes seconds: --help and --cfg do not need it.
+    from debugnn.runs.execute import execute
+
+    execute(settings, overrides, experiment)
+    return Arm(tuple(overrides), arms.end_of(settings, before), place)
 
 
-def report(error: ConfigError, arm: Sequence[str]) -> None:
-    """Print a job's error, and let the command end with its exit code after the other jobs."""
-    if _verbose:
+def failed(error: BaseException, overrides: Sequence[str], place: Path | None, name: str) -> Arm:
+    """Print an arm's error in one line, keep its traceback, and return the arm as failed.
+
+    Args:
+        error: what ended it.
+        overrides: of the arm.
+        place: the run's directory, where the traceback of an unexpected error is kept.
+        name: what the line begins with; empty for a run alone.
+    """
+    if isinstance(error, CheckFailedError):  # which has been printed
+        return Arm(tuple(overrides), End.FAILED, None, "a check found an error", 1)
+    if isinstance(error, KeyboardInterrupt):  # a worker was told, and not this process
+        return Arm(tuple(overrides), End.INTERRUPTED, place, f"stopped by {error}", 1)
+    expected = isinstance(error, (*WRONG_COMMAND, WorkerDiedError))
+    kept = None if expected else arms.keep_traceback(error, place)
+    if _verbose or (kept is None and not expected):
         traceback.print_exception(error)
-    where = f"{' '.join(arm)}: " if arm else ""
-    print(f"error: {where}{explain(error)}", file=sys.stderr)
-    _exit_codes.add(error.exit_code)
+    reason = explain(error)
+    if not expected and not isinstance(error, OSError):
+        reason = f"{type(error).__name__}: {reason}"
+    print(f"error: {name}: {reason}" if name else f"error: {reason}", file=sys.stderr)
+    if isinstance(error, ConfigError):
+        code = error.exit_code
+    else:
+        code = 2 if isinstance(error, WRONG_COMMAND) else 1
+    there = place if place is not None and place.exists() else None
+    return Arm(tuple(overrides), End.FAILED, kept or there, reason, code)
+
+
+def shows_tracebacks() -> bool:
+    """Return whether the user asked for tracebacks, by HYDRA_FULL_ERROR=1."""
+    return _verbose
+
+
+def show_tracebacks(shown: bool) -> None:
+    """Let a worker process print tracebacks if the command does."""
+    global _verbose
+    _verbose = shown
+
+
+def record(arm: Arm) -> None:
+    """Add an arm of this command's sweep, which ends with a list of those that failed."""
+    _arms.append(arm)
+    _exit_codes.add(arm.exit_code)
+
+
+def summarise(ended: Sequence[Arm]) -> None:
+    """Say how the arms of a sweep ended: the failed ones one by one, the others as numbers."""
+    if any(arm.exit_code for arm in ended):
+        print(f"\n{arms.table(ended)}", file=sys.stderr)
+    elif ended:
+        print(arms.counts(ended))
 
 
 def explain(error: BaseException) -> str:

@@ -226,6 +226,7 @@ class ReportConfig:
 class Config:
     seed: int = number(0, "[0, 2147483647]")
     overwrite: bool = False
+    only_failed: bool = False
     output_dir: str = "outputs"
     model: dict[str, Any] = field(default_factory=dict)
     optim: dict[str, Any] = field(

@@ -27,6 +27,10 @@ class CheckFailedError(Exception):
     """A check before the training failed; the reasons have been printed already."""
 
 
+class WorkerDiedError(Exception):
+    """The process of a call ended before the call did."""
+
+
 def one_line(error: BaseException) -> str:
     """Return the error's message without line breaks."""
     return " ".join(str(error).split())

@@ -130,9 +130,9 @@ class Diagnosis:
 
 # Settings of where and how a run is kept, not of what it computes: they may differ between a
 # finished run and a request for the same one.
-BOOKKEEPING = ("overwrite", "output_dir", "wandb", "report", "data.root", "data.cache",
-               "data.download", "trainer.checkpoint_every", "trainer.checkpoint_minutes",
-               "trainer.read_every")  # fmt: skip
+BOOKKEEPING = ("overwrite", "only_failed", "output_dir", "wandb", "report", "data.root",
+               "data.cache", "data.download", "trainer.checkpoint_every",
+               "trainer.checkpoint_minutes", "trainer.read_every")  # fmt: skip
 
 
 def encode(record: Record) -> str:

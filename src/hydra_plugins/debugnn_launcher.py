@@ -49,20 +49,22 @@ class StackedLauncher(BasicLauncher):
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        """Run all jobs. A job's ConfigError is printed, and the others run.
+        """Run all jobs. A job that fails is recorded, and the others run.
 
         Raises:
             ConfigError: `at_once` is below 1.
         """
         from debugnn import cli
         from debugnn.errors import ConfigError
+        from debugnn.runs.arms import Arm, end_of, left_out, place_of, status_in
         from debugnn.stacking.sweep import Job, execute_together, sets_that_fit
 
-        def composed(settings: DictConfig) -> Job:
+        def composed(settings: DictConfig) -> Job | None:
             job = HydraConfig.get()
             OmegaConf.resolve(settings)  # ${hydra:...} means this job only in here
-            arm = list(job.overrides.task)
-            return Job(settings, arm, job.runtime.choices.get("experiment"))
+            arm, experiment = list(job.overrides.task), job.runtime.choices.get("experiment")
+            alone = left_out(settings, status_in(place_of(settings, arm, experiment)))
+            return None if alone else Job(settings, arm, experiment)
 
         if self._at_once < 1:
             raise ConfigError(f"hydra.launcher.at_once={self._at_once}: allowed is [1, inf)")
@@ -78,11 +80,17 @@ class StackedLauncher(BasicLauncher):
                 continue
             members = [job for index in chosen if (job := jobs[index]) is not None]
             configure_log(self.config.hydra.job_logging, self.config.hydra.verbose)
-            try:
-                execute_together(
-                    members, refuse=lambda job, error: cli.report(error, job.overrides)
-                )
-            except Exception as error:  # which Hydra raises after the other jobs
-                returns[chosen[0]].status = JobStatus.FAILED
-                returns[chosen[0]].return_value = error
+            places = [place_of(job.config, job.overrides, job.experiment) for job in members]
+            before = [status_in(place) for place in places]
+            broken: dict[int, Arm] = {}
+
+            def failed(job: Job, error: BaseException, broken: dict = broken) -> None:
+                place = place_of(job.config, job.overrides, job.experiment)
+                name = " ".join(job.overrides)
+                broken[id(job)] = cli.failed(error, job.overrides, place, name)
+
+            execute_together(members, failed)
+            for job, place, status in zip(members, places, before, strict=True):
+                ended = Arm(tuple(job.overrides), end_of(job.config, status), place)
+                cli.record(broken.get(id(job), ended))
         return returns

@@ -18,11 +18,13 @@ from debugnn.files import replace_text
 from debugnn.records import BOOKKEEPING
 from debugnn.runs.naming import arm_of, directory_of, label
 
+ERROR_FILE = "error.txt"  # the traceback of an error that nobody expected
+
 # Locked while a run is trained. It stays afterwards, as the mark of a directory that runs write.
 _LOCK = ".debugnn.lock"
 # What runs, and scripts/report.py for a single run, write there. Nothing else is ever removed.
 _WRITTEN = (_LOCK, "config.yaml", "run.json", "metrics.jsonl", "layers.jsonl", "findings.json",
-            "evidence.json", "fix.json", "checkpoint.pt", "checkpoint.previous.pt",
+            "evidence.json", "fix.json", ERROR_FILE, "checkpoint.pt", "checkpoint.previous.pt",
             "checkpoint.sha256", "nonfinite_step_*.pt", "wandb", "report.html")  # fmt: skip
 _STATUSES = ("running", "interrupted", "failed", "finished")
 
@@ -206,6 +208,7 @@ class RunDirectory:
             raise RunError(f"{self.path}: another process has begun this run just now")
         if not continued:
             self._empty()
+        (self.path / ERROR_FILE).unlink(missing_ok=True)  # of an earlier piece of the run
         replace_text(self._config_path, OmegaConf.to_yaml(self.config, resolve=True))
 
     def _check_own(self) -> None:

@@ -240,7 +240,7 @@ def open_run(run: Run, **more_facts: object) -> Iterator[Write]:
             status = "interrupted"
             log.warning("  stopped after step %d: the same command goes on", training.step)
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             facts["error"] = f"{type(error).__name__}: {error}"
             raise
         finally:

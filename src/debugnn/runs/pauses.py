@@ -3,6 +3,8 @@
 A signal does not end a run inside a step. The run is saved after the step, W&B is closed, and the
 command ends with a line that says how to go on. Where nothing is to be saved, as in the doctor's
 trials after the last step, it ends there. A second signal ends the process at once.
+
+A run in a worker process is told by the process that started the worker (`runs/workers.py`).
 """
 
 import os
@@ -10,13 +12,15 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Protocol
 
 # Ctrl-C, `kill` and a scheduler's time limit, and the warning before it that Slurm is asked for.
 _SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR2") if hasattr(signal, name)
 ]
+_HANGUP = getattr(signal, "SIGHUP", None)  # of a terminal that is closed
 
 
 class Interrupted(KeyboardInterrupt):
@@ -29,6 +33,29 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.exit_code = 128 + number
+
+    def __reduce__(self) -> tuple[type["Interrupted"], tuple[int]]:
+        """Return how it is made again from a pickle, in another process."""
+        return Interrupted, (self.exit_code - 128,)
+
+
+class Stoppable(Protocol):
+    """What signals can stop.
+
+    Attributes:
+        stopped_by: the number of the first signal that told it to stop, None without one.
+        between_steps: a signal ends it at once.
+    """
+
+    stopped_by: int | None
+    between_steps: bool
+
+    def stop(self, number: int) -> None:
+        """Note that the signal of this number tells it to stop."""
+
+
+# What signals stop at present: the run that is trained, the sweep that waits for its workers.
+_listening: list[Stoppable] = []
 
 
 class Pauses:
@@ -51,6 +78,13 @@ class Pauses:
     def __call__(self) -> bool:
         """Return whether to pause now."""
         return self.stopped_by is not None or time.monotonic() - self._saved >= self._seconds
+
+    def stop(self, number: int) -> None:
+        """Let the run end at its next pause, because of the signal of this number."""
+        if self.stopped_by is None:
+            self.stopped_by = number
+        if self.between_steps and threading.current_thread() is not threading.main_thread():
+            os.kill(os.getpid(), number)  # only a signal reaches the main thread inside the block
 
     def saved(self) -> None:
         """Note that a checkpoint was written."""
@@ -81,34 +115,58 @@ class Pauses:
 
 
 @contextmanager
-def told_by_signals(pauses: Pauses) -> Iterator[None]:
-    """Let signals stop the run inside the block, at its next pause.
+def told_by_signals(listener: Stoppable) -> Iterator[None]:
+    """Let signals stop the listener inside the block: a run ends at its next pause.
 
     Outside the main thread, where Python delivers no signals, nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    signals = 0  # `tell` is none: whoever calls it may have had the signal that came here too
 
     def note(number: int, frame: FrameType | None) -> None:
-        if pauses.stopped_by is not None:  # at once, as if nobody had listened
+        nonlocal signals
+        signals += 1
+        # At once, as if nobody had listened. (Kernel and shell both send that of a terminal.)
+        if signals > 1 and number != _HANGUP:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        pauses.stopped_by = number
-        when = "stops" if pauses.between_steps else "stops after this step"
+        when = "stops" if listener.between_steps else "stops after this step"
         # Not through `logging` or `print`, one of which the signal may have interrupted.
-        os.write(2, f"{signal.Signals(number).name}: {when}\n".encode())
-        if pauses.between_steps:
+        with suppress(OSError):  # of a terminal that was closed
+            os.write(2, f"{signal.Signals(number).name}: {when}
+".encode())
+        listener.stop(number)
+        if listener.between_steps:
             raise Interrupted(number)
 
-    before = {number: signal.signal(number, note) for number in _SIGNALS}
+    numbers = list(_SIGNALS)
+    if _HANGUP is not None and signal.getsignal(_HANGUP) is not signal.SIG_IGN:  # as nohup sets it
+        numbers.append(_HANGUP)
+    before = {number: signal.signal(number, note) for number in numbers}
+    _listening.append(listener)
     try:
         yield
     finally:
+        _listening.remove(listener)
         for number, handler in before.items():
             signal.signal(number, handler)
         # Whoever listened before is told too: submitit puts a job that is out of time back in line.
-        if (number := pauses.stopped_by) is not None:
+        if (number := listener.stopped_by) is not None:
             handler = before[number]
             if callable(handler) and handler is not signal.default_int_handler:
                 handler(number, None)
+
+
+def tell(number: int) -> bool:
+    """Stop what listens to signals, as the signal of this number would.
+
+    It may be called in any thread.
+
+    Returns:
+        False if nothing listens.
+    """
+    for listener in _listening:
+        listener.stop(number)
+    return bool(_listening)

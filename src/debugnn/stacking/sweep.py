@@ -7,18 +7,18 @@ A member continues from its checkpoint as a run alone does.
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from debugnn.errors import ConfigError, RunError
+from debugnn.errors import ConfigError, RunError, one_line
 from debugnn.records import BOOKKEEPING, Epoch
 from debugnn.runs.directory import RunDirectory, flat
-from debugnn.runs.execute import Run, choose_rate, finished, open_run, prepare, train
+from debugnn.runs.execute import Run, choose_rate, execute, finished, open_run, prepare, train
 from debugnn.runs.pauses import told_by_signals
 from debugnn.runs.sinks import Console
 from debugnn.stacking.stack import Member, Stack
@@ -49,6 +49,9 @@ class Job:
         }
 
 
+Failed = Callable[[Job, Exception | SystemExit], None]
+
+
 def sets_that_fit(jobs: Sequence[Job | None], at_once: int) -> list[list[int]]:
     """Divide jobs into sets that can train at once.
 
@@ -72,42 +75,45 @@ def sets_that_fit(jobs: Sequence[Job | None], at_once: int) -> list[list[int]]:
     return sets
 
 
-def execute_together(jobs: Sequence[Job], refuse: Callable[[Job, ConfigError], None]) -> None:
+def execute_together(jobs: Sequence[Job], failed: Failed) -> None:
     """Run a set of jobs at once, each in its own directory.
 
     Finished runs are skipped. Runs that do not stack, or that are faster alone, train one after the
-    other.
+    other, and so do those whose stack ends with an error: it may be that of one run, or of their
+    memory.
 
     Args:
         jobs: a set that fits.
-        refuse: is told each job that cannot be run, and why; the others run.
+        failed: is told each job that cannot be run, and why; the others run.
     """
     begun: list[_Begun] = []
     paths = set()
     for job in jobs:
-        try:
+        with _reporting(job, failed):
             directory = RunDirectory(job.config, job.overrides, job.experiment)
             if directory.path in paths:
                 log.info("%s: asked for twice", directory.title)
             elif not finished(directory):
                 paths.add(directory.path)
                 begun.append(_begin(job, directory))
-        except ConfigError as error:
-            refuse(job, error)
     groups: dict[int, list[_Begun]] = {}  # by the number of epochs reached
     for one in _in_step(begun):
         groups.setdefault(one.run.training.epoch, []).append(one)
     for group in groups.values():
         stack = _stack([one.member for one in group])
-        if stack is not None:
-            _train(stack, [one.run for one in group])
-            continue
-        for one in group:
-            try:
-                with one.member.randomness():
+        if stack is None:
+            for one in group:
+                with _reporting(one.job, failed), one.member.randomness():
                     train(one.run)
-            except ConfigError as error:
-                refuse(one.job, error)
+            continue
+        try:
+            _train(stack, [one.run for one in group])
+        except (Exception, SystemExit) as error:
+            log.warning("One after the other: %s: %s", type(error).__name__, one_line(error))
+            for one in group:
+                one.run.directory.unlock()
+                with _reporting(one.job, failed):  # it goes on from its checkpoint
+                    execute(one.job.config, one.job.overrides, one.job.experiment)
 
 
 @dataclass
@@ -140,6 +146,14 @@ def _in_step(begun: Sequence[_Begun]) -> Sequence[_Begun]:
         return [_begin(one.job, one.run.directory, least) if one in ahead else one for one in begun]
     except RunError:  # the checkpoint before is of another epoch
         return begun
+
+
+@contextmanager
+def _reporting(job: Job, failed: Failed) -> Iterator[None]:
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        failed(job, error)
 
 
 def _stack(members: Sequence[Member]) -> Stack | None:
