@@ -1,5 +1,6 @@
 """What a person types: help, mistakes, and the two launch forms."""
 
+import itertools
 import os
 import re
 import shlex
@@ -7,11 +8,11 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import train
 import yaml
-from torch import nn
 
 from conftest import CONF, REPOSITORY
 from debugnn import cli, records
@@ -34,7 +35,7 @@ def launch(monkeypatch, capsys, *arguments):
     """The same in this process: exit code, standard output, standard error."""
     monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
     monkeypatch.setattr(cli, "_exit_codes", set())
-    monkeypatch.setattr(cli, "_failed", [])
+    monkeypatch.setattr(cli, "_arms", [])
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     code = 0
     try:
@@ -269,53 +270,116 @@ def test_the_readmes_sweep_runs_as_typed_from_a_clean_start(tmp_path):
     assert list((tmp_path / "outputs").rglob("*.wandb"))
 
 
-@pytest.mark.slow
-def test_a_sweep_side_by_side_leaves_the_runs_and_names_the_refused_one(tmp_path, prepared):
-    shown = start(
-        "-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "optim.lr=-1,1e-3,1e-2",
-        "model=regressor", "data=regression", "loss=mse", "trainer.epochs=2", "wandb=disabled",
-        f"data.cache={prepared}", f"output_dir={tmp_path}",
-    )  # fmt: skip
-    assert shown.returncode == 2
-    assert "error: optim.lr=-1" in shown.stderr
-    assert "Traceback" not in shown.stderr
-    assert len(list(tmp_path.rglob("findings.json"))) == 2
-
+BREAKING = """
+import os, sys
+from torch import nn
 
 class Breaks(nn.Module):
-    """An activation that raises, or ends the process, when it is called for the fourth time."""
-
-    def __init__(self, error=RuntimeError):
-        super().__init__()
-        self.calls, self.error = 0, error
+    # In the fourth step, after the tries before the training.
+    calls = 0
 
     def forward(self, inputs):
         self.calls += 1
         if self.calls > 3:
-            raise self.error("the device is gone")
+            self.end()
         return inputs
 
+    def end(self):
+        raise RuntimeError("the device is gone")
 
-class Ends(Breaks):
-    def __init__(self):
-        super().__init__(SystemExit)
+class Exits(Breaks):
+    def end(self):
+        sys.exit(3)
+
+class Dies(Breaks):
+    def end(self):
+        os._exit(7)
+"""
+
+SMALL = ("model=deep_mlp", "trainer.epochs=1", "doctor=off", "wandb=disabled")
 
 
-def test_arms_that_break_are_listed_and_the_others_run(monkeypatch, capsys, tmp_path):
-    activations = "test_cli.Breaks,torch.nn.ReLU,test_cli.Ends"
-    code, _, errors = launch(
-        monkeypatch, capsys, "-m", f"model.activation._target_={activations}", "model=deep_mlp",
-        "trainer.epochs=1", "doctor=off", "wandb=disabled", f"output_dir={tmp_path}",
-    )  # fmt: skip
-    assert code == 1
-    _, listed = errors.split("2 arms have failed; the same command runs them again:\n")
-    one, other = listed.splitlines()
-    assert one.startswith("  model.activation._target_=test_cli.Breaks ")
-    assert one.endswith(": RuntimeError: the device is gone")
-    assert other.startswith("  model.activation._target_=test_cli.Ends ")
-    statuses = {
+def statuses(output):
+    """The status that each run tells, by the name of its activation."""
+    return {
         path.parts[-3].split("activation=")[1].split(",")[0]:
         records.load(path.read_text())["status"]
-        for path in tmp_path.rglob("run.json")
+        for path in output.rglob("run.json")
     }  # fmt: skip
-    assert statuses == {"Breaks": "failed", "ReLU": "finished", "Ends": "failed"}
+
+
+def test_arms_that_break_are_listed_and_run_again(monkeypatch, capsys, tmp_path):
+    """The traceback is in the run's directory, until the run goes on."""
+    (tmp_path / "breaking.py").write_text(BREAKING)
+    monkeypatch.syspath_prepend(tmp_path)
+    breaking = "model.activation._target_=breaking.Breaks,torch.nn.ReLU,breaking.Exits"
+    code, _, errors = launch(monkeypatch, capsys, "-m", breaking, *SMALL, f"output_dir={tmp_path}")
+    assert code == 1
+    assert "Traceback" not in errors
+    listed = errors[errors.index("\n3 arms: 1 finished, 2 failed\n") :].splitlines()[2:]
+    broken, why, where, exits, with_what, there, *hint = listed
+    assert broken.split() == ["failed", "model.activation._target_=breaking.Breaks"]
+    assert why.strip() == "RuntimeError: the device is gone"
+    assert "RuntimeError: the device is gone" in Path(where.strip()).read_text().splitlines()
+    assert exits.split() == ["failed", "model.activation._target_=breaking.Exits"]
+    assert with_what.strip() == "SystemExit: 3"
+    assert "sys.exit(3)" in Path(there.strip()).read_text()
+    assert "--failed" in " ".join(hint)
+    assert statuses(tmp_path) == {"Breaks": "failed", "ReLU": "finished", "Exits": "failed"}
+
+    monkeypatch.setattr("breaking.Breaks.end", lambda self: None)
+    code, shown, errors = launch(
+        monkeypatch, capsys, "-m", "--failed", f"{breaking},torch.nn.Tanh", *SMALL,
+        f"output_dir={tmp_path}",
+    )  # fmt: skip
+    assert code == 1  # the other one still breaks
+    assert "4 arms: 1 finished, 2 left out, 1 failed" in errors
+    assert statuses(tmp_path) == {"Breaks": "finished", "ReLU": "finished", "Exits": "failed"}
+    assert not Path(where.strip()).exists()
+    code, shown, _ = launch(
+        monkeypatch, capsys, "--failed", "model.activation._target_=torch.nn.Tanh", *SMALL,
+        f"output_dir={tmp_path}",
+    )  # fmt: skip
+    assert code == 0
+    assert "left out" in shown
+
+
+@pytest.mark.slow
+def test_a_sweep_side_by_side_goes_on_after_what_ends_an_arm(tmp_path, prepared):
+    """An error, a refused setting, an exit, a process that dies."""
+    (tmp_path / "breaking.py").write_text(BREAKING)
+    acts = ("breaking.Breaks", "breaking.Dies", "torch.nn.Softmax1", "breaking.Exits",
+            "torch.nn.ReLU")  # fmt: skip
+    shown = start(
+        "-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *SMALL,
+        f"model.activation._target_={','.join(acts)}", f"data.cache={prepared}",
+        f"output_dir={tmp_path}",
+        PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),
+    )  # fmt: skip
+    assert shown.returncode == 2
+    assert "Traceback" not in shown.stderr
+    _, listed = shown.stderr.split("\n5 arms: 1 finished, 4 failed\n")
+    arms = {
+        name.split()[-1].split("_target_=")[1]: reason.strip()
+        for name, reason in itertools.pairwise(listed.splitlines())
+        if name.startswith("  failed ")
+    }
+    assert arms.keys() == set(acts[:4])
+    assert arms["breaking.Breaks"] == "RuntimeError: the device is gone"
+    assert arms["breaking.Exits"] == "SystemExit: 3"
+    assert arms["breaking.Dies"] == "its process died (exit code 7)"
+    assert "torch.nn.Softmax1" in arms["torch.nn.Softmax1"]
+    assert statuses(tmp_path) == {
+        "Breaks": "failed", "Dies": "running", "Exits": "failed", "ReLU": "finished",
+    }  # fmt: skip
+
+
+def test_a_number_of_workers_that_cannot_be_is_refused(monkeypatch, capsys, tmp_path):
+    code, _, err = launch(
+        monkeypatch, capsys, "-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=0", "seed=0,1",
+        f"output_dir={tmp_path}",
+    )  # fmt: skip
+    assert code == 2
+    assert err.splitlines() == [
+        "error: hydra.launcher.n_jobs=0: allowed is [1, inf), or -1 for one a core"
+    ]

@@ -95,8 +95,7 @@ def launch(main: Callable[[], None], conf: Path) -> None:
         name = slip.strip("-").partition("=")[0]
         print(f"error: {slip}: overrides have no dashes: {name}=…", file=sys.stderr)
         sys.exit(2)
-    words = ["only_failed=true" if word == "--failed" else word for word in sys.argv[1:]]
-    sys.argv[1:] = config.quote_numbers(words, conf)
+    sys.argv[1:] = config.quote_numbers(_without_flag(sys.argv[1:]), conf)
     # Without it, Hydra prints an error itself, in several lines, and raises nothing.
     show_tracebacks(os.environ.get("HYDRA_FULL_ERROR") == "1")
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -121,6 +120,16 @@ def launch(main: Callable[[], None], conf: Path) -> None:
     summarise(_arms)
     if code := max(_exit_codes, default=0):
         sys.exit(code)
+
+
+def _without_flag(words: Sequence[str]) -> list[str]:
+    """Return a command's words with `--failed` as the override that it stands for."""
+    others = [word for word in words if word != "--failed"]
+    if len(others) == len(words):
+        return others
+    # Hydra takes overrides in one piece, before its own flags or after them.
+    last = max((i for i, w in enumerate(others) if "=" in w and w[0] != "-"), default=len(others))
+    return [*others[: last + 1], "only_failed=true", *others[last + 1 :]]
 
 
 def help_text(conf: Path) -> str:

@@ -4,15 +4,18 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 import torch
+from test_workers import DEADLINE, nobody_is_left, until
 
 from conftest import REPOSITORY
 from debugnn import records
 from debugnn.doctor.trial_runner import TrialRunner
 from debugnn.runs.execute import execute
 from debugnn.runs.pauses import Interrupted, Pauses
+from test_cli import launch
 
 pytestmark = pytest.mark.slow  # processes
 
@@ -20,11 +23,11 @@ SETTINGS = ["model=deep_mlp", "reg=dropout", "trainer.epochs=12", "trainer.devic
             "wandb=disabled", "doctor=off"]  # fmt: skip
 
 
-def begin(*arguments):
-    command = [sys.executable, str(REPOSITORY / "train.py"), *arguments, *SETTINGS]
+def begin(*arguments, settings=SETTINGS, **options):
+    command = [sys.executable, str(REPOSITORY / "train.py"), *arguments, *settings]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, text=True, env=environment, **pipes)
+    return subprocess.Popen(command, text=True, env=environment, **pipes, **options)
 
 
 def wait_for(process, text):
@@ -110,6 +113,72 @@ def test_a_stack_stops_at_its_epochs_end_and_goes_on(tmp_path):
     assert "continue from epoch" in shown
     for path in tmp_path.rglob("run.json"):
         assert len([row for row in rows(path.parent) if row["kind"] == "epoch"]) == 12
+
+
+SLOW = """
+import time
+from pathlib import Path
+import torch
+
+def loss(outputs, targets):
+    if outputs.requires_grad and not Path(__file__).with_name("fast").exists():
+        time.sleep(0.15)
+    return torch.nn.functional.cross_entropy(outputs, targets)
+"""
+
+
+def test_a_sweep_in_workers_is_killed_then_told_to_stop_and_goes_on(tmp_path, monkeypatch, capsys):
+    """Its workers are gone with it, so that the command can be started again at once."""
+    (tmp_path / "slow.py").write_text(SLOW)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    settings = [f"output_dir={tmp_path}", "loss._target_=slow.loss", "trainer.epochs=60",
+                "trainer.steps_per_epoch=4", "model=deep_mlp", "trainer.device=cpu",
+                "wandb=disabled", "doctor=off"]  # fmt: skip
+    aside = ["-m", "hydra/launcher=joblib", *settings, "seed=0,1"]
+
+    def runs():
+        return sorted(path.parent for path in tmp_path.rglob("metrics.jsonl"))
+
+    def statuses():
+        return [facts(run)["status"] for run in runs()]
+
+    def stop(number, at_once):
+        """Send the sweep a signal when so many runs have gone on; return what it said."""
+        before = {run: (facts(run)["pid"], len(rows(run))) for run in runs()}
+        process = begin(
+            *aside, f"hydra.launcher.n_jobs={at_once}", settings=[], start_new_session=True
+        )
+
+        def goes_on(run):
+            pid, length = before.get(run, (None, 0))
+            with suppress(ValueError, FileNotFoundError):  # a line that is half written
+                return facts(run)["pid"] != pid and len(rows(run)) > length
+            return False
+
+        until(lambda: process.poll() is not None or sum(map(goes_on, runs())) == at_once)
+        process.send_signal(number)
+        shown, errors = process.communicate(timeout=DEADLINE)
+        until(lambda: nobody_is_left(process.pid))
+        assert process.returncode == (-number if number == signal.SIGKILL else 128 + number), errors
+        return shown, errors
+
+    stop(signal.SIGKILL, at_once=2)
+    assert statuses() == ["running", "running"]
+    shown, errors = stop(signal.SIGTERM, at_once=1)
+    assert shown.count("the same command goes on") == 1
+    assert errors.splitlines()[-1].startswith("interrupted: the same command goes on")
+    assert "Traceback" not in errors
+    assert statuses() == ["interrupted", "running"]
+
+    (tmp_path / "fast").touch()
+    code, shown, errors = launch(monkeypatch, capsys, *settings, "seed=0,1,2", "-m", "--failed")
+    assert (code, errors) == (0, "")
+    assert shown.splitlines()[-1] == "3 arms: 2 finished, 1 left out"
+    assert statuses() == ["finished", "finished"]
+    for run in runs():
+        steps = [row["step"] for row in rows(run) if row["kind"] == "step"]
+        assert steps == list(range(240))
 
 
 def test_a_second_signal_ends_the_process_at_once():
