@@ -258,7 +258,11 @@ def main(arguments: list[str]) -> int:
     if options.jobs > 1 and any("memory" in arm.reason for arm in failed):
         print(f"--jobs {options.jobs // 2} needs less memory", file=sys.stderr)
     if len(failed) < len(ended):
-        show(Path(options.output), [*dict.fromkeys(job.experiment for job in done)])
+        try:
+            show(Path(options.output), [*dict.fromkeys(job.experiment for job in done)])
+        except ConfigError as error:  # such as a figure of layers, of runs with doctor=off
+            print(f"error: {error}", file=sys.stderr)
+            return 1
     return 1 if failed else 0
 
 

@@ -213,18 +213,15 @@ def failed(error: BaseException, overrides: Sequence[str], place: Path | None, n
         return Arm(tuple(overrides), End.FAILED, None, "a check found an error", 1)
     if isinstance(error, KeyboardInterrupt):  # a worker was told, and not this process
         return Arm(tuple(overrides), End.INTERRUPTED, place, f"stopped by {error}", 1)
-    expected = isinstance(error, (*WRONG_COMMAND, WorkerDiedError))
-    kept = None if expected else arms.keep_traceback(error, place)
-    if _verbose or (kept is None and not expected):
+    mistake, died = isinstance(error, WRONG_COMMAND), isinstance(error, WorkerDiedError)
+    kept = None if mistake else arms.keep_traceback(error, place)
+    if _verbose or not (mistake or died or kept):
         traceback.print_exception(error)
     reason = explain(error)
-    if not expected and not isinstance(error, OSError):
+    if not (mistake or died or isinstance(error, OSError)):
         reason = f"{type(error).__name__}: {reason}"
     print(f"error: {name}: {reason}" if name else f"error: {reason}", file=sys.stderr)
-    if isinstance(error, ConfigError):
-        code = error.exit_code
-    else:
-        code = 2 if isinstance(error, WRONG_COMMAND) else 1
+    code = getattr(error, "exit_code", 2 if mistake else 1)  # a ConfigError has its own
     there = place if place is not None and place.exists() else None
     return Arm(tuple(overrides), End.FAILED, kept or there, reason, code)
 

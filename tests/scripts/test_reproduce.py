@@ -1,6 +1,7 @@
 """One command over many experiments."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -95,7 +96,7 @@ def test_arms_are_those_that_train_py_sweeps_over(tmp_path):
     assert len(runs["swept"]) == 6
     assert runs["swept"] == runs["looped"]
     assert list((tmp_path / "looped" / "figures").glob("*.png"))
-    assert "nan_loss                 6       0" in looped.stdout
+    assert re.search(r"^nan_loss +6 +0 +0 ", looped.stdout, re.MULTILINE)
 
 
 def test_runs_at_once_are_what_they_are_one_by_one(tmp_path):
@@ -125,16 +126,50 @@ def test_runs_at_once_are_what_they_are_one_by_one(tmp_path):
     assert repr(losses["1"]) == repr(losses["2"])  # of NaN too
 
 
-def test_a_killed_process_is_said_with_what_to_do(tmp_path):
+KILLED = """
+import os
+from torch import nn
+
+class Killed(nn.Identity):
+    def __init__(self):
+        super().__init__()
+        os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_killed_process_costs_its_run_alone_which_failed_runs_again(
+    tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "killing.py").write_text(KILLED)
+    given = ["--experiments", "vanishing_gradient", "--output", str(tmp_path), "wandb=disabled",
+             "model=deep_mlp", "trainer.epochs=1"]  # fmt: skip
+    swept = "model.activation._target_=killing.Killed,torch.nn.Tanh"
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     shown = start(
-        "--experiments", "vanishing_gradient", "--output", str(tmp_path), "--jobs", "2",
-        "wandb=disabled", "model.activation._target_=os.abort", cwd=tmp_path,
-    )  # fmt: skip
+        *given, swept, "--jobs", "2", cwd=tmp_path, environment={**os.environ, "PYTHONPATH": path}
+    )
     assert shown.returncode == 1
-    last = shown.stderr.strip().splitlines()[-1]
-    assert last.startswith("error: a run's process was killed")
-    assert "--jobs 1" in last
     assert "Traceback" not in shown.stderr
+    assert "\n2 arms: 1 finished, 1 failed\n" in shown.stderr
+    named, reason, *_, last = shown.stderr[shown.stderr.index("\n  failed ") + 1 :].splitlines()
+    assert named.split() == ["failed", "model.activation._target_=killing.Killed"]
+    assert "SIGKILL" in reason
+    assert last.startswith("--jobs 1 needs less memory")
+    assert re.search(r"^vanishing_gradient +2 +0 +1 ", shown.stdout, re.MULTILINE)
+
+    # It died before its training had begun. In this process:
+    (tmp_path / "killing.py").write_text(KILLED.replace("9", "0"))
+    monkeypatch.syspath_prepend(tmp_path)
+    swept += ",torch.nn.ELU"  # which has not run at all
+    finished = list(tmp_path.rglob("run.json"))
+    assert len(finished) == 1
+    assert reproduce.main([*given, swept, "--failed", "--jobs", "1"]) == 0
+    assert re.search(r"^vanishing_gradient +1 +0 +0 ", capsys.readouterr().out, re.MULTILINE)
+    (mended,) = set(tmp_path.rglob("run.json")) - set(finished)
+    assert "Killed" in str(mended)
+    assert sorted(path.name for path in mended.parent.glob("*.txt")) == []
+    assert reproduce.main([*given, swept, "--failed"]) == 0
+    assert capsys.readouterr().out == "none of these runs has failed or was cut off\n"
 
 
 def test_a_failing_arm_is_named_and_the_rest_runs(tmp_path):
@@ -143,9 +178,11 @@ def test_a_failing_arm_is_named_and_the_rest_runs(tmp_path):
         "trainer.epochs=1", "wandb=disabled", "doctor=off", "data.batch_size=600", cwd=tmp_path,
     )  # fmt: skip
     assert shown.returncode == 1
-    failed = [line for line in shown.stderr.splitlines() if line.startswith("failed:")]
+    table = shown.stderr[shown.stderr.index("\n7 arms: 1 finished, 6 failed\n") :].splitlines()
+    failed = [line for line in table if line.startswith("  failed ")]
     assert len(failed) == 6  # a regression of 500 samples; the digits are enough
-    assert all("nan_loss" in line and "at most 500" in line for line in failed)
+    assert all("experiment=nan_loss" in line for line in failed)
+    assert sum("at most 500" in line for line in table) == 6
     assert len(list(tmp_path.rglob("run.json"))) == 1
 
 

@@ -10,8 +10,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from debugnn import records
-from debugnn.files import replace_text
-from debugnn.runs.directory import ERROR_FILE
+from debugnn.runs.directory import ERROR_FILE, keep_error
 from debugnn.runs.naming import arm_of, directory_of
 
 # Statuses of runs that failed, were stopped by a signal, or were cut off: `only_failed` runs these.
@@ -60,9 +59,12 @@ def place_of(config: DictConfig, overrides: Sequence[str], experiment: str | Non
 
 
 def status_in(place: Path | None) -> str | None:
-    """Return the status that run.json gives, `failed` if it is damaged, None without a run."""
+    """Return the status of the run in a directory, `failed` if run.json is damaged, None without.
+
+    A run that failed before it could begin has left its error, and no run.json.
+    """
     if place is None or not (place / "run.json").exists():
-        return None
+        return "failed" if place is not None and (place / ERROR_FILE).exists() else None
     try:
         return records.load((place / "run.json").read_text(encoding="utf-8"))["status"]
     except (ValueError, KeyError, TypeError):
@@ -81,18 +83,16 @@ def end_of(config: DictConfig, before: str | None) -> End:
 
 
 def keep_traceback(error: BaseException, place: Path | None) -> Path | None:
-    """Write the error's traceback into the run's directory, if the run got as far as that.
+    """Write the error's traceback into the run's directory, and return the file.
 
-    Returns:
-        The file; None if there is no directory, or it cannot be written.
+    Returns None if the task keeps no run, or the file cannot be written.
     """
-    if place is None or not (place / "run.json").exists():
+    if place is None:
         return None
     try:
-        replace_text(place / ERROR_FILE, "".join(traceback.format_exception(error)))
+        return keep_error(place, "".join(traceback.format_exception(error)))
     except OSError:
         return None
-    return place / ERROR_FILE
 
 
 def counts(arms: Sequence[Arm]) -> str:
@@ -119,5 +119,5 @@ def table(arms: Sequence[Arm]) -> str:
             own = [o for o in arm.overrides if o not in shared] or arm.overrides
             lines.append(f"  {arm.end:11}  {' '.join(own)}")
             lines += [f"{'':15}{text}" for text in (arm.reason, str(arm.place or "")) if text]
-    lines.append("The same command runs these again; with --failed, only those that had begun.")
+    lines.append("The same command runs these again; with --failed, no others.")
     return "\n".join(lines)

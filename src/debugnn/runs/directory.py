@@ -18,7 +18,7 @@ from debugnn.files import replace_text
 from debugnn.records import BOOKKEEPING
 from debugnn.runs.naming import arm_of, directory_of, label
 
-ERROR_FILE = "error.txt"  # the traceback of an error that nobody expected
+ERROR_FILE = "error.txt"  # the traceback of the error that ended a run
 
 # Locked while a run is trained. It stays afterwards, as the mark of a directory that runs write.
 _LOCK = ".debugnn.lock"
@@ -238,6 +238,24 @@ class RunDirectory:
     def _entries(self) -> Iterator[Path]:
         if self.path.exists():
             yield from self.path.iterdir()
+
+
+def keep_error(path: Path, text: str) -> Path:
+    """Write what ended a run into its directory, which is made if the run had not begun.
+
+    Returns:
+        The file.
+
+    Raises:
+        OSError: it cannot be written, or the directory is none that runs write.
+    """
+    if not path.exists():
+        path.mkdir(parents=True)
+        (path / _LOCK).touch()
+    if not (path / _LOCK).exists():
+        raise FileNotFoundError(path / _LOCK)
+    replace_text(path / ERROR_FILE, text)
+    return path / ERROR_FILE
 
 
 def _is_written(name: str) -> bool:
