@@ -54,6 +54,11 @@ class Job:
         return (*self.arm, f"output_dir={self.output}", f"seed={self.seed}")
 
     @property
+    def named(self) -> tuple[str, ...]:
+        """What it is called by beside the arms of other experiments."""
+        return (f"experiment={self.experiment}", *self.overrides)
+
+    @property
     def place(self) -> Path:
         """The run's directory."""
         there = OmegaConf.create({"output_dir": self.output, "seed": int(self.seed)})
@@ -121,12 +126,11 @@ def run(job: Job) -> Outcome:
     """Run the job in this process. An error ends the job alone."""
     started = time.perf_counter()
     try:
-        settings = compose("config", [f"experiment={job.experiment}", *job.overrides])
+        settings = compose("config", list(job.named))
         arm = cli.run_arm(settings, job.overrides, job.experiment)
     except (Exception, SystemExit) as error:
-        arm = cli.failed(error, job.overrides, job.place, str(job))
-    arm = replace(arm, overrides=(f"experiment={job.experiment}", *arm.overrides))
-    return Outcome(arm, time.perf_counter() - started)
+        arm = cli.failed(error, job.named, job.place, str(job))
+    return Outcome(replace(arm, overrides=job.named), time.perf_counter() - started)
 
 
 def run_aside(job: Job) -> tuple[Outcome, str]:
@@ -155,7 +159,7 @@ def outcomes(jobs: Sequence[Job], at_once: int) -> Iterator[tuple[Job, Outcome]]
             outcome, said = ended.value
             log.info("%s", said.rstrip("\n"))  # the lines of a run stay together
         else:
-            arm = cli.failed(ended.error, job.overrides, job.place, str(job))
+            arm = cli.failed(ended.error, job.named, job.place, str(job))
             outcome = Outcome(arm, 0.0)
         yield job, outcome
 
@@ -230,7 +234,7 @@ def main(arguments: list[str]) -> int:
             ]
             # A typo would fail every run: it is said once, before the first.
             for job in {job.experiment: job for job in jobs}.values():
-                config.check(compose("config", [f"experiment={job.experiment}", *job.overrides]))
+                config.check(compose("config", list(job.named)))
             Path(options.output).mkdir(parents=True, exist_ok=True)
             if options.failed:
                 jobs = [job for job in jobs if status_in(job.place) in UNFINISHED]

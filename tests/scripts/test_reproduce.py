@@ -143,29 +143,29 @@ def test_a_killed_process_costs_its_run_alone_which_failed_runs_again(
     (tmp_path / "killing.py").write_text(KILLED)
     given = ["--experiments", "vanishing_gradient", "--output", str(tmp_path), "wandb=disabled",
              "model=deep_mlp", "trainer.epochs=1"]  # fmt: skip
-    swept = "model.activation._target_=killing.Killed,torch.nn.Tanh"
+    swept = "model.activation._target_=killing.Killed,torch.nn.Nope"
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     shown = start(
         *given, swept, "--jobs", "2", cwd=tmp_path, environment={**os.environ, "PYTHONPATH": path}
     )
     assert shown.returncode == 1
     assert "Traceback" not in shown.stderr
-    assert "\n2 arms: 1 finished, 1 failed\n" in shown.stderr
-    named, reason, *_, last = shown.stderr[shown.stderr.index("\n  failed ") + 1 :].splitlines()
+    assert "\n2 arms: 2 failed\n" in shown.stderr
+    named, reason, where, *rest, last = shown.stderr.split("2 failed\n")[1].splitlines()
     assert named.split() == ["failed", "model.activation._target_=killing.Killed"]
     assert "SIGKILL" in reason
+    assert where.endswith("error.txt")
+    assert rest[0].split() == ["failed", "model.activation._target_=torch.nn.Nope"]
     assert last.startswith("--jobs 1 needs less memory")
-    assert re.search(r"^vanishing_gradient +2 +0 +1 ", shown.stdout, re.MULTILINE)
+    assert re.search(r"^vanishing_gradient +2 +0 +2 ", shown.stdout, re.MULTILINE)
 
     # It died before its training had begun. In this process:
     (tmp_path / "killing.py").write_text(KILLED.replace("9", "0"))
     monkeypatch.syspath_prepend(tmp_path)
     swept += ",torch.nn.ELU"  # which has not run at all
-    finished = list(tmp_path.rglob("run.json"))
-    assert len(finished) == 1
     assert reproduce.main([*given, swept, "--failed", "--jobs", "1"]) == 0
     assert re.search(r"^vanishing_gradient +1 +0 +0 ", capsys.readouterr().out, re.MULTILINE)
-    (mended,) = set(tmp_path.rglob("run.json")) - set(finished)
+    (mended,) = tmp_path.rglob("run.json")
     assert "Killed" in str(mended)
     assert sorted(path.name for path in mended.parent.glob("*.txt")) == []
     assert reproduce.main([*given, swept, "--failed"]) == 0
