@@ -135,8 +135,7 @@ def told_by_signals(listener: Stoppable) -> Iterator[None]:
         when = "stops" if listener.between_steps else "stops after this step"
         # Not through `logging` or `print`, one of which the signal may have interrupted.
         with suppress(OSError):  # of a terminal that was closed
-            os.write(2, f"{signal.Signals(number).name}: {when}
-".encode())
+            os.write(2, f"{signal.Signals(number).name}: {when}\n".encode())
         listener.stop(number)
         if listener.between_steps:
             raise Interrupted(number)
