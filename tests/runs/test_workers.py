@@ -11,6 +11,7 @@ import joblib
 import pytest
 
 from debugnn.errors import WorkerDiedError
+from debugnn.runs.pauses import Interrupted
 from debugnn.runs.workers import run_in_workers
 
 DEADLINE = 60  # seconds, for what takes a moment on an idle machine
@@ -45,6 +46,8 @@ def act(what, file):
         raise ValueError(what)
     elif what == "exits":
         sys.exit(4)
+    elif what == "is told":  # by somebody who tells this process alone
+        raise Interrupted(signal.SIGTERM)
     elif what == "makes":
         file.touch()
     return what, os.environ["OMP_NUM_THREADS"]
@@ -52,18 +55,18 @@ def act(what, file):
 
 def test_a_call_that_ends_its_process_ends_no_other(tmp_path):
     """The first one is waiting for the last all the time."""
-    acts = ["waits", "is killed", "ends", "raises", "exits", "makes"]
+    acts = ["waits", "is killed", "ends", "raises", "exits", "is told", "makes"]
     calls = [(what, tmp_path / "made") for what in acts]
     begun = []
     ended = {e.index: e for e in run_in_workers(act, calls, 2, begun.append)}
-    assert begun == list(range(6))
+    assert begun == list(range(7))
     assert list(ended)[1:4] == [2, 3, 4]
     threads = os.environ.get("OMP_NUM_THREADS", str(max(1, joblib.cpu_count() // 2)))
     assert ended[0].value == ("waits", threads)
     assert "SIGKILL" in str(ended[1].error)
     assert "exit code 3" in str(ended[2].error)
-    assert [type(ended[i].error) for i in range(1, 6)] == [
-        WorkerDiedError, WorkerDiedError, ValueError, SystemExit, type(None),
+    assert [type(ended[i].error) for i in range(1, 7)] == [
+        WorkerDiedError, WorkerDiedError, ValueError, SystemExit, Interrupted, type(None),
     ]  # fmt: skip
 
 

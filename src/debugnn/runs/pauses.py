@@ -7,6 +7,7 @@ trials after the last step, it ends there. A second signal ends the process at o
 A run in a worker process is told by the process that started the worker (`runs/workers.py`).
 """
 
+import _thread
 import os
 import signal
 import threading
@@ -44,7 +45,7 @@ class Stoppable(Protocol):
 
     Attributes:
         stopped_by: the number of the first signal that told it to stop, None without one.
-        between_steps: a signal ends it at once.
+        between_steps: whether it ends at once, by Interrupted.
     """
 
     stopped_by: int | None
@@ -56,6 +57,7 @@ class Stoppable(Protocol):
 
 # What signals stop at present: the run that is trained, the sweep that waits for its workers.
 _listening: list[Stoppable] = []
+_relayed: list[int] = []  # signals on their way from `tell`
 
 
 class Pauses:
@@ -83,8 +85,6 @@ class Pauses:
         """Let the run end at its next pause, because of the signal of this number."""
         if self.stopped_by is None:
             self.stopped_by = number
-        if self.between_steps and threading.current_thread() is not threading.main_thread():
-            os.kill(os.getpid(), number)  # only a signal reaches the main thread inside the block
 
     def saved(self) -> None:
         """Note that a checkpoint was written."""
@@ -123,20 +123,24 @@ def told_by_signals(listener: Stoppable) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    signals = 0  # `tell` is none: whoever calls it may have had the signal that came here too
+    signals = 0
+    _relayed.clear()
 
     def note(number: int, frame: FrameType | None) -> None:
         nonlocal signals
-        signals += 1
+        if _relayed:  # it may have come here by itself too: it is no second one
+            _relayed.clear()
+        else:
+            signals += 1
         # At once, as if nobody had listened. (Kernel and shell both send that of a terminal.)
         if signals > 1 and number != _HANGUP:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
+        listener.stop(number)
         when = "stops" if listener.between_steps else "stops after this step"
         # Not through `logging` or `print`, one of which the signal may have interrupted.
         with suppress(OSError):  # of a terminal that was closed
             os.write(2, f"{signal.Signals(number).name}: {when}\n".encode())
-        listener.stop(number)
         if listener.between_steps:
             raise Interrupted(number)
 
@@ -159,13 +163,13 @@ def told_by_signals(listener: Stoppable) -> Iterator[None]:
 
 
 def tell(number: int) -> bool:
-    """Stop what listens to signals, as the signal of this number would.
-
-    It may be called in any thread.
+    """Pass on a signal that another process has had, in any thread, to what listens to signals.
 
     Returns:
         False if nothing listens.
     """
-    for listener in _listening:
-        listener.stop(number)
-    return bool(_listening)
+    if not _listening:
+        return False
+    _relayed.append(number)
+    _thread.interrupt_main(number)  # calls the handler in the main thread
+    return True

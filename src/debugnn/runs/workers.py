@@ -80,10 +80,9 @@ def run_in_workers(
 class _Workers:
     """See `run_in_workers`. Signals stop it."""
 
-    between_steps = False
-
     def __init__(self, at_once: int, threads: int) -> None:
         self.stopped_by: int | None = None
+        self.between_steps = False  # the workers are waited for
         self._at_once = at_once
         self._threads = threads
         self._idle: list[_Worker] = []

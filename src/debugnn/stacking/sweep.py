@@ -116,6 +116,14 @@ def execute_together(jobs: Sequence[Job], failed: Failed) -> None:
                     execute(one.job.config, one.job.overrides, one.job.experiment)
 
 
+@contextmanager
+def _reporting(job: Job, failed: Failed) -> Iterator[None]:
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        failed(job, error)
+
+
 @dataclass
 class _Begun:
     """A run that is ready to train, alone or as a member of a stack."""
@@ -146,14 +154,6 @@ def _in_step(begun: Sequence[_Begun]) -> Sequence[_Begun]:
         return [_begin(one.job, one.run.directory, least) if one in ahead else one for one in begun]
     except RunError:  # the checkpoint before is of another epoch
         return begun
-
-
-@contextmanager
-def _reporting(job: Job, failed: Failed) -> Iterator[None]:
-    try:
-        yield
-    except (Exception, SystemExit) as error:
-        failed(job, error)
 
 
 def _stack(members: Sequence[Member]) -> Stack | None:
