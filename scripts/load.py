@@ -1,7 +1,8 @@
 """Measure a sweep of many tiny runs: start, time and memory a run, skipping them, reading them.
 
-python scripts/load.py                       500 runs in one process
-python scripts/load.py --launcher joblib     in two processes
+python scripts/load.py                                       500 runs in one process
+python scripts/load.py --launcher joblib                     in several processes
+python scripts/load.py --output outputs/reference/survival   keep the figures
 """
 
 import argparse
@@ -128,14 +129,16 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--runs", type=int, default=500, help="of the sweep (default: 500)")
     parser.add_argument("--launcher", default="basic", help="hydra/launcher (default: basic)")
-    parser.add_argument("--output", type=Path, help="file for the figures, as JSON")
+    parser.add_argument("--output", type=Path, help="folder for the figures, in load_*.json")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="load-") as folder:
         figures = measure(options.runs, options.launcher, Path(folder))
     for name, value in figures.items():
         print(f"{name:40s} {value:10.4g}")
     if options.output:
-        options.output.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        options.output.mkdir(parents=True, exist_ok=True)
+        path = options.output / f"load_{options.launcher}.json"
+        path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     return 0 if figures["finished"] == options.runs else 1
 
 

@@ -3,6 +3,7 @@
     python scripts/soak.py                        30 kills over all kinds of runs
     python scripts/soak.py --minutes 60           for an hour
     python scripts/soak.py --kinds alone,stacked  of some kinds
+    python scripts/soak.py --output outputs/reference/survival   keep the counts
 
 A run survives if, after a restart, it leaves what an undisturbed run leaves, bit for bit: weights,
 optimiser, rows of steps and epochs, layers, findings and evidence.
@@ -246,7 +247,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, help="for how long")
     parser.add_argument("--seed", type=int, help="of the moments; one is drawn and printed without")
     parser.add_argument("--kinds", default=",".join(KINDS), help="of runs, with commas (all)")
-    parser.add_argument("--output", type=Path, help="file for the counts, as JSON")
+    parser.add_argument("--output", type=Path, help="folder for the counts, in kills.json")
     options = parser.parse_args(arguments)
     options.kinds = options.kinds.split(",")
     for kind in options.kinds:
@@ -268,7 +269,9 @@ def main(arguments: list[str]) -> int:
     print(table(results))
     if options.output:
         told = {kind: asdict(result) for kind, result in results.items()}
-        options.output.write_text(json.dumps({"seed": seed, "kinds": told}, indent=2) + "\n")
+        options.output.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"seed": seed, "kinds": told}, indent=2)
+        (options.output / "kills.json").write_text(f"{text}\n", encoding="utf-8")
     return 0 if all(r.survived == r.tried for r in results.values()) else 1
 
 

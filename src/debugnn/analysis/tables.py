@@ -3,8 +3,9 @@
 import inspect
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import yaml
@@ -322,6 +323,37 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def survival(kills: Mapping[str, Any]) -> str:
+    """Return what became of killed commands, a row for each kind.
+
+    Args:
+        kills: the content of kills.json.
+    """
+    rows = [
+        "| kind of run | kills | commands | as if never killed |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    total = Counter[str]()
+    for kind, counts in kills["kinds"].items():
+        rows.append(f"| {kind} | {counts['kills']} | {counts['tried']} | {counts['survived']} |")
+        total.update({name: counts[name] for name in ("kills", "tried", "survived")})
+    rows.append(f"| all | {total['kills']} | {total['tried']} | {total['survived']} |")
+    return "\n".join(rows)
+
+
+def load(figures: Mapping[str, Mapping[str, float]]) -> str:
+    """Return how long sweeps go on as they began, a row for each figure.
+
+    Args:
+        figures: launcher → the content of its load_*.json.
+    """
+    names = next(iter(figures.values()))
+    rows = [f"| | {' | '.join(figures)} |", f"| --- |{' ---: |' * len(figures)}"]
+    for name in names:
+        rows.append(f"| {name} | {' | '.join(f'{own[name]:.3g}' for own in figures.values())} |")
+    return "\n".join(rows)
 
 
 def fill(path: Path, name: str, text: str) -> None:

@@ -171,5 +171,5 @@ def tell(number: int) -> bool:
     if not _listening:
         return False
     _relayed.append(number)
-    _thread.interrupt_main(number)  # calls the handler in the main thread
+    _thread.interrupt_main(signal.Signals(number))  # calls the handler in the main thread
     return True
