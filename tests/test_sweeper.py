@@ -1,5 +1,7 @@
 """Jobs of a sweep share compositions, and have the settings that Hydra gives each of them."""
 
+import pickle
+
 import pytest
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
@@ -53,6 +55,14 @@ def test_a_jobs_settings_are_those_of_hydras_own_loader(loaders, overrides):
     expected = outcome(own, master, overrides)
     for _ in range(2):  # from the files, and from the copy that is kept
         assert outcome(sharing, master, overrides) == expected
+
+
+def test_a_job_takes_no_compositions_to_another_process(loaders):
+    own, sharing, master = loaders
+    sharing.load_sweep_config(master, ["seed=1"])
+    sent = pickle.dumps(sharing)
+    assert len(sent) < 2 * len(pickle.dumps(own))
+    assert outcome(pickle.loads(sent), master, ["seed=2"]) == outcome(own, master, ["seed=2"])
 
 
 def test_a_job_does_not_change_the_next_ones_settings(loaders):

@@ -44,6 +44,10 @@ class SharedCompositions(ConfigLoaderImpl):
         super().__init__(loader.get_search_path())
         self._compositions: OrderedDict[tuple[str, ...], DictConfig] = OrderedDict()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is sent to another process with a job: nothing that it would not read."""
+        return {**self.__dict__, "_compositions": OrderedDict()}
+
     def load_sweep_config(
         self, master_config: DictConfig, sweep_overrides: list[str]
     ) -> DictConfig:
