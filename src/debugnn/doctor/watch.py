@@ -154,13 +154,26 @@ class Doctor:
         """
         self._observer.validate(inputs, targets)
 
-    def report(self) -> Report:
+    def hopeless(self) -> str | None:
+        """Return in a clause why the training cannot come to learn any more, None where it may.
+
+        To be called between two steps, where a training that is beyond help is to be ended. A
+        training that is merely slow, or on a plateau, is not hopeless. It takes one forward and one
+        backward pass of a copy, and up to eight of each where the first finds nothing that learns.
+        """
+        return self._observer.why_hopeless()
+
+    def report(self, trials: bool = True) -> Report:
         """Return the diagnosis so far.
 
         Where something looks wrong, trials run here on copies, within the budget.
+
+        Args:
+            trials: False leaves them out.
         """
         self._observer.gather()
-        self._trials.run(self.budget)
+        if trials:
+            self._trials.run(self.budget)
         return causes.diagnose(self.evidence, budget=self.budget)
 
     def state_dict(self) -> dict[str, Any]:

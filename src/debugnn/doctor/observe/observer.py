@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from debugnn.doctor import troubles
 from debugnn.doctor.copies import copied_model
+from debugnn.doctor.hopeless import why_hopeless
 from debugnn.doctor.nonfinite.replay import NonFiniteReplay
 from debugnn.doctor.nonfinite.weights import spoilt_by_update
 from debugnn.doctor.observe import devices
@@ -295,6 +296,14 @@ class Observer:
         """Bring the evidence up to date."""
         self._gatherer.gather()
         self._rest_copy()
+
+    @guarded("whether it can still learn")
+    def why_hopeless(self) -> str | None:
+        """Return in a clause why the training cannot come to learn, None where it may."""
+        self._losses.read()
+        reason = why_hopeless(self.training, self._losses.values)
+        self._rest_copy()
+        return reason
 
     def consider(
         self, batches: Sequence[tuple[Any, Any]], validation: Sequence[tuple[Any, Any]] | None
