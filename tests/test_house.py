@@ -53,6 +53,11 @@ ALLOWED = {
     "debugnn_launcher": ({"hydra", "omegaconf"}, LEAVES | {"runs", "cli", "stacking"}),
     "debugnn_workers": ({"hydra", "joblib", "omegaconf"}, LEAVES | {"runs", "cli"}),
     "debugnn_sweeper": ({"hydra", "omegaconf"}, set()),
+    "search": ({"filelock", "optuna"}, LEAVES),
+    "debugnn_search": (
+        {"hydra", "hydra_plugins", "omegaconf"},
+        LEAVES | {"config", "runs", "search"},
+    ),
     "__init__": (set(), {"doctor"}),
 }
 

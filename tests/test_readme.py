@@ -12,6 +12,7 @@ import hydra
 import pandas as pd
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep
 from hydra.types import RunMode
 
 from benchmarking import output
@@ -19,7 +20,7 @@ from conftest import CONF, REPOSITORY
 from debugnn import config
 from debugnn.analysis import archive, tables
 from reproduce import values_of
-from test_house import ALLOWED, LEAVES
+from test_house import ALLOWED, LEAVES, PLUGINS
 
 REFERENCE = REPOSITORY / "outputs" / "reference"
 PAGES = {
@@ -197,6 +198,12 @@ def test_there_are_commands_to_test():
     assert len(COMMANDS) > 20
 
 
+def ends_or_values(override):
+    """What an override sets: the ends of a range, or each value of a sweep."""
+    swept = override.value()
+    return [swept.start, swept.end] if isinstance(swept, IntervalSweep) else values_of(override)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_composes(command, documented_conf):
@@ -204,7 +211,7 @@ def test_every_command_composes(command, documented_conf):
     words = shlex.split(command, comments=True)[2:]
     overrides = config.quote_numbers([w for w in words if "=" in w], documented_conf)
     parsed = OverridesParser.create().parse_overrides(overrides)
-    choices = [[f"{o.key_or_group}={value}" for value in values_of(o)] for o in parsed]
+    choices = [[f"{o.key_or_group}={value}" for value in ends_or_values(o)] for o in parsed]
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(documented_conf)):
         for arm in itertools.product(*choices):
             composed = hydra.compose("config", list(arm), return_hydra_config=True)

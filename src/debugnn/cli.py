@@ -197,7 +197,7 @@ def run_arm(settings: DictConfig, overrides: Sequence[str], experiment: str | No
     from debugnn.runs.execute import execute
 
     execute(settings, overrides, experiment)
-    return Arm(tuple(overrides), arms.end_of(settings, before), place)
+    return Arm(tuple(overrides), arms.end_of(settings, before, place), place)
 
 
 def failed(error: BaseException, overrides: Sequence[str], place: Path | None, name: str) -> Arm:

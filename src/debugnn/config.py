@@ -227,6 +227,7 @@ class Config:
     seed: int = number(0, "[0, 2147483647]")
     overwrite: bool = False
     only_failed: bool = False
+    prune_on: str | None = choice(None, "doctor")
     output_dir: str = "outputs"
     model: dict[str, Any] = field(default_factory=dict)
     optim: dict[str, Any] = field(
@@ -328,6 +329,8 @@ def check(config: DictConfig) -> None:
             f"task.finder.end_lr={config.task.finder.end_lr}: it has to be above "
             f"task.finder.start_lr={config.task.finder.start_lr}"
         )
+    if config.prune_on == "doctor" and not config.doctor.enabled:
+        raise ConfigError("prune_on=doctor: needs doctor=on")
     if config.clip.rescale and config.clip.max_norm is None:
         raise ConfigError("clip.rescale=true: needs clip.max_norm, the norm to scale to")
 

@@ -110,6 +110,14 @@ class Pause:
 
 
 @dataclass(frozen=True, slots=True)
+class Pruned:
+    """The training ends here, because the rest of it would be of no use: no row."""
+
+    step: int  # that would have come next
+    reason: str  # in a clause
+
+
+@dataclass(frozen=True, slots=True)
 class Diagnosis:
     """What the doctor says about a run, as plain values: files of their own, no JSON line.
 
@@ -130,7 +138,7 @@ class Diagnosis:
 
 # Settings of where and how a run is kept, not of what it computes: they may differ between a
 # finished run and a request for the same one.
-BOOKKEEPING = ("overwrite", "only_failed", "output_dir", "wandb", "report", "data.root",
+BOOKKEEPING = ("overwrite", "only_failed", "prune_on", "output_dir", "wandb", "report", "data.root",
                "data.cache", "data.download", "trainer.checkpoint_every",
                "trainer.checkpoint_minutes", "trainer.read_every")  # fmt: skip
 

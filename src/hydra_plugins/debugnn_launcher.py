@@ -91,6 +91,6 @@ class StackedLauncher(BasicLauncher):
 
             execute_together(members, failed)
             for job, place, status in zip(members, places, before, strict=True):
-                ended = Arm(tuple(job.overrides), end_of(job.config, status), place)
+                ended = Arm(tuple(job.overrides), end_of(job.config, status, place), place)
                 cli.record(broken.get(id(job), ended))
         return returns

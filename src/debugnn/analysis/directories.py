@@ -99,6 +99,8 @@ def _how_it_ended(facts: dict[str, Any]) -> str:
         return "was cut off, or is running"
     if facts["status"] == "interrupted":
         return "was interrupted"
+    if facts["status"] == "pruned":
+        return f"was pruned after {facts['pruned']['step']} steps: {facts['pruned']['reason']}"
     return f"{facts['status']}: {facts.get('error', 'no error was recorded')}"
 
 

@@ -21,6 +21,7 @@ class End(StrEnum):
     """How an arm ended. An arm that is left out did not fail before: see `only_failed`."""
 
     FINISHED = "finished"
+    PRUNED = "pruned"
     SKIPPED = "skipped"
     LEFT_OUT = "left out"
     INTERRUPTED = "interrupted"
@@ -76,10 +77,12 @@ def left_out(config: DictConfig, before: str | None) -> bool:
     return config.only_failed and before not in UNFINISHED
 
 
-def end_of(config: DictConfig, before: str | None) -> End:
-    """Return how a run ended that had this status before, and has ended without an error."""
-    kept = before == "finished" and config.task.name != "fix" and not config.overwrite
-    return End.SKIPPED if kept else End.FINISHED
+def end_of(config: DictConfig, before: str | None, place: Path | None) -> End:
+    """Return how a run in a directory ended that had this status before, and raised no error."""
+    ended = before == "finished" or (before == "pruned" and config.prune_on is not None)
+    if ended and config.task.name != "fix" and not config.overwrite:
+        return End.SKIPPED
+    return End.PRUNED if status_in(place) == "pruned" else End.FINISHED
 
 
 def keep_traceback(error: BaseException, place: Path | None) -> Path | None:

@@ -11,8 +11,9 @@ from omegaconf import DictConfig
 from debugnn.build import build
 from debugnn.doctor import Doctor, Report, causes, check
 from debugnn.errors import CheckFailedError
-from debugnn.records import Diagnosis, Pause, Record
+from debugnn.records import Diagnosis, Pause, Pruned, Record
 from debugnn.runs.pauses import Pauses
+from debugnn.runs.pruning import pause_for_looks, until_hopeless
 from debugnn.training.layer_stats import LayerProbe
 from debugnn.training.loop import Training, fit
 
@@ -55,16 +56,23 @@ def doctor_of(
 
 def diagnosed(
     config: DictConfig, training: Training, doctor: Doctor, pauses: Pauses
-) -> Iterator[Record | Diagnosis | Pause]:
+) -> Iterator[Record | Diagnosis | Pause | Pruned]:
     """Train while the doctor watches; yield the training's records, then the diagnosis.
+
+    A pruned training is diagnosed without trials, which may take as long as what was saved.
 
     Raises:
         Interrupted: a signal came during the doctor's trials, which the last checkpoint precedes.
     """
-    probe = LayerProbe(config.doctor.every, config.doctor.bins)
-    yield from fit(training, config.trainer.epochs, probe, doctor, pauses)
+    probe, epochs = LayerProbe(config.doctor.every, config.doctor.bins), config.trainer.epochs
+    if config.prune_on == "doctor":
+        looks = pause_for_looks(training, pauses)
+        records = fit(training, epochs, probe, doctor, looks)
+        yield from until_hopeless(records, training, doctor, epochs)
+    else:
+        yield from fit(training, epochs, probe, doctor, pauses)
     with pauses.at_once():
-        seen = doctor.report().evidence
+        seen = doctor.report(trials=training.epoch == epochs).evidence
     yield diagnosis_of(causes.diagnose(seen, config.doctor.budget, overrides=True))
 
 

@@ -26,7 +26,7 @@ _LOCK = ".debugnn.lock"
 _WRITTEN = (_LOCK, "config.yaml", "run.json", "metrics.jsonl", "layers.jsonl", "findings.json",
             "evidence.json", "fix.json", ERROR_FILE, "checkpoint.pt", "checkpoint.previous.pt",
             "checkpoint.sha256", "nonfinite_step_*.pt", "wandb", "report.html")  # fmt: skip
-_STATUSES = ("running", "interrupted", "failed", "finished")
+_STATUSES = ("running", "interrupted", "failed", "pruned", "finished")
 
 
 class RunDirectory:
@@ -41,8 +41,8 @@ class RunDirectory:
         path: where it is, or will be.
         title: the run in a few words, for the console.
         resolved: the configuration as plain values.
-        status: `finished`, `failed`, `interrupted` by a signal or `running` (cut off) if a run is
-            there that is to be kept, None otherwise.
+        status: `finished`, `pruned` (ended early, because it was hopeless), `failed`, `interrupted`
+            by a signal or `running` (cut off) if a run is there that is to be kept, None otherwise.
 
     Raises:
         RunError: its run.json cannot be used.

@@ -15,14 +15,14 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
 from debugnn.build import build
-from debugnn.records import Diagnosis, Epoch, Pause, Record
+from debugnn.records import Diagnosis, Epoch, Pause, Pruned, Record
 from debugnn.runs.directory import RunDirectory
 from debugnn.runs.facts import facts_of
 from debugnn.runs.naming import run_name
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Write = Callable[[Record | Diagnosis | Pause], None]
+Write = Callable[[Record | Diagnosis | Pause | Pruned], None]
 
 
 def execute(config: DictConfig, overrides: Sequence[str], experiment: str | None) -> Path | None:
@@ -74,17 +74,23 @@ def execute(config: DictConfig, overrides: Sequence[str], experiment: str | None
 def finished(directory: RunDirectory) -> bool:
     """True if the run is there, finished; say so, and bring its report section up to date.
 
+    A pruned run has ended too, unless it is asked for without pruning.
+
     Raises:
         ConfigError: a run of another configuration is there.
         RunError: the run that is there is damaged, or another process is writing it.
     """
     directory.compare()
-    if directory.status not in (None, "finished"):
+    ended = ("finished", "pruned") if directory.config.prune_on else ("finished",)
+    if directory.status not in (None, *ended):
         directory.lock()  # before its checkpoint is read
-    if directory.status != "finished":
+    if directory.status not in ended:
         return False
     directory.unlock()  # it has finished while the lock was asked for
-    log.info("%s: finished before, skipped (overwrite=true runs it again)", directory.title)
+    again = "overwrite=true runs it again"
+    if directory.status == "pruned":
+        again += ", prune_on=null goes on with it"
+    log.info("%s: %s before, skipped (%s)", directory.title, directory.status, again)
     directory.update_report()
     return True
 
@@ -203,7 +209,10 @@ def open_run(run: Run, **more_facts: object) -> Iterator[Write]:
         facts["seconds"] = earlier  # known to the next piece even if this one is killed
         directory.write_facts(facts)
 
-        def write(record: Record | Diagnosis | Pause) -> None:
+        def write(record: Record | Diagnosis | Pause | Pruned) -> None:
+            if isinstance(record, Pruned):
+                facts["pruned"] = asdict(record)
+                return
             # The writer keeps the order: the checkpoint must not be ahead of the rows.
             if isinstance(record, Pause):
                 writer.submit(rows.flush)
@@ -234,7 +243,7 @@ def open_run(run: Run, **more_facts: object) -> Iterator[Write]:
                 directory.write_facts(facts)
             yield write
             writer.drain()
-            status = "finished"
+            status = "pruned" if "pruned" in facts else "finished"
         except Interrupted:
             writer.drain()
             status = "interrupted"
@@ -262,7 +271,7 @@ def _checkpoint_due(run: Run) -> bool:
     return regular or run.pauses()
 
 
-def records_of(run: Run) -> Iterator[Record | Diagnosis | Pause]:
+def records_of(run: Run) -> Iterator[Record | Diagnosis | Pause | Pruned]:
     """Do the task of a run, and yield its records: range tests, the training, its diagnosis."""
     config, training = run.directory.config, run.training
     yield from run.search

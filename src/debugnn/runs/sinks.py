@@ -14,7 +14,7 @@ from typing import Protocol
 from debugnn import records
 from debugnn.errors import START_OVER, RunError
 from debugnn.files import replace_text
-from debugnn.records import Diagnosis, Epoch, Layers, LrSuggestion, Record, Step
+from debugnn.records import Diagnosis, Epoch, Layers, LrSuggestion, Pruned, Record, Step
 
 log = logging.getLogger(__name__)
 
@@ -113,9 +113,12 @@ class Console:
         self._every = math.ceil(epochs / _EPOCH_LINES)
         self._ended: list[Epoch] = []
 
-    def write(self, record: Record | Diagnosis) -> None:
+    def write(self, record: Record | Diagnosis | Pruned) -> None:
         """Print what the record says, if it is one to be seen."""
-        if isinstance(record, Diagnosis):
+        if isinstance(record, Pruned):
+            text = f"pruned after {record.step} steps, for it is hopeless: {record.reason}"
+            log.info("%s", textwrap.fill(text, 80, initial_indent="  ", subsequent_indent="    "))
+        elif isinstance(record, Diagnosis):
             log.info("%s", textwrap.indent(record.text, "  "))
         elif isinstance(record, LrSuggestion):
             log.info("  range test %d: %-8s suggests lr %.2g", record.test, record.rule, record.lr)
