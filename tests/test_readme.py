@@ -18,7 +18,7 @@ from hydra.types import RunMode
 from benchmarking import output
 from conftest import CONF, REPOSITORY
 from debugnn import config
-from debugnn.analysis import archive, tables
+from debugnn.analysis import archive, searches, tables
 from reproduce import values_of
 from test_house import ALLOWED, LEAVES, PLUGINS
 
@@ -116,6 +116,13 @@ def test_the_speed_table_is_that_of_the_measured_numbers():
     """`python scripts/benchmark.py --output outputs/reference/benchmark` writes both."""
     measured = json.loads((REFERENCE / "benchmark" / "benchmark.json").read_text(encoding="utf-8"))
     assert between("results", "speed") == output.summary(measured)
+
+
+def test_the_search_table_is_that_of_the_kept_trials():
+    """`python scripts/compare_searches.py` writes both."""
+    trials = pd.read_csv(REFERENCE / "search" / "trials.csv")
+    table = f"{searches.comparison(trials)}\n\n{searches.provenance(trials)}"
+    assert between("results", "search") == table
 
 
 def test_every_figure_of_the_reference_is_shown():
