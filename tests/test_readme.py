@@ -20,7 +20,7 @@ from conftest import CONF, REPOSITORY
 from debugnn import config
 from debugnn.analysis import archive, searches, tables
 from reproduce import values_of
-from test_house import ALLOWED, LEAVES, PLUGINS
+from test_house import ALLOWED, LEAVES
 
 REFERENCE = REPOSITORY / "outputs" / "reference"
 PAGES = {
