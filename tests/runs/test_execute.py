@@ -314,7 +314,8 @@ def test_weights_are_the_same_with_and_without_the_doctor(compose, tmp_path):
         )  # fmt: skip
         config.output_dir = str(tmp_path / doctor)
         directory = execute(config, [], None)
-        trained.append(torch.load(directory / "checkpoint.pt", weights_only=False))
+        trained.append(torch.load(directory / "checkpoint.pt", weights_only=True))
+        assert (trained[-1].pop("watcher") is None) == (doctor == "off")
         if doctor == "on":
             assert records.load((directory / "findings.json").read_text())["trial_steps"] > 0
     assert_same(*trained)

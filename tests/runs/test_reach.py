@@ -5,18 +5,20 @@ import sys
 
 import pytest
 
-from conftest import REPOSITORY
+from conftest import CONF, REPOSITORY
 
 pytestmark = pytest.mark.slow
 
-# Runs train.py's own function on typed arguments, and prints what was imported of the package.
+# Executes one run, and prints what was imported of the package.
 PROGRAM = """
 import sys
-sys.argv = ["train.py", *sys.argv[1:]]
-sys.path.insert(0, ".")
-import train
-from debugnn import cli
-cli.launch(train.main, train.CONF)
+from hydra import compose, initialize_config_dir
+from debugnn import config
+from debugnn.runs.execute import execute
+config.register()
+with initialize_config_dir(sys.argv[1], version_base="1.3"):
+    settings = compose("config", sys.argv[2:])
+execute(settings, sys.argv[2:], None)
 for name, module in sorted(sys.modules.items()):
     if name.partition(".")[0] == "debugnn" and getattr(module, "__file__", None):
         print("reached", name, len(open(module.__file__, encoding="utf-8").readlines()))
@@ -26,7 +28,7 @@ for name, module in sorted(sys.modules.items()):
 def reached(tmp_path, *arguments):
     """Module → its lines, of the package's modules that one short run imports."""
     shown = subprocess.run(
-        [sys.executable, "-c", PROGRAM, "trainer.epochs=1", "trainer.steps_per_epoch=2",
+        [sys.executable, "-c", PROGRAM, str(CONF), "trainer.epochs=1", "trainer.steps_per_epoch=2",
          "wandb=disabled", "trainer.device=cpu", f"output_dir={tmp_path}", *arguments],
         cwd=REPOSITORY, capture_output=True, text=True, check=True,
     )  # fmt: skip
