@@ -149,11 +149,7 @@ def outcomes(jobs: Sequence[Job], at_once: int) -> Iterator[tuple[Job, Outcome]]
         for job in jobs:
             yield job, run(job)
         return
-
-    def begins(index: int) -> None:
-        log.info("starts %s", jobs[index])
-
-    for ended in run_in_workers(run_aside, [(job,) for job in jobs], at_once, begins):
+    for ended in run_in_workers(run_aside, announced(jobs), at_once):
         job = jobs[ended.index]
         if ended.error is None:
             outcome, said = ended.value
@@ -162,6 +158,13 @@ def outcomes(jobs: Sequence[Job], at_once: int) -> Iterator[tuple[Job, Outcome]]
             arm = cli.failed(ended.error, job.named, job.place, str(job))
             outcome = Outcome(arm, 0.0)
         yield job, outcome
+
+
+def announced(jobs: Sequence[Job]) -> Iterator[tuple[Job]]:
+    """Yield each job, and say that it starts."""
+    for job in jobs:
+        log.info("starts %s", job)
+        yield (job,)
 
 
 def summary(done: dict[Job, Outcome]) -> str:

@@ -8,13 +8,15 @@ is killed its workers train on.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.callbacks import Callbacks
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.singleton import Singleton
 from hydra.core.utils import (
@@ -87,6 +89,7 @@ class WorkersLauncher(Launcher):
 
         from debugnn import cli
         from debugnn.errors import ConfigError
+        from debugnn.runs.arms import place_of
         from debugnn.runs.workers import run_in_workers
 
         if self._n_jobs < 1 and self._n_jobs != -1:
@@ -98,75 +101,55 @@ class WorkersLauncher(Launcher):
         Path(str(self._config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
         at_once = min(cpu_count() if self._n_jobs == -1 else self._n_jobs, len(job_overrides))
         log.info("Launching %d jobs, %d at once", len(job_overrides), at_once)
-        jobs = [
-            _Job(self._context, self._config, self._task, list(overrides), initial_job_idx + index)
-            for index, overrides in enumerate(job_overrides)
-        ]
-        given = Singleton.get_state(), cli.shows_tracebacks()
+        given = self._task, self._context.callbacks, Singleton.get_state(), cli.shows_tracebacks()
+
+        def calls() -> Iterator[tuple]:
+            for number, overrides in enumerate(job_overrides, start=initial_job_idx):
+                log.info("\t#%d : %s", number, " ".join(filter_overrides(overrides)))
+                yield (self._composed(number, overrides), *given)
+
         returns: dict[int, JobReturn] = {}
-        for ended in run_in_workers(
-            _run_aside,
-            [(job, *given) for job in jobs],
-            at_once,
-            begins=lambda i: jobs[i].announce(),
-        ):
-            job, returned = jobs[ended.index], ended.value
+        for ended in run_in_workers(_run_aside, calls(), at_once):
+            overrides, returned = list(job_overrides[ended.index]), ended.value
             if ended.error is not None:
-                returned = job.returns(self._failed(job, ended.error))
+                settings = self._composed(initial_job_idx + ended.index, overrides)
+                experiment = settings.hydra.runtime.choices.get("experiment")
+                place = place_of(settings, overrides, experiment)
+                arm = cli.failed(ended.error, overrides, place, name=" ".join(overrides))
+                returned = JobReturn(overrides, status=JobStatus.COMPLETED, _return_value=arm)
             if returned.status == JobStatus.COMPLETED:
                 cli.record(returned.return_value)
             returns[ended.index] = returned
         return [returned for _, returned in sorted(returns.items())]
 
-    def _failed(self, job: "_Job", error: BaseException) -> Any:
-        """Return the arm whose worker gave nothing back."""
-        from debugnn import cli
-        from debugnn.runs.arms import place_of
-
-        settings = job.composed()
-        place = place_of(settings, job.overrides, settings.hydra.runtime.choices.get("experiment"))
-        return cli.failed(error, job.overrides, place, name=" ".join(job.overrides))
-
-
-@dataclass(frozen=True)
-class _Job:
-    """A job of a sweep: what Hydra's `run_job` is called with, in a worker."""
-
-    context: HydraContext
-    config: DictConfig
-    task: TaskFunction
-    overrides: list[str]
-    number: int
-
-    def announce(self) -> None:
-        log.info("\t#%d : %s", self.number, " ".join(filter_overrides(self.overrides)))
-
-    def composed(self) -> DictConfig:
-        """Return the job's configuration, with its number."""
-        settings = self.context.config_loader.load_sweep_config(self.config, self.overrides)
+    def _composed(self, number: int, overrides: Sequence[str]) -> DictConfig:
+        """Return the settings of a job, with its number."""
+        loader = self._context.config_loader
+        settings = loader.load_sweep_config(self._config, list(overrides))
         with open_dict(settings):
-            settings.hydra.job.id = f"{settings.hydra.job.name}_{self.number}"
-            settings.hydra.job.num = self.number
+            settings.hydra.job.id = f"{settings.hydra.job.name}_{number}"
+            settings.hydra.job.num = number
         return settings
 
-    def returns(self, value: object) -> JobReturn:
-        """Return the value as that of this job."""
-        return JobReturn(self.overrides, status=JobStatus.COMPLETED, _return_value=value)
 
-
-def _run_aside(job: _Job, singletons: dict[Any, Any], tracebacks: bool) -> JobReturn:
+def _run_aside(
+    settings: DictConfig,
+    task: TaskFunction,
+    callbacks: Callbacks,
+    singletons: dict[Any, Any],
+    tracebacks: bool,
+) -> JobReturn:
     """Run a job in this worker, as Hydra's own launcher does in its process."""
     from debugnn import cli
 
     cli.show_tracebacks(tracebacks)
     setup_globals()
     Singleton.set_state(singletons)
-    settings = job.composed()
     HydraConfig.instance().set_config(settings)
     return run_job(
-        hydra_context=job.context,
+        hydra_context=HydraContext(GlobalHydra.instance().config_loader(), callbacks),
         config=settings,
-        task_function=job.task,
+        task_function=task,
         job_dir_key="hydra.sweep.dir",
         job_subdir_key="hydra.sweep.subdir",
     )

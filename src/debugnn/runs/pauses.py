@@ -128,7 +128,8 @@ def told_by_signals(listener: Stoppable) -> Iterator[None]:
 
     def note(number: int, frame: FrameType | None) -> None:
         nonlocal signals
-        if _relayed:  # it may have come here by itself too: it is no second one
+        relayed = bool(_relayed)
+        if relayed:  # it may have come here by itself too: it is no second one
             _relayed.clear()
         else:
             signals += 1
@@ -138,9 +139,10 @@ def told_by_signals(listener: Stoppable) -> Iterator[None]:
             os.kill(os.getpid(), number)
         listener.stop(number)
         when = "stops" if listener.between_steps else "stops after this step"
-        # Not through `logging` or `print`, one of which the signal may have interrupted.
-        with suppress(OSError):  # of a terminal that was closed
-            os.write(2, f"{signal.Signals(number).name}: {when}\n".encode())
+        if not relayed:  # else the other process has said it
+            # Not through `logging` or `print`, one of which the signal may have interrupted.
+            with suppress(OSError):  # of a terminal that was closed
+                os.write(2, f"{signal.Signals(number).name}: {when}\n".encode())
         if listener.between_steps:
             raise Interrupted(number)
 

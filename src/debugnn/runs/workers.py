@@ -10,8 +10,7 @@ import re
 import signal
 import threading
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,10 +44,7 @@ class Ended:
 
 
 def run_in_workers(
-    function: Callable[..., Any],
-    calls: Sequence[tuple],
-    at_once: int,
-    begins: Callable[[int], None],
+    function: Callable[..., Any], calls: Iterable[tuple], at_once: int
 ) -> Iterator[Ended]:
     """Call a function in worker processes, several at once, and yield each call as it ends.
 
@@ -60,9 +56,8 @@ def run_in_workers(
 
     Args:
         function: it is pickled, as its arguments and what it returns are.
-        calls: the arguments of each call.
+        calls: the arguments of each call, taken one by one as the calls begin.
         at_once: number of workers, from 1.
-        begins: is told the index of each call before it begins.
 
     Raises:
         Interrupted: a signal came, and all runs have been saved.
@@ -70,7 +65,7 @@ def run_in_workers(
     workers = _Workers(at_once, threads=max(1, cpu_count() // at_once))
     with told_by_signals(workers):
         try:
-            yield from workers.run(function, calls, begins)
+            yield from workers.run(function, calls)
         finally:
             workers.close()
     if workers.stopped_by is not None:
@@ -88,15 +83,16 @@ class _Workers:
         self._idle: list[_Worker] = []
         self._busy: dict[Future, tuple[int, _Worker]] = {}
 
-    def run(
-        self, function: Callable, calls: Sequence[tuple], begins: Callable[[int], None]
-    ) -> Iterator[Ended]:
-        waiting = deque(enumerate(calls))
-        while self._busy or (waiting and self.stopped_by is None):
-            while waiting and len(self._busy) < self._at_once and self.stopped_by is None:
-                index, arguments = waiting.popleft()
-                begins(index)
+    def run(self, function: Callable, calls: Iterable[tuple]) -> Iterator[Ended]:
+        waiting = enumerate(calls)
+        while True:
+            while len(self._busy) < self._at_once and self.stopped_by is None:
+                index, arguments = next(waiting, (-1, ()))
+                if index == -1:
+                    break
                 self._submit(index, function, arguments)
+            if not self._busy:
+                return
             for future in wait(self._busy, return_when=FIRST_COMPLETED).done:
                 index, worker = self._busy.pop(future)
                 error = future.exception()
