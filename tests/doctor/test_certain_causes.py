@@ -114,6 +114,9 @@ def edges():
          loop(residues=[[0, 1.1e-3, 0.1], [1, 1.1e-3, 0.1]])),
         ("missing_zero_grad", loop(residues=[[0, 0.9e-3, 0.1], [1, 0.9e-3, 0.1]]),
          loop(residues=[[0, 0.9e-3, 0.8e-2], [1, 0.9e-3, 0.8e-2]])),
+        # Both directions are the same but for rounding: a dead network's one gradient that is left.
+        ("missing_zero_grad", loop(residues=[[0, 0.0, 1.1e-3], [1, 0.0, 1.1e-3]]),
+         loop(residues=[[0, 0.0, 2e-8], [1, 0.0, 2e-8]])),
         ("train_eval_mode", network(drops_in_evaluation=True, evaluation_change=0.011),
          network(drops_in_evaluation=True, evaluation_change=0.01)),
         ("train_eval_mode", network(drops_in_evaluation=True, evaluation_change=0.5),

@@ -7,8 +7,10 @@ from debugnn.doctor.causes.signals.outcome import severity
 from debugnn.doctor.evidence import Evidence
 
 # Distance of the used gradient's direction from that of the old and new gradient's sum: rounding.
+# Its distance from the new gradient alone is larger, or the two cannot be told apart: a layer may
+# get a gradient of one direction in all steps.
 NEAR = 1e-3
-# The same over its distance from the new gradient alone, so that the two can be told apart.
+# The first distance over the second.
 NEARER = 0.1
 # Steps in which it was so, and their share of those compared: a single step may be a coincidence.
 STEPS = 2
@@ -19,7 +21,9 @@ def added_gradients(evidence: Evidence) -> Iterator[Sign]:
     """Steps taken with gradients that an earlier step had used already."""
     loop = evidence.loop
     compared = {step for step, _, _ in loop.residues}
-    added = sorted({s for s, near, far in loop.residues if near < NEAR and near < NEARER * far})
+    added = sorted(
+        {s for s, near, far in loop.residues if near < NEAR < far and near < NEARER * far}
+    )
     if len(added) >= STEPS and len(added) >= SHARE * len(compared):
         yield Sign(
             severity(evidence),
