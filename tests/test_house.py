@@ -52,6 +52,7 @@ ALLOWED = {
     "cli": ({"hydra", "omegaconf", "yaml"}, LEAVES | {"training", "config", "runs"}),
     "debugnn_launcher": ({"hydra", "omegaconf"}, LEAVES | {"runs", "cli", "stacking"}),
     "debugnn_workers": ({"hydra", "joblib", "omegaconf"}, LEAVES | {"runs", "cli"}),
+    "debugnn_engines": ({"hydra", "omegaconf", "ray", "submitit"}, LEAVES | {"runs", "cli"}),
     "debugnn_sweeper": ({"hydra", "omegaconf"}, set()),
     "search": ({"filelock", "optuna"}, LEAVES),
     "debugnn_search": (
