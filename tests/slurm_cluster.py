@@ -12,6 +12,8 @@ from pathlib import Path
 
 NEEDED = ("slurmctld", "slurmd", "sbatch", "munged", "unshare")
 NODES = ("n1", "n2")
+# In a namespace of its own: all its processes end with the first.
+ALONE = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
 
 # `cred_expire`: otherwise a job that is queued again waits for two minutes. `KillWait`: how long a
 # job that is ended has after SIGTERM. `GraceTime`: the same for one that is preempted by a job in
@@ -50,11 +52,18 @@ PartitionName=urgent Nodes=ALL State=UP PriorityTier=10 PreemptMode=OFF
 
 def why_not() -> str | None:
     """Return why there can be no cluster here, None if there can be one."""
-    os.environ["PATH"] += ":/usr/sbin:/sbin"
-    missing = [program for program in NEEDED if shutil.which(program) is None]
+    missing = [program for program in NEEDED if path_of(program) is None]
     if missing:
         return f"Slurm is not installed: no {', '.join(missing)}"
-    return None if os.geteuid() == 0 else "Slurm's daemons need root"
+    if os.geteuid() != 0:
+        return "Slurm's daemons need root"
+    alone = subprocess.run([*ALONE, "true"], capture_output=True, check=False)
+    return "no namespaces of processes are allowed here" if alone.returncode else None
+
+
+def path_of(program: str) -> str | None:
+    """Return where a program is. Daemons are where the PATH of a user does not lead."""
+    return shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
 
 
 class Cluster:
@@ -89,8 +98,7 @@ class Cluster:
             poll(lambda: (folder / "munge.sock").exists(), "munged has a socket")
             self._start("slurmctld", "-D")
             for node in NODES:
-                alone = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
-                self._start(*alone, "slurmd", "-D", "-N", node, name=node)
+                self._start(*ALONE, path_of("slurmd") or "", "-D", "-N", node, name=node)
             poll(lambda: said("sinfo", "-hNt", "idle", "-p", "main", "-o", "%N") == [*NODES],
                  "both nodes are idle")  # fmt: skip
         except BaseException:
@@ -100,7 +108,9 @@ class Cluster:
     def _start(self, *command: str, name: str | None = None) -> None:
         name = name or command[0]
         with (self._folder / f"{name}.out").open("w") as output:
-            self._daemons[name] = subprocess.Popen(command, stdout=output, stderr=output)
+            self._daemons[name] = subprocess.Popen(
+                [path_of(command[0]) or "", *command[1:]], stdout=output, stderr=output
+            )
 
     def lose(self, node: str) -> None:
         """Kill a node with all that runs there, and let Slurm notice it at once."""

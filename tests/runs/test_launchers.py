@@ -162,9 +162,8 @@ def test_joblib(sweep, in_process):
 needs_submitit = pytest.mark.skipif(
     importlib.util.find_spec("submitit") is None, reason="submitit is not installed"
 )
-needs_slurm = pytest.mark.skipif(
-    bool(slurm_cluster.why_not()), reason=slurm_cluster.why_not() or ""
-)
+WHY_NOT = slurm_cluster.why_not()
+needs_slurm = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
 
 
 @pytest.fixture(scope="module")
