@@ -27,7 +27,8 @@ WRONG_COMMAND = (ConfigError, HydraException, OmegaConfBaseException, yaml.Marke
 
 # Launchers whose jobs run in this process, or that `record` what jobs return in other processes.
 # Under any other launcher an arm's error is raised, which is how it gets back to this process.
-_RECORDING = ("BasicLauncher", "StackedLauncher", "WorkersLauncher")
+_RECORDING = ("BasicLauncher", "StackedLauncher", "WorkersLauncher", "SlurmLauncher",
+              "SlurmLocalLauncher", "RayLauncher")  # fmt: skip
 
 # `--experiment x`, which Hydra takes for its own --experimental-rerun.
 _FLAG_FOR_OVERRIDE = re.compile(r"--(experiment|model|init|reg|clip|data|optim|loss|task)\b(?!-)")

@@ -49,13 +49,16 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from debugnn.errors import ConfigError, RunError, one_line
+from debugnn.errors import ConfigError, WorkerDiedError, one_line
 from debugnn.runs.pauses import Interrupted, Pauses, told_by_signals
 
 log = logging.getLogger(__name__)
 
 _LOOK_EVERY = 0.5  # seconds, for results
 _ASK_EVERY = 10.0  # seconds, for the jobs in Slurm's queue: many launchers ask one controller
+# What a job leaves, and why it left nothing: Ray or submitit lost its process.
+Outcome = JobReturn | WorkerDiedError
+
 _TO_SAVE = 60.0  # seconds that running jobs have when the launcher is told to stop
 
 
@@ -137,29 +140,30 @@ class Job:
     config: DictConfig
     task_function: TaskFunction
     singletons: Any
+    tracebacks: bool
 
     def __call__(self) -> JobReturn:
-        """Do for a job what Hydra's own launcher does."""
+        """Do for a job what Hydra's own launcher does. Its value is an `Arm`."""
+        from debugnn import cli
+
+        cli.show_tracebacks(self.tracebacks)
         setup_globals()
         Singleton.set_state(self.singletons)
-        config = self.hydra_context.config_loader.load_sweep_config(self.config, self.overrides)
-        with open_dict(config):
-            config.hydra.job.id = f"{config.hydra.job.name}_{self.number}"
-            config.hydra.job.num = self.number
         return run_job(
             hydra_context=self.hydra_context,
             task_function=self.task_function,
-            config=config,
+            config=self.composed(),
             job_dir_key="hydra.sweep.dir",
             job_subdir_key="hydra.sweep.subdir",
         )
 
-    def died(self, reason: str) -> JobReturn:
-        """Return the outcome of a job that left none."""
-        error = RunError(f"{' '.join(self.overrides)}: {reason}")
-        outcome = JobReturn(overrides=self.overrides, status=JobStatus.FAILED)
-        outcome.return_value = error
-        return outcome
+    def composed(self) -> DictConfig:
+        """Return the job's configuration, with its number."""
+        config = self.hydra_context.config_loader.load_sweep_config(self.config, self.overrides)
+        with open_dict(config):
+            config.hydra.job.id = f"{config.hydra.job.name}_{self.number}"
+            config.hydra.job.num = self.number
+        return config
 
 
 class SubmittedJob(Job):
@@ -228,31 +232,52 @@ class EngineLauncher(Launcher):
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        """Run all jobs and return their outcomes. A job that fails does not stop the others.
+        """Run all jobs. One that fails, or whose process dies, is recorded, and the others run.
+
+        Returns:
+            What each job returned, in the order of `job_overrides`.
 
         Raises:
             ConfigError: the engine is not installed, or does not take the jobs.
             KeyboardInterrupt: a signal told this process to stop.
         """
+        from debugnn import cli
+
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
-        singletons = Singleton.get_state()
+        given = Singleton.get_state(), cli.shows_tracebacks()
         jobs = []
         for number, overrides in enumerate(job_overrides, initial_job_idx):
             log.info("\t#%d : %s", number, " ".join(filter_overrides(overrides)))
-            settings = self.hydra_context, self.config, self.task_function, singletons
-            jobs.append(self.kind(number, list(overrides), *settings))
-        outcomes: dict[int, JobReturn] = {}
+            made_of = self.hydra_context, self.config, self.task_function, *given
+            jobs.append(self.kind(number, list(overrides), *made_of))
+        returns: dict[int, JobReturn] = {}
         for job, outcome in self.outcomes(jobs):
-            outcomes[job.number] = outcome
-            how = "failed" if outcome.status == JobStatus.FAILED else "ended"
-            log.info("\t#%d %s (%d of %d)", job.number, how, len(outcomes), len(jobs))
-        return [outcomes[job.number] for job in jobs]
+            if isinstance(outcome, WorkerDiedError):
+                outcome = _failed(job, outcome)
+            how: object = "failed"
+            if outcome.status == JobStatus.COMPLETED:
+                cli.record(outcome.return_value)
+                how = outcome.return_value.end
+            returns[job.number] = outcome
+            log.info("\t#%d %s (%d of %d)", job.number, how, len(returns), len(jobs))
+        return [returns[job.number] for job in jobs]
 
     @abstractmethod
-    def outcomes(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, JobReturn]]:
+    def outcomes(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Outcome]]:
         """Run the jobs, and yield each with its outcome when it has ended."""
+
+
+def _failed(job: Job, error: WorkerDiedError) -> JobReturn:
+    """Return what a job that left no outcome would have returned: its arm, as failed."""
+    from debugnn import cli
+    from debugnn.runs.arms import place_of
+
+    config = job.composed()
+    place = place_of(config, job.overrides, config.hydra.runtime.choices.get("experiment"))
+    arm = cli.failed(error, job.overrides, place, name=" ".join(job.overrides))
+    return JobReturn(job.overrides, status=JobStatus.COMPLETED, _return_value=arm)
 
 
 class SlurmLauncher(EngineLauncher):
@@ -284,7 +309,7 @@ class SlurmLauncher(EngineLauncher):
             "timeout_min": timeout_min, "signal_delay_s": signal_delay_s, **options
         }  # fmt: skip
 
-    def outcomes(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, JobReturn]]:
+    def outcomes(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Outcome]]:
         """Queue the jobs, and yield each with its outcome when it has ended."""
         if 60 * self._timeout_min <= self._signal_delay_s:  # jobs would be told to stop at once
             raise ConfigError(
@@ -309,7 +334,7 @@ class SlurmLauncher(EngineLauncher):
                     # is dead when it has been missed twice.
                     if submitted.paths.result_pickle.exists() or job_id in gone & missed:
                         del waiting[job_id]
-                        yield job, _outcome(job, submitted)
+                        yield job, _outcome(submitted)
                 missed = gone or missed
                 time.sleep(_LOOK_EVERY if waiting else 0)
         except KeyboardInterrupt:
@@ -334,7 +359,7 @@ class SlurmLocalLauncher(EngineLauncher):
         self._folder, self._max_num_timeout = folder, max_num_timeout
         self._at_once, self._options = at_once, options
 
-    def outcomes(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, JobReturn]]:
+    def outcomes(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Outcome]]:
         """Start the jobs, and yield each with its outcome when it has ended."""
         if self._at_once < 1:
             raise ConfigError(f"hydra.launcher.at_once={self._at_once}: allowed is [1, inf)")
@@ -352,7 +377,7 @@ class SlurmLocalLauncher(EngineLauncher):
                 for job_id, (job, submitted) in list(running.items()):
                     if submitted.done():
                         del running[job_id]
-                        yield job, _outcome(job, submitted)
+                        yield job, _outcome(submitted)
                 if pauses.stopped_by is not None:
                     for process in running:
                         os.kill(int(process), signal.SIGTERM)  # it tells the run
@@ -373,7 +398,7 @@ class RayLauncher(EngineLauncher):
     def __init__(self, init: DictConfig, remote: DictConfig) -> None:
         self._init, self._remote = _plain(init), _plain(remote)
 
-    def outcomes(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, JobReturn]]:
+    def outcomes(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Outcome]]:
         """Hand the jobs to Ray, and yield each with its outcome when it has ended."""
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports its use to its makers
         os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # it takes lines of two runs for repetitions
@@ -392,9 +417,10 @@ class RayLauncher(EngineLauncher):
                     for ended in ray.wait(list(running), timeout=_LOOK_EVERY)[0]:
                         job = running.pop(ended)
                         try:
-                            yield job, ray.get(ended)
+                            outcome = ray.get(ended)
                         except Exception as error:  # Ray's: of a process or a node that died
-                            yield job, job.died(one_line(error))
+                            outcome = WorkerDiedError(one_line(error))
+                        yield job, outcome
                     if pauses.stopped_by is not None:
                         for reference in running:
                             ray.cancel(reference)  # reaches the run as SIGINT
@@ -451,21 +477,21 @@ def _plain(value: Any) -> Any:
     return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
 
-def _outcome(job: Job, submitted: Any) -> JobReturn:
-    """Return the outcome of a job of submitit that has ended; remove its files if it is well."""
+def _outcome(submitted: Any) -> Outcome:
+    """Return the outcome of a job of submitit that has ended; remove its files if it left one."""
     paths = submitted.paths
     if not paths.result_pickle.exists():
-        return job.died(f"ended without an outcome; its output is in {paths.folder}")
+        return WorkerDiedError(f"its process died; its output is in {paths.folder}")
     error = submitted.exception()
     if error is not None:  # its text is the traceback, and hints to the output
         lines = str(error).split("----------------------")[1].strip().splitlines()
         reason = list(takewhile(lambda line: not line.startswith(" "), reversed(lines)))
-        return job.died(f"{' '.join(reversed(reason))} (in {paths.folder})")
+        return WorkerDiedError(f"{' '.join(reversed(reason))}; its output is in {paths.folder}")
+    for path in (paths.submitted_pickle, paths.stdout, paths.stderr):
+        path.unlink(missing_ok=True)
     outcome = submitted.result()
-    if outcome.status == JobStatus.COMPLETED:
-        for path in (paths.submitted_pickle, paths.result_pickle, paths.stdout, paths.stderr):
-            path.unlink(missing_ok=True)
-        _remove_empty(paths.folder)
+    paths.result_pickle.unlink(missing_ok=True)
+    _remove_empty(paths.folder)
     return outcome
 
 
