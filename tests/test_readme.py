@@ -27,6 +27,7 @@ PAGES = {
     "front": REPOSITORY / "README.md",
     "conf": CONF / "README.md",
     "build": REPOSITORY / "src" / "debugnn" / "README.md",
+    "runs": REPOSITORY / "src" / "debugnn" / "runs" / "README.md",
     "doctor": REPOSITORY / "src" / "debugnn" / "doctor" / "README.md",
     "results": REFERENCE / "README.md",
 }

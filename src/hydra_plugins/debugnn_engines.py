@@ -7,7 +7,7 @@
     slurm_local  each job is a process of this machine, by submitit in the same way: no Slurm needed
     ray          each job is a task of Ray, here or on the cluster at hydra.launcher.init.address
 
-(`joblib` comes with hydra-joblib-launcher; `stacked` is in `debugnn_launcher`.)
+(`joblib` is in `debugnn_workers`, `stacked` in `debugnn_launcher`.)
 
 Each job calls `runs.execute` in another process. So its run is named, locked, saved, stopped and
 continued as in this process. A job that Slurm or Ray begins again, because its node was lost or was
@@ -25,6 +25,7 @@ import logging
 import os
 import signal
 import subprocess
+import sys
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -141,12 +142,14 @@ class Job:
     task_function: TaskFunction
     singletons: Any
     tracebacks: bool
+    import_paths: list[str]  # with the folder of train.py, where a user's own modules may be
 
     def __call__(self) -> JobReturn:
         """Do for a job what Hydra's own launcher does. Its value is an `Arm`."""
         from debugnn import cli
 
         cli.show_tracebacks(self.tracebacks)
+        sys.path += [path for path in self.import_paths if path not in sys.path]
         setup_globals()
         Singleton.set_state(self.singletons)
         return run_job(
@@ -246,7 +249,7 @@ class EngineLauncher(Launcher):
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
-        given = Singleton.get_state(), cli.shows_tracebacks()
+        given = Singleton.get_state(), cli.shows_tracebacks(), list(sys.path)
         jobs = []
         for number, overrides in enumerate(job_overrides, initial_job_idx):
             log.info("\t#%d : %s", number, " ".join(filter_overrides(overrides)))

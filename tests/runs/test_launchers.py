@@ -222,7 +222,7 @@ def test_a_job_that_dies_in_slurm_is_one_failed_arm(tmp_path, cluster, monkeypat
     monkeypatch.setattr(debugnn_engines, "_ASK_EVERY", 0.5)
     monkeypatch.setenv("PYTHONPATH", PATHS)
     launcher = SlurmLauncher(f"{tmp_path}/%j", max_num_timeout=0, timeout_min=60, signal_delay_s=60)
-    jobs = [Asks(number, [how], None, None, None, None, False)
+    jobs = [Asks(number, [how], None, None, None, None, False, [])
             for number, how in enumerate(["exits", "raises", "ends"])]  # fmt: skip
     found = {job.number: outcome for job, outcome in launcher.outcomes(jobs)}
     assert found[2].status == JobStatus.COMPLETED
