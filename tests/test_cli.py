@@ -31,12 +31,12 @@ def start(*arguments, cwd=REPOSITORY, **environment):
     )
 
 
-def launch(monkeypatch, capsys, *arguments):
+def launch(monkeypatch, capsys, *arguments, full_error="0"):
     """The same in this process: exit code, standard output, standard error."""
     monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
     monkeypatch.setattr(cli, "_exit_codes", set())
     monkeypatch.setattr(cli, "_arms", [])
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    monkeypatch.setenv("HYDRA_FULL_ERROR", full_error)
     code = 0
     try:
         cli.launch(train.main, CONF)
@@ -65,8 +65,10 @@ cli.start(main, Path())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("code", [0, 3])
-@pytest.mark.parametrize("options", [[], ["-X", "utf8"]])  # started on the script alone, and not
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [([], 0), ([], 3), (["-X", "utf8"], 3)],  # started on the script alone, and not
+)
 def test_a_process_ends_with_its_code_after_threads_and_exit_functions(tmp_path, options, code):
     (tmp_path / "script.py").write_text(ENDING)
     shown = subprocess.run(
@@ -78,14 +80,15 @@ def test_a_process_ends_with_its_code_after_threads_and_exit_functions(tmp_path,
 
 
 @pytest.mark.slow
-def test_a_profiler_of_the_whole_script_still_reports(tmp_path, prepared):
+def test_a_profiler_of_the_whole_script_still_reports(tmp_path):
+    (tmp_path / "script.py").write_text(ENDING)
     shown = subprocess.run(
-        [sys.executable, "-m", "cProfile", "train.py", "model=regressor", "data=regression",
-         "loss=mse", "trainer.epochs=1", "wandb=disabled", f"data.cache={prepared}",
-         f"output_dir={tmp_path}"],
-        cwd=REPOSITORY, capture_output=True, text=True, check=False,
+        [sys.executable, "-m", "cProfile", "script.py", "0"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert shown.returncode == 0, shown.stderr
+    assert (shown.returncode, shown.stderr) == (0, "")
+    said = [word for word in shown.stdout.split() if word in ("main", "thread", "atexit")]
+    assert said == ["main", "thread", "atexit"]
     assert "function calls" in shown.stdout
 
 
@@ -191,9 +194,10 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_one_line_that_names_it(monkeypatch, capsys, tmp_path, mistake):
+def test_a_mistake_is_one_line_that_names_it(monkeypatch, capsys, tmp_path, prepared, mistake):
     monkeypatch.chdir(tmp_path)
-    code, out, err = launch(monkeypatch, capsys, "wandb=disabled", *mistake.split())
+    given = ("wandb=disabled", f"data.cache={prepared}", *mistake.split())
+    code, out, err = launch(monkeypatch, capsys, *given)
     assert code == 2
     assert len(err.strip().splitlines()) == 1
     for part in MISTAKES[mistake]:
@@ -203,23 +207,23 @@ def test_a_mistake_is_one_line_that_names_it(monkeypatch, capsys, tmp_path, mist
     assert not list(tmp_path.rglob("run.json"))
 
 
-@pytest.mark.slow
-def test_full_error_shows_the_traceback(tmp_path):
-    shown = start("trainer.epochs=0", cwd=tmp_path, HYDRA_FULL_ERROR="1")
-    assert shown.returncode == 2
-    assert "Traceback" in shown.stderr
+def test_full_error_shows_the_traceback(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = launch(monkeypatch, capsys, "trainer.epochs=0", full_error="1")
+    assert code == 2
+    assert "Traceback" in err
 
 
 @pytest.mark.slow
 def test_an_arm_that_fails_is_named_and_the_others_run(monkeypatch, capsys, tmp_path):
     code, _, err = launch(
-        monkeypatch, capsys, "-m", "optim.lr=-1,1e-3", "trainer.epochs=1",
+        monkeypatch, capsys, "-m", "optim.lr=-1,1e-3", "trainer.epochs=1", "doctor=off",
         "trainer.steps_per_epoch=2", "wandb=disabled", f"output_dir={tmp_path}",
     )  # fmt: skip
     assert code == 2
     assert "optim.lr=-1" in err
     assert [path.parent.parent.name for path in tmp_path.rglob("run.json")] == [
-        "optim.lr=0.001,trainer.epochs=1,trainer.steps_per_epoch=2"
+        "doctor=off,optim.lr=0.001,trainer.epochs=1,trainer.steps_per_epoch=2"
     ]
 
 
@@ -260,13 +264,14 @@ def test_the_readmes_sweep_runs_as_typed_from_a_clean_start(tmp_path):
     """In an empty folder with an empty HOME: no network, no account, no prompt."""
     started = time.monotonic()
     shown = start(
-        "-m", "init=kaiming,xavier", "trainer.epochs=1", cwd=tmp_path,
-        HOME=str(tmp_path), DEBUGNN_DATA="",
+        "-m", "init=kaiming,xavier", "trainer.epochs=1", "trainer.steps_per_epoch=3",
+        cwd=tmp_path, HOME=str(tmp_path), DEBUGNN_DATA="",
     )  # fmt: skip
     assert shown.returncode == 0, shown.stderr
     assert time.monotonic() - started < 60
     arms = {path.parent.parent.name for path in (tmp_path / "outputs").rglob("run.json")}
-    assert arms == {"init=kaiming,trainer.epochs=1", "init=xavier,trainer.epochs=1"}
+    short = "trainer.epochs=1,trainer.steps_per_epoch=3"
+    assert arms == {f"init=kaiming,{short}", f"init=xavier,{short}"}
     assert list((tmp_path / "outputs").rglob("*.wandb"))
 
 

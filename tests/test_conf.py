@@ -61,20 +61,23 @@ def test_the_users_options_are_there():
 
 
 def chosen(model):
-    """Combinations of init, reg and clip for a model.
+    """Combinations of init, reg and clip for a model: each init, with reg and clip in turn.
 
-    What one file sets and another must not change shows in a pair of options: for one model every
-    pair occurs, for each other model every option.
+    What one file sets and another must not change shows in a pair of options, and over all models
+    every pair occurs.
     """
-    groups = [GROUPS[group] for group in ("init", "reg", "clip")]
-    if model == "relu_net":
-        inits, regs, clips = groups
-        return [(init, reg, clips[(i + j) % len(clips)])
-                for i, init in enumerate(inits) for j, reg in enumerate(regs)]  # fmt: skip
-    shift = GROUPS["model"].index(model)  # other pairs for each model
-    longest = max(map(len, groups))
-    return [tuple(g[(i + shift * n) % len(g)] for n, g in enumerate(groups))
-            for i in range(longest)]  # fmt: skip
+    inits, regs, clips = (GROUPS[group] for group in ("init", "reg", "clip"))
+    for number, init in enumerate(inits, GROUPS["model"].index(model)):
+        turn, reg = divmod(number, len(regs))
+        yield init, regs[reg], clips[turn % len(clips)]
+
+
+def test_every_pair_of_options_occurs():
+    combinations = [(model, *rest) for model in GROUPS["model"] for rest in chosen(model)]
+    for one, other in itertools.combinations(range(4), 2):
+        names = [GROUPS[name] for name in ("model", "init", "reg", "clip")]
+        wanted = set(itertools.product(names[one], names[other]))
+        assert {(combination[one], combination[other]) for combination in combinations} == wanted
 
 
 @functools.cache
@@ -141,6 +144,7 @@ def test_every_arm_of_every_experiment_trains(compose, name):
     for arm in found:
         short = ["data.batch_size=4"] if name != "overfit_small" else []
         settings = compose(f"experiment={name}", *arm, *short)
+        assert settings.data.name not in ("mnist", "cifar10")
         if settings.init.pretrain is not None:
             settings.init.pretrain.epochs = 1
             settings.init.pretrain.steps_per_epoch = 2

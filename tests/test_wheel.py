@@ -65,7 +65,7 @@ def test_the_wheel_requires_torch_and_numpy_alone(wheel: Path) -> None:
     assert set(metadata.get_all("Provides-Extra")) == set(optional)
 
 
-def test_the_readmes_doctor_example_needs_the_wheel_torch_and_numpy_alone(
+def test_the_readmes_watched_loop_names_its_fault_with_the_wheel_torch_and_numpy_alone(
     wheel: Path, tmp_path: Path
 ) -> None:
     readme = (REPOSITORY / "README.md").read_text()
@@ -79,6 +79,8 @@ def test_the_readmes_doctor_example_needs_the_wheel_torch_and_numpy_alone(
         [sys.executable, "-c", blocked], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert shown.returncode == 0, shown.stderr
+    assert "✗ loss fits" in shown.stdout
+    assert "diagnosis: wrong_loss" in shown.stdout
     *_, verdict, place = shown.stdout.splitlines()
-    assert verdict.startswith("False wrong_loss")
+    assert verdict.startswith("False wrong_loss give cross_entropy")
     assert place.startswith(str(wheel))

@@ -1,7 +1,7 @@
 """`scripts/report.py compare` says what differs between two arms, and nothing that does not."""
 
+import dataclasses
 import math
-import subprocess
 import sys
 
 import numpy as np
@@ -9,17 +9,26 @@ import pytest
 from scipy import stats
 from test_runs import epoch, write_run
 
-from conftest import REPOSITORY
+import report
 from debugnn import records
 
-pytestmark = pytest.mark.slow  # each test starts the script
 
-SCRIPT = REPOSITORY / "scripts" / "report.py"
+@dataclasses.dataclass
+class Said:
+    returncode: int
+    stdout: str
+    stderr: str
 
 
-def compare(*places):
-    command = [sys.executable, str(SCRIPT), "compare", *map(str, places)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+@pytest.fixture
+def compare(monkeypatch, capsys):
+    """`compare(A, B)`: `scripts/report.py compare A B` in this process."""
+
+    def run(*places):
+        monkeypatch.setattr(sys, "argv", ["report.py", "compare", *map(str, places)])
+        return Said(report.main(), *capsys.readouterr())
+
+    return run
 
 
 def arm(root, name, accuracies, loss=1.0, **settings):
@@ -39,7 +48,7 @@ def row(text, name):
     return line.removeprefix(name).split()
 
 
-def test_arms_are_compared_seed_by_seed(tmp_path):
+def test_arms_are_compared_seed_by_seed(compare, tmp_path):
     one, other = {0: 70.0, 1: 74.0, 2: 72.0}, {2: 73.5, 0: 71.0, 1: 75.9, 7: 12.0}
     left = arm(tmp_path, "none", one, dropout=0.0)
     right = arm(tmp_path, "dropout", other, dropout=0.5)
@@ -59,7 +68,7 @@ def test_arms_are_compared_seed_by_seed(tmp_path):
     assert "1 seed that only one side has is left out" in " ".join(said.stdout.split())
 
 
-def test_arms_without_a_common_seed_are_compared_unpaired(tmp_path):
+def test_arms_without_a_common_seed_are_compared_unpaired(compare, tmp_path):
     said = compare(
         arm(tmp_path, "none", {0: 70.0, 1: 74.0}), arm(tmp_path, "bn", {2: 75.0, 3: 9.0})
     )
@@ -67,7 +76,7 @@ def test_arms_without_a_common_seed_are_compared_unpaired(tmp_path):
     assert "the settings are the same" in said.stdout
 
 
-def test_two_runs_have_no_interval(tmp_path):
+def test_two_runs_have_no_interval(compare, tmp_path):
     left, right = arm(tmp_path, "none", {0: 70.0, 1: 1.0}), arm(tmp_path, "bn", {0: 71.0})
     said = compare(left / "seed=0", right)
     assert row(said.stdout, "last test accuracy %") == ["70", "71", "+1"]
@@ -75,7 +84,7 @@ def test_two_runs_have_no_interval(tmp_path):
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
-def test_a_lost_loss_is_counted_and_not_averaged(tmp_path, loss):
+def test_a_lost_loss_is_counted_and_not_averaged(compare, tmp_path, loss):
     left, right = arm(tmp_path, "none", {0: 7.0, 1: 9.0}), arm(tmp_path, "bn", {0: 9.0}, loss)
     arm(tmp_path, "bn", {1: 9.0})
     said = compare(left, right)
@@ -91,7 +100,7 @@ def test_a_lost_loss_is_counted_and_not_averaged(tmp_path, loss):
     ]
 
 
-def test_what_cannot_be_compared_is_said_in_a_line(tmp_path):
+def test_what_cannot_be_compared_is_said_in_a_line(compare, tmp_path):
     one, other = arm(tmp_path, "none", {0: 70.0}), arm(tmp_path, "bn", {0: 70.0})
     several = compare(one.parent, other)
     assert several.returncode == 1

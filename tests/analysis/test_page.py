@@ -15,6 +15,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import sync_playwright
 from test_runs import epoch, stats, write_run
 
+import report
 from conftest import REPOSITORY
 from debugnn import records
 from debugnn.records import Layers, LrPoint, Step
@@ -47,9 +48,15 @@ def said(cause, summary=""):
                          "findings": [] if cause == "healthy" else [finding]})  # fmt: skip
 
 
-def write_report(root, *arguments):
-    command = [sys.executable, str(REPOSITORY / "scripts" / "report.py"), str(root)]
-    return subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
+@pytest.fixture
+def reported(monkeypatch, capsys):
+    """`reported(RUN, …)`: `scripts/report.py` in this process: exit code, output, errors."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["report.py", *map(str, arguments)])
+        return report.main(), *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +89,10 @@ def page(tmp_path_factory):
     torn = write_run(root, {"reg": "none"}, [epoch(0)]) / "metrics.jsonl"
     torn.write_text(torn.read_text() + "{nothing}\n")
     output = root / "report.html"
-    shown = write_report(root)
+    shown = subprocess.run(
+        [sys.executable, str(REPOSITORY / "scripts" / "report.py"), str(root)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert shown.returncode == 0, shown.stderr
     assert shown.stdout == f"55 runs in {output}\n"
     return output
@@ -113,13 +123,13 @@ def test_claims_have_their_verdicts_and_useless_runs_their_reasons(page):
     assert "metrics.jsonl: not strict JSON lines (line 2: " in text
 
 
-def test_a_directory_without_a_run_is_an_error(tmp_path):
+def test_a_directory_without_a_run_is_an_error(reported, tmp_path):
     write_run(tmp_path, {"reg": "bn"}, status="failed")
-    shown = write_report(tmp_path)
-    assert shown.returncode == 1
-    assert shown.stderr.startswith(f"error: {tmp_path}: no finished run")
-    assert "seed=0: failed" in shown.stderr
-    assert "Traceback" not in shown.stderr
+    code, _, errors = reported(tmp_path)
+    assert code == 1
+    assert errors.startswith(f"error: {tmp_path}: no finished run")
+    assert "seed=0: failed" in errors
+    assert "Traceback" not in errors
 
 
 def test_runs_without_an_experiment_have_the_command_that_makes_them(page):
@@ -128,27 +138,25 @@ def test_runs_without_an_experiment_have_the_command_that_makes_them(page):
     assert f"<code>{said}</code>" in text
 
 
-@pytest.mark.slow
-def test_arms_that_differ_in_their_epochs_alone_are_two(tmp_path):
+def test_arms_that_differ_in_their_epochs_alone_are_two(reported, tmp_path):
     for model, epochs in (("a", 2), ("b", 2), ("b", 3)):
         arm = {"model": model, "trainer.epochs": str(epochs)}
         write_run(tmp_path, arm, training(0, True, epochs))
-    assert write_report(tmp_path).returncode == 0
+    assert reported(tmp_path)[0] == 0
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert re.findall('<th scope="row">(.*)</th>', text) == ["a, 2", "b, 2", "b, 3"]
 
 
-@pytest.mark.slow
-def test_a_page_of_one_run_stands_in_its_directory(tmp_path):
+def test_a_page_of_one_run_stands_in_its_directory(reported, tmp_path):
     write_run(tmp_path, {"reg": "none"}, training(0, True))
     chosen = write_run(tmp_path, {"reg": "bn"}, training(0, True))
-    shown = write_report(chosen)
-    assert shown.stdout == f"1 run in {chosen / 'report.html'}\n"
+    _, shown, _ = reported(chosen)
+    assert shown == f"1 run in {chosen / 'report.html'}\n"
     text = (chosen / "report.html").read_text(encoding="utf-8")
     assert '<th scope="row">reg=bn</th>' in text
     assert "reg=none" not in text
-    both = write_report(chosen, str(tmp_path / "trial"))  # one of them twice
-    assert both.stdout == f"2 runs in {tmp_path / 'trial' / 'report.html'}\n"
+    _, both, _ = reported(chosen, tmp_path / "trial")  # one of them twice
+    assert both == f"2 runs in {tmp_path / 'trial' / 'report.html'}\n"
 
 
 # --- in a browser ---------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ import wandb_workspaces.reports.v2 as wr
 from test_runs import epoch, stats, write_run
 from wandb_workspaces.reports.v2.internal import ReportViewspec
 
+import report as report_script
 from conftest import REPOSITORY
 from debugnn import records
 from debugnn.analysis import wandb_report
@@ -383,9 +384,11 @@ def test_a_malformed_name_is_refused(name) -> None:
         wandb_report.target(name)
 
 
-@pytest.mark.slow
-def test_a_mistake_is_one_line(runs) -> None:
-    shown = command(runs, "--wandb", "project", "--dry-run")
-    assert (shown.returncode, shown.stdout) == (1, "")
-    (line,) = shown.stderr.splitlines()
+def test_a_mistake_is_one_line(monkeypatch, capsys, runs) -> None:
+    given = ["report.py", str(runs), "--wandb", "project", "--dry-run"]
+    monkeypatch.setattr(sys, "argv", given)
+    assert report_script.main() == 1
+    shown, errors = capsys.readouterr()
+    assert shown == ""
+    (line,) = errors.splitlines()
     assert line.startswith("error: --wandb=project: wanted is ENTITY/PROJECT")

@@ -3,10 +3,12 @@
 import math
 import os
 import pickle
+import shutil
 import signal
 import struct
 import subprocess
 import sys
+import time
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -188,8 +190,11 @@ def idx(array: np.ndarray) -> bytes:
 @pytest.fixture
 def fake_mnist(tmp_path, image_arrays):
     """Return a folder with MNIST's four files, and the few random images in them."""
-    arrays = image_arrays((1, 28, 28), train=12, test=10)
-    raw = tmp_path / "root" / "MNIST" / "raw"
+    return write_mnist(tmp_path, image_arrays((1, 28, 28), train=12, test=10))
+
+
+def write_mnist(folder: Path, arrays: Arrays) -> tuple[Path, Arrays]:
+    raw = folder / "root" / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for half, inputs, targets in (
         ("train", arrays.train_inputs, arrays.train_targets),
@@ -443,88 +448,96 @@ def test_without_a_writable_cache_the_reader_is_called(fake_mnist, tmp_path, cap
 # Without `if __name__ == "__main__"`: a subprocess that ran the caller's script again would never
 # end.
 DECODE = """
-import sys
+import multiprocessing, sys
 import numpy as np
 from debugnn.data import decoded, mnist
 from debugnn.errors import ConfigError
-try:
-    arrays = decoded(mnist, "mnist", *sys.argv[1:3], False)
-except ConfigError as error:
-    sys.exit(str(error))
-np.save(sys.argv[3], arrays.train_inputs)
-print("torchvision" in sys.modules)
+
+def decode(root, cache, output=None):
+    try:
+        arrays = decoded(mnist, "mnist", root, cache, False)
+    except ConfigError as error:
+        print(error)
+        return
+    if output:
+        np.save(output, arrays.train_inputs)
+    print("torchvision" in sys.modules)
+
+root, *rest = sys.argv[1:]
+decode(root, "cache", "cached.npy")
+if rest:
+    decode(rest[0], "cache of damaged files")
+    sys.stdout.flush()  # or the daemon prints these lines again
+    daemon = multiprocessing.get_context("fork").Process(
+        target=decode, args=(root, "cache of a daemon"), daemon=True
+    )
+    daemon.start()
+    daemon.join()
+    decode(root, "file/cache", "not_cached.npy")
 """
 
 
-def run_decode(tmp_path: Path, root: Path, cache: Path) -> subprocess.CompletedProcess:
-    script = tmp_path / "decode.py"
-    script.write_text(DECODE)
-    command = [sys.executable, str(script), str(root), str(cache), str(tmp_path / "seen.npy")]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+@pytest.fixture(scope="module")
+def decoding(tmp_path_factory, image_arrays) -> tuple[subprocess.CompletedProcess, Path, Arrays]:
+    """What a process said that decoded several times, its folder, and the arrays of its files."""
+    folder = tmp_path_factory.mktemp("decoding")
+    raw, arrays = write_mnist(folder, image_arrays((1, 28, 28), train=12, test=10))
+    damaged = shutil.copytree(raw.parent.parent, folder / "damaged")
+    (damaged / "MNIST" / "raw" / "train-labels-idx1-ubyte").write_bytes(b"cut off")
+    (folder / "file").write_text("in the way")
+    (folder / "decode.py").write_text(DECODE)
+    ended = subprocess.run(
+        [sys.executable, "decode.py", str(raw.parent.parent), str(damaged)],
+        cwd=folder, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert len(ended.stdout.splitlines()) == 4
+    return ended, folder, arrays
 
 
 @pytest.mark.slow
-def test_a_process_that_decodes_does_not_carry_torchvision_along(fake_mnist, tmp_path):
-    raw, arrays = fake_mnist
-    ended = run_decode(tmp_path, raw.parent.parent, tmp_path / "cache")
-    assert (ended.returncode, ended.stdout) == (0, "False\n"), ended.stderr
-    assert np.array_equal(np.load(tmp_path / "seen.npy"), arrays.train_inputs)
-    assert len(list((tmp_path / "cache").iterdir())) == 1
+def test_a_process_that_decodes_does_not_carry_torchvision_along(decoding):
+    ended, folder, arrays = decoding
+    assert ended.stdout.splitlines()[0] == "False"
+    assert np.array_equal(np.load(folder / "cached.npy"), arrays.train_inputs)
+    assert len(list((folder / "cache").iterdir())) == 1
 
 
 @pytest.mark.slow
-def test_an_error_of_the_subprocess_is_raised_in_the_same_words(fake_mnist, tmp_path):
-    raw, _ = fake_mnist
-    (raw / "train-labels-idx1-ubyte").write_bytes(b"cut off")
+def test_an_error_of_the_subprocess_is_raised_in_the_same_words(decoding):
+    ended, folder, _ = decoding
     with pytest.raises(ConfigError) as caught:
-        read_mnist(raw)  # in this process
-    ended = run_decode(tmp_path, raw.parent.parent, tmp_path / "cache")
-    assert (ended.returncode, ended.stderr) == (1, f"{caught.value}\n")
-    assert not (tmp_path / "cache").exists()
+        mnist(str(folder / "damaged"), False)  # in this process
+    assert ended.stdout.splitlines()[1] == str(caught.value)
+    assert not (folder / "cache of damaged files").exists()
 
 
 @pytest.mark.slow
-def test_where_the_subprocess_cannot_write_this_process_decodes(fake_mnist, tmp_path):
-    raw, arrays = fake_mnist
-    (tmp_path / "file").write_text("in the way")
-    ended = run_decode(tmp_path, raw.parent.parent, tmp_path / "file" / "cache")
-    assert ended.returncode == 0
-    assert ended.stdout == "True\n"  # torchvision was imported here
-    assert ended.stderr.count("cannot be written") == 1
-    assert np.array_equal(np.load(tmp_path / "seen.npy"), arrays.train_inputs)
-
-
-DAEMON = """
-import multiprocessing, sys
-from debugnn.data import decoded, mnist
-def decode():
-    decoded(mnist, "mnist", *sys.argv[1:3], False)
-worker = multiprocessing.get_context("fork").Process(target=decode, daemon=True)
-worker.start()
-worker.join()
-sys.exit(worker.exitcode)
-"""
+def test_where_the_subprocess_cannot_write_this_process_decodes(decoding):
+    ended, folder, arrays = decoding
+    assert ended.stdout.splitlines()[3] == "True"  # torchvision was imported here
+    (line,) = ended.stderr.splitlines()
+    assert "cannot be written" in line
+    assert np.array_equal(np.load(folder / "not_cached.npy"), arrays.train_inputs)
 
 
 @pytest.mark.slow
-def test_a_process_that_may_have_no_workers_decodes_too(fake_mnist, tmp_path):
-    raw, _ = fake_mnist
-    command = [sys.executable, "-c", DAEMON, str(raw.parent.parent), str(tmp_path / "cache")]
-    subprocess.run(command, check=True, timeout=120)
-    assert len(list((tmp_path / "cache").iterdir())) == 1
+def test_a_process_that_may_have_no_workers_decodes_too(decoding):
+    ended, folder, _ = decoding
+    assert ended.stdout.splitlines()[2] == "False"
+    assert len(list((folder / "cache of a daemon").iterdir())) == 1
 
 
 @pytest.mark.slow
 def test_an_interrupted_decoding_leaves_nothing_behind(real_data, tmp_path):
-    command = [sys.executable, str(tmp_path / "decode.py"), str(real_data), str(tmp_path / "cache")]
     (tmp_path / "decode.py").write_text(DECODE)
     started = subprocess.Popen(
-        [*command, str(tmp_path / "seen.npy")], stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
+        [sys.executable, "decode.py", str(real_data)], cwd=tmp_path, stderr=subprocess.PIPE,
+        text=True, start_new_session=True,
     )  # fmt: skip
     drafts = tmp_path / "cache"
-    while not (drafts.is_dir() and list(drafts.glob("tmp*"))) and started.poll() is None:
-        pass
+    while not list(drafts.glob("tmp*/*/*.npy")) and started.poll() is None:
+        time.sleep(0.001)  # leaves the processor to what is waited for
     os.killpg(started.pid, signal.SIGINT)
     _, said = started.communicate(timeout=60)
     assert said.count("Traceback") <= 1  # the parent's own

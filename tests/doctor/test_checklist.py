@@ -2,9 +2,6 @@
 
 import copy
 import math
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -14,8 +11,8 @@ from sklearn import datasets
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from conftest import REPOSITORY
 from debugnn import check
+from test_cli import launch
 
 
 def standard(values):
@@ -501,16 +498,6 @@ def test_batches_of_one_sample_are_checked():
 # --- the command line ---------------------------------------------------------------------------
 
 
-def start(cwd, *arguments):
-    return subprocess.run(
-        [sys.executable, str(REPOSITORY / "train.py"), "task=check", "wandb=disabled",
-         "data=digits", "model.blocks=[]", "model.hidden=[32]", "trainer.device=cpu", *arguments],
-        cwd=cwd, env={**os.environ, "OMP_NUM_THREADS": "1", "HYDRA_FULL_ERROR": "0"},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "code", "marks"),
     [
@@ -520,20 +507,25 @@ def start(cwd, *arguments):
     ],
     ids=["sound", "wrong loss", "mistake"],
 )
-def test_the_exit_code_tells_sound_from_faulty_from_mistyped(tmp_path, arguments, code, marks):
-    shown = start(tmp_path, *arguments)
-    assert shown.returncode == code, shown.stderr
+def test_the_exit_code_tells_sound_from_faulty_from_mistyped(
+    monkeypatch, capsys, tmp_path, prepared, arguments, code, marks
+):
+    monkeypatch.chdir(tmp_path)
+    ended, shown, errors = launch(
+        monkeypatch, capsys, "task=check", "wandb=disabled", "data=digits", "model.blocks=[]",
+        "model.hidden=[32]", "trainer.device=cpu", f"data.cache={prepared}", *arguments,
+    )  # fmt: skip
+    assert ended == code, errors
     for mark in "✓✗":
-        assert (mark in shown.stdout) == (mark in marks)
-    assert "Traceback" not in shown.stderr
+        assert (mark in shown) == (mark in marks)
+    assert "Traceback" not in errors
     if code == 1:
-        assert "✗ loss fits" in shown.stdout
+        assert "✗ loss fits" in shown
     if code == 2:
-        assert "optim.lr" in shown.stderr
-    assert max(map(len, shown.stdout.splitlines()), default=0) <= 80
+        assert "optim.lr" in errors
+    assert max(map(len, shown.splitlines()), default=0) <= 80
     # Nothing is trained or written.
-    assert not list(tmp_path.rglob("run.json"))
-    assert not list(tmp_path.rglob("metrics.jsonl"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_loss_that_compares_no_output_with_its_target_is_not_said_to_fit():

@@ -64,8 +64,15 @@ def test_masks_divided_twice_by_255(kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", LOSSES)
-@pytest.mark.parametrize(("scale", "low"), [(1.0, 0.0), (0.9, 0.05), (0.9, 0.1), (0.95, 0.0)])
+@pytest.mark.parametrize(
+    ("kind", "scale", "low"),
+    [
+        *((kind, 1.0, 0.0) for kind in LOSSES),
+        ("logits", 0.9, 0.05),
+        ("weighted", 0.9, 0.1),
+        ("probabilities", 0.95, 0.0),
+    ],
+)
 def test_masks_and_smoothed_masks_are_labels(kind, scale, low):
     (x, mask), (loss_fn, last) = scans(), LOSSES[kind]
     report = trained(x, low + scale * mask, loss_fn, last=last)

@@ -6,11 +6,11 @@ import subprocess
 import sys
 
 import pytest
-import train
 
-from conftest import CONF, REPOSITORY
-from debugnn import cli, records
+from conftest import REPOSITORY
+from debugnn import records
 from debugnn.runs import fix
+from test_cli import launch
 
 pytestmark = pytest.mark.slow
 
@@ -26,26 +26,13 @@ def here(monkeypatch, tmp_path):
     return tmp_path
 
 
-def launch(monkeypatch, capsys, *arguments):
-    """`python train.py task=fix …` in this process: exit code, standard output, standard error."""
-    monkeypatch.setattr(sys, "argv", ["train.py", "task=fix", *arguments])
-    monkeypatch.setattr(cli, "_exit_codes", set())
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
-    code = 0
-    try:
-        cli.launch(train.main, CONF)
-    except SystemExit as stop:
-        code = stop.code
-    out, err = capsys.readouterr()
-    return code, out, err
-
-
 @pytest.fixture(scope="module")
-def fixed(tmp_path_factory):
+def fixed(tmp_path_factory, prepared):
     """A training whose rate is too low, as typed at a shell: the process and its folder."""
     folder = tmp_path_factory.mktemp("fix")
     shown = subprocess.run(
-        [sys.executable, str(REPOSITORY / "train.py"), "task=fix", *TOO_SLOW],
+        [sys.executable, str(REPOSITORY / "train.py"), "task=fix", *TOO_SLOW,
+         f"data.cache={prepared}"],
         cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
         check=False,
     )  # fmt: skip
@@ -111,10 +98,10 @@ def test_the_table_is_printed(fixed, rows):
     assert "Traceback" not in fixed[0].stderr
 
 
-def test_a_healthy_run_has_nothing_to_fix(monkeypatch, capsys, here):
+def test_a_healthy_run_has_nothing_to_fix(monkeypatch, capsys, here, prepared):
     code, out, err = launch(
-        monkeypatch, capsys, *SMALL, "trainer.epochs=8", "optim.lr=0.01", "model.hidden=[64]",
-        "data.train_size=null",
+        monkeypatch, capsys, "task=fix", *SMALL, "trainer.epochs=8", "optim.lr=0.01",
+        "model.hidden=[64]", "data.train_size=null", f"data.cache={prepared}",
     )  # fmt: skip
     assert code == 0, err
     assert "nothing to fix" in out
@@ -123,7 +110,7 @@ def test_a_healthy_run_has_nothing_to_fix(monkeypatch, capsys, here):
 
 
 def test_without_the_doctor_it_is_refused(monkeypatch, capsys, here):
-    code, out, err = launch(monkeypatch, capsys, *SMALL, "doctor=off")
+    code, out, err = launch(monkeypatch, capsys, "task=fix", *SMALL, "doctor=off")
     assert code == 2
     assert "doctor=off" in err
     assert len(err.strip().splitlines()) == 1
@@ -133,7 +120,7 @@ def test_without_the_doctor_it_is_refused(monkeypatch, capsys, here):
 
 def test_a_remedy_that_looks_like_a_number_is_composed(monkeypatch, capsys, here):
     code, _, err = launch(
-        monkeypatch, capsys, "wandb=disabled", "trainer.device=cpu", "model=regressor",
+        monkeypatch, capsys, "task=fix", "wandb=disabled", "trainer.device=cpu", "model=regressor",
         "data=regression", "loss=mse", "optim=sgd", "optim.lr=1", "trainer.epochs=3",
     )  # fmt: skip
     assert code == 0, err
@@ -143,7 +130,7 @@ def test_a_remedy_that_looks_like_a_number_is_composed(monkeypatch, capsys, here
 
 def test_a_remedy_fits_the_data(monkeypatch, capsys, here):
     code, _, err = launch(
-        monkeypatch, capsys, "wandb=disabled", "trainer.device=cpu", "model=regressor",
+        monkeypatch, capsys, "task=fix", "wandb=disabled", "trainer.device=cpu", "model=regressor",
         "model.activation._target_=torch.nn.Identity", "data=regression", "loss=mse",
         "optim.lr=0.01", "trainer.epochs=3",
     )  # fmt: skip

@@ -19,7 +19,7 @@ from test_cli import launch
 
 pytestmark = pytest.mark.slow  # processes
 
-SETTINGS = ["model=deep_mlp", "reg=dropout", "trainer.epochs=12", "trainer.device=cpu",
+SETTINGS = ["model=deep_mlp", "reg=dropout", "trainer.epochs=8", "trainer.device=cpu",
             "wandb=disabled", "doctor=off"]  # fmt: skip
 
 
@@ -51,11 +51,9 @@ def weights(directory):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
+def undisturbed(compose):
     """The directory of the same run without a signal."""
-    output = tmp_path_factory.mktemp("undisturbed")
-    assert begin(f"output_dir={output}").wait() == 0
-    return run_in(output)
+    return execute(compose(*SETTINGS), [], None)
 
 
 def run_in(output):
@@ -63,23 +61,30 @@ def run_in(output):
     return facts.parent
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
-def test_a_signal_stops_a_run_that_goes_on_bit_for_bit(tmp_path, undisturbed, number):
-    process = begin(f"output_dir={tmp_path}")
-    wait_for(process, "epoch  2 of 12")
+@pytest.mark.parametrize(
+    ("number", "asked"),
+    [(signal.SIGINT, ("-m", "seed=0,1")), (signal.SIGTERM, ()), (signal.SIGUSR2, ())],
+    ids=["SIGINT in a sweep", "SIGTERM", "SIGUSR2"],
+)
+def test_a_signal_stops_a_run_that_goes_on_bit_for_bit(
+    monkeypatch, capsys, tmp_path, undisturbed, number, asked
+):
+    """A sweep ends with the run that is told to stop; the same command goes on with both."""
+    command = (*asked, f"output_dir={tmp_path}")
+    process = begin(*command)
+    wait_for(process, "epoch 1 of 8")
     process.send_signal(number)
     shown, errors = process.communicate()
     assert process.returncode == 128 + number, shown + errors
     assert "Traceback" not in shown + errors
     directory = run_in(tmp_path)
+    assert directory.name == "seed=0"
     told = facts(directory)
     assert told["status"] == "interrupted"
     reached = torch.load(directory / "checkpoint.pt", weights_only=True)["step"]
     assert f"stopped after step {reached}: the same command goes on" in shown
     assert max(row["step"] for row in rows(directory)) == reached - 1
-    again = begin(f"output_dir={tmp_path}")
-    again.communicate()
-    assert again.returncode == 0
+    assert launch(monkeypatch, capsys, *command, *SETTINGS)[0] == 0
     assert rows(directory) == rows(undisturbed)
     expected = weights(undisturbed)
     assert weights(directory).keys() == expected.keys()
@@ -87,32 +92,24 @@ def test_a_signal_stops_a_run_that_goes_on_bit_for_bit(tmp_path, undisturbed, nu
     assert facts(directory)["status"] == "finished"
     assert facts(directory)["started"] == told["started"]
     assert facts(directory)["seconds"] > told["seconds"]
+    names = {path.parent.name for path in tmp_path.rglob("run.json")}
+    assert names == ({"seed=0", "seed=1"} if asked else {"seed=0"})
 
 
-def test_a_signal_ends_the_whole_sweep(tmp_path):
-    process = begin("-m", "seed=0,1", f"output_dir={tmp_path}")
-    wait_for(process, "epoch  2 of 12")
-    process.send_signal(signal.SIGINT)
-    process.communicate()
-    assert process.returncode == 130
-    assert [path.parent.name for path in tmp_path.rglob("run.json")] == ["seed=0"]
-
-
-def test_a_stack_stops_at_its_epochs_end_and_goes_on(tmp_path):
+def test_a_stack_stops_at_its_epochs_end_and_goes_on(monkeypatch, capsys, tmp_path):
     settings = ["-m", "hydra/launcher=stacked", "seed=0,1", f"output_dir={tmp_path}"]
     process = begin(*settings)
-    wait_for(process, "epoch  2 of 12")
+    wait_for(process, "epoch 1 of 8")
     process.send_signal(signal.SIGTERM)
     process.communicate()
     assert process.returncode == 143
     found = {path.parent.name: facts(path.parent)["status"] for path in tmp_path.rglob("run.json")}
     assert found == {"seed=0": "interrupted", "seed=1": "interrupted"}
-    again = begin(*settings)
-    shown, _ = again.communicate()
-    assert again.returncode == 0
+    code, shown, _ = launch(monkeypatch, capsys, *settings, *SETTINGS)
+    assert code == 0
     assert "continue from epoch" in shown
     for path in tmp_path.rglob("run.json"):
-        assert len([row for row in rows(path.parent) if row["kind"] == "epoch"]) == 12
+        assert len([row for row in rows(path.parent) if row["kind"] == "epoch"]) == 8
 
 
 SLOW = """

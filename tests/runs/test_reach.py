@@ -9,37 +9,57 @@ from conftest import CONF, REPOSITORY
 
 pytestmark = pytest.mark.slow
 
-# Executes one run, and prints what was imported of the package.
+# Executes a run for each command, and prints what was imported of the package until its end. Runs
+# train.py's own function too, and prints whether torch's compiler was imported.
 PROGRAM = """
 import sys
 from hydra import compose, initialize_config_dir
 from debugnn import config
 from debugnn.runs.execute import execute
 config.register()
-with initialize_config_dir(sys.argv[1], version_base="1.3"):
-    settings = compose("config", sys.argv[2:])
-execute(settings, sys.argv[2:], None)
-for name, module in sorted(sys.modules.items()):
-    if name.partition(".")[0] == "debugnn" and getattr(module, "__file__", None):
-        print("reached", name, len(open(module.__file__, encoding="utf-8").readlines()))
+conf, *commands = sys.argv[1:]
+for command in commands:
+    with initialize_config_dir(conf, version_base="1.3"):
+        settings = compose("config", command.split())
+    execute(settings, command.split(), None)
+    for name, module in sorted(sys.modules.items()):
+        if name.partition(".")[0] == "debugnn" and getattr(module, "__file__", None):
+            lines = len(open(module.__file__, encoding="utf-8").readlines())
+            print("reached", command, name, lines, sep="\t")
+sys.path.insert(0, ".")
+import train
+from debugnn import cli
+sys.argv = ["train.py", *command.split(), "seed=1"]
+cli.launch(train.main, train.CONF)
+print("compiler", "torch._dynamo" in sys.modules, sep="\t")
 """
 
 
-def reached(tmp_path, *arguments):
-    """Module → its lines, of the package's modules that one short run imports."""
+def reached(tmp_path, *commands):
+    """Return for each short run: module → its lines, of the modules that were imported until its
+    end; and whether any of them, or the command line, imported torch's compiler."""
+    short = "trainer.epochs=1 trainer.steps_per_epoch=2 wandb=disabled trainer.device=cpu"
+    asked = [f"{command} {short} output_dir={tmp_path}" for command in commands]
     shown = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(CONF), "trainer.epochs=1", "trainer.steps_per_epoch=2",
-         "wandb=disabled", "trainer.device=cpu", f"output_dir={tmp_path}", *arguments],
+        [sys.executable, "-c", PROGRAM, str(CONF), *asked],
         cwd=REPOSITORY, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    rows = [line.split() for line in shown.stdout.splitlines() if line.startswith("reached ")]
-    return {name: int(lines) for _, name, lines in rows}
+    found = {command: {} for command in asked}
+    for kind, *rest in (line.split("\t") for line in shown.stdout.splitlines()):
+        if kind == "reached":
+            command, name, lines = rest
+            found[command][name] = int(lines)
+        elif kind == "compiler":
+            compiler = rest == ["True"]
+    return *found.values(), compiler
 
 
 def test_a_run_without_the_doctor_imports_neither_it_nor_the_stacks(tmp_path):
-    modules = reached(tmp_path, "doctor=off")
-    rooms = {name.split(".")[1] for name in modules if "." in name}
+    without, with_it, compiler = reached(tmp_path, "doctor=off", "doctor=on")
+    rooms = {name.split(".")[1] for name in without if "." in name}
     assert not rooms & {"doctor", "stacking", "faults", "analysis"}
-    print(f"{len(modules)} modules, {sum(modules.values())} lines")
-    assert sum(modules.values()) < 4000
-    assert "debugnn.doctor.watch" in reached(tmp_path, "doctor=on")
+    print(f"{len(without)} modules, {sum(without.values())} lines")
+    assert sum(without.values()) < 4000
+    assert "debugnn.doctor.watch" in with_it
+    assert "debugnn.training.process" in without
+    assert not compiler

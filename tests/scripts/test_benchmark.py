@@ -171,7 +171,7 @@ def test_start_up_and_further_jobs_are_measured_on_train_py(tmp_path, prepared):
     log = tmp_path / "log.txt"
     overrides = [
         f"data.cache={prepared}", "trainer.epochs=1", "trainer.steps_per_epoch=1",
-        "trainer.device=cpu", "wandb=disabled",
+        "trainer.device=cpu", "wandb=disabled", "model=deep_mlp", "doctor=off",
     ]  # fmt: skip
     first = startup.first_step("project", [*overrides, f"output_dir={tmp_path / 'one'}"], log)
     assert 0.5 < first < 120

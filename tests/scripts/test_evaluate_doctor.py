@@ -9,6 +9,7 @@ import evaluate_doctor
 from conftest import REPOSITORY
 from debugnn import records
 from debugnn.faults import FAULTY, SOUND
+from debugnn.runs.execute import execute
 
 pytestmark = pytest.mark.slow
 
@@ -35,6 +36,16 @@ def evaluate(*arguments, program=None):
     shown = subprocess.run(command, capture_output=True, text=True, check=False)
     assert shown.returncode == 0, shown.stderr
     return shown.stdout
+
+
+def judge(monkeypatch, capsys, *arguments):
+    """The same in this process: exit code, standard output, standard error."""
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
+    try:
+        code = evaluate_doctor.main()
+    except SystemExit as stop:
+        code = stop.code
+    return code, *capsys.readouterr()
 
 
 @pytest.fixture(scope="module")
@@ -72,61 +83,53 @@ def test_saved_runs_are_judged_again_without_torch(saved):
     assert "tuning    0 sound, 1 faulty runs" in again
 
 
-def test_held_out_programs_are_named_only_where_it_is_asked_for(wrong):
-    printed = evaluate("--rejudge", str(wrong))
+def test_held_out_programs_are_named_only_where_it_is_asked_for(monkeypatch, capsys, wrong):
+    code, printed, _ = judge(monkeypatch, capsys, "--rejudge", str(wrong))
+    assert code == 0
     assert TUNING in printed
     assert HELD_OUT not in printed
     assert "clamped_to_maximum" not in printed
-    revealed = evaluate("--rejudge", str(wrong), "--reveal")
+    _, revealed, _ = judge(monkeypatch, capsys, "--rejudge", str(wrong), "--reveal")
     assert f"held_out {HELD_OUT} seed 0: lr_too_low -> error (certain): constant_input" in revealed
     assert "| `lr_too_low` | `clamped_to_maximum` | 1 | 0.0 % (0.0 to 79.3) |" in revealed
 
 
-def test_saved_runs_are_judged_under_another_threshold(saved):
-    directory, _ = saved
+def test_saved_runs_are_judged_under_another_threshold(monkeypatch, capsys, saved):
+    directory, printed = saved
     # Either of these rules would find it.
     change = ["--set", "constant_input.SAMPLES=1000000", "--set", "constant_input.BATCHES=2"]
-    again = evaluate("--rejudge", str(directory), *change)
-    assert "constant_input ->" in again.splitlines()[0]
-    moved = evaluate("--rejudge", str(directory), "--sensitivity")
+    _, other, _ = judge(monkeypatch, capsys, "--rejudge", str(directory), *change)
+    assert "constant_input ->" in other.splitlines()[0]
+    _, moved, _ = judge(monkeypatch, capsys, "--rejudge", str(directory), "--sensitivity")
     assert "| threshold | value | × 0.5 | × 0.8 | × 1.25 | × 2 |" in moved
     assert "vanishing_gradient" not in moved  # it has no part in this diagnosis
+    _, again, _ = judge(monkeypatch, capsys, "--rejudge", str(directory))
+    assert again == printed  # the thresholds are as before
 
 
-def test_the_evidence_of_a_run_is_judged_again_without_torch(tmp_path):
-    command = [sys.executable, str(REPOSITORY / "train.py"), "data=regression",
-               "model=regressor", "loss=mse", "init=const100", "trainer.epochs=20",
-               "wandb=disabled", f"output_dir={tmp_path}"]  # fmt: skip
-    subprocess.run(command, check=True, capture_output=True)
-    (findings,) = tmp_path.rglob("findings.json")
-    kept = records.load(findings.read_text())["main_cause"]
+def test_the_evidence_of_a_run_is_judged_again_without_torch(monkeypatch, capsys, compose):
+    config = compose("data=regression", "model=regressor", "loss=mse", "init=const100",
+                     "trainer.epochs=20")  # fmt: skip
+    directory = execute(config, ["init=const100"], None)
+    kept = records.load((directory / "findings.json").read_text())["main_cause"]
     assert kept == "init_scale_too_large"
-    again = evaluate("--rejudge", str(tmp_path), program=WITHOUT_TORCH)
-    assert again == f"{findings.parent}: {kept} -> {kept}\n"
-    other = evaluate(
-        "--rejudge",
-        str(tmp_path),
-        "--set",
-        "network.LARGE_GAIN=1e12",
-        program=WITHOUT_TORCH,
-    )
+    runs = ("--rejudge", str(config.output_dir))
+    assert evaluate(*runs, program=WITHOUT_TORCH) == f"{directory}: {kept} -> {kept}\n"
+    _, other, _ = judge(monkeypatch, capsys, *runs, "--set", "network.LARGE_GAIN=1e12")
     assert kept in other.partition(" -> ")[0]
     assert kept not in other.partition(" -> ")[2]
 
 
 @pytest.mark.parametrize("given", ["nothing.AT_ALL=1", "vanishing_gradient.VANISHED=much"])
-def test_a_threshold_that_there_is_not_is_an_error(tmp_path, given):
-    command = [sys.executable, str(SCRIPT), "--rejudge", str(tmp_path), "--set", given]
-    shown = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert shown.returncode == 2
-    assert "error: argument --set: " in shown.stderr
+def test_a_threshold_that_there_is_not_is_an_error(monkeypatch, capsys, tmp_path, given):
+    code, _, errors = judge(monkeypatch, capsys, "--rejudge", str(tmp_path), "--set", given)
+    assert code == 2
+    assert "error: argument --set: " in errors
 
 
-def test_an_empty_directory_is_an_error(tmp_path):
-    command = [sys.executable, str(SCRIPT), "--rejudge", str(tmp_path)]
-    shown = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert shown.returncode != 0
-    assert "no run" in shown.stderr
+def test_an_empty_directory_is_an_error(monkeypatch, capsys, tmp_path):
+    said, *_ = judge(monkeypatch, capsys, "--rejudge", str(tmp_path))
+    assert "no run" in said  # Python prints such a code and ends with 1
 
 
 def test_no_two_runs_are_saved_in_one_file(tmp_path):

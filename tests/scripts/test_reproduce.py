@@ -12,6 +12,7 @@ import yaml
 import reproduce
 from conftest import CONF, REPOSITORY
 from debugnn import config, records
+from test_cli import launch
 
 pytestmark = pytest.mark.slow
 
@@ -47,16 +48,15 @@ def test_arms_are_the_sweeps_product(composing, name):
     assert len(set(arms)) == len(arms) == wanted
 
 
-@pytest.mark.parametrize("data", ["embedded", "article"])
 @pytest.mark.parametrize("name", sorted(p.stem for p in (CONF / "experiment").glob("*.yaml")))
-def test_the_arms_compose_on_either_kind_of_data(composing, name, data):
-    """The first and the last of them: test_conf trains every arm."""
-    arms = list(reproduce.arms(name, data))
+def test_the_arms_compose_on_the_articles_data(composing, name):
+    """The first and the last of them: test_conf trains every arm on embedded data."""
+    arms = list(reproduce.arms(name, "article"))
     composed = [
         hydra.compose("config", [f"experiment={name}", *arm]) for arm in (arms[0], arms[-1])
     ]
     real = {settings.data.name for settings in composed} & {"mnist", "cifar10"}
-    assert bool(real) == (data == "article" and name != "nan_loss")
+    assert bool(real) == (name != "nan_loss")
 
 
 def test_what_is_given_replaces_the_sweep_over_it(composing):
@@ -68,62 +68,59 @@ def test_what_is_given_replaces_the_sweep_over_it(composing):
     ]
 
 
-def test_arms_are_those_that_train_py_sweeps_over(tmp_path):
-    """The same directories, whether Hydra's sweeper or the script made them.
+def numbers(output):
+    """Directory below `output` → the arm's settings and what was computed, of each run."""
+    found = {}
+    for path in output.rglob("run.json"):
+        rows = records.read_jsonl(path.with_name("metrics.jsonl"))
+        found[path.parent.relative_to(output)] = (
+            records.load(path.read_text())["arm"],
+            [(row.get("loss"), row.get("grad_norm"), row.get("test_loss")) for row in rows],
+        )
+    return found
+
+
+def test_runs_at_once_are_those_of_train_pys_sweep_and_those_run_one_by_one(
+    monkeypatch, capsys, tmp_path
+):
+    """The same directories and numbers, whether Hydra's sweeper made them or the script.
 
     In an empty HOME matplotlib makes its list of fonts, and would say so.
     """
-    small = ["trainer.epochs=1", "wandb=disabled", "doctor=off"]
-    subprocess.run(
-        [sys.executable, "train.py", "experiment=nan_loss", *small,
-         f"output_dir={tmp_path / 'swept'}"],
-        cwd=REPOSITORY, check=True, capture_output=True,
-    )  # fmt: skip
+    small = ["trainer.epochs=2", "wandb=disabled", "doctor=off"]
+    output = {side: tmp_path / side for side in ("swept", "one_by_one", "at_once")}
+    code, _, errors = launch(
+        monkeypatch, capsys, "experiment=nan_loss", *small, f"output_dir={output['swept']}"
+    )
+    assert (code, errors) == (0, "")
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        jobs = [reproduce.Job("nan_loss", tuple(arm), "0", str(output["one_by_one"]))
+                for arm in reproduce.arms("nan_loss", "embedded", small)]  # fmt: skip
+        ended = list(reproduce.outcomes(jobs, at_once=1))
+    assert [(job, outcome.arm.exit_code) for job, outcome in ended] == [(job, 0) for job in jobs]
     places = ("MPLCONFIGDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")
-    looped = start(
-        "--experiments", "nan_loss", "--output", str(tmp_path / "looped"), *small, cwd=tmp_path,
+    shown = start(
+        "--experiments", "nan_loss", "--output", str(output["at_once"]), "--jobs", "2", *small,
+        cwd=tmp_path,
         environment={**{k: v for k, v in os.environ.items() if k not in places},
                      "HOME": str(tmp_path)},
     )  # fmt: skip
-    assert looped.returncode == 0, looped.stderr
+    assert shown.returncode == 0, shown.stderr
     assert list(tmp_path.rglob("fontlist*.json"))
-    assert "font" not in looped.stdout + looped.stderr
-    runs = {
-        side: {path.parent.relative_to(tmp_path / side): records.load(path.read_text())["arm"]
-               for path in (tmp_path / side).rglob("run.json")}
-        for side in ("swept", "looped")
-    }  # fmt: skip
+    assert "font" not in shown.stdout + shown.stderr
+    # A run's lines follow each other, whatever ran beside it.
+    titles = [line for line in shown.stdout.splitlines() if "seed=0" in line.split()]
+    assert sum(line.startswith("starts") for line in titles) == 6
+    assert len(titles) == 12
+    assert shown.stdout.count("  epoch 0 of 2") == 6
+    for part in shown.stdout.split("\n  epoch 0 of 2")[1:]:
+        assert "  epoch 1 of 2" in part
+    runs = {side: numbers(place) for side, place in output.items()}
     assert len(runs["swept"]) == 6
-    assert runs["swept"] == runs["looped"]
-    assert list((tmp_path / "looped" / "figures").glob("*.png"))
-    assert re.search(r"^nan_loss +6 +0 +0 ", looped.stdout, re.MULTILINE)
-
-
-def test_runs_at_once_are_what_they_are_one_by_one(tmp_path):
-    small = ("--experiments", "nan_loss", "trainer.epochs=2", "wandb=disabled",
-             "data=regression")  # fmt: skip
-    losses = {}
-    for jobs in ("1", "2"):
-        output = tmp_path / jobs
-        shown = start(*small, "--output", str(output), "--jobs", jobs, cwd=tmp_path)
-        assert shown.returncode == 0, shown.stderr
-        # A run's lines follow each other, whatever ran beside it.
-        titles = [line for line in shown.stdout.splitlines() if "seed=0" in line.split()]
-        spoken = [line for line in titles if not line.startswith("starts")]
-        assert len(spoken) == 3
-        assert shown.stdout.count("  epoch 0 of 2") == 3
-        for part in shown.stdout.split("\n  epoch 0 of 2")[1:]:
-            assert "  epoch 1 of 2" in part
-        assert sum(line.startswith("starts") for line in titles) == (3 if jobs == "2" else 0)
-        losses[jobs] = {
-            path.parent.relative_to(output): [
-                (row.get("loss"), row.get("grad_norm"), row.get("test_loss"))
-                for row in records.read_jsonl(path)
-            ]
-            for path in output.rglob("metrics.jsonl")
-        }
-    assert len(losses["1"]) == 3
-    assert repr(losses["1"]) == repr(losses["2"])  # of NaN too
+    assert repr(sorted(runs["swept"].items())) == repr(sorted(runs["at_once"].items()))  # of NaN
+    assert repr(sorted(runs["swept"].items())) == repr(sorted(runs["one_by_one"].items()))
+    assert list((output["at_once"] / "figures").glob("*.png"))
+    assert re.search(r"^nan_loss +6 +0 +0 ", shown.stdout, re.MULTILINE)
 
 
 KILLED = """
@@ -172,18 +169,25 @@ def test_a_killed_process_costs_its_run_alone_which_failed_runs_again(
     assert capsys.readouterr().out == "none of these runs has failed or was cut off\n"
 
 
-def test_a_failing_arm_is_named_and_the_rest_runs(tmp_path):
+def test_a_failing_arm_is_named_and_the_rest_runs(tmp_path, prepared):
     shown = start(
-        "--experiments", "mnist_baseline,nan_loss", "--output", str(tmp_path),
-        "trainer.epochs=1", "wandb=disabled", "doctor=off", "data.batch_size=600", cwd=tmp_path,
+        "--experiments", "mnist_baseline,nan_loss", "--output", str(tmp_path), "--jobs", "1",
+        "trainer.epochs=1", "wandb=disabled", "doctor=off", "data.batch_size=600",
+        "trainer.steps_per_epoch=1", f"data.cache={prepared}", cwd=tmp_path,
     )  # fmt: skip
     assert shown.returncode == 1
+    lines = shown.stdout.splitlines()
+    assert [line for line in lines if line.startswith("starts")] == []  # nothing runs beside it
+    assert any(line.startswith("  epoch 0 of 1") for line in lines)
     table = shown.stderr[shown.stderr.index("\n7 arms: 1 finished, 6 failed\n") :].splitlines()
     failed = [line for line in table if line.startswith("  failed ")]
     assert len(failed) == 6  # a regression of 500 samples; the digits are enough
     assert all("experiment=nan_loss" in line for line in failed)
     assert sum("at most 500" in line for line in table) == 6
     assert len(list(tmp_path.rglob("run.json"))) == 1
+
+
+FEW = ["--experiments", "nan_loss,weight_init"]  # a mistake is said once, not for each
 
 
 @pytest.mark.parametrize(
@@ -194,14 +198,19 @@ def test_a_failing_arm_is_named_and_the_rest_runs(tmp_path):
         (["--jobs", "0"], "--jobs=0"),
         (["--jobs", "two"], "--jobs"),
         (["--data", "real"], "invalid choice"),
-        (["trainer.epoch=1"], "trainer.epoch"),
-        (["optim.lr=-1"], "optim.lr=-1"),
-        (["--output", "/dev/null/x"], "/dev/null/x"),
+        ([*FEW, "trainer.epoch=1"], "trainer.epoch"),
+        ([*FEW, "optim.lr=-1"], "optim.lr=-1"),
+        ([*FEW, "--output", "/dev/null/x"], "/dev/null/x"),
     ],
 )
-def test_a_mistake_is_named_before_anything_runs(tmp_path, arguments, said):
-    shown = start(*arguments, cwd=tmp_path)
-    assert shown.returncode == 2
-    assert shown.stderr.splitlines()[-1].count(said) == 1
-    assert "Traceback" not in shown.stderr
+def test_a_mistake_is_named_before_anything_runs(monkeypatch, capsys, tmp_path, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = reproduce.main(arguments)
+    except SystemExit as stop:  # by argparse
+        code = stop.code
+    errors = capsys.readouterr().err
+    assert code == 2
+    assert errors.splitlines()[-1].count(said) == 1
+    assert "Traceback" not in errors
     assert not list(tmp_path.rglob("run.json"))

@@ -52,7 +52,7 @@ def last_changes(found):
 
 
 def test_each_job_equals_the_job_of_the_basic_launcher(sweep, runs):
-    arms = ("init=kaiming,xavier", "optim.lr=1e-3,1e-2", "reg=none,dropout")
+    arms = ("init=kaiming,xavier", "optim.lr=1e-3,1e-2", "reg=none,dropout", "doctor=off")
     assert sweep(*arms)[0] == 0
     assert sweep(*arms, launcher=None, output="basic")[0] == 0
     ours, theirs = runs(), runs("basic")
@@ -72,9 +72,9 @@ def test_each_job_equals_the_job_of_the_basic_launcher(sweep, runs):
 @pytest.mark.parametrize("first", [STACKED, None], ids=["stacked_first", "basic_first"])
 def test_what_one_launcher_finished_the_other_skips(sweep, runs, first):
     second = None if first else STACKED
-    sweep("init=kaiming,xavier", "seed=0,1", launcher=first)
+    sweep("init=kaiming,xavier", "seed=0,1", "doctor=off", launcher=first)
     before = last_changes(runs())
-    code, out, err = sweep("init=kaiming,xavier,lecun", "seed=0,1", launcher=second)
+    code, out, err = sweep("init=kaiming,xavier,lecun", "seed=0,1", "doctor=off", launcher=second)
     assert (code, err) == (0, "")
     assert out.count("finished before, skipped") == 4
     added = {name: path for name, path in runs().items() if name not in before}
@@ -143,10 +143,10 @@ def test_other_tasks_run_as_under_the_basic_launcher(sweep, runs):
     ids=["a_value", "not_to_be_built", "one_is_left", "not_to_be_resolved", "no_such_option"],
 )  # fmt: skip
 def test_a_job_that_fails_is_named_as_under_the_basic_launcher(sweep, runs, arms, named):
-    code, _, err = sweep(*arms)
+    code, _, err = sweep(*arms, "doctor=off")
     assert code == 2
     assert named in err
-    basic = sweep(*arms, launcher=None, output="basic")
+    basic = sweep(*arms, "doctor=off", launcher=None, output="basic")
     assert (basic[0], basic[2]) == (code, err.replace("/stacked", "/basic"))
     assert runs("basic").keys() == runs().keys()
     assert len(set(stacked(runs()))) <= 1  # the others trained, all at once

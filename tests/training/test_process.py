@@ -1,5 +1,6 @@
 """Process settings: they save time, and no number depends on them."""
 
+import json
 import subprocess
 import sys
 
@@ -11,11 +12,11 @@ from debugnn.training import process
 
 pytestmark = pytest.mark.slow
 
-STEPS = """
-import resource, sys
+PROGRAM = """
+import json, resource, sys
 import torch
 from debugnn.training import process
-if {kept}:
+if {set}:
     process.keep_freed_memory()
 torch.set_num_threads(1)
 torch.manual_seed(0)
@@ -25,22 +26,46 @@ for step in range(12):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     kernel.grad = None
     torch.conv2d(inputs, kernel).relu().pow(2).mean().backward()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, kernel.grad.sum().item())
+faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+trained = {{}}
+for kind in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW):
+    if {set}:
+        process.leave_dynamo_out(kind)
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(5, 3)
+    optimizer = kind(layer.parameters(), lr=0.01)
+    seen = []
+    optimizer.register_step_post_hook(lambda *_: seen.append(torch.is_grad_enabled()))
+    for _ in range(3):
+        optimizer.zero_grad()
+        layer(torch.randn(4, 5)).square().sum().backward()
+        optimizer.step()
+    optimizer.load_state_dict(optimizer.state_dict())
+    trained[kind.__name__] = len(seen), layer.weight.tolist()
+json.dump({{"faults": faults, "sum": kernel.grad.sum().item(), "trained": trained,
+            "dynamo": "torch._dynamo" in sys.modules}}, sys.stdout)
 """
 
 
-def python(program):
-    shown = subprocess.run(
-        [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True
-    )
-    return shown.stdout.split()
+@pytest.fixture(scope="module")
+def processes():
+    """What a process computes that is left as it is, and one with all settings."""
+    found = []
+    for chosen in (False, True):
+        shown = subprocess.run(
+            [sys.executable, "-c", PROGRAM.format(set=chosen)],
+            cwd=REPOSITORY, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        found.append(json.loads(shown.stdout))
+    return found
 
 
-def test_kept_memory_spares_page_faults_and_changes_no_number():
-    plain, kept = (python(STEPS.format(kept=kept)) for kept in (False, True))
-    assert kept[1] == plain[1]
+def test_kept_memory_spares_page_faults_and_changes_no_number(processes):
+    plain, kept = processes
+    assert kept["sum"] == plain["sum"]
     if sys.platform == "linux" and process.keep_freed_memory():
-        assert int(kept[0]) < 0.5 * int(plain[0])
+        assert kept["faults"] < 0.5 * plain["faults"]
 
 
 def test_a_plain_process_is_left_as_it_is(monkeypatch):
@@ -53,45 +78,13 @@ def test_a_plain_process_is_left_as_it_is(monkeypatch):
     assert not process.plain()
 
 
-def test_an_optimizer_without_dynamo_takes_the_same_steps():
-    program = """
-import sys, torch
-from debugnn.training import process
-for kind in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW):
-    if {spared}:
-        process.leave_dynamo_out(kind)
-    torch.manual_seed(0)
-    layer = torch.nn.Linear(5, 3)
-    optimizer = kind(layer.parameters(), lr=0.01)
-    seen = []
-    optimizer.register_step_post_hook(lambda *_: seen.append(torch.is_grad_enabled()))
-    for _ in range(3):
-        optimizer.zero_grad()
-        layer(torch.randn(4, 5)).square().sum().backward()
-        optimizer.step()
-    optimizer.load_state_dict(optimizer.state_dict())
-    print(kind.__name__, len(seen), layer.weight.tolist())
-print("torch._dynamo" in sys.modules)
-"""
-    *plain, _ = python(program.format(spared=False))
-    *spared, imported = python(program.format(spared=True))
+def test_an_optimizer_without_dynamo_takes_the_same_steps(processes):
+    plain, spared = (found["trained"] for found in processes)
     assert spared == plain
-    steps = {word: spared[i + 1] for i, word in enumerate(spared) if word.isalpha()}
-    assert steps == {"SGD": "3", "Adam": "3", "AdamW": "3"}
-    assert imported == "False"
-
-
-def test_a_training_imports_no_compiler(tmp_path):
-    shown = subprocess.run(
-        [
-            sys.executable, "-X", "importtime", "train.py", "trainer.epochs=1",
-            "trainer.steps_per_epoch=1", "wandb=disabled", "trainer.device=cpu",
-            f"output_dir={tmp_path}",
-        ],
-        cwd=REPOSITORY, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert "debugnn.training.process" in shown.stderr
-    assert not [line for line in shown.stderr.splitlines() if line.endswith(" torch._dynamo")]
+    assert {name: steps for name, (steps, _) in spared.items()} == {
+        "SGD": 3, "Adam": 3, "AdamW": 3,
+    }  # fmt: skip
+    assert not processes[1]["dynamo"]
 
 
 def test_an_imported_dynamo_is_left_alone(monkeypatch):
