@@ -27,7 +27,8 @@ ENVIRONMENT = {name: value for name, value in os.environ.items() if "WANDB" not 
 def run(compose, tmp_path_factory) -> Path:
     config = compose(
         "wandb=offline", "experiment=dropout_batchnorm", "reg=bn", "data=digits",
-        "data.train_size=96", "trainer.epochs=2", "doctor.every=2",
+        "data.train_size=96", "trainer.epochs=2", "doctor.every=2", "model.blocks=[[4,4]]",
+        "model.hidden=[16]",
     )  # fmt: skip
     config.output_dir = str(tmp_path_factory.mktemp("runs"))
     return execute(config, ["reg=bn"], "dropout_batchnorm")
@@ -291,11 +292,11 @@ def test_a_run_outlives_wandbs_process_and_the_next_run_has_another(tmp_path):
     """W&B's own process is killed in the middle of the first of two runs."""
     process = subprocess.Popen(
         [sys.executable, "train.py", "-m", "seed=0,1", "wandb=offline", "doctor=off",
-         "model=deep_mlp", "trainer.epochs=20", "trainer.device=cpu", f"output_dir={tmp_path}"],
+         "model=deep_mlp", "trainer.epochs=12", "trainer.device=cpu", f"output_dir={tmp_path}"],
         cwd=REPOSITORY, env=ENVIRONMENT, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
-    assert any("epoch  4 of 20" in line for line in process.stdout)
+    assert any("epoch  4 of 12" in line for line in process.stdout)
     children = Path(f"/proc/{process.pid}/task").glob("*/children")
     for child in {int(word) for path in children for word in path.read_text().split()}:
         if b"wandb-core" in Path(f"/proc/{child}/cmdline").read_bytes():
@@ -307,5 +308,5 @@ def test_a_run_outlives_wandbs_process_and_the_next_run_has_another(tmp_path):
     facts = {path.parent.name: path for path in tmp_path.rglob("run.json")}
     for path in facts.values():
         assert records.load(path.read_text())["status"] == "finished"
-        assert len(list(records.read_jsonl(path.with_name("metrics.jsonl"), "epoch"))) == 20
+        assert len(list(records.read_jsonl(path.with_name("metrics.jsonl"), "epoch"))) == 12
     assert [h for h in read_back(facts["seed=1"].parent)["history"] if "test/loss" in h["item"]]
