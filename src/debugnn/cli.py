@@ -1,5 +1,6 @@
 """The command line around Hydra: what Hydra cannot parse, and errors as one line."""
 
+import argparse
 import atexit
 import logging
 import os
@@ -7,10 +8,13 @@ import re
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NoReturn
 
 import yaml
+from hydra._internal.utils import get_args_parser
 from hydra.conf import HydraConf
 from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
@@ -52,21 +56,60 @@ def start(main: Callable[[], None], conf: Path) -> None:
     It buys 64 MB of peak memory (717 MB, 781 MB without, which torch's unloading reads) and 0.1 s
     of processor time, measured as for `training.process.keep_freed_memory`.
     """
+    _open_closed_streams()
     code: list[int] = []
     # Exit functions run in the reverse order of registration: this one after those of W&B and of
     # everything else that `main` imports, and after Python has waited for all threads.
     atexit.register(_end_quickly, code)
     try:
-        launch(main, conf)
-        sys.stdout.flush()
+        try:
+            launch(main, conf)
+        finally:
+            _flush_output()
     except BrokenPipeError:
-        # The reader, such as `head`, has what it wanted. Python would flush again at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        pass  # the reader, such as `head`, has what it wanted
     except SystemExit as stop:
         if isinstance(stop.code, int | None):
             code.append(stop.code or 0)
         raise
     code.append(0)
+
+
+def _open_closed_streams() -> None:
+    """Open the null device for each standard stream that the process was started without (`>&-`).
+
+    Otherwise, the first files that it opens would get these streams' numbers, and what W&B's
+    process and other libraries print would end up in them.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            try:
+                os.fstat(number)
+            except OSError:
+                os.dup2(os.open(os.devnull, os.O_RDWR), number)
+            stream = open(os.devnull, "r" if number == 0 else "w")  # noqa: SIM115, kept open
+            setattr(sys, name, stream)
+
+
+def _flush_output() -> None:
+    """Flush the standard output; let it end in the null device if its reader has gone."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        # Python would flush again at its end, and change the exit code.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class StandardOutput(logging.StreamHandler):
+    """The handler of log messages: silent where the standard output's reader has gone.
+
+    A run goes on to its end after `| head -1`, or where a full disk takes no more of the output.
+    """
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802, a method of logging's
+        """Drop a message that cannot be written."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
 
 
 def _end_quickly(code: list[int]) -> None:
@@ -79,8 +122,9 @@ def _end_quickly(code: list[int]) -> None:
     if plain():
         return
     logging.shutdown()  # registered before this function, so it would run after it
-    sys.stdout.flush()
-    sys.stderr.flush()
+    _flush_output()
+    with suppress(OSError):
+        sys.stderr.flush()
     os._exit(code[0])
 
 
@@ -96,12 +140,17 @@ def launch(main: Callable[[], None], conf: Path) -> None:
         name = slip.strip("-").partition("=")[0]
         print(f"error: {slip}: overrides have no dashes: {name}=…", file=sys.stderr)
         sys.exit(2)
-    sys.argv[1:] = config.quote_numbers(_without_flag(sys.argv[1:]), conf)
+    try:
+        sys.argv[1:] = config.quote_numbers(_flags_last(sys.argv[1:]), conf)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
     # Without it, Hydra prints an error itself, in several lines, and raises nothing.
     show_tracebacks(os.environ.get("HYDRA_FULL_ERROR") == "1")
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        main()
+        with _untyped_as_config_errors():
+            main()
     except BrokenPipeError:
         raise
     except (*WRONG_COMMAND, OSError) as error:
@@ -123,14 +172,54 @@ def launch(main: Callable[[], None], conf: Path) -> None:
         sys.exit(code)
 
 
-def _without_flag(words: Sequence[str]) -> list[str]:
-    """Return a command's words with `--failed` as the override that it stands for."""
-    others = [word for word in words if word != "--failed"]
-    if len(others) == len(words):
-        return others
-    # Hydra takes overrides in one piece, before its own flags or after them.
-    last = max((i for i, w in enumerate(others) if "=" in w and w[0] != "-"), default=len(others))
-    return [*others[: last + 1], "only_failed=true", *others[last + 1 :]]
+class _Flags(argparse.ArgumentParser):
+    """Hydra's parser of flags, with its error as one line."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = re.search(r"unrecognized arguments: (\S+)", message)
+        hint = ": no such flag; overrides have no dashes: key=value"
+        raise ConfigError(unknown[1] + hint if unknown else message)
+
+
+def _flags_last(words: Sequence[str]) -> list[str]:
+    """Return the words of a command with all overrides before all flags, as Hydra needs them.
+
+    `--failed` is an override in other words.
+
+    Raises:
+        ConfigError: a flag is not known, or has another value than its own.
+    """
+    parser = _Flags(parents=[get_args_parser()], add_help=False)
+    words = ["only_failed=true" if word == "--failed" else word for word in words]
+    overrides = parser.parse_intermixed_args(words).overrides
+    if "hydra.launcher.n_jobs=0" in overrides:
+        raise ConfigError("hydra.launcher.n_jobs=0: allowed is [1, inf), or -1 for a job a core")
+    left = list(overrides)
+    flags = []
+    for word in words:
+        if left and word == left[0]:
+            del left[0]
+        else:
+            flags.append(word)
+    return [*overrides, *flags]
+
+
+@contextmanager
+def _untyped_as_config_errors() -> Iterator[None]:
+    """Turn what Hydra raises about settings, without a type of its own, into a ConfigError."""
+    try:
+        yield
+    except AssertionError as error:
+        # Hydra's, of a key inside a group that is null.
+        groups = ("report", "init.pretrain") if "NoneType" in str(error) else ()
+        for word in sys.argv[1:]:
+            for group in groups:
+                if word.lstrip("+~").startswith(f"{group}."):
+                    chooser = "experiment" if group == "report" else "init"
+                    raise ConfigError(
+                        f"{word}: {group} is null here; it comes with an option of {chooser}"
+                    ) from error
+        raise
 
 
 def help_text(conf: Path) -> str:

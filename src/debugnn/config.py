@@ -8,6 +8,8 @@ file of its group's default option, conf/<group>/<default>.yaml. This module doe
 
 import dataclasses
 import json
+import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,10 +34,11 @@ class Interval:
     """Allowed numbers, in mathematical notation: `[1, inf)` includes 1, `(0, 1]` excludes 0."""
 
     text: str
+    null: bool = True  # whether None, a setting that is switched off, is allowed too
 
     def fault(self, value: Any) -> str | None:
-        """Return what is allowed if `value` is not; None is a setting that is switched off."""
-        if value is None:
+        """Return what is allowed if `value` is not."""
+        if value is None and self.null:
             return None
         if isinstance(value, bool) or not isinstance(value, int | float):
             return f"allowed is a number in {self.text}"
@@ -59,6 +62,34 @@ class Choice:
         return f"allowed are {', '.join(words)}"
 
 
+@dataclass(frozen=True)
+class Text:
+    """Allowed texts, or lists of them; None is a setting that is switched off.
+
+    Attributes:
+        pattern: a regular expression of the whole text.
+        words: the same for a reader.
+    """
+
+    pattern: str
+    words: str
+
+    def fault(self, value: Any) -> str | None:
+        """Return what is allowed if `value` is not."""
+        items = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+        fit = all(item is None or re.fullmatch(self.pattern, item, re.DOTALL) for item in items)
+        return None if fit else f"allowed is {self.words}"
+
+
+# A name that becomes a part of a path. 60 characters have at most 240 of a file name's 255 bytes.
+FILE_NAME = Text(
+    r"(?!\.{0,2}$)[^/\\\x00-\x1f]{1,60}", "a name of 1 to 60 characters without / and \\"
+)
+FOLDER = Text(r".*\S.*", "the path of a folder")
+WANDB_NAME = Text(r"[^/\\#?%:]{1,128}", r"a name of 1 to 128 characters without / \ # ? % :")
+WANDB_TAG = Text(r".{1,64}", "a list of tags of 1 to 64 characters")
+
+
 def number(default: float | None, interval: str) -> Any:
     """Declare a field whose value is a number in `interval`, or null where its type allows it."""
     return field(default=default, metadata={"allowed": Interval(interval)})
@@ -67,6 +98,11 @@ def number(default: float | None, interval: str) -> Any:
 def choice(default: str | None, *others: str) -> Any:
     """Declare a field whose value is the default or one of the others."""
     return field(default=default, metadata={"allowed": Choice((default, *others))})
+
+
+def text(default: Any, allowed: Text) -> Any:
+    """Declare a field whose value is a text, or null where its type allows it."""
+    return field(default=default, metadata={"allowed": allowed})
 
 
 # --- the schema ----------------------------------------------------------------------------------
@@ -79,10 +115,10 @@ def _no_initialiser() -> dict[str, Any]:
 
 @dataclass
 class DataConfig:
-    name: str = MISSING
+    name: str = text(MISSING, FILE_NAME)
     reader: dict[str, Any] = MISSING
     root: str = "${oc.env:DEBUGNN_DATA,data}"
-    cache: str = "data/prepared"
+    cache: str = text("data/prepared", FOLDER)
     download: bool = True
     batch_size: int = number(MISSING, "[1, inf)")
     mean: list[float] | None = None
@@ -172,9 +208,9 @@ class DoctorConfig:
 @dataclass
 class WandbConfig:
     mode: str = choice("offline", "online", "disabled")
-    project: str = "debug-neural-nets"
-    entity: str | None = None
-    tags: list[str] = field(default_factory=list)
+    project: str = text("debug-neural-nets", WANDB_NAME)
+    entity: str | None = text(None, WANDB_NAME)
+    tags: list[str] = field(default_factory=list, metadata={"allowed": WANDB_TAG})
     checkpoint: bool = False
     every: int | None = number(None, "[1, inf)")
     init_timeout: float = number(30.0, "(0, inf)")
@@ -228,11 +264,11 @@ class Config:
     overwrite: bool = False
     only_failed: bool = False
     prune_on: str | None = choice(None, "doctor")
-    output_dir: str = "outputs"
+    output_dir: str = text("outputs", FOLDER)
     model: dict[str, Any] = field(default_factory=dict)
     optim: dict[str, Any] = field(
         default_factory=dict,
-        metadata={"keys": {"lr": Interval("(0, inf)")}},  # which every optimiser has
+        metadata={"keys": {"lr": Interval("(0, inf)", null=False)}},  # which every optimiser has
     )
     loss: dict[str, Any] = field(default_factory=dict)
     init: InitConfig = field(default_factory=InitConfig)
@@ -271,7 +307,8 @@ def compose(overrides: Sequence[str]) -> DictConfig:
 def quote_numbers(overrides: Sequence[str], conf: Path) -> list[str]:
     """Quote the options of config groups that look like numbers: clip=4.0 → clip='4.0'.
 
-    Hydra 1.3 parses 4.0 as a float and refuses it as the name of an option.
+    Hydra 1.3 parses 4.0 as a float, true as a bool and null as none, and refuses them as the name
+    of an option.
 
     Args:
         conf: the folder of the configuration, with a folder for each group.
@@ -279,18 +316,18 @@ def quote_numbers(overrides: Sequence[str], conf: Path) -> list[str]:
     quoted = []
     for override in overrides:
         key, equals, value = override.partition("=")
-        if equals and (conf / key.lstrip("+")).is_dir():
-            value = ",".join(f"'{v}'" if _is_number(v) else v for v in value.split(","))
+        if equals and os.path.isdir(conf / key.lstrip("+")):  # False for a name that is too long
+            value = ",".join(v if _is_word(v) else f"'{v}'" for v in value.split(","))
         quoted.append(f"{key}{equals}{value}")
     return quoted
 
 
-def _is_number(text: str) -> bool:
+def _is_word(text: str) -> bool:
     try:
         float(text)
     except ValueError:
-        return False
-    return True
+        return text.lower() not in ("true", "false", "null")
+    return False
 
 
 def settings_of(override: str) -> dict[str, str]:
@@ -320,10 +357,28 @@ def _flat(key: str, value: Any) -> Iterator[tuple[str, str]]:
 
 def check(config: DictConfig) -> None:
     """Raise ConfigError at the first setting whose value is not allowed, naming what is."""
-    for name, allowed, value in _bounded(Config, config, ""):
+    try:
+        settings: Any = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:  # a reference, such as ${optim.lrr}
+        raise ConfigError(
+            f"{error.full_key}: {one_line(error).partition(' full_key')[0]}"
+        ) from None
+    for name in sorted(OmegaConf.missing_keys(config)):
+        raise ConfigError(f"{name}: has no value; set it, or choose an option of its group")
+    for name, allowed, value in _bounded(Config, settings, ""):
         fault = allowed.fault(value)
         if fault is not None:
-            raise ConfigError(f"{name}={value}: {fault}")
+            raise ConfigError(f"{name}={as_typed(value)}: {fault}")
+    for name, leaf in _leaves(settings, ""):
+        target, partial = leaf.get("_target_"), leaf.get("_partial_", True)
+        switched_off = target is None and name.startswith("init.")
+        if not switched_off and not re.fullmatch(_IMPORT_PATH, str(target)):
+            raise ConfigError(
+                f"{name}._target_={as_typed(target)}: allowed is the import path of a function or "
+                "a class, such as torch.nn.ReLU"
+            )
+        if not isinstance(partial, bool):
+            raise ConfigError(f"{name}._partial_={as_typed(partial)}: allowed are true and false")
     if config.task.finder.end_lr <= config.task.finder.start_lr:
         raise ConfigError(
             f"task.finder.end_lr={config.task.finder.end_lr}: it has to be above "
@@ -335,21 +390,47 @@ def check(config: DictConfig) -> None:
         raise ConfigError("clip.rescale=true: needs clip.max_norm, the norm to scale to")
 
 
+_IMPORT_PATH = r"[^\W\d]\w*(\.[^\W\d]\w*)+"
+
+
+def as_typed(value: Any) -> str:
+    """Return a value as a user would type it, the beginning of a long one."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        value = json.dumps(value, ensure_ascii=False, default=str)
+    text = str(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"
+
+
 def _bounded(
-    schema: type, config: DictConfig, prefix: str
-) -> Iterator[tuple[str, Interval | Choice, Any]]:
-    """Yield dotted name, allowed values and value of each bounded setting that has a value."""
+    schema: type, settings: Mapping[str, Any], prefix: str
+) -> Iterator[tuple[str, Interval | Choice | Text, Any]]:
+    """Yield dotted name, allowed values and value of each bounded setting.
+
+    Raises:
+        ConfigError: a setting is not there: it was deleted, as by `~seed`.
+    """
     for entry in dataclasses.fields(schema):
-        group = group_of(entry)
-        if not (group or entry.metadata) or OmegaConf.is_missing(config, entry.name):
-            continue
-        name, value = f"{prefix}{entry.name}", config[entry.name]
+        name = f"{prefix}{entry.name}"
+        if entry.name not in settings:
+            raise ConfigError(f"{name}: has no value; a key of the configuration cannot be deleted")
+        group, value = group_of(entry), settings[entry.name]
         if group is not None and value is not None:
             yield from _bounded(group, value, f"{name}.")
         if "allowed" in entry.metadata:
             yield name, entry.metadata["allowed"], value
         for key, allowed in entry.metadata.get("keys", {}).items():
-            yield f"{name}.{key}", allowed, value.get(key)
+            if key in value:
+                yield f"{name}.{key}", allowed, value[key]
+
+
+def _leaves(settings: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield dotted name and settings of whatever is made by a function or a class."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            name = prefix + key
+            if "_target_" in value or name in ("model", "optim", "loss", "data.reader"):
+                yield name, value
+            yield from _leaves(value, f"{name}.")
 
 
 def group_of(entry: dataclasses.Field) -> type | None:

@@ -152,7 +152,7 @@ def _folder(reader: Reader, name: str, root: str, cache: str) -> Path:
 def _fingerprint(reader: Reader, root: str) -> str:
     """Hash the source code of the reader's module and the sizes and times of the files it reads."""
     function, positional, keywords = _parts(reader)
-    module = inspect.getsourcefile(function)
+    module = None if inspect.isbuiltin(function) else inspect.getsourcefile(function)
     code = Path(module).read_bytes() if module else b""
     marks: list = [
         function.__qualname__, repr((positional, keywords)), hashlib.sha256(code).hexdigest(),

@@ -1,5 +1,6 @@
 """A data set on its device, the settings applied to it, and the batches drawn from it."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -293,7 +294,9 @@ def _channel_moments(
                 f"data.{field}={list(values)}: the images of data={name} have {images.shape[1]} "
                 "channels; a number for each is needed, or one for all"
             )
-    if min(std) <= 0:
+    if not all(map(math.isfinite, mean)):
+        raise ConfigError(f"data.mean={list(mean)}: allowed are finite numbers")
+    if not all(0 < value < math.inf for value in std):
         raise ConfigError(f"data.std={list(std)}: allowed are numbers above 0")
     return mean, std
 

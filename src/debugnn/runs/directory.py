@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from debugnn import records, settings
+from debugnn.config import check
 from debugnn.errors import START_OVER, ConfigError, RunError
 from debugnn.files import replace_text
 from debugnn.records import BOOKKEEPING
@@ -45,12 +46,14 @@ class RunDirectory:
             by a signal or `running` (cut off) if a run is there that is to be kept, None otherwise.
 
     Raises:
+        ConfigError: a setting is not allowed; names that become paths are among them.
         RunError: its run.json cannot be used.
     """
 
     def __init__(
         self, config: DictConfig, overrides: Sequence[str], experiment: str | None
     ) -> None:
+        check(config)
         self.config = config
         self.experiment = experiment or "adhoc"
         self.arm = arm_of(overrides)

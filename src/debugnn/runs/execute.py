@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from debugnn.build import build
+from debugnn.config import check
 from debugnn.records import Diagnosis, Epoch, Pause, Pruned, Record
 from debugnn.runs.directory import RunDirectory
 from debugnn.runs.facts import facts_of
@@ -56,6 +57,7 @@ def execute(config: DictConfig, overrides: Sequence[str], experiment: str | None
             `task=fix`, whose first run ends before its remedy is composed.
         CheckFailedError: `task=check` found an error.
     """
+    check(config)
     if config.task.name == "check":
         from debugnn.runs.diagnosis import check_before_training
 
@@ -156,6 +158,10 @@ def prepare(directory: RunDirectory, before: int | None = None) -> Run:
         ConfigError: the configuration cannot be used.
         RunError: no checkpoint can be read.
     """
+    if directory.config.wandb.mode != "disabled":
+        from debugnn.runs.wandb_sink import check_environment
+
+        check_environment()
     training = build(directory.config)
     run = Run(directory, training, Pauses(directory.config.trainer.checkpoint_minutes))
     if directory.status is not None and directory.checkpoint.exists() and before != 0:

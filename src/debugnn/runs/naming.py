@@ -10,14 +10,15 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from debugnn.config import settings_of
+from debugnn.config import FILE_NAME, settings_of
+from debugnn.errors import ConfigError
 from debugnn.records import BOOKKEEPING
 
 # Overrides that are left out of an arm's name: the directory names them elsewhere, or they do not
 # change what is computed.
 _NOT_IN_ARM = ("experiment", "seed", "hydra", *BOOKKEEPING)
 
-_LONGEST_LABEL = 120  # characters; file names end at 255 bytes
+_LONGEST_LABEL = 120  # bytes; file names end at 255
 
 
 def arm_of(overrides: Sequence[str]) -> dict[str, str]:
@@ -35,7 +36,7 @@ def arm_of(overrides: Sequence[str]) -> dict[str, str]:
         key = key.lstrip("+~")
         if any(key == name or key.startswith(f"{name}.") for name in _NOT_IN_ARM):
             continue
-        value = _plain_number(value.strip("'\""))
+        value = _plain_number(value.strip().strip("'\""))
         if key.endswith("._target_"):
             key, value = key.removesuffix("._target_"), value.rpartition(".")[2]
         arm[key] = value
@@ -54,14 +55,21 @@ def label(arm: Mapping[str, str]) -> str:
     """Return the arm as one word that can name a directory."""
     text = ",".join(f"{key}={value}" for key, value in arm.items()) or "default"
     safe = re.sub(r"[^\w.,=+-]", "_", text)
-    if len(safe) > _LONGEST_LABEL:  # two long arms must stay two
+    encoded = safe.encode()
+    if len(encoded) > _LONGEST_LABEL:  # two long arms must stay two
         digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-        safe = f"{safe[: _LONGEST_LABEL - 13]}-{digest}"
+        safe = f"{encoded[: _LONGEST_LABEL - 13].decode(errors='ignore')}-{digest}"
     return safe
 
 
 def directory_of(config: DictConfig, experiment: str, arm: Mapping[str, str]) -> Path:
-    """Return the path of the run's directory."""
+    """Return the path of the run's directory.
+
+    Raises:
+        ConfigError: the experiment's option, such as `../data/digits`, is no name of a folder.
+    """
+    if fault := FILE_NAME.fault(experiment):
+        raise ConfigError(f"experiment={experiment}: {fault}")
     return Path(config.output_dir) / experiment / label(arm) / f"seed={config.seed}"
 
 

@@ -1,17 +1,26 @@
-"""Records as a W&B run: offline unless asked, and never a reason for a run to end."""
+"""Records as a W&B run: offline unless asked, and never a reason for a run to end, or to wait."""
 
+import atexit
 import logging
 import math
+import os
+import queue
+import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+
+# W&B's process sends metrics about itself, and at its end waits for a hanging server 30 s for them.
+os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # read by W&B's import
 import wandb
 
-from debugnn.errors import first_line, one_line
+from debugnn.errors import ConfigError, first_line
 from debugnn.records import (
     Diagnosis,
     Epoch,
@@ -36,12 +45,42 @@ _AXES = {
 }  # fmt: skip
 
 
+# Shares of wandb.init_timeout: for the server's answer at a run's start; and at its end for the
+# checkpoint's upload to begin, and for all uploads to end. W&B completes its file on the disk only
+# if it ends by itself, before it is left alone.
+_TO_START, _TO_UPLOAD, _TO_END = 0.9, 0.2, 0.7
+
+_AGAIN_AFTER = 600  # seconds, in which the runs of a sweep do not wait for an unreachable server
+
+
+def check_environment() -> None:
+    """Check W&B's environment variables and settings files.
+
+    Raises:
+        ConfigError: a value is not allowed.
+    """
+    try:
+        # What W&B prints outside of a run ("Loaded credentials") or for its server ("Artifact
+        # already exists") follows the session's settings, whatever a run's say. Errors are shown.
+        wandb.setup(wandb.Settings(show_info=False, show_warnings=False))
+    except (ValueError, wandb.errors.UsageError) as error:  # pydantic's are ValueErrors
+        if not hasattr(error, "errors"):
+            raise ConfigError(f"W&B's settings, WANDB_… in the environment: {error}") from error
+        fault = error.errors()[0]
+        given = str(fault["input"])
+        names = [n for n, value in os.environ.items() if n.startswith("WANDB_") and value == given]
+        name = names[0] if names else f"W&B's setting {fault['loc'][0]}"
+        raise ConfigError(f"{name}={given}: {fault['msg']}") from error
+
+
 class WandB:
     """A W&B run: metrics, per-layer histograms under the keys of `wandb.watch`, the checkpoint.
 
-    If the server of an online run cannot be reached, the run goes on offline, and a line says how
-    to upload it later. If W&B fails later, as where its process was killed, the run goes on without
-    it, and a line says so.
+    W&B is called in a thread of its own. A run waits for it for `wandb.init_timeout` seconds at its
+    start and at its end, and not in between. If the server of an online run cannot be reached at
+    the start, the run goes on offline, and a line says how to upload it later. If W&B fails later,
+    as where its server hangs or its process was killed, the run goes on without it, and a line says
+    so.
 
     Args:
         directory: the run's directory.
@@ -50,9 +89,15 @@ class WandB:
         group: the experiment.
         run_id: W&B's id of the run that is continued, None for a new run.
         steps: of the whole training; of more than 1,000, only some are logged.
+
+    Attributes:
+        id: W&B's id of the run.
     """
 
     _environment_saved = False  # W&B lists the installed packages: 0.14 s, so once a process
+    _starting = threading.Lock()
+    _open = 0  # runs that have begun and not ended
+    _unreachable_until = -math.inf  # by time.monotonic(): runs go offline without a try
 
     def __init__(
         self,
@@ -64,11 +109,11 @@ class WandB:
         run_id: str | None,
         steps: int,
     ) -> None:
-        # What W&B prints outside of a run ("Loaded credentials") or for its server ("Artifact
-        # already exists") follows the session's settings, whatever a run's say. Errors are shown.
-        wandb.setup(wandb.Settings(show_info=False, show_warnings=False))
         settings = config["wandb"]
+        self.id: str = run_id or secrets.token_hex(4)
         self._directory = directory
+        self._mode = settings["mode"]
+        self._seconds = settings["init_timeout"]
         self._save_checkpoint = settings["checkpoint"]
         self._every = settings["every"] or math.ceil(steps / _ROWS)
         self._next_layers = 0
@@ -83,74 +128,39 @@ class WandB:
             "name": name,
             "group": group,
             "job_type": config["task"]["name"],
-            "id": run_id,
+            "id": self.id,
             "resume": "allow" if run_id else None,
             "settings": wandb.Settings(
                 quiet=True,
                 silent=True,
                 console="off",
-                init_timeout=settings["init_timeout"],
+                init_timeout=_TO_START * self._seconds,
+                finish_timeout=_TO_END * self._seconds,
+                finish_timeout_raises=True,
                 reinit="create_new",  # the runs of a stack are open side by side
                 x_save_requirements=not WandB._environment_saved,
             ),
         }
         WandB._environment_saved = True
-        before = set(directory.glob("wandb/run-*"))
-        try:
-            self.run = wandb.init(mode=settings["mode"], **options)
-        except (wandb.errors.Error, OSError) as error:
-            if settings["mode"] != "online":
-                raise
-            log.warning(
-                "W&B cannot be reached (%s): the run goes on offline; later, "
-                "`wandb sync %s/wandb/offline-run-*` uploads it",
-                one_line(error),
-                directory,
-            )
-            for attempt in set(directory.glob("wandb/run-*")) - before:
-                shutil.rmtree(attempt)  # it is empty, and `wandb sync` would take it for a run
-            self.run = wandb.init(mode="offline", **options)
-        for pattern, axis in _AXES.items():
-            self.run.define_metric(pattern, step_metric=axis)
+        self._calls: queue.SimpleQueue[tuple[Callable, tuple] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
+        self._thread.start()
+        self._wait_for(self._start, options)  # what is logged before it has started waits for it
 
-    @property
-    def id(self) -> str:
-        """W&B's id of the run."""
-        return self.run.id
+    # --- the thread -------------------------------------------------------------------------------
 
-    def write(self, record: Record | Diagnosis) -> None:
-        """Log the record, unless it is one of the steps that are left out."""
-        with self._sparing_the_run():
-            self._log(record)
+    def _work(self) -> None:
+        while (item := self._calls.get()) is not None:
+            call, arguments = item
+            with self._sparing_the_run():
+                call(*arguments)
 
-    def _log(self, record: Record | Diagnosis) -> None:
-        if self._failed:
-            return
-        if isinstance(record, Diagnosis):
-            self._diagnose(record)
-            return
-        if isinstance(record, Step) and record.step % self._every:
-            return
-        if isinstance(record, Layers):
-            if record.step < self._next_layers:
-                return
-            apart = _LAYERS_APART * self._every if self._every > 1 else 0
-            self._next_layers = record.step + apart
-        self.run.log({k: v for k, v in self._payload(record).items() if v is not None})
-
-    def close(self, failed: bool) -> None:
-        """Upload the checkpoint if asked, and finish the run."""
-        checkpoint = self._directory / "checkpoint.pt"
-        with self._sparing_the_run():
-            if self._save_checkpoint and checkpoint.exists() and not self._failed:
-                artifact = wandb.Artifact(f"checkpoint-{self.run.id}", type="model")
-                artifact.add_file(str(checkpoint))
-                self.run.log_artifact(artifact)
-        with self._sparing_the_run():
-            self.run.finish(exit_code=1 if failed else 0)
-        if self._lost_service:  # the next run starts another
-            with suppress(Exception):
-                wandb.teardown()
+    def _wait_for(self, call: Callable, *arguments: Any) -> bool:
+        """Let the thread make a call; return whether it has, after `wandb.init_timeout` at most."""
+        done = threading.Event()
+        self._calls.put((call, arguments))
+        self._calls.put((done.set, ()))
+        return done.wait(self._seconds)
 
     @contextmanager
     def _sparing_the_run(self) -> Iterator[None]:
@@ -158,15 +168,117 @@ class WandB:
         try:
             yield
         except Exception as error:  # a dead process, a full disk, whatever W&B raises
-            if not self._failed:
-                log.warning(
-                    "W&B has failed (%s): the run goes on without it; `wandb sync %s/wandb/*run-*` "
-                    "uploads what it had",
-                    first_line(error),
-                    self._directory,
-                )
-            self._failed = True
             self._lost_service |= isinstance(error, ConnectionError)
+            self._give_up(first_line(error))
+
+    def _give_up(self, reason: str) -> None:
+        if not self._failed:
+            log.warning(
+                "W&B has failed (%s): the run goes on without it; `wandb sync --no-skip-online "
+                "%s/wandb/*run-*` uploads what it had",
+                reason,
+                self._directory,
+            )
+        self._failed = True
+
+    def _start(self, options: dict[str, Any]) -> None:
+        with WandB._starting:
+            self._start_alone(options)
+
+    def _start_alone(self, options: dict[str, Any]) -> None:
+        online = self._mode == "online"
+        offline = not online or time.monotonic() < WandB._unreachable_until
+        if not offline:
+            before = set(self._directory.glob("wandb/run-*"))
+            try:
+                self._init("online", options)
+            except Exception as error:  # W&B's own, the system's, or those of its libraries
+                WandB._unreachable_until = time.monotonic() + _AGAIN_AFTER
+                log.warning("W&B cannot be reached (%s)", first_line(error))
+                for attempt in set(self._directory.glob("wandb/run-*")) - before:
+                    shutil.rmtree(attempt)  # it is empty; `wandb sync` would take it for a run
+                # W&B's process goes on with the attempt, and lets no other run have its id.
+                if WandB._open:
+                    self.id = options["id"] = secrets.token_hex(4)
+                else:
+                    _end_service(1)
+                offline = True
+        if offline:
+            if online:
+                log.warning(
+                    "the run goes on offline; later, `wandb sync %s/wandb/offline-run-*` uploads "
+                    "it to W&B", self._directory,
+                )  # fmt: skip
+            self._init("offline", options)
+        for pattern, axis in _AXES.items():
+            self._run.define_metric(pattern, step_metric=axis)
+
+    def _init(self, mode: Literal["online", "offline"], options: dict[str, Any]) -> None:
+        check_environment()  # sets up W&B's process where there is none
+        try:
+            self._run = wandb.init(mode=mode, **options)
+            WandB._open += 1
+        finally:
+            # Exit functions run in the reverse order: this one before W&B's, which waits for ever.
+            atexit.unregister(_end_service)
+            atexit.register(_end_service, self._seconds)
+
+    # --- what a run says --------------------------------------------------------------------------
+
+    def write(self, record: Record | Diagnosis) -> None:
+        """Log the record, unless it is one of the steps that are left out."""
+        if isinstance(record, Step) and record.step % self._every:
+            return
+        if isinstance(record, Layers):
+            if record.step < self._next_layers:
+                return
+            apart = _LAYERS_APART * self._every if self._every > 1 else 0
+            self._next_layers = record.step + apart
+        if not self._failed:
+            self._calls.put((self._log, (record,)))
+
+    def _log(self, record: Record | Diagnosis) -> None:
+        if self._failed:
+            return
+        if isinstance(record, Diagnosis):
+            self._diagnose(record)
+        else:
+            self._run.log({k: v for k, v in self._payload(record).items() if v is not None})
+
+    def close(self, failed: bool) -> None:
+        """Upload the checkpoint if asked, and finish the run."""
+        if not self._wait_for(self._finish, failed):
+            self._give_up(f"it did not end within wandb.init_timeout={self._seconds}")
+        self._calls.put(None)
+
+    def _finish(self, failed: bool) -> None:
+        if not self._failed and self._save_checkpoint:
+            self._upload_checkpoint()
+        if hasattr(self, "_run"):
+            WandB._open -= 1
+            with self._sparing_the_run():
+                self._run.finish(exit_code=1 if failed else 0)
+        if self._lost_service:  # the next run starts another
+            with suppress(Exception):
+                wandb.teardown()
+
+    def _upload_checkpoint(self) -> None:
+        """Hand the checkpoint to W&B, which first asks its server who the user is."""
+        path = self._directory / "checkpoint.pt"
+        if not path.exists():
+            return
+
+        def begin() -> None:
+            with self._sparing_the_run():
+                artifact = wandb.Artifact(f"checkpoint-{self.id}", type="model")
+                artifact.add_file(str(path))
+                self._run.log_artifact(artifact)
+
+        beginning = threading.Thread(target=begin, daemon=True)
+        beginning.start()
+        beginning.join(_TO_UPLOAD * self._seconds)
+        if beginning.is_alive():
+            self._give_up("its server does not answer")
 
     def _diagnose(self, diagnosis: Diagnosis) -> None:
         """Log the findings as a table and in the summary, and raise an alert for each error."""
@@ -176,16 +288,16 @@ class WandB:
         table = wandb.Table(columns=[*columns, "under"])
         for finding, under in _flattened(findings):
             table.add_data(*(finding[column] for column in columns), under)
-        self.run.log({"findings": table})
+        self._run.log({"findings": table})
         first = next((f for f in findings if f["cause"] == diagnosis.cause), None)
-        self.run.summary["doctor/healthy"] = diagnosis.healthy
-        self.run.summary["doctor/reason"] = diagnosis.report["reason"]
-        self.run.summary["doctor/cause"] = diagnosis.cause
-        self.run.summary["doctor/severity"] = first["severity"] if first else None
-        self.run.summary["doctor/override"] = first["override"] if first else None
+        self._run.summary["doctor/healthy"] = diagnosis.healthy
+        self._run.summary["doctor/reason"] = diagnosis.report["reason"]
+        self._run.summary["doctor/cause"] = diagnosis.cause
+        self._run.summary["doctor/severity"] = first["severity"] if first else None
+        self._run.summary["doctor/override"] = first["override"] if first else None
         for finding in findings:
             if finding["severity"] == "error":
-                self.run.alert(
+                self._run.alert(
                     title=finding["cause"],
                     text=f"{finding['summary']}: {finding['harm']}. Fix: {finding['fix']}",
                     level="ERROR",
@@ -235,6 +347,13 @@ class WandB:
         if stats.saturated is not None:
             row[f"{key}/saturated"] = stats.saturated
         return row
+
+
+def _end_service(seconds: float) -> None:
+    """End W&B's process at the end of this one; leave it alone if it does not end in time."""
+    ending = threading.Thread(target=wandb.teardown, daemon=True)
+    ending.start()
+    ending.join(seconds)
 
 
 def _flattened(
