@@ -57,6 +57,7 @@ def start(main: Callable[[], None], conf: Path) -> None:
     of processor time, measured as for `training.process.keep_freed_memory`.
     """
     _open_closed_streams()
+    logging.raiseExceptions = False  # a message that cannot be written, as after `| head`, is lost
     code: list[int] = []
     # Exit functions run in the reverse order of registration: this one after those of W&B and of
     # everything else that `main` imports, and after Python has waited for all threads.
@@ -98,18 +99,6 @@ def _flush_output() -> None:
     except OSError:
         # Python would flush again at its end, and change the exit code.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-class StandardOutput(logging.StreamHandler):
-    """The handler of log messages: silent where the standard output's reader has gone.
-
-    A run goes on to its end after `| head -1`, or where a full disk takes no more of the output.
-    """
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802, a method of logging's
-        """Drop a message that cannot be written."""
-        if not isinstance(sys.exc_info()[1], OSError):
-            super().handleError(record)
 
 
 def _end_quickly(code: list[int]) -> None:
@@ -279,6 +268,7 @@ def run_arm(settings: DictConfig, overrides: Sequence[str], experiment: str | No
     Raises:
         Exception: whatever ends the run.
     """
+    logging.raiseExceptions = False  # as in `start`; this may be another process
     place = arms.place_of(settings, overrides, experiment)
     before = arms.status_in(place)
     if arms.left_out(settings, before):

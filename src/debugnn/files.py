@@ -8,10 +8,30 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield the path of a draft, which replaces `path` when the block ends without an error."""
+    """Yield the path of a draft, which replaces `path` when the block ends without an error.
+
+    Raises:
+        OSError: with the path, also where the system names none, as on a full disk.
+    """
     draft = path.with_name(f"{path.name}.tmp")
-    yield draft
-    os.replace(draft, path)
+    try:
+        with naming(path):
+            yield draft
+            os.replace(draft, path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give an OSError of the block the path of the file that it is about, if it has none."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -27,6 +27,7 @@ _LOCK = ".debugnn.lock"
 _WRITTEN = (_LOCK, "config.yaml", "run.json", "metrics.jsonl", "layers.jsonl", "findings.json",
             "evidence.json", "fix.json", ERROR_FILE, "checkpoint.pt", "checkpoint.previous.pt",
             "checkpoint.sha256", "nonfinite_step_*.pt", "wandb", "report.html")  # fmt: skip
+_NO_FOLDER = (NotADirectoryError, FileExistsError)
 _STATUSES = ("running", "interrupted", "failed", "pruned", "finished")
 
 
@@ -194,7 +195,9 @@ class RunDirectory:
             try:
                 self._claim()
             except OSError as error:
-                raise ConfigError(
+                # Not a folder's path: the setting is at fault; otherwise, the disk is.
+                kind = ConfigError if isinstance(error, _NO_FOLDER) else RunError
+                raise kind(
                     f"output_dir: {self.path} cannot be written ({error.strerror})"
                 ) from None
             yield

@@ -14,7 +14,7 @@ checkpoint.
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -249,6 +249,7 @@ def open_run(run: Run, **more_facts: object) -> Iterator[Write]:
                 directory.write_facts(facts)
             yield write
             writer.drain()
+            rows.close(failed=False)  # a full disk is noticed here at the latest
             status = "pruned" if "pruned" in facts else "finished"
         except Interrupted:
             writer.drain()
@@ -261,7 +262,8 @@ def open_run(run: Run, **more_facts: object) -> Iterator[Write]:
         finally:
             writer.settle()
             for sink in sinks:
-                sink.close(failed=status == "failed")
+                with suppress(OSError):  # of a full disk, which the run has failed on already
+                    sink.close(failed=status == "failed")
             facts["seconds"] = round(earlier + time.perf_counter() - started, 3)
             facts["status"] = status
             directory.write_facts(facts)

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from debugnn import records
 from debugnn.errors import START_OVER, RunError
-from debugnn.files import replace_text
+from debugnn.files import naming, replace_text
 from debugnn.records import Diagnosis, Epoch, Layers, LrSuggestion, Pruned, Record, Step
 
 log = logging.getLogger(__name__)
@@ -65,19 +65,22 @@ class JsonLines:
                 replace_text(self._directory / f"{name}.json", f"{text}\n")
             return
         file = self._files["layers" if isinstance(record, Layers) else "metrics"]
-        file.write(records.encode(record) + "\n")
+        with naming(Path(file.name)):
+            file.write(records.encode(record) + "\n")
         if isinstance(record, Epoch):
             self.flush()
 
     def flush(self) -> None:
         """Bring all records to the files: a checkpoint must not be ahead of them."""
         for file in self._files.values():
-            file.flush()
+            with naming(Path(file.name)):
+                file.flush()
 
     def close(self, failed: bool) -> None:
         """Close the files."""
         for file in self._files.values():
-            file.close()
+            with naming(Path(file.name)):
+                file.close()
 
 
 def keep_rows_before(path: Path, step: int) -> None:

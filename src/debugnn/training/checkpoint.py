@@ -5,6 +5,7 @@ of the latest ones in a file beside them: a damaged one is found, and the one be
 """
 
 import hashlib
+import io
 import logging
 import os
 from collections.abc import Mapping
@@ -52,8 +53,10 @@ def write(path: Path, state: dict[str, Any]) -> None:
     Whenever the process is killed, one of the two is whole and its hash is among the latest.
     """
     with replacing(path) as draft:
-        torch.save(state, draft)
-        latest = [_digest(draft), *_hashes(path)][:_HASHES]
+        content = io.BytesIO()  # torch does not say why it cannot write a file
+        torch.save(state, content)
+        draft.write_bytes(content.getbuffer())
+        latest = [hashlib.sha256(content.getbuffer()).hexdigest(), *_hashes(path)][:_HASHES]
         replace_text(_hash_file(path), "".join(f"{digest}\n" for digest in latest))
         if path.exists():
             os.replace(path, _previous(path))
