@@ -53,16 +53,25 @@ _TO_START, _TO_UPLOAD, _TO_END = 0.9, 0.2, 0.7
 _AGAIN_AFTER = 600  # seconds, in which the runs of a sweep do not wait for an unreachable server
 
 
+# Where W&B keeps logs, copies of artifacts and its settings, if the user has not said where.
+_FOLDERS = {
+    name: place
+    for name, place in (
+        ("WANDB_CACHE_DIR", ".cache"), ("WANDB_DATA_DIR", ".local/share"),
+        ("WANDB_CONFIG_DIR", ".config"),
+    )
+    if name not in os.environ
+}  # fmt: skip
+
+
 def check_environment() -> None:
-    """Check W&B's environment variables and settings files.
+    """Check W&B's environment variables.
 
     Raises:
         ConfigError: a value is not allowed.
     """
     try:
-        # What W&B prints outside of a run ("Loaded credentials") or for its server ("Artifact
-        # already exists") follows the session's settings, whatever a run's say. Errors are shown.
-        wandb.setup(wandb.Settings(show_info=False, show_warnings=False))
+        wandb.Settings().update_from_env_vars(dict(os.environ))
     except (ValueError, wandb.errors.UsageError) as error:  # pydantic's are ValueErrors
         if not hasattr(error, "errors"):
             raise ConfigError(f"W&B's settings, WANDB_… in the environment: {error}") from error
@@ -214,7 +223,10 @@ class WandB:
             self._run.define_metric(pattern, step_metric=axis)
 
     def _init(self, mode: Literal["online", "offline"], options: dict[str, Any]) -> None:
-        check_environment()  # sets up W&B's process where there is none
+        _do_without_home(self._directory / "wandb" / "home")
+        # What W&B prints outside of a run ("Loaded credentials") or for its server ("Artifact
+        # already exists") follows the session's settings, whatever a run's say. Errors are shown.
+        wandb.setup(wandb.Settings(show_info=False, show_warnings=False))
         try:
             self._run = wandb.init(mode=mode, **options)
             WandB._open += 1
@@ -347,6 +359,19 @@ class WandB:
         if stats.saturated is not None:
             row[f"{key}/saturated"] = stats.saturated
         return row
+
+
+def _do_without_home(folder: Path) -> None:
+    """Let W&B keep its own files in this folder, if there is no home that can be written."""
+    for name, place in _FOLDERS.items():
+        try:
+            own = Path(os.environ["HOME"], place, "wandb")
+            own.mkdir(parents=True, exist_ok=True)
+            usable = os.access(own, os.W_OK)
+        except (KeyError, OSError):
+            usable = False
+        if not usable:
+            os.environ[name] = str(folder.absolute())
 
 
 def _end_service(seconds: float) -> None:
