@@ -26,7 +26,7 @@ ALLOWED = {
     "tensor_stats": ({"torch"}, {"records"}),
     "lr_curve": ({"numpy"}, {"records"}),
     "nn": ({"torch"}, LEAVES),
-    "data": ({"numpy", "torch", "torchvision", "sklearn"}, LEAVES),
+    "data": ({"numpy", "torch", "torchvision", "sklearn", "filelock"}, LEAVES),
     "training": ({"numpy", "torch"}, LEAVES | {"nn", "data"}),
     "doctor": ({"numpy", "torch"}, LEAVES),
     "integrations": ({"torch", "lightning", "transformers"}, LEAVES | {"doctor"}),

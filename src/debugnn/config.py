@@ -357,6 +357,7 @@ def _flat(key: str, value: Any) -> Iterator[tuple[str, str]]:
 
 def check(config: DictConfig) -> None:
     """Raise ConfigError at the first setting whose value is not allowed, naming what is."""
+    config = OmegaConf.masked_copy(config, [entry.name for entry in dataclasses.fields(Config)])
     try:
         settings: Any = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:  # a reference, such as ${optim.lrr}

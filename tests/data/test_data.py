@@ -536,12 +536,12 @@ def test_an_interrupted_decoding_leaves_nothing_behind(real_data, tmp_path):
         text=True, start_new_session=True,
     )  # fmt: skip
     drafts = tmp_path / "cache"
-    while not list(drafts.glob("tmp*/*/*.npy")) and started.poll() is None:
+    while not list(drafts.glob(".draft-*")) and started.poll() is None:
         time.sleep(0.001)  # leaves the processor to what is waited for
     os.killpg(started.pid, signal.SIGINT)
     _, said = started.communicate(timeout=60)
     assert said.count("Traceback") <= 1  # the parent's own
-    assert [path for path in drafts.iterdir() if path.name.startswith("tmp")] == []
+    assert list(drafts.glob(".draft-*")) == []
 
 
 def test_of_two_that_decode_at_once_the_second_leaves_nothing_behind(tmp_path):
@@ -557,6 +557,57 @@ def test_of_two_that_decode_at_once_the_second_leaves_nothing_behind(tmp_path):
     assert len(calls) == 2
     assert np.array_equal(arrays.train_inputs, regression("", False).train_inputs)
     assert [path.name.split("-")[0] for path in tmp_path.iterdir()] == ["raced"]
+
+
+DAMAGES = {
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "flipped": lambda path: path.write_bytes(path.read_bytes()[:-1] + b"\7"),
+    "empty": lambda path: path.write_bytes(b""),
+    "missing": lambda path: path.unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+@pytest.mark.parametrize("name", ["train_inputs.npy", "test_targets.npy"])
+def test_a_damaged_cache_is_made_anew(tmp_path, caplog, name, damage):
+    arrays = decoded(regression, "regression", "", str(tmp_path), False)
+    (folder,) = tmp_path.iterdir()
+    os.utime(folder / name, (2**32, 2**32))  # a clock that was wrong changes nothing
+    again = decoded(regression, "regression", "", str(tmp_path), False)
+    assert "damaged" not in caplog.text
+    assert np.array_equal(again.train_inputs, arrays.train_inputs)
+    damage(folder / name)
+    with caplog.at_level("INFO"):
+        again = decoded(regression, "regression", "", str(tmp_path), False)
+    assert caplog.text.count(f"data.cache: {folder} is damaged (") == 1
+    for got, wanted in zip(again, regression("", False), strict=True):
+        assert np.array_equal(got, wanted)
+    caplog.clear()
+    decoded(regression, "regression", "", str(tmp_path), False)
+    assert caplog.text == ""
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+KILLED = """
+import os, sys
+from debugnn.data import cache, decoded, regression
+cache.np.save = lambda path, array: (print(path, flush=True), sys.stdin.read())
+decoded(regression, "killed", "", sys.argv[1], False)
+"""
+
+
+def test_what_a_killed_decoding_leaves_is_removed_at_the_next_start_and_not_before(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(tmp_path)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    draft = Path(process.stdout.readline()).parent.parent
+    decoded(halved, "other", "", str(tmp_path), False)
+    assert draft.is_dir()  # it may still be written
+    process.kill()
+    process.communicate()
+    decoded(halved, "other", "", str(tmp_path), False)  # from the cache
+    assert [path.name.split("-")[0] for path in tmp_path.iterdir()] == ["other"]
 
 
 # --- batches ------------------------------------------------------------------------------------

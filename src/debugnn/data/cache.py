@@ -5,13 +5,16 @@ import inspect
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from debugnn.data.readers import Arrays, Reader, cifar10, mnist
 from debugnn.errors import ConfigError, first_line
@@ -19,6 +22,11 @@ from debugnn.errors import ConfigError, first_line
 log = logging.getLogger(__name__)
 
 REFUSED = 3  # the exit code of debugnn.data.decode after a ConfigError
+
+_HASHES = "sha256"  # the file beside the arrays with their hashes, in the arrays' order
+
+# Temporary folders, and the file in each that is locked as long as it is in use.
+_DRAFT, _LOCK = ".draft-", ".lock"
 
 # The readers that import torchvision, and the folders below data.root that they read.
 _TORCHVISION = {mnist: "MNIST/raw", cifar10: "cifar-10-batches-py"}
@@ -28,7 +36,8 @@ def decoded(reader: Reader, name: str, root: str, cache: str, download: bool) ->
     """Return the arrays of a reader, from the cache if it holds them.
 
     A cached copy is used only if it was made by the same reader, with the same arguments, from
-    the same files. If the cache cannot be written, the arrays are decoded and not cached.
+    the same files, and is as it was written: a damaged one is made anew. If the cache cannot be
+    written, the arrays are decoded and not cached.
 
     Args:
         reader: returns four arrays for `root` and `download`; a function, or a partial of one.
@@ -41,26 +50,53 @@ def decoded(reader: Reader, name: str, root: str, cache: str, download: bool) ->
         Memory-mapped arrays; a write to them stays in memory (copy on write).
 
     Raises:
-        ConfigError: the files are missing or damaged, or the cached arrays are.
+        ConfigError: the files are missing or damaged.
     """
+    _clear_drafts(Path(cache))
     folder = _folder(reader, name, root, cache)
+    if folder.is_dir() and (damage := _damage(folder)):
+        log.warning("data.cache: %s is damaged (%s): made anew", folder, damage)
+        shutil.rmtree(folder, ignore_errors=True)  # where it stays, writing fails
     if not folder.is_dir():
         log.info("data=%s: decoding once, into %s", name, cache)
         _fill_in_subprocess(reader, name, root, cache, download)
         folder = _folder(reader, name, root, cache)  # its name depends on the files
-    if not folder.is_dir():
+    if not folder.is_dir() or _damage(folder):
         arrays = read(reader, name, root, download)
         try:
             folder = write(arrays, reader, name, root, cache)
         except OSError as error:
             log.warning("data.cache=%s cannot be written (%s): decoding anew", cache, error)
             return arrays
+    return Arrays(*(_memory_map(folder / f"{part}.npy") for part in Arrays._fields))
+
+
+_whole: set[tuple] = set()  # the folders that this process has checked, with the files' times
+
+
+def _damage(folder: Path) -> str | None:
+    """Return what is wrong with a folder of the cache, None if it is as it was written.
+
+    It is read once a process, at about 1 GB a second.
+    """
+    paths = [folder / f"{part}.npy" for part in Arrays._fields]
     try:
-        return Arrays(*(_memory_map(folder / f"{part}.npy") for part in Arrays._fields))
-    except (OSError, ValueError, EOFError) as error:
-        raise ConfigError(
-            f"data.cache: {folder} is damaged ({first_line(error)}); delete it: it is made anew"
-        ) from None
+        state = [(path.stat().st_mtime_ns, path.stat().st_size) for path in paths]
+        mark = (folder.absolute(), *state)
+        hashes = (folder / _HASHES).read_text(encoding="utf-8", errors="replace").split()
+        if mark not in _whole:
+            for path, written in zip(paths, hashes, strict=True):
+                if _digest(path) != written:
+                    return f"{path.name} has changed"
+            _whole.add(mark)
+    except (OSError, ValueError) as error:
+        return first_line(error)
+    return None
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _fill_in_subprocess(reader: Reader, name: str, root: str, cache: str, download: bool) -> None:
@@ -123,18 +159,49 @@ def write(arrays: Arrays, reader: Reader, name: str, root: str, cache: str) -> P
     """
     folder = _folder(reader, name, root, cache)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as scratch:
+    with _scratch(folder.parent) as scratch:
         # A folder inside, because the temporary one can be read by its owner alone.
-        draft = Path(scratch) / folder.name
+        draft = scratch / folder.name
         draft.mkdir()
         for part, array in arrays._asdict().items():
             np.save(draft / f"{part}.npy", array)
+        hashes = [_digest(draft / f"{part}.npy") for part in Arrays._fields]
+        (draft / _HASHES).write_text("".join(f"{digest}\n" for digest in hashes))
         try:
             draft.rename(folder)  # atomic: another process sees the complete folder or none
         except OSError:
-            if not folder.is_dir():  # otherwise another process has written the same arrays
+            if not folder.is_dir() or _damage(folder):
                 raise
+            # Otherwise another process has written the same arrays.
     return folder
+
+
+@contextmanager
+def _scratch(cache: Path) -> Iterator[Path]:
+    """Yield a temporary folder in the cache, locked as long as this process uses it."""
+    while True:
+        scratch = Path(tempfile.mkdtemp(prefix=_DRAFT, dir=cache))
+        lock = FileLock(scratch / _LOCK)
+        try:
+            lock.acquire(blocking=False)
+            break
+        except (Timeout, FileNotFoundError):
+            continue  # another process took it for one that was left behind
+    try:
+        yield scratch
+    finally:
+        lock.release()
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _clear_drafts(cache: Path) -> None:
+    """Remove the temporary folders of processes that were killed."""
+    for scratch in cache.glob(f"{_DRAFT}*"):
+        lock = FileLock(scratch / _LOCK)
+        with suppress(OSError, Timeout):  # of a cache that cannot be written, or one in use
+            lock.acquire(blocking=False)
+            lock.release()
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _memory_map(path: Path) -> np.ndarray:
