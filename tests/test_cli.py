@@ -190,6 +190,34 @@ MISTAKES = {
     "sigmoid_net": ["sigmoid_net", "key=value"],
     "--experiment=nan_loss": ["--experiment=nan_loss", "no dashes"],
     "optim.weight_decay=0.1": ["optim.weight_decay", "+optim.weight_decay"],
+    "report.title=x": ["report.title=x", "null", "experiment"],
+    "init.pretrain.epochs=1": ["init.pretrain.epochs=1", "null", "init"],
+    "experiment=nan_loss report.claims=[x]": ["report.claims=[x]", "Integer"],
+    "wandb.project=a/b": ["wandb.project=a/b", "without /"],
+    f"wandb.tags=[{'x' * 65}]": ["wandb.tags=", "1 to 64 characters"],
+    "-m hydra/launcher=joblib hydra.launcher.n_jobs=0 seed=0,1": ["n_jobs=0", "[1, inf)"],
+    "optim.lr=null": ["optim.lr=null", "(0, inf)"],
+    "~optim": ["optim._target_=null", "import path"],
+    "~model": ["model._target_=null", "import path"],
+    "~seed": ["seed", "no value"],
+    "seed=${nope}": ["seed", "nope"],
+    "data.name=null": ["data.name", "not Optional"],
+    "model.activation=relu": ["model.activation=relu", "_target_"],
+    "model.activation._partial_=3": ["model.activation._partial_=3", "true and false"],
+    "model.hidden=7": ["model.hidden=7", "a list, each item a whole number"],
+    "+optim.betas=[0.9]": ["optim.betas=[0.9]", "a list of 2: a number, a number"],
+    "+optim.amsgrad=3": ["optim.amsgrad=3", "true or false"],
+    "loss._target_=2.5": ["loss._target_=2.5", "import path"],
+    "data.mean=[nan] data.std=[1]": ["data.mean=[nan]", "finite"],
+    "output_dir=": ["output_dir=", "folder"],
+    "data.cache=": ["data.cache=", "folder"],
+    "data.name=../../../x": ["data.name=../../../x", "without /"],
+    f"data.name={'x' * 61}": ["data.name=", "60 characters"],
+    "experiment=../data/digits": ["experiment/../data/digits"],
+    "experiment=null": ["experiment=null", "nan_loss"],
+    "trainer=null": ["trainer=null", "default"],
+    "--foo": ["--foo", "no such flag"],
+    "--cfg foo": ["--cfg", "foo", "job"],
 }
 
 
@@ -205,6 +233,43 @@ def test_a_mistake_is_one_line_that_names_it(monkeypatch, capsys, tmp_path, prep
     assert "Traceback" not in out + err
     # Nothing is left that a later run could take for its own.
     assert not list(tmp_path.rglob("run.json"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("WANDB_BASE_URL", "not a url"), ("WANDB_INIT_TIMEOUT", "soon")]
+)
+def test_a_wrong_variable_of_wandb_is_named(monkeypatch, capsys, tmp_path, name, value):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(name, value)
+    code, _, err = launch(monkeypatch, capsys, "wandb=offline")
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert err.startswith(f"error: {name}={value}: ")
+    assert not list(tmp_path.rglob("run.json"))
+
+
+def test_flags_and_overrides_come_in_any_order(monkeypatch, capsys, tmp_path):
+    code, out, err = launch(monkeypatch, capsys, "seed=3", "--cfg", "job", "trainer.epochs=7")
+    assert (code, err) == (0, "")
+    assert "seed: 3\n" in out
+    assert "epochs: 7\n" in out
+
+
+@pytest.mark.slow
+def test_a_run_ends_in_silence_where_nobody_reads_what_it_prints(tmp_path):
+    """`| head -1`, of a sweep in this and in other processes, and a closed standard output."""
+    run = f"{shlex.quote(sys.executable)} train.py doctor=off trainer.epochs=2 data.train_size=64"
+    tiny = "model=regressor data=regression loss=mse"
+    shown = subprocess.run(
+        f"set -o pipefail; {run} {tiny} output_dir={tmp_path}/a >&- && "
+        f"{run} {tiny} output_dir={tmp_path}/b -m seed=1,2 hydra/launcher=joblib | head -1",
+        shell=True, executable="/bin/bash", cwd=REPOSITORY,
+        env={k: v for k, v in os.environ.items() if "WANDB" not in k},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert len(shown.stdout.splitlines()) == 1
+    statuses = [records.load(path.read_text())["status"] for path in tmp_path.rglob("run.json")]
+    assert statuses == ["finished"] * 3
 
 
 def test_full_error_shows_the_traceback(monkeypatch, capsys, tmp_path):

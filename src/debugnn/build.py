@@ -229,7 +229,8 @@ def leaf(name: str, section: DictConfig) -> partial:
     if section.get("_target_") is None:
         raise ConfigError(f"{name}._target_: it has to name a function or a class")
     try:
-        bound = instantiate(OmegaConf.to_container(section, resolve=True), _partial_=True)
+        settings: Any = OmegaConf.to_container(section, resolve=True)
+        bound = instantiate(settings, _partial_=True)
     except HydraException as error:
         text = one_line(error).partition(", set env var")[0]
         raise ConfigError(f"{name}: {text}") from error
@@ -237,7 +238,7 @@ def leaf(name: str, section: DictConfig) -> partial:
         wanted = _wanted(bound.func, key)
         if not _fits(value, wanted):
             raise ConfigError(
-                f"{name}.{key}={as_typed(section[key])}: allowed is {_in_words(wanted)}"
+                f"{name}.{key}={as_typed(settings[key])}: allowed is {_in_words(wanted)}"
             )
     # Hydra's own partial does more at every call, and a loss is called at every step.
     return partial(bound.func, *bound.args, **bound.keywords)

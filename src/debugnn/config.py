@@ -364,8 +364,6 @@ def check(config: DictConfig) -> None:
         raise ConfigError(
             f"{error.full_key}: {one_line(error).partition(' full_key')[0]}"
         ) from None
-    for name in sorted(OmegaConf.missing_keys(config)):
-        raise ConfigError(f"{name}: has no value; set it, or choose an option of its group")
     for name, allowed, value in _bounded(Config, settings, ""):
         fault = allowed.fault(value)
         if fault is not None:
@@ -380,14 +378,15 @@ def check(config: DictConfig) -> None:
             )
         if not isinstance(partial, bool):
             raise ConfigError(f"{name}._partial_={as_typed(partial)}: allowed are true and false")
-    if config.task.finder.end_lr <= config.task.finder.start_lr:
+    finder, clip = settings["task"]["finder"], settings["clip"]
+    if finder["end_lr"] <= finder["start_lr"]:
         raise ConfigError(
-            f"task.finder.end_lr={config.task.finder.end_lr}: it has to be above "
-            f"task.finder.start_lr={config.task.finder.start_lr}"
+            f"task.finder.end_lr={finder['end_lr']}: it has to be above "
+            f"task.finder.start_lr={finder['start_lr']}"
         )
-    if config.prune_on == "doctor" and not config.doctor.enabled:
+    if settings["prune_on"] == "doctor" and not settings["doctor"]["enabled"]:
         raise ConfigError("prune_on=doctor: needs doctor=on")
-    if config.clip.rescale and config.clip.max_norm is None:
+    if clip["rescale"] and clip["max_norm"] is None:
         raise ConfigError("clip.rescale=true: needs clip.max_norm, the norm to scale to")
 
 
@@ -408,13 +407,15 @@ def _bounded(
     """Yield dotted name, allowed values and value of each bounded setting.
 
     Raises:
-        ConfigError: a setting is not there: it was deleted, as by `~seed`.
+        ConfigError: a setting has no value, or is not there: it was deleted, as by `~seed`.
     """
     for entry in dataclasses.fields(schema):
         name = f"{prefix}{entry.name}"
         if entry.name not in settings:
             raise ConfigError(f"{name}: has no value; a key of the configuration cannot be deleted")
         group, value = group_of(entry), settings[entry.name]
+        if value == MISSING:
+            raise ConfigError(f"{name}: has no value; set it, or choose an option of its group")
         if group is not None and value is not None:
             yield from _bounded(group, value, f"{name}.")
         if "allowed" in entry.metadata:

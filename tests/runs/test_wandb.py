@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 from conftest import REPOSITORY
 from debugnn import records
 from debugnn.runs.execute import execute
-from offline_wandb import read_back
+from offline_wandb import WANDB, read_back
 
 pytestmark = pytest.mark.slow
 
@@ -204,48 +205,151 @@ ANSWERS = {
 }  # fmt: skip
 
 
+class Server:
+    """A server of W&B's protocol that accepts everything, or is silent.
+
+    Attributes:
+        address: its URL.
+        asked: the names of the operations that it was asked for.
+        rows: the numbers of the rows of history that it was sent, of all runs.
+        silent: set while it answers nothing.
+    """
+
+    def __init__(self):
+        self.asked, self.rows, self.silent, self.over = [], [], threading.Event(), threading.Event()
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                if server.silent.is_set():
+                    server.over.wait()
+                    return
+                text = json.dumps(server.answer(self.path, body)).encode()
+                self.send_response(200)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(text)))
+                self.end_headers()
+                self.wfile.write(text)
+
+            def log_message(self, *_):
+                pass
+
+        self.listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"http://127.0.0.1:{self.listening.server_port}"
+
+    def answer(self, path, body):
+        if path == "/graphql":
+            operation = re.search(r"(?:query|mutation)\s+(\w+)", json.loads(body)["query"])
+            self.asked.append(operation.group(1))
+            return {"data": ANSWERS.get(operation.group(1), {})}
+        if path.endswith("/file_stream"):
+            history = json.loads(body).get("files", {}).get("wandb-history.jsonl", {"content": []})
+            self.rows += [history["offset"] + n for n in range(len(history["content"]))]
+        return {}
+
+
 @pytest.fixture
 def server():
-    """A server of W&B's protocol that accepts everything: its address, and what it is asked."""
-    asked = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            answer = {}
-            if self.path == "/graphql":
-                operation = re.search(r"(?:query|mutation)\s+(\w+)", json.loads(body)["query"])
-                asked.append(operation.group(1))
-                answer = {"data": ANSWERS.get(operation.group(1), {})}
-            text = json.dumps(answer).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(text)))
-            self.end_headers()
-            self.wfile.write(text)
-
-        def log_message(self, *_):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
-        thread = threading.Thread(target=listening.serve_forever)
+    server = Server()
+    with server.listening:
+        thread = threading.Thread(target=server.listening.serve_forever)
         thread.start()
-        yield f"http://127.0.0.1:{listening.server_port}", asked
-        listening.shutdown()
+        yield server
+        server.over.set()
+        server.listening.shutdown()
         thread.join()
+
+
+def online(tmp_path, server):
+    """The environment of a process that logs to this server."""
+    return {**ENVIRONMENT, "HOME": str(tmp_path), "WANDB_API_KEY": "0" * 40,
+            "WANDB_BASE_URL": server.address, "PYTHONUNBUFFERED": "1"}  # fmt: skip
+
+
+def status(path):
+    return records.load(path.read_text())["status"]
+
+
+def test_a_server_that_falls_silent_costs_no_rows_and_little_time(tmp_path, server):
+    process = subprocess.Popen(
+        [sys.executable, "train.py", "wandb=online", "wandb.init_timeout=5", "doctor=off",
+         "model=deep_mlp", "trainer.epochs=20", "trainer.device=cpu", f"output_dir={tmp_path}"],
+        cwd=REPOSITORY, env=online(tmp_path, server), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert any("epoch  4 of 20" in line for line in process.stdout)
+    server.silent.set()
+    assert any("epoch 19 of 20" in line for line in process.stdout)
+    trained = time.monotonic()
+    shown, _ = process.communicate()
+    assert time.monotonic() - trained < 5 + 10  # the process's own end takes some time too
+    assert process.returncode == 0, shown
+    assert shown.count("W&B has failed (") == 1
+    assert "wandb sync --no-skip-online" in shown
+    (facts,) = tmp_path.rglob("run.json")
+    assert status(facts) == "finished"
+    before = set(server.rows)
+    server.silent.clear()
+    (run,) = facts.parent.glob("wandb/run-*")
+    synced = subprocess.run(
+        [WANDB, "sync", "--no-skip-online", str(run)], cwd=tmp_path, env=online(tmp_path, server),
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    wanted = len(list(records.read_jsonl(facts.with_name("metrics.jsonl"))))
+    assert len(before | set(server.rows)) == wanted == 20 * 24, synced.stderr
+
+
+def test_the_runs_of_a_sweep_wait_once_for_a_server_that_is_silent_from_the_start(tmp_path, server):
+    server.silent.set()
+    shown = subprocess.run(
+        [sys.executable, "train.py", "-m", "seed=0,1,2,3", "wandb=online", "wandb.init_timeout=10",
+         "doctor=off", "model=regressor", "data=regression", "loss=mse", "trainer.epochs=1",
+         f"output_dir={tmp_path}"],
+        cwd=REPOSITORY, env=online(tmp_path, server),
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert shown.stdout.count("W&B cannot be reached (") == 1
+    assert shown.stdout.count("the run goes on offline; later, `wandb sync ") == 4
+    for facts in tmp_path.rglob("run.json"):
+        assert status(facts) == "finished"
+        (kept,) = facts.parent.glob("wandb/*run-*")  # nothing of the attempt
+        assert kept.name.startswith("offline-run-")
+        assert records.load(facts.read_text())["wandb_id"] in kept.name
+        assert [h for h in read_back(facts.parent)["history"] if "test/loss" in h["item"]]
+
+
+@pytest.mark.parametrize("home", ["/dev/null/nowhere", None])
+def test_without_a_home_a_run_finishes_and_the_key_is_written_nowhere(tmp_path, home):
+    key = "0123456789abcdef" * 2 + "feedbeef"
+    environment = {**ENVIRONMENT, "WANDB_API_KEY": key, "HOME": home}
+    shown = subprocess.run(
+        [sys.executable, "train.py", "wandb=offline", "wandb.checkpoint=true", "trainer.epochs=1",
+         "model=deep_mlp", f"output_dir={tmp_path}"],
+        cwd=REPOSITORY, env={n: value for n, value in environment.items() if value is not None},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "W&B" not in shown.stdout
+    (facts,) = tmp_path.rglob("run.json")
+    assert status(facts) == "finished"
+    assert models_among(read_back(tmp_path))
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert facts in written
+    assert not [path for path in written if key.encode() in path.read_bytes()]
+    assert key not in shown.stdout
 
 
 def test_a_first_online_run_prints_its_own_lines_alone(tmp_path, prepared, server):
     """Not that credentials were found, and not that an artifact was."""
-    address, asked = server
     shown = subprocess.run(
         [
             sys.executable, str(REPOSITORY / "train.py"), "wandb=online", *SHORT,
             f"data.cache={prepared}",
         ],
         cwd=tmp_path,
-        env={**ENVIRONMENT, "HOME": str(tmp_path), "WANDB_API_KEY": "0" * 40,
-             "WANDB_BASE_URL": address},
+        env=online(tmp_path, server),
         stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert shown.returncode == 0, shown.stderr
@@ -255,7 +359,7 @@ def test_a_first_online_run_prints_its_own_lines_alone(tmp_path, prepared, serve
         del lines[0]
     assert "seed=0" in lines[0].split()
     assert [line for line in lines[1:] if not line.startswith("  ")] == []
-    assert {"UpsertBucket", "CreateArtifact"} <= set(asked)
+    assert {"UpsertBucket", "CreateArtifact"} <= set(server.asked)
 
 
 def test_disabled_writes_nothing_of_wandbs(compose, tmp_path):
