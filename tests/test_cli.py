@@ -195,7 +195,6 @@ MISTAKES = {
     "experiment=nan_loss report.claims=[x]": ["report.claims=[x]", "Integer"],
     "wandb.project=a/b": ["wandb.project=a/b", "without /"],
     f"wandb.tags=[{'x' * 65}]": ["wandb.tags=", "1 to 64 characters"],
-    "-m hydra/launcher=joblib hydra.launcher.n_jobs=0 seed=0,1": ["n_jobs=0", "[1, inf)"],
     "optim.lr=null": ["optim.lr=null", "(0, inf)"],
     "~optim": ["optim._target_=null", "import path"],
     "~model": ["model._target_=null", "import path"],

@@ -33,12 +33,13 @@ def build(config: DictConfig) -> Training:
 
     Raises:
         ConfigError: a setting is not allowed, or settings do not fit each other.
+        OSError: a file cannot be read, or no file descriptors are left.
     """
     check(config)
     process.keep_freed_memory()
     try:
         return _build(config)
-    except ConfigError:
+    except (ConfigError, OSError):  # an OSError is a file's or the machine's, no setting's
         raise
     except Exception as error:
         # A `_target_` may raise anything on the arguments that it is given.

@@ -2,6 +2,7 @@
 
 import argparse
 import atexit
+import errno
 import logging
 import os
 import re
@@ -11,14 +12,14 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import yaml
 from hydra._internal.utils import get_args_parser
 from hydra.conf import HydraConf
 from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from debugnn import config
@@ -181,8 +182,6 @@ def _flags_last(words: Sequence[str]) -> list[str]:
     parser = _Flags(parents=[get_args_parser()], add_help=False)
     words = ["only_failed=true" if word == "--failed" else word for word in words]
     overrides = parser.parse_intermixed_args(words).overrides
-    if "hydra.launcher.n_jobs=0" in overrides:
-        raise ConfigError("hydra.launcher.n_jobs=0: allowed is [1, inf), or -1 for a job a core")
     left = list(overrides)
     flags = []
     for word in words:
@@ -237,17 +236,21 @@ def run_job(settings: DictConfig, job: HydraConf) -> Arm:
         Interrupted: the run was told to stop.
         Exception: any other error, of a run alone or under a launcher that records no arms.
     """
-    overrides, experiment = list(job.overrides.task), job.runtime.choices.get("experiment")
+    overrides: Any = OmegaConf.to_container(job.overrides.task)  # ${…} in them as typed
+    experiment = job.runtime.choices.get("experiment")
     sweep = job.mode == RunMode.MULTIRUN
     try:
         arm = run_arm(settings, overrides, experiment)
     except (Exception, SystemExit) as error:
-        expected = isinstance(error, ConfigError | CheckFailedError)
+        expected = isinstance(error, ConfigError | CheckFailedError) or _is_the_machines(error)
         of_the_command = isinstance(error, WRONG_COMMAND) and not expected
         recorded = job.launcher._target_.endswith(_RECORDING) and not of_the_command
         if not (recorded if sweep else expected):
             raise
-        place = arms.place_of(settings, overrides, experiment)
+        try:
+            place = arms.place_of(settings, overrides, experiment)
+        except WRONG_COMMAND:  # the setting at fault is one that names the place
+            place = None
         arm = failed(error, overrides, place, name=" ".join(overrides) if sweep else "")
     if sweep:
         record(arm)
@@ -269,6 +272,7 @@ def run_arm(settings: DictConfig, overrides: Sequence[str], experiment: str | No
         Exception: whatever ends the run.
     """
     logging.raiseExceptions = False  # as in `start`; this may be another process
+    config.check(settings)  # before names in it become paths
     place = arms.place_of(settings, overrides, experiment)
     before = arms.status_in(place)
     if arms.left_out(settings, before):
@@ -294,8 +298,9 @@ def failed(error: BaseException, overrides: Sequence[str], place: Path | None, n
     if isinstance(error, KeyboardInterrupt):  # a worker was told, and not this process
         return Arm(tuple(overrides), End.INTERRUPTED, place, f"stopped by {error}", 1)
     mistake, died = isinstance(error, WRONG_COMMAND), isinstance(error, WorkerDiedError)
-    kept = None if mistake else arms.keep_traceback(error, place)
-    if _verbose or not (mistake or died or kept):
+    told = mistake or died or _is_the_machines(error)
+    kept = None if told else arms.keep_traceback(error, place)
+    if _verbose or not (told or kept):
         traceback.print_exception(error)
     reason = explain(error)
     if not (mistake or died or isinstance(error, OSError)):
@@ -304,6 +309,15 @@ def failed(error: BaseException, overrides: Sequence[str], place: Path | None, n
     code = getattr(error, "exit_code", 2 if mistake else 1)  # a ConfigError has its own
     there = place if place is not None and place.exists() else None
     return Arm(tuple(overrides), End.FAILED, kept or there, reason, code)
+
+
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT)
+
+
+def _is_the_machines(error: BaseException) -> bool:
+    """Return whether a file or a folder cannot be used, or what the machine has is used up."""
+    named = isinstance(error, OSError) and error.filename is not None
+    return named or (isinstance(error, OSError) and error.errno in _EXHAUSTED)
 
 
 def shows_tracebacks() -> bool:
@@ -342,6 +356,8 @@ def explain(error: BaseException) -> str:
         return text
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror} (set by output_dir, data.root or data.cache)"
+    if isinstance(error, OSError) and error.errno in _EXHAUSTED:
+        return f"{error.strerror} (ulimit -a and df show how many there may be)"
     if isinstance(error, OverrideParseException) and "=" not in error.override:
         return f"{error.override}: an override is key=value, such as model=cnn"
     if isinstance(error, OverrideParseException):

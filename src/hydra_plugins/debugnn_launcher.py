@@ -14,6 +14,7 @@ starts, for `--help` too. So torch is imported here only when jobs run.
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.config_store import ConfigStore
@@ -62,7 +63,8 @@ class StackedLauncher(BasicLauncher):
         def composed(settings: DictConfig) -> Job | None:
             job = HydraConfig.get()
             OmegaConf.resolve(settings)  # ${hydra:...} means this job only in here
-            arm, experiment = list(job.overrides.task), job.runtime.choices.get("experiment")
+            arm: Any = OmegaConf.to_container(job.overrides.task)  # ${…} in them as typed
+            experiment = job.runtime.choices.get("experiment")
             alone = left_out(settings, status_in(place_of(settings, arm, experiment)))
             return None if alone else Job(settings, arm, experiment)
 

@@ -211,12 +211,14 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(ended, caplog, damage)
     config, directory = ended
     whole, expected = weights(directory / "checkpoint.pt"), rows(directory)
     path = directory / "checkpoint.pt"
+    (directory / "findings.json.tmp").write_bytes(b"of a process that was killed")
     path.write_bytes(damage(path.read_bytes()))
     cut_off(directory)
     with caplog.at_level("INFO"):
         execute(config, [], None)
     assert "checkpoint.pt: damaged; goes on from the one before" in caplog.text
     assert "continues from epoch 2" in caplog.text
+    assert not list(directory.glob("*.tmp"))
     assert rows(directory) == expected
     assert all(torch.equal(value, whole[name]) for name, value in weights(path).items())
 

@@ -214,6 +214,9 @@ class RunDirectory:
             raise RunError(f"{self.path}: another process has begun this run just now")
         if not continued:
             self._empty()
+        for draft in self.path.glob("*.tmp"):  # of a process that was killed
+            if _is_written(draft.name):
+                draft.unlink()
         (self.path / ERROR_FILE).unlink(missing_ok=True)  # of an earlier piece of the run
         replace_text(self._config_path, OmegaConf.to_yaml(self.config, resolve=True))
 

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from debugnn.build import build
-from debugnn.config import check
 from debugnn.records import Diagnosis, Epoch, Pause, Pruned, Record
 from debugnn.runs.directory import RunDirectory
 from debugnn.runs.facts import facts_of
@@ -57,7 +56,6 @@ def execute(config: DictConfig, overrides: Sequence[str], experiment: str | None
             `task=fix`, whose first run ends before its remedy is composed.
         CheckFailedError: `task=check` found an error.
     """
-    check(config)
     if config.task.name == "check":
         from debugnn.runs.diagnosis import check_before_training
 
