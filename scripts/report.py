@@ -129,12 +129,14 @@ def write_precision(runs: list[Run], output: Path) -> None:
 
 
 def write_options() -> None:
-    """Write what needs no run: groups, keys, experiments, causes, the list of figures."""
+    """Write what needs no run: groups, keys, experiments, causes, figures, kills and load."""
     tables.fill(CONF / "README.md", "groups", tables.groups(CONF))
     tables.fill(CONF / "README.md", "keys", tables.keys(CONF))
     tables.fill(CONF / "README.md", "experiments", tables.experiments(CONF))
     tables.fill(DOCTOR_PAGE, "causes", tables.causes())
     tables.fill(REFERENCE / "README.md", "figures", tables.pictures(CONF, REFERENCE / "figures"))
+    for name, text in tables.survival(REFERENCE / "survival").items():
+        tables.fill(REFERENCE / "README.md", name, text)
 
 
 def compare_arms(arguments: Sequence[str]) -> int:

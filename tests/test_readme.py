@@ -24,6 +24,7 @@ from reproduce import values_of
 from test_house import ALLOWED, LEAVES
 
 REFERENCE = REPOSITORY / "outputs" / "reference"
+SURVIVAL = tables.survival(REFERENCE / "survival")
 PAGES = {
     "front": REPOSITORY / "README.md",
     "conf": CONF / "README.md",
@@ -78,6 +79,8 @@ def test_the_front_page_stays_short():
         ("conf", "experiments", tables.experiments(CONF)),
         ("doctor", "causes", tables.causes()),
         ("results", "figures", tables.pictures(CONF, REFERENCE / "figures")),
+        ("results", "kills", SURVIVAL["kills"]),
+        ("results", "load", SURVIVAL["load"]),
     ],
 )
 def test_tables_without_runs_are_those_that_the_code_makes(page, name, table):

@@ -1,6 +1,7 @@
 """Markdown tables of finished runs and of the configuration's options."""
 
 import inspect
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -325,12 +326,22 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def survival(kills: Mapping[str, Any]) -> str:
-    """Return what became of killed commands, a row for each kind.
+def survival(folder: Path) -> dict[str, str]:
+    """Return what scripts/soak.py and scripts/load.py have measured, as tables by their names.
 
     Args:
-        kills: the content of kills.json.
+        folder: holds kills.json and a load_*.json of each launcher.
     """
+    kills = json.loads((folder / "kills.json").read_text(encoding="utf-8"))
+    loads = {
+        path.stem.removeprefix("load_"): json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted(folder.glob("load_*.json"))
+    }
+    return {"kills": _kills(kills), "load": _load(loads)}
+
+
+def _kills(kills: Mapping[str, Any]) -> str:
+    """Return what became of killed commands, a row for each kind."""
     rows = [
         "| kind of run | kills | commands | as if never killed |",
         "| --- | ---: | ---: | ---: |",
@@ -343,12 +354,8 @@ def survival(kills: Mapping[str, Any]) -> str:
     return "\n".join(rows)
 
 
-def load(figures: Mapping[str, Mapping[str, float]]) -> str:
-    """Return how long sweeps go on as they began, a row for each figure.
-
-    Args:
-        figures: launcher → the content of its load_*.json.
-    """
+def _load(figures: Mapping[str, Mapping[str, float]]) -> str:
+    """Return whether sweeps go on as they began, a row for each figure and a column a launcher."""
     names = next(iter(figures.values()))
     rows = [f"| | {' | '.join(figures)} |", f"| --- |{' ---: |' * len(figures)}"]
     for name in names:
