@@ -298,9 +298,9 @@ def failed(error: BaseException, overrides: Sequence[str], place: Path | None, n
     if isinstance(error, KeyboardInterrupt):  # a worker was told, and not this process
         return Arm(tuple(overrides), End.INTERRUPTED, place, f"stopped by {error}", 1)
     mistake, died = isinstance(error, WRONG_COMMAND), isinstance(error, WorkerDiedError)
-    told = mistake or died or _is_the_machines(error)
-    kept = None if told else arms.keep_traceback(error, place)
-    if _verbose or not (told or kept):
+    said = mistake or _is_the_machines(error)  # in one line, without a place in the code
+    kept = None if said else arms.keep_traceback(error, place)
+    if _verbose or not (said or died or kept):
         traceback.print_exception(error)
     reason = explain(error)
     if not (mistake or died or isinstance(error, OSError)):

@@ -382,7 +382,11 @@ def test_convolutions_are_refused_on_features():
         (FEATURES, ["model=regressor", "model.outputs=3"], r"model\.outputs=3.*needs one value"),
         (FEATURES, ["model=relu_net"], r"model\.blocks"),
         (MNIST, ["model=relu_net", "+model.widths=3"], r"model: .*widths"),
-        (MNIST, ["model=relu_net", "model.own_layers=1"], r"model\.own_layers=1: .*true and false"),
+        (
+            MNIST,
+            ["model=relu_net", "model.own_layers=1"],
+            r"model\.own_layers=1: allowed is true or false",
+        ),
         (
             MNIST,
             ["model=relu_net", "model._target_=debugnn.nn.networks.nothing"],

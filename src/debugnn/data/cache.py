@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -179,19 +179,16 @@ def write(arrays: Arrays, reader: Reader, name: str, root: str, cache: str) -> P
 @contextmanager
 def _scratch(cache: Path) -> Iterator[Path]:
     """Yield a temporary folder in the cache, locked as long as this process uses it."""
-    while True:
-        scratch = Path(tempfile.mkdtemp(prefix=_DRAFT, dir=cache))
-        lock = FileLock(scratch / _LOCK)
-        try:
-            lock.acquire(blocking=False)
-            break
-        except (Timeout, FileNotFoundError):
-            continue  # another process took it for one that was left behind
-    try:
+    with ExitStack() as opened:
+        while True:
+            scratch = Path(tempfile.mkdtemp(prefix=_DRAFT, dir=cache))
+            opened.callback(shutil.rmtree, scratch, ignore_errors=True)
+            try:
+                opened.enter_context(FileLock(scratch / _LOCK, blocking=False))
+                break
+            except (Timeout, FileNotFoundError):
+                continue  # another process took it for one that was left behind
         yield scratch
-    finally:
-        lock.release()
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _clear_drafts(cache: Path) -> None:
