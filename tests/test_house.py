@@ -32,9 +32,10 @@ ALLOWED = {
     "integrations": ({"torch", "lightning", "transformers"}, LEAVES | {"doctor"}),
     "faults": ({"numpy", "torch", "sklearn"}, {"doctor"}),
     "config": ({"hydra", "omegaconf"}, LEAVES),
+    "arguments": ({"torch", "hydra", "omegaconf"}, LEAVES | {"config"}),
     "build": (
         {"torch", "hydra", "omegaconf"},
-        LEAVES | {"nn", "data", "training", "config"},
+        LEAVES | {"nn", "data", "training", "config", "arguments"},
     ),
     "runs": (
         {"numpy", "torch", "omegaconf", "filelock", "joblib", "wandb"},

@@ -2,10 +2,7 @@
 
 import inspect
 import logging
-from collections.abc import Callable, Sequence
 from functools import cache, partial
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import torch
 from hydra.errors import HydraException
@@ -14,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from debugnn import data as data_sets
-from debugnn.config import as_typed, check
+from debugnn.config import check
 from debugnn.data import Data
 from debugnn.errors import ConfigError, one_line
 from debugnn.nn.inits import initialise, transfer
@@ -39,9 +36,16 @@ def build(config: DictConfig) -> Training:
     process.keep_freed_memory()
     try:
         return _build(config)
-    except (ConfigError, OSError):  # an OSError is a file's or the machine's, no setting's
+    except OSError:  # of a file or the machine, and of no setting
         raise
     except Exception as error:
+        from debugnn.arguments import misfit  # most configurations need no such explanation
+
+        known = isinstance(error, ConfigError)
+        if (not known or error.__cause__ is not None) and (fault := misfit(config)):
+            raise ConfigError(fault) from error
+        if known:
+            raise
         # A `_target_` may raise anything on the arguments that it is given.
         raise ConfigError(
             f"the configuration cannot be built, {type(error).__name__}: {one_line(error)} "
@@ -230,84 +234,12 @@ def leaf(name: str, section: DictConfig) -> partial:
     if section.get("_target_") is None:
         raise ConfigError(f"{name}._target_: it has to name a function or a class")
     try:
-        settings: Any = OmegaConf.to_container(section, resolve=True)
-        bound = instantiate(settings, _partial_=True)
+        bound = instantiate(OmegaConf.to_container(section, resolve=True), _partial_=True)
     except HydraException as error:
         text = one_line(error).partition(", set env var")[0]
         raise ConfigError(f"{name}: {text}") from error
-    for key, value in bound.keywords.items():
-        wanted = _wanted(bound.func, key)
-        if not _fits(value, wanted):
-            raise ConfigError(
-                f"{name}.{key}={as_typed(settings[key])}: allowed is {_in_words(wanted)}"
-            )
     # Hydra's own partial does more at every call, and a loss is called at every step.
     return partial(bound.func, *bound.args, **bound.keywords)
-
-
-def _wanted(function: Callable, argument: str) -> Any:
-    """Return the type that a function's signature states for an argument, Any if it states none.
-
-    A type that the argument's own default is not of says nothing.
-    """
-    stated = vars(function).get("__init__", function) if isinstance(function, type) else function
-    try:
-        parameter = inspect.signature(function).parameters[argument]
-        hints = get_type_hints(stated)
-    except (TypeError, ValueError, KeyError, NameError, AttributeError):
-        return Any  # no signature, no such argument, or a type that cannot be imported
-    wanted = hints.get(argument, Any)
-    return (
-        wanted if parameter.default is parameter.empty or _fits(parameter.default, wanted) else Any
-    )
-
-
-def _fits(value: Any, wanted: Any) -> bool:
-    """Return whether a value of a configuration is of a type; True for types not known here."""
-    origin, inner = get_origin(wanted) or wanted, get_args(wanted)
-    if origin in (Union, UnionType):
-        return any(_fits(value, kind) for kind in inner)
-    if origin is Literal:
-        return value in inner
-    if origin is Callable:
-        return callable(value)
-    if origin in (Sequence, list, tuple):
-        if isinstance(value, str) or not isinstance(value, Sequence):
-            return False
-        if origin is tuple and Ellipsis not in inner:
-            return len(value) == len(inner) and all(map(_fits, value, inner))
-        return all(_fits(item, kind) for kind in inner[:1] for item in value)
-    if origin is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if origin is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if origin in (bool, str, NoneType, torch.Tensor):
-        return isinstance(value, origin)
-    return True
-
-
-_WORDS: dict[Any, str] = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "a text",
-    NoneType: "null",
-    Callable: "a function or a class, named by _target_ within it",
-}
-
-
-def _in_words(wanted: Any) -> str:
-    """Return a type as words, without what cannot be typed."""
-    origin, inner = get_origin(wanted) or wanted, get_args(wanted)
-    if origin is Literal:
-        return " or ".join(map(str, inner))
-    if origin in (Union, UnionType):
-        return " or ".join(_in_words(kind) for kind in inner if kind is not torch.Tensor)
-    if origin is tuple and Ellipsis not in inner:
-        return f"a list of {len(inner)}: {', '.join(map(_in_words, inner))}"
-    if origin in (Sequence, list, tuple):
-        return ", each item ".join(["a list", *map(_in_words, inner[:1])])
-    return _WORDS.get(origin, str(wanted))
 
 
 @torch.no_grad()

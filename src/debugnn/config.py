@@ -368,7 +368,7 @@ def check(config: DictConfig) -> None:
         fault = allowed.fault(value)
         if fault is not None:
             raise ConfigError(f"{name}={as_typed(value)}: {fault}")
-    for name, leaf in _leaves(settings, ""):
+    for name, leaf in leaves(settings):
         target, partial = leaf.get("_target_"), leaf.get("_partial_", True)
         switched_off = target is None and name.startswith("init.")
         if not switched_off and not re.fullmatch(_IMPORT_PATH, str(target)):
@@ -425,14 +425,16 @@ def _bounded(
                 yield f"{name}.{key}", allowed, value[key]
 
 
-def _leaves(settings: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def leaves(
+    settings: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield dotted name and settings of whatever is made by a function or a class."""
     for key, value in settings.items():
         if isinstance(value, Mapping):
             name = prefix + key
             if "_target_" in value or name in ("model", "optim", "loss", "data.reader"):
                 yield name, value
-            yield from _leaves(value, f"{name}.")
+            yield from leaves(value, f"{name}.")
 
 
 def group_of(entry: dataclasses.Field) -> type | None:

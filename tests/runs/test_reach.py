@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from conftest import CONF, REPOSITORY
+from debugnn.data import decoded, digits
 
 pytestmark = pytest.mark.slow
 
@@ -35,11 +36,13 @@ print("compiler", "torch._dynamo" in sys.modules, sep="\t")
 """
 
 
-def reached(tmp_path, *commands):
+def reached(tmp_path, prepared, *commands):
     """Return for each short run: module → its lines, of the modules that were imported until its
     end; and whether any of them, or the command line, imported torch's compiler."""
     short = "trainer.epochs=1 trainer.steps_per_epoch=2 wandb=disabled trainer.device=cpu"
-    asked = [f"{command} {short} output_dir={tmp_path}" for command in commands]
+    asked = [
+        f"{command} {short} output_dir={tmp_path} data.cache={prepared}" for command in commands
+    ]
     shown = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(CONF), *asked],
         cwd=REPOSITORY, capture_output=True, text=True, check=True,
@@ -54,8 +57,9 @@ def reached(tmp_path, *commands):
     return *found.values(), compiler
 
 
-def test_a_run_without_the_doctor_imports_neither_it_nor_the_stacks(tmp_path):
-    without, with_it, compiler = reached(tmp_path, "doctor=off", "doctor=on")
+def test_a_run_without_the_doctor_imports_neither_it_nor_the_stacks(tmp_path, prepared):
+    decoded(digits, "digits", "", str(prepared), False)  # a run that finds its data in the cache
+    without, with_it, compiler = reached(tmp_path, prepared, "doctor=off", "doctor=on")
     rooms = {name.split(".")[1] for name in without if "." in name}
     assert not rooms & {"doctor", "stacking", "faults", "analysis"}
     print(f"{len(without)} modules, {sum(without.values())} lines")

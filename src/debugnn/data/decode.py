@@ -1,7 +1,7 @@
 """The program that fills the cache in a subprocess: `python -m debugnn.data.decode`.
 
-`debugnn.data.cache` starts it, so that the training does not have to import torchvision. To prepare
-data sets by hand, use `scripts/prepare_data.py`.
+`debugnn.data.decoding` starts it, so that the training does not have to import torchvision. To
+prepare data sets by hand, use `scripts/prepare_data.py`.
 """
 
 import argparse
@@ -10,14 +10,14 @@ import logging
 import signal
 import sys
 
-from debugnn.data import cache, readers
+from debugnn.data import decoding, readers
 from debugnn.errors import ConfigError
 
 
 def main() -> int:
     """Decode one data set, and return the exit code.
 
-    After a ConfigError the exit code is `cache.REFUSED`, and the message is the standard output.
+    After a ConfigError the exit code is `decoding.REFUSED`, and the message is the standard output.
     """
     signal.signal(signal.SIGINT, lambda *_: sys.exit(130))  # the parent shows the traceback
     parser = argparse.ArgumentParser(description="Decode a data set into the cache.")
@@ -32,11 +32,11 @@ def main() -> int:
     answer = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):  # torchvision prints what it downloads
         try:
-            arrays = cache.read(reader, options.name, options.root, options.download)
-            cache.write(arrays, reader, options.name, options.root, options.cache)
+            arrays = decoding.read(reader, options.name, options.root, options.download)
+            decoding.write(arrays, reader, options.name, options.root, options.cache)
         except ConfigError as error:
             answer.write(str(error))
-            return cache.REFUSED
+            return decoding.REFUSED
         except OSError:
             return 1
     return 0

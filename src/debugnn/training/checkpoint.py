@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from debugnn.errors import START_OVER, RunError, one_line
-from debugnn.files import replace_text, replacing
+from debugnn.files import digest, replace_text, replacing
 from debugnn.random_state import random_state, set_random_state
 from debugnn.training.loop import Tally, Training
 
@@ -83,7 +83,7 @@ def restore(
     hashes = _hashes(path)
     wanted = (path, _previous(path)) if before is None else (_previous(path),)
     places = [place for place in wanted if place.exists()]
-    whole = [place for place in places if _digest(place) in hashes]
+    whole = [place for place in places if digest(place) in hashes]
     if not whole:
         raise RunError(f"{path}: damaged, and so is the one before; {START_OVER}")
     if whole[0] != wanted[0]:
@@ -120,11 +120,6 @@ def _hashes(path: Path) -> list[str]:
     """Return the hashes of the latest checkpoints, the last one's first."""
     file = _hash_file(path)
     return file.read_text(encoding="utf-8", errors="replace").split() if file.exists() else []
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _copied(value: Any) -> Any:
