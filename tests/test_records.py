@@ -102,3 +102,10 @@ def test_records_need_the_standard_library_alone():
     # -S removes site-packages from the path.
     program = f"import sys; sys.path.insert(0, {str(REPOSITORY / 'src')!r}); import debugnn.records"
     subprocess.run([sys.executable, "-I", "-S", "-c", program], check=True)
+
+
+@pytest.mark.parametrize("record", EXAMPLES, ids=lambda record: record.kind)
+def test_a_row_becomes_its_record_again(record):
+    again = records.decode(records.load(records.encode(record)))
+    assert type(again) is type(record)
+    assert same(dataclasses.asdict(again), dataclasses.asdict(record))

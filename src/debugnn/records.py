@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +146,21 @@ BOOKKEEPING = ("overwrite", "only_failed", "prune_on", "output_dir", "wandb", "r
 def encode(record: Record) -> str:
     """Return the record as one line of strict JSON."""
     return dump({"kind": record.kind, **_fields(record)})
+
+
+def decode(row: Mapping[str, Any]) -> Record:
+    """Return the record that a row was made of: the inverse of `encode`.
+
+    Raises:
+        KeyError, TypeError: the row is of another version of this project.
+    """
+    kind = {each.kind: each for each in get_args(Record)}[row["kind"]]
+    fields = {name: value for name, value in row.items() if name != "kind"}
+    if kind is Layers:
+        for name, value in fields.items():
+            if isinstance(value, dict):
+                fields[name] = {layer: TensorStats(**stats) for layer, stats in value.items()}
+    return kind(**fields)
 
 
 def _fields(record: Any) -> dict[str, Any]:

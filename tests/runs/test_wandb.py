@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from test_execute import kill_after_two_epochs
 
 from conftest import REPOSITORY
 from debugnn import records
@@ -300,6 +301,22 @@ def test_a_server_that_falls_silent_costs_no_rows_and_little_time(tmp_path, serv
     assert len(before | set(server.rows)) == wanted == 20 * 24, synced.stderr
 
 
+def test_a_run_that_is_told_to_stop_does_not_wait_for_a_silent_server(tmp_path, server):
+    process = subprocess.Popen(
+        [sys.executable, "train.py", "wandb=online", "wandb.init_timeout=600", "doctor=off",
+         "model=deep_mlp", "trainer.epochs=500", "trainer.device=cpu", f"output_dir={tmp_path}"],
+        cwd=REPOSITORY, env=online(tmp_path, server), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert any("epoch   0 of 500" in line for line in process.stdout)
+    server.silent.set()
+    process.terminate()
+    shown, _ = process.communicate(timeout=60)  # a tenth of the time that it would wait otherwise
+    assert process.returncode == 143, shown
+    (facts,) = tmp_path.rglob("run.json")
+    assert status(facts) == "interrupted"
+
+
 def test_the_runs_of_a_sweep_wait_once_for_a_server_that_is_silent_from_the_start(tmp_path, server):
     server.silent.set()
     shown = subprocess.run(
@@ -414,3 +431,23 @@ def test_a_run_outlives_wandbs_process_and_the_next_run_has_another(tmp_path):
         assert records.load(path.read_text())["status"] == "finished"
         assert len(list(records.read_jsonl(path.with_name("metrics.jsonl"), "epoch"))) == 12
     assert [h for h in read_back(facts["seed=1"].parent)["history"] if "test/loss" in h["item"]]
+
+
+def test_a_run_that_was_killed_is_one_offline_run_with_all_rows_once(compose, tmp_path):
+    """`wandb sync` uploads nothing behind a piece that was cut off."""
+    config = compose("model=deep_mlp", "model.hidden=[12]", "trainer.epochs=4", "wandb=offline",
+                     "data.train_size=640", "doctor.every=4")  # fmt: skip
+    config.output_dir = str(tmp_path)
+    directory = kill_after_two_epochs(config, tmp_path)
+    execute(config, ["killed"], None)
+    history = [logged["item"] for logged in read_back(directory)["history"]]  # of one file
+    for kind, key, axis in (
+        ("step", "step/loss", "step"),
+        ("epoch", "test/loss", "epoch"),
+        ("layers", "gradients/fc1.weight/norm", "step"),
+    ):
+        rows = records.read_jsonl(
+            directory / f"{'layers' if kind == 'layers' else 'metrics'}.jsonl"
+        )
+        wanted = [row[axis] for row in rows if row["kind"] == kind]
+        assert sorted(item[axis] for item in history if key in item) == wanted

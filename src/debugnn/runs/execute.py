@@ -245,11 +245,15 @@ def open_run(run: Run, **more_facts: object) -> Iterator[Write]:
                 facts["wandb_id"] = logged.id
                 sinks.append(logged)
                 directory.write_facts(facts)
+                if directory.status is not None and logged.empty:
+                    logged.log_kept()
             yield write
             writer.drain()
             rows.close(failed=False)  # a full disk is noticed here at the latest
             status = "pruned" if "pruned" in facts else "finished"
         except Interrupted:
+            for sink in sinks:
+                sink.hurry()
             writer.drain()
             status = "interrupted"
             log.warning("  stopped after step %d: the same command goes on", training.step)

@@ -27,6 +27,9 @@ class Sink(Protocol):
     def write(self, record: Record | Diagnosis) -> None:
         """Take the next record."""
 
+    def hurry(self) -> None:
+        """Let the run's end take no more than a few seconds: it was told to stop."""
+
     def close(self, failed: bool) -> None:
         """End the run."""
 
@@ -75,6 +78,9 @@ class JsonLines:
         for file in self._files.values():
             with naming(Path(file.name)):
                 file.flush()
+
+    def hurry(self) -> None:
+        """Do nothing: the files wait for nobody."""
 
     def close(self, failed: bool) -> None:
         """Close the files."""

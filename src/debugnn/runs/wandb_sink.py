@@ -20,6 +20,7 @@ import numpy as np
 os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # read by W&B's import
 import wandb
 
+from debugnn import records
 from debugnn.errors import ConfigError, first_line
 from debugnn.records import (
     Diagnosis,
@@ -50,6 +51,7 @@ _AXES = {
 # if it ends by itself, before it is left alone.
 _TO_START, _TO_UPLOAD, _TO_END = 0.9, 0.2, 0.7
 
+_TO_STOP = 2.5  # seconds at most, of a run that is to end within five
 _AGAIN_AFTER = 600  # seconds, in which the runs of a sweep do not wait for an unreachable server
 
 
@@ -101,6 +103,9 @@ class WandB:
 
     Attributes:
         id: W&B's id of the run.
+        empty: the run has none of the records before this piece of it, and is to be given them.
+            Pieces of an offline run that were never uploaded are removed: W&B uploads none of the
+            pieces behind one that was cut off.
     """
 
     _environment_saved = False  # W&B lists the installed packages: 0.14 s, so once a process
@@ -126,6 +131,7 @@ class WandB:
         self._save_checkpoint = settings["checkpoint"]
         self._every = settings["every"] or math.ceil(steps / _ROWS)
         self._next_layers = 0
+        self.empty = False
         self._failed = False
         self._lost_service = False  # W&B's process, which all runs of this one write through
         options = {
@@ -218,7 +224,14 @@ class WandB:
                     "the run goes on offline; later, `wandb sync %s/wandb/offline-run-*` uploads "
                     "it to W&B", self._directory,
                 )  # fmt: skip
+            earlier = list(self._directory.glob(f"wandb/offline-run-*-{self.id}"))
             self._init("offline", options)
+            uploaded = any(self._directory.glob(f"wandb/run-*-{self.id}")) or any(
+                any(piece.glob("*.synced")) for piece in earlier
+            )
+            self.empty = not uploaded
+            for piece in () if uploaded else earlier:
+                shutil.rmtree(piece)
         for pattern, axis in _AXES.items():
             self._run.define_metric(pattern, step_metric=axis)
 
@@ -249,6 +262,12 @@ class WandB:
         if not self._failed:
             self._calls.put((self._log, (record,)))
 
+    def log_kept(self) -> None:
+        """Log the records in the directory's files, of a run that goes on; before all others."""
+        for name in ("metrics.jsonl", "layers.jsonl"):
+            for row in records.read_jsonl(self._directory / name):
+                self.write(records.decode(row))
+
     def _log(self, record: Record | Diagnosis) -> None:
         if self._failed:
             return
@@ -256,6 +275,12 @@ class WandB:
             self._diagnose(record)
         else:
             self._run.log({k: v for k, v in self._payload(record).items() if v is not None})
+
+    def hurry(self) -> None:
+        """Let the run wait no more than a few seconds for W&B: it was told to stop."""
+        self._seconds = min(self._seconds, _TO_STOP)
+        atexit.unregister(_end_service)
+        atexit.register(_end_service, 1)
 
     def close(self, failed: bool) -> None:
         """Upload the checkpoint if asked, and finish the run."""
