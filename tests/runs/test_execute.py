@@ -126,9 +126,12 @@ execute.execute(OmegaConf.load(sys.argv[1]), ["killed"], None)
 def kill_after_two_epochs(config, tmp_path):
     """Run a configuration in a process that is killed after its second checkpoint."""
     OmegaConf.save(config, tmp_path / "killed.yaml", resolve=True)
+    # With a W&B process of its own, and not with that of a run in this process.
+    own = {name: value for name, value in os.environ.items() if "WANDB" not in name}
+    environment = {**own, "OMP_NUM_THREADS": "1"}
     died = subprocess.run(
         [sys.executable, "-c", KILLED, str(tmp_path / "killed.yaml")],
-        cwd=REPOSITORY, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
+        cwd=REPOSITORY, env=environment, check=False,
     )  # fmt: skip
     assert died.returncode == -signal.SIGKILL
     directory = tmp_path / "adhoc" / "killed=" / "seed=0"
