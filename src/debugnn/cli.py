@@ -320,6 +320,19 @@ def _is_the_machines(error: BaseException) -> bool:
     return named or (isinstance(error, OSError) and error.errno in _EXHAUSTED)
 
 
+def lost(error: BaseException, settings: DictConfig, overrides: Sequence[str]) -> Arm:
+    """Return the arm of a sweep whose process gave nothing back, as `failed` does.
+
+    Args:
+        error: what its call raised, or what became of the process.
+        settings: the arm's, with Hydra's own.
+        overrides: of the arm.
+    """
+    experiment = settings.hydra.runtime.choices.get("experiment")
+    place = arms.place_of(settings, overrides, experiment)
+    return failed(error, overrides, place, name=" ".join(overrides))
+
+
 def shows_tracebacks() -> bool:
     """Return whether the user asked for tracebacks, by HYDRA_FULL_ERROR=1."""
     return _verbose

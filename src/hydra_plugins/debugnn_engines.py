@@ -275,11 +275,8 @@ class EngineLauncher(Launcher):
 def _failed(job: Job, error: WorkerDiedError) -> JobReturn:
     """Return what a job that left no outcome would have returned: its arm, as failed."""
     from debugnn import cli
-    from debugnn.runs.arms import place_of
 
-    config = job.composed()
-    place = place_of(config, job.overrides, config.hydra.runtime.choices.get("experiment"))
-    arm = cli.failed(error, job.overrides, place, name=" ".join(job.overrides))
+    arm = cli.lost(error, job.composed(), job.overrides)
     return JobReturn(job.overrides, status=JobStatus.COMPLETED, _return_value=arm)
 
 

@@ -89,7 +89,6 @@ class WorkersLauncher(Launcher):
 
         from debugnn import cli
         from debugnn.errors import ConfigError
-        from debugnn.runs.arms import place_of
         from debugnn.runs.workers import run_in_workers
 
         if self._n_jobs < 1 and self._n_jobs != -1:
@@ -113,9 +112,7 @@ class WorkersLauncher(Launcher):
             overrides, returned = list(job_overrides[ended.index]), ended.value
             if ended.error is not None:
                 settings = self._composed(initial_job_idx + ended.index, overrides)
-                experiment = settings.hydra.runtime.choices.get("experiment")
-                place = place_of(settings, overrides, experiment)
-                arm = cli.failed(ended.error, overrides, place, name=" ".join(overrides))
+                arm = cli.lost(ended.error, settings, overrides)
                 returned = JobReturn(overrides, status=JobStatus.COMPLETED, _return_value=arm)
             if returned.status == JobStatus.COMPLETED:
                 cli.record(returned.return_value)

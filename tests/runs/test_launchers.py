@@ -18,11 +18,11 @@ from hydra.core.utils import JobReturn, JobStatus
 
 import slurm_cluster
 from conftest import REPOSITORY
-from debugnn import records
 from debugnn.errors import WorkerDiedError
 from debugnn.nn.losses import cross_entropy
 from hydra_plugins import debugnn_engines
 from hydra_plugins.debugnn_engines import SlurmLauncher, SubmittedJob
+from left_by_runs import facts, rows, weights
 from slurm_cluster import Cluster, poll
 from test_cli import launch
 
@@ -99,19 +99,6 @@ class Sweep:
 
     def statuses(self):
         return sorted(facts(path)["status"] for path in self.runs().values())
-
-
-def facts(directory):
-    return records.load((directory / "run.json").read_text())
-
-
-def rows(directory):
-    found = records.read_jsonl(directory / "metrics.jsonl")
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in found]
-
-
-def weights(directory):
-    return torch.load(directory / "checkpoint.pt", weights_only=True)["model"]
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ import torch
 from test_workers import DEADLINE, nobody_is_left, until
 
 from conftest import REPOSITORY
-from debugnn import records
 from debugnn.doctor.trial_runner import TrialRunner
 from debugnn.runs.execute import execute
 from debugnn.runs.pauses import Interrupted, Pauses
+from left_by_runs import facts, rows, weights
 from test_cli import launch
 
 pytestmark = pytest.mark.slow  # processes
@@ -35,19 +35,6 @@ def wait_for(process, text):
         if text in line:
             return
     raise AssertionError(f"{text} was not said: {process.stderr.read()}")
-
-
-def facts(directory):
-    return records.load((directory / "run.json").read_text())
-
-
-def rows(directory):
-    found = records.read_jsonl(directory / "metrics.jsonl")
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in found]
-
-
-def weights(directory):
-    return torch.load(directory / "checkpoint.pt", weights_only=True)["model"]
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from debugnn.errors import ConfigError, RunError
 from debugnn.runs.execute import execute
 from debugnn.search import Choice, Range, Study
 from hydra_plugins.debugnn_search import space_of
+from left_by_runs import facts, rows
 from test_cli import launch
 
 SMALL = ("model=relu_net", "model.blocks=[]", "model.hidden=[16]", "data.train_size=256",
@@ -39,15 +40,6 @@ def run(compose, tmp_path):
         return execute(config, overrides, None)
 
     return make
-
-
-def facts(directory):
-    return records.load((directory / "run.json").read_text())
-
-
-def rows(directory):
-    found = records.read_jsonl(directory / "metrics.jsonl")
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in found]
 
 
 def findings(directory):
