@@ -268,17 +268,22 @@ def online(tmp_path, server):
             "WANDB_BASE_URL": server.address, "PYTHONUNBUFFERED": "1"}  # fmt: skip
 
 
+def begin_online(tmp_path, server, *settings):
+    """Start a run that logs to this server."""
+    return subprocess.Popen(
+        [sys.executable, "train.py", "wandb=online", "doctor=off", "model=deep_mlp",
+         "trainer.device=cpu", f"output_dir={tmp_path}", *settings],
+        cwd=REPOSITORY, env=online(tmp_path, server), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
 def status(path):
     return records.load(path.read_text())["status"]
 
 
 def test_a_server_that_falls_silent_costs_no_rows_and_little_time(tmp_path, server):
-    process = subprocess.Popen(
-        [sys.executable, "train.py", "wandb=online", "wandb.init_timeout=5", "doctor=off",
-         "model=deep_mlp", "trainer.epochs=20", "trainer.device=cpu", f"output_dir={tmp_path}"],
-        cwd=REPOSITORY, env=online(tmp_path, server), text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+    process = begin_online(tmp_path, server, "wandb.init_timeout=5", "trainer.epochs=20")
     assert any("epoch  4 of 20" in line for line in process.stdout)
     server.silent.set()
     assert any("epoch 19 of 20" in line for line in process.stdout)
@@ -302,12 +307,7 @@ def test_a_server_that_falls_silent_costs_no_rows_and_little_time(tmp_path, serv
 
 
 def test_a_run_that_is_told_to_stop_does_not_wait_for_a_silent_server(tmp_path, server):
-    process = subprocess.Popen(
-        [sys.executable, "train.py", "wandb=online", "wandb.init_timeout=600", "doctor=off",
-         "model=deep_mlp", "trainer.epochs=500", "trainer.device=cpu", f"output_dir={tmp_path}"],
-        cwd=REPOSITORY, env=online(tmp_path, server), text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+    process = begin_online(tmp_path, server, "wandb.init_timeout=600", "trainer.epochs=500")
     assert any("epoch   0 of 500" in line for line in process.stdout)
     server.silent.set()
     process.terminate()
