@@ -16,6 +16,15 @@ FLOPS = {
 }
 
 
+def finished(device: str) -> float:
+    """Wait until a device has done all its work, and return the time in seconds."""
+    if device != "cpu":
+        import torch  # the program that only asks the sides does without
+
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
 @dataclass(frozen=True)
 class Spread:
     """A median with its quartiles, of `n` values."""

@@ -59,6 +59,8 @@ STACKED = {
     "regression": NETS["regression"].overrides,
     "mlp": ("model=deep_mlp", "data=digits"),
 }
+# On a GPU the CIFAR net is stacked too, on data that 256 members can have a copy of each.
+STACKED_ON_GPU = {"mlp": STACKED["mlp"], "cnn": ("model=cnn", "data=shapes")}
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def data_overrides(root: Path | None, cache: Path) -> list[str]:
 
 def net_overrides(net: str, root: Path | None) -> list[str]:
     """Return the overrides for the network and its data; `root` is None for random images."""
-    overrides = list(NETS[net].overrides if net in NETS else STACKED[net])
+    overrides = list(NETS[net].overrides if net in NETS else (STACKED | STACKED_ON_GPU)[net])
     if root is None and net in NETS and NETS[net].data != "regression":
         overrides.append(f"data.reader._target_=benchmarking.random_data.{NETS[net].data}")
     return overrides

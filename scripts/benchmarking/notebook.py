@@ -16,6 +16,7 @@ import wandb
 from torch.utils.data import DataLoader, Subset, TensorDataset
 from torchvision import datasets, transforms
 
+from benchmarking.measures import finished
 from benchmarking.nets import NETS
 
 
@@ -104,11 +105,12 @@ def data_sets(net: str, root: Path | None):
     return [data_set(str(root), train=train, transform=transform) for train in (True, False)]
 
 
-def train(net, loader, optimizer, criterion) -> Iterator[None]:
+def train(net, loader, optimizer, criterion, device) -> Iterator[None]:
     """Train one epoch, and yield after each step, so that steps can be timed."""
     net.train()
     correct = total = 0
     for inputs, targets in loader:
+        inputs, targets = inputs.to(device), targets.to(device)
         optimizer.zero_grad()
         outputs = net(inputs)
         loss = criterion(outputs, targets)
@@ -120,11 +122,12 @@ def train(net, loader, optimizer, criterion) -> Iterator[None]:
         yield
 
 
-def test(net, loader, criterion):
+def test(net, loader, criterion, device):
     net.eval()
     loss = correct = 0
     with torch.no_grad():
         for inputs, targets in loader:
+            inputs, targets = inputs.to(device), targets.to(device)
             outputs = net(inputs)
             loss += criterion(outputs, targets, reduction="sum").item()
             if criterion is F.nll_loss:
@@ -139,15 +142,15 @@ class Notebook:
     without it.
     """
 
-    def __init__(self, root: Path | None, directory: Path) -> None:
-        self.root, self.directory = root, directory
+    def __init__(self, root: Path | None, directory: Path, device: str = "cpu") -> None:
+        self.root, self.directory, self.device = root, directory, device
         self.running: dict[tuple[str, str], Iterator[None]] = {}
         self.data, self.models = {}, {}
 
     def prepare(self, kind: str, net: str, variant: str = "") -> None:
         """Do what `steps` or `evaluate` (`kind`) need once, outside of the timed part."""
         if kind == "evaluate" and net not in self.models:
-            self.models[net] = MODELS[net]()
+            self.models[net] = MODELS[net]().to(self.device)
             self.evaluate(net, 32)  # at its first use, oneDNN prepares its kernels
         if kind == "steps" and (net, variant) not in self.running:
             self.running[net, variant] = self._train(net, variant)
@@ -157,10 +160,10 @@ class Notebook:
     def steps(self, net: str, count: int, variant: str = "") -> float:
         """Train `count` further steps and return the mean seconds of one."""
         self.prepare("steps", net, variant)
-        started = time.perf_counter()
+        started = finished(self.device)
         for _ in range(count):
             next(self.running[net, variant])
-        return (time.perf_counter() - started) / count
+        return (finished(self.device) - started) / count
 
     def evaluate(self, net: str, images: int) -> float:
         """Return the seconds of one evaluation on the first `images` test images."""
@@ -168,12 +171,12 @@ class Notebook:
         model, criterion = self.models[net], F.nll_loss
         loader = DataLoader(Subset(self._data(net)[1], range(images)), NETS[net].test_batch)
         started = time.perf_counter()
-        test(model, loader, criterion)
+        test(model, loader, criterion, self.device)
         return time.perf_counter() - started
 
     def _train(self, net: str, variant: str) -> Iterator[None]:
         torch.manual_seed(0)
-        model = MODELS[net]()
+        model = MODELS[net]().to(self.device)
         if wandb.run is None:
             settings = wandb.Settings(silent=True, console="off")
             wandb.init(mode="offline", project="benchmark", dir=self.directory, settings=settings)
@@ -187,11 +190,12 @@ class Notebook:
             criterion = F.mse_loss
             optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
         while True:
-            for step, _ in enumerate(train(model, loader, optimizer, criterion)):
+            steps = train(model, loader, optimizer, criterion, self.device)
+            for step, _ in enumerate(steps):
                 if variant == "watch":
                     wandb.log({"step": step})  # sends what the hooks of wandb.watch have collected
                 if step + 1 == len(loader) and net == "regression":
-                    loss, _ = test(model, DataLoader(test_set, 500), criterion)
+                    loss, _ = test(model, DataLoader(test_set, 500), criterion, self.device)
                     wandb.log({"test_loss": loss})
                 yield
 

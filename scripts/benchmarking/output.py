@@ -50,7 +50,7 @@ def markdown(results: Mapping[str, Any]) -> str:
                 title, f"{results['ratio'][key]:.2f}",
                 "" if low is None else f"{low:.2f} – {high:.2f}", duration(plain), duration(side),
             ])  # fmt: skip
-    blocks = [_table(rows)]
+    blocks = [table(rows)]
     rows = [["", "measured", "quartiles"]]
     for key, value in results["overhead"].items():
         low, high = results["spread"][f"overhead_{key}"]
@@ -72,12 +72,12 @@ def markdown(results: Mapping[str, Any]) -> str:
         share = results["peak_share"].get(key)
         of_peak = "" if share is None else f"{100 * share:.0f} % of the matrix product"
         rows.append([f"GFLOP/s, {key}", f"{value:.0f}", of_peak])
-    blocks.append(_table(rows))
+    blocks.append(table(rows))
     rows = [["a bare step's time", *next(iter(results["profile"].values()), ()), "ratio's bound"]]
     for key, shares in results["profile"].items():
         cells = [f"{100 * share:.0f} %" for share in shares.values()]
         rows.append([key, *cells, f"{results['bound'][f'step_{key}']:.2f}"])
-    blocks.append(_table(rows))
+    blocks.append(table(rows))
     blocks.append(
         "The bound is the notebooks' seconds divided by the time that the step's products alone "
         "would take at the speed of a large matrix product or a large convolution, whichever is "
@@ -128,7 +128,7 @@ def summary(results: Mapping[str, Any]) -> str:
         ])  # fmt: skip
     first, *others = results["notes"]
     notes = [first, *(note for note in others if "again" in note or "left out" in note)]
-    return "\n\n".join([_table(rows), " ".join(notes)])
+    return "\n\n".join([table(rows), " ".join(notes)])
 
 
 def duration(seconds: float | None) -> str:
@@ -140,7 +140,7 @@ def duration(seconds: float | None) -> str:
     return f"{seconds:.2f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
+def table(rows: Sequence[Sequence[str]]) -> str:
     head, *body = (f"| {' | '.join(row)} |" for row in rows)
     return "\n".join([head, "|" + " --- |" * len(rows[0]), *body])
 

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from torch.profiler import ProfilerActivity
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarking.measures import CHANNELS, IMAGES, MATRIX, SIDE
+from benchmarking.measures import CHANNELS, IMAGES, MATRIX, SIDE, finished
 from benchmarking.nets import NETS, data_overrides, net_overrides
 from debugnn import config
 from debugnn.build import build
@@ -60,9 +60,14 @@ class Project:
     "doctor=off".
     """
 
-    def __init__(self, root: Path | None, directory: Path, precision: str, wandb: str) -> None:
+    def __init__(
+        self, root: Path | None, directory: Path, precision: str, wandb: str, device: str = "cpu"
+    ) -> None:
         self.root, self.directory, self.precision = root, directory, precision
-        self.common = ["trainer.device=cpu", f"trainer.precision={precision}", f"wandb={wandb}"]
+        self.device = device
+        self.common = [
+            f"trainer.device={device}", f"trainer.precision={precision}", f"wandb={wandb}",
+        ]  # fmt: skip
         self.running: dict[tuple[str, str], Iterator[object]] = {}
         self.trainings: dict[str, Training] = {}
 
@@ -79,9 +84,9 @@ class Project:
     def steps(self, net: str, count: int, variant: str = "") -> float:
         """Train `count` further steps and return the mean seconds of one."""
         self.prepare("steps", net, variant)
-        started = time.perf_counter()
+        started = finished(self.device)
         self._advance(net, variant, count)
-        return (time.perf_counter() - started) / count
+        return (finished(self.device) - started) / count
 
     def evaluate(self, net: str, images: int) -> float:
         """Return the seconds of one evaluation on the first `images` test images."""

@@ -31,18 +31,20 @@ class Worker:
         side: `module:Class`, a class of one of benchmarking's modules.
         log: the file that the process writes its stderr to.
         threads: number of threads of the process; None for one per core.
+        gpu: whether the process sees the machine's GPUs.
         arguments: keyword arguments of the class.
     """
 
     def __init__(
-        self, name: str, side: str, log: Path, threads: int | None = None, **arguments: Any
-    ) -> None:
+        self, name: str, side: str, log: Path, threads: int | None = None, gpu: bool = False,
+        **arguments: Any,
+    ) -> None:  # fmt: skip
         self.name, self._log = name, log
         with log.open("ab") as errors:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "benchmarking.worker", side, json.dumps(arguments)],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
-                env=environment(threads),
+                env=environment(threads, gpu),
             )  # fmt: skip
 
     def call(self, method: str, **arguments: Any) -> Any:
@@ -119,13 +121,14 @@ class Together:
             member.answer()
 
 
-def environment(threads: int | None = None) -> dict[str, str]:
+def environment(threads: int | None = None, gpu: bool = False) -> dict[str, str]:
     """Return the environment of the processes, with these modules importable and W&B offline."""
     path = [str(ROOT / "scripts"), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]
     limit = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+    hidden = {} if gpu else {"CUDA_VISIBLE_DEVICES": ""}
     return {
-        **os.environ, **limit, "PYTHONPATH": os.pathsep.join(filter(None, path)),
-        "WANDB_SILENT": "true", "WANDB_MODE": "offline", "CUDA_VISIBLE_DEVICES": "",
+        **os.environ, **limit, **hidden, "PYTHONPATH": os.pathsep.join(filter(None, path)),
+        "WANDB_SILENT": "true", "WANDB_MODE": "offline",
     }  # fmt: skip
 
 

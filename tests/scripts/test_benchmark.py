@@ -3,16 +3,18 @@
 import json
 import os
 import sys
+import warnings
 
 import pytest
 import torch
 from torch import nn
 
 import benchmark
-from benchmarking import measures, nets, notebook, output, startup, worker
+from benchmarking import measures, nets, notebook, on_gpu, output, startup, worker
 from benchmarking.measures import Spread
 from benchmarking.worker import BenchmarkError, Together, Worker
 from debugnn.build import build
+from debugnn.doctor import Doctor
 
 pytestmark = pytest.mark.slow
 
@@ -88,8 +90,8 @@ def test_the_sides_are_timed_in_processes_of_their_own(tmp_path):
     common = {"root": None, "directory": str(tmp_path / "runs")}
     plain = Worker("a", "benchmarking.notebook:Notebook", tmp_path / "log.txt", **common)
     ours = Worker(
-        "b", "benchmarking.project:Project", tmp_path / "log.txt", **common, precision="fp32",
-        wandb="disabled",
+        "b", "benchmarking.on_gpu:OnGpu", tmp_path / "log.txt", **common, precision="fp32",
+        wandb="disabled", device="cpu",
     )  # fmt: skip
     try:
         for side in (plain, ours):
@@ -103,6 +105,14 @@ def test_the_sides_are_timed_in_processes_of_their_own(tmp_path):
                 "stack_steps", net="regression", members=2, count=30, stacked=stacked
             )
             assert 0 < seconds < 10
+        for members in (0, 2):  # alone and stacked
+            seconds = ours.call("seeds_steps", net="regression", members=members, count=20)
+            assert 0 < seconds < 10
+        assert ours.call("stack_differs", net="mlp", members=2, steps=5) < 1e-3
+        unchanged = {"with the doctor": 0, "without it again": 0}
+        assert ours.call("doctor_changes", net="mlp", steps=5) == unchanged
+        waits = ours.call("waits", net="regression", first=5, steps=20)
+        assert (waits["steps"], waits["probed"], waits["doctor"]) == (20, 1, {})
         assert ours.call("product", dtype="float32", size=64) > 0
         assert ours.call("convolution", dtype="bfloat16", images=1) > 0
         work = ours.call("work", net="regression")
@@ -119,6 +129,32 @@ def test_the_sides_are_timed_in_processes_of_their_own(tmp_path):
         ours.close()
     with pytest.raises(BenchmarkError, match="its process has ended"):
         ours.call("product", dtype="float32")
+
+
+def test_a_wait_for_a_gpu_is_counted_where_it_is_asked_for(compose, prepared):
+    """PyTorch's warning is given here by hand, since a CPU is never waited for."""
+
+    class Waiting(nn.Module):
+        def forward(self, outputs, targets):
+            warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+            return nn.functional.cross_entropy(outputs, targets)
+
+    training = build(compose("data=digits", "model=deep_mlp"))
+    training.loss = Waiting()
+    inputs, targets = next(training.batches(0))
+    doctor = Doctor(training.model, training.optimizer, loss_fn=training.loss)
+    with on_gpu.waits_of(training) as waits:
+        _, loss = training.backward(inputs, targets)
+        training.update()
+        assert (waits.doctor, waits.in_steps) == ({}, set())
+        assert [place.partition(":")[0] for place in waits.rest] == ["training/loop.py"]
+        doctor.step(loss, inputs, targets)
+        assert (waits.in_steps, waits.evaluations) == ({0}, set())
+        training.step = 1
+        doctor.validate(inputs, targets)
+    assert (waits.in_steps, waits.evaluations) == ({0}, {1})
+    assert all(place.startswith("doctor/observe/") for place in waits.doctor)
+    assert waits.rest.total() == 1
 
 
 def test_processes_together_are_timed_until_the_last_is_done(tmp_path, monkeypatch):
@@ -145,6 +181,9 @@ def test_processes_together_are_timed_until_the_last_is_done(tmp_path, monkeypat
 def test_a_process_has_the_threads_that_it_is_given():
     assert worker.environment(3)["OMP_NUM_THREADS"] == "3"
     assert worker.environment().get("OMP_NUM_THREADS") == os.environ.get("OMP_NUM_THREADS")
+    assert worker.environment()["CUDA_VISIBLE_DEVICES"] == ""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    assert worker.environment(gpu=True).get("CUDA_VISIBLE_DEVICES") == given
 
 
 def test_random_images_stand_in_for_missing_data():
