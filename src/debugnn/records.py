@@ -110,6 +110,17 @@ class Pause:
 
 
 @dataclass(frozen=True, slots=True)
+class Evaluating:
+    """The evaluation at an epoch's end begins: no row.
+
+    Until the next record the training may be ended, and goes on from the state that it has now.
+    """
+
+    epoch: int
+    step: int  # that comes next
+
+
+@dataclass(frozen=True, slots=True)
 class Pruned:
     """The training ends here, because the rest of it would be of no use: no row."""
 

@@ -11,9 +11,11 @@ import torch
 from test_workers import DEADLINE, nobody_is_left, until
 
 from conftest import REPOSITORY
+from debugnn.doctor import Doctor
 from debugnn.doctor.trial_runner import TrialRunner
 from debugnn.runs.execute import execute
 from debugnn.runs.pauses import Interrupted, Pauses
+from debugnn.training.loop import Training
 from left_by_runs import facts, rows, weights
 from test_cli import launch
 
@@ -163,6 +165,54 @@ def test_a_sweep_in_workers_is_killed_then_told_to_stop_and_goes_on(tmp_path, mo
     for run in runs():
         steps = [row["step"] for row in rows(run) if row["kind"] == "step"]
         assert steps == list(range(240))
+
+
+def loss_with_noise(outputs, targets):
+    """A loss that draws random numbers in evaluations."""
+    noise = 0.0 if torch.is_grad_enabled() else 0.1 * torch.rand(())
+    return torch.nn.functional.cross_entropy(outputs, targets) + noise
+
+
+@pytest.mark.parametrize("evaluated", [(Training, "outputs"), (Doctor, "validate")],
+                         ids=["the run's", "the doctor's"])  # fmt: skip
+def test_a_signal_ends_an_evaluation_and_the_same_command_makes_it_again(
+    compose, tmp_path, monkeypatch, evaluated
+):
+    """Of the second epoch: rows, weights and diagnosis are those of a run without a signal."""
+    config = compose("model=deep_mlp", "reg=dropout", "trainer.epochs=3", "data.train_size=320",
+                     "trainer.checkpoint_every=10", "loss._target_=test_pauses.loss_with_noise",
+                     "trainer.eval_batch_size=64")  # fmt: skip
+    owner, name = evaluated
+    evaluate = getattr(owner, name)
+
+    def evaluate_and_be_told(*arguments):
+        result = evaluate(*arguments)
+        if owner is Doctor or torch.is_inference_mode_enabled():
+            calls.append(None)
+            if len(calls) == told_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+                raise AssertionError("the evaluation went on")
+        return result
+
+    def run(folder):
+        config.output_dir = str(tmp_path / folder)
+        calls.clear()
+        return execute(config, [], None)
+
+    calls, told_at = [], 0
+    monkeypatch.setattr(owner, name, evaluate_and_be_told)
+    expected = run("undisturbed")
+    told_at = len(calls) // 3 + 1
+    with pytest.raises(Interrupted):
+        run("told")
+    directory, told_at = run_in(tmp_path / "told"), 0
+    assert facts(directory)["status"] == "interrupted"
+    assert torch.load(directory / "checkpoint.pt", weights_only=True)["step"] == 10
+    run("told")
+    assert rows(directory) == rows(expected)
+    assert all(torch.equal(w, weights(expected)[name]) for name, w in weights(directory).items())
+    for name in ("findings.json", "evidence.json"):
+        assert (directory / name).read_text() == (expected / name).read_text()
 
 
 def test_a_second_signal_ends_the_process_at_once():

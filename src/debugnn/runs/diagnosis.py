@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from debugnn.build import build
 from debugnn.doctor import Doctor, Report, causes, check
 from debugnn.errors import CheckFailedError
-from debugnn.records import Diagnosis, Pause, Pruned, Record
+from debugnn.records import Diagnosis, Evaluating, Pause, Pruned, Record
 from debugnn.runs.pauses import Pauses
 from debugnn.runs.pruning import pause_for_looks, until_hopeless
 from debugnn.training.layer_stats import LayerProbe
@@ -56,7 +56,7 @@ def doctor_of(
 
 def diagnosed(
     config: DictConfig, training: Training, doctor: Doctor, pauses: Pauses
-) -> Iterator[Record | Diagnosis | Pause | Pruned]:
+) -> Iterator[Record | Diagnosis | Pause | Evaluating | Pruned]:
     """Train while the doctor watches; yield the training's records, then the diagnosis.
 
     A pruned training is diagnosed without trials, which may take as long as what was saved.

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from debugnn.build import build
-from debugnn.records import Diagnosis, Epoch, Pause, Pruned, Record
+from debugnn.records import Diagnosis, Epoch, Evaluating, Pause, Pruned, Record
 from debugnn.runs.directory import RunDirectory
 from debugnn.runs.facts import facts_of
 from debugnn.runs.naming import run_name
@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Write = Callable[[Record | Diagnosis | Pause | Pruned], None]
+Told = Record | Diagnosis | Pause | Evaluating | Pruned
+Write = Callable[[Told], None]
 
 
 def execute(config: DictConfig, overrides: Sequence[str], experiment: str | None) -> Path | None:
@@ -112,9 +113,11 @@ def train(run: "Run") -> None:
             choose_rate(run)
         with open_run(run) as write:
             for record in records_of(run):
-                if not isinstance(record, Pause):
+                run.pauses.end_at_once(False)
+                if not isinstance(record, Pause | Evaluating):
                     console.write(record)
                 write(record)
+                run.pauses.end_at_once(isinstance(record, Evaluating))
                 # A range test before the first step has nothing to be saved.
                 if isinstance(record, Pause | Epoch) or run.training.step == 0:
                     run.pauses.end_if_told()
@@ -203,6 +206,7 @@ def open_run(run: Run, **more_facts: object) -> Iterator[Write]:
     earlier = 0.0  # seconds, of a run that is continued
     started = time.perf_counter()
     status = "failed"
+    ahead: dict[str, Any] | None = None  # the training's state during an evaluation
     with directory.claimed(), Writer() as writer:
         rows = JsonLines(directory.path, training.step)
         sinks: list[Sink] = [rows]
@@ -213,7 +217,15 @@ def open_run(run: Run, **more_facts: object) -> Iterator[Write]:
         facts["seconds"] = earlier  # known to the next piece even if this one is killed
         directory.write_facts(facts)
 
-        def write(record: Record | Diagnosis | Pause | Pruned) -> None:
+        def save(state: dict[str, Any]) -> None:
+            writer.submit(checkpoint.write, directory.checkpoint, state)
+            run.pauses.saved()
+
+        def write(record: Told) -> None:
+            nonlocal ahead
+            ahead = _state_of(run) if isinstance(record, Evaluating) else None
+            if isinstance(record, Evaluating):
+                return
             if isinstance(record, Pruned):
                 facts["pruned"] = asdict(record)
                 return
@@ -224,11 +236,7 @@ def open_run(run: Run, **more_facts: object) -> Iterator[Write]:
                 for sink in sinks:
                     writer.submit(sink.write, record)
             if isinstance(record, Pause) or (isinstance(record, Epoch) and _checkpoint_due(run)):
-                doctor = run.doctor if config.doctor.keep else None
-                known = None if doctor is None else doctor.state_dict()
-                state = checkpoint.state_of(training, known)
-                writer.submit(checkpoint.write, directory.checkpoint, state)
-                run.pauses.saved()
+                save(_state_of(run))
 
         try:
             if config.wandb.mode != "disabled":
@@ -252,6 +260,9 @@ def open_run(run: Run, **more_facts: object) -> Iterator[Write]:
             rows.close(failed=False)  # a full disk is noticed here at the latest
             status = "pruned" if "pruned" in facts else "finished"
         except Interrupted:
+            if ahead is not None:
+                writer.submit(rows.flush)
+                save(ahead)
             for sink in sinks:
                 sink.hurry()
             writer.drain()
@@ -271,6 +282,11 @@ def open_run(run: Run, **more_facts: object) -> Iterator[Write]:
             directory.write_facts(facts)
 
 
+def _state_of(run: Run) -> dict[str, Any]:
+    doctor = run.doctor if run.directory.config.doctor.keep else None
+    return checkpoint.state_of(run.training, None if doctor is None else doctor.state_dict())
+
+
 def _steps_per_epoch(training: Training) -> int:
     return training.data.steps_per_epoch(training.batch_size, training.steps_per_epoch)
 
@@ -281,7 +297,7 @@ def _checkpoint_due(run: Run) -> bool:
     return regular or run.pauses()
 
 
-def records_of(run: Run) -> Iterator[Record | Diagnosis | Pause | Pruned]:
+def records_of(run: Run) -> Iterator[Told]:
     """Do the task of a run, and yield its records: range tests, the training, its diagnosis."""
     config, training = run.directory.config, run.training
     yield from run.search

@@ -1,8 +1,9 @@
 """When a run pauses between two steps to be saved: every few minutes, and when it is told to stop.
 
 A signal does not end a run inside a step. The run is saved after the step, W&B is closed, and the
-command ends with a line that says how to go on. Where nothing is to be saved, as in the doctor's
-trials after the last step, it ends there. A second signal ends the process at once.
+command ends with a line that says how to go on. Where nothing changes that is to be saved, as in
+an evaluation and in the doctor's trials after the last step, it ends there. A second signal ends
+the process at once.
 
 A run in a worker process is told by the process that started the worker (`runs/workers.py`).
 """
@@ -68,7 +69,7 @@ class Pauses:
 
     Attributes:
         stopped_by: the number of the signal that told the run to stop, None without one.
-        between_steps: what runs now changes nothing that is to be saved: see `at_once`.
+        between_steps: what runs now changes nothing that is to be saved: see `end_at_once`.
     """
 
     def __init__(self, minutes: float) -> None:
@@ -92,17 +93,26 @@ class Pauses:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Let a signal end the run inside the block, in which nothing is to be saved.
+        """Let a signal end the run inside the block; see `end_at_once`.
 
         Raises:
             Interrupted: one came.
         """
-        self.end_if_told()
-        self.between_steps = True
         try:
+            self.end_at_once(True)
             yield
         finally:
             self.between_steps = False
+
+    def end_at_once(self, now: bool) -> None:
+        """Say whether a signal ends the run wherever it is: nothing changes that is to be saved.
+
+        Raises:
+            Interrupted: it does, and one came before.
+        """
+        self.between_steps = now
+        if now:
+            self.end_if_told()
 
     def end_if_told(self) -> None:
         """End the run if a signal told it to stop.

@@ -8,7 +8,7 @@ checkpoint, and goes on from there if it is asked for without pruning.
 from collections.abc import Callable, Iterator
 
 from debugnn.doctor import Doctor
-from debugnn.records import Epoch, Pause, Pruned, Record
+from debugnn.records import Epoch, Evaluating, Pause, Pruned, Record
 from debugnn.training.loop import Training
 
 _EARLY = (50, 100, 200)  # steps before which the doctor is asked inside a long first epoch
@@ -20,8 +20,8 @@ def pause_for_looks(training: Training, pause: Callable[[], bool]) -> Callable[[
 
 
 def until_hopeless(
-    records: Iterator[Record | Pause], training: Training, doctor: Doctor, epochs: int
-) -> Iterator[Record | Pause | Pruned]:
+    records: Iterator[Record | Pause | Evaluating], training: Training, doctor: Doctor, epochs: int
+) -> Iterator[Record | Pause | Evaluating | Pruned]:
     """Yield the records of a training, up to where it is hopeless, and then a `Pruned`.
 
     Args:

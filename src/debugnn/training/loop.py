@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from debugnn.data import Data
-from debugnn.records import Epoch, Layers, Pause, Step, TensorStats
+from debugnn.records import Epoch, Evaluating, Layers, Pause, Step, TensorStats
 from debugnn.training.clipping import GradientRule, keep
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -167,7 +167,7 @@ def fit(
     probe: Probe = NO_PROBE,
     watcher: Watcher = NO_WATCHER,
     pause: Callable[[], bool] = never,
-) -> Iterator[Step | Layers | Epoch | Pause]:
+) -> Iterator[Step | Layers | Epoch | Pause | Evaluating]:
     """Train until `epochs` epochs are completed, counted from the beginning of the training.
 
     A loss that is NaN does not stop the training. One that was saved inside an epoch goes on there.
@@ -181,8 +181,9 @@ def fit(
 
     Yields:
         A `Step` for each step (`read_every` of them together, when their losses are read), `Layers`
-        for each step that the probe records, an `Epoch` at each epoch's end, and a `Pause` after a
-        step where one is asked for, when all records of the steps before have been yielded.
+        for each step that the probe records, an `Epoch` at each epoch's end, an `Evaluating` before
+        the evaluation there, and a `Pause` after a step where one is asked for, when all records of
+        the steps before have been yielded.
     """
     while training.epoch < epochs:
         last = training.epoch + 1 == epochs
@@ -196,7 +197,7 @@ def train_one_epoch(
     watcher: Watcher = NO_WATCHER,
     evaluated: bool = True,
     pause: Callable[[], bool] = never,
-) -> Iterator[Step | Layers | Epoch | Pause]:
+) -> Iterator[Step | Layers | Epoch | Pause | Evaluating]:
     """Train one epoch, or what is left of it; then evaluate on the test set if `evaluated` is set.
 
     Yields:
@@ -237,6 +238,8 @@ def train_one_epoch(
     yield from tally.steps(unread.read())
     tested: tuple[float | None, float | None] = None, None
     if evaluated:
+        tally.seconds = time.perf_counter() - started
+        yield Evaluating(epoch, training.step)
         tested = evaluate(training)
         watcher.validate(*training.data.test_sample(_VALIDATION_SAMPLES))
     training.epoch += 1
