@@ -205,6 +205,7 @@ MISTAKES = {
     "model.activation._partial_=3": ["model.activation._partial_=3", "true and false"],
     "model.hidden=7": ["model.hidden=7", "a list, each item a whole number"],
     "+optim.betas=[0.9]": ["optim.betas=[0.9]", "a list of 2: a number, a number"],
+    "+optim.amsgrad=3": ["optim.amsgrad=3", "true or false"],
     "loss._target_=2.5": ["loss._target_=2.5", "import path"],
     "data.mean=[nan] data.std=[1]": ["data.mean=[nan]", "finite"],
     "output_dir=": ["output_dir=", "folder"],

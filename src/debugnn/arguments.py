@@ -1,6 +1,7 @@
 """Whether the arguments in a configuration fit the functions and classes that they are for.
 
-It explains why a configuration cannot be built: the signatures say what is allowed.
+Their signatures say what is allowed. Many wrong values would do no harm that is seen: each number
+above 0 switches on what is true or false.
 """
 
 import inspect
@@ -10,7 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import torch
 from hydra.errors import HydraException
-from hydra.utils import get_object, instantiate
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from debugnn.config import as_typed, leaves
@@ -20,18 +21,20 @@ _NOT_PASSED = {"_target_", "_partial_", "outputs"}
 
 
 def misfit(config: DictConfig) -> str | None:
-    """Return the first argument of a type that its function does not take, and what is allowed."""
+    """Return the first argument of a type that its function does not take, and what is allowed.
+
+    None where all fit, or where nothing is known: of a function that cannot be imported, say.
+    """
     settings: Any = OmegaConf.to_container(config, resolve=True)
     for name, section in leaves(settings):
         for key in (key for key in section if key not in _NOT_PASSED):
             try:
                 wanted = wanted_type(get_object(section["_target_"]), key)
-                value = section[key]
-                if isinstance(value, dict) and "_target_" in value:
-                    value = instantiate(value, _partial_=True)
             except (HydraException, ImportError, ValueError, TypeError):
                 continue  # what the building itself tells better
-            if not fits(value, wanted):
+            value = section[key]
+            made = isinstance(value, dict) and "_target_" in value  # by another function
+            if not made and not fits(value, wanted):
                 return f"{name}.{key}={as_typed(section[key])}: allowed is {in_words(wanted)}"
     return None
 
@@ -39,18 +42,27 @@ def misfit(config: DictConfig) -> str | None:
 def wanted_type(function: Callable, argument: str) -> Any:
     """Return the type that a function's signature states for an argument, Any if it states none.
 
-    A type that the argument's own default is not of says nothing.
+    A type that the argument's own default is not of says nothing. Where no type is stated, the
+    default is taken for one if it is true, false or a number with a decimal point.
     """
-    stated = vars(function).get("__init__", function) if isinstance(function, type) else function
     try:
-        parameter = inspect.signature(function).parameters[argument]
-        hints = get_type_hints(stated)
-    except (TypeError, ValueError, KeyError, NameError, AttributeError):
-        return Any  # no signature, no such argument, or a type that cannot be imported
-    wanted = hints.get(argument, Any)
-    return (
-        wanted if parameter.default is parameter.empty or fits(parameter.default, wanted) else Any
-    )
+        default = inspect.signature(function).parameters[argument].default
+    except (TypeError, ValueError, KeyError):
+        return Any  # no signature, or no such argument
+    try:
+        made = isinstance(function, type)
+        hints = get_type_hints(function.__init__ if made else function)  # type: ignore[misc]
+    except (TypeError, NameError, AttributeError):
+        hints = {}  # a type that cannot be imported
+    if argument not in hints:
+        return _BY_DEFAULT.get(type(default), Any)
+    wanted = hints[argument]
+    return wanted if default is inspect.Parameter.empty or fits(default, wanted) else Any
+
+
+# What an argument without a stated type takes, by the type of its default. A list may be an item
+# for each group or layer.
+_BY_DEFAULT: dict[type, Any] = {bool: Literal[True, False, None], float: float | list | None}
 
 
 def fits(value: Any, wanted: Any) -> bool:
@@ -91,7 +103,7 @@ def in_words(wanted: Any) -> str:
     """Return a type as words, without what cannot be typed."""
     origin, inner = get_origin(wanted) or wanted, get_args(wanted)
     if origin is Literal:
-        return " or ".join(map(str, inner))
+        return " or ".join(map(as_typed, inner))
     if origin in (Union, UnionType):
         return " or ".join(in_words(kind) for kind in inner if kind is not torch.Tensor)
     if origin is tuple and Ellipsis not in inner:

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from debugnn import data as data_sets
+from debugnn.arguments import misfit
 from debugnn.config import check
 from debugnn.data import Data
 from debugnn.errors import ConfigError, one_line
@@ -29,23 +30,19 @@ def build(config: DictConfig) -> Training:
     Sets two things for the whole process: malloc keeps freed memory, and cuDNN leaves TF32 alone.
 
     Raises:
-        ConfigError: a setting is not allowed, or settings do not fit each other.
+        ConfigError: a setting is not allowed, is not of the type that its function takes, or
+            settings do not fit each other.
         OSError: a file cannot be read, or no file descriptors are left.
     """
     check(config)
+    if fault := misfit(config):
+        raise ConfigError(fault)
     process.keep_freed_memory()
     try:
         return _build(config)
-    except OSError:  # of a file or the machine, and of no setting
+    except (ConfigError, OSError):  # the latter of a file or the machine, and of no setting
         raise
     except Exception as error:
-        from debugnn.arguments import misfit  # most configurations need no such explanation
-
-        known = isinstance(error, ConfigError)
-        if (not known or error.__cause__ is not None) and (fault := misfit(config)):
-            raise ConfigError(fault) from error
-        if known:
-            raise
         # A `_target_` may raise anything on the arguments that it is given.
         raise ConfigError(
             f"the configuration cannot be built, {type(error).__name__}: {one_line(error)} "
