@@ -97,18 +97,27 @@ def test_help_names_every_group_and_option_within_80_columns():
     assert shown.returncode == 0
     assert max(map(len, shown.stdout.splitlines())) <= 80
     words = set(re.findall(r"[\w.]+", shown.stdout))
-    for path in CONF.glob("*/*.yaml"):
-        if path.parent.name != "hydra":
-            assert {path.parent.name, path.stem} <= words, path
+    for path in (*CONF.glob("*/*.yaml"), *CONF.glob("hydra/sweeper/*.yaml")):
+        assert {path.parent.name, path.stem} <= words, path
+    page = (REPOSITORY / "src" / "debugnn" / "runs" / "README.md").read_text()
+    launchers = re.findall(r"^\| `(\w+)`", page, re.MULTILINE)
+    assert {"local", "ray"} <= set(launchers) <= words
 
 
 def test_help_names_a_users_own_options(tmp_path):
     shutil.copytree(CONF, tmp_path / "conf")
-    for group, name in (("model", "mish"), ("model", "a_second_net"), ("reg", "small")):
+    (tmp_path / "conf" / "hydra" / "launcher").mkdir()
+    for group, name in (
+        ("model", "mish"),
+        ("model", "a_second_net"),
+        ("reg", "small"),
+        ("hydra/launcher", "ours"),
+    ):
         (tmp_path / "conf" / group / f"{name}.yaml").write_text("{}")
     plain, own = cli.help_text(CONF).splitlines(), cli.help_text(tmp_path / "conf").splitlines()
     added = [line for line in own if line not in plain]
-    assert added == [f"{'':14}a_second_net mish", f"{'':14}small"]  # `small` is a decision too
+    expected = ["a_second_net mish", "small", "ours"]  # `small` is a decision too
+    assert added == [f"{'':14}{names}" for names in expected]
     assert own[own.index(added[0]) + 1].strip().startswith("the network")
     assert own[own.index(added[1]) - 1].startswith("  reg ")
     assert [line for line in own if line not in added] == plain

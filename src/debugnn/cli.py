@@ -39,8 +39,11 @@ _RECORDING = ("BasicLauncher", "StackedLauncher", "WorkersLauncher", "SlurmLaunc
 _FLAG_FOR_OVERRIDE = re.compile(r"--(experiment|model|init|reg|clip|data|optim|loss|task)\b(?!-)")
 _OPEN_GROUPS = ("model", "optim", "loss")  # take further keys, as arguments of their _target_
 
-# A group in the help page: its name, and its options in one or more lines of the same indent.
-_GROUP = re.compile(r"^  (?P<name>\w+) +(?P<options>\S.*\n(?: {14}\S.*\n)*)", re.MULTILINE)
+# A group in the help page: its name, which may be a line, and its options in one or more lines of
+# the same indent.
+_GROUP = re.compile(
+    r"^  (?P<name>[\w/]+)(?: +|\n {14})(?P<options>\S.*\n(?: {14}\S.*\n)*)", re.MULTILINE
+)
 
 _exit_codes: set[int] = set()  # of the jobs of this command
 _arms: list[Arm] = []  # of its sweep, as they ended
