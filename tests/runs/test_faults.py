@@ -4,13 +4,18 @@ import os
 import resource
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 import train
 
 from conftest import CONF
 from debugnn import cli, records
+from debugnn.runs.execute import execute
 from debugnn.runs.naming import directory_of
+
+SMALL = ["model=deep_mlp", "model.hidden=[8]", "data.train_size=256", "seed=1", "trainer.epochs=3",
+         "trainer.device=cpu", "doctor.every=2", "wandb=disabled"]  # fmt: skip
 
 
 @pytest.fixture
@@ -34,9 +39,7 @@ def start(monkeypatch, capsys, prepared, disk):
     """`python train.py …` of a small run on the disk, in this process: its code and its error."""
 
     def start(*arguments):
-        given = ("train.py", "model=deep_mlp", "model.hidden=[8]", "data.train_size=256", "seed=1",
-                 "trainer.epochs=3", "doctor.every=2", "wandb=disabled", f"data.cache={prepared}",
-                 f"output_dir={disk[0]}", *arguments)  # fmt: skip
+        given = ("train.py", *SMALL, f"data.cache={prepared}", f"output_dir={disk[0]}", *arguments)
         monkeypatch.setattr(sys, "argv", list(given))
         monkeypatch.setattr(cli, "_exit_codes", set())
         monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
@@ -72,6 +75,67 @@ def test_a_run_on_a_full_disk_says_so_and_goes_on_when_there_is_space(start, dis
     assert len(continued) == 3 * 5
     assert start("overwrite=true") == (0, "")
     assert rows(path) == continued
+
+
+@pytest.fixture(scope="module")
+def disk_that_fills():
+    """A function: the disk is full from the n-th time that a file of this name is opened."""
+    waits = {}
+
+    def fill(event, arguments):
+        if event != "open" or not waits or not isinstance(arguments[0], str | os.PathLike):
+            return
+        name = os.path.basename(arguments[0])
+        if name == waits["name"]:
+            waits["times"] -= 1
+            if waits["times"] == 0:
+                disk = waits["disk"]
+                waits.clear()  # before this opens a file itself
+                fill_up(disk)
+
+    sys.addaudithook(fill)
+
+    def when_opened(disk, name, times):
+        waits.update(disk=disk, name=name, times=times)
+
+    yield when_opened
+    waits.clear()  # a hook stays as long as the process
+
+
+@pytest.fixture(scope="module")
+def undisturbed(compose):
+    """The directory of the same run without a fault."""
+    return execute(compose(*SMALL), [], None)
+
+
+def fill_up(disk):
+    with suppress(OSError), (disk / "fill").open("wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("name", "times"),
+    [("checkpoint.pt.tmp", 3), ("checkpoint.sha256.tmp", 3), ("findings.json.tmp", 1),
+     ("evidence.json.tmp", 1), ("run.json.tmp", 2)],
+)  # fmt: skip
+def test_a_disk_that_is_full_at_a_runs_end(start, disk, disk_that_fills, undisturbed, name, times):
+    """Exactly when one of the last files is written; the next start leaves the same findings."""
+    path, remount = disk
+    remount("size=50m")
+    disk_that_fills(path, name, times)
+    code, error = start()
+    assert (path / "fill").exists()
+    assert (code, len(error.splitlines())) == (1, 1)
+    assert "No space left on device" in error
+    assert str(path / "adhoc") in error
+    assert not list(path.rglob("*.tmp"))
+    (path / "fill").unlink()
+    assert start() == (0, "")
+    assert rows(path) == rows(undisturbed)
+    for kind in ("findings.json", "evidence.json"):
+        (left,), (expected,) = path.rglob(kind), undisturbed.rglob(kind)
+        assert left.read_text() == expected.read_text()
 
 
 def test_a_read_only_disk_is_named(start, disk):
