@@ -7,6 +7,8 @@
 
 A run survives if, after a restart, it leaves what an undisturbed run leaves, bit for bit: weights,
 optimiser, rows of steps and epochs, layers, findings and evidence.
+
+    python scripts/soak.py --faults               count the other faults, which tests inject
 """
 
 import argparse
@@ -22,7 +24,8 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -50,6 +53,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "joblib": ("-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=0,1", *SMALL),
     "wandb": (*SMALL, "wandb=offline"),
 }  # fmt: skip
+MARK = "injects"  # of a test, with the kind of fault as its argument
 MOST_KILLS = 5  # of one command, before it is left alone
 
 
@@ -217,6 +221,49 @@ def soak(
     return results
 
 
+class Faults:
+    """A plugin of pytest that counts the faults which tests inject, by their kind.
+
+    Attributes:
+        counts: kind → how many were injected, how many of those came to what the test wants, and
+            how many were left out, because this machine lacks what they need.
+    """
+
+    def __init__(self) -> None:
+        self.counts: dict[str, Counter[str]] = {}
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        """Note each fault of the tests that are to run."""
+        for item in items:
+            for mark in item.iter_markers(MARK):
+                self.counts.setdefault(mark.args[0], Counter(injected=0, as_wanted=0, left_out=0))
+                item.user_properties.append((MARK, mark.args[0]))
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        """Count the faults of a test that has run, or that cannot be run here."""
+        for name, kind in report.user_properties:
+            if name != MARK or (report.when != "call" and report.passed):
+                continue
+            if report.skipped:
+                self.counts[kind]["left_out"] += 1
+            else:
+                self.counts[kind]["injected"] += 1
+                self.counts[kind]["as_wanted"] += report.passed
+
+
+def count_faults(tests: Sequence[str]) -> tuple[int, dict[str, Counter[str]]]:
+    """Run the tests that inject faults; return pytest's exit code and the counts.
+
+    Args:
+        tests: files, folders or names of tests.
+    """
+    import pytest
+
+    faults = Faults()
+    code = pytest.main(["-q", "-m", MARK, *tests], plugins=[faults])
+    return int(code), dict(sorted(faults.counts.items()))
+
+
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
@@ -224,6 +271,17 @@ def temporary_folder() -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def faults_table(counts: Mapping[str, Mapping[str, int]]) -> str:
+    """Return a line for each kind of fault, and their sum."""
+    total = sum((Counter(own) for own in counts.values()), Counter[str]())
+    rows = [f"{'fault':40s} {'injected':>8} {'as wanted':>9} {'left out':>8}"]
+    rows += [
+        f"{kind:40s} {own['injected']:8} {own['as_wanted']:9} {own['left_out']:8}"
+        for kind, own in (*counts.items(), ("all", total))
+    ]
+    return "\n".join(rows)
 
 
 def table(results: dict[str, Result]) -> str:
@@ -247,7 +305,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, help="for how long")
     parser.add_argument("--seed", type=int, help="of the moments; one is drawn and printed without")
     parser.add_argument("--kinds", default=",".join(KINDS), help="of runs, with commas (all)")
-    parser.add_argument("--output", type=Path, help="folder for the counts, in kills.json")
+    parser.add_argument("--faults", nargs="*", metavar="TEST", help="run the tests that inject "
+                        "faults, or these of them, and kill nothing")  # fmt: skip
+    parser.add_argument("--output", type=Path, help="folder for the counts, in kills.json, or "
+                        "faults.json")  # fmt: skip
     options = parser.parse_args(arguments)
     options.kinds = options.kinds.split(",")
     for kind in options.kinds:
@@ -262,17 +323,28 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str]) -> int:
     options = parse(arguments)
+    if options.faults is not None:
+        code, counts = count_faults(options.faults or [str(TRAIN.parent / "tests")])
+        print(faults_table(counts))
+        if code in (0, 1):  # else pytest did not come to their end
+            keep(options.output, "faults", {"kinds": counts})
+        return code
     seed = random.SystemRandom().randrange(2**32) if options.seed is None else options.seed
     print(f"seed {seed}", flush=True)
     import_what_runs_need()
     results = soak(options.kinds, options.kills, options.minutes, random.Random(seed))
     print(table(results))
-    if options.output:
-        told = {kind: asdict(result) for kind, result in results.items()}
-        options.output.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"seed": seed, "kinds": told}, indent=2)
-        (options.output / "kills.json").write_text(f"{text}\n", encoding="utf-8")
+    told = {kind: asdict(result) for kind, result in results.items()}
+    keep(options.output, "kills", {"seed": seed, "kinds": told})
     return 0 if all(r.survived == r.tried for r in results.values()) else 1
+
+
+def keep(folder: Path | None, name: str, counts: Mapping[str, Any]) -> None:
+    """Write counts to a JSON file, if there is a folder for it."""
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(counts, indent=2)
+        (folder / f"{name}.json").write_text(f"{text}\n", encoding="utf-8")
 
 
 def import_what_runs_need() -> None:

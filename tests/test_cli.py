@@ -386,6 +386,7 @@ def statuses(output):
     }  # fmt: skip
 
 
+@pytest.mark.injects("a broken arm")
 def test_arms_that_break_are_listed_and_run_again(monkeypatch, capsys, tmp_path):
     """The traceback is in the run's directory, until the run goes on."""
     (tmp_path / "breaking.py").write_text(BREAKING)

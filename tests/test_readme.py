@@ -80,6 +80,7 @@ def test_the_front_page_stays_short():
         ("doctor", "causes", tables.causes()),
         ("results", "figures", tables.pictures(CONF, REFERENCE / "figures")),
         ("results", "kills", SURVIVAL["kills"]),
+        ("results", "faults", SURVIVAL["faults"]),
         ("results", "load", SURVIVAL["load"]),
     ],
 )

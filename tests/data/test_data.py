@@ -228,6 +228,7 @@ def test_the_mnist_reader_takes_any_number_of_images(fake_mnist):
 
 
 @pytest.mark.parametrize("name", sorted(NAMES))
+@pytest.mark.injects("a damaged data file")
 def test_a_missing_or_renamed_mnist_file_is_refused(fake_mnist, name):
     raw, _ = fake_mnist
     (raw / name).rename(raw / name.replace("-idx", ".idx"))  # as other sites distribute it
@@ -237,6 +238,7 @@ def test_a_missing_or_renamed_mnist_file_is_refused(fake_mnist, name):
 
 
 @pytest.mark.parametrize("name", sorted(NAMES))
+@pytest.mark.injects("a damaged data file")
 def test_an_mnist_file_cut_off_anywhere_is_refused(fake_mnist, name):
     raw, _ = fake_mnist
     whole = (raw / name).read_bytes()
@@ -247,6 +249,7 @@ def test_an_mnist_file_cut_off_anywhere_is_refused(fake_mnist, name):
 
 
 @pytest.mark.parametrize("position", range(16))
+@pytest.mark.injects("a damaged data file")
 def test_a_wrong_byte_in_an_mnist_header_is_refused(fake_mnist, position):
     raw, _ = fake_mnist
     path = raw / "train-images-idx3-ubyte"
@@ -287,6 +290,7 @@ def damage_label(raw: Path) -> None:
     "damage",
     [damage_swapped, damage_size, damage_count, damage_none_left, damage_page, damage_label],
 )
+@pytest.mark.injects("a damaged data file")
 def test_mnist_files_that_are_not_mnists_are_refused(fake_mnist, damage):
     raw, _ = fake_mnist
     damage(raw)
@@ -294,6 +298,7 @@ def test_mnist_files_that_are_not_mnists_are_refused(fake_mnist, damage):
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])
+@pytest.mark.injects("no data files")
 def test_missing_files_are_named_with_what_to_do(tmp_path, compose, name):
     config = compose(f"data={name}", "data.download=false")
     config.data.root = str(tmp_path / "nothing here")
@@ -544,6 +549,7 @@ def test_an_interrupted_decoding_leaves_nothing_behind(real_data, tmp_path):
     assert list(drafts.glob(".draft-*")) == []
 
 
+@pytest.mark.injects("a second process on a data cache")
 def test_of_two_that_decode_at_once_the_second_leaves_nothing_behind(tmp_path):
     calls = []
 
@@ -569,6 +575,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 @pytest.mark.parametrize("name", ["train_inputs.npy", "test_targets.npy"])
+@pytest.mark.injects("a damaged data cache")
 def test_a_damaged_cache_is_made_anew(tmp_path, caplog, name, damage):
     arrays = decoded(regression, "regression", "", str(tmp_path), False)
     (folder,) = tmp_path.iterdir()
@@ -596,6 +603,7 @@ decoded(regression, "killed", "", sys.argv[1], False)
 """
 
 
+@pytest.mark.injects("a kill")
 def test_what_a_killed_decoding_leaves_is_removed_at_the_next_start_and_not_before(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-c", KILLED, str(tmp_path)],

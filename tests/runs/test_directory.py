@@ -85,6 +85,7 @@ def holder(settings, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.injects("a second process on a run")
 def test_a_second_process_says_who_is_writing(settings, holder, overwrite):
     config = settings("trainer.epochs=3")
     config.overwrite = overwrite
@@ -95,6 +96,7 @@ def test_a_second_process_says_who_is_writing(settings, holder, overwrite):
 
 
 @pytest.mark.slow
+@pytest.mark.injects("the lock of a dead process")
 def test_a_dead_processs_lock_is_taken_over(settings, holder):
     config = settings("trainer.epochs=3")
     os.kill(holder.pid, signal.SIGKILL)
@@ -104,6 +106,7 @@ def test_a_dead_processs_lock_is_taken_over(settings, holder):
     assert len([row for row in rows(directory) if row["kind"] == "epoch"]) == 3
 
 
+@pytest.mark.injects("a second process on a run")
 def test_a_run_that_began_meanwhile_is_left_alone(settings):
     config = settings("trainer.epochs=1")
     late = RunDirectory(config, [], None)  # reads that nothing is there
@@ -130,6 +133,7 @@ def test_overwrite_removes_what_runs_wrote(ended):
 
 
 @pytest.mark.parametrize("name", ["notes.md", "plots/figure.png", "checkpoint-of-mine.pt"])
+@pytest.mark.injects("other people's files in the directory")
 def test_other_peoples_files_are_never_removed(ended, name):
     config, directory = ended
     (directory / name).parent.mkdir(exist_ok=True)
@@ -141,6 +145,7 @@ def test_other_peoples_files_are_never_removed(ended, name):
     assert sorted(directory.rglob("*")) == before
 
 
+@pytest.mark.injects("other people's files in the directory")
 def test_a_directory_that_no_run_wrote_is_refused(settings):
     config = settings("trainer.epochs=1")
     directory = RunDirectory(config, [], None).path
@@ -173,6 +178,7 @@ def test_an_empty_directory_may_be_there(settings):
         ("metrics.jsonl", None, r"metrics\.jsonl: missing, of a finished run"),
     ],
 )
+@pytest.mark.injects("a damaged record or configuration")
 def test_a_damaged_file_of_a_finished_run_is_named(ended, name, content, said):
     config, directory = ended
     (directory / name).unlink()
@@ -184,6 +190,7 @@ def test_a_damaged_file_of_a_finished_run_is_named(ended, name, content, said):
 
 @pytest.mark.parametrize("line", [2, 5])
 @pytest.mark.parametrize("damage", [b"{\n", b"\n", b"\xff\n", b"17\n", None])
+@pytest.mark.injects("a damaged row")
 def test_a_damaged_row_of_a_run_that_is_continued_is_named(ended, damage, line):
     config, directory = ended
     path = directory / "metrics.jsonl"
@@ -207,6 +214,7 @@ DAMAGES = {"flipped": flipped, "cut": lambda content: content[:-100], "empty": l
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+@pytest.mark.injects("a damaged checkpoint")
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(ended, caplog, damage):
     config, directory = ended
     whole, expected = weights(directory / "checkpoint.pt"), rows(directory)
@@ -223,6 +231,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(ended, caplog, damage)
     assert all(torch.equal(value, whole[name]) for name, value in weights(path).items())
 
 
+@pytest.mark.injects("a damaged checkpoint")
 def test_without_a_whole_checkpoint_the_run_is_refused(ended):
     config, directory = ended
     for path in directory.glob("checkpoint*.pt"):
@@ -245,6 +254,7 @@ class Program:
      {"epoch": 1, "step": 4, "model": {"fc1.weight": torch.zeros(2)}}],
     ids=["empty", "short", "list", "program", "ahead", "of_another_model"],
 )  # fmt: skip
+@pytest.mark.injects("a checkpoint of something else")
 def test_a_checkpoint_of_something_else_is_refused_in_a_line(ended, state):
     config, directory = ended
     checkpoint.write(directory / "checkpoint.pt", state)
@@ -263,6 +273,7 @@ def test_a_run_that_has_more_epochs_than_are_asked_for_is_refused(ended):
 
 
 @pytest.mark.parametrize("moment", range(3))
+@pytest.mark.injects("a kill while a checkpoint is written")
 def test_wherever_writing_a_checkpoint_is_cut_off_one_is_whole(
     small_training, tmp_path, monkeypatch, moment
 ):

@@ -140,6 +140,7 @@ def kill_after_two_epochs(config, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.injects("a kill")
 def test_a_killed_run_goes_on_bit_for_bit(settings, tmp_path):
     """A real process, killed after its second checkpoint, against one that was left alone."""
     whole = execute(settings("trainer.epochs=4"), ["whole"], None)
@@ -225,6 +226,7 @@ class BreaksLater:
         return torch.nn.functional.cross_entropy(outputs, targets)
 
 
+@pytest.mark.injects("a step that raises")
 def test_a_run_that_breaks_keeps_its_rows_and_says_why(settings):
     config = settings("trainer.epochs=2", "doctor=off")
     config.loss = {"_target_": f"{__name__}.BreaksLater", "calls": 4}  # one before the training

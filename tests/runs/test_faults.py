@@ -61,6 +61,7 @@ def rows(disk):
 # KB that are left: for nothing; for the first files; for no checkpoint; for some checkpoints; for
 # all of the run's files except the last.
 @pytest.mark.parametrize("left", [0, 12, 60, 200, 400])
+@pytest.mark.injects("a full disk")
 def test_a_run_on_a_full_disk_says_so_and_goes_on_when_there_is_space(start, disk, left):
     path, remount = disk
     (path / "fill").write_bytes(bytes((1024 - left) * 1024))
@@ -119,6 +120,7 @@ def fill_up(disk):
     [("checkpoint.pt.tmp", 3), ("checkpoint.sha256.tmp", 3), ("findings.json.tmp", 1),
      ("evidence.json.tmp", 1), ("run.json.tmp", 2)],
 )  # fmt: skip
+@pytest.mark.injects("a full disk")
 def test_a_disk_that_is_full_at_a_runs_end(start, disk, disk_that_fills, undisturbed, name, times):
     """Exactly when one of the last files is written; the next start leaves the same findings."""
     path, remount = disk
@@ -138,6 +140,7 @@ def test_a_disk_that_is_full_at_a_runs_end(start, disk, disk_that_fills, undistu
         assert left.read_text() == expected.read_text()
 
 
+@pytest.mark.injects("a read-only disk")
 def test_a_read_only_disk_is_named(start, disk):
     path, remount = disk
     remount("ro")
@@ -147,6 +150,7 @@ def test_a_read_only_disk_is_named(start, disk):
     assert "Read-only file system" in error
 
 
+@pytest.mark.injects("no file descriptors left")
 def test_a_process_without_file_descriptors_ends_in_a_line(start, disk):
     disk[1]("size=50m")
     start()  # opens whatever libraries keep open

@@ -162,6 +162,8 @@ def cluster(tmp_path_factory):
 @pytest.mark.slow
 @needs_submitit
 @needs_slurm
+@pytest.mark.injects("a preempted Slurm job")
+@pytest.mark.injects("a lost Slurm node")
 def test_slurm_goes_on_after_a_preemption_and_elsewhere_after_a_lost_node(
     sweep, in_process, cluster
 ):
@@ -204,6 +206,7 @@ class Asks(SubmittedJob):
 @pytest.mark.slow
 @needs_submitit
 @needs_slurm
+@pytest.mark.injects("a Slurm job that dies")
 def test_a_job_that_dies_in_slurm_is_one_failed_arm(tmp_path, cluster, monkeypatch):
     """Without accounting, where Slurm's own words about ended jobs are not kept."""
     monkeypatch.setattr(debugnn_engines, "_ASK_EVERY", 0.5)
@@ -225,6 +228,8 @@ def test_a_job_that_dies_in_slurm_is_one_failed_arm(tmp_path, cluster, monkeypat
 
 @pytest.mark.slow
 @needs_submitit
+@pytest.mark.injects("a stop signal")
+@pytest.mark.injects("the end of a job's time")
 def test_slurm_local_stops_when_told_and_goes_on_after_a_timeout(sweep, in_process):
     sweep.close()
     process = sweep.start("hydra/launcher=slurm_local")
@@ -256,6 +261,7 @@ def test_slurm_local_stops_when_told_and_goes_on_after_a_timeout(sweep, in_proce
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
+@pytest.mark.injects("a process of Ray that dies")
 def test_ray_goes_on_after_a_process_died(sweep, in_process):
     sweep.close()
     process = sweep.start("hydra/launcher=ray", "+hydra.launcher.init.num_cpus=2")

@@ -55,6 +55,7 @@ def run_in(output):
     [(signal.SIGINT, ("-m", "seed=0,1")), (signal.SIGTERM, ()), (signal.SIGUSR2, ())],
     ids=["SIGINT in a sweep", "SIGTERM", "SIGUSR2"],
 )
+@pytest.mark.injects("a stop signal")
 def test_a_signal_stops_a_run_that_goes_on_bit_for_bit(
     monkeypatch, capsys, tmp_path, undisturbed, number, asked
 ):
@@ -85,6 +86,7 @@ def test_a_signal_stops_a_run_that_goes_on_bit_for_bit(
     assert names == ({"seed=0", "seed=1"} if asked else {"seed=0"})
 
 
+@pytest.mark.injects("a stop signal")
 def test_a_stack_stops_at_its_epochs_end_and_goes_on(monkeypatch, capsys, tmp_path):
     settings = ["-m", "hydra/launcher=stacked", "seed=0,1", f"output_dir={tmp_path}"]
     process = begin(*settings)
@@ -113,6 +115,8 @@ def loss(outputs, targets):
 """
 
 
+@pytest.mark.injects("a kill")
+@pytest.mark.injects("a stop signal")
 def test_a_sweep_in_workers_is_killed_then_told_to_stop_and_goes_on(tmp_path, monkeypatch, capsys):
     """Its workers are gone with it, so that the command can be started again at once."""
     (tmp_path / "slow.py").write_text(SLOW)
@@ -175,6 +179,7 @@ def loss_with_noise(outputs, targets):
 
 @pytest.mark.parametrize("evaluated", [(Training, "outputs"), (Doctor, "validate")],
                          ids=["the run's", "the doctor's"])  # fmt: skip
+@pytest.mark.injects("a stop signal")
 def test_a_signal_ends_an_evaluation_and_the_same_command_makes_it_again(
     compose, tmp_path, monkeypatch, evaluated
 ):
@@ -215,6 +220,7 @@ def test_a_signal_ends_an_evaluation_and_the_same_command_makes_it_again(
         assert (directory / name).read_text() == (expected / name).read_text()
 
 
+@pytest.mark.injects("a stop signal")
 def test_a_second_signal_ends_the_process_at_once():
     program = (
         "import sys\nfrom debugnn.runs.pauses import Pauses, told_by_signals\n"
@@ -233,6 +239,7 @@ def test_a_second_signal_ends_the_process_at_once():
     assert process.returncode == -signal.SIGTERM
 
 
+@pytest.mark.injects("a stop signal")
 def test_a_signal_ends_the_doctors_trials_and_the_same_command_makes_them(
     compose, tmp_path, monkeypatch
 ):

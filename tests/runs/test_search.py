@@ -132,6 +132,7 @@ def trials_in(output):
 
 
 @pytest.mark.slow
+@pytest.mark.injects("a kill")
 def test_a_search_that_is_killed_goes_on_as_if_it_had_not_been(
     monkeypatch, capsys, tmp_path, prepared
 ):

@@ -156,11 +156,12 @@ SHORT = ("trainer.epochs=1", "data.train_size=64", "model.blocks=[]", "model.hid
 
 
 @pytest.mark.parametrize("key", ["", "0" * 40])
+@pytest.mark.injects("W&B's server is not there")
 def test_a_server_that_is_not_there_does_not_end_the_run(tmp_path, prepared, key):
     """With and without an API key: the run goes on offline, and says how to sync it."""
     shown = subprocess.run(
         [
-            sys.executable, str(REPOSITORY / "train.py"), "wandb=online", "wandb.init_timeout=1",
+            sys.executable, str(REPOSITORY / "train.py"), "wandb=online", "wandb.init_timeout=4",
             "doctor=off", *SHORT, f"data.cache={prepared}",
         ],
         cwd=tmp_path,
@@ -282,6 +283,7 @@ def status(path):
     return records.load(path.read_text())["status"]
 
 
+@pytest.mark.injects("W&B's server falls silent")
 def test_a_server_that_falls_silent_costs_no_rows_and_little_time(tmp_path, server):
     process = begin_online(tmp_path, server, "wandb.init_timeout=5", "trainer.epochs=20")
     assert any("epoch  4 of 20" in line for line in process.stdout)
@@ -306,6 +308,7 @@ def test_a_server_that_falls_silent_costs_no_rows_and_little_time(tmp_path, serv
     assert len(before | set(server.rows)) == wanted == 20 * 24, synced.stderr
 
 
+@pytest.mark.injects("W&B's server falls silent")
 def test_a_run_that_is_told_to_stop_does_not_wait_for_a_silent_server(tmp_path, server):
     process = begin_online(tmp_path, server, "wandb.init_timeout=600", "trainer.epochs=500")
     assert any("epoch   0 of 500" in line for line in process.stdout)
@@ -317,6 +320,7 @@ def test_a_run_that_is_told_to_stop_does_not_wait_for_a_silent_server(tmp_path, 
     assert status(facts) == "interrupted"
 
 
+@pytest.mark.injects("W&B's server falls silent")
 def test_the_runs_of_a_sweep_wait_once_for_a_server_that_is_silent_from_the_start(tmp_path, server):
     server.silent.set()
     shown = subprocess.run(
@@ -338,6 +342,7 @@ def test_the_runs_of_a_sweep_wait_once_for_a_server_that_is_silent_from_the_star
 
 
 @pytest.mark.parametrize("home", ["/dev/null/nowhere", None])
+@pytest.mark.injects("no home folder")
 def test_without_a_home_a_run_finishes_and_the_key_is_written_nowhere(tmp_path, home):
     key = "0123456789abcdef" * 2 + "feedbeef"
     environment = {**ENVIRONMENT, "WANDB_API_KEY": key, "HOME": home}
@@ -409,6 +414,7 @@ def test_a_diagnosis_is_a_table_a_summary_and_an_alert(compose, tmp_path):
     assert json.loads(table.read_text())["data"][0][:3] == ["error", "wrong_loss", "certain"]
 
 
+@pytest.mark.injects("W&B's process dies")
 def test_a_run_outlives_wandbs_process_and_the_next_run_has_another(tmp_path):
     """W&B's own process is killed in the middle of the first of two runs."""
     process = subprocess.Popen(
@@ -433,6 +439,7 @@ def test_a_run_outlives_wandbs_process_and_the_next_run_has_another(tmp_path):
     assert [h for h in read_back(facts["seed=1"].parent)["history"] if "test/loss" in h["item"]]
 
 
+@pytest.mark.injects("a kill")
 def test_a_run_that_was_killed_is_one_offline_run_with_all_rows_once(compose, tmp_path):
     """`wandb sync` uploads nothing behind a piece that was cut off."""
     config = compose("model=deep_mlp", "model.hidden=[12]", "trainer.epochs=4", "wandb=offline",

@@ -53,6 +53,7 @@ def act(what, file):
     return what, os.environ["OMP_NUM_THREADS"]
 
 
+@pytest.mark.injects("a worker that dies")
 def test_a_call_that_ends_its_process_ends_no_other(tmp_path):
     """The first one is waiting for the last all the time."""
     acts = ["waits", "is killed", "ends", "raises", "exits", "is told", "makes"]
@@ -109,6 +110,7 @@ if __name__ == "__main__":
      (signal.SIGINT, os.killpg)],
     ids=["killed", "told", "terminal_closed", "ctrl_c"],
 )  # fmt: skip
+@pytest.mark.injects("the death of a sweep's own process")
 def test_workers_end_with_their_parent(tmp_path, number, whom):
     """A terminal sends its signals to all its processes, and the parent passes them on."""
     (tmp_path / "program.py").write_text(PROGRAM)

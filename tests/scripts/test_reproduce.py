@@ -134,6 +134,7 @@ class Killed(nn.Identity):
 """
 
 
+@pytest.mark.injects("a worker that dies")
 def test_a_killed_process_costs_its_run_alone_which_failed_runs_again(
     tmp_path, monkeypatch, capsys
 ):

@@ -73,6 +73,7 @@ def test_a_stacks_directories_are_those_of_the_runs_alone(settings):
 
 
 @pytest.mark.parametrize("saved", [1, 4, 5], ids=["at_first", "between_epochs", "between_members"])
+@pytest.mark.injects("a kill")
 def test_a_stack_that_was_cut_off_goes_on(settings, monkeypatch, saved):
     whole = together(*(settings(f"seed={s}", output="whole") for s in (0, 1)))
     write, count = checkpoint.write, Counter()

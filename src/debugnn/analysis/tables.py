@@ -330,14 +330,15 @@ def survival(folder: Path) -> dict[str, str]:
     """Return what scripts/soak.py and scripts/load.py have measured, as tables by their names.
 
     Args:
-        folder: holds kills.json and a load_*.json of each launcher.
+        folder: holds kills.json, faults.json and a load_*.json of each launcher.
     """
+    faults = json.loads((folder / "faults.json").read_text(encoding="utf-8"))
     kills = json.loads((folder / "kills.json").read_text(encoding="utf-8"))
     loads = {
         path.stem.removeprefix("load_"): json.loads(path.read_text(encoding="utf-8"))
         for path in sorted(folder.glob("load_*.json"))
     }
-    return {"kills": _kills(kills), "load": _load(loads)}
+    return {"kills": _kills(kills), "faults": _faults(faults), "load": _load(loads)}
 
 
 def _kills(kills: Mapping[str, Any]) -> str:
@@ -351,6 +352,17 @@ def _kills(kills: Mapping[str, Any]) -> str:
         rows.append(f"| {kind} | {counts['kills']} | {counts['tried']} | {counts['survived']} |")
         total.update({name: counts[name] for name in ("kills", "tried", "survived")})
     rows.append(f"| all | {total['kills']} | {total['tried']} | {total['survived']} |")
+    return "\n".join(rows)
+
+
+def _faults(faults: Mapping[str, Any]) -> str:
+    """Return what became of the faults that tests inject, a row for each kind."""
+    rows = ["| fault | injected | as wanted | left out |", "| --- | ---: | ---: | ---: |"]
+    total = sum((Counter(counts) for counts in faults["kinds"].values()), Counter[str]())
+    for kind, counts in (*faults["kinds"].items(), ("all", total)):
+        rows.append(
+            f"| {kind} | {counts['injected']} | {counts['as_wanted']} | {counts['left_out']} |"
+        )
     return "\n".join(rows)
 
 
