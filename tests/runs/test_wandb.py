@@ -214,11 +214,13 @@ class Server:
         address: its URL.
         asked: the names of the operations that it was asked for.
         rows: the numbers of the rows of history that it was sent, of all runs.
+        history: number → row, of the last run.
         silent: set while it answers nothing.
     """
 
     def __init__(self):
-        self.asked, self.rows, self.silent, self.over = [], [], threading.Event(), threading.Event()
+        self.asked, self.rows, self.history = [], [], {}
+        self.silent, self.over = threading.Event(), threading.Event()
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -244,11 +246,26 @@ class Server:
         if path == "/graphql":
             operation = re.search(r"(?:query|mutation)\s+(\w+)", json.loads(body)["query"])
             self.asked.append(operation.group(1))
+            if operation.group(1) == "RunResumeStatus":
+                return {"data": {"model": self.resumed()}}
             return {"data": ANSWERS.get(operation.group(1), {})}
         if path.endswith("/file_stream"):
             history = json.loads(body).get("files", {}).get("wandb-history.jsonl", {"content": []})
-            self.rows += [history["offset"] + n for n in range(len(history["content"]))]
+            for number, line in enumerate(history["content"], history.get("offset", 0)):
+                self.rows.append(number)
+                self.history[number] = json.loads(line)
         return {}
+
+    def resumed(self):
+        """What it says of the last run to one that goes on with it."""
+        last = [json.dumps(self.history[max(self.history)])] if self.history else []
+        bucket = {
+            "name": "run", "displayName": "run", "historyLineCount": len(self.history),
+            "eventsLineCount": 0, "logLineCount": 0, "historyTail": json.dumps(last),
+            "eventsTail": "[]", "summaryMetrics": json.dumps(self.history.get(len(last), {})),
+            "config": "{}", "tags": [], "notes": "", "wandbConfig": '{"t": 1}',
+        }  # fmt: skip
+        return {"name": "p", "entity": {"id": "1", "name": "e"}, "bucket": bucket}
 
 
 @pytest.fixture
@@ -318,6 +335,69 @@ def test_a_run_that_is_told_to_stop_does_not_wait_for_a_silent_server(tmp_path, 
     assert process.returncode == 143, shown
     (facts,) = tmp_path.rglob("run.json")
     assert status(facts) == "interrupted"
+
+
+WAITING = """
+import time
+from pathlib import Path
+import torch
+
+steps = 0
+
+def loss(outputs, targets):
+    global steps
+    if outputs.requires_grad:
+        steps += 1
+        while steps > int(Path(__file__).with_name("allowed").read_text()):
+            time.sleep(0.01)
+    return torch.nn.functional.cross_entropy(outputs, targets)
+"""
+
+
+@pytest.mark.parametrize("checkpoint_every", [4, 10])
+def test_a_killed_run_goes_on_online_with_all_rows_once(tmp_path, server, checkpoint_every):
+    """What had not been uploaded comes, and what is trained again does not come again."""
+    (tmp_path / "waiting.py").write_text(WAITING)
+    allowed = tmp_path / "allowed"
+    environment = {**online(tmp_path, server), "PYTHONPATH": str(tmp_path),
+                   "WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "0.5"}  # fmt: skip
+    if "PYTHONPATH" in os.environ:
+        environment["PYTHONPATH"] += os.pathsep + os.environ["PYTHONPATH"]
+    command = [
+        sys.executable, "train.py", "wandb=online", "model=deep_mlp", "model.hidden=[8]",
+        "data.train_size=256", "trainer.epochs=10", "trainer.device=cpu", "doctor.every=3",
+        "doctor.budget=0", "loss._target_=waiting.loss", f"output_dir={tmp_path}",
+        f"trainer.checkpoint_every={checkpoint_every}",
+    ]  # fmt: skip
+
+    def begin():
+        return subprocess.Popen(
+            command, cwd=REPOSITORY, env=environment, text=True, start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    allowed.write_text(str(4 * 3 + 1))  # three epochs, and the next step waits
+    process = begin()
+    assert any("epoch 2 of 10" in line for line in process.stdout)
+    while not server.history:
+        time.sleep(0.01)  # leaves the processor to what is waited for
+    server.silent.set()
+    before = len(server.history)
+    allowed.write_text(str(4 * 6 + 1))
+    assert any("epoch 5 of 10" in line for line in process.stdout)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    server.silent.clear()
+    allowed.write_text("1000")
+    shown, _ = begin().communicate()
+    (facts,) = tmp_path.rglob("run.json")
+    assert status(facts) == "finished", shown
+    assert 0 < before < len(server.history)
+    rows = [row for _, row in sorted(server.history.items())]
+    assert [row["step"] for row in rows if "step/loss" in row] == list(range(40))
+    assert [row["epoch"] for row in rows if "test/loss" in row] == list(range(10))
+    layers = [row["step"] for row in rows if any(key.startswith("gradients/") for key in row)]
+    assert layers == list(range(0, 40, 3))
 
 
 @pytest.mark.injects("W&B's server falls silent")

@@ -103,9 +103,10 @@ class WandB:
 
     Attributes:
         id: W&B's id of the run.
-        empty: the run has none of the records before this piece of it, and is to be given them.
-            Pieces of an offline run that were never uploaded are removed: W&B uploads none of the
-            pieces behind one that was cut off.
+        incomplete: the run may lack records before this piece of it, and is to be given them:
+            `log_kept`. The server of an online run may not have had all of them when a piece was
+            killed. Pieces of an offline run that were never uploaded are removed: W&B uploads none
+            of the pieces behind one that was cut off.
     """
 
     _environment_saved = False  # W&B lists the installed packages: 0.14 s, so once a process
@@ -131,7 +132,10 @@ class WandB:
         self._save_checkpoint = settings["checkpoint"]
         self._every = settings["every"] or math.ceil(steps / _ROWS)
         self._next_layers = 0
-        self.empty = False
+        self._early_layers: list[Layers] = []  # of steps whose own rows have not come yet
+        self._on_server = 0  # rows of earlier pieces
+        self._left_out = 0  # rows from here on that the server has
+        self.incomplete = False
         self._failed = False
         self._lost_service = False  # W&B's process, which all runs of this one write through
         options = {
@@ -207,6 +211,8 @@ class WandB:
             before = set(self._directory.glob("wandb/run-*"))
             try:
                 self._init("online", options)
+                self._on_server = self._run.starting_step  # its rows are numbered by their order
+                self.incomplete = options["resume"] is not None
             except Exception as error:  # W&B's own, the system's, or those of its libraries
                 WandB._unreachable_until = time.monotonic() + _AGAIN_AFTER
                 log.warning("W&B cannot be reached (%s)", first_line(error))
@@ -229,7 +235,7 @@ class WandB:
             uploaded = any(self._directory.glob(f"wandb/run-*-{self.id}")) or any(
                 any(piece.glob("*.synced")) for piece in earlier
             )
-            self.empty = not uploaded
+            self.incomplete = not uploaded
             for piece in () if uploaded else earlier:
                 shutil.rmtree(piece)
         for pattern, axis in _AXES.items():
@@ -251,25 +257,57 @@ class WandB:
     # --- what a run says --------------------------------------------------------------------------
 
     def write(self, record: Record | Diagnosis) -> None:
-        """Log the record, unless it is one of the steps that are left out."""
-        if isinstance(record, Step) and record.step % self._every:
-            return
+        """Log the record, unless it is one of the steps that are left out.
+
+        Layers are logged behind their step, whose record comes later. So the order of rows is the
+        same however a run is cut into pieces, and however late its losses are read.
+        """
         if isinstance(record, Layers):
-            if record.step < self._next_layers:
-                return
-            apart = _LAYERS_APART * self._every if self._every > 1 else 0
-            self._next_layers = record.step + apart
+            if record.step >= self._next_layers:
+                apart = _LAYERS_APART * self._every if self._every > 1 else 0
+                self._next_layers = record.step + apart
+                self._early_layers.append(record)
+            return
+        if not isinstance(record, Step):
+            self._submit_layers(math.inf)
+            self._submit(record)
+            return
+        self._submit_layers(record.step - 1)
+        if record.step % self._every == 0:
+            self._submit(record)
+        self._submit_layers(record.step)
+
+    def _submit_layers(self, last_step: float) -> None:
+        while self._early_layers and self._early_layers[0].step <= last_step:
+            self._submit(self._early_layers.pop(0))
+
+    def _submit(self, record: Record | Diagnosis) -> None:
         if not self._failed:
             self._calls.put((self._log, (record,)))
 
     def log_kept(self) -> None:
-        """Log the records in the directory's files, of a run that goes on; before all others."""
-        for name in ("metrics.jsonl", "layers.jsonl"):
-            for row in records.read_jsonl(self._directory / name):
-                self.write(records.decode(row))
+        """Log the records in the directory's files, of a run that goes on; before all others.
+
+        Those that the server has are left out, and so are later ones that it has of steps behind
+        the checkpoint, which are made again.
+        """
+        self._calls.put((self._leave_out_known, ()))
+        layers = records.read_jsonl(self._directory / "layers.jsonl")
+        early = next(layers, None)
+        for row in records.read_jsonl(self._directory / "metrics.jsonl"):
+            while early is not None and row.get("step", -1) >= early["step"]:
+                self.write(records.decode(early))
+                early = next(layers, None)
+            self.write(records.decode(row))
+
+    def _leave_out_known(self) -> None:
+        self._left_out = self._on_server
 
     def _log(self, record: Record | Diagnosis) -> None:
         if self._failed:
+            return
+        if self._left_out:
+            self._left_out -= 1
             return
         if isinstance(record, Diagnosis):
             self._diagnose(record)
@@ -284,6 +322,7 @@ class WandB:
 
     def close(self, failed: bool) -> None:
         """Upload the checkpoint if asked, and finish the run."""
+        self._submit_layers(math.inf)
         if not self._wait_for(self._finish, failed):
             self._give_up(f"it did not end within wandb.init_timeout={self._seconds}")
         self._calls.put(None)
