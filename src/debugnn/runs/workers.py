@@ -145,13 +145,14 @@ class _Worker:
 
     def __init__(self, threads: int) -> None:
         self._hears, self._orders = Pipe(duplex=False)
-        self._executor = ProcessPoolExecutor(
-            max_workers=1,
-            initializer=_obey,
-            initargs=(self._hears,),
-            # The other libraries for linear algebra follow OpenMP's variable.
-            env={"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))},
-        )
+        with _terminals_signals_held_back():
+            self._executor = ProcessPoolExecutor(
+                max_workers=1,
+                initializer=_obey,
+                initargs=(self._hears,),
+                # The other libraries for linear algebra follow OpenMP's variable.
+                env={"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))},
+            )
 
     def submit(self, function: Callable, arguments: tuple) -> Future:
         """Make a call.
@@ -159,7 +160,7 @@ class _Worker:
         Raises:
             BrokenExecutor: the process has died.
         """
-        with _ctrl_c_held_back(), warnings.catch_warnings():
+        with _terminals_signals_held_back(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", _REPLACED)
             return self._executor.submit(function, *arguments)
 
@@ -178,13 +179,23 @@ class _Worker:
         self._hears.close()
 
 
+# What a terminal sends to all its processes: at Ctrl-C, and when it is closed.
+_OF_TERMINALS = {
+    getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, "pthread_sigmask")
+}
+
+
 @contextmanager
-def _ctrl_c_held_back() -> Iterator[None]:
-    """Keep Ctrl-C, which a terminal sends to all its processes, from a worker that starts here."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
+def _terminals_signals_held_back() -> Iterator[None]:
+    """Keep a terminal's signals from the processes that start inside the block.
+
+    These are a worker, until it is ready, and loky's tracker of semaphores, for good: without its
+    tracker, loky starts another one in the middle of the end.
+    """
+    if not _OF_TERMINALS:  # Windows
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_TERMINALS)
     try:
         yield
     finally:
@@ -197,8 +208,8 @@ def _obey(orders: Connection) -> None:
     # A run that is trained listens to signals itself. Otherwise Ctrl-C is for the other process,
     # which tells this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    if _OF_TERMINALS:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _OF_TERMINALS)
 
 
 def _follow(orders: Connection) -> None:
