@@ -268,8 +268,9 @@ def test_a_run_ends_in_silence_where_nobody_reads_what_it_prints(tmp_path):
     run = f"{shlex.quote(sys.executable)} train.py doctor=off trainer.epochs=2 data.train_size=64"
     tiny = "model=regressor data=regression loss=mse"
     shown = subprocess.run(
-        f"set -o pipefail; {run} {tiny} output_dir={tmp_path}/a >&- && "
-        f"{run} {tiny} output_dir={tmp_path}/b -m seed=1,2 hydra/launcher=joblib | head -1",
+        f"set -o pipefail; {run} {tiny} output_dir={tmp_path}/a wandb=disabled >&- && {run} {tiny} "
+        f"output_dir={tmp_path}/b -m seed=1,2 hydra/launcher=joblib hydra.launcher.n_jobs=1 "
+        "| head -1",
         shell=True, executable="/bin/bash", cwd=REPOSITORY,
         env={k: v for k, v in os.environ.items() if "WANDB" not in k},
         capture_output=True, text=True, check=False,

@@ -1,7 +1,6 @@
 """Every option and every combination of the groups composes, and trains."""
 
 import dataclasses
-import functools
 import itertools
 import re
 import shutil
@@ -60,48 +59,26 @@ def test_the_users_options_are_there():
         assert set(options) <= set(GROUPS[group])
 
 
-def chosen(model):
-    """Combinations of init, reg and clip for a model: each init, with reg and clip in turn.
-
-    What one file sets and another must not change shows in a pair of options, and over all models
-    every pair occurs.
-    """
-    inits, regs, clips = (GROUPS[group] for group in ("init", "reg", "clip"))
-    for number, init in enumerate(inits, GROUPS["model"].index(model)):
-        turn, reg = divmod(number, len(regs))
-        yield init, regs[reg], clips[turn % len(clips)]
-
-
-def test_every_pair_of_options_occurs():
-    combinations = [(model, *rest) for model in GROUPS["model"] for rest in chosen(model)]
-    for one, other in itertools.combinations(range(4), 2):
-        names = [GROUPS[name] for name in ("model", "init", "reg", "clip")]
-        wanted = set(itertools.product(names[one], names[other]))
-        assert {(combination[one], combination[other]) for combination in combinations} == wanted
-
-
-@functools.cache
-def alone(group, option):
-    """Return the group as the option alone sets it, within a Hydra that is initialised."""
-    return hydra.compose("config", config.quote_numbers([f"{group}={option}"], CONF))[group]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("model", GROUPS["model"])
-def test_combinations_of_model_init_reg_and_clip_compose(model):
-    """Groups that do not know each other: what one sets, no other may change."""
+@pytest.mark.parametrize("group", THE_USERS)
+def test_an_option_changes_its_own_group_alone(group):
+    """Groups do not know each other, so that their options can be combined in every way."""
     config.register()
+
+    def composed(*arguments):
+        settings = hydra.compose("config", config.quote_numbers(list(arguments), CONF))
+        return OmegaConf.to_container(settings, resolve=False)
+
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        for init, reg, clip in chosen(model):
-            arguments = [f"model={model}", f"init={init}", f"reg={reg}", f"clip={clip}"]
-            composed = hydra.compose("config", config.quote_numbers(arguments, CONF))
-            assert composed.init == alone("init", init)
-            assert composed.reg == alone("reg", reg)
-            assert composed.clip == alone("clip", clip)
+        usual = composed()
+        for option in GROUPS[group]:
+            settings = composed(f"{group}={option}")
+            assert settings.pop(group)
+            assert settings == {key: value for key, value in usual.items() if key != group}, option
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arm", itertools.product(*THE_USERS.values()), ids="-".join)
+@pytest.mark.parametrize("arm", list(itertools.product(*THE_USERS.values())), ids="-".join)
 def test_every_combination_of_the_users_options_trains(compose, arm):
     settings = [f"{group}={option}" for group, option in zip(THE_USERS, arm, strict=True)]
     steps = two_steps(compose(*settings, "data.batch_size=4"))
