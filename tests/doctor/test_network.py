@@ -561,7 +561,7 @@ def test_the_gradient_fades_along_a_sequence():
 
 
 def gains(model, inputs):
-    return {w.name: w for w in weight_facts(model, forward_order(model, Call((inputs,))))}
+    return {w.name: w for w in weight_facts(model, forward_order(model, Call((inputs,))), {})}
 
 
 FILLED = {

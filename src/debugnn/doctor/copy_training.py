@@ -21,6 +21,7 @@ from debugnn.doctor.observe.simple_models import mean_and_deviation
 from debugnn.doctor.observe.task import Task, constant_loss, reference_loss
 from debugnn.doctor.rectified import Rectified
 from debugnn.doctor.trials import Trial
+from debugnn.doctor.unit_signals import give_unit_signals
 
 _PASSES = 4  # of an update, at most
 _FIRST, _LAST = 2, 6  # steps that the relative loss at the start and at the end is the mean of
@@ -64,6 +65,8 @@ class CopyTraining:
             self.model.requires_grad_(True)
         if trial.reinitialised:
             reset(self.model)
+        if trial.unit_signals:
+            give_unit_signals(self.model, batches[0].call)
         if not trial.regularised:
             turn_dropout_off(self.model)
         self.optimizer = _optimizer(self.model, optimizer, groups, trial)

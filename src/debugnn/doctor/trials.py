@@ -23,6 +23,7 @@ class Trial:
         divided: gradients that are added up over several passes are divided by their number.
         unfrozen: parameters that were frozen are trained too.
         rectified: hidden sigmoids and tanhs are ReLUs, and weights are drawn by Kaiming's rule.
+        unit_signals: weights are scaled so that each layer's outputs have an RMS of 1; no biases.
         clipped: the gradient is clipped at this norm; None leaves it as it is.
         resumed: the copy goes on from the trained weights, at the highest rate that there was.
     """
@@ -37,6 +38,7 @@ class Trial:
     divided: bool = False
     unfrozen: bool = False
     rectified: bool = False
+    unit_signals: bool = False
     clipped: float | None = None
     resumed: bool = False
 
@@ -51,6 +53,7 @@ UNREGULARISED = Trial("unregularised", regularised=False)
 STANDARDISED_TARGETS = Trial("standardised targets", standardised_targets=True)
 UNFROZEN = Trial("unfrozen", unfrozen=True)
 RECTIFIED = Trial("rectified", rectified=True)
+UNIT_SIGNALS = Trial("unit signals", unit_signals=True)
 CLIPPED = Trial("clipped gradient", clipped=1.0)
 LOWER_RATES = (Trial("rate / 10", lr=0.1), Trial("rate / 100", lr=0.01))
 HIGHER_RATES = (
@@ -73,6 +76,7 @@ TRIALS = (
     STANDARDISED_TARGETS,
     UNFROZEN,
     RECTIFIED,
+    UNIT_SIGNALS,
     CLIPPED,
     *LOWER_RATES,
     *HIGHER_RATES,

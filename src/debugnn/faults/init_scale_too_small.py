@@ -3,7 +3,14 @@
 from torch import nn
 
 from debugnn.faults.cases import case
-from debugnn.faults.edits import deeper, layers, normal_weights, scale_weights
+from debugnn.faults.edits import (
+    Apply,
+    deeper,
+    layers,
+    normal_weights,
+    replace_activations,
+    scale_weights,
+)
 from debugnn.faults.program import Setup
 
 
@@ -34,6 +41,26 @@ def fan_of_all_entries(setup: Setup, depth: int) -> None:
         nn.init.normal_(layer.weight, std=(2 / layer.weight.numel()) ** 0.5)
 
 
+def lecun_for_relu(setup: Setup, depth: int) -> None:
+    """LeCun's rule, which suits SELU, in a deep net of ReLUs: each layer halves the variance."""
+    deeper(setup, depth)
+    for layer in layers(setup.model):
+        nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
+        nn.init.zeros_(layer.bias)
+
+
+def small_factor(setup: Setup, factor: float) -> None:
+    """What is handed from layer to layer is multiplied by a small number, as a mean over all nodes
+    of a graph does where one over the neighbours is meant."""
+    deeper(setup, 3)
+    replace_activations(setup.model, lambda: Apply(lambda x: factor * x.relu()))
+
+
+def default_weights(setup: Setup, depth: int) -> None:
+    """PyTorch's default weights in a deep plain net: each layer leaves 0.4 of the signal."""
+    deeper(setup, depth)
+
+
 TUNING = [
     case("mlp_sgd", scale_weights, factor=0.01),
     case("cnn_sgd", scale_weights, factor=0.01),
@@ -41,6 +68,9 @@ TUNING = [
     case("mlp_momentum", small_init, std=1e-4),
     case("friedman_sgd", small_init, std=1e-3),
     case("mlp", small_init, std=1e-4, depth=6),
+    case("mlp_sgd", small_factor, factor=0.05),
+    case("mlp", small_factor, factor=0.01),
+    case("mlp_momentum", default_weights, depth=10),
 ]
 
 HELD_OUT = [
@@ -48,4 +78,5 @@ HELD_OUT = [
     case("mlp_selu", gain_of_policy_heads, gain=0.01),
     case("cnn_sgd", gain_of_policy_heads, gain=0.01),
     case("mlp_momentum", fan_of_all_entries, depth=8),
+    case("mlp_momentum", lecun_for_relu, depth=16),
 ]

@@ -2,14 +2,21 @@
 
 from collections.abc import Iterable, Iterator
 
-from debugnn.doctor.causes.cause import Cause, Kind, Sign
+from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
+from debugnn.doctor.causes.dead_relu import dead_units
 from debugnn.doctor.causes.init_scale_too_large import KAIMING_GAIN
-from debugnn.doctor.causes.signals.network import SMALL_GAIN, extreme_gain, flat_activations
+from debugnn.doctor.causes.signals.network import (
+    FADED,
+    SMALL_GAIN,
+    extreme_gain,
+    flat_activations,
+    signal_left,
+)
 from debugnn.doctor.causes.signals.outcome import failing, severity, short
 from debugnn.doctor.causes.signals.trials import cured, shown_by, trial_numbers
 from debugnn.doctor.causes.signals.wording import module_of
 from debugnn.doctor.evidence import Evidence
-from debugnn.doctor.trials import RECTIFIED, REINITIALISED, Trial
+from debugnn.doctor.trials import RECTIFIED, REINITIALISED, UNIT_SIGNALS, Trial
 
 # Gain, over SMALL_GAIN, at which a failing net needs no trial: a deep net that starts so small may
 # need longer than a trial lasts from any initialisation.
@@ -36,8 +43,40 @@ def small_weights(evidence: Evidence) -> Iterator[Sign]:
     )
 
 
+def fading_signals(evidence: Evidence) -> Iterator[Sign]:
+    """Signals fade from layer to layer, and a copy whose signals are evened out learns."""
+    left = _faded(evidence)
+    cure = cured(evidence, UNIT_SIGNALS)
+    if left is None or cure is None:
+        return
+    share, first = left
+    yield Sign(
+        severity(evidence),
+        f"the outputs differ among samples by {share:.2g} of what those of {module_of(first)} do: "
+        "signals fade from layer to layer",
+        "initialise so that signals keep their size (Kaiming's rule for ReLU), use batch or layer "
+        "norm, or look for a factor between the layers that is too small",
+        step=0,
+        evidence={"signal_left": share, **trial_numbers(evidence, UNIT_SIGNALS)},
+        confidence=shown_by(evidence, cure),
+    )
+
+
+def _faded(evidence: Evidence) -> tuple[float, str] | None:
+    """Return what is left of the signals where weights alone explain that it is little.
+
+    Biases that keep units at zero stop signals too, and sigmoids and tanhs that are flat there.
+    """
+    left, dead = signal_left(evidence), dead_units(evidence)
+    if left is None or left[0] >= FADED or not short(evidence) or flat_activations(evidence):
+        return None
+    return None if dead is not None and dead[3] else left
+
+
 def trials(evidence: Evidence) -> Iterable[Trial]:
-    """Draw the weights anew where some start too small."""
+    """Draw the weights anew where some start too small; even signals out where they fade."""
+    if _faded(evidence):
+        yield UNIT_SIGNALS
     if extreme_gain(evidence, large=False):
         yield from _redrawn(evidence)
 
@@ -52,7 +91,7 @@ CAUSE = Cause(
     name="init_scale_too_small",
     meaning="initial weights that are too small",
     kind=Kind.RIVAL,
-    rules=(small_weights,),
+    rules=(first_of(small_weights, fading_signals),),
     fix="initialise by the layers' fan-in (torch.nn.init.kaiming_uniform_)",
     harm="signals and gradients shrink from layer to layer, so that the first layers hardly move",
     source="Glorot & Bengio 2010; He et al. 2015, arXiv:1502.01852",

@@ -110,6 +110,8 @@ class NetworkFacts:
     time_gradient: float | None = None  # at a sequence's first tenth over that at its last
     recurrence: RecurrenceFacts | None = None  # None: no such layer is seen
     state: StateFacts | None = None  # None: it keeps nothing in itself
+    # What the outputs differ by among samples at the start, the RMS over units.
+    output_signal: float | None = None
     mode_sensitive: bool = False  # dropout or batch norm
     dropout: float = 0.0  # largest rate
 
@@ -128,3 +130,6 @@ class WeightFacts:
     norm: float
     inputs: int = 0  # values that a unit is fed with
     outputs: int = 0  # units
+    # What its layer's outputs differ by among samples and places, the RMS over units; None of
+    # layers that are neither linear nor convolutional.
+    signal: float | None = None

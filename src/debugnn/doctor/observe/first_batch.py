@@ -30,6 +30,7 @@ from debugnn.doctor.observe.task import SOFTMAX, Task, read, reference_loss
 from debugnn.doctor.observe.watched_training import WatchedTraining
 from debugnn.doctor.observe.weights import forward_order, weight_facts
 from debugnn.doctor.troubles import guarded
+from debugnn.doctor.unit_signals import signal_sizes
 
 _AGREES = 1e-3  # relative difference of two losses that are the same but for rounding
 
@@ -240,7 +241,9 @@ def examine(
     with torch.no_grad():
         for name, buffer in model.named_buffers():
             buffer.copy_(buffers[name])
-    evidence.weights = weight_facts(model, forward_order(model, call))
+    with without_dropout(model, training=False):
+        signals, evidence.network.output_signal = signal_sizes(model, call)
+    evidence.weights = weight_facts(model, forward_order(model, call), signals)
     return task
 
 

@@ -1,5 +1,7 @@
 """Scale and symmetry of a network's initial weights."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 
@@ -35,7 +37,9 @@ def forward_order(model: nn.Module, call: Call) -> list[str]:
     return sorted(used + left, key=list(names.values()).index) if left else used
 
 
-def weight_facts(model: nn.Module, order: list[str]) -> list[WeightFacts]:
+def weight_facts(
+    model: nn.Module, order: list[str], signals: Mapping[str, float]
+) -> list[WeightFacts]:
     """Describe each weight tensor as it stands.
 
     `gain` is RMS · √fan_in. fan_in is the number of inputs of a unit (all axes but the first); of
@@ -44,6 +48,7 @@ def weight_facts(model: nn.Module, order: list[str]) -> list[WeightFacts]:
 
     Args:
         order: names of weight tensors in the order of the forward pass.
+        signals: see `signal_sizes`.
     """
     named = dict(model.named_parameters())
     maps = {id(p) for m in model.modules() if isinstance(m, WEIGHTED) for p in m.parameters()}
@@ -70,6 +75,7 @@ def weight_facts(model: nn.Module, order: list[str]) -> list[WeightFacts]:
                 norm=torch.linalg.vector_norm(weight).item(),
                 inputs=weight.shape[1],
                 outputs=weight.shape[0],
+                signal=signals.get(name),
             )
         )
     return facts

@@ -14,6 +14,10 @@ SMALL_GAIN = 0.1
 # Gain of constant weights whose size strikes before their symmetry does (the article's weight 100
 # has 300 and more).
 OUTSIZED = 100.0
+# What the outputs differ by among samples, over the same of the first layer's, where signals have
+# faded. Ten layers of PyTorch's default weights, with a ReLU each, leave 0.02; twenty
+# of LeCun's 0.001.
+FADED = 0.02
 # Change of a sample's output by other samples' inputs, over the samples' spread; also the relative
 # difference of two evaluations above which they differ. Measured at the start and after 150 steps:
 # exactly 0 of nets of all kinds, whose products and convolutions round each row by itself, and 1e-5
@@ -84,6 +88,20 @@ def extreme_gain(evidence: Evidence, large: bool) -> WeightFacts | None:
     hidden = [w for w in weights if w.hidden] or weights
     worst = min(hidden, key=lambda w: w.gain)
     return worst if 0 < worst.gain < SMALL_GAIN else None
+
+
+def signal_left(evidence: Evidence) -> tuple[float, str] | None:
+    """Return the outputs' signal over the first layer's, and that layer's weight.
+
+    None where a weight starts at zero, as a last layer does on purpose, and of less than two layers
+    whose signals are known.
+    """
+    known = [weight for weight in evidence.weights if weight.signal is not None]
+    left = evidence.network.output_signal
+    if left is None or len(known) < 2 or any(weight.norm == 0 for weight in evidence.weights):
+        return None
+    first = known[0].signal
+    return (left / first, known[0].name) if first and math.isfinite(left / first) else None
 
 
 def outsized_constant(evidence: Evidence) -> bool:
