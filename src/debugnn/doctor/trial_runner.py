@@ -56,6 +56,7 @@ class TrialRunner:
                     return
                 first = evidence.trials[confirmed.name]
                 first.start_again, first.end_again = outcome.start, outcome.end
+                first.others_again = outcome.others
             else:
                 wanted = causes.trials_wanted(evidence)
                 trial = next((t for t in wanted if t.name not in evidence.trials), None)
@@ -93,7 +94,7 @@ class TrialRunner:
 
         Args:
             batches: that it trains on.
-            others: that a trained copy is measured on, before it goes on and after.
+            others: that a copy is measured on besides, without those that it trains on.
             left: steps within the budget.
         """
         with self._seeded():
@@ -102,28 +103,29 @@ class TrialRunner:
                 task = self._watched.task
                 if training is None or task is None:
                     return None
-                if not trial.resumed:
-                    return run(training, task, min(_STEPS, left))
-                return self._gone_on(
-                    training, _without(others, batches, self._watched.layout), min(_STEPS_ON, left)
-                )
+                others = _without(others, batches, self._watched.layout)
+                if trial.resumed:
+                    return self._gone_on(training, others, min(_STEPS_ON, left))
+                outcome = run(training, task, min(_STEPS, left))
+                if trial.lr != 1 and others:  # a few batches may be learnt by heart
+                    outcome.others = self._loss_of(training, others)
+                return outcome
             except Exception as error:  # whatever model, loss or optimiser raise under the change
                 troubles.note_error(self.evidence, f"the trial '{trial.name}'", error)
                 return TrialOutcome(0, math.nan, math.nan)
 
     def _gone_on(self, training: CopyTraining, others: Sequence[Batch], steps: int) -> TrialOutcome:
         """Train a copy that is trained already, and compare its losses of other batches."""
-        task = self._watched.task or Task("unknown")
-
-        def loss() -> float:
-            found = outputs_of(training.model, others, training=False)
-            relative = score_of(found, task, []).relative_loss
-            return math.nan if relative is None else relative
-
-        start = loss()
+        start = self._loss_of(training, others)
         for _ in range(steps):
             training.step()
-        return TrialOutcome(steps=steps, start=start, end=loss())
+        return TrialOutcome(steps=steps, start=start, end=self._loss_of(training, others))
+
+    def _loss_of(self, training: CopyTraining, batches: Sequence[Batch]) -> float:
+        """Return a copy's relative loss of batches, in evaluation mode."""
+        found = outputs_of(training.model, batches, training=False)
+        relative = score_of(found, self._watched.task or Task("unknown"), []).relative_loss
+        return math.nan if relative is None else relative
 
     @contextmanager
     def _seeded(self) -> Iterator[None]:

@@ -2,10 +2,17 @@
 
 from collections.abc import Iterable, Iterator
 
-from debugnn.doctor.causes.cause import Cause, Kind, Sign
-from debugnn.doctor.causes.signals.learning_rate import LARGE_UPDATE, largest_update
+from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
+from debugnn.doctor.causes.signals.learning_rate import LARGE_UPDATE, jumps_about, largest_update
 from debugnn.doctor.causes.signals.outcome import at_chance, diverged, severity, short
-from debugnn.doctor.causes.signals.trials import CALM, FAR_WORSE, cured, shown_by, trial_numbers
+from debugnn.doctor.causes.signals.trials import (
+    CALM,
+    FAR_WORSE,
+    cured,
+    learns_more,
+    shown_by,
+    trial_numbers,
+)
 from debugnn.doctor.causes.signals.wording import module_of
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.trials import LOWER_RATES, UNCHANGED, Trial
@@ -60,6 +67,38 @@ def large_updates(evidence: Evidence) -> Iterator[Sign]:
     )
 
 
+def lower_rate_learns_more(evidence: Evidence) -> Iterator[Sign]:
+    """Steps that replace whole weights, and a copy gets farther at a lower rate, in its few steps,
+    than the whole training did."""
+    own = evidence.outcome.train.relative_loss
+    run = [trial for trial in LOWER_RATES if trial.name in evidence.trials]
+    if own is None or not jumps_about(evidence):
+        return
+    better = [trial for trial in run if learns_more(evidence.trials[trial.name], own)]
+    if not better:
+        return
+    slower = min(better, key=lambda trial: evidence.trials[trial.name].end)
+    outcome, (update, name, step) = evidence.trials[slower.name], largest_update(evidence)
+    lower = f"{(evidence.optimizer.lr or 0) * slower.lr:.3g}"
+    yield Sign(
+        severity(evidence),
+        f"a step changes a weight tensor by up to {100 * update:.3g} %, and after "
+        f"{evidence.loop.steps} steps the relative loss is {own:.2f}; at a rate of {lower} a copy "
+        f"gets to {outcome.end:.2f} in {outcome.steps} steps",
+        f"lower the learning rate, to {lower} say",
+        layer=module_of(name),
+        step=step,
+        evidence={
+            "lr": evidence.optimizer.lr,
+            "largest_update": update,
+            "relative_loss": own,
+            **trial_numbers(evidence, *LOWER_RATES),
+        },
+        confidence="shown",
+        override=f"optim.lr={lower}",
+    )
+
+
 def trials(evidence: Evidence) -> Iterable[Trial]:
     """Try lower rates where the loss diverged or updates are large."""
     if diverged(evidence) or largest_update(evidence)[0] > WORTH_A_TRIAL * LARGE_UPDATE:
@@ -70,7 +109,7 @@ CAUSE = Cause(
     name="lr_too_high",
     meaning="a learning rate that is too high",
     kind=Kind.RIVAL,
-    rules=(large_updates,),
+    rules=(first_of(large_updates, lower_rate_learns_more),),
     fix="lower the learning rate",
     harm="each step jumps over the minimum that it aims at",
     source="Smith 2017, arXiv:1506.01186; the article's claim 4",

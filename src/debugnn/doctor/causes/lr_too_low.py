@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
 from debugnn.doctor.causes.signals.learning_rate import (
+    FELL,
     LARGE_UPDATE,
     NOTHING,
     STILL,
@@ -18,6 +19,7 @@ from debugnn.doctor.causes.signals.outcome import AT_CHANCE, diverged, failing, 
 from debugnn.doctor.causes.signals.trials import (
     LEARNT,
     cured,
+    learns_more,
     progress,
     shown_by,
     trial_numbers,
@@ -27,8 +29,6 @@ from debugnn.doctor.trials import HIGHER_RATES, RESUMED, UNCHANGED, Trial
 
 # Movement, over STILL, below which no trial is needed.
 WITHOUT_TRIAL = 0.1
-# Last rate over the highest one, below which a schedule has lowered it: half of a decay by ten.
-FELL = 0.3
 # What a trained copy gains as it goes on at the highest rate, in relative loss of other batches,
 # from which the training had not come to its end: a converged one gains nothing, or loses.
 GOES_ON = 0.05
@@ -219,7 +219,7 @@ def higher_rate_learns_more(evidence: Evidence) -> Iterator[Sign]:
     # A trial learns labels of chance by heart, if its rate is high enough.
     if simple is None or simple < AT_CHANCE or trial.end_again is None:
         return
-    if min(progress(trial.end), progress(trial.end_again)) <= progress(own) + LEARNT:
+    if not learns_more(trial, own):
         return
     rates = [max(rates) for _, *rates in evidence.optimizer.rates if rates]
     higher = f"{max(rates, default=evidence.optimizer.lr or 0) * faster.lr:.3g}"

@@ -103,6 +103,10 @@ class TrialOutcome:
     # The same of a second training, on other batches; None: not run.
     end_again: float | None = None
     start_again: float | None = None
+    # Relative losses of other batches than it trains on, at the end, of either training; None: not
+    # measured.
+    others: float | None = None
+    others_again: float | None = None
 
 
 @dataclass

@@ -25,6 +25,10 @@ UPDATE_PROBES = 6
 # have 0.03 to 0.45 in their first steps, so that a large update alone accuses nobody; rates that
 # are 100 times too high have 1.5 and more.
 LARGE_UPDATE = 0.05
+# ‖Δw‖ / ‖w‖ of a step that leaves nothing of a weight.
+REPLACED = 1.0
+# Last rate over the highest one, below which a schedule has lowered it: half of a decay by ten.
+FELL = 0.3
 # ‖w − w₀‖ / ‖w₀‖ after the whole training below which the weights have stayed where they were:
 # sound programs have 0.5 and more, rates that are 1,000 times too low 0.016 and less.
 STILL = 0.03
@@ -105,6 +109,15 @@ def unfinished_rise(evidence: Evidence) -> Rise | None:
         return None
     rising = points[-1][0] - changes[-1] <= max(intervals)
     return Rise(first, highest, None) if rising else None
+
+
+def jumps_about(evidence: Evidence) -> bool:
+    """Return whether steps replace a whole weight tensor, at a rate that no schedule has lowered,
+    in a training that learns something and not all that there is."""
+    rates = [max(rates) for _, *rates in evidence.optimizer.rates if rates]
+    lowered = bool(rates) and rates[-1] < FELL * max(rates)
+    large = largest_update(evidence)[0] > REPLACED
+    return large and not lowered and judged(evidence) and reached(evidence) < NEARLY_PERFECT
 
 
 def largest_update(evidence: Evidence) -> tuple[float, str, int]:
