@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from importlib import import_module
 
 from debugnn.doctor.causes.cause import Cause, Kind
+from debugnn.doctor.causes.frozen_parameters import random_and_frozen
 from debugnn.doctor.causes.signals.learning_rate import faded_rate, jumps_about, vanished_rate
 from debugnn.doctor.causes.signals.outcome import (
     last_validation,
@@ -22,7 +23,14 @@ from debugnn.doctor.causes.signals.trials import cured
 from debugnn.doctor.causes.verdict import verdict
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.report import Finding, Report, worrying
-from debugnn.doctor.trials import LOWER_RATES, RESUMED, TRIALS, UNCHANGED, Trial
+from debugnn.doctor.trials import (
+    LOWER_RATES,
+    RESUMED,
+    TRIALS,
+    UNCHANGED,
+    UNFROZEN,
+    Trial,
+)
 
 # What comes first on the way from the data to the weights explains what comes after it.
 ORDER = (
@@ -185,6 +193,8 @@ def trials_wanted(evidence: Evidence) -> Iterator[Trial]:
             yield RESUMED
         if jumps_about(evidence):
             yield from (UNCHANGED, *LOWER_RATES)
+        if random_and_frozen(evidence):
+            yield from (UNCHANGED, UNFROZEN)
         return
     found = [finding for cause in CAUSES.values() for finding in cause.findings(evidence)]
     if any(f.confidence == "certain" and _answers(f, evidence) for f in worrying(found)):

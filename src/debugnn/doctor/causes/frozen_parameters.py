@@ -5,9 +5,12 @@ from collections.abc import Iterable, Iterator
 from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
 from debugnn.doctor.causes.signals.outcome import (
     LEFT_TO_TELL,
+    NEARLY_PERFECT,
     UNKNOWN_JUDGED_AFTER,
     code_ignored,
     failing,
+    judged,
+    reached,
     severity,
     short,
 )
@@ -180,9 +183,40 @@ def held_but_frozen(evidence: Evidence) -> Iterator[Sign]:
     )
 
 
+def frozen_as_drawn(evidence: Evidence) -> Iterator[Sign]:
+    """Layers that are frozen with the random weights of a new layer, and a copy that trains them
+    too learns more.
+
+    What is frozen on purpose holds trained weights: these were not loaded.
+    """
+    frozen, cure = random_and_frozen(evidence), cured(evidence, UNFROZEN)
+    if not frozen or cure is None:
+        return
+    yield Sign(
+        severity(evidence),
+        f"{len(frozen)} frozen layers have the random weights of new ones: {listed(frozen)}; with "
+        "all of them learning, a copy learns more",
+        "load the trained weights before freezing them: load_state_dict(..., strict=False) leaves "
+        "out what has another name, and returns its keys",
+        layer=module_of(frozen[0]),
+        step=0,
+        evidence={"parameters": frozen[:32], **trial_numbers(evidence, UNFROZEN)},
+        confidence=shown_by(evidence, cure),
+        harm="a frozen layer keeps its random weights, and what they throw away is lost",
+    )
+
+
+def random_and_frozen(evidence: Evidence) -> list[str]:
+    """Return the weights that are frozen as PyTorch draws them, of a training that could learn
+    more."""
+    if not judged(evidence) or reached(evidence) > NEARLY_PERFECT:
+        return []
+    return [weight.name for weight in evidence.weights if weight.frozen and weight.as_drawn]
+
+
 def trials(evidence: Evidence) -> Iterable[Trial]:
-    """Train the frozen parameters too, where the optimiser holds some."""
-    if evidence.optimizer.frozen_held:
+    """Train the frozen parameters too, where the optimiser holds some or they are random."""
+    if evidence.optimizer.frozen_held or random_and_frozen(evidence):
         yield UNFROZEN
 
 
@@ -199,6 +233,7 @@ CAUSE = Cause(
             broken_path,
             steps_without_gradient,
             held_but_frozen,
+            frozen_as_drawn,
         ),
     ),
     fix="remove detach(), .data, no_grad() or a step without derivative (argmax, round) between "

@@ -3,11 +3,16 @@
 from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from debugnn.doctor.evidence import WeightFacts
 from debugnn.doctor.observe.calls import Call
 from debugnn.doctor.observe.operations import WEIGHTED
+
+# Values of a weight from which its distribution is known. The RMS of evenly distributed values has
+# a relative standard error of 1 / √(5 n): so many errors are allowed.
+_LEAST_DRAWN = 64
+_ERRORS = 4.0
 
 
 def forward_order(model: nn.Module, call: Call) -> list[str]:
@@ -37,6 +42,19 @@ def forward_order(model: nn.Module, call: Call) -> list[str]:
     return sorted(used + left, key=list(names.values()).index) if left else used
 
 
+def _as_drawn(weight: Tensor) -> bool:
+    """Return whether a weight, (units, fan_in), is as PyTorch draws it: evenly within ±1/√fan_in.
+
+    Training takes some of the values out of these bounds, and changes their RMS.
+    """
+    size, bound = weight.numel(), weight.shape[1] ** -0.5
+    if size < _LEAST_DRAWN:
+        return False
+    share = weight.square().mean().sqrt().item() / bound * 3**0.5  # of the RMS of even values
+    within = weight.abs().max().item() <= bound * (1 + 1e-4)
+    return within and abs(share - 1) < _ERRORS * (5 * size) ** -0.5
+
+
 def weight_facts(
     model: nn.Module, order: list[str], signals: Mapping[str, float]
 ) -> list[WeightFacts]:
@@ -58,6 +76,11 @@ def weight_facts(
         if isinstance(m, nn.RNNBase | nn.RNNCellBase)
         for p in m.parameters()
     }
+    drawn = {
+        id(module.weight)
+        for module in model.modules()
+        if isinstance(module, nn.Linear | nn.modules.conv._ConvNd)
+    }
     facts = []
     names = [n for n in order if not maps or id(named[n]) in maps]
     for position, name in enumerate(names):
@@ -76,6 +99,8 @@ def weight_facts(
                 inputs=weight.shape[1],
                 outputs=weight.shape[0],
                 signal=signals.get(name),
+                frozen=not named[name].requires_grad,
+                as_drawn=id(named[name]) in drawn and _as_drawn(weight),
             )
         )
     return facts
