@@ -24,11 +24,13 @@ class Windows(nn.Module):
 
 
 class StepAhead(nn.Module):
-    """Says the next value of the first channel at each position, from what came until then."""
+    """Says the next value of the first channel at each position, from what came until then; or from
+    what comes later too."""
 
-    def __init__(self):
+    def __init__(self, both_ways=False):
         super().__init__()
-        self.cell, self.out = nn.GRU(2, 16, batch_first=True), nn.Linear(16, 1)
+        self.cell = nn.GRU(2, 16, batch_first=True, bidirectional=both_ways)
+        self.out = nn.Linear(32 if both_ways else 16, 1)
 
     def forward(self, rows):
         return self.out(self.cell(rows)[0]).squeeze(-1)
@@ -105,11 +107,18 @@ def test_a_future_that_the_net_does_not_read_is_no_leak():
 
 
 @pytest.mark.slow
-def test_the_next_value_at_each_position_is_no_leak():
-    x = windows(series(), PAST + 1)
-    report = trained(StepAhead(), x[:, :-1], x[:, 1:, 0])
-    assert report.evidence.data.target_copies is None
-    assert "label_leak" not in [f.cause for f in report.findings]
+@pytest.mark.parametrize(("both_ways", "ahead"), [(False, 1), (True, 1), (True, 3)])
+def test_the_next_values_at_each_position_are_a_leak_where_they_are_seen(both_ways, ahead):
+    x = windows(series(), PAST + ahead)
+    report = trained(StepAhead(both_ways), x[:, :-ahead], x[:, ahead:, 0])
+    facts = report.evidence.data.target_copies
+    assert (facts.shifted, facts.columns, facts.positions) == (ahead, PAST - ahead, PAST)
+    if both_ways:
+        assert report.main_cause == "label_leak", str(report)
+        assert report.findings[0].confidence == "certain"
+    else:
+        assert facts.change == 0.0
+        assert "label_leak" not in [f.cause for f in report.findings]
 
 
 def test_one_channel_that_is_rebuilt_from_both_is_no_leak():

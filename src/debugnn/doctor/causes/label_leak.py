@@ -5,8 +5,9 @@ from itertools import pairwise
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
 from debugnn.doctor.causes.signals.data import MATCH, OTHER_MATCH
+from debugnn.doctor.causes.signals.outcome import short
 from debugnn.doctor.causes.signals.wording import listed
-from debugnn.doctor.evidence import Evidence, SequenceFacts
+from debugnn.doctor.evidence import Evidence, SequenceFacts, TargetCopyFacts
 
 # Share of a feature's variance that the target explains: 1 for a copy of the label; sound programs
 # have up to 0.78, the petals of scikit-learn's iris 0.93 to 0.95.
@@ -45,6 +46,8 @@ END = 0.5
 # Change of an output as the copy of its target is exchanged, over the outputs' deviation: 1.4 where
 # the output is that copy. What a mean over a long window lets through is less.
 FOLLOWS = 0.1
+# The same above which an output sees that value at all: causal networks have 0, but for rounding.
+SEES = 1e-3
 # Outputs whose gradient was looked at, at least; and the share of its square that goes to the own
 # target, from which an output is a copy of it: of a code of half as many numbers as there are
 # inputs it is one half.
@@ -220,10 +223,15 @@ def targets_among_inputs(evidence: Evidence) -> Iterator[Sign]:
     facts = evidence.data.target_copies
     if facts is None or evidence.task != "values" or evidence.reconstruction:
         return
-    few = facts.samples < SAMPLES or facts.varying < LEAST_VALUES
-    if facts.last_of_axis is None or few:
+    change = facts.change or 0.0
+    if facts.samples < SAMPLES or facts.varying < LEAST_VALUES:
         return
-    if facts.last_positions > END * facts.positions or (facts.change or 0.0) < FOLLOWS:
+    if facts.shifted and change > SEES:
+        harmed = change >= FOLLOWS or short(evidence)
+        yield _sees_next_value(facts, "error" if harmed else "note")
+    if facts.last_of_axis is None or change < FOLLOWS:
+        return
+    if facts.last_positions > END * facts.positions:
         return
     count = facts.columns
     which = f"all {count} target values of a sample stand" if count > 1 else "the target stands"
@@ -245,6 +253,26 @@ def targets_among_inputs(evidence: Evidence) -> Iterator[Sign]:
             "copied_target_columns": count,
             "axis": facts.last_of_axis,
             "last_positions": facts.last_positions,
+            "positions": facts.positions,
+            "change_of_output": facts.change,
+        },
+    )
+
+
+def _sees_next_value(facts: TargetCopyFacts, severity: str) -> Sign:
+    later = f"{facts.shifted} position{'s' if facts.shifted > 1 else ''}"
+    return Sign(
+        severity,
+        f"the target at each position stands in `{facts.argument}`, up to a scale, {later} later, "
+        f"and the output changes with it ({facts.change:.2g} standard deviations as that value is "
+        "exchanged): the model sees what it is to predict",
+        "mask what comes later (a causal mask, padding on the left alone, no second direction), or "
+        f"end the input before the targets begin: at the last {later}, where the value is not "
+        "there, nothing was learnt",
+        evidence={
+            "argument": facts.argument,
+            "copied_target_columns": facts.columns,
+            "positions_later": facts.shifted,
             "positions": facts.positions,
             "change_of_output": facts.change,
         },

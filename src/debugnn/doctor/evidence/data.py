@@ -83,10 +83,14 @@ class OwnInputFacts:
 
 @dataclass
 class TargetCopyFacts:
-    """An input that holds each target value once, up to a positive scale and an offset."""
+    """An input that holds target values once, up to a positive scale and an offset.
+
+    All of them; or, where the targets are the next values of a sequence, those of all positions but
+    the last ones.
+    """
 
     argument: str  # of the model's forward that holds the input
-    columns: int  # target values of a sample, all of which are copied
+    columns: int  # target values of a sample that are copied
     samples: int = 0  # that were compared
     varying: int = 0  # input values of a sample that vary between samples
     # Axis of the input along which the copies are the last positions, as many as `last_positions`
@@ -94,6 +98,7 @@ class TargetCopyFacts:
     last_of_axis: int | None = None
     last_positions: int = 0
     positions: int = 0
+    shifted: int = 0  # positions that a copy stands behind its target, where it does so everywhere
     # Change of an output as the copy of its own target changes places among the samples, over the
     # outputs' standard deviation; the least of some outputs.
     change: float | None = None

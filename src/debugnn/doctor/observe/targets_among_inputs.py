@@ -24,6 +24,7 @@ _COLUMNS = 256  # target columns: maps have more, and every one is compared with
 _VALUES = 8192  # of an input
 _KINDS = 8  # values that a column takes, at least: a column of few values agrees by chance
 _PROBES = 4  # columns whose copies change places
+_LEAST_POSITIONS = 4  # of a sequence whose targets are its next values
 _ROUNDING = 1e-9  # of 1 − r², r a correlation of numbers that were computed in float32
 
 
@@ -38,7 +39,8 @@ def target_copy_facts(
         layout: where their samples lie.
 
     Returns:
-        None where no input holds exactly one copy of each target column.
+        None where no input holds exactly one copy of each target column, or of those of all
+        positions of a sequence but the last ones.
     """
     if layout.axis != 0 or not batches:
         return None
@@ -51,9 +53,15 @@ def target_copy_facts(
         places = _places_of_copies(rows, targets)
         if places is None:
             continue
-        facts = TargetCopyFacts(argument=name, columns=len(places), samples=len(rows))
+        copied = (places >= 0).nonzero()[:, 0]
+        facts = TargetCopyFacts(argument=name, columns=len(copied), samples=len(rows))
         facts.varying = int(_varies(rows).sum())
-        _describe_block(facts, places, shape)
+        if len(copied) == len(places):
+            _describe_block(facts, places, shape)
+        elif (shift := _shift(places, shape)) is not None:
+            facts.shifted, facts.positions = shift, shape[0]
+        else:
+            continue
         with torch.no_grad(), without_dropout(model, training=False):
             facts.change = _change(model, batches[0], index, places, layout)
         return facts
@@ -105,18 +113,43 @@ def _varies(rows: Tensor) -> Tensor:
 def _places_of_copies(rows: Tensor, targets: Tensor) -> Tensor | None:
     """Return which input value is each target column times a positive number plus a number, (K,).
 
-    None where a target column takes few values, has no copy, or has several input values that are
-    linear in it: those of a trend or of a season, which nobody has to copy.
+    −1 of a column that has no copy. None where a target column takes few values, where none has a
+    copy, or where one has several input values that are linear in it: those of a trend or of a
+    season, which nobody has to copy.
     """
     if len(rows) <= _KINDS or not targets.shape[1] or not bool(_varies(targets).all()):
         return None
     agreement = _standardised(rows).T @ _standardised(targets)  # (D, K), correlations
     linear = 1 - agreement.square() < _ROUNDING
-    if not bool((linear.sum(dim=0) == 1).all()):
+    copies = linear.sum(dim=0)
+    copied = copies == 1
+    if bool((copies > 1).any()) or not bool(copied.any()):
         return None
     places = linear.double().argmax(dim=0)
-    positive = agreement.gather(0, places[None]) > 0
-    return places if bool(positive.all()) and len(places.unique()) == len(places) else None
+    positive = agreement.gather(0, places[None])[0] > 0
+    if not bool(positive[copied].all()) or len(places[copied].unique()) < int(copied.sum()):
+        return None
+    return torch.where(copied, places, -1)
+
+
+def _shift(places: Tensor, shape: tuple[int, ...]) -> int | None:
+    """Return how many positions later than its target each copy stands, along a sample's first
+    axis; None unless this is so of all positions but as many at the end.
+
+    Args:
+        places: see `_places_of_copies`.
+        shape: of a sample.
+    """
+    length = shape[0]
+    if len(places) % length or length < _LEAST_POSITIONS:
+        return None
+    of_targets = torch.arange(len(places)) // (len(places) // length)
+    copied = places >= 0
+    of_copies = torch.unravel_index(places[copied], shape)[0]
+    shifts = (of_copies - of_targets[copied]).unique().tolist()
+    if len(shifts) != 1 or not 0 < shifts[0] < length / 2:
+        return None
+    return shifts[0] if bool((copied == (of_targets < length - shifts[0])).all()) else None
 
 
 def _standardised(columns: Tensor) -> Tensor:
@@ -150,14 +183,15 @@ def _change(
 
     Returns:
         Root mean square of the change over the outputs' standard deviation, the least of some
-        columns. None where outputs cannot be told apart by target.
+        columns that have a copy. None where outputs cannot be told apart by target.
     """
     before = _outputs(model, batch.call, layout)
     if before is None or before.shape[1] != len(places):
         return None
-    step = max((len(places) - 1) // (_PROBES - 1), 1)
+    copied = (places >= 0).nonzero()[:, 0].tolist()
+    step = max((len(copied) - 1) // (_PROBES - 1), 1)
     changes = []
-    for column in list(range(0, len(places), step))[: _PROBES + 1]:
+    for column in copied[::step][: _PROBES + 1]:
         after = _outputs(model, _exchanged(batch.call, index, int(places[column])), layout)
         spread = before[:, column].std(correction=0)
         if after is None or not spread > 0:
