@@ -117,6 +117,7 @@ def test_workers_end_with_their_parent(tmp_path, number, whom):
     process = subprocess.Popen(
         [sys.executable, "program.py"], cwd=tmp_path, start_new_session=True, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # under nohup it is not
     )  # fmt: skip
     until(lambda: {"one", "two", "three"} <= set(os.listdir(tmp_path)))
     whom(process.pid, number)
