@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from debugnn.doctor.causes.cause import Cause, Kind, Sign
 from debugnn.doctor.causes.signals.loss_function import summed, undivided_passes
 from debugnn.doctor.causes.signals.outcome import diverged, failing, severity, short
-from debugnn.doctor.causes.signals.trials import cured, shown_by, trial_numbers
+from debugnn.doctor.causes.signals.trials import cured, overtakes, shown_by, trial_numbers
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.trials import AVERAGED_LOSS, DIVIDED, LOWER_RATES, Trial
 
@@ -29,7 +29,7 @@ def summed_loss(evidence: Evidence) -> Iterator[Sign]:
         return
     averaged, slower = cured(evidence, AVERAGED_LOSS), cured(evidence, *LOWER_RATES)
     ran_off = failing(evidence) and diverged(evidence)
-    harmful = short(evidence) and (averaged or slower or ran_off)
+    harmful = (short(evidence) and (averaged or slower or ran_off)) or overtakes(evidence, averaged)
     yield Sign(
         severity(evidence) if harmful else "note",
         "the loss is summed over the batch, so that its gradient grows with the batch size"
@@ -52,7 +52,7 @@ def undivided_accumulation(evidence: Evidence) -> Iterator[Sign]:
         return
     divided = cured(evidence, DIVIDED)
     ran_off = failing(evidence) and diverged(evidence)
-    harmful = short(evidence) and (divided or ran_off)
+    harmful = (short(evidence) and (divided or ran_off)) or overtakes(evidence, divided)
     if not harmful and passes < SEVERAL:
         return
     yield Sign(

@@ -9,7 +9,7 @@ from debugnn.doctor.causes.signals.trials import (
     CALM,
     FAR_WORSE,
     cured,
-    learns_more,
+    overtakes,
     shown_by,
     trial_numbers,
 )
@@ -71,11 +71,8 @@ def lower_rate_learns_more(evidence: Evidence) -> Iterator[Sign]:
     """Steps that replace whole weights, and a copy gets farther at a lower rate, in its few steps,
     than the whole training did."""
     own = evidence.outcome.train.relative_loss
-    run = [trial for trial in LOWER_RATES if trial.name in evidence.trials]
-    if own is None or not jumps_about(evidence):
-        return
-    better = [trial for trial in run if learns_more(evidence.trials[trial.name], own)]
-    if not better:
+    better = [trial for trial in LOWER_RATES if overtakes(evidence, trial)]
+    if not better or not jumps_about(evidence):
         return
     slower = min(better, key=lambda trial: evidence.trials[trial.name].end)
     outcome, (update, name, step) = evidence.trials[slower.name], largest_update(evidence)

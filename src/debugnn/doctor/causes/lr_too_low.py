@@ -19,7 +19,7 @@ from debugnn.doctor.causes.signals.outcome import AT_CHANCE, diverged, failing, 
 from debugnn.doctor.causes.signals.trials import (
     LEARNT,
     cured,
-    learns_more,
+    overtakes,
     progress,
     shown_by,
     trial_numbers,
@@ -217,9 +217,7 @@ def higher_rate_learns_more(evidence: Evidence) -> Iterator[Sign]:
         return
     simple, trial = evidence.data.simple_skill, evidence.trials[faster.name]
     # A trial learns labels of chance by heart, if its rate is high enough.
-    if simple is None or simple < AT_CHANCE or trial.end_again is None:
-        return
-    if not learns_more(trial, own):
+    if simple is None or simple < AT_CHANCE or not overtakes(evidence, faster):
         return
     rates = [max(rates) for _, *rates in evidence.optimizer.rates if rates]
     higher = f"{max(rates, default=evidence.optimizer.lr or 0) * faster.lr:.3g}"

@@ -105,6 +105,18 @@ class TargetCopyFacts:
 
 
 @dataclass
+class NeighbourFacts:
+    """How much neighbours along an axis of the inputs depend on each other: 0 not at all, 1 wholly.
+
+    Beyond what their places say: neighbours are compared with those of other entries of the other
+    axis.
+    """
+
+    first: float
+    second: float
+
+
+@dataclass
 class CounterFacts:
     """A feature whose values are all different and whole multiples of one step apart."""
 
@@ -166,6 +178,7 @@ class DataFacts:
     graphs: GraphBatchFacts | None = None  # None: a batch does not consist of graphs
     sequence: SequenceFacts | None = None  # None: the outputs are no symbols of a sequence
     tail: TailFacts | None = None  # the same
+    neighbours: NeighbourFacts | None = None  # None: it is clear which axis holds the samples
     target_copies: TargetCopyFacts | None = None  # None: an input does not hold all target values
     own_inputs: OwnInputFacts | None = None  # None: the targets are no inputs
     simple_skill: float | None = None  # of a simple model, on samples that it was not fitted to

@@ -16,6 +16,7 @@ from debugnn.doctor.observe.latent import latent_facts
 from debugnn.doctor.observe.loss_jumps import LossJumps
 from debugnn.doctor.observe.losses import LossCurve
 from debugnn.doctor.observe.module_state import state_facts
+from debugnn.doctor.observe.neighbours import neighbour_facts
 from debugnn.doctor.observe.optimizer import optimizer_facts, still_unreached
 from debugnn.doctor.observe.outcome import (
     Predicted,
@@ -88,6 +89,7 @@ class Gatherer:
         self._gather_preparations()
         self._gather_adjusted()
         self._gather_sequence()
+        self._gather_neighbours()
         self._gather_target_copies()
         self._gather_own_inputs()
         self._gather_outcome()
@@ -204,6 +206,18 @@ class Gatherer:
         if model is not None and found is not None:
             with undisturbed():
                 self.evidence.data.sequence = sequence_facts(model, found)
+
+    @guarded("which axis of the inputs is that of time")
+    def _gather_neighbours(self) -> None:
+        """Where the network takes the first axis for time, and nothing else tells."""
+        training, network = self._training, self.evidence.network
+        runs_over = network.axis_dependence
+        if network.sample_axis != 1 or network.sample_axis_told or runs_over.get(0) == "apart":
+            return
+        if training.layout.axis == 1 and runs_over.get(1) == "apart":
+            self.evidence.data.neighbours = neighbour_facts(
+                training.buffer.batches, training.layout
+            )
 
     @guarded("target values among the inputs")
     def _gather_target_copies(self) -> None:

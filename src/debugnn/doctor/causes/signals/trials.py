@@ -2,7 +2,7 @@
 
 import math
 
-from debugnn.doctor.evidence import Evidence, TrialOutcome
+from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.trials import UNCHANGED, Trial
 
 # Gain (1 − relative loss) by which a trial has learnt something at all.
@@ -56,18 +56,18 @@ def _cure(trial: Trial, end: float, unchanged: float) -> float:
     return gain if gain >= min(CURED * base + LEARNT, base + BETTER) else 0.0
 
 
-def learns_more(trial: TrialOutcome, own: float) -> bool:
+def overtakes(evidence: Evidence, trial: Trial | None) -> bool:
     """Return whether a trial gets farther in its few steps than the whole training did.
 
     On two sets of batches; and on other batches than it trains on, where they were measured: a high
     rate may learn a few by heart.
-
-    Args:
-        own: the training's relative loss at its end.
     """
-    ends = (trial.end, trial.end_again, trial.others, trial.others_again)
-    known = [progress(end) for end in ends if end is not None]
-    return trial.end_again is not None and min(known) > progress(own) + LEARNT
+    own = evidence.outcome.train.relative_loss
+    outcome = None if trial is None else evidence.trials.get(trial.name)
+    if own is None or outcome is None or outcome.end_again is None:
+        return False
+    ends = (outcome.end, outcome.end_again, outcome.others, outcome.others_again)
+    return min(progress(end) for end in ends if end is not None) > progress(own) + LEARNT
 
 
 def progress(end: float) -> float:
