@@ -31,6 +31,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from debugnn import cli, config
 from debugnn.errors import ConfigError
+from debugnn.overrides import quote_numbers
 from debugnn.runs.arms import UNFINISHED, Arm, End, status_in, table
 from debugnn.runs.naming import arm_of, directory_of
 from debugnn.runs.workers import run_in_workers
@@ -228,7 +229,7 @@ def main(arguments: list[str]) -> int:
     done: dict[Job, Outcome] = {}
     with initialize_config_dir(str(CONF), version_base="1.3"):
         try:
-            given = config.quote_numbers(options.overrides, CONF)
+            given = quote_numbers(options.overrides, CONF)
             jobs = [
                 Job(name, tuple(arm), seed, options.output)
                 for name in experiments(options.experiments)

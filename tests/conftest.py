@@ -22,6 +22,7 @@ from debugnn import config
 from debugnn.data import Arrays, Data, assemble
 from debugnn.nn.losses import cross_entropy
 from debugnn.nn.networks import network
+from debugnn.overrides import quote_numbers
 from debugnn.training.loop import Training
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -67,7 +68,7 @@ def compose(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
     def load(*overrides: str) -> DictConfig:
         given = ["wandb=disabled", "trainer.device=cpu", *overrides]
         with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-            return hydra.compose("config", config.quote_numbers(given, CONF))
+            return hydra.compose("config", quote_numbers(given, CONF))
 
     def composed(*overrides: str) -> DictConfig:
         result = copy.deepcopy(load(*overrides))

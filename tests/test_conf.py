@@ -13,6 +13,7 @@ from omegaconf import MISSING, OmegaConf
 from conftest import CONF
 from debugnn import config
 from debugnn.build import build
+from debugnn.overrides import quote_numbers
 from debugnn.records import Step
 from debugnn.runs.naming import arm_of
 from debugnn.training.layer_stats import LayerProbe
@@ -66,7 +67,7 @@ def test_an_option_changes_its_own_group_alone(group):
     config.register()
 
     def composed(*arguments):
-        settings = hydra.compose("config", config.quote_numbers(list(arguments), CONF))
+        settings = hydra.compose("config", quote_numbers(list(arguments), CONF))
         return OmegaConf.to_container(settings, resolve=False)
 
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
@@ -295,7 +296,7 @@ def test_clip_is_typed_as_anybody_would(compose, arguments, max_norm):
     ],
 )
 def test_numbers_are_quoted_only_where_they_name_an_option(given, quoted):
-    assert config.quote_numbers([given], CONF) == [quoted]
+    assert quote_numbers([given], CONF) == [quoted]
 
 
 def test_default_run_is_offline_and_embedded(compose):

@@ -32,14 +32,15 @@ ALLOWED = {
     "integrations": ({"torch", "lightning", "transformers"}, LEAVES | {"doctor"}),
     "faults": ({"numpy", "torch", "sklearn"}, {"doctor"}),
     "config": ({"hydra", "omegaconf"}, LEAVES),
+    "overrides": ({"hydra", "omegaconf"}, LEAVES),
     "arguments": ({"torch", "hydra", "omegaconf"}, LEAVES | {"config"}),
     "build": (
         {"torch", "hydra", "omegaconf"},
-        LEAVES | {"nn", "data", "training", "config", "arguments"},
+        LEAVES | {"nn", "data", "training", "config"},
     ),
     "runs": (
-        {"numpy", "torch", "omegaconf", "filelock", "joblib", "wandb"},
-        LEAVES | {"nn", "data", "training", "doctor", "config", "build"},
+        {"numpy", "torch", "hydra", "omegaconf", "filelock", "joblib", "wandb"},
+        LEAVES | {"nn", "data", "training", "doctor", "config", "overrides", "build"},
     ),
     "stacking": (
         {"torch", "omegaconf"},
@@ -50,8 +51,14 @@ ALLOWED = {
         | {"wandb", "wandb_workspaces"},
         LEAVES | {"doctor"},
     ),
-    "cli": ({"hydra", "omegaconf", "yaml"}, LEAVES | {"training", "config", "runs"}),
-    "debugnn_launcher": ({"hydra", "omegaconf"}, LEAVES | {"runs", "cli", "stacking"}),
+    "cli": (
+        {"hydra", "omegaconf", "yaml"},
+        LEAVES | {"training", "config", "overrides", "arguments", "runs"},
+    ),
+    "debugnn_launcher": (
+        {"hydra", "omegaconf"},
+        LEAVES | {"arguments", "runs", "cli", "stacking"},
+    ),
     "debugnn_workers": ({"hydra", "joblib", "omegaconf"}, LEAVES | {"runs", "cli"}),
     "debugnn_engines": ({"hydra", "omegaconf", "ray", "submitit"}, LEAVES | {"runs", "cli"}),
     "debugnn_sweeper": ({"hydra", "omegaconf"}, set()),

@@ -20,6 +20,7 @@ from benchmarking import gpu_output, output
 from conftest import CONF, REPOSITORY
 from debugnn import config
 from debugnn.analysis import archive, searches, tables
+from debugnn.overrides import quote_numbers
 from reproduce import values_of
 from test_house import ALLOWED, LEAVES
 
@@ -230,7 +231,7 @@ def ends_or_values(override):
 def test_every_command_composes(command, documented_conf):
     config.register()
     words = shlex.split(command, comments=True)[2:]
-    overrides = config.quote_numbers([w for w in words if "=" in w], documented_conf)
+    overrides = quote_numbers([w for w in words if "=" in w], documented_conf)
     parsed = OverridesParser.create().parse_overrides(overrides)
     choices = [[f"{o.key_or_group}={value}" for value in ends_or_values(o)] for o in parsed]
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(documented_conf)):

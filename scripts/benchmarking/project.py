@@ -21,6 +21,7 @@ from benchmarking.nets import NETS, data_overrides, net_overrides
 from debugnn import config
 from debugnn.build import build
 from debugnn.data import Split
+from debugnn.overrides import quote_numbers
 from debugnn.records import Step
 from debugnn.runs.directory import RunDirectory
 from debugnn.runs.execute import open_run, prepare, records_of
@@ -41,7 +42,7 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 def compose(overrides: Sequence[str]) -> DictConfig:
     config.register()
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        return hydra.compose("config", config.quote_numbers(overrides, CONF))
+        return hydra.compose("config", quote_numbers(overrides, CONF))
 
 
 def records(settings: DictConfig) -> Iterator[object]:

@@ -15,12 +15,23 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from debugnn.config import as_typed, leaves
+from debugnn.errors import ConfigError
 
 # Keys that the function is not called with: Hydra's own, and one that only checks the data.
 _NOT_PASSED = {"_target_", "_partial_", "outputs"}
 
 
-def misfit(config: DictConfig) -> str | None:
+def check(config: DictConfig) -> None:
+    """Check the arguments in a configuration, before anything is built of it.
+
+    Raises:
+        ConfigError: one is of a type that its function does not take.
+    """
+    if fault := _misfit(config):
+        raise ConfigError(fault)
+
+
+def _misfit(config: DictConfig) -> str | None:
     """Return the first argument of a type that its function does not take, and what is allowed.
 
     None where all fit, or where nothing is known: of a function that cannot be imported, say.

@@ -11,7 +11,6 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from debugnn import data as data_sets
-from debugnn.arguments import misfit
 from debugnn.config import check
 from debugnn.data import Data
 from debugnn.errors import ConfigError, one_line
@@ -30,13 +29,10 @@ def build(config: DictConfig) -> Training:
     Sets two things for the whole process: malloc keeps freed memory, and cuDNN leaves TF32 alone.
 
     Raises:
-        ConfigError: a setting is not allowed, is not of the type that its function takes, or
-            settings do not fit each other.
+        ConfigError: a setting is not allowed, or settings do not fit each other.
         OSError: a file cannot be read, or no file descriptors are left.
     """
     check(config)
-    if fault := misfit(config):
-        raise ConfigError(fault)
     process.keep_freed_memory()
     try:
         return _build(config)

@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from debugnn import config
 from debugnn.errors import CheckFailedError, ConfigError, WorkerDiedError, one_line
+from debugnn.overrides import quote_numbers
 from debugnn.runs import arms
 from debugnn.runs.arms import Arm, End
 
@@ -134,7 +135,7 @@ def launch(main: Callable[[], None], conf: Path) -> None:
         print(f"error: {slip}: overrides have no dashes: {name}=…", file=sys.stderr)
         sys.exit(2)
     try:
-        sys.argv[1:] = config.quote_numbers(_flags_last(sys.argv[1:]), conf)
+        sys.argv[1:] = quote_numbers(_flags_last(sys.argv[1:]), conf)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -281,8 +282,10 @@ def run_arm(settings: DictConfig, overrides: Sequence[str], experiment: str | No
     if arms.left_out(settings, before):
         return Arm(tuple(overrides), End.LEFT_OUT, place)
     # Imported here, because torch takes seconds: --help and --cfg do not need it.
+    from debugnn import arguments
     from debugnn.runs.execute import execute
 
+    arguments.check(settings)
     execute(settings, overrides, experiment)
     return Arm(tuple(overrides), arms.end_of(settings, before, place), place)
 

@@ -8,19 +8,13 @@ file of its group's default option, conf/<group>/<default>.yaml. This module doe
 
 import dataclasses
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import UnionType
 from typing import Any, get_args
 
-from hydra import compose as hydra_compose
 from hydra.core.config_store import ConfigStore
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -288,71 +282,6 @@ class Config:
 def register() -> None:
     """Register the schema with Hydra as `schema`, which conf/config.yaml names in its defaults."""
     ConfigStore.instance().store(name="schema", node=Config)
-
-
-def compose(overrides: Sequence[str]) -> DictConfig:
-    """Return the configuration under other overrides, within a job that Hydra has started.
-
-    Raises:
-        ConfigError: overrides that do not go together.
-    """
-    sources = HydraConfig.get().runtime.config_sources
-    conf = next(Path(source.path) for source in sources if source.provider == "main")
-    try:
-        return hydra_compose("config", quote_numbers(overrides, conf))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(f"{' '.join(overrides)}: {one_line(error)}") from error
-
-
-def quote_numbers(overrides: Sequence[str], conf: Path) -> list[str]:
-    """Quote the options of config groups that look like numbers: clip=4.0 → clip='4.0'.
-
-    Hydra 1.3 parses 4.0 as a float, true as a bool and null as none, and refuses them as the name
-    of an option.
-
-    Args:
-        conf: the folder of the configuration, with a folder for each group.
-    """
-    quoted = []
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if equals and os.path.isdir(conf / key.lstrip("+")):  # False for a name that is too long
-            value = ",".join(v if _is_word(v) else f"'{v}'" for v in value.split(","))
-        quoted.append(f"{key}{equals}{value}")
-    return quoted
-
-
-def _is_word(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return text.lower() not in ("true", "false", "null")
-    return False
-
-
-def settings_of(override: str) -> dict[str, str]:
-    """Return the keys that an override sets, with their values as text.
-
-    A value in braces sets several fields of a group, and leaves the group's option as it is.
-
-    >>> settings_of("task={lr_from:minimum}")
-    {'task.lr_from': 'minimum'}
-    >>> settings_of("optim.lr=1e-3")
-    {'optim.lr': '1e-3'}
-    """
-    key, _, value = override.partition("=")
-    if not value.startswith("{"):
-        return {key: value}
-    parsed = OverridesParser.create().parse_override(override)
-    return dict(_flat(parsed.key_or_group, parsed.value()))
-
-
-def _flat(key: str, value: Any) -> Iterator[tuple[str, str]]:
-    if isinstance(value, Mapping):
-        for name, item in value.items():
-            yield from _flat(f"{key}.{name}", item)
-    else:
-        yield key, value if isinstance(value, str) else json.dumps(value)
 
 
 def check(config: DictConfig) -> None:

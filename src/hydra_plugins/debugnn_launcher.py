@@ -55,7 +55,7 @@ class StackedLauncher(BasicLauncher):
         Raises:
             ConfigError: `at_once` is below 1.
         """
-        from debugnn import cli
+        from debugnn import arguments, cli
         from debugnn.errors import ConfigError
         from debugnn.runs.arms import Arm, end_of, left_out, place_of, status_in
         from debugnn.stacking.sweep import Job, execute_together, sets_that_fit
@@ -66,7 +66,10 @@ class StackedLauncher(BasicLauncher):
             arm: Any = OmegaConf.to_container(job.overrides.task)  # ${…} in them as typed
             experiment = job.runtime.choices.get("experiment")
             alone = left_out(settings, status_in(place_of(settings, arm, experiment)))
-            return None if alone else Job(settings, arm, experiment)
+            if alone:
+                return None
+            arguments.check(settings)
+            return Job(settings, arm, experiment)
 
         if self._at_once < 1:
             raise ConfigError(f"hydra.launcher.at_once={self._at_once}: allowed is [1, inf)")

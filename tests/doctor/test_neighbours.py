@@ -61,10 +61,10 @@ def facts_of(make, time_first=False):
 @pytest.mark.parametrize("make", [chains, walks])
 def test_neighbours_in_time_depend_on_each_other_and_samples_do_not(make):
     facts = facts_of(make)
-    assert facts.second > 0.3
+    assert facts.second > 0.2
     assert facts.first < 0.03
     turned = facts_of(make, time_first=True)
-    assert turned.first > 0.3
+    assert turned.first > 0.2
     assert turned.second < 0.03
 
 
@@ -97,7 +97,9 @@ class Tagger(nn.Module):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("batch_first", "time_first"), [(True, False), (False, True), (False, False)])
+@pytest.mark.parametrize(
+    ("batch_first", "time_first"), [(True, False), (False, True), (False, False)]
+)
 def test_a_layer_that_runs_over_the_batch_is_told_from_a_batch_whose_time_comes_first(
     batch_first, time_first
 ):

@@ -72,9 +72,10 @@ def test_each_trial_changes_one_thing_and_is_wanted_by_some_cause():
     given.weights[0].gain = 9.0
     given.loop.passes_per_update, given.loop.gradient_scale = [4, 4, 4], 1.0
     given.network.nonlinear = False
+    given.network.output_signal = 1e-3
     given.optimizer.rates = [[0.0, 1e-3], [60.0, 1e-6], [STEPS - 1.0, 1e-6]]
     for each in given.weights:  # of low rank, which can be meant
-        each.inputs, each.outputs = 9, 4
+        each.inputs, each.outputs, each.signal = 9, 4, 1.0
     given.weights[-1].outputs = 9
     wanted = set(causes.trials_wanted(given))
     given.outcome.highest_loss = 1e4

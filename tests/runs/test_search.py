@@ -15,8 +15,8 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 from conftest import CONF, REPOSITORY
 from debugnn import records
 from debugnn.analysis.directories import scan_runs
-from debugnn.config import quote_numbers
 from debugnn.errors import ConfigError, RunError
+from debugnn.overrides import quote_numbers
 from debugnn.runs.execute import execute
 from debugnn.search import Choice, Range, Study
 from hydra_plugins.debugnn_search import space_of

@@ -11,7 +11,7 @@ from torch import nn
 
 from debugnn.build import build
 from debugnn.errors import ConfigError
-from debugnn.records import Layers, Step
+from debugnn.records import Evaluating, Layers, Step
 from debugnn.stacking.stack import Member, Stack, _norms
 from debugnn.training import checkpoint
 from debugnn.training.clipping import keep
@@ -36,11 +36,16 @@ def built(configs):
     return [Member(build(config)) for config in configs]
 
 
+def rows_of(training, epochs, probe):
+    """The records of a training that are rows."""
+    return [r for r in fit(training, epochs, probe) if not isinstance(r, Evaluating)]
+
+
 def train_alone(config, epochs=2, every=3):
     """Records, training, and torch's random state at the end."""
     training = build(config)
     return (
-        list(fit(training, epochs, LayerProbe(every) if every else NO_PROBE)),
+        rows_of(training, epochs, LayerProbe(every) if every else NO_PROBE),
         training,
         torch.get_rng_state(),
     )
@@ -260,7 +265,7 @@ def test_a_rule_from_elsewhere_is_asked_member_by_member(small_training):
 
     found = train_stacked([Member(make(0)), Member(make(1))])
     for seed, rows in enumerate(found):
-        expected = list(fit(make(seed), 2, LayerProbe(3)))
+        expected = rows_of(make(seed), 2, LayerProbe(3))
         assert [r.grad_norm for r in rows if isinstance(r, Step)] == pytest.approx(
             [r.grad_norm for r in expected if isinstance(r, Step)], rel=1e-4
         )
@@ -278,7 +283,7 @@ def test_a_member_can_be_saved_and_goes_on_alone(compose, tmp_path, reg):
     whole, expected, _ = train_alone(configs[1])
     resumed = build(configs[1])
     checkpoint.restore(tmp_path / "member.pt", resumed, epochs=2)
-    rows = list(fit(resumed, 2, LayerProbe(3)))
+    rows = rows_of(resumed, 2, LayerProbe(3))
     assert_close(rows, whole[-len(rows) :], 1e-4)
     assert_weights_close(resumed.model, expected.model, 1e-4)
     checkpoint.write(tmp_path / "run.pt", checkpoint.state_of(resumed))

@@ -9,9 +9,10 @@ from typing import Any
 from omegaconf import DictConfig
 
 from debugnn import records
-from debugnn.config import check, compose
+from debugnn.config import check
 from debugnn.errors import ConfigError
 from debugnn.files import replace_text
+from debugnn.overrides import compose
 from debugnn.runs.execute import execute
 
 log = logging.getLogger(__name__)

@@ -4,13 +4,16 @@ A run's directory is named by what the run is: `<output_dir>/<experiment>/<arm>/
 """
 
 import hashlib
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
-from debugnn.config import FILE_NAME, settings_of
+from debugnn.config import FILE_NAME
 from debugnn.errors import ConfigError
 from debugnn.records import BOOKKEEPING
 
@@ -31,7 +34,7 @@ def arm_of(overrides: Sequence[str]) -> dict[str, str]:
         overrides: as typed, `key=value` each.
     """
     arm = {}
-    settings = (setting for override in overrides for setting in settings_of(override).items())
+    settings = (setting for override in overrides for setting in _settings_of(override).items())
     for key, value in settings:
         key = key.lstrip("+~")
         if any(key == name or key.startswith(f"{name}.") for name in _NOT_IN_ARM):
@@ -41,6 +44,31 @@ def arm_of(overrides: Sequence[str]) -> dict[str, str]:
             key, value = key.removesuffix("._target_"), value.rpartition(".")[2]
         arm[key] = value
     return dict(sorted(arm.items()))
+
+
+def _settings_of(override: str) -> dict[str, str]:
+    """Return the keys that an override sets, with their values as text.
+
+    A value in braces sets several fields of a group, and leaves the group's option as it is.
+
+    >>> _settings_of("task={lr_from:minimum}")
+    {'task.lr_from': 'minimum'}
+    >>> _settings_of("optim.lr=1e-3")
+    {'optim.lr': '1e-3'}
+    """
+    key, _, value = override.partition("=")
+    if not value.startswith("{"):
+        return {key: value}
+    parsed = OverridesParser.create().parse_override(override)
+    return dict(_flat(parsed.key_or_group, parsed.value()))
+
+
+def _flat(key: str, value: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _flat(f"{key}.{name}", item)
+    else:
+        yield key, value if isinstance(value, str) else json.dumps(value)
 
 
 def _plain_number(value: str) -> str:

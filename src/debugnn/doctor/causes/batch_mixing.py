@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
+from debugnn.doctor.causes.cause import Cause, Kind, Sign
 from debugnn.doctor.causes.signals.network import MIXED, evaluations_differ
 from debugnn.doctor.causes.signals.outcome import severity
 from debugnn.doctor.evidence import Evidence

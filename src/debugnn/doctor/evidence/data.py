@@ -109,7 +109,7 @@ class NeighbourFacts:
     """How much neighbours along an axis of the inputs depend on each other: 0 not at all, 1 wholly.
 
     Beyond what their places say: neighbours are compared with those of other entries of the other
-    axis.
+    axis, and with values that are far apart.
     """
 
     first: float

@@ -3,10 +3,11 @@
 A network may keep the entries of the second axis apart and let those of the first one depend on
 each other: of sequences whose time axis comes first that is right, of others the network runs over
 the batch instead of over time. The data tell which it is. Neighbours along time depend on each
-other; neighbours in a shuffled batch do not, beyond what their place in the sequence says.
+other, more than values that are far apart; neighbours in a shuffled batch do not, beyond what their
+place in the sequence says.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -45,49 +46,53 @@ def neighbour_facts(batches: Sequence[Batch], layout: Layout) -> NeighbourFacts 
 def _of_symbols(inputs: Sequence[Tensor]) -> float | None:
     """Return how many more pairs of symbols come again than do by chance, as a share of them.
 
-    Pairs of neighbours along the second axis. By chance: the second of a pair is taken from another
-    entry of the first axis, at the same place. 0 of independent symbols, 1 of those that say all of
-    their neighbour.
+    Pairs of neighbours along the second axis. 0 of symbols that depend on their place alone, 1 of
+    those that say all of their neighbour.
     """
     kinds = max(int(x.max()) for x in inputs) + 1
-    pairs, others = [], []
-    for x in inputs:
-        x = x.flatten(2)[..., 0] if x.dim() > 2 else x
-        following = x[:, 1:]
-        pairs.append((x[:, :-1] * kinds + following).flatten())
-        others.append((x[:, :-1] * kinds + _of_another(following)).flatten())
-    own, chance = _collisions(torch.cat(pairs)), _collisions(torch.cat(others))
+    flat = [x.flatten(2)[..., 0] if x.dim() > 2 else x for x in inputs]
+
+    def collisions(second: Callable[[Tensor], Tensor]) -> int:
+        pairs = [(x[:, :-1] * kinds + second(x)).flatten() for x in flat]
+        _, counts = torch.cat(pairs).unique(return_counts=True)
+        return int((counts * (counts - 1)).sum()) // 2
+
+    own, chance = collisions(_next), max(map(collisions, _BY_CHANCE))
     return None if max(own, chance) < _COLLISIONS else max(0.0, 1 - chance / max(own, 1))
-
-
-def _collisions(values: Tensor) -> int:
-    """Return how many pairs of equal values there are."""
-    _, counts = values.unique(return_counts=True)
-    return int((counts * (counts - 1)).sum()) // 2
 
 
 def _of_values(inputs: Sequence[Tensor]) -> float | None:
     """Return the mean squared correlation of neighbours along the second axis, over features.
 
-    Less the mean of each place along it, and that of values of other entries of the first axis.
+    Less the means of each place along either axis, and what correlates by chance.
     """
-    own, others = [], []
-    for x in inputs:
-        x = x.double()
-        x = x - x.mean(dim=0)
-        here, following = x[:, :-1].flatten(0, 1), x[:, 1:]
-        own.append((here, following.flatten(0, 1)))
-        others.append((here, _of_another(following).flatten(0, 1)))
-    return max(0.0, _squared_correlation(own) - _squared_correlation(others))
+    centred = [x.double() for x in inputs]
+    for axis in (0, 1):
+        centred = [x - x.mean(dim=axis, keepdim=True) for x in centred]
+
+    def correlation(second: Callable[[Tensor], Tensor]) -> float:
+        left = torch.cat([x[:, :-1].flatten(0, 1) for x in centred])  # (pairs, features)
+        right = torch.cat([second(x).flatten(0, 1) for x in centred])
+        size = (left.square().sum(dim=0) * right.square().sum(dim=0)).clamp_min(1e-300)
+        return ((left * right).sum(dim=0).square() / size).mean().item()
+
+    return max(0.0, correlation(_next) - max(map(correlation, _BY_CHANCE)))
 
 
-def _squared_correlation(pairs: Sequence[tuple[Tensor, Tensor]]) -> float:
-    left, right = (torch.cat(side) for side in zip(*pairs, strict=True))  # (N, features)
-    left, right = left - left.mean(dim=0), right - right.mean(dim=0)
-    size = (left.square().sum(dim=0) * right.square().sum(dim=0)).clamp_min(1e-300)
-    return ((left * right).sum(dim=0).square() / size).mean().item()
+def _next(x: Tensor) -> Tensor:
+    """Return what follows each value but the last one along the second axis."""
+    return x[:, 1:]
 
 
-def _of_another(x: Tensor) -> Tensor:
-    """Return each entry's values as those of another one, half of the first axis away."""
-    return x.roll(len(x) // 2, dims=0)
+def _next_of_another(x: Tensor) -> Tensor:
+    """Return the same of another entry of the first axis, half of it away."""
+    return _next(x).roll(len(x) // 2, dims=0)
+
+
+def _far_away(x: Tensor) -> Tensor:
+    """Return what stands half of the second axis behind each value but the last one."""
+    return x.roll(-(x.shape[1] // 2), dims=1)[:, :-1]
+
+
+# What is alike because of the places alone, whichever axis is that of the samples.
+_BY_CHANCE = (_next_of_another, _far_away)

@@ -1,0 +1,53 @@
+"""Overrides as they are typed on the command line, and the configuration that they make."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra import compose as hydra_compose
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from debugnn.errors import ConfigError, one_line
+
+
+def compose(overrides: Sequence[str]) -> DictConfig:
+    """Return the configuration under other overrides, within a job that Hydra has started.
+
+    Raises:
+        ConfigError: overrides that do not go together.
+    """
+    sources = HydraConfig.get().runtime.config_sources
+    conf = next(Path(source.path) for source in sources if source.provider == "main")
+    try:
+        return hydra_compose("config", quote_numbers(overrides, conf))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(f"{' '.join(overrides)}: {one_line(error)}") from error
+
+
+def quote_numbers(overrides: Sequence[str], conf: Path) -> list[str]:
+    """Quote the options of config groups that look like numbers: clip=4.0 → clip='4.0'.
+
+    Hydra 1.3 parses 4.0 as a float, true as a bool and null as none, and refuses them as the name
+    of an option.
+
+    Args:
+        conf: the folder of the configuration, with a folder for each group.
+    """
+    quoted = []
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if equals and os.path.isdir(conf / key.lstrip("+")):  # False for a name that is too long
+            value = ",".join(v if _is_word(v) else f"'{v}'" for v in value.split(","))
+        quoted.append(f"{key}{equals}{value}")
+    return quoted
+
+
+def _is_word(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return text.lower() not in ("true", "false", "null")
+    return False
