@@ -10,5 +10,7 @@ bash scripts/setup.sh
 .venv/bin/mypy
 # Tests start many processes, which import this package in a third of the time from bytecode.
 unset PYTHONDONTWRITEBYTECODE
-# A worker a core, each with one thread: threads that wait for each other waste a busy machine.
-OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --dist worksteal "$@"
+# Workers with one thread each: threads that wait for each other waste a busy machine. One worker
+# more than there are cores, because tests that wait for servers and killed processes leave one idle.
+workers=$(($(getconf _NPROCESSORS_ONLN) + 1))
+OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n "$workers" --dist worksteal "$@"
