@@ -1,5 +1,6 @@
 """Causes that the outcome must bear out: they explain a training that fails."""
 
+import copy
 import math
 
 import pytest
@@ -18,6 +19,7 @@ from handmade_evidence import (
     weight,
 )
 
+from debugnn.doctor import causes
 from debugnn.doctor.causes.dead_relu import DEAD
 from debugnn.doctor.causes.input_scale import CALMED
 from debugnn.doctor.causes.saturated_activation import SATURATED
@@ -31,6 +33,7 @@ from debugnn.doctor.trials import (
     REINITIALISED,
     STANDARDISED_INPUTS,
     UNCHANGED,
+    UNIT_SIGNALS,
     UNREGULARISED,
 )
 
@@ -315,6 +318,84 @@ def test_a_rate_is_too_high_by_a_fork_or_by_far_at_chance():
     (finding,) = found_by("lr_too_high", given)
     assert finding.override == "optim.lr=1e-05"
     assert finding.layer in ("first", "second", "out")
+
+
+def jumping(skill, ends, **others):
+    """A training whose first steps replace a weight, and trials of it."""
+    given = evidence(skill, simple=0.3)
+    given.probes = [probe(step, update=1.5) for step in (0, 3)]
+    tried(given, ends)
+    for trial in (TENTH, HUNDREDTH):
+        for name, value in others.items():
+            setattr(given.trials[trial.name], name, value)
+    return given
+
+
+def test_a_rate_at_which_something_is_learnt_is_too_high_where_a_copy_overtakes_the_training():
+    slower = {UNCHANGED: 1.0, TENTH: 0.1, HUNDREDTH: 0.6}
+    (finding,) = found_by("lr_too_high", jumping(0.7, slower))
+    assert (finding.severity, finding.confidence) == ("warning", "shown")
+    assert "at a rate of 0.0001 a copy gets to 0.10 in 24 steps" in finding.summary
+    # By heart, or on one set of batches alone, or no farther than the training.
+    assert found_by("lr_too_high", jumping(0.7, slower, others=0.5)) == []
+    assert found_by("lr_too_high", jumping(0.7, slower, end_again=0.5)) == []
+    assert found_by("lr_too_high", jumping(0.7, slower, end_again=None)) == []
+    assert found_by("lr_too_high", jumping(0.89, slower)) == []
+    # A schedule lowers it; a usual step.
+    lowered = jumping(0.7, slower)
+    lowered.optimizer.rates = [[0.0, 1e-3], [100.0, 5e-4], [199.0, 1e-4]]
+    assert found_by("lr_too_high", lowered) == []
+    usual = jumping(0.7, slower)
+    usual.probes = [probe(0)]
+    assert found_by("lr_too_high", usual) == []
+
+
+def test_trials_of_lower_rates_are_wanted_where_steps_replace_weights():
+    given = jumping(0.7, {UNCHANGED: 1.0, TENTH: 0.1, HUNDREDTH: 0.6})
+    assert list(causes.trials_wanted(given)) == [UNCHANGED, TENTH, HUNDREDTH]
+    given.probes = [probe(0)]
+    assert list(causes.trials_wanted(given)) == []
+
+
+def test_a_higher_rate_that_learns_its_batches_by_heart_shows_nothing():
+    given = evidence(0.02, simple=0.5)
+    tried(given, {UNCHANGED: 1.0, HUNDREDFOLD: 0.1})
+    assert found_by("lr_too_low", given)
+    given.trials[HUNDREDFOLD.name].others_again = 1.02
+    assert found_by("lr_too_low", given) == []
+
+
+def test_a_sum_does_harm_where_a_copy_of_the_average_overtakes_the_training():
+    given = evidence(0.52, simple=0.5)
+    given.loss.doubling = 2.0
+    tried(given, {UNCHANGED: 600.0, AVERAGED_LOSS: 0.01})
+    (finding,) = found_by("loss_reduction", given)
+    assert (finding.severity, finding.confidence) == ("warning", "shown")
+    given.trials[AVERAGED_LOSS.name].end = 0.5
+    (finding,) = found_by("loss_reduction", given)
+    assert finding.severity == "note"
+
+
+def test_signals_that_fade_are_named_where_weights_alone_stop_them():
+    given = evidence(0.02)
+    for each in given.weights:
+        each.signal = 1.0
+    given.network.output_signal = 0.001
+    tried(given, {UNCHANGED: 1.0, UNIT_SIGNALS: 0.5})
+    (finding,) = found_by("init_scale_too_small", given)
+    assert finding.confidence == "shown"
+    assert "the outputs differ among samples by 0.001 of what those of first do" in finding.summary
+    for change in (
+        lambda e: setattr(e.network, "output_signal", 0.5),
+        lambda e: setattr(e.weights[-1], "norm", 0.0),
+        lambda e: setattr(e.weights[0], "signal", None) or setattr(e.weights[1], "signal", None),
+        lambda e: e.probes[0].activations.append(ActivationFacts("tanh", "first", 0.5, 0.0, 0.0)),
+        lambda e: e.probes[0].activations.append(ActivationFacts("relu", "second", 0.0, 1.0, None)),
+        lambda e: tried(e, {UNCHANGED: 1.0, UNIT_SIGNALS: 1.0}),
+    ):
+        other = copy.deepcopy(given)
+        change(other)
+        assert found_by("init_scale_too_small", other) == []
 
 
 def test_no_training_has_a_rate_too_high_and_too_low():

@@ -133,5 +133,5 @@ class WeightFacts:
     # What its layer's outputs differ by among samples and places, the RMS over units; None of
     # layers that are neither linear nor convolutional.
     signal: float | None = None
-    frozen: bool = False  # takes no gradient
+    frozen: bool = False  # takes no gradient, and stays as it is
     as_drawn: bool = False  # as PyTorch draws the weights of a new linear or convolutional layer

@@ -23,6 +23,7 @@ from debugnn.doctor.observe.outcome import (
     note_losses,
     note_movement,
     note_scores,
+    note_thawed,
     predict,
 )
 from debugnn.doctor.observe.own_inputs import own_input_facts
@@ -269,6 +270,7 @@ class Gatherer:
                 first = training.buffer.early[0].call
                 outcome.latent = latent_facts(model, first, training.layout)
         note_movement(outcome, training.model, replica.groups, replica.initial)
+        note_thawed(self.evidence.weights, training.model, replica.initial)
 
     @guarded("the training's own loss")
     def _gather_own_loss(self, plain: list[Predicted], by_batch: list[Predicted]) -> None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from debugnn.doctor.evidence import Evidence, OutcomeFacts, Score
+from debugnn.doctor.evidence import Evidence, OutcomeFacts, Score, WeightFacts
 from debugnn.doctor.observe.buffer import Batch
 from debugnn.doctor.observe.calls import first_tensor
 from debugnn.doctor.observe.modes import without_dropout
@@ -135,6 +135,21 @@ def note_movement(
                 shrunk.append((torch.linalg.vector_norm(now) / norm).item())
     outcome.movement = statistics.median(moved) if moved else None
     outcome.shrinkage = statistics.median(shrunk) if shrunk else None
+
+
+def note_thawed(
+    weights: Sequence[WeightFacts], model: nn.Module, initial: Mapping[str, Tensor]
+) -> None:
+    """Note which frozen weights have moved all the same, as those of a mean teacher do.
+
+    Args:
+        initial: the weights that the training began with.
+    """
+    now = dict(model.named_parameters())
+    for weight in weights:
+        if weight.frozen and weight.name in now and weight.name in initial:
+            present = now[weight.name].detach()
+            weight.frozen = torch.equal(present, initial[weight.name].to(present.device))
 
 
 def outputs_of(model: nn.Module, batches: Sequence[Batch], training: bool) -> list[Predicted]:
