@@ -408,3 +408,12 @@ def test_scores_of_several_positions_are_right_where_a_net_may_put_them_there(
     assert [f.severity for f in found_by("wrong_loss", given)] == [severity]
     given.loss.across_positions = 0.9
     assert not found_by("wrong_loss", given)
+
+
+@pytest.mark.parametrize(("units", "severity"), [(10, "warning"), (60, "note")])
+def test_a_linear_layer_on_each_position_cannot_put_scores_elsewhere(units, severity):
+    given = evidence(0.9)
+    given.loss.across_positions, given.network.last_op = 1.0, "add"
+    given.loss.shapes, given.loss.sources = [[8, 6, 10], [8, 6]], {"cross_entropy": "linear"}
+    given.weights[-1].outputs = units
+    assert [f.severity for f in found_by("wrong_loss", given)] == [severity]

@@ -170,3 +170,40 @@ def test_validation_inputs_scaled_by_themselves_are_a_mismatch(seed):
     report = heating(scaled_by_itself=True, seed=seed)
     assert report.main_cause == "train_test_mismatch", str(report)
     assert heating(scaled_by_itself=False, seed=seed).healthy is True
+
+
+class WithKinds(nn.Module):
+    """Takes the first column of a table for the index of a kind."""
+
+    def __init__(self):
+        super().__init__()
+        self.kinds, self.net = nn.Embedding(5, 4), nn.Sequential(nn.Linear(7, 16), nn.ReLU())
+        self.out = nn.Linear(16, 2)
+
+    def forward(self, table):
+        return self.out(self.net(torch.cat([self.kinds(table[:, 0].long()), table[:, 1:]], dim=1)))
+
+
+def test_a_column_of_indices_is_no_trouble():
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randn(480, 4, generator=generator)
+    table[:, 0] = torch.randint(5, (480,), generator=generator)
+    labels = (table[:, 1] + (table[:, 0] - 2) > 0).long()
+    torch.manual_seed(0)
+    model = WithKinds()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    with Doctor(model, optimizer, loss_fn=nn.functional.cross_entropy) as doctor:
+        for start in range(0, 320, 32):
+            loss = nn.functional.cross_entropy(
+                model(table[start : start + 32]), labels[start:][:32]
+            )
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            doctor.step(loss, table[start : start + 32], labels[start : start + 32])
+        doctor.validate(table[320:], labels[320:])
+        report = doctor.report()
+    assert report.troubles == []
+    tried = report.evidence.data.preparations.changed
+    assert "divided by 255" in tried
+    assert "multiplied by 255" not in tried  # no kind has such an index

@@ -683,6 +683,18 @@ def test_a_view_compares_a_label_with_scores_of_several_positions():
     assert sound.across_positions == 0
 
 
+@pytest.mark.parametrize(
+    ("turned", "expected"), [(lambda o: o.reshape(4, CLASSES, 7), 1), (lambda o: o.mT, 0)]
+)
+def test_the_same_of_sequences_with_padding_that_the_loss_leaves_out(turned, expected):
+    outputs, labels = normal(4, 7, CLASSES), MAPS.reshape(-1)[:28].reshape(4, 7).clone()
+    labels[:, 5:] = -100
+    facts = loss_facts(
+        lambda o, t: F.cross_entropy(turned(o), t), outputs, labels, read(outputs, labels)
+    )
+    assert facts.across_positions == expected
+
+
 def test_as_many_positions_as_classes_are_no_mixture():
     """Of (B, N, N), as a pointer's choices among N places, either axis may hold the classes."""
     outputs, labels = normal(6, CLASSES, CLASSES), MAPS.reshape(-1)[: 6 * CLASSES]

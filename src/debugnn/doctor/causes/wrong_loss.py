@@ -193,7 +193,9 @@ def positions_mixed(evidence: Evidence) -> Iterator[Sign]:
     if loss.error is not None or (loss.across_positions or 0.0) < EVERY_LABEL:
         return
     operation = evidence.network.last_op or ""
-    shared = any(word in operation for word in _POSITION_BY_POSITION)
+    shared = any(word in operation for word in _POSITION_BY_POSITION) or _is_linear_on_each(
+        evidence
+    )
     yield Sign(
         severity(evidence) if shared or short(evidence) else "note",
         f"each label is compared with scores of {evidence.classes or 'several'} positions, and not "
@@ -206,6 +208,13 @@ def positions_mixed(evidence: Evidence) -> Iterator[Sign]:
         override=None,
         harm="what a position's scores are is not learnt from its own label",
     )
+
+
+def _is_linear_on_each(evidence: Evidence) -> bool:
+    """Return whether the scores are made by a linear layer that is applied to each position."""
+    shape, source = evidence.loss.shapes[0], evidence.loss.sources.get("cross_entropy")
+    last = evidence.weights[-1] if evidence.weights else None
+    return source == "linear" and len(shape) > 2 and last is not None and last.outputs == shape[-1]
 
 
 def no_logarithm(evidence: Evidence) -> str | None:

@@ -85,15 +85,19 @@ def preparation_facts(
     def of_validation(change: Change | None = None) -> list[float]:
         return [half for rows in sets for half in _halves(losses(validation, rows, change))]
 
-    first = slice(0, size)
-    changes, latest = dict(_changes(inputs, torch.cat(known))), trained[-1]
+    first, latest = slice(0, size), trained[-1]
     with torch.no_grad(), without_dropout(model, training=False):
-        return PreparationFacts(
+        facts = PreparationFacts(
             training=fmean(losses(b, [first])[0] for b in trained),
             validation=of_validation(),
-            changed={n: of_validation(c) for n, c in changes.items()},
-            training_changed={n: losses(latest, [first], c)[0] for n, c in changes.items()},
         )
+        for name, change in _changes(inputs, torch.cat(known)):
+            try:
+                of_training, changed = losses(latest, [first], change)[0], of_validation(change)
+            except Exception:  # a model that takes some columns for indices refuses most changes
+                continue
+            facts.training_changed[name], facts.changed[name] = of_training, changed
+        return facts
 
 
 def _parts(rows: Tensor, size: int, most: int) -> list[Tensor]:

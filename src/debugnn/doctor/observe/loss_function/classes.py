@@ -48,7 +48,12 @@ def try_classes(facts: LossFacts, loss: Loss, outputs: Tensor, task: Task) -> No
         labels = targets.reshape(-1).long()
     known = (labels >= 0) & (labels < task.size)
     if not known.any() or not (known.all() or _leaves_out(loss, noise, ~known, task)):
-        return  # some labels are impossible: no outputs are right for them
+        # Some labels are impossible: no outputs are right for them. Or they are left out, and the
+        # loss looks for the outputs to leave out where others lie.
+        gradient = loss.gradient(noise)
+        if gradient is not None:
+            facts.across_positions = _across_positions(loss, noise, gradient, task)
+        return
     hot = F.one_hot(labels.where(known, 0), task.size).to(outputs.dtype)
     if facts.output_space == "real":
         candidates = [hot * size for size in _LOGITS]
