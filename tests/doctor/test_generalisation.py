@@ -9,7 +9,7 @@ from torch import nn
 
 from debugnn import Doctor
 from debugnn.doctor.causes.signals.data import SHIFTED, TOLD_APART
-from debugnn.doctor.evidence import Evidence, Validation
+from debugnn.doctor.evidence import AdjustedFacts, Evidence, Validation
 from debugnn.doctor.observe.rescaled import rescaled_skill
 
 
@@ -170,6 +170,16 @@ def test_validation_inputs_scaled_by_themselves_are_a_mismatch(seed):
     report = heating(scaled_by_itself=True, seed=seed)
     assert report.main_cause == "train_test_mismatch", str(report)
     assert heating(scaled_by_itself=False, seed=seed).healthy is True
+
+
+def test_a_validation_loss_says_nothing_where_classes_were_drawn_otherwise():
+    given = validated(0.95, 0.7, 0.7, 0.7, losses=[1.0, 1.1, 1.3])
+    assert found_by("overfitting", given)
+    given.classes, given.data.class_counts = 2, {0: 400, 1: 400}
+    given.outcome.adjusted = AdjustedFacts(0.7, 400, {0: 380, 1: 20})
+    assert found_by("overfitting", given) == []
+    given.outcome.adjusted.counts = {0: 280, 1: 120}
+    assert found_by("overfitting", given)
 
 
 class WithKinds(nn.Module):

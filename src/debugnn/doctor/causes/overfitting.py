@@ -21,6 +21,8 @@ TURNED = 1.1
 TURNED_STEEPLY = 1.4
 # Skill of a simple model, fitted to training samples, above the network's on validation samples.
 BEATEN = 0.1
+# How many times as frequent a class is in one set as in the other where their losses differ by it.
+OTHER_SHARES = 3.0
 # Validations that a turn is seen in, and samples that a skill is taken of.
 VALIDATIONS = 3
 SAMPLES = 20
@@ -42,7 +44,7 @@ def falls_behind(evidence: Evidence) -> Iterator[Sign]:
         for v in validations
         if v.loss is not None and math.isfinite(v.loss)
     }
-    losses = list(values.values())
+    losses = [] if drawn_otherwise(evidence) else list(values.values())
     risen = losses[-1] / min(losses) if len(losses) >= VALIDATIONS and min(losses) > 0 else None
     gap = trained - kept
     turned = risen is not None and risen > TURNED
@@ -73,6 +75,23 @@ def falls_behind(evidence: Evidence) -> Iterator[Sign]:
         # the same training samples does better.
         confidence="shown" if turned or beaten else "suspected",
     )
+
+
+def drawn_otherwise(evidence: Evidence) -> bool:
+    """Return whether a class is far rarer or more frequent in the validation than in the training.
+
+    A sampler that draws all classes alike makes outputs that expect them so. Of the natural shares
+    their loss rises as they get surer, while samples are told apart better.
+    """
+    held = evidence.outcome.adjusted
+    counts, drawn = evidence.data.class_counts, sum(evidence.data.class_counts.values())
+    if held is None or not held.samples or not drawn:
+        return False
+    shares = [
+        (number / held.samples, counts.get(label, 0) / drawn)
+        for label, number in held.counts.items()
+    ]
+    return any(max(pair) > OTHER_SHARES * min(pair) for pair in shares)
 
 
 CAUSE = Cause(
