@@ -292,6 +292,8 @@ def _legend_title(runs: Sequence[Run], shown: Sequence[Run]) -> str | None:
 
 # --- the range test -----------------------------------------------------------------------------
 
+_FULL_CURVES = 8  # range tests that are drawn as strong as can be
+
 
 def lr_curve(runs: Sequence[Run], figure: Mapping[str, Any]) -> Figure:
     """Draw the loss against the step's rate in all range tests, and the suggested rates."""
@@ -302,12 +304,14 @@ def lr_curve(runs: Sequence[Run], figure: Mapping[str, Any]) -> Figure:
     whole, body = canvas(figure, shown, 4.6, note)
     axes = body.subplots()
     tests = [points for run in shown for _, points in run.lr_points().groupby("test")]
+    # The curves of many tests lie over each other: fainter ones show where most of them are.
+    fainter = min(1.0, (_FULL_CURVES / len(tests)) ** 0.5)
     for number, points in enumerate(tests):
         axes.plot(
             points["lr"],
             points["loss"],
             color=PALETTE[0],
-            alpha=0.15,
+            alpha=0.15 * fainter,
             linewidth=0.7,
             label="loss of the batch" if number == 0 else None,
         )
@@ -315,8 +319,8 @@ def lr_curve(runs: Sequence[Run], figure: Mapping[str, Any]) -> Figure:
             points["lr"],
             points["smoothed_loss"],
             color=PALETTE[0],
-            alpha=0.85,
-            linewidth=1.4,
+            alpha=0.85 * fainter,
+            linewidth=1.4 * fainter,
             label=f"smoothed, {len(tests)} tests" if number == 0 else None,
         )
     logged = tests[0]
