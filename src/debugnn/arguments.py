@@ -24,17 +24,10 @@ _NOT_PASSED = {"_target_", "_partial_", "outputs"}
 def check(config: DictConfig) -> None:
     """Check the arguments in a configuration, before anything is built of it.
 
+    Nothing is said where nothing is known, as of a function that cannot be imported.
+
     Raises:
         ConfigError: one is of a type that its function does not take.
-    """
-    if fault := _misfit(config):
-        raise ConfigError(fault)
-
-
-def _misfit(config: DictConfig) -> str | None:
-    """Return the first argument of a type that its function does not take, and what is allowed.
-
-    None where all fit, or where nothing is known: of a function that cannot be imported, say.
     """
     settings: Any = OmegaConf.to_container(config, resolve=True)
     for name, section in leaves(settings):
@@ -46,8 +39,7 @@ def _misfit(config: DictConfig) -> str | None:
             value = section[key]
             made = isinstance(value, dict) and "_target_" in value  # by another function
             if not made and not fits(value, wanted):
-                return f"{name}.{key}={as_typed(section[key])}: allowed is {in_words(wanted)}"
-    return None
+                raise ConfigError(f"{name}.{key}={as_typed(value)}: allowed is {in_words(wanted)}")
 
 
 def wanted_type(function: Callable, argument: str) -> Any:

@@ -10,8 +10,7 @@ from collections.abc import Iterator, Sequence
 from importlib import import_module
 
 from debugnn.doctor.causes.cause import Cause, Kind
-from debugnn.doctor.causes.frozen_parameters import random_and_frozen
-from debugnn.doctor.causes.signals.learning_rate import faded_rate, jumps_about, vanished_rate
+from debugnn.doctor.causes.signals.learning_rate import vanished_rate
 from debugnn.doctor.causes.signals.outcome import (
     last_validation,
     learns_late,
@@ -23,14 +22,7 @@ from debugnn.doctor.causes.signals.trials import cured
 from debugnn.doctor.causes.verdict import verdict
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.report import Finding, Report, worrying
-from debugnn.doctor.trials import (
-    LOWER_RATES,
-    RESUMED,
-    TRIALS,
-    UNCHANGED,
-    UNFROZEN,
-    Trial,
-)
+from debugnn.doctor.trials import TRIALS, UNCHANGED, Trial
 
 # What comes first on the way from the data to the weights explains what comes after it.
 ORDER = (
@@ -183,18 +175,12 @@ def _answers(finding: Finding, evidence: Evidence) -> bool:
 def trials_wanted(evidence: Evidence) -> Iterator[Trial]:
     """Yield the trials that would tell apart the causes in question, in the order of `TRIALS`.
 
-    None is wanted for a training that goes well, or whose cause is certain. To be asked again
-    after each trial, which may answer what another was wanted for.
+    Few are wanted for a training that learns, and none where the cause is certain. To be asked
+    again after each trial, which may answer what another was wanted for.
     """
     if not (short(evidence) or rough_start(evidence) or learns_late(evidence)):
-        if vanished_rate(evidence) is not None:
-            yield UNCHANGED  # whose rate is constant
-        if faded_rate(evidence) is not None:
-            yield RESUMED
-        if jumps_about(evidence):
-            yield from (UNCHANGED, *LOWER_RATES)
-        if random_and_frozen(evidence):
-            yield from (UNCHANGED, UNFROZEN)
+        wanted = {trial for c in CAUSES.values() for trial in c.trials_if_learning(evidence)}
+        yield from (trial for trial in TRIALS if trial in wanted)
         return
     found = [finding for cause in CAUSES.values() for finding in cause.findings(evidence)]
     if any(f.confidence == "certain" and _answers(f, evidence) for f in worrying(found)):

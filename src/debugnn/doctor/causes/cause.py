@@ -86,6 +86,8 @@ class Cause:
         source: the paper, documentation or report that describes the cause.
         override: a Hydra override of this project that applies the remedy, None without one.
         trials: the trials that would tell the cause from its rivals on this evidence.
+        trials_if_learning: those that it asks for where the training learns, and no cause is looked
+            for otherwise.
         lateness: how far behind the order of causes a finding stands: 0 at its place, 1 or 2 where
             it is more likely the consequence of a cause that comes later in the order.
     """
@@ -99,6 +101,7 @@ class Cause:
     source: str
     override: str | None = None
     trials: Wish = no_trials
+    trials_if_learning: Wish = no_trials
     lateness: Callable[[Evidence, Finding], int] = at_its_place
 
     def findings(self, evidence: Evidence) -> Iterator[Finding]:

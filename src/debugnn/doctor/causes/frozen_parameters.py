@@ -17,7 +17,7 @@ from debugnn.doctor.causes.signals.outcome import (
 from debugnn.doctor.causes.signals.trials import cured, shown_by, trial_numbers
 from debugnn.doctor.causes.signals.wording import listed, module_of
 from debugnn.doctor.evidence import BrokenPathFacts, Evidence
-from debugnn.doctor.trials import UNFROZEN, Trial
+from debugnn.doctor.trials import UNCHANGED, UNFROZEN, Trial
 
 # Updates that found no gradient of those that had arrived, at least and as a share of those looked
 # at. A loop that clears a bad batch's gradients and steps nevertheless does so now and then.
@@ -220,6 +220,12 @@ def trials(evidence: Evidence) -> Iterable[Trial]:
         yield UNFROZEN
 
 
+def trials_if_learning(evidence: Evidence) -> Iterable[Trial]:
+    """Train random frozen layers too."""
+    if random_and_frozen(evidence):
+        yield from (UNCHANGED, UNFROZEN)
+
+
 CAUSE = Cause(
     name="frozen_parameters",
     meaning="parameters that no gradient reaches",
@@ -241,4 +247,5 @@ CAUSE = Cause(
     harm="a layer without a gradient keeps its random initial weights",
     source="PyTorch's notes on autograd, Locally disabling gradient computation",
     trials=trials,
+    trials_if_learning=trials_if_learning,
 )

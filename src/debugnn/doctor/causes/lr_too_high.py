@@ -36,7 +36,7 @@ def calmed(evidence: Evidence) -> Trial | None:
 
 def large_updates(evidence: Evidence) -> Iterator[Sign]:
     """Updates that are large against the weights, and a copy learns at a lower rate."""
-    update, name, step = largest_update(evidence)
+    update, *_ = largest_update(evidence)
     if not short(evidence) or not (update > LARGE_UPDATE or diverged(evidence)):
         return
     slower, calmer = cured(evidence, *LOWER_RATES), calmed(evidence)
@@ -44,27 +44,13 @@ def large_updates(evidence: Evidence) -> Iterator[Sign]:
     stuck = update > WITHOUT_TRIAL * LARGE_UPDATE and at_chance(evidence)
     if slower is None and calmer is None and (tried or not stuck):
         return
-    factor = (slower or calmer or LOWER_RATES[0]).lr
-    lower = f"{(evidence.optimizer.lr or 0) * factor:.3g}"
+    lower = _rate(evidence, slower or calmer or LOWER_RATES[0])
     seen = ""
     if slower or calmer:
         seen = f"; at a rate of {lower} a copy " + (
             "learns" if slower else "does not get worse than guessing, as it does at this rate"
         )
-    yield Sign(
-        severity(evidence),
-        f"a step changes a weight tensor by up to {100 * update:.3g} %{seen}",
-        f"lower the learning rate, to {lower} say",
-        layer=module_of(name),
-        step=step,
-        evidence={
-            "lr": evidence.optimizer.lr,
-            "largest_update": update,
-            **trial_numbers(evidence, *LOWER_RATES),
-        },
-        confidence=shown_by(evidence, slower),
-        override=f"optim.lr={lower}",
-    )
+    yield _sign(evidence, seen, lower, shown_by(evidence, slower))
 
 
 def lower_rate_learns_more(evidence: Evidence) -> Iterator[Sign]:
@@ -75,23 +61,43 @@ def lower_rate_learns_more(evidence: Evidence) -> Iterator[Sign]:
     if not better or not jumps_about(evidence):
         return
     slower = min(better, key=lambda trial: evidence.trials[trial.name].end)
-    outcome, (update, name, step) = evidence.trials[slower.name], largest_update(evidence)
-    lower = f"{(evidence.optimizer.lr or 0) * slower.lr:.3g}"
-    yield Sign(
+    outcome, lower = evidence.trials[slower.name], _rate(evidence, slower)
+    seen = (
+        f", and after {evidence.loop.steps} steps the relative loss is {own:.2f}; at a rate of "
+        f"{lower} a copy gets to {outcome.end:.2f} in {outcome.steps} steps"
+    )
+    yield _sign(evidence, seen, lower, "shown", relative_loss=own)
+
+
+def _rate(evidence: Evidence, trial: Trial) -> str:
+    """Return the rate of a trial in words."""
+    return f"{(evidence.optimizer.lr or 0) * trial.lr:.3g}"
+
+
+def _sign(
+    evidence: Evidence, seen: str, lower: str, confidence: str, **numbers: float | None
+) -> Sign:
+    """Return what is said of large updates.
+
+    Args:
+        seen: what was seen besides.
+        lower: the rate that is proposed.
+        numbers: behind what was seen besides.
+    """
+    update, name, step = largest_update(evidence)
+    return Sign(
         severity(evidence),
-        f"a step changes a weight tensor by up to {100 * update:.3g} %, and after "
-        f"{evidence.loop.steps} steps the relative loss is {own:.2f}; at a rate of {lower} a copy "
-        f"gets to {outcome.end:.2f} in {outcome.steps} steps",
+        f"a step changes a weight tensor by up to {100 * update:.3g} %{seen}",
         f"lower the learning rate, to {lower} say",
         layer=module_of(name),
         step=step,
         evidence={
             "lr": evidence.optimizer.lr,
             "largest_update": update,
-            "relative_loss": own,
+            **numbers,
             **trial_numbers(evidence, *LOWER_RATES),
         },
-        confidence="shown",
+        confidence=confidence,
         override=f"optim.lr={lower}",
     )
 
@@ -100,6 +106,12 @@ def trials(evidence: Evidence) -> Iterable[Trial]:
     """Try lower rates where the loss diverged or updates are large."""
     if diverged(evidence) or largest_update(evidence)[0] > WORTH_A_TRIAL * LARGE_UPDATE:
         yield from LOWER_RATES
+
+
+def trials_if_learning(evidence: Evidence) -> Iterable[Trial]:
+    """Try lower rates where steps replace whole weights."""
+    if jumps_about(evidence):
+        yield from (UNCHANGED, *LOWER_RATES)
 
 
 CAUSE = Cause(
@@ -112,4 +124,5 @@ CAUSE = Cause(
     source="Smith 2017, arXiv:1506.01186; the article's claim 4",
     override="optim.lr=1e-4",
     trials=trials,
+    trials_if_learning=trials_if_learning,
 )

@@ -5,12 +5,13 @@ from collections.abc import Iterable, Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
 from debugnn.doctor.causes.signals.learning_rate import (
-    FELL,
     LARGE_UPDATE,
     NOTHING,
     STILL,
     Fall,
     faded_rate,
+    has_fallen,
+    highest_rates,
     largest_update,
     unfinished_rise,
     vanished_rate,
@@ -219,11 +220,11 @@ def higher_rate_learns_more(evidence: Evidence) -> Iterator[Sign]:
     # A trial learns labels of chance by heart, if its rate is high enough.
     if simple is None or simple < AT_CHANCE or not overtakes(evidence, faster):
         return
-    rates = [max(rates) for _, *rates in evidence.optimizer.rates if rates]
+    rates = highest_rates(evidence)
     higher = f"{max(rates, default=evidence.optimizer.lr or 0) * faster.lr:.3g}"
     fell = (
         f", while the rate fell from {max(rates):.3g} to {rates[-1]:.3g}"
-        if rates and rates[-1] < FELL * max(rates)
+        if has_fallen(rates)
         else ""
     )
     yield Sign(
@@ -252,6 +253,14 @@ def trials(evidence: Evidence) -> Iterable[Trial]:
         yield from HIGHER_RATES
 
 
+def trials_if_learning(evidence: Evidence) -> Iterable[Trial]:
+    """Try the constant rate where a schedule takes it to nothing; go on where one ends early."""
+    if vanished_rate(evidence) is not None:
+        yield UNCHANGED
+    if faded_rate(evidence) is not None:
+        yield RESUMED
+
+
 CAUSE = Cause(
     name="lr_too_low",
     meaning="a learning rate that is too low",
@@ -264,4 +273,5 @@ CAUSE = Cause(
     source="Smith 2017, arXiv:1506.01186; the article's claim 4",
     override="optim.lr=1e-3",
     trials=trials,
+    trials_if_learning=trials_if_learning,
 )

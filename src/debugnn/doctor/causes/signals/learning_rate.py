@@ -111,11 +111,20 @@ def unfinished_rise(evidence: Evidence) -> Rise | None:
     return Rise(first, highest, None) if rising else None
 
 
+def highest_rates(evidence: Evidence) -> list[float]:
+    """Return the highest rate of all parameter groups, at the start and after each change."""
+    return [max(rates) for _, *rates in evidence.optimizer.rates if rates]
+
+
+def has_fallen(rates: list[float]) -> bool:
+    """Return whether a schedule has lowered the rate by the end."""
+    return bool(rates) and rates[-1] < FELL * max(rates)
+
+
 def jumps_about(evidence: Evidence) -> bool:
     """Return whether steps replace a whole weight tensor, at a rate that no schedule has lowered,
     in a training that learns something and not all that there is."""
-    rates = [max(rates) for _, *rates in evidence.optimizer.rates if rates]
-    lowered = bool(rates) and rates[-1] < FELL * max(rates)
+    lowered = has_fallen(highest_rates(evidence))
     large = largest_update(evidence)[0] > REPLACED
     return large and not lowered and judged(evidence) and reached(evidence) < NEARLY_PERFECT
 
