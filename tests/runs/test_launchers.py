@@ -88,6 +88,12 @@ class Sweep:
         """The processes whose runs wait at the gate."""
         return [int(path.name.split("-")[2]) for path in self.gate.glob(f"waits-{place}-*")]
 
+    def saved(self):
+        """The runs whose second checkpoint is written, which a thread of the run does."""
+        return [path for path in self.runs().values()
+                if (path / "checkpoint.previous.pt").exists()
+                and (path / "checkpoint.pt").exists()]  # fmt: skip
+
     def steps(self):
         """How many steps all processes have made."""
         return (self.gate / "steps").stat().st_size
@@ -170,6 +176,7 @@ def test_slurm_goes_on_after_a_preemption_and_elsewhere_after_a_lost_node(
     sweep.close()
     process = sweep.start("hydra/launcher=slurm", "hydra.launcher.array_parallelism=2")
     poll(lambda: sweep.waiting("n1") and sweep.waiting("n2"), "a run waits on each node")
+    poll(lambda: len(sweep.saved()) == 2, "both have their second checkpoint")
     began = {name: facts(path)["started"] for name, path in sweep.runs().items()}
     logs = sweep.output / ".submitit"
     subprocess.run(
@@ -266,6 +273,7 @@ def test_ray_goes_on_after_a_process_died(sweep, in_process):
     sweep.close()
     process = sweep.start("hydra/launcher=ray", "+hydra.launcher.init.num_cpus=2")
     poll(lambda: len(sweep.waiting()) == 2, "two runs wait")
+    poll(lambda: len(sweep.saved()) == 2, "both have their second checkpoint")
     os.kill(sweep.waiting()[0], signal.SIGKILL)
     sweep.open()
     ended(process)
