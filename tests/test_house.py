@@ -34,9 +34,10 @@ ALLOWED = {
     "config": ({"hydra", "omegaconf"}, LEAVES),
     "overrides": ({"hydra", "omegaconf"}, LEAVES),
     "arguments": ({"torch", "hydra", "omegaconf"}, LEAVES | {"config"}),
+    "pretraining": ({"torch", "omegaconf"}, LEAVES | {"training"}),
     "build": (
         {"torch", "hydra", "omegaconf"},
-        LEAVES | {"nn", "data", "training", "config"},
+        LEAVES | {"nn", "data", "training", "config", "pretraining"},
     ),
     "runs": (
         {"numpy", "torch", "hydra", "omegaconf", "filelock", "joblib", "wandb"},

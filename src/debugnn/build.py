@@ -14,11 +14,10 @@ from debugnn import data as data_sets
 from debugnn.config import check
 from debugnn.data import Data
 from debugnn.errors import ConfigError, one_line
-from debugnn.nn.inits import initialise, transfer
-from debugnn.records import Epoch
+from debugnn.nn.inits import initialise
 from debugnn.training import process
 from debugnn.training.clipping import gradient_rule
-from debugnn.training.loop import Training, fit
+from debugnn.training.loop import Training
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +55,12 @@ def _build(config: DictConfig) -> Training:
     data = build_data(config, config.data, device)
     model = build_model(config, data)
     if config.init.pretrain is not None:
-        # The seed is set again, so that the initialiser's random numbers do not depend on this.
-        source = pretrained(config, device, data.input_shape)
+        from debugnn import pretraining  # few runs need it
+
+        source_data = build_data(config, pretraining.source_section(config), device)
+        source = assemble(config, build_model(config, source_data), source_data)
+        pretraining.pretrain(source, config, data.input_shape)
+        # Again, so that the initialiser's random numbers do not depend on the pre-training.
         torch.manual_seed(config.seed)
     filled = initialise(
         model,
@@ -68,7 +71,7 @@ def _build(config: DictConfig) -> Training:
     if filled == 0 and (config.init.weight._target_ or config.init.bias._target_):
         log.warning("init: nothing to fill in the layers of init.layers=%s", config.init.layers)
     if config.init.pretrain is not None:
-        transfer(model, source, config.init.pretrain.layers)
+        pretraining.transfer(model, source.model, config.init.pretrain.layers)
     training = assemble(config, model, data)
     try_one_batch(training, config)
     return training
@@ -177,37 +180,6 @@ def fused(optimizer: partial) -> partial:
     if plain or optimizer.func not in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW):
         return optimizer
     return partial(optimizer, fused=True)
-
-
-def pretrained(config: DictConfig, device: torch.device, input_shape: tuple[int, ...]) -> nn.Module:
-    """Train the same network on `init.pretrain.data`, from PyTorch's default initialisation.
-
-    Args:
-        input_shape: of the target data, which the source data has to have too.
-
-    Raises:
-        ConfigError: the source data has another shape.
-    """
-    section = config.init.pretrain
-    source = section.data.copy()
-    for key in ("root", "cache", "download"):
-        source[key] = config.data[key]
-    if source.as_shape is None:
-        source.as_shape = config.data.as_shape
-    data = build_data(config, source, device)
-    if data.input_shape != input_shape:  # checked before minutes of training
-        raise ConfigError(
-            f"init.pretrain.data={data.name}: its inputs are {data.input_shape}, those of "
-            f"data={config.data.name} are {input_shape}; data.as_shape={list(data.input_shape)} "
-            "brings them together"
-        )
-    training = assemble(config, build_model(config, data), data)
-    training.steps_per_epoch = section.steps_per_epoch
-    for record in fit(training, section.epochs):
-        if isinstance(record, Epoch):
-            accuracy = record.test_accuracy
-    log.info("  pre-trained on %s: test accuracy %.1f %%", data.name, accuracy)
-    return training.model
 
 
 def initialiser(name: str, section: DictConfig) -> partial | None:

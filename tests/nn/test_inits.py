@@ -6,8 +6,9 @@ from torch import nn
 
 from debugnn.build import build
 from debugnn.errors import ConfigError
-from debugnn.nn.inits import initialise, transfer
+from debugnn.nn.inits import initialise
 from debugnn.nn.networks import network
+from debugnn.pretraining import transfer
 
 LAYERS = (nn.Conv2d, nn.Linear)
 # The CIFAR net on embedded images of its size, and one small batch of them.

@@ -4,7 +4,7 @@ The initialisers are functions of `torch.nn.init`, or any others that fill a ten
 `conf/init/*.yaml` names them.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -54,28 +54,3 @@ def initialise(
                     raise ConfigError(f"init.{name}, on {shape}: {one_line(error)}") from error
                 filled += 1
     return filled
-
-
-@torch.no_grad()
-def transfer(model: nn.Module, source: nn.Module, layers: Iterable[str]) -> None:
-    """Copy the parameters of the named layers from a network of the same architecture, in place.
-
-    Args:
-        model: the network to copy to.
-        source: the network to copy from.
-        layers: names of child modules that have parameters.
-
-    Raises:
-        ConfigError: a network has no such layer, or the layer's shapes differ.
-    """
-    for name in layers:
-        targets = dict(model.named_children())
-        if name not in targets or not list(targets[name].parameters()):
-            known = [n for n, m in targets.items() if list(m.parameters())]
-            raise ConfigError(f"init.pretrain.layers={name}: no such layer; there are {known}")
-        try:
-            targets[name].load_state_dict(source.get_submodule(name).state_dict())
-        except (RuntimeError, AttributeError) as error:
-            raise ConfigError(
-                f"init.pretrain.layers={name}: the two networks differ there: " + one_line(error)
-            ) from None

@@ -69,8 +69,8 @@ def _git() -> dict[str, Any]:
 
 
 # What decides a run's numbers besides its configuration: rooms and modules of this package.
-_TRAINING = ("nn", "data", "training", "build.py", "lr_curve.py", "random_state.py",
-             "tensor_stats.py")  # fmt: skip
+_TRAINING = ("nn", "data", "training", "build.py", "pretraining.py", "lr_curve.py",
+             "random_state.py", "tensor_stats.py")  # fmt: skip
 
 
 @cache
