@@ -154,8 +154,8 @@ class Project:
             overrides = [f"seed={seed}", "doctor=off", "trainer.read_every=1"]
             trainings.append(Member(build(self._settings(net, "", *overrides))))
         if stacked:
-            for _, record in Stack(trainings).fit(1_000_000):
-                yield record
+            records = (record for _, record in Stack(trainings).fit(1_000_000))
+            yield from (record for record in records if isinstance(record, Step))
         runs = [fit(member.training, 1_000_000) for member in trainings]
         while True:
             for run in runs:

@@ -54,7 +54,8 @@ def train_alone(config, epochs=2, every=3):
 def train_stacked(members, epochs=2, every=3):
     found = [[] for _ in members]
     for index, record in Stack(members).fit(epochs, LayerProbe(every) if every else NO_PROBE):
-        found[index].append(record)
+        if not isinstance(record, Evaluating):
+            found[index].append(record)
     return found
 
 

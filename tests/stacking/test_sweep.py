@@ -14,6 +14,7 @@ from debugnn.runs.naming import directory_of
 from debugnn.runs.pauses import Interrupted
 from debugnn.stacking.sweep import Job, execute_together
 from debugnn.training import checkpoint
+from left_by_runs import weights
 from offline_wandb import read_back
 
 pytestmark = pytest.mark.slow
@@ -124,27 +125,55 @@ def test_a_run_that_fails_keeps_the_rows_before_the_failure(settings, members):
         assert [row["step"] for row in rows_of(directory, "step")] == list(range(kept))
 
 
-def is_told_to_stop_at_the_sixth_batch(outputs, targets):
-    """Cross-entropy; an epoch has four batches of more than two samples."""
-    if len(outputs) > 2 and torch.is_grad_enabled():
-        calls["training"] += 1
-        if calls["training"] == 6:
+def is_told_to_stop(outputs, targets):
+    """Cross-entropy; the signal comes at the sixth batch of a kind. An epoch trains on four."""
+    if len(outputs) > 2:
+        kind = "training" if torch.is_grad_enabled() else "evaluation"
+        calls[kind] += 1
+        if calls[kind] == 6 and calls["stops in"] == kind:
             signal.raise_signal(signal.SIGTERM)
     return F.cross_entropy(outputs, targets)
 
 
-def test_runs_that_were_stopped_inside_an_epoch_go_on_there(settings):
-    stopping = ("doctor=off", f"loss._target_={__name__}.is_told_to_stop_at_the_sixth_batch")
-    configs = [settings(*stopping, f"seed={seed}") for seed in (0, 1)]
+STOPPING = ("doctor=off", f"loss._target_={__name__}.is_told_to_stop", "trainer.eval_every=1")
+
+
+def stopped(kind, run, *arguments):
+    """Call `run`, which is told to stop at the sixth batch of this kind."""
+    calls.clear()
+    calls["stops in"] = kind
+    with pytest.raises(Interrupted):
+        run(*arguments)
+    calls.clear()
+
+
+@pytest.mark.parametrize("kind", ["training", "evaluation"])
+def test_a_stack_stops_inside_an_epoch_and_goes_on_there(settings, kind):
+    seeds = [f"seed={seed}" for seed in (0, 1)]
+    whole = together(*(settings(*STOPPING, seed, output="whole") for seed in seeds))
+    configs = [settings(*STOPPING, seed) for seed in seeds]
+    stopped(kind, together, *configs)
+    directories = [directory_of(config, "adhoc", {}) for config in configs]
+    assert [facts_of(directory)["status"] for directory in directories] == ["interrupted"] * 2
+    kept = [len(rows_of(directory, "step")) for directory in directories]
+    assert kept == {"training": [6, 6], "evaluation": [4, 4]}[kind]  # both within an epoch
+    together(*configs)
+    for own, expected in zip(directories, whole, strict=True):
+        for rows in ("step", "epoch"):
+            assert rows_of(own, rows) == rows_of(expected, rows)
+        ours, theirs = (weights(directory) for directory in (own, expected))
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_runs_that_stopped_inside_an_epoch_alone_go_on_in_a_stack(settings):
+    configs = [settings(*STOPPING, f"seed={seed}") for seed in (0, 1)]
     for config in configs:
-        calls.clear()
-        with pytest.raises(Interrupted):
-            execute(config, [], None)
-        assert facts_of(directory_of(config, "adhoc", {}))["status"] == "interrupted"
+        stopped("training", execute, config, [], None)
     for seed, own in enumerate(together(*configs)):
-        alone = execute(settings(*stopping, f"seed={seed}", output="alone"), [], None)
+        assert facts_of(own)["stacked"] == 2
+        alone = execute(settings(*STOPPING, f"seed={seed}", output="alone"), [], None)
         for kind in ("step", "epoch"):
-            assert rows_of(own, kind) == rows_of(alone, kind)
+            assert_rows_close(rows_of(own, kind), rows_of(alone, kind))
 
 
 def test_a_range_test_chooses_each_members_rate(settings):

@@ -113,16 +113,30 @@ def train(run: "Run") -> None:
             choose_rate(run)
         with open_run(run) as write:
             for record in records_of(run):
-                run.pauses.end_at_once(False)
-                if not isinstance(record, Pause | Evaluating):
-                    console.write(record)
-                write(record)
-                run.pauses.end_at_once(isinstance(record, Evaluating))
-                # A range test before the first step has nothing to be saved.
-                if isinstance(record, Pause | Epoch) or run.training.step == 0:
+                pass_on(record, write, console, run.pauses)
+                if run.training.step == 0:  # a range test, with nothing to be saved
                     run.pauses.end_if_told()
     log.info("  %.1f s, in %s", time.perf_counter() - started, directory.path)
     run.pauses.end_if_told()  # a signal that came when there was nothing left to train
+
+
+def pass_on(
+    record: Told, write: Write, console: Console, pauses: Pauses, last: bool = True
+) -> None:
+    """Hand a record on; end what trains if it was told to stop and can be saved as it is now.
+
+    Args:
+        last: of the records of several runs at one place, of which each is saved with its own.
+
+    Raises:
+        Interrupted: it was told to stop.
+    """
+    pauses.end_at_once(False)
+    console.write(record)
+    write(record)
+    pauses.end_at_once(last and isinstance(record, Evaluating))
+    if last and isinstance(record, Pause | Epoch):
+        pauses.end_if_told()
 
 
 @dataclass
@@ -147,13 +161,13 @@ class Run:
     doctors_state: Mapping[str, Any] | None = None
 
 
-def prepare(directory: RunDirectory, before: int | None = None) -> Run:
+def prepare(directory: RunDirectory, before: tuple[int, int] | None = None) -> Run:
     """Build the training of a run, and restore its checkpoint. Nothing is written.
 
     Afterwards, torch's global generators stand where the training begins.
 
     Args:
-        before: go back to the checkpoint before the last one, of the end of this number of epochs.
+        before: go back to the checkpoint before the last one, of these numbers of epochs and steps.
 
     Raises:
         ConfigError: the configuration cannot be used.
@@ -165,7 +179,7 @@ def prepare(directory: RunDirectory, before: int | None = None) -> Run:
         check_environment()
     training = build(directory.config)
     run = Run(directory, training, Pauses(directory.config.trainer.checkpoint_minutes))
-    if directory.status is not None and directory.checkpoint.exists() and before != 0:
+    if directory.status is not None and directory.checkpoint.exists() and before != (0, 0):
         epochs = directory.config.trainer.epochs
         run.doctors_state = checkpoint.restore(directory.checkpoint, training, epochs, before)
     return run

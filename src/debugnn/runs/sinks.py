@@ -122,7 +122,7 @@ class Console:
         self._every = math.ceil(epochs / _EPOCH_LINES)
         self._ended: list[Epoch] = []
 
-    def write(self, record: Record | Diagnosis | Pruned) -> None:
+    def write(self, record: object) -> None:
         """Print what the record says, if it is one to be seen."""
         if isinstance(record, Pruned):
             text = f"pruned after {record.step} steps, for it is hopeless: {record.reason}"

@@ -13,14 +13,15 @@ import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from debugnn.errors import ConfigError, one_line
-from debugnn.random_state import gpus, random_state, set_random_state
-from debugnn.records import Epoch, Layers, Step
+from debugnn.random_state import random_state, set_random_state
+from debugnn.records import Epoch, Evaluating, Layers, Pause, Step
 from debugnn.training.clipping import keep
 from debugnn.training.loop import (
     NO_PROBE,
@@ -31,9 +32,11 @@ from debugnn.training.loop import (
     Unread,
     correct,
     evaluate,
+    never,
 )
 
 Batch = tuple[Tensor, Tensor]
+Told = Step | Layers | Epoch | Pause | Evaluating
 
 
 class Member:
@@ -83,14 +86,12 @@ class Stack:
             if parameter.requires_grad
         ]
         # Members may lack the others' dropouts: all go through the network of one that has them.
-        self._dropouts = [_dropouts(model) for model in models]
-        self._widest = max(range(len(models)), key=lambda index: len(self._dropouts[index]))
-        self._tape: list[Tensor] = []
-        self._skeleton = copy.deepcopy(models[self._widest])
-        for name in self._dropouts[self._widest]:
-            self._skeleton.set_submodule(name, _MaskedDropout(self._tape))
-        self._dropped: dict[int, list[tuple[str, Tensor]]] = {}
+        widest = max(models, key=lambda model: len(_dropouts(model)))
+        self._skeleton = copy.deepcopy(widest)
+        for name in _dropouts(widest):
+            self._skeleton.set_submodule(name, _Dropout(self.members, name))
         self._try_one_batch()
+        self._optimizers = _together([training.optimizer for training in self._trainings])
 
     def _try_one_batch(self) -> None:
         """Pass two samples forwards in training mode; statistics and random state stay."""
@@ -110,62 +111,75 @@ class Stack:
     # --- training ---------------------------------------------------------------------------------
 
     def fit(
-        self, epochs: int, probe: Probe = NO_PROBE
-    ) -> Iterator[tuple[int, Step | Layers | Epoch]]:
+        self, epochs: int, probe: Probe = NO_PROBE, pause: Callable[[], bool] = never
+    ) -> Iterator[tuple[int, Told]]:
         """Train all members up to `epochs` epochs from where they stand.
 
         Args:
             epochs: of each member, in all.
             probe: records statistics of each member's layers.
+            pause: asked after each step whether the members are to be saved there.
 
         Yields:
-            What `training.loop.fit` yields for each member, with the member's index before it. All
-            members stand at the epoch's end before the first `Epoch` is yielded.
+            What `training.loop.fit` yields for each member, with the member's index before it. At
+            a `Pause`, an `Evaluating` or an `Epoch` all members stand at one place, until the last
+            one's was yielded.
         """
-        lead, trainings = self._trainings[0], self._trainings
-        optimizers = _Optimizers(trainings, list(self._parameters.values()))
+        lead = self._trainings[0]
         while lead.epoch < epochs:
-            started = time.perf_counter()
-            tallies = [Tally(lead.epoch, lead.data.classes is not None) for _ in trainings]
-            yield from self._pass_over(optimizers, probe, tallies)
             due = lead.epoch + 1 == epochs or (lead.epoch + 1) % lead.eval_every == 0
-            tested = [evaluate(training) if due else (None, None) for training in trainings]
-            optimizers.hand_out()
-            for training in trainings:
-                training.epoch += 1
-            seconds = time.perf_counter() - started
-            for index, tally in enumerate(tallies):
-                yield index, tally.epoch_of(lead.step, tested[index], seconds)
+            yield from self._train_one_epoch(probe, pause, evaluated=due)
 
-    def _pass_over(
-        self, optimizers: "_Optimizers", probe: Probe, tallies: Sequence[Tally]
-    ) -> Iterator[tuple[int, Step | Layers]]:
-        """Train one epoch."""
+    def _train_one_epoch(
+        self, probe: Probe, pause: Callable[[], bool], evaluated: bool
+    ) -> Iterator[tuple[int, Told]]:
         lead, trainings, unread = self._trainings[0], self._trainings, Unread()
-        classes = lead.data.classes is not None
+        epoch, classes = lead.epoch, lead.data.classes is not None
+        tallies = [training.tally or Tally(epoch, classes) for training in trainings]
+        started = time.perf_counter() - tallies[0].seconds
+        for training, tally in zip(trainings, tallies, strict=True):
+            training.tally = tally
+
+        def of_all(record: Pause | Evaluating) -> Iterator[tuple[int, Told]]:
+            for tally in tallies:
+                tally.seconds = time.perf_counter() - started
+            yield from ((index, record) for index in range(len(tallies)))
+
         try:
-            for batches in zip(*(t.batches(lead.epoch) for t in trainings), strict=True):
-                step = lead.step
-                seen: list[tuple[int, Seen]] = []
-                if probe.due(step):
+            drawn = zip(*(training.batches(epoch) for training in trainings), strict=True)
+            for batches in islice(drawn, tallies[0].batches, None):
+                step, seen, probed = lead.step, list[tuple[int, Seen]](), probe.due(lead.step)
+                if probed:
                     outputs, losses, seen = self._backward_one_by_one(batches, probe)
                 else:
                     outputs, losses = self._backward(batches)
-                norms = self._apply_rules()
-                optimizers.step()
+                norms = self._apply_rules(one_by_one=probed)
+                for optimizer in self._optimizers:
+                    optimizer.step()
                 targets = torch.stack([targets for _, targets in batches])
                 right = correct(outputs, targets) if classes else None
                 rates = [t.optimizer.param_groups[0]["lr"] for t in trainings]
                 unread.note((step, rates, targets.shape[1]), losses, norms, right)
                 for training in trainings:
                     training.step += 1
-                yield from ((i, Layers(lead.epoch, step, **stats)) for i, stats in seen)
-                if step % lead.read_every == 0:
+                yield from ((i, Layers(epoch, step, **stats)) for i, stats in seen)
+                paused = pause()
+                if paused or step % lead.read_every == 0:
                     yield from _steps(tallies, unread.read())
+                if paused:
+                    yield from of_all(Pause(epoch, lead.step))
         except Exception as error:
             yield from _steps(tallies, unread.read_after(error))
             raise
         yield from _steps(tallies, unread.read())
+        if evaluated:
+            yield from of_all(Evaluating(epoch, lead.step))
+        tested = [evaluate(training) if evaluated else (None, None) for training in trainings]
+        for training in trainings:
+            training.epoch, training.tally = epoch + 1, None
+        seconds = time.perf_counter() - started
+        for index, tally in enumerate(tallies):
+            yield index, tally.epoch_of(lead.step, tested[index], seconds)
 
     def _backward(self, batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
         """Set the gradients of all members; return their outputs (N, B, …) and losses (N,)."""
@@ -195,21 +209,13 @@ class Stack:
             losses.append(loss.detach())
             if stats is not None:
                 seen.append((index, stats))
-        for whole, own in self._trained:
-            if own[0].grad is None:
-                whole.grad = None
-                continue
-            # In the memory layout of the parameters, which fused optimisers expect.
-            whole.grad = torch.empty_like(whole)
-            for parameter, part in zip(own, whole.grad, strict=True):
-                parameter.grad = part.copy_(parameter.grad)
         return torch.stack(outputs), torch.stack(losses), seen
 
     @torch.no_grad()
-    def _apply_rules(self) -> Tensor:
+    def _apply_rules(self, one_by_one: bool) -> Tensor:
         """Apply each member's gradient rule; return the norms (N,) before it."""
         rules = [training.gradient_rule for training in self._trainings]
-        if all(rule is keep for rule in rules):
+        if not one_by_one and all(rule is keep for rule in rules):
             return _norms([whole.grad for whole, _ in self._trained if whole.grad is not None])
         models = [training.model for training in self._trainings]
         return torch.stack([r(m.parameters()) for r, m in zip(rules, models, strict=True)])
@@ -222,64 +228,58 @@ class Stack:
         training = self._trainings[0]
 
         def one(
-            parameters: dict, buffers: dict, inputs: Tensor, targets: Tensor, masks: list[Tensor]
+            parameters: dict, buffers: dict, inputs: Tensor, targets: Tensor
         ) -> tuple[Tensor, Tensor]:
-            self._tape[:] = masks
             outputs = functional_call(self._skeleton, (parameters, buffers), (inputs,)).float()
             return outputs, training.loss(outputs, targets)
 
         self._skeleton.train()
-        masks = self._draw_masks(batches[self._widest][0])
         inputs, targets = (torch.stack(part) for part in zip(*batches, strict=True))
         # A layer that draws random numbers raises: it would not draw what the run alone draws.
         together = vmap(one, randomness="error")
         with training.autocast():
-            return together(self._parameters, buffers, inputs, targets, masks)
+            return together(self._parameters, buffers, inputs, targets)
 
-    def _draw_masks(self, inputs: Tensor) -> list[Tensor]:
-        """Return a mask (N, B, …) for each dropout in the order of the pass.
+
+class _Dropout(nn.Module):
+    """The members' dropouts of one name. Each draws what it draws in the run alone."""
+
+    def __init__(self, members: Sequence[Member], name: str) -> None:
+        super().__init__()
+        models = [(member, dict(member.training.model.named_modules())) for member in members]
+        self._own = [(member, modules.get(name)) for member, modules in models]
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return _ToAll.apply(inputs, self)
+
+    def of_all(self, inputs: Tensor) -> Tensor:
+        """Return the outputs (N, B, …) for the inputs of all members.
 
         A mask is what a member's dropout makes of ones. Drawn on ones of the same shape, layout and
         type, in the same order and from the same state, it is the mask of the run alone.
-
-        Args:
-            inputs: the batch of the widest member.
         """
-        if not self._dropouts[self._widest]:
-            return []
-        if len(inputs) not in self._dropped:
-            self._dropped[len(inputs)] = self._trace(inputs)
-        drawn = []
-        for member, own in zip(self.members, self._dropouts, strict=True):
+        masks = []
+        for (member, own), part in zip(self._own, inputs, strict=True):
             with member.randomness():
-                drawn.append([own[name].train()(ones) if name in own else ones
-                              for name, ones in self._dropped[len(inputs)]])  # fmt: skip
-        return [torch.stack(masks) for masks in zip(*drawn, strict=True)]
-
-    @torch.no_grad()
-    def _trace(self, inputs: Tensor) -> list[tuple[str, Tensor]]:
-        """Return name and input, as ones, of each dropout in a pass of the widest member alone."""
-        training = copy.copy(self._trainings[self._widest])
-        training.model = copy.deepcopy(training.model).train()  # the pass changes its buffers
-        met: list[tuple[str, Tensor]] = []
-        for name, module in _dropouts(training.model).items():
-            module.register_forward_pre_hook(
-                lambda _, given, name=name: met.append((name, torch.ones_like(given[0])))
-            )
-        with torch.random.fork_rng(gpus(inputs.device)):
-            training.outputs(inputs)
-        return met
+                ones = torch.ones_like(part)
+                masks.append(own.train()(ones) if isinstance(own, nn.Dropout) else ones)
+        return inputs * torch.stack(masks)
 
 
-class _MaskedDropout(nn.Module):
-    """Dropout by masks that were drawn before the pass; takes them from `tape` in its order."""
+class _ToAll(torch.autograd.Function):
+    """Hands the inputs of all members, which `vmap` hides from a module, to `_Dropout.of_all`."""
 
-    def __init__(self, tape: list[Tensor]) -> None:
-        super().__init__()
-        self._tape = tape
+    @staticmethod
+    def forward(inputs: Tensor, dropout: _Dropout) -> Tensor:  # called without vmap alone
+        raise NotImplementedError
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        return inputs * self._tape.pop(0)
+    @staticmethod
+    def setup_context(ctx: object, inputs: tuple, output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def vmap(info: object, axes: tuple, inputs: Tensor, dropout: _Dropout) -> tuple[Tensor, int]:
+        return dropout.of_all(inputs.movedim(axes[0], 0)), 0
 
 
 def _dropouts(model: nn.Module) -> dict[str, nn.Module]:
@@ -321,68 +321,21 @@ def _norms(gradients: Sequence[Tensor]) -> Tensor:
     return torch.linalg.vector_norm(every, dim=1)
 
 
-# Optimisers that update each number by itself, and whose state beside the count of steps has the
-# parameter's shape: they update a stacked parameter as they update its slices.
-_ELEMENTWISE = (
-    torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adamax, torch.optim.RAdam,
-    torch.optim.Adagrad, torch.optim.RMSprop,
-)  # fmt: skip
+def _together(optimizers: list[torch.optim.Optimizer]) -> list[torch.optim.Optimizer]:
+    """Return one optimiser that updates what all of these do, where torch allows it.
 
-
-class _Optimizers:
-    """The members' optimisers: one over the stacked parameters, if it would do the same.
-
-    It starts one operation where the members' own start N.
-
-    Args:
-        trainings: the members'.
-        wholes: the stacked parameters, in the order of a member's parameters.
+    Its state of a parameter is the same object as in the member's own optimiser.
     """
-
-    def __init__(self, trainings: Sequence[Training], wholes: Sequence[Tensor]) -> None:
-        self._own = [training.optimizer for training in trainings]
-        parameters = [training.model.parameters() for training in trainings]
-        self._parameters = list(zip(wholes, zip(*parameters, strict=True), strict=True))
-        self._common: torch.optim.Optimizer | None = None
-        first, *others = self._own
-        alike = [type(o) is type(first) and _settings(o) == _settings(first) for o in others]
-        if type(first) in _ELEMENTWISE and all(alike):
-            whole_of = {own[0]: whole for whole, own in self._parameters}
-            make: Callable[..., torch.optim.Optimizer] = type(first)
-            self._common = make(
-                [{**g, "params": [whole_of[p] for p in g["params"]]} for g in first.param_groups]
-            )
-            self._take_in(self._common)
-
-    def step(self) -> None:
-        """Update the parameters of all members."""
-        for optimizer in self._own if self._common is None else [self._common]:
-            optimizer.step()
-
-    def _take_in(self, common: torch.optim.Optimizer) -> None:
-        """Stack the members' state, which a checkpoint may have restored."""
-        for whole, own in self._parameters:
-            states = [o.state.get(p, {}) for o, p in zip(self._own, own, strict=True)]
-            sliced = [{k: v for k, v in s.items() if _has_slices(k, v)} for s in states]
-            same = {k: copy.deepcopy(v) for k, v in states[0].items() if not _has_slices(k, v)}
-            if states[0]:
-                common.state[whole] = same | _stacked(sliced)
-
-    def hand_out(self) -> None:
-        """Let the members' own optimisers have their state, to be saved or read."""
-        if self._common is None:
-            return
-        for whole, own in self._parameters:
-            state = self._common.state.get(whole, {})
-            for index, (optimizer, parameter) in enumerate(zip(self._own, own, strict=True)):
-                for key, value in state.items():
-                    part = value[index] if _has_slices(key, value) else copy.deepcopy(value)
-                    optimizer.state[parameter][key] = part
-
-
-def _has_slices(key: str, value: object) -> bool:
-    return key != "step" and isinstance(value, Tensor)
-
-
-def _settings(optimizer: torch.optim.Optimizer) -> list[dict]:
-    return [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+    first = optimizers[0]
+    settings = [[{**g, "params": None} for g in each.param_groups] for each in optimizers]
+    if any(type(each) is not type(first) for each in optimizers) or settings[1:] != settings[:-1]:
+        return optimizers
+    if not type(first).__module__.startswith("torch.optim."):
+        return optimizers  # it may keep a state elsewhere
+    make: Callable[..., torch.optim.Optimizer] = type(first)
+    groups = zip(*(each.param_groups for each in optimizers), strict=True)
+    together = make([{**own[0], "params": [p for g in own for p in g["params"]]} for own in groups])
+    for each in optimizers:
+        for group in each.param_groups:
+            together.state.update({p: each.state[p] for p in group["params"]})
+    return [together]

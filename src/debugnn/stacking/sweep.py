@@ -10,15 +10,25 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from debugnn.errors import ConfigError, RunError, one_line
-from debugnn.records import BOOKKEEPING, Epoch
+from debugnn.records import BOOKKEEPING, Epoch, Evaluating, Pause
 from debugnn.runs.directory import RunDirectory, flat
-from debugnn.runs.execute import Run, choose_rate, execute, finished, open_run, prepare, train
+from debugnn.runs.execute import (
+    Run,
+    choose_rate,
+    execute,
+    finished,
+    open_run,
+    pass_on,
+    prepare,
+    train,
+)
 from debugnn.runs.pauses import told_by_signals
 from debugnn.runs.sinks import Console
 from debugnn.stacking.stack import Member, Stack
@@ -49,9 +59,6 @@ class Job:
         }
 
 
-Failed = Callable[[Job, Exception | SystemExit], None]
-
-
 def sets_that_fit(jobs: Sequence[Job | None], at_once: int) -> list[list[int]]:
     """Divide jobs into sets that can train at once.
 
@@ -75,7 +82,9 @@ def sets_that_fit(jobs: Sequence[Job | None], at_once: int) -> list[list[int]]:
     return sets
 
 
-def execute_together(jobs: Sequence[Job], failed: Failed) -> None:
+def execute_together(
+    jobs: Sequence[Job], failed: Callable[[Job, Exception | SystemExit], None]
+) -> None:
     """Run a set of jobs at once, each in its own directory.
 
     Finished runs are skipped. Runs that do not stack, or that are faster alone, train one after the
@@ -96,9 +105,9 @@ def execute_together(jobs: Sequence[Job], failed: Failed) -> None:
             elif not finished(directory):
                 paths.add(directory.path)
                 begun.append(_begin(job, directory))
-    groups: dict[int, list[_Begun]] = {}  # by the number of epochs reached
+    groups: dict[tuple[int, int], list[_Begun]] = {}
     for one in _in_step(begun):
-        groups.setdefault(one.run.training.epoch, []).append(one)
+        groups.setdefault(one.run.training.place, []).append(one)
     for group in groups.values():
         stack = _stack([one.member for one in group])
         if stack is None:
@@ -117,7 +126,7 @@ def execute_together(jobs: Sequence[Job], failed: Failed) -> None:
 
 
 @contextmanager
-def _reporting(job: Job, failed: Failed) -> Iterator[None]:
+def _reporting(job: Job, failed: Callable[[Job, Exception | SystemExit], None]) -> Iterator[None]:
     try:
         yield
     except (Exception, SystemExit) as error:
@@ -133,26 +142,26 @@ class _Begun:
     member: Member
 
 
-def _begin(job: Job, directory: RunDirectory, before: int | None = None) -> _Begun:
+def _begin(job: Job, directory: RunDirectory, before: tuple[int, int] | None = None) -> _Begun:
     run = prepare(directory, before)
     choose_rate(run)
     return _Begun(job, run, Member(run.training))  # keeps the random state that `prepare` has set
 
 
 def _in_step(begun: Sequence[_Begun]) -> Sequence[_Begun]:
-    """Return the runs at one epoch, if their stack was cut off while it saved them.
+    """Return the runs at one place, if their stack was cut off while it saved them.
 
     Those with the later checkpoint go back to the one before it. A stack of fewer members would
     give other numbers, in the last bit.
     """
-    least = min((one.run.training.epoch for one in begun), default=0)
-    ahead = [one for one in begun if one.run.training.epoch > least]
+    least = min((one.run.training.place for one in begun), default=(0, 0))
+    ahead = [one for one in begun if one.run.training.place > least]
     sizes = {one.run.directory.read_facts().get("stacked") for one in ahead}
     if sizes != {len(begun)}:
         return begun
     try:
         return [_begin(one.job, one.run.directory, least) if one in ahead else one for one in begun]
-    except RunError:  # the checkpoint before is of another epoch
+    except RunError:  # the checkpoint before is of another place
         return begun
 
 
@@ -164,8 +173,6 @@ def _stack(members: Sequence[Member]) -> Stack | None:
     try:
         if len(members) == 1:
             return None
-        if any(member.training.tally is not None for member in members):
-            raise ConfigError("a run that was saved inside an epoch goes on alone")
         if training.device.type == "cpu" and convolutions:
             # Stacked, they are grouped convolutions. Those take 1.3 times as long for 4 members of
             # the MNIST net as one after the other, and twice as long for 16.
@@ -189,15 +196,10 @@ def _train(stack: Stack, runs: Sequence[Run]) -> None:
         run.pauses = pauses
     with told_by_signals(pauses), ExitStack() as opened:
         writes = [opened.enter_context(open_run(run, stacked=len(runs))) for run in runs]
-        for run, write in zip(runs, writes, strict=True):
-            for record in run.search:
-                write(record)
-        for index, record in stack.fit(config.trainer.epochs, probe):
-            console.write(record)
-            ended = isinstance(record, Epoch)  # the checkpoint saves the random state
-            with stack.members[index].randomness() if ended else nullcontext():
-                writes[index](record)
-            if ended and index + 1 == len(runs):  # all members are saved
-                pauses.end_if_told()
+        searches = ((index, record) for index, run in enumerate(runs) for record in run.search)
+        for index, record in chain(searches, stack.fit(config.trainer.epochs, probe, pauses)):
+            saved = isinstance(record, Pause | Evaluating | Epoch)  # with the random state
+            with stack.members[index].randomness() if saved else nullcontext():
+                pass_on(record, writes[index], console, pauses, last=index + 1 == len(runs))
     shared = os.path.commonpath([run.directory.path for run in runs])
     log.info("  %.1f s, in %s", time.perf_counter() - started, shared)

@@ -63,7 +63,7 @@ def write(path: Path, state: dict[str, Any]) -> None:
 
 
 def restore(
-    path: Path, training: Training, epochs: int, before: int | None = None
+    path: Path, training: Training, epochs: int, before: tuple[int, int] | None = None
 ) -> dict[str, Any] | None:
     """Load the last whole checkpoint into a training that was built from the same configuration.
 
@@ -72,7 +72,7 @@ def restore(
     Args:
         path: of the last checkpoint. Where it is damaged, the one before is loaded, with a warning.
         epochs: that the training is to have in all.
-        before: take the checkpoint before the last one, of the end of this number of epochs.
+        before: take the checkpoint before the last one, of these numbers of epochs and steps.
 
     Returns:
         The state of what watched the training, None without one.
@@ -90,8 +90,9 @@ def restore(
         log.warning("%s: damaged; goes on from the one before", path)
     try:
         state = torch.load(whole[0], map_location=training.device, weights_only=True)
-        if before is not None and (state["epoch"] != before or state["tally"] is not None):
-            raise ValueError(f"of epoch {state['epoch']}, not {before}")
+        place = (state["epoch"], state["step"])
+        if before not in (None, place):
+            raise ValueError(f"of epoch and step {place}, not {before}")
         if state["epoch"] > epochs:
             raise ValueError(f"of epoch {state['epoch']}, beyond trainer.epochs={epochs}")
         training.model.load_state_dict(state["model"])

@@ -114,6 +114,11 @@ class Training:
         """The device of the data, on which the model is trained."""
         return self.data.train.inputs.device
 
+    @property
+    def place(self) -> tuple[int, int]:
+        """The numbers of completed epochs and steps."""
+        return self.epoch, self.step
+
     def outputs(self, inputs: Tensor) -> Tensor:
         """Return the network's outputs as float32, computed in the set precision and layout."""
         if self.channels_last and inputs.dim() == 4:
