@@ -1,5 +1,6 @@
 """What is said of trainings whose loss compares more than one output with one target."""
 
+import itertools
 import json
 from dataclasses import asdict
 
@@ -27,7 +28,7 @@ from debugnn.doctor.observe.calls import Call
 from debugnn.doctor.observe.labels_among_inputs import find_labels
 from debugnn.doctor.observe.layout import Layout
 from debugnn.doctor.observe.loss_function.facts import loss_facts
-from debugnn.doctor.observe.loss_function.graph import candidates, loss_sources
+from debugnn.doctor.observe.loss_function.graph import candidates, crossed, loss_sources
 from debugnn.doctor.observe.parts import find_parts, without_gradient
 from debugnn.doctor.observe.task import read
 
@@ -53,7 +54,66 @@ def watched(model, make, loss_fn, steps, lr=1e-2, handed=True):
         return doctor.report()
 
 
+# --- derivatives that the loss is made of ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("activation", "order", "accused"),
+    [(nn.Tanh, 2, False), (nn.SiLU, 2, False), (nn.ReLU, 2, True), (nn.LeakyReLU, 2, True),
+     (nn.ReLU, 1, False)],
+)  # fmt: skip
+def test_a_loss_of_second_derivatives_needs_activations_that_have_one(activation, order, accused):
+    """u'' = -u from u(0) = 0, u'(0) = 1; of first order, u' = cos."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(1, 16), activation(), nn.Linear(16, 16), activation(),
+                          nn.Linear(16, 1))  # fmt: skip
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    with Doctor(model, optimizer) as doctor:
+        for _ in range(30):
+            x = torch.rand(BATCH, 1).requires_grad_()
+            u = model(x)
+            (slope,) = torch.autograd.grad(u.sum(), x, create_graph=True)
+            residual = slope - x.cos()
+            if order == 2:
+                residual = torch.autograd.grad(slope.sum(), x, create_graph=True)[0] + u
+            loss = residual.square().mean() + model(torch.zeros(1, 1)).square().sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            doctor.step(loss)
+        report = doctor.report()
+    assert ("wrong_hidden_activation" in named(report)) is accused
+    assert not report.troubles
+
+
 # --- what the loss was computed from --------------------------------------------------------------
+
+
+COLUMN, ROW = (BATCH, 1), (BATCH,)
+
+
+@pytest.mark.parametrize(
+    "loss_fn",
+    [F.mse_loss, F.smooth_l1_loss, F.huber_loss, F.l1_loss,
+     lambda o, t: ((o - t) ** 2).mean(), lambda o, t: 0.5 * (t - o).abs().sum() + o.square().sum(),
+     lambda o, t: (torch.ones(BATCH) * F.mse_loss(o, t, reduction="none")).mean()],
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore:Using a target size")
+def test_targets_that_are_broadcast_against_outputs_are_found_in_the_loss(loss_fn):
+    values = nn.Linear(FEATURES, 1)(torch.randn(BATCH, FEATURES))
+    for shape, other in itertools.product((COLUMN, ROW), repeat=2):
+        loss = loss_fn(values.reshape(shape), torch.randn(other))
+        loss.backward(retain_graph=True)
+        assert crossed(loss) == (None if shape == other else (BATCH, BATCH))
+
+
+def test_outputs_that_are_compared_with_each_other_are_meant():
+    values, wanted = nn.Linear(FEATURES, 1)(torch.randn(BATCH, FEATURES)), torch.randn(BATCH)
+    differences = values - values.T
+    assert crossed(F.mse_loss(differences, wanted[:, None] - wanted)) is None
+    kernel = (-((values - wanted) ** 2)).exp().mean()  # distance of two distributions
+    assert crossed(kernel) is None
+    assert crossed((values - wanted).abs().min(dim=0).values.mean()) is None
 
 
 def scores(*shape):

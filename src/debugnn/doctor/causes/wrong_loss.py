@@ -161,16 +161,20 @@ def broadcast_shapes(evidence: Evidence) -> str | None:
     loss = evidence.loss
     unpaired = loss.permuted is not None and loss.permuted < UNPAIRED
     apart = loss.cross_gradient is not None and loss.cross_gradient < UNPAIRED
-    if not (unpaired and apart) or loss.ignores_targets or len(loss.shapes) < 2:
-        return None
-    outputs, targets = loss.shapes
-    if math.prod(outputs) != math.prod(targets):
-        return None
-    where = "" if outputs != targets else "within the loss "
-    return (
-        f"outputs {tuple(outputs)} and targets {tuple(targets)} are broadcast {where}against each "
-        "other: every output is compared with every target"
-    )
+    told = unpaired and apart and not loss.ignores_targets and len(loss.shapes) > 1
+    if told and math.prod(loss.shapes[0]) == math.prod(loss.shapes[1]):
+        outputs, targets = loss.shapes
+        where = "" if outputs != targets else "within the loss "
+        return (
+            f"outputs {tuple(outputs)} and targets {tuple(targets)} are broadcast {where}against "
+            "each other: every output is compared with every target"
+        )
+    if loss.crossed is not None:
+        return (
+            f"outputs and targets of {loss.crossed[0]} samples are broadcast against each other, "
+            f"to {tuple(loss.crossed)}: every output is compared with every target"
+        )
+    return None
 
 
 def other_entries_read(evidence: Evidence) -> str | None:

@@ -85,6 +85,7 @@ class LossFacts:
     across_positions: float | None = None
     linear: float | None = None  # classes: how far it is from linear in probabilities, relatively
     volume: VolumeFacts | None = None  # of a flow
+    crossed: list[int] | None = None  # shape in which each output is compared with every target
     # Outputs that it compares with a target, and has no gradient with respect to.
     detached: list[str] = field(default_factory=list)
     # Operation of the loss that the loop computed → the one that made its input, views left out.

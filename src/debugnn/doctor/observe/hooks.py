@@ -13,6 +13,7 @@ from debugnn.doctor.observe.calls import Call, map_tensors, scores_of
 from debugnn.doctor.observe.erased_gradients import ErasedGradients
 from debugnn.doctor.observe.forward_passes import ForwardPass
 from debugnn.doctor.observe.graph import UnregisteredLeaves
+from debugnn.doctor.observe.input_derivatives import InputDerivatives
 from debugnn.doctor.observe.layers import LayerProbes
 from debugnn.doctor.observe.loss_calls import LossCalls
 from debugnn.doctor.observe.module_state import StateBetweenSteps
@@ -73,6 +74,7 @@ class TrainingHooks:
         self.rivals = Rivals(training.model, training.optimizer)
         self.state = StateBetweenSteps(training.model)
         self.loss_calls = LossCalls(training.evidence, lambda: self.outputs)
+        self._derivatives = InputDerivatives(training.evidence)
         self._training = training
         self._replay = replay
         self._at_once = at_once
@@ -121,6 +123,7 @@ class TrainingHooks:
         """Forget the outputs and the probe of a step."""
         self.outputs = self.output_gradient = None
         self.volume_gradients = {}
+        self._derivatives.clear()
         self.layers.drop()
 
     def release(self) -> None:
@@ -169,6 +172,8 @@ class TrainingHooks:
                 scores.register_hook(partial(_with_place, note, self._forwards))
             self._watch_volume(output)
         pending = self._training.passes.pending
+        if self._training.probe_due and pending:
+            self._derivatives.watch(pending[-1].call)
         if self.leaves.looks and pending:
             self.leaves.look(pending[-1].call, output)
 

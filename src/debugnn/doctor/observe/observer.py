@@ -21,7 +21,7 @@ from debugnn.doctor.observe.graph import look_at_copy
 from debugnn.doctor.observe.hooks import TrainingHooks
 from debugnn.doctor.observe.labels_among_inputs import find_labels
 from debugnn.doctor.observe.layout import Layout
-from debugnn.doctor.observe.loss_function.graph import candidates, loss_sources
+from debugnn.doctor.observe.loss_function.graph import candidates, crossed, loss_sources
 from debugnn.doctor.observe.loss_jumps import LossJumps
 from debugnn.doctor.observe.losses import LossCurve, output_gradient
 from debugnn.doctor.observe.sample_axis import FIND, Samples
@@ -168,6 +168,7 @@ class Observer:
             self._take(call, inputs, targets, value)
         if step == 0:
             self.evidence.loss.sources = loss_sources(loss)
+            self.evidence.loss.crossed = list(crossed(loss) or ()) or None
         self._losses.add(value, step)
         if due or self._at_once or not devices.waits(value):
             self._losses.read()

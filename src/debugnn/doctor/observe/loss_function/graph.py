@@ -1,5 +1,6 @@
 """What a loss is computed from, as the graph of its computation tells; needs no loss function."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -94,6 +95,47 @@ def candidates(loss: Any) -> int | None:
         if not following:
             return None
         pending += following
+    return None
+
+
+# What compares outputs with targets, entry by entry, and what may stand between it and the loss.
+_COMPARISONS = frozenset({"MseLoss", "SmoothL1Loss", "HuberLoss", "Pow", "Abs"})
+_REDUCED = _VIEWS | {"Mean", "Sum", "Add", "Sub", "Mul", "Div", "Neg", "Stack"}
+
+
+def crossed(loss: Any) -> tuple[int, ...] | None:
+    """Return the shape in which each output is compared with every target, None where none is.
+
+    Outputs (B, 1) and targets (B,), or the other way round, are broadcast to (B, B). The targets
+    have no gradient: outputs that are compared with each other are meant to be.
+
+    Args:
+        loss: as the loop computed it, after `backward` too.
+    """
+    pending = [loss.grad_fn] if isinstance(loss, Tensor) and loss.grad_fn is not None else []
+    for _ in range(_NODES):
+        if not pending:
+            return None
+        node = pending.pop()
+        following = [each for each, _ in node.next_functions if each is not None]
+        if _name(node) in _COMPARISONS:
+            shape = _crossed_below(following)
+            if shape is not None:
+                return shape
+        elif _name(node) in _REDUCED:
+            pending += following
+    return None
+
+
+def _crossed_below(nodes: list[Any]) -> tuple[int, ...] | None:
+    """Return the shape to which the one input of a comparison that has a gradient is broadcast."""
+    while len(nodes) == 1 and _name(nodes[0]) in ("Expand", "Sub"):
+        shape = tuple(nodes[0]._input_metadata[0].shape)
+        nodes = [each for each, _ in nodes[0].next_functions if each is not None]
+        if len(nodes) == 1 and not hasattr(nodes[0], "variable"):
+            own = tuple(nodes[0]._input_metadata[0].shape)
+            if len(shape) == 2 and shape[0] == shape[1] > 1 and math.prod(own) == shape[0]:
+                return shape
     return None
 
 
