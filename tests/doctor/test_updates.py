@@ -20,7 +20,7 @@ from debugnn.doctor.causes.signals.learning_rate import (
 from debugnn.doctor.causes.signals.loss_function import undivided_passes
 from debugnn.doctor.evidence import Evidence, OptimizerFacts, Score, TrialOutcome
 from debugnn.doctor.observe.optimizer import RateCurve
-from debugnn.doctor.trials import HIGHER_RATES, RESUMED, UNCHANGED
+from debugnn.doctor.trials import HIGHER_RATES, LOWER_RATES, RESUMED, UNCHANGED
 from debugnn.faults import train
 from debugnn.faults.cases import case
 from debugnn.faults.lr_too_low import compounding_decay
@@ -296,6 +296,79 @@ def test_a_step_decay_stepped_at_each_batch_takes_the_rate_to_nothing():
 
 def test_what_is_learnt_all_the_same_is_not_accused():
     assert vanished_rate(trained(0.95, points(lambda u: 0.1 ** (u // 5), 400))) is None
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "steps", "said"),
+    [
+        (3.0, 2.0, 400, True),
+        (3.0, 0.2, 400, False),  # it may have learnt all that there is
+        (3.0, 4.0, 400, False),
+        (-3.0, -2.0, 400, False),
+        (3.0, 2.0, 60, False),
+    ],
+)
+def test_of_an_unknown_task_a_rate_that_is_nothing_is_told_while_the_loss_is_far_from_zero(
+    first, last, steps, said
+):
+    rates = points(lambda u: 0.1 ** (u // (steps // 40)), steps)
+    given = Evidence(task="unknown", optimizer=OptimizerFacts(rates=rates))
+    given.loop.steps = steps
+    given.outcome.first_loss = given.outcome.highest_loss = first
+    given.outcome.last_loss = last
+    assert [sign.confidence for sign in taken_to_nothing(given)] == ["certain"] * said
+
+
+# --- what is learnt and lost again ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tenths", "lost"),
+    [
+        ([2.0, 1.0, 1.0, 1.4], True),
+        ([2.0, 1.0, 1.0, 1.1], False),
+        ([2.0, 1.5, 1.2, 1.0], False),
+        ([2.2, 2.4, 2.5, 2.6], False),  # nothing was learnt
+    ],
+)
+def test_lower_rates_are_tried_where_what_was_learnt_is_lost_again(tenths, lost):
+    given = trained(0.3, points(lambda u: 1.0, 400))
+    given.outcome.first_loss, given.outcome.tenths = 2.2, tenths
+    wanted = list(causes.trials_wanted(given))
+    assert all((trial in wanted) is lost for trial in (UNCHANGED, *LOWER_RATES))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("decay", "named"), [(0.3, True), (1e-5, False)])
+def test_a_decay_that_leaves_nothing_of_the_weights_is_named_whatever_can_be_learnt(decay, named):
+    """Two embeddings whose product is a number: a simple model knows nothing of it."""
+    generator = torch.Generator().manual_seed(1)
+    left, right = torch.randn(2, 40, 2, generator=generator)
+    pairs = torch.cartesian_prod(torch.arange(40), torch.arange(40))
+    values = (left[pairs[:, 0]] * right[pairs[:, 1]]).sum(dim=1)
+
+    class Product(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.left, self.right = nn.Embedding(40, 4), nn.Embedding(40, 4)
+
+        def forward(self, pairs):
+            return (self.left(pairs[:, 0]) * self.right(pairs[:, 1])).sum(dim=1)
+
+    torch.manual_seed(0)
+    model = Product()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.03, weight_decay=decay)
+    with Doctor(model, optimizer, nn.MSELoss()) as doctor:
+        for _ in range(400):
+            chosen = torch.randint(len(pairs), (64,))
+            loss = F.mse_loss(model(pairs[chosen]), values[chosen])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            doctor.step(loss, pairs[chosen], values[chosen])
+        report = doctor.report()
+    assert (report.main_cause == "over_regularised") is named, report
+    assert report.healthy is not named
 
 
 @pytest.mark.parametrize(

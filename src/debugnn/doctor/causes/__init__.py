@@ -12,6 +12,7 @@ from importlib import import_module
 from debugnn.doctor.causes.cause import Cause, Kind
 from debugnn.doctor.causes.signals.learning_rate import vanished_rate
 from debugnn.doctor.causes.signals.outcome import (
+    doubtful,
     last_validation,
     learns_late,
     rough_start,
@@ -178,7 +179,8 @@ def trials_wanted(evidence: Evidence) -> Iterator[Trial]:
     Few are wanted for a training that learns, and none where the cause is certain. To be asked
     again after each trial, which may answer what another was wanted for.
     """
-    if not (short(evidence) or rough_start(evidence) or learns_late(evidence)):
+    looked_into = short(evidence) or doubtful(evidence)
+    if not (looked_into or rough_start(evidence) or learns_late(evidence)):
         wanted = {trial for c in CAUSES.values() for trial in c.trials_if_learning(evidence)}
         yield from (trial for trial in TRIALS if trial in wanted)
         return

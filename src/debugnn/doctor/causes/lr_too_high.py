@@ -3,7 +3,12 @@
 from collections.abc import Iterable, Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
-from debugnn.doctor.causes.signals.learning_rate import LARGE_UPDATE, jumps_about, largest_update
+from debugnn.doctor.causes.signals.learning_rate import (
+    LARGE_UPDATE,
+    jumps_about,
+    largest_update,
+    unlearns,
+)
 from debugnn.doctor.causes.signals.outcome import at_chance, diverged, severity, short
 from debugnn.doctor.causes.signals.trials import (
     CALM,
@@ -54,15 +59,16 @@ def large_updates(evidence: Evidence) -> Iterator[Sign]:
 
 
 def lower_rate_learns_more(evidence: Evidence) -> Iterator[Sign]:
-    """Steps that replace whole weights, and a copy gets farther at a lower rate, in its few steps,
-    than the whole training did."""
+    """Steps that replace whole weights or lose what was learnt, and a copy gets farther at a lower
+    rate, in its few steps, than the whole training did."""
     own = evidence.outcome.train.relative_loss
     better = [trial for trial in LOWER_RATES if overtakes(evidence, trial)]
     if not better or not jumps_about(evidence):
         return
     slower = min(better, key=lambda trial: evidence.trials[trial.name].end)
     outcome, lower = evidence.trials[slower.name], _rate(evidence, slower)
-    seen = (
+    seen = ", what was learnt is lost again" if unlearns(evidence) else ""
+    seen += (
         f", and after {evidence.loop.steps} steps the relative loss is {own:.2f}; at a rate of "
         f"{lower} a copy gets to {outcome.end:.2f} in {outcome.steps} steps"
     )
@@ -109,7 +115,7 @@ def trials(evidence: Evidence) -> Iterable[Trial]:
 
 
 def trials_if_learning(evidence: Evidence) -> Iterable[Trial]:
-    """Try lower rates where steps replace whole weights."""
+    """Try lower rates where steps replace whole weights, or what was learnt is lost again."""
     if jumps_about(evidence):
         yield from (UNCHANGED, *LOWER_RATES)
 

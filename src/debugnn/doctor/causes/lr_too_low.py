@@ -16,7 +16,14 @@ from debugnn.doctor.causes.signals.learning_rate import (
     unfinished_rise,
     vanished_rate,
 )
-from debugnn.doctor.causes.signals.outcome import AT_CHANCE, diverged, failing, severity, short
+from debugnn.doctor.causes.signals.outcome import (
+    AT_CHANCE,
+    diverged,
+    failing,
+    judged,
+    severity,
+    short,
+)
 from debugnn.doctor.causes.signals.trials import (
     LEARNT,
     cured,
@@ -82,7 +89,7 @@ def taken_to_nothing(evidence: Evidence) -> Iterator[Sign]:
         )
     elif resumed is not None:
         mended = _gained(resumed)
-    certain = failing(evidence) and not diverged(evidence)
+    certain = (failing(evidence) or not judged(evidence)) and not diverged(evidence)
     shown = constant is not None or resumed is not None
     yield Sign(
         severity(evidence) if certain or shown else "note",

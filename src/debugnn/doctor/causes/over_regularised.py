@@ -3,7 +3,13 @@
 from collections.abc import Iterable, Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign
-from debugnn.doctor.causes.signals.outcome import code_ignored, severity, short
+from debugnn.doctor.causes.signals.outcome import (
+    chooses_candidate,
+    code_ignored,
+    doubtful,
+    severity,
+    short,
+)
 from debugnn.doctor.causes.signals.trials import cured, shown_by, trial_numbers
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.trials import UNREGULARISED, Trial
@@ -15,6 +21,8 @@ MOSTLY_PENALTY = 0.5
 ONE_SIDED = 0.95
 # ‖w‖/‖w₀‖ below which weight decay has shrunk the weights.
 SHRUNK = 0.6
+# ‖w‖/‖w₀‖ below which nothing of the weights is left: a decay alone takes them there.
+GONE = 0.01
 # Dropout rate above the usual 0.5.
 HIGH_DROPOUT = 0.7
 
@@ -29,15 +37,16 @@ def penalty_share(evidence: Evidence) -> float:
 
 def strong_regulariser(evidence: Evidence) -> Iterator[Sign]:
     """A penalty, weight decay or dropout that keeps the training samples from being learnt."""
-    if not short(evidence):
+    if not (short(evidence) or doubtful(evidence) or chooses_candidate(evidence) is False):
         return
     penalty, decay = penalty_share(evidence), evidence.optimizer.weight_decay
     dropout, shrunk = evidence.network.dropout, evidence.outcome.shrinkage
     relieved = cured(evidence, UNREGULARISED)
+    gone = decay > 0 and shrunk is not None and shrunk < GONE
     if penalty > MOSTLY_PENALTY:
         what, fix = f"{100 * penalty:.0f} % of the loss is a penalty", "weaken the penalty"
     elif decay > 0 and ((shrunk is not None and shrunk < SHRUNK) or relieved):
-        to = f" shrinks the weights to {100 * shrunk:.0f} %" if shrunk is not None else ""
+        to = f" shrinks the weights to {100 * shrunk:.2g} %" if shrunk is not None else ""
         what = f"a weight decay of {decay:g}{to}"
         fix = "lower the weight decay (1e-4 to 1e-2 are usual)"
     elif dropout >= HIGH_DROPOUT and relieved:
@@ -55,7 +64,7 @@ def strong_regulariser(evidence: Evidence) -> Iterator[Sign]:
             "shrinkage": shrunk,
             **trial_numbers(evidence, UNREGULARISED),
         },
-        confidence=shown_by(evidence, relieved),
+        confidence="certain" if gone else shown_by(evidence, relieved),
     )
 
 

@@ -3,7 +3,12 @@
 from itertools import pairwise
 from typing import NamedTuple
 
-from debugnn.doctor.causes.signals.outcome import NEARLY_PERFECT, judged, reached
+from debugnn.doctor.causes.signals.outcome import (
+    NEARLY_PERFECT,
+    UNKNOWN_JUDGED_AFTER,
+    judged,
+    reached,
+)
 from debugnn.doctor.evidence import Evidence
 
 # Rate over its highest value below which hardly anything moves: two tenfold decays.
@@ -13,6 +18,9 @@ NOTHING = 0.01
 MOST = 0.8
 # The same from which a trial tells whether the training was over by then.
 HALF = 0.5
+# Last loss over the first of an unknown task, above which it is not taken for learnt: sound
+# programs whose loss has no floor but 0 end below.
+LEFT_OVER = 0.3
 # The highest rate over that of the schedule below which it never came near it, and the first rate
 # over the last of a warm-up that was under way: the least trial of a higher rate is at ten times
 # the highest rate, and so at no more than the schedule was to reach.
@@ -29,6 +37,9 @@ LARGE_UPDATE = 0.05
 REPLACED = 1.0
 # Last rate over the highest one, below which a schedule has lowered it: half of a decay by ten.
 FELL = 0.3
+# Share of the fall of the loss by which it has risen again, as medians of tenths of the training,
+# from which lower rates are tried: the scatter of such medians is some hundredths of the fall.
+UNLEARNT = 0.25
 # ‖w − w₀‖ / ‖w₀‖ after the whole training below which the weights have stayed where they were:
 # sound programs have 0.5 and more, rates that are 1,000 times too low 0.016 and less.
 STILL = 0.03
@@ -48,7 +59,11 @@ class Fall(NamedTuple):
 
 def vanished_rate(evidence: Evidence) -> Fall | None:
     """Return how a schedule takes all rates to nothing near the beginning of a training that has
-    not learnt all by then; None where none does."""
+    not learnt all by then; None where none does.
+
+    What an unknown task's loss may come to is not known: it is taken to be far from there as long
+    as it is a good part of the first loss.
+    """
     return _fall_to_nothing(evidence, MOST)
 
 
@@ -59,7 +74,7 @@ def faded_rate(evidence: Evidence) -> Fall | None:
 
 def _fall_to_nothing(evidence: Evidence, share: float) -> Fall | None:
     points = evidence.optimizer.rates
-    if not judged(evidence) or len(points) < 2 or reached(evidence) > NEARLY_PERFECT:
+    if len(points) < 2 or not _more_to_learn(evidence):
         return None
     if len({len(point) for point in points}) > 1:
         return None  # groups were added
@@ -77,6 +92,15 @@ def _fall_to_nothing(evidence: Evidence, share: float) -> Fall | None:
         return None
     group = max(range(len(highest)), key=highest.__getitem__)
     return Fall(start, updates, highest[group], points[-1][1 + group])
+
+
+def _more_to_learn(evidence: Evidence) -> bool:
+    if judged(evidence):
+        return reached(evidence) <= NEARLY_PERFECT
+    first, last = evidence.outcome.first_loss, evidence.outcome.last_loss
+    if first is None or last is None or evidence.loop.steps < UNKNOWN_JUDGED_AFTER:
+        return False
+    return evidence.task == "unknown" and 0 < LEFT_OVER * first < last <= first
 
 
 class Rise(NamedTuple):
@@ -122,11 +146,20 @@ def has_fallen(rates: list[float]) -> bool:
 
 
 def jumps_about(evidence: Evidence) -> bool:
-    """Return whether steps replace a whole weight tensor, at a rate that no schedule has lowered,
-    in a training that learns something and not all that there is."""
+    """Return whether steps replace a whole weight tensor, or what was learnt is lost again, at a
+    rate that no schedule has lowered, in a training that learns something and not all that there
+    is."""
     lowered = has_fallen(highest_rates(evidence))
-    large = largest_update(evidence)[0] > REPLACED
-    return large and not lowered and judged(evidence) and reached(evidence) < NEARLY_PERFECT
+    wild = largest_update(evidence)[0] > REPLACED or unlearns(evidence)
+    return wild and not lowered and judged(evidence) and reached(evidence) < NEARLY_PERFECT
+
+
+def unlearns(evidence: Evidence) -> bool:
+    """Return whether the loss rises again for good after it has fallen, by a part of its fall."""
+    course, first = evidence.outcome.tenths, evidence.outcome.first_loss
+    if len(course) < 2 or first is None:
+        return False
+    return course[-1] - min(course) > UNLEARNT * (first - min(course)) > 0
 
 
 def largest_update(evidence: Evidence) -> tuple[float, str, int]:

@@ -374,6 +374,11 @@ def short(evidence: Evidence) -> bool:
     return failing(evidence) or (simple is not None and reached(evidence) < simple - BEHIND)
 
 
+def doubtful(evidence: Evidence) -> bool:
+    """Return whether it does no better than guessing, and it is not known if more can be learnt."""
+    return learns(evidence) is None and at_chance(evidence)
+
+
 def severity(evidence: Evidence) -> str:
     """Return `error` for a failing training, else `warning`."""
     return "error" if failing(evidence) else "warning"
