@@ -113,16 +113,14 @@ def train(run: "Run") -> None:
             choose_rate(run)
         with open_run(run) as write:
             for record in records_of(run):
-                pass_on(record, write, console, run.pauses)
+                relay(record, write, console, run.pauses)
                 if run.training.step == 0:  # a range test, with nothing to be saved
                     run.pauses.end_if_told()
     log.info("  %.1f s, in %s", time.perf_counter() - started, directory.path)
     run.pauses.end_if_told()  # a signal that came when there was nothing left to train
 
 
-def pass_on(
-    record: Told, write: Write, console: Console, pauses: Pauses, last: bool = True
-) -> None:
+def relay(record: Told, write: Write, console: Console, pauses: Pauses, last: bool = True) -> None:
     """Hand a record on; end what trains if it was told to stop and can be saved as it is now.
 
     Args:

@@ -18,17 +18,9 @@ from torch import nn
 
 from debugnn.errors import ConfigError, RunError, one_line
 from debugnn.records import BOOKKEEPING, Epoch, Evaluating, Pause
+from debugnn.runs import execute
 from debugnn.runs.directory import RunDirectory, flat
-from debugnn.runs.execute import (
-    Run,
-    choose_rate,
-    execute,
-    finished,
-    open_run,
-    pass_on,
-    prepare,
-    train,
-)
+from debugnn.runs.execute import Run
 from debugnn.runs.pauses import told_by_signals
 from debugnn.runs.sinks import Console
 from debugnn.stacking.stack import Member, Stack
@@ -102,7 +94,7 @@ def execute_together(
             directory = RunDirectory(job.config, job.overrides, job.experiment)
             if directory.path in paths:
                 log.info("%s: asked for twice", directory.title)
-            elif not finished(directory):
+            elif not execute.finished(directory):
                 paths.add(directory.path)
                 begun.append(_begin(job, directory))
     groups: dict[tuple[int, int], list[_Begun]] = {}
@@ -113,7 +105,7 @@ def execute_together(
         if stack is None:
             for one in group:
                 with _reporting(one.job, failed), one.member.randomness():
-                    train(one.run)
+                    execute.train(one.run)
             continue
         try:
             _train(stack, [one.run for one in group])
@@ -122,7 +114,7 @@ def execute_together(
             for one in group:
                 one.run.directory.unlock()
                 with _reporting(one.job, failed):  # it goes on from its checkpoint
-                    execute(one.job.config, one.job.overrides, one.job.experiment)
+                    execute.execute(one.job.config, one.job.overrides, one.job.experiment)
 
 
 @contextmanager
@@ -143,8 +135,8 @@ class _Begun:
 
 
 def _begin(job: Job, directory: RunDirectory, before: tuple[int, int] | None = None) -> _Begun:
-    run = prepare(directory, before)
-    choose_rate(run)
+    run = execute.prepare(directory, before)
+    execute.choose_rate(run)
     return _Begun(job, run, Member(run.training))  # keeps the random state that `prepare` has set
 
 
@@ -195,11 +187,11 @@ def _train(stack: Stack, runs: Sequence[Run]) -> None:
     for run in runs:
         run.pauses = pauses
     with told_by_signals(pauses), ExitStack() as opened:
-        writes = [opened.enter_context(open_run(run, stacked=len(runs))) for run in runs]
+        writes = [opened.enter_context(execute.open_run(run, stacked=len(runs))) for run in runs]
         searches = ((index, record) for index, run in enumerate(runs) for record in run.search)
         for index, record in chain(searches, stack.fit(config.trainer.epochs, probe, pauses)):
             saved = isinstance(record, Pause | Evaluating | Epoch)  # with the random state
             with stack.members[index].randomness() if saved else nullcontext():
-                pass_on(record, writes[index], console, pauses, last=index + 1 == len(runs))
+                execute.relay(record, writes[index], console, pauses, last=index + 1 == len(runs))
     shared = os.path.commonpath([run.directory.path for run in runs])
     log.info("  %.1f s, in %s", time.perf_counter() - started, shared)
