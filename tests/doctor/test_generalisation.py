@@ -9,6 +9,7 @@ from torch import nn
 
 from debugnn import Doctor
 from debugnn.doctor.causes.signals.data import SHIFTED, TOLD_APART
+from debugnn.doctor.causes.verdict import verdict
 from debugnn.doctor.evidence import AdjustedFacts, Evidence, Validation
 from debugnn.doctor.observe.rescaled import rescaled_skill
 
@@ -53,6 +54,29 @@ def test_overfitting_is_dated_by_the_lowest_loss():
 
 def test_what_is_worse_than_guessing_on_training_samples_is_not_learnt_by_heart():
     assert found_by("overfitting", validated(-3.6, -25.0, -25.0, -25.4)) == []
+
+
+@pytest.mark.parametrize(
+    ("train", "held_out", "losses", "learns"),
+    [
+        (0.05, [0.0, 0.0], [1.02, 1.1], False),
+        (0.05, [0.0, 0.0], [0.99, 1.1], True),  # at one validation it was better than guessing
+        (0.05, [0.05, 0.05], [1.02, 1.1], True),
+        (0.2, [0.0, 0.0], [1.02, 1.1], True),
+        (0.05, [0.0], [1.1], True),
+    ],
+)
+def test_what_holds_for_no_new_sample_is_learnt_by_heart(train, held_out, losses, learns):
+    """Of training samples the loss is that of half a guess, and few outputs are right."""
+    given = validated(train, *held_out)
+    given.data.simple_skill = None
+    for each in (given.outcome.train, given.outcome.train_mode):
+        each.relative_loss = 0.5
+    for validation, loss in zip(given.outcome.validations, losses, strict=True):
+        validation.score.relative_loss = loss
+    found = verdict(given)
+    assert found.healthy is learns
+    assert learns or "by heart" in found.reason
 
 
 def test_a_mismatch_needs_inputs_that_differ_and_a_skill_that_falls():

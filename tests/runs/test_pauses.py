@@ -87,7 +87,7 @@ def test_a_signal_stops_a_run_that_goes_on_bit_for_bit(
 
 
 @pytest.mark.injects("a stop signal")
-def test_a_stack_stops_at_its_epochs_end_and_goes_on(monkeypatch, capsys, tmp_path):
+def test_a_stack_stops_and_goes_on(monkeypatch, capsys, tmp_path):
     settings = ["-m", "hydra/launcher=stacked", "seed=0,1", f"output_dir={tmp_path}"]
     process = begin(*settings)
     wait_for(process, "epoch 1 of 8")

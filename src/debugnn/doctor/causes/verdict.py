@@ -14,6 +14,7 @@ from debugnn.doctor.causes.signals.outcome import (
     guessing_known,
     inputs_unused,
     learns,
+    learns_by_heart_alone,
     outputs_belong,
     reached,
     skill,
@@ -123,6 +124,11 @@ def _why_it_does_not_learn(evidence: Evidence) -> str:
     measured = f"its skill on training samples is {known:.2f} (0 is guessing, 1 is perfect)"
     if at_chance(evidence):
         return f"it does not learn: {measured}"
+    if learns_by_heart_alone(evidence):
+        return (
+            "it learns training samples by heart and nothing that holds for others: the loss of "
+            f"the validation samples is above that of guessing each time, and {measured}"
+        )
     if diverged(evidence):
         return f"its loss diverged, and {measured}"
     simple = evidence.data.simple_skill

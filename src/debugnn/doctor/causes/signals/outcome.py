@@ -29,6 +29,10 @@ LITTLE = 0.5
 BEHIND = 0.1
 # The same where a simple model finds little: a training far behind is failing at any skill.
 FAR_BEHIND = 0.25
+# Validations that tell whether anything is learnt that holds for new samples, and the skill there
+# that is none: the standard error of an accuracy over 1,000 samples is 0.015.
+VALIDATIONS = 2
+KNOWS_NOTHING = 0.02
 # Groups of samples whose targets changed places, at least, for a word about whether outputs belong
 # to their samples; of one group the scatter is not known.
 GROUPS = 8
@@ -180,11 +184,23 @@ def learns(evidence: Evidence) -> bool | None:
         return False if inputs_unused(evidence) or code_ignored(evidence) else None
     if evidence.outcome.nonfinite_step is not None:
         return False
-    if ran_off(evidence) or behind(evidence):
+    if ran_off(evidence) or behind(evidence) or learns_by_heart_alone(evidence):
         return False
     if at_chance(evidence) and (not guessing_known(evidence) or little_to_learn(evidence)):
         return None
     return not (at_chance(evidence) or worse_than_guessing(evidence) or inputs_unused(evidence))
+
+
+def learns_by_heart_alone(evidence: Evidence) -> bool:
+    """Return whether the little that it learns of its training samples holds for no others: their
+    loss is above that of guessing at every validation."""
+    scores = [validation.score for validation in evidence.outcome.validations]
+    known = [s.relative_loss for s in scores if s.relative_loss is not None]
+    last, matched = last_validation(evidence), evidence.data.matched_skill
+    if len(known) < VALIDATIONS or len(known) < len(scores) or last is None or last.skill is None:
+        return False
+    nothing = max(last.skill, matched or 0.0) < KNOWS_NOTHING
+    return nothing and min(known) > 1 and reached(evidence) < AT_CHANCE
 
 
 def outputs_belong(evidence: Evidence) -> bool:
