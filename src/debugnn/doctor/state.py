@@ -18,14 +18,14 @@ its constructor, handles of hooks, and what belongs to one step.
 import importlib
 import pathlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 _PACKAGE = __package__ + "."
-_PLAIN = (bool, int, float, str, bytes)
+_PLAIN = {bool, int, float, str, bytes, type(None)}
 _DTYPES = {str(value): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
 
 
@@ -73,7 +73,7 @@ class _Writer:
         self._alive: list[Any] = []  # so that no id is used again
 
     def form_of(self, value: Any) -> Any:
-        if value is None or type(value) in _PLAIN:
+        if type(value) in _PLAIN:
             return value
         if isinstance(value, Tensor) and id(value) in self._names:
             return ["parameter", self._names[id(value)]]
@@ -92,9 +92,9 @@ class _Writer:
         if isinstance(value, tuple) and hasattr(value, "_fields") and _is_own(kind):
             return ["named", _path(kind), [self.form_of(item) for item in value]]
         if kind in (list, tuple, torch.Size, set, frozenset):
-            return [kind.__name__, [self.form_of(item) for item in value]]
+            return [kind.__name__, self._forms_of(value)]
         if kind is deque:
-            return ["deque", value.maxlen, [self.form_of(item) for item in value]]
+            return ["deque", value.maxlen, self._forms_of(value)]
         if kind is dict:
             pairs = [[self.form_of(key), self.form_of(item)] for key, item in value.items()]
             return ["dict", pairs]
@@ -107,6 +107,11 @@ class _Writer:
                     attributes[name] = self.form_of(item)
             return ["object", _path(kind), attributes]
         raise NotKeptError(f"a {kind.__module__}.{kind.__qualname__} has no plain form")
+
+    def _forms_of(self, values: Collection[Any]) -> list[Any]:
+        if _PLAIN.issuperset(map(type, values)):  # a number for each step of a long training
+            return list(values)
+        return [self.form_of(value) for value in values]
 
 
 class _Reader:
@@ -177,7 +182,7 @@ _MAKERS: dict[str, Callable[..., Any]] = {
 
 def _is_of_process(value: Any) -> bool:
     """True of what a new observer has itself: the model, the optimiser, functions, folders."""
-    if _is_own(type(value)):
+    if type(value) in _PLAIN or _is_own(type(value)):
         return False
     return isinstance(value, nn.Module | torch.optim.Optimizer | pathlib.PurePath) or callable(
         value

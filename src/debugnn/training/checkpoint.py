@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 # Two, and one for each time that a process was killed after it had written the hash and before the
 # file had its name.
 _HASHES = 8
+_PLAIN = {bool, int, float, str, bytes, type(None)}
 
 
 def state_of(training: Training, watcher: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -130,5 +131,6 @@ def _copied(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _copied(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_copied(item) for item in value]
+        plain = _PLAIN.issuperset(map(type, value))  # a number for each step of a long training
+        return value[:] if plain else [_copied(item) for item in value]
     return value
