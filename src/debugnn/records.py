@@ -151,7 +151,8 @@ class Diagnosis:
 # finished run and a request for the same one.
 BOOKKEEPING = ("overwrite", "only_failed", "prune_on", "output_dir", "wandb", "report", "data.root",
                "data.cache", "data.download", "trainer.checkpoint_every",
-               "trainer.checkpoint_minutes", "trainer.read_every")  # fmt: skip
+               "trainer.checkpoint_seconds", "trainer.checkpoint_minutes",
+               "trainer.read_every")  # fmt: skip
 
 
 def encode(record: Record) -> str:

@@ -15,7 +15,8 @@ from debugnn.runs.execute import execute
 from debugnn.runs.naming import directory_of
 
 SMALL = ["model=deep_mlp", "model.hidden=[8]", "data.train_size=256", "seed=1", "trainer.epochs=3",
-         "trainer.device=cpu", "doctor.every=2", "wandb=disabled"]  # fmt: skip
+         "trainer.device=cpu", "doctor.every=2", "wandb=disabled",
+         "trainer.checkpoint_seconds=0"]  # fmt: skip
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ EPOCHS, STEPS = 4, 4
 SWEEP = (
     "-m", "init=kaiming,xavier", "seed=0,1", "model=deep_mlp", "model.hidden=[20,12]",
     "reg=dropout", "data.train_size=128", "data.batch_size=32", f"trainer.epochs={EPOCHS}",
-    "trainer.device=cpu", "doctor=off", "wandb=disabled",
+    "trainer.device=cpu", "doctor=off", "wandb=disabled", "trainer.checkpoint_seconds=0",
     "loss._target_=test_launchers.guarded_cross_entropy",
 )  # fmt: skip
 

@@ -282,6 +282,18 @@ def test_a_long_epoch_is_saved_inside(compose, tmp_path, monkeypatch):
     assert len(saved) == 6  # five steps, and the epoch's end
 
 
+def test_short_epochs_are_not_saved_one_by_one(compose, tmp_path, monkeypatch):
+    """As they end sooner after the last checkpoint than asked for: at the end alone."""
+    config = compose("model=deep_mlp", "trainer.epochs=3", "trainer.steps_per_epoch=2",
+                     "trainer.checkpoint_seconds=1e9", "doctor=off")  # fmt: skip
+    config.output_dir = str(tmp_path)
+    saved = []
+    monkeypatch.setattr(Pauses, "saved", lambda pauses: saved.append(pauses))
+    directory = execute(config, [], None)
+    assert len(saved) == 1
+    assert torch.load(directory / "checkpoint.pt", weights_only=True)["epoch"] == 3
+
+
 def test_whoever_listened_before_is_told(compose, tmp_path):
     """As submitit does, which puts a job that is out of time back in line."""
     config = compose("model=deep_mlp", "trainer.epochs=3", "doctor=off",

@@ -367,7 +367,7 @@ def test_a_killed_run_goes_on_online_with_all_rows_once(tmp_path, server, checkp
         sys.executable, "train.py", "wandb=online", "model=deep_mlp", "model.hidden=[8]",
         "data.train_size=256", "trainer.epochs=10", "trainer.device=cpu", "doctor.every=3",
         "doctor.budget=0", "loss._target_=waiting.loss", f"output_dir={tmp_path}",
-        f"trainer.checkpoint_every={checkpoint_every}",
+        f"trainer.checkpoint_every={checkpoint_every}", "trainer.checkpoint_seconds=0",
     ]  # fmt: skip
 
     def begin():

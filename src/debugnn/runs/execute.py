@@ -176,7 +176,7 @@ def prepare(directory: RunDirectory, before: tuple[int, int] | None = None) -> R
 
         check_environment()
     training = build(directory.config)
-    run = Run(directory, training, Pauses(directory.config.trainer.checkpoint_minutes))
+    run = Run(directory, training, _pauses_of(directory.config))
     if directory.status is not None and directory.checkpoint.exists() and before != (0, 0):
         epochs = directory.config.trainer.epochs
         run.doctors_state = checkpoint.restore(directory.checkpoint, training, epochs, before)
@@ -235,8 +235,10 @@ def open_run(run: Run, **more_facts: object) -> Iterator[Write]:
 
         def write(record: Told) -> None:
             nonlocal ahead
-            ahead = _state_of(run) if isinstance(record, Evaluating) else None
+            ahead = None
             if isinstance(record, Evaluating):
+                if run.pauses.due(training.place):
+                    ahead = _state_of(run)
                 return
             if isinstance(record, Pruned):
                 facts["pruned"] = asdict(record)
@@ -245,8 +247,7 @@ def open_run(run: Run, **more_facts: object) -> Iterator[Write]:
             if isinstance(record, Pause):
                 writer.submit(rows.flush)
             else:
-                for sink in sinks:
-                    writer.submit(sink.write, record)
+                writer.submit(_write, sinks, record)
             if isinstance(record, Pause) or (isinstance(record, Epoch) and _checkpoint_due(run)):
                 save(_state_of(run))
 
@@ -303,10 +304,20 @@ def _steps_per_epoch(training: Training) -> int:
     return training.data.steps_per_epoch(training.batch_size, training.steps_per_epoch)
 
 
+def _write(sinks: Sequence[Sink], record: Record | Diagnosis) -> None:
+    for sink in sinks:
+        sink.write(record)
+
+
+def _pauses_of(config: DictConfig) -> Pauses:
+    return Pauses(config.trainer.checkpoint_minutes, config.trainer.checkpoint_seconds)
+
+
 def _checkpoint_due(run: Run) -> bool:
     settings, epoch = run.directory.config.trainer, run.training.epoch
-    regular = epoch == settings.epochs or epoch % settings.checkpoint_every == 0
-    return regular or run.pauses()
+    if epoch == settings.epochs:
+        return True
+    return run.pauses.due(run.training.place, regular=epoch % settings.checkpoint_every == 0)
 
 
 def records_of(run: Run) -> Iterator[Told]:

@@ -66,21 +66,41 @@ class Pauses:
 
     Args:
         minutes: between two checkpoints at most.
+        seconds: between two checkpoints at least, unless the run is told to stop.
 
     Attributes:
         stopped_by: the number of the signal that told the run to stop, None without one.
         between_steps: what runs now changes nothing that is to be saved: see `end_at_once`.
     """
 
-    def __init__(self, minutes: float) -> None:
+    def __init__(self, minutes: float, seconds: float = 0.0) -> None:
         self.stopped_by: int | None = None
         self.between_steps = False
-        self._seconds = 60 * minutes
+        self._most, self._least = 60 * minutes, seconds
         self._saved = time.monotonic()
+        self._place: tuple[int, int] | None = None  # that was last asked about
+        self._left_out = False  # this place is not saved
 
     def __call__(self) -> bool:
-        """Return whether to pause now."""
-        return self.stopped_by is not None or time.monotonic() - self._saved >= self._seconds
+        """Return whether to pause now, after a step."""
+        self._left_out = False
+        return self.stopped_by is not None or time.monotonic() - self._saved >= self._most
+
+    def due(self, place: tuple[int, int], regular: bool = True) -> bool:
+        """Return whether to save at a place between two epochs, or before an evaluation.
+
+        The answer is the same however often it is asked for: the runs of a stack, which share the
+        pauses, are saved at one place, all of them or none. Where it is no, the run does not end.
+
+        Args:
+            place: the numbers of completed epochs and steps.
+            regular: a checkpoint belongs here, unless the one before is seconds old.
+        """
+        if place != self._place:
+            apart = self._least if regular else self._most
+            now = self.stopped_by is not None or time.monotonic() - self._saved >= apart
+            self._place, self._left_out = place, not now
+        return not self._left_out
 
     def stop(self, number: int) -> None:
         """Let the run end at its next pause, because of the signal of this number."""
@@ -90,6 +110,7 @@ class Pauses:
     def saved(self) -> None:
         """Note that a checkpoint was written."""
         self._saved = time.monotonic()
+        self._left_out = False
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
@@ -115,12 +136,12 @@ class Pauses:
             self.end_if_told()
 
     def end_if_told(self) -> None:
-        """End the run if a signal told it to stop.
+        """End the run if a signal told it to stop; after its next step, if it is not saved here.
 
         Raises:
             Interrupted: one did.
         """
-        if self.stopped_by is not None:
+        if self.stopped_by is not None and not self._left_out:
             raise Interrupted(self.stopped_by)
 
 
