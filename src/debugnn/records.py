@@ -186,9 +186,7 @@ def dump(value: Any, *, indent: int | None = None) -> str:
     NaN and the infinities become the strings "NaN", "Infinity" and "-Infinity", as in the JSON
     mapping of protocol buffers.
     """
-    encode = json.JSONEncoder(
-        allow_nan=False, indent=indent, ensure_ascii=False, default=_stats
-    ).encode
+    encode = _LINE.encode if indent is None else _encoder(indent).encode
     try:
         return encode(value)
     except ValueError:  # a non-finite number; few records hold one, and replacing it is slow
@@ -199,6 +197,13 @@ def _stats(value: object) -> dict[str, Any]:
     if isinstance(value, TensorStats):
         return _fields(value)
     raise TypeError(f"{type(value).__name__} is not JSON")
+
+
+def _encoder(indent: int | None) -> json.JSONEncoder:
+    return json.JSONEncoder(allow_nan=False, indent=indent, ensure_ascii=False, default=_stats)
+
+
+_LINE = _encoder(None)
 
 
 def load(text: str | bytes) -> Any:

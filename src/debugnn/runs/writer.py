@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-_MOST_WAITING = 100_000  # calls in the queue; with more, `submit` waits
+_MOST_WAITING = 100_000  # calls in the queue; with more, `submit` waits for them
 
 
 class Writer:
@@ -18,7 +18,9 @@ class Writer:
     """
 
     def __init__(self) -> None:
-        self._calls: queue.Queue[tuple[Callable, tuple] | None] = queue.Queue(_MOST_WAITING)
+        # Not a `queue.Queue`, which takes as long to put a call in as to write a step's row.
+        self._calls: queue.SimpleQueue[tuple[Callable, tuple] | threading.Event | None]
+        self._calls = queue.SimpleQueue()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="writer", daemon=True)
         self._thread.start()
@@ -37,6 +39,8 @@ class Writer:
             BaseException: the error of an earlier call.
         """
         self._raise()
+        if self._calls.qsize() >= _MOST_WAITING:
+            self.drain()
         self._calls.put((call, arguments))
 
     def drain(self) -> None:
@@ -45,13 +49,18 @@ class Writer:
         Raises:
             BaseException: the error of one of them.
         """
-        self._calls.join()
+        self._wait()
         self._raise()
 
     def settle(self) -> None:
         """Wait until all calls are made, and forget an error: for use after another failure."""
-        self._calls.join()
+        self._wait()
         self._error = None
+
+    def _wait(self) -> None:
+        done = threading.Event()
+        self._calls.put(done)
+        done.wait()
 
     def _raise(self) -> None:
         if self._error is not None:
@@ -59,11 +68,11 @@ class Writer:
 
     def _work(self) -> None:
         while (item := self._calls.get()) is not None:
-            call, arguments = item
-            try:
-                if self._error is None:
+            if isinstance(item, threading.Event):
+                item.set()
+            elif self._error is None:
+                call, arguments = item
+                try:
                     call(*arguments)
-            except BaseException as error:  # the thread continues, or `drain` would wait forever
-                self._error = error
-            finally:
-                self._calls.task_done()
+                except BaseException as error:
+                    self._error = error  # the thread goes on, or `drain` would wait for ever
