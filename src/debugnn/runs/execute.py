@@ -231,6 +231,7 @@ def open_run(run: Run, **more_facts: object) -> Iterator[Write]:
 
         def save(state: dict[str, Any]) -> None:
             writer.submit(checkpoint.write, directory.checkpoint, state)
+            writer.hurry()
             run.pauses.saved()
 
         def write(record: Told) -> None:
