@@ -48,7 +48,7 @@ NETS = {
     "cifar_bn": _cifar("reg=bn"),
     "cifar_bn_dropout": _cifar("reg=bn_dropout"),
     "regression": Net(
-        ("model=regressor", "data=regression", "loss=mse", "optim=sgd", "optim.momentum=0.9"),
+        ("model=regressor", "data=regression", "loss=mse", "optim=sgd", "optim.lr=0.001"),
         "regression", 32, 500, 500, 16, block=320,
     ),
 }  # fmt: skip
