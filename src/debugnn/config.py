@@ -168,7 +168,7 @@ class TrainerConfig:
     eval_batch_size: int = number(128, "[1, inf)")
     read_every: int = number(20, "[1, inf)")
     checkpoint_every: int = number(1, "[1, inf)")
-    checkpoint_seconds: float = number(1.0, "[0, inf)")
+    checkpoint_seconds: float = number(5.0, "[0, inf)")
     checkpoint_minutes: float = number(5.0, "(0, inf)")
 
 
