@@ -4,6 +4,7 @@ A gradient rule is a callable that takes the parameters, may change their `.grad
 returns the global L2 norm of the gradients before the change, a scalar tensor.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from functools import partial
 
@@ -59,8 +60,12 @@ def global_norm(parameters: list[Tensor]) -> Tensor:
     if any(g.device.type != "cpu" for g in gradients):
         # Always in float64: comparing the norm with 0 or infinity would wait for the GPU.
         return get_total_norm([g.double() for g in gradients])
-    norm = get_total_norm(gradients)
-    if norm == 0 or torch.isinf(norm):
+    if not gradients:
+        return torch.tensor(0.0)
+    # As `get_total_norm` does, which sorts the gradients by device and type first: on a small net
+    # that takes twice as long as the norm.
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    if norm.item() in (0.0, math.inf):
         norm = get_total_norm([g.double() for g in gradients])
     return norm
 
