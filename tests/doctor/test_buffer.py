@@ -3,11 +3,13 @@
 import pytest
 import torch
 
+from debugnn.doctor.observe import samples
 from debugnn.doctor.observe.buffer import BatchBuffer
 from debugnn.doctor.observe.calls import as_call
 from debugnn.doctor.observe.growing import GrowingTensor
 from debugnn.doctor.observe.layout import Layout
 from debugnn.doctor.observe.task import Task
+from debugnn.doctor.observe.windows import WindowEnds
 
 SIZES = [3, 1, 4096, 0, 7, 9000, 2]
 
@@ -91,3 +93,21 @@ def test_batches_are_compared_with_the_first_one_without_end():
             graph = graph.flip(0)
     assert buffer.same == [True, True, True, True, False]
     assert len(buffer.prints) < 6
+
+
+def test_batches_that_wait_for_a_probe_are_looked_at_as_they_came():
+    """Against each alone; the loop writes the next batch over the one before."""
+    generator = torch.Generator().manual_seed(0)
+    buffer, ends, prints = BatchBuffer(), WindowEnds(), []
+    held = torch.empty(5, 12)
+    for step in range(8):
+        held.normal_(generator=generator)
+        buffer.take(as_call(held), held, None, Layout(), due=step % 3 == 0)
+        ends.add(held)
+        prints.append(samples.fingerprints(held))
+    buffer.fingerprint()
+    assert all(map(torch.equal, buffer.prints.each(), prints))
+    windows = torch.cat([held[:, 6:], torch.zeros(5, 6)], dim=1)
+    found = buffer.ends.facts(held, windows)
+    assert found == ends.facts(held, windows)
+    assert found.share_before == 1.0

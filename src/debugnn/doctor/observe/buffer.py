@@ -66,7 +66,8 @@ class BatchBuffer:
         self.same: list[bool] = []
         self._first: Tensor | None = None  # of the first batch, what fingerprints look at
         self._bytes = self._samples = self._fingerprinted = 0
-        self._waiting: list[Tensor] = []  # batches whose fingerprints are computed together
+        # Copies of batches, looked at together; whether one is the whole batch.
+        self._waiting: list[tuple[Tensor, bool]] = []
 
     @property
     def batches(self) -> list[Batch]:
@@ -101,8 +102,11 @@ class BatchBuffer:
             if due:
                 self.labels.gather()
         if rows is not None and self._fingerprinted < _FINGERPRINTED:
-            self._waiting.append(samples.thinned(rows))
-            self.ends.add(rows)
+            copy = samples.thinned(rows)
+            whole = copy.shape == rows.shape
+            self._waiting.append((copy, whole))
+            if not whole:
+                self.ends.add(rows)
             self._fingerprinted += len(rows)
             if due:
                 self.fingerprint()
@@ -134,14 +138,20 @@ class BatchBuffer:
 
     def fingerprint(self) -> None:
         """Compute the fingerprints of the batches since the last call."""
-        batches, self._waiting = self._waiting, []
-        if len({(batch.shape[1:], batch.dtype) for batch in batches}) > 1:
-            for batch in batches:
-                self.prints.append(samples.fingerprints(batch))
-        elif batches:
-            prints = samples.fingerprints(torch.cat(batches))
-            self.prints.extend(prints, [len(batch) for batch in batches])
+        waiting, self._waiting = self._waiting, []
+        if len({(batch.shape[1:], batch.dtype, whole) for batch, whole in waiting}) > 1:
+            for batch, whole in waiting:
+                self._look_at(batch, [len(batch)], whole)
+        elif waiting:
+            batches = [batch for batch, _ in waiting]
+            self._look_at(torch.cat(batches), [len(batch) for batch in batches], waiting[0][1])
         self.ends.gather()
+
+    def _look_at(self, rows: Tensor, sizes: list[int], whole: bool) -> None:
+        """Add the fingerprints of batches of these sizes; their ends too, where they are whole."""
+        self.prints.extend(samples.fingerprints(rows), sizes)
+        if whole:
+            self.ends.add(rows)
 
     def class_counts(self, task: Task) -> Tensor | None:
         """Return how often each class came, (classes,); None where there are none."""

@@ -45,12 +45,8 @@ class Call:
     def tensors(self) -> list[Tensor]:
         """Return all tensors among the arguments, in order."""
         found: list[Tensor] = []
-
-        def note(tensor: Tensor) -> Tensor:
-            found.append(tensor)
-            return tensor
-
-        self.map(note)
+        for value in (*self.args, *self.kwargs.values()):
+            _add_tensors(value, found)
         return found
 
 
@@ -129,6 +125,18 @@ def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(map_tensors(item, change) for item in value)
     return value
+
+
+def _add_tensors(value: Any, found: list[Tensor]) -> None:
+    """Add the tensors that `map_tensors` changes, in its order."""
+    if isinstance(value, Tensor):
+        found.append(value)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _add_tensors(item, found)
+    elif isinstance(value, MutableMapping):
+        for item in value.values():
+            _add_tensors(item, found)
 
 
 def first_tensor(value: Any) -> Tensor | None:

@@ -86,7 +86,9 @@ class ForwardPasses:
             inputs: as the loop handed them over, None where it did not.
         """
         calls = [each.call for each in self.pending]
-        if inputs is None or len(calls) == 1:
+        if len(calls) == 1:
+            return calls[0]
+        if inputs is None:
             return max(reversed(calls), key=_values) if calls else None
         handed = as_call(inputs, calls[-1] if calls else self.last_call)
         for call in reversed(calls):

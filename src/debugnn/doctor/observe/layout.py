@@ -1,6 +1,6 @@
 """Where the samples of a batch lie in the tensors of a call, and how some of them are taken."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,9 +94,7 @@ class Layout:
         shape = self._shape(call)
         if axes is None or shape is None or not self._fits(targets, shape):
             return call, targets
-        order = iter(axes)
-        part = call.map(lambda tensor: _select(tensor, next(order), rows))
-        part.prepare = None  # a state is one of the whole batch
+        part = _part(call, axes, rows)
         return part, map_tensors(targets, lambda tensor: self._part_of_tensor(tensor, shape, rows))
 
     def part_of(self, call: Call, value: Any, rows: Rows) -> Any:
@@ -151,14 +149,14 @@ class Layout:
         are apart. They may lie on the outputs' second axis.
         """
         count = self.count(call)
-        if not self.verified or self.axis != 0 or count is None or count <= _SLICE:
+        axes = self._axes(call)
+        if not self.verified or self.axis != 0 or count is None or count <= _SLICE or axes is None:
             return call(model)
         parts: list[Tensor] = []
         sizes = [min(_SLICE, count - start) for start in range(0, count, _SLICE)]
         for size in sizes:
             start = len(parts) * _SLICE
-            part, _ = self.take(call, slice(start, start + size))
-            output = part(model) if part is not call else None
+            output = _part(call, axes, slice(start, start + size))(model)
             if not isinstance(output, Tensor) or output.dim() == 0:
                 return call(model)
             parts.append(output)
@@ -250,6 +248,14 @@ def _first(tensor: Tensor | None, axis: int) -> Tensor | None:
     if tensor is None or tensor.dim() <= axis or axis == 0:
         return tensor
     return tensor.movedim(axis, 0)
+
+
+def _part(call: Call, axes: Sequence[int | None], rows: Rows) -> Call:
+    """Return a call with some of the samples, which lie along these axes of its tensors."""
+    order = iter(axes)
+    part = call.map(lambda tensor: _select(tensor, next(order), rows))
+    part.prepare = None  # a state is one of the whole batch
+    return part
 
 
 def _select(tensor: Tensor, axis: int | None, rows: Rows) -> Tensor:
