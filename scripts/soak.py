@@ -33,7 +33,9 @@ from typing import Any
 
 TRAIN = Path(__file__).resolve().parent.parent / "train.py"
 # Small nets on the bundled digits: what is killed matters, not what is learnt.
-SMALL = ("model=deep_mlp", "model.hidden=[24,24]", "data.train_size=320", "trainer.epochs=4",
+# They are saved after each epoch, however short it is.
+OFTEN = "trainer.checkpoint_seconds=0"
+SMALL = ("model=deep_mlp", "model.hidden=[24,24]", "data.train_size=320", "trainer.epochs=4", OFTEN,
          "trainer.device=cpu", "wandb=disabled", "doctor.every=5", "doctor.budget=20")  # fmt: skip
 KINDS: dict[str, tuple[str, ...]] = {
     "alone": SMALL,
@@ -45,9 +47,9 @@ KINDS: dict[str, tuple[str, ...]] = {
     "lr_train": (*SMALL, "task=lr_train", "task.finder.iterations=30"),
     "fix": (*SMALL, "init=const100", "task=fix"),
     "images": ("data=shapes", "model=cnn", "data.train_size=256", "trainer.epochs=2",
-               "trainer.device=cpu", "wandb=disabled", "doctor.budget=20"),
+               "trainer.device=cpu", "wandb=disabled", "doctor.budget=20", OFTEN),
     "regression": ("data=regression", "model=regressor", "loss=mse", "trainer.epochs=4",
-                   "trainer.device=cpu", "wandb=disabled"),
+                   "trainer.device=cpu", "wandb=disabled", OFTEN),
     "sweep": ("-m", "optim.lr=1e-3,1e-2", *SMALL),
     "stacked": ("-m", "hydra/launcher=stacked", "seed=0,1,2", "clip=4.0", *SMALL),
     "joblib": ("-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=0,1", *SMALL),

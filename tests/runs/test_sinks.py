@@ -1,7 +1,8 @@
 """What a run shows on the console."""
 
 from debugnn.records import Epoch
-from debugnn.runs.sinks import epoch_line, keep_rows_before
+from debugnn.runs.kept import keep_rows_before
+from debugnn.runs.sinks import epoch_line
 
 
 def test_the_line_of_several_runs_shows_the_range_and_how_many_are_nan():

@@ -5,18 +5,16 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
-from debugnn import records, settings
+from debugnn import records
 from debugnn.config import check
 from debugnn.errors import START_OVER, ConfigError, RunError
 from debugnn.files import replace_text
-from debugnn.records import BOOKKEEPING
 from debugnn.runs.naming import arm_of, directory_of, label
 
 ERROR_FILE = "error.txt"  # the traceback of the error that ended a run
@@ -105,50 +103,9 @@ class RunDirectory:
         return self.path / "run.json"
 
     @property
-    def _config_path(self) -> Path:
+    def config_path(self) -> Path:
+        """The path of the run's settings."""
         return self.path / "config.yaml"
-
-    @cached_property
-    def _kept_config(self) -> dict[str, Any]:
-        """What config.yaml says.
-
-        Raises:
-            RunError: it is missing or damaged.
-        """
-        try:
-            return settings.read(self._config_path)
-        except FileNotFoundError:
-            reason = "no such file"
-        except ValueError as error:
-            reason = str(error)
-        raise RunError(f"{self._config_path}: not a run's settings ({reason}); {START_OVER}")
-
-    def compare(self) -> None:
-        """Check that a run that is kept there has this configuration.
-
-        Raises:
-            ConfigError: it has another one; the message names the first difference.
-            RunError: its configuration, or what a finished run leaves, is missing or damaged.
-        """
-        if self.status is None:
-            return
-        before, now = flat(self._kept_config), flat(self.resolved)
-        for name in sorted(before.keys() | now.keys()):
-            may_differ = any(name == b or name.startswith(f"{b}.") for b in BOOKKEEPING)
-            if not may_differ and before.get(name) != now.get(name):
-                raise ConfigError(
-                    f"{self.path}: holds a run with {name}={before.get(name)}, and {name}="
-                    f"{now.get(name)} is asked for; {START_OVER}, another output_dir keeps both"
-                )
-        if self.status == "finished" and not self.metrics.exists():
-            raise RunError(f"{self.metrics}: missing, of a finished run; {START_OVER}")
-
-    def update_report(self) -> None:
-        """Give a finished run the present `report` section, which the figures read there."""
-        kept = self._kept_config
-        if kept.get("report") != self.resolved["report"]:
-            kept["report"] = self.resolved["report"]
-            replace_text(self._config_path, OmegaConf.to_yaml(OmegaConf.create(kept)))
 
     # --- who writes it ----------------------------------------------------------------------------
 
@@ -218,7 +175,7 @@ class RunDirectory:
             if _is_written(draft.name):
                 draft.unlink()
         (self.path / ERROR_FILE).unlink(missing_ok=True)  # of an earlier piece of the run
-        replace_text(self._config_path, OmegaConf.to_yaml(self.config, resolve=True))
+        replace_text(self.config_path, OmegaConf.to_yaml(self.config, resolve=True))
 
     def _check_own(self) -> None:
         """Check that the directory holds nothing but what runs write.

@@ -81,19 +81,11 @@ def finished(directory: RunDirectory) -> bool:
         ConfigError: a run of another configuration is there.
         RunError: the run that is there is damaged, or another process is writing it.
     """
-    directory.compare()
-    ended = ("finished", "pruned") if directory.config.prune_on else ("finished",)
-    if directory.status not in (None, *ended):
-        directory.lock()  # before its checkpoint is read
-    if directory.status not in ended:
+    if directory.status is None:
         return False
-    directory.unlock()  # it has finished while the lock was asked for
-    again = "overwrite=true runs it again"
-    if directory.status == "pruned":
-        again += ", prune_on=null goes on with it"
-    log.info("%s: %s before, skipped (%s)", directory.title, directory.status, again)
-    directory.update_report()
-    return True
+    from debugnn.runs import kept  # a new run needs nothing of it
+
+    return kept.is_finished(directory)
 
 
 def train(run: "Run") -> None:

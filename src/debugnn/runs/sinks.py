@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Protocol
 
 from debugnn import records
-from debugnn.errors import START_OVER, RunError
 from debugnn.files import naming, replace_text
-from debugnn.records import Diagnosis, Epoch, Layers, LrSuggestion, Pruned, Record, Step
+from debugnn.records import Diagnosis, Epoch, Layers, LrSuggestion, Pruned, Record
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +54,8 @@ class JsonLines:
         for name in ("metrics", "layers"):
             path = directory / f"{name}.jsonl"
             if path.exists():
+                from debugnn.runs.kept import keep_rows_before  # a new run has none
+
                 keep_rows_before(path, first_step)
             self._files[name] = path.open("a", encoding="utf-8")
 
@@ -87,25 +88,6 @@ class JsonLines:
         for file in self._files.values():
             with naming(Path(file.name)):
                 file.close()
-
-
-def keep_rows_before(path: Path, step: int) -> None:
-    """Rewrite a JSONL file with only the rows of the steps before `step`, atomically.
-
-    Raises:
-        RunError: a row is damaged, or there are rows of steps and not of all steps before `step`.
-    """
-    # A range test's rows have no step. It precedes the training, and is repeated with step 0.
-    without_step = -1 if step > 0 else step
-    try:
-        rows = [row for row in records.read_jsonl(path) if row.get("step", without_step) < step]
-    except ValueError as error:
-        raise RunError(f"{path}, {error}; {START_OVER}") from None
-    told = {row["step"] for row in rows if row.get("kind") == Step.kind}
-    if told and len(told) < step:
-        missing = min(set(range(step)) - told)
-        raise RunError(f"{path}: the row of step {missing} is missing; {START_OVER}")
-    replace_text(path, "".join(records.dump(row) + "\n" for row in rows))
 
 
 class Console:

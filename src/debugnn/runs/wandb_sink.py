@@ -9,7 +9,6 @@ import secrets
 import shutil
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,7 +19,6 @@ import numpy as np
 # W&B's process sends metrics about itself, and at its end waits for a hanging server 30 s for them.
 os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # read by W&B's import
 import wandb
-from wandb.proto import wandb_server_pb2
 
 from debugnn import records
 from debugnn.errors import ConfigError, first_line
@@ -163,7 +161,6 @@ class WandB:
             ),
         }
         WandB._environment_saved = True
-        self._rows: deque[Record | Diagnosis] = deque()  # that wait for the thread
         self._calls: queue.SimpleQueue[tuple[Callable, tuple] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
         self._thread.start()
@@ -286,8 +283,7 @@ class WandB:
 
     def _submit(self, record: Record | Diagnosis) -> None:
         if not self._failed:
-            self._rows.append(record)
-            self._calls.put((self._log_waiting, ()))
+            self._calls.put((self._log, (record,)))
 
     def log_kept(self) -> None:
         """Log the records in the directory's files, of a run that goes on; before all others.
@@ -307,17 +303,9 @@ class WandB:
     def _leave_out_known(self) -> None:
         self._left_out = self._on_server
 
-    def _log_waiting(self) -> None:
-        """Log all rows that wait: the calls that follow for the later ones find none."""
-        while self._rows and not self._failed:
-            if isinstance(self._rows[0], Diagnosis):
-                self._log(self._rows.popleft())
-                continue
-            with _sent_together(self._run):
-                while self._rows and not isinstance(self._rows[0], Diagnosis):
-                    self._log(self._rows.popleft())
-
     def _log(self, record: Record | Diagnosis) -> None:
+        if self._failed:
+            return
         if self._left_out:
             self._left_out -= 1
         elif isinstance(record, Diagnosis):
@@ -434,34 +422,6 @@ class WandB:
         if stats.saturated is not None:
             row[f"{key}/saturated"] = stats.saturated
         return row
-
-
-@contextmanager
-def _sent_together(run: wandb.Run) -> Iterator[None]:
-    """Hand the rows that are logged in the block to W&B's process at once.
-
-    `log` wakes a thread of W&B's for each row and waits for it, which takes longer than all the
-    rest: 62 µs of processor time a row of a step, 24 µs in blocks of 20 (W&B 0.31, AMD EPYC). W&B
-    has no public way to log several rows.
-    """
-    interface: Any = run._interface
-    request: Any = wandb_server_pb2.ServerRequest  # type: ignore[attr-defined]
-    waiting: list[Any] = []
-
-    def keep(record: Any, *, nowait: bool = False) -> None:
-        interface._assign(record)
-        waiting.append(request(record_publish=record))
-
-    async def send() -> None:
-        for each in waiting:
-            await interface._client.publish(each)
-
-    interface._publish = keep
-    try:
-        yield
-    finally:
-        del interface._publish
-        interface._asyncer.run(send)
 
 
 def _do_without_home(folder: Path) -> None:
