@@ -23,6 +23,7 @@ TRAIN = Path(__file__).resolve().parent.parent / "train.py"
 TINY = ("model=deep_mlp", "data.train_size=64", "trainer.epochs=1", "trainer.steps_per_epoch=2",
         "trainer.device=cpu", "wandb=disabled", "doctor=off")  # fmt: skip
 PART = 10  # of the runs: the first and the last tenth are compared
+GROWTH = "time a run, last tenth over first"
 
 
 @dataclass
@@ -108,14 +109,16 @@ def measure(runs: int, launcher: str, output: Path) -> dict[str, float]:
     read = load_runs(output)
     accuracy = [run.tables.metrics("epoch")["test_accuracy"].iloc[-1] for run in read]
     reading = time.perf_counter() - started
-    each = [b - a for a, b in zip(trained.seconds, trained.seconds[1:], strict=False)]
     part = max(runs // PART, 1)
+    ended = trained.seconds  # several workers end several runs at about the same time
+    first, last = (ended[part] - ended[0]) / part, (ended[-1] - ended[-part - 1]) / part
     return {
         "runs": runs,
         "finished": len(accuracy),
         "seconds until the first run had ended": trained.seconds[0],
-        "seconds a run, first tenth": statistics.median(each[:part]),
-        "seconds a run, last tenth": statistics.median(each[-part:]),
+        "seconds a run, first tenth": first,
+        "seconds a run, last tenth": last,
+        GROWTH: last / first,
         "MiB, after the first tenth": trained.rss[part],
         "MiB, at the end": trained.rss[-1],
         "open files, after the first tenth": trained.files[part],
@@ -125,26 +128,39 @@ def measure(runs: int, launcher: str, output: Path) -> dict[str, float]:
     }
 
 
+def summary(sweeps: list[dict[str, float]]) -> dict[str, float]:
+    """Return the medians of all figures over sweeps, and how far the growth of time scatters."""
+    figures = {name: statistics.median(each[name] for each in sweeps) for name in sweeps[0]}
+    growths = [each[GROWTH] for each in sweeps]
+    least = {f"{GROWTH}, least of the sweeps": min(growths)}
+    return {"sweeps": len(sweeps), **figures, **least,
+            f"{GROWTH}, most of the sweeps": max(growths)}  # fmt: skip
+
+
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--runs", type=int, default=500, help="of the sweep (default: 500)")
+    parser.add_argument("--sweeps", type=int, default=1, help="whose medians are kept (default: 1)")
     parser.add_argument("--launcher", default="basic", help="hydra/launcher (default: basic)")
     parser.add_argument("--in-memory", action="store_true", help=f"write the runs to {IN_MEMORY}")
     parser.add_argument("--output", type=Path, help="folder for the figures, in load_*.json")
     options = parser.parse_args(arguments)
     place = IN_MEMORY if options.in_memory else None
-    with tempfile.TemporaryDirectory(prefix="load-", dir=place) as folder:
-        figures = measure(options.runs, options.launcher, Path(folder))
+    measured = []
+    for _ in range(options.sweeps):
+        with tempfile.TemporaryDirectory(prefix="load-", dir=place) as folder:
+            measured.append(measure(options.runs, options.launcher, Path(folder)))
+    figures = summary(measured)
     for name, value in figures.items():
-        print(f"{name:40s} {value:10.4g}")
+        print(f"{name:60s} {value:10.4g}")
     if options.output:
         options.output.mkdir(parents=True, exist_ok=True)
         where = "_in_memory" if options.in_memory else ""
         path = options.output / f"load_{options.launcher}{where}.json"
         path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    return 0 if figures["finished"] == options.runs else 1
+    return 0 if all(each["finished"] == options.runs for each in measured) else 1
 
 
 if __name__ == "__main__":
