@@ -171,13 +171,20 @@ def test_few_small_or_segmented_batches_tell_nothing():
     assert samples.one_class_batches(prints, [torch.zeros(80)] * 10) == nothing
 
 
-def one_class(share=0.9, chance=0.001, run=6.0, skill=0.3):
-    given = Evidence(task="classes", classes=4)
+def one_class(share=0.9, chance=0.001, run=6.0, skill=0.3, classes=4):
+    given = Evidence(task="classes", classes=classes)
     given.loop.steps = 200
     given.outcome.train = given.outcome.train_mode = Score(1 - skill, skill, samples=500)
     data = given.data
     data.one_class_batches, data.one_class_by_chance, data.one_class_run = share, chance, run
+    data.class_counts = dict.fromkeys(range(classes), 100)
     return given
+
+
+@pytest.mark.parametrize(("classes", "run", "said"), [(10, 1.7, 1), (2, 1.7, 0), (2, 3.0, 1)])
+def test_runs_are_as_long_by_chance_as_there_are_few_classes(classes, run, said):
+    """Batches of one class each, of two classes in random order, come in runs of two."""
+    assert len(list(sorted_batches(one_class(run=run, classes=classes)))) == said
 
 
 def test_what_is_learnt_from_sorted_data_all_the_same_is_a_note():
@@ -186,7 +193,7 @@ def test_what_is_learnt_from_sorted_data_all_the_same_is_a_note():
 
 
 @pytest.mark.parametrize(
-    "facts", [{"share": 0.3}, {"chance": 0.5}, {"run": 1.0}], ids=["few", "by chance", "in turns"]
+    "facts", [{"share": 0.3}, {"chance": 0.5}, {"run": 1.5}], ids=["few", "by chance", "in turns"]
 )
 def test_batches_of_one_class_that_mean_nothing(facts):
     assert list(sorted_batches(one_class(**facts))) == []

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from debugnn import Doctor
 
@@ -50,10 +51,9 @@ def windows(values, length):
     return values.unfold(0, length, 1).transpose(1, 2).contiguous()
 
 
-def trained(model, x, y, epochs=6):
+def trained(model, x, y, epochs=6, loss_fn=F.mse_loss):
     generator = torch.Generator().manual_seed(1)
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
-    loss_fn = nn.MSELoss()
     with Doctor(model, optimizer, loss_fn=loss_fn) as doctor:
         for _ in range(epochs):
             for batch in torch.randperm(len(x), generator=generator).split(32):
@@ -97,6 +97,21 @@ def test_a_window_that_ends_with_its_target_is_a_leak():
     report = trained(Windows(1, PAST), x, x[:, -1, :1])
     assert report.main_cause == "label_leak", str(report)
     assert "the target stands in `rows`" in report.findings[0].summary
+
+
+@pytest.mark.parametrize(("lag", "named"), [(1, True), (0, False)])
+def test_quantiles_of_a_value_that_the_window_ends_with_are_a_leak(lag, named):
+    """Three outputs have one target."""
+    shares = torch.tensor([0.1, 0.5, 0.9])
+
+    def pinball(outputs, targets):
+        errors = targets[:, None] - outputs
+        return torch.maximum(shares * errors, (shares - 1) * errors).mean()
+
+    values = series()
+    x = windows(values, PAST)[:-1]
+    report = trained(Windows(3, PAST), x, values[PAST - lag :, 0][: len(x)], loss_fn=pinball)
+    assert (report.main_cause == "label_leak") is named, str(report)
 
 
 def test_a_future_that_the_net_does_not_read_is_no_leak():

@@ -40,8 +40,9 @@ GIVEN_UP = 0.1
 # class ends and the next begins. The share of shuffled batches above which it may be chance.
 ONE_CLASS = 0.5
 BY_CHANCE = 0.1
-# Batches of the same class in a row. Real and made-up batches of a discriminator take turns.
-IN_A_ROW = 2.0
+# Batches of the same class in a row, over those that follow each other by chance where each batch
+# holds one class. Real and made-up batches of a discriminator take turns.
+IN_A_ROW = 1.4
 
 
 def rare_classes(evidence: Evidence, score: Score) -> dict[int, float]:
@@ -162,7 +163,10 @@ def sorted_batches(evidence: Evidence) -> Iterator[Sign]:
     if evidence.task not in ("classes", "binary") or not judged(evidence):
         return
     share, by_chance, run = data.one_class_batches, data.one_class_by_chance, data.one_class_run
-    if share < ONE_CLASS or by_chance > BY_CHANCE or run < IN_A_ROW:
+    drawn = max(sum(data.class_counts.values()), 1)
+    again = sum((count / drawn) ** 2 for count in data.class_counts.values())
+    # Of one class, all batches follow each other.
+    if share < ONE_CLASS or by_chance > BY_CHANCE or run * (1 - again) < IN_A_ROW:
         return
     yield Sign(
         "note" if reached(evidence) > NEARLY_PERFECT else severity(evidence),

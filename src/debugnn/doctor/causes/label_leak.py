@@ -221,7 +221,7 @@ def sees_its_target(evidence: Evidence) -> Iterator[Sign]:
 def targets_among_inputs(evidence: Evidence) -> Iterator[Sign]:
     """Values that are to be predicted, at the end of a window that the outputs are made from."""
     facts = evidence.data.target_copies
-    if facts is None or evidence.task != "values" or evidence.reconstruction:
+    if facts is None or evidence.task not in ("values", "unknown") or evidence.reconstruction:
         return
     change = facts.change or 0.0
     if facts.samples < SAMPLES or facts.varying < LEAST_VALUES:

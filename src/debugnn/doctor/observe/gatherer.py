@@ -223,8 +223,9 @@ class Gatherer:
     @guarded("target values among the inputs")
     def _gather_target_copies(self) -> None:
         training, model = self._training, self._training.current_model()
-        values = training.task is not None and training.task.kind == "values"
-        if model is None or not values or self.evidence.reconstruction:
+        # A loss of several quantiles, say, is unknown, and may have one target for all outputs.
+        numbers = training.task is not None and training.task.kind in ("values", "unknown")
+        if model is None or not numbers or self.evidence.reconstruction:
             return
         with training.undisturbed():
             self.evidence.data.target_copies = target_copy_facts(

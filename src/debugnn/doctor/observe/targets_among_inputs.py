@@ -183,21 +183,23 @@ def _change(
 
     Returns:
         Root mean square of the change over the outputs' standard deviation, the least of some
-        columns that have a copy. None where outputs cannot be told apart by target.
+        columns that have a copy. All outputs are those of a single target, as its quantiles are.
+        None where outputs cannot be told apart by target.
     """
     before = _outputs(model, batch.call, layout)
-    if before is None or before.shape[1] != len(places):
+    if before is None or (len(places) > 1 and before.shape[1] != len(places)):
         return None
     copied = (places >= 0).nonzero()[:, 0].tolist()
     step = max((len(copied) - 1) // (_PROBES - 1), 1)
     changes = []
     for column in copied[::step][: _PROBES + 1]:
         after = _outputs(model, _exchanged(batch.call, index, int(places[column])), layout)
-        spread = before[:, column].std(correction=0)
-        if after is None or not spread > 0:
+        own = slice(column, column + 1) if len(places) > 1 else slice(None)
+        spread = before[:, own].std(dim=0, correction=0)
+        if after is None or not bool((spread > 0).all()):
             return None
-        moved = (after - before)[:, column].square().mean().sqrt()
-        changes.append((moved / spread).item())
+        moved = (after - before)[:, own].square().mean(dim=0).sqrt()
+        changes.append((moved / spread).min().item())
     return min(changes)
 
 
