@@ -2,7 +2,7 @@
 
 python scripts/load.py                                       500 runs in one process
 python scripts/load.py --launcher joblib                     in several processes
-python scripts/load.py --launcher joblib --in-memory         without a disk's share
+python scripts/load.py --launcher joblib --sweeps 5          the medians of several sweeps
 python scripts/load.py --output outputs/reference/survival   keep the figures
 """
 
@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-IN_MEMORY = Path("/dev/shm")  # a file system of Linux
 TRAIN = Path(__file__).resolve().parent.parent / "train.py"
 TINY = ("model=deep_mlp", "data.train_size=64", "trainer.epochs=1", "trainer.steps_per_epoch=2",
         "trainer.device=cpu", "wandb=disabled", "doctor=off")  # fmt: skip
@@ -144,21 +143,18 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--runs", type=int, default=500, help="of the sweep (default: 500)")
     parser.add_argument("--sweeps", type=int, default=1, help="whose medians are kept (default: 1)")
     parser.add_argument("--launcher", default="basic", help="hydra/launcher (default: basic)")
-    parser.add_argument("--in-memory", action="store_true", help=f"write the runs to {IN_MEMORY}")
     parser.add_argument("--output", type=Path, help="folder for the figures, in load_*.json")
     options = parser.parse_args(arguments)
-    place = IN_MEMORY if options.in_memory else None
     measured = []
     for _ in range(options.sweeps):
-        with tempfile.TemporaryDirectory(prefix="load-", dir=place) as folder:
+        with tempfile.TemporaryDirectory(prefix="load-") as folder:
             measured.append(measure(options.runs, options.launcher, Path(folder)))
     figures = summary(measured)
     for name, value in figures.items():
         print(f"{name:60s} {value:10.4g}")
     if options.output:
         options.output.mkdir(parents=True, exist_ok=True)
-        where = "_in_memory" if options.in_memory else ""
-        path = options.output / f"load_{options.launcher}{where}.json"
+        path = options.output / f"load_{options.launcher}.json"
         path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     return 0 if all(each["finished"] == options.runs for each in measured) else 1
 
