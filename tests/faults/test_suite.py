@@ -174,6 +174,7 @@ def test_a_sound_program_is_called_healthy(program):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_faults_of_the_tuning_half_are_found_and_named():
     found, named = rates(of_each_cause("tuning"))
     assert found >= 0.95

@@ -354,6 +354,8 @@ def loss(outputs, targets):
 """
 
 
+@pytest.mark.long
+@pytest.mark.injects("a kill")
 @pytest.mark.parametrize("checkpoint_every", [4, 10])
 def test_a_killed_run_goes_on_online_with_all_rows_once(tmp_path, server, checkpoint_every):
     """What had not been uploaded comes, and what is trained again does not come again."""

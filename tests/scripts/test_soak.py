@@ -13,6 +13,7 @@ from conftest import REPOSITORY
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_thirty_kills_change_nothing(tmp_path):
     kinds = "bn_dropout,each_step,range_test,regression,stacked"
     command = [sys.executable, "scripts/soak.py", "--kills", "30", "--kinds", kinds]
