@@ -69,11 +69,14 @@ def read(sources: Sequence[Path]) -> tuple[list[Run], list[Unusable]]:
     kept: dict[str, Run] = {}
     found: dict[str, Run | Unusable] = {}
     for source in sources:
-        if archive.holds_results(source):
-            kept |= {run.place: run for run in archive.read(source)}
-        else:
-            scanned = scan_runs(source)
-            found |= {str(i.path if isinstance(i, Unusable) else i.place): i for i in scanned}
+        stored = archive.holds_results(source)
+        for item in archive.scan(source) if stored else scan_runs(source):
+            if isinstance(item, Unusable):
+                found[str(item.path)] = item
+            elif stored:
+                kept[item.place] = item
+            else:
+                found[str(item.place)] = item
     runs, unusable = archive.gather(found.values(), kept.values())
     if not kept and not runs:
         places = ", ".join(map(str, sources))

@@ -48,7 +48,7 @@ ALLOWED = {
         LEAVES | {"nn", "data", "training", "config", "build", "runs"},
     ),
     "analysis": (
-        {"numpy", "pandas", "matplotlib", "scipy", "omegaconf", "yaml", "jinja2"}
+        {"numpy", "pandas", "matplotlib", "PIL", "scipy", "omegaconf", "yaml", "jinja2"}
         | {"wandb", "wandb_workspaces"},
         LEAVES | {"doctor"},
     ),

@@ -154,6 +154,8 @@ def test_what_cannot_be_used_is_named_and_the_rest_is_kept(directory):
     torn = directory / "trial" / "reg=bn" / "seed=1" / "metrics.jsonl"
     lines = torn.read_text().splitlines()
     torn.write_text("\n".join([*lines[:6], lines[6][:9], *lines[7:]]) + "\n")
+    cut = write_run(directory, {"reg": "cut"}, [epoch(0), epoch(1)]) / "metrics.jsonl"
+    cut.write_bytes(cut.read_bytes()[:-1])
     (directory / "trial" / "reg=bn" / "seed=10" / "layers.jsonl").unlink()
     (directory / "lr" / "default" / "seed=0" / "config.yaml").write_text("a: [")
     runs, unusable = archive.merge([], scan_runs(directory))
@@ -162,15 +164,35 @@ def test_what_cannot_be_used_is_named_and_the_rest_is_kept(directory):
     assert reasons["trial/reg=none/seed=0"] == "failed: no error was recorded"
     assert reasons["trial/reg=none/seed=1"] == "was cut off, or is running"
     assert f"{torn}: not strict JSON lines (line 7: " in reasons["trial/reg=bn/seed=1"]
+    assert reasons["trial/reg=cut/seed=0"].endswith("(line 2: cut off)")
     assert "layers.jsonl: no such file" in reasons["trial/reg=bn/seed=10"]
     assert "config.yaml: not a run's configuration" in reasons["lr/default/seed=0"]
     assert all(isinstance(found, Unusable) for found in unusable)
 
 
-@pytest.mark.parametrize("content", [b"", b"no gzip", gzip.compress(b"a,b", mtime=0)[:20]])
-def test_a_damaged_table_is_named(directory, tmp_path, content):
+@pytest.mark.parametrize(
+    ("name", "content", "fault"),
+    [
+        ("epochs", b"", "No columns to parse from file"),
+        ("epochs", b"no gzip", "BadGzipFile"),
+        ("epochs", gzip.compress(b"a,b", mtime=0)[:20], "EOFError"),
+        ("epochs", gzip.compress(b"epoch,run\n0,0\n1"), "line 3: 1 values for 2 columns"),
+        ("epochs", gzip.compress(b'epoch,run\n0,0\n"1,0\n'), "line 3: 1 values for 2 columns"),
+        ("steps", gzip.compress(b"step,run\n0,0\nx,0\n"), "line 3: step is no number: x"),
+        ("runs", gzip.compress(b"seed,arm\n0,x\n"), "line 2: not a run"),
+    ],
+)
+def test_a_damaged_table_is_named_and_the_other_experiments_are_read(
+    directory, tmp_path, name, content, fault
+):
     archive.write(merged(directory), tmp_path / "kept")
-    (tmp_path / "kept" / "trial" / "epochs.csv.gz").write_bytes(content)
-    runs = archive.read(tmp_path / "kept")
-    with pytest.raises(ConfigError, match=r"epochs\.csv\.gz: not a table"):
-        runs[1].epochs()
+    damaged = tmp_path / "kept" / "trial" / f"{name}.csv.gz"
+    damaged.write_bytes(content)
+    run, unusable = archive.scan(tmp_path / "kept")
+    assert run.experiment == "lr"
+    assert not run.lr_points().empty
+    assert unusable.path == damaged.parent
+    assert unusable.reason.startswith(f"{damaged}: ")
+    assert fault in unusable.reason
+    with pytest.raises(ConfigError, match=r"csv\.gz: "):
+        [run.tables.metrics("step") for run in archive.read(tmp_path / "kept")]

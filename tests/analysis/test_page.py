@@ -118,7 +118,9 @@ def test_claims_have_their_verdicts_and_useless_runs_their_reasons(page):
     text = re.sub(r"\s+", " ", page.read_text(encoding="utf-8"))
     assert 'Claim 5b <span class="badge" data-outcome="holds">' in text
     assert 'Claim 5c <span class="badge" data-outcome="does not hold">' in text
-    assert "20 of 20 seeds (84 to 100 %)" in text
+    assert '<p class="quiet">Measured: test accuracy after epoch 10 (%).</p>' in text
+    assert "<li>sigmoid net: 20 of 20 seeds (84 to 100 %)</li>" in text
+    assert '<th scope="col">arm: model</th>' in text
     assert "failed: no error was recorded" in text
     assert "metrics.jsonl: not strict JSON lines (line 2: " in text
 
@@ -266,6 +268,29 @@ def test_heatmaps_show_their_shares(opened):
     for share in (0.1, 0.3, 0.5, 0.7):
         tab.mouse.move(box["x"] + box["width"] / 2, box["y"] + share * box["height"])
         assert "% of the values at" in part.locator(".readout").text_content()
+    canvas.focus()
+    for key in ("ArrowRight", "ArrowRight", "ArrowLeft", "ArrowRight"):
+        tab.keyboard.press(key)
+    assert "conv1.weight, step 10: " in part.locator(".readout").text_content()
+
+
+@slow
+def test_large_shares_stand_out_from_light_and_from_dark_paper(opened):
+    """What is dark on light paper is light on dark paper."""
+    canvas = "section#vanishing_gradient .heatmaps canvas"
+    light, dark = (np.array(opened(color_scheme=scheme).evaluate(LIGHTNESS, canvas))
+                   for scheme in ("light", "dark"))  # fmt: skip
+    cells = (light >= 0) & (dark >= 0)
+    assert np.corrcoef(light[cells], dark[cells])[0, 1] < -0.9
+
+
+# The lightness of each pixel of a canvas, −1 where it shows the paper.
+LIGHTNESS = """(selector) => {
+  const canvas = document.querySelector(selector);
+  const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+  return Array.from({ length: data.length / 4 }, (_, i) => data[4 * i + 3] < 255 ? -1 :
+    0.2126 * data[4 * i] + 0.7152 * data[4 * i + 1] + 0.0722 * data[4 * i + 2]);
+}"""
 
 
 @slow
@@ -354,8 +379,21 @@ def test_the_command_can_be_copied(opened):
 
 
 @slow
-def test_the_printed_page_has_its_curves(opened, tmp_path):
-    tab = opened()
-    tab.emulate_media(media="print")
-    assert tab.locator("section#vanishing_gradient canvas").first.is_visible()
+def test_the_printed_page_has_its_curves_and_its_evidence_on_light_paper(opened):
+    tab = opened(color_scheme="dark")
+    section = tab.locator("section#vanishing_gradient")
+    evidence, curves = section.locator("details").first, section.locator("canvas").first
+    on_screen = curves.evaluate("canvas => canvas.toDataURL()")
+    paper = "getComputedStyle(document.body).backgroundColor"
+    tab.emulate_media(media="print", color_scheme="dark")
+    tab.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert tab.evaluate(paper) == "rgb(255, 255, 255)"
+    assert curves.evaluate("canvas => canvas.toDataURL()") != on_screen
+    assert evidence.get_attribute("open") is not None
     assert not tab.get_by_role("button", name="Play").first.is_visible()
+    swatch = section.locator(".controls i").first
+    assert swatch.evaluate("e => getComputedStyle(e).printColorAdjust") == "exact"
+    tab.emulate_media(media="screen", color_scheme="dark")
+    tab.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert tab.evaluate(paper) != "rgb(255, 255, 255)"
+    assert evidence.get_attribute("open") is None

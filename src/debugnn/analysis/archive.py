@@ -11,10 +11,12 @@ the first seed's gradients; statistics of parameters, except of the first seed's
 sixth.
 """
 
+import csv
 import gzip
 import io
 import json
-from collections.abc import Iterable, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ import pandas as pd
 from debugnn import records
 from debugnn.analysis.directories import Unusable
 from debugnn.analysis.runs import QUANTITIES, Run, in_order, numeric_columns
-from debugnn.errors import ConfigError
+from debugnn.errors import ConfigError, one_line
 from debugnn.files import replacing
 
 STEPS, FIRST_STEPS = 200, 20  # of a run; the first ones are kept without a gap
@@ -33,6 +35,7 @@ RECORDS, FEW_RECORDS = 60, 20
 _DIGITS = "%.6g"
 _METRICS = {"step": "steps", "epoch": "epochs", "lr_point": "lr_points",
             "lr_suggestion": "lr_suggestions"}  # fmt: skip
+_TEXTS = ("layer", "quantity", "histogram", "rule")  # columns that hold no numbers
 _NESTED = ("arm", "config", "facts", "findings")  # columns of `runs` that hold JSON
 
 
@@ -273,16 +276,29 @@ def read(folder: Path) -> list[Run]:
     Raises:
         ConfigError: a file cannot be read.
     """
-    runs = []
-    for path in sorted(folder.glob("*/runs.csv.gz")):
-        files = _Files(path.parent)
-        for number, row in files.frame("runs").iterrows():
-            told = {name: records.load(row[name]) for name in _NESTED}
-            tables = Archived(files, int(str(number)), told["findings"])
-            name = None if pd.isna(row["article_run"]) else str(row["article_run"])
-            runs.append(Run(row["place"], row["experiment"], told["arm"], int(row["seed"]),
-                            row["data"], name, told["config"], told["facts"], tables))  # fmt: skip
-    return in_order(runs)
+    files = map(_Files, _folders(folder))
+    return in_order(run for experiment in files for run in experiment.runs())
+
+
+def scan(folder: Path) -> Iterator[Run | Unusable]:
+    """Yield the runs of the experiments that can be read whole, and why another cannot be.
+
+    Args:
+        folder: holds kept results.
+    """
+    for place in _folders(folder):
+        files = _Files(place)
+        try:
+            runs = files.runs()
+            files.read()
+        except ConfigError as error:
+            yield Unusable(place, str(error))
+        else:
+            yield from runs
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(path.parent for path in folder.glob("*/runs.csv.gz"))
 
 
 class _Files:
@@ -291,17 +307,45 @@ class _Files:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    def runs(self) -> list[Run]:
+        runs = []
+        for number, row in self.frame("runs").iterrows():
+            place = int(str(number))
+            try:
+                told = {name: records.load(row[name]) for name in _NESTED}
+                name = None if pd.isna(row["article_run"]) else str(row["article_run"])
+                runs.append(Run(row["place"], row["experiment"], told["arm"], int(row["seed"]),
+                                row["data"], name, told["config"], told["facts"],
+                                Archived(self, place, told["findings"])))  # fmt: skip
+            except (KeyError, TypeError, ValueError) as error:
+                path = self.folder / "runs.csv.gz"
+                fault = f"{type(error).__name__}: {error}"
+                raise ConfigError(f"{path}: line {place + 2}: not a run ({fault})") from None
+        return runs
+
+    def read(self) -> None:
+        """Read all tables, which `metrics` and `layers` hold from then on."""
+        _ = self.metrics, self.layers
+
     def frame(self, name: str) -> pd.DataFrame:
         path = self.folder / f"{name}.csv.gz"
         try:
             data = gzip.decompress(path.read_bytes())
-            return pd.read_csv(
-                io.BytesIO(data), keep_default_na=False, na_values=[""], low_memory=False
-            )
+            text = data.decode()
         except FileNotFoundError:
             return pd.DataFrame()
-        except (OSError, EOFError, ValueError) as error:
+        except (OSError, EOFError, ValueError, zlib.error) as error:
             raise ConfigError(f"{path}: not a table ({type(error).__name__}: {error})") from None
+        try:
+            frame = pd.read_csv(
+                io.StringIO(text), keep_default_na=False, na_values=[""], low_memory=False
+            )
+        except ValueError as error:
+            fault = "" if name == "runs" else _fault(text)
+            raise ConfigError(f"{path}: not a table ({fault or one_line(error)})") from None
+        if name != "runs" and not _sound(frame):
+            raise ConfigError(f"{path}: not a table ({_fault(text)})")
+        return frame
 
     def _divided(self, name: str) -> dict[int, pd.DataFrame]:
         frame = self.frame(name)
@@ -318,6 +362,29 @@ class _Files:
     @cached_property
     def layers(self) -> dict[int, pd.DataFrame]:
         return self._divided("layers")
+
+
+def _sound(frame: pd.DataFrame) -> bool:
+    """Return whether each row of a table belongs to a run, and its numbers are numbers."""
+    numbers = frame.drop(columns=[name for name in _TEXTS if name in frame])
+    kinds = map(pd.api.types.is_numeric_dtype, numbers.dtypes)
+    return "run" in frame and all(kinds) and bool(frame["run"].notna().all())
+
+
+def _fault(text: str) -> str:
+    """Return the first line of a table of numbers that is no row of it, and why; "" without one."""
+    rows = (next(csv.reader([line])) for line in text.splitlines())
+    header = next(rows, [])
+    for line, row in enumerate(rows, 2):
+        if len(row) != len(header):
+            return f"line {line}: {len(row)} values for {len(header)} columns"
+        for name, value in zip(header, row, strict=True):
+            try:
+                if name not in _TEXTS and value not in ("True", "False", ""):
+                    float(value)
+            except ValueError:
+                return f"line {line}: {name} is no number: {value[:40]}"
+    return ""
 
 
 class Archived:

@@ -157,6 +157,10 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
             if "kind" not in row:
                 raise ValueError("a row without a kind")
             yield row
+        # The run has finished, so that nothing is being written.
+        *whole, last = path.read_bytes().split(b"\n")
+        if last:
+            raise ValueError(f"line {len(whole) + 1}: cut off")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; the run is incomplete") from None
     except ValueError as error:

@@ -58,18 +58,20 @@ def comparison(table: pd.DataFrame) -> str:
 def verdicts(runs: Sequence[Run]) -> str:
     """Return the article's claims with their verdicts, one row a claim.
 
-    A row's evidence has a line for each part: found ones with their 95 % interval, and in brackets
-    the article's own number for the same quantity.
+    A row's evidence says what was measured and has a line for each part: what was found with its
+    95 % interval, and in brackets the article's own number for the same quantity.
     """
     rows = []
     for claim in CLAIMS:
         verdict = claim.judge(runs)
-        lines = []
+        measured = words.quantity(verdict.results)
+        lines = [f"*{measured}*"] if measured else []
         for result in verdict.results:
             found = words.estimate(result) or "no runs"
             theirs = f" [article: {words.article(result)}]" if result.article is not None else ""
             mark = f" – {result.outcome.value}" if len(verdict.results) > 1 else ""
-            lines.append(f"{result.label}: {found}{theirs}{mark}")
+            label = words.label(result, verdict.results)
+            lines.append(f"{label}: {found}{theirs}{mark}")
         remark = f"<br>*{claim.remark}*" if claim.remark else ""
         said = f"{claim.statement}{remark}"
         known = any(result.estimate is not None for result in verdict.results)
@@ -119,8 +121,9 @@ def diagnoses(runs: Sequence[Run]) -> str:
     for group in _arms_of(runs):
         said = Counter(_diagnosis(run) for run in group)
         counts = ", ".join(f"{name} {count}" for name, count in said.most_common())
-        data = {run.data for run in runs if run.experiment == group[0].experiment}
-        parts = [*_parts(group[0].arm_name), *([f"data={group[0].data}"] if len(data) > 1 else [])]
+        chosen = {run.arm.get("data") for run in runs if run.experiment == group[0].experiment}
+        own = group[0].arm.get("data", group[0].data)
+        parts = [*_parts(group[0].arm_name), *([f"data={own}"] if len(chosen) > 1 else [])]
         arm = " ".join(f"`{part}`" for part in parts) or "–"
         rows.append([f"`{group[0].experiment}`", arm, str(len(group)), counts])
     return markdown(["experiment", "arm", "seeds", "main cause"], rows)

@@ -1,6 +1,19 @@
 """Verdicts in words and numbers, for tables and pages."""
 
+from collections.abc import Sequence
+
 from debugnn.analysis.claims.claim import Result
+
+
+def quantity(results: Sequence[Result]) -> str:
+    """Return the quantity that all parts of a claim measure; "" if they measure several."""
+    measured = {result.quantity for result in results}
+    return measured.pop() if len(measured) == 1 else ""
+
+
+def label(result: Result, among: Sequence[Result]) -> str:
+    """Return a part in a few words, with its quantity if the claim's parts measure several."""
+    return result.label if quantity(among) else f"{result.label}, {result.quantity}"
 
 
 def estimate(result: Result) -> str:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from debugnn.analysis import archive
 from debugnn.analysis.directories import load_runs
 from debugnn.analysis.figures.arms import final_accuracy, first_loss
-from debugnn.analysis.figures.canvas import STYLE
+from debugnn.analysis.figures.canvas import STYLE, save
 from debugnn.analysis.figures.curves import curves, lr_curve, nan_loss
 from debugnn.analysis.figures.layers import (
     dead_units,
@@ -111,7 +111,6 @@ def _draw(runs: Sequence[Run], output_dir: Path) -> list[Path]:
         with mpl.rc_context(STYLE):
             drawn = KINDS[figure["kind"]](runs, figure)
             path = output_dir / (re.sub(r"[^\w.-]", "_", name) + ".png")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            drawn.savefig(path)
+            save(drawn, path)
         written.append(path)
     return written

@@ -1,7 +1,9 @@
 """The parts that all figures share: title, panels, caption with data and seeds, and colours."""
 
+import io
 import textwrap
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -9,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
+from PIL import Image
 
 from debugnn.analysis.runs import Run, select, varying
 from debugnn.errors import ConfigError
@@ -101,6 +104,24 @@ def provenance(runs: Sequence[Run]) -> str:
     low, high = min(counts.values()), max(counts.values())
     n = f"n = {low}" if low == high else f"n = {low} to {high}"
     return f"{text} {listed.capitalize()}, {n} an arm."
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG of at most 256 colours: it is a third as large, and looks the same.
+
+    Args:
+        figure: what is drawn.
+        path: of the file; its folder is made.
+    """
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png")
+    chosen = (
+        Image.open(drawn)
+        .convert("RGB")
+        .quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    chosen.save(path, format="png", optimize=True)
 
 
 def short(key: str) -> str:

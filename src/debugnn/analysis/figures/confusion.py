@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from debugnn.analysis.figures.canvas import DPI
+from debugnn.analysis.figures.canvas import DPI, save
 
 
 def draw_confusion(counts: pd.DataFrame, path: Path, title: str, caption: str) -> None:
@@ -43,5 +43,4 @@ def draw_confusion(counts: pd.DataFrame, path: Path, title: str, caption: str) -
     axes.tick_params(which="both", length=0)
     axes.set_title(title, loc="left", fontsize=11)
     figure.supxlabel(caption, x=0.01, ha="left", fontsize=8, color="#555555")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    save(figure, path)

@@ -5,12 +5,14 @@ everything else is ours.
 """
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
 import jinja2
 
+from debugnn.analysis.claims.claim import Outcome
 from debugnn.analysis.directories import Unusable
 from debugnn.analysis.page.content import Section, sections
 from debugnn.analysis.runs import Run
@@ -48,11 +50,8 @@ def write(runs: Sequence[Run], unusable: Sequence[Unusable], output: Path) -> No
 
 def _counts(shown: Sequence[Section]) -> dict[str, int]:
     """Return how many claims come out how, in the order of the outcomes."""
-    counts: dict[str, int] = {}
-    for section in shown:
-        for claim in section.claims:
-            counts[claim.outcome] = counts.get(claim.outcome, 0) + 1
-    return dict(sorted(counts.items()))
+    seen = Counter(claim.outcome for section in shown for claim in section.claims)
+    return {outcome.value: seen[outcome.value] for outcome in Outcome if seen[outcome.value]}
 
 
 def _environment() -> jinja2.Environment:

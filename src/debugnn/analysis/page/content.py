@@ -17,7 +17,7 @@ import pandas as pd
 from debugnn.analysis.archive import version
 from debugnn.analysis.claims import CLAIMS, words
 from debugnn.analysis.claims.claim import EMBEDDED, Claim, Outcome
-from debugnn.analysis.figures.canvas import DATA, arm_label
+from debugnn.analysis.figures.canvas import DATA, arm_label, short
 from debugnn.analysis.figures.layers import visible_shares
 from debugnn.analysis.runs import Run, by_arm, over_seeds, varying
 from debugnn.errors import ConfigError
@@ -25,6 +25,8 @@ from debugnn.errors import ConfigError
 # Nobody can tell more lines apart. Of an experiment with more arms, the lines of half as many of
 # the best and of the worst arms are shown at first, and only their layers are kept.
 _MOST_LINES = 8
+# A claim with more parts shows them in its table of evidence alone.
+_MOST_PARTS = 5
 # A series that reaches this many times as far as the median one would press the others flat. It is
 # there, and switched off at first.
 _DWARFS = 50
@@ -35,6 +37,7 @@ _DECADES_APART = 1e4  # positive values that differ by more are shown on a logar
 class Part:
     """One part of a claim, in words: its criterion and what was found."""
 
+    label: str
     criterion: str
     outcome: str
     found: str
@@ -43,11 +46,25 @@ class Part:
 
 @dataclass(frozen=True)
 class Judged:
-    """A claim with its verdict, in words."""
+    """A claim with its verdict, in words.
+
+    Attributes:
+        name: its number, with a letter where a claim of the article has parts.
+        statement: what the article says.
+        outcome: the verdict.
+        quantity: what all parts measure; "" if they measure several quantities.
+        summary: how many parts come out how, of a claim with many; "" of one with few.
+        parts: each with its criterion and what was found.
+        article: what the article shows for it; "" where it shows nothing.
+        remark: what the verdict depends on, or where the article is wrong; "" where nothing is to
+            be said.
+    """
 
     name: str
     statement: str
     outcome: str
+    quantity: str
+    summary: str
     parts: tuple[Part, ...]
     article: str
     remark: str
@@ -90,6 +107,7 @@ class Section:
         versions: number of versions of the training code that made its runs.
         command: what makes these runs again; a line for each arm of runs without an experiment.
         claims: those that the experiment decides.
+        keys: settings whose values name the arms; none if the arms' names hold them.
         arms: one row an arm.
         featured: number of arms that are drawn at first.
         data: what the scripts of the page draw: charts, heatmaps, networks.
@@ -104,6 +122,7 @@ class Section:
     versions: int
     command: str
     claims: tuple[Judged, ...]
+    keys: tuple[str, ...]
     arms: tuple[ArmRow, ...]
     featured: int
     data: dict[str, Any]
@@ -129,7 +148,7 @@ def sections(runs: Sequence[Run]) -> list[Section]:
 
 def _section(experiment: str, embedded: bool, runs: Sequence[Run]) -> Section:
     report = max(runs, key=lambda run: run.facts["started"]).config.get("report")
-    groups = _labelled([*by_arm(runs).values()])
+    keys, groups = _labelled([*by_arm(runs).values()])
     featured = _featured(groups)
     return Section(
         name=f"{experiment}{'-embedded' if embedded else ''}",
@@ -142,6 +161,7 @@ def _section(experiment: str, embedded: bool, runs: Sequence[Run]) -> Section:
         command=_command(experiment, report, embedded, [*groups.values()]),
         claims=tuple(_judged(claim, runs, embedded) for claim in CLAIMS
                      if claim.experiment == experiment),
+        keys=keys,
         arms=tuple(_arm_row(label, group) for label, group in groups.items()),
         featured=len(featured),
         data={
@@ -152,18 +172,24 @@ def _section(experiment: str, embedded: bool, runs: Sequence[Run]) -> Section:
     )  # fmt: skip
 
 
-def _labelled(groups: Sequence[Sequence[Run]]) -> dict[str, Sequence[Run]]:
-    """Return label → runs of an arm: what distinguishes it from the others, or all its settings."""
+def _labelled(
+    groups: Sequence[Sequence[Run]],
+) -> tuple[tuple[str, ...], dict[str, Sequence[Run]]]:
+    """Return label → runs of an arm: what distinguishes it from the others, or all its settings.
+
+    Before them comes which settings the labels hold the values of, if they do not name them.
+    """
     if len(groups) == 1:
-        return {groups[0][0].arm_name.replace(",", ", "): groups[0]}
+        return (), {groups[0][0].arm_name.replace(",", ", "): groups[0]}
     keys = varying([group[0] for group in groups])
     # The number of epochs mostly follows from the task. It is named where nothing else differs.
     without = [key for key in keys if key != "trainer.epochs"]
     for chosen in (without, keys):
         labelled = {arm_label(group[0], chosen): group for group in groups}
         if len(labelled) == len(groups):
-            return labelled
-    return {group[0].arm_name: group for group in groups}
+            alike = all(set(chosen) <= group[0].arm.keys() for group in groups)
+            return tuple(map(short, chosen)) if alike else (), labelled
+    return (), {group[0].arm_name: group for group in groups}
 
 
 def _featured(groups: Mapping[str, Sequence[Run]]) -> dict[str, Sequence[Run]]:
@@ -225,8 +251,15 @@ def _judged(claim: Claim, runs: Sequence[Run], embedded: bool) -> Judged:
         # The number of seeds stands in the estimate already.
         missing = result.why if result.outcome is Outcome.UNDECIDED else ""
         told = f"{found} – {missing}" if found and missing else found or missing
-        parts.append(Part(part.criterion(), result.outcome.value, told, words.article(result)))
-    return Judged(claim.name, claim.statement, verdict.outcome.value, tuple(parts),
+        label = words.label(result, verdict.results)
+        parts.append(
+            Part(label, part.criterion(), result.outcome.value, told, words.article(result))
+        )
+    counts = Counter(part.outcome for part in parts)
+    said = ", ".join(f"{count} {outcome}" for outcome, count in counts.most_common())
+    summary = f"Of {len(parts)} parts: {said}" if len(parts) > _MOST_PARTS else ""
+    return Judged(claim.name, claim.statement, verdict.outcome.value,
+                  words.quantity(verdict.results), summary, tuple(parts),
                   claim.article, claim.remark)  # fmt: skip
 
 

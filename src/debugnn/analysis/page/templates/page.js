@@ -234,7 +234,8 @@
   function heatmaps(specs) {
     const box = make("div");
     const grid = make("div", { className: "heat-grid" });
-    const readout = make("div", { className: "readout", textContent: "Point at a cell for its value." });
+    const readout = make("div", { className: "readout", textContent: "Point at a cell for its value, or use the arrow keys." });
+    readout.setAttribute("aria-live", "polite");
     let parts = [];
     function load(i) {
       const spec = specs[i];
@@ -258,7 +259,9 @@
     const peak = (k) => { let best = 0; for (let row = 1; row < rows; row++) if (cells[row * steps + k] > cells[best * steps + k]) best = row; return best; };
     const magnitude = (row) => (row ? `10^${((spec.edges[row - 1] + spec.edges[row]) / 2).toFixed(1)}` : "exact zeros");
     canvas.setAttribute("role", "img");
-    canvas.setAttribute("aria-label", `${tensor.name}: most values at ${magnitude(peak(0))} at step ${tensor.steps[0]}, at ${magnitude(peak(steps - 1))} at step ${tensor.steps[steps - 1]}`);
+    canvas.setAttribute("aria-label", `${tensor.name}: most values at ${magnitude(peak(0))} at step ${tensor.steps[0]}, at ${magnitude(peak(steps - 1))} at step ${tensor.steps[steps - 1]}. Arrow keys move from cell to cell.`);
+    canvas.tabIndex = 0;
+    let at = null;  // the cell that the keyboard has chosen
     const left = 44, bottom = 22, top = 8, gap = 6;
     function frame() {
       const width = canvas.clientWidth, height = canvas.clientHeight;
@@ -272,10 +275,11 @@
       canvas.height = f.height * ratio;
       const g = canvas.getContext("2d");
       g.scale(ratio, ratio);
+      const most = +css("--most");
       for (let row = 0; row < rows; row++) for (let k = 0; k < steps; k++) {
         const value = cells[row * steps + k];
         if (!value) continue;
-        g.fillStyle = viridis(1 - value / 255);
+        g.fillStyle = viridis(most ? value / 255 : 1 - value / 255);
         g.fillRect(left + k * f.wide, y(f, row), f.wide + 0.6, (row ? f.tall : f.zero) + 0.6);
       }
       g.fillStyle = g.strokeStyle = css("--quiet");
@@ -292,14 +296,30 @@
       g.textAlign = "right";
       g.fillText(tensor.steps[steps - 1], f.width - 4, f.height - 6);
       g.strokeRect(left, top, f.width - left - 4, f.height - top - bottom);
+      if (!at) return;
+      g.strokeStyle = css("--ink");
+      g.strokeRect(left + at.k * f.wide, y(f, at.row), f.wide, at.row ? f.tall : f.zero);
     };
+    function tell(row, k) {
+      readout.textContent = `${tensor.name}, step ${tensor.steps[k]}: ${(100 * share(row, k)).toPrecision(2)} % of the values at ${magnitude(row)}`;
+    }
     canvas.addEventListener("pointermove", (event) => {
       const f = frame(), k = Math.floor((event.offsetX - left) / f.wide);
       if (k < 0 || k >= steps) return;
       let row = event.offsetY > y(f, 0) ? 0 : Math.floor((f.height - bottom - f.zero - gap - event.offsetY) / f.tall) + 1;
       row = Math.min(rows - 1, Math.max(0, row));
-      readout.textContent = `${tensor.name}, step ${tensor.steps[k]}: ${(100 * share(row, k)).toPrecision(2)} % of the values at ${magnitude(row)}`;
+      tell(row, k);
     });
+    canvas.addEventListener("keydown", (event) => {
+      const move = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowUp: [1, 0], ArrowDown: [-1, 0] }[event.key];
+      if (!move) return;
+      event.preventDefault();
+      const within = (value, end) => Math.min(end - 1, Math.max(0, value));
+      at = at ? { row: within(at.row + move[0], rows), k: within(at.k + move[1], steps) } : { row: peak(0), k: 0 };
+      box.draw();
+      tell(at.row, at.k);
+    });
+    canvas.addEventListener("blur", () => { at = null; box.draw(); });
     return box;
   }
 
@@ -324,13 +344,28 @@
     if (entry.isIntersecting) { seen.unobserve(entry.target); fill(entry.target); }
   }), { rootMargin: "400px" });
   places.forEach((place) => { place.style.minHeight = "8rem"; seen.observe(place); });
-  addEventListener("beforeprint", () => places.forEach(fill));
 
+  const redraw = () => drawn.forEach((part) => part.redraw());
   let waiting = null;
-  const again = () => { clearTimeout(waiting); waiting = setTimeout(() => drawn.forEach((part) => part.redraw()), 120); };
+  const again = () => { clearTimeout(waiting); waiting = setTimeout(redraw, 120); };
   let width = innerWidth;
   addEventListener("resize", () => { if (innerWidth !== width) { width = innerWidth; again(); } });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", again);
+
+  /* Paper is light, whatever the screen is, and nobody can unfold it. */
+  let unfolded = [];
+  addEventListener("beforeprint", () => {
+    document.documentElement.classList.add("printing");
+    unfolded = [...document.querySelectorAll(".claim details:not([open])")];
+    unfolded.forEach((details) => { details.open = true; });
+    places.forEach(fill);
+    redraw();
+  });
+  addEventListener("afterprint", () => {
+    document.documentElement.classList.remove("printing");
+    unfolded.forEach((details) => { details.open = false; });
+    redraw();
+  });
 
   for (const button of document.querySelectorAll(".copy")) {
     button.hidden = false;
