@@ -39,6 +39,11 @@ NO_BF16 = (
     "bf16 is left out: this processor has no bfloat16 instructions, and emulates them several "
     "times slower than fp32."
 )
+INSTRUCTIONS = {
+    "AVX2": "avx2", "AVX-512": "avx512f", "avx512_bf16": "avx512_bf16", "AMX": "amx_tile",
+    "NEON": "asimd", "SVE": "sve", "bf16": "bf16",
+}  # fmt: skip
+BUSY = 0.5  # load a hardware thread
 Taken = dict[str, list[float]]
 
 
@@ -106,6 +111,7 @@ class Results:
     spread: dict[str, tuple[float, float]] = field(default_factory=dict)
     seconds: dict[str, tuple[float, float]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    busy: str = ""  # what stands above all tables if the machine was busy before the start
 
     def add(self, group: str, key: str, value: Spread) -> None:
         getattr(self, group)[key] = value.median
@@ -184,11 +190,25 @@ class Benchmark:
         self._overheads_of_this_project()
         self._wandb_watch(steps)
         self._roofline(steps, evaluations)
-        self._stacks()
-        self._startup()
-        self._memory()
+        left_out = self._last_phases()
         self._describe(time.perf_counter() - began)
+        self.results.notes += left_out
         return self.results
+
+    def _last_phases(self) -> list[str]:
+        """Measure stacks, start-up and memory, and return notes of what there was no time for.
+
+        --quick leaves out what begins after its time, so that it ends in time on slow machines.
+        """
+        phases = {"stacks": self._stacks, "start-up": self._startup, "memory": self._memory}
+        left_out = []
+        for title, phase in phases.items():
+            if self.effort.thorough or time.perf_counter() < self._ends:
+                phase()
+            else:
+                left_out.append(f"{title}: left out, the time was over.")
+                say(left_out[-1])
+        return left_out
 
     def measure_again(self, results: Results) -> Results:
         """Measure the small overheads, start-up and memory again, and keep the other results."""
@@ -271,7 +291,7 @@ class Benchmark:
             self._ratio(f"eval_{side}", both, side, whole)
             for net in MAIN:
                 times = [
-                    measures.epoch(a, b, net)
+                    [measures.epoch(*pair, net) for pair in zip(a, b, strict=False)]
                     for a, b in zip(step[net], evaluation[net], strict=True)
                 ]
                 self._projected(f"epoch_{net}_{side}", *times)
@@ -279,34 +299,41 @@ class Benchmark:
                 self._article(side, step, evaluation)
 
     def _article(
-        self, side: str, step: dict[str, tuple[float, float]],
-        evaluation: dict[str, tuple[float, float]],
+        self, side: str, step: dict[str, tuple[list[float], list[float]]],
+        evaluation: dict[str, tuple[list[float], list[float]]],
     ) -> None:  # fmt: skip
-        """Project the time of the whole article: `article_fp32` with several simultaneous runs, as
-        scripts/reproduce.py trains them, and `article_fp32_alone` with one run at a time."""
+        """Project the time of the whole article from each round: `article_fp32` with several
+        simultaneous runs, as scripts/reproduce.py trains them, and `article_fp32_alone` with one
+        run at a time."""
         name = side.removesuffix("_together")
         key = name if side != name else f"{name}_alone"
+        at_once = (1, 1 if side == name else self.at_once)
         plain, ours = (
-            [{net: pair[i] for net, pair in table.items()} for table in (step, evaluation)]
+            [
+                measures.article(steps, evaluations, at_once[i])
+                for steps, evaluations in zip(
+                    *(measures.by_round({net: pair[i] for net, pair in table.items()})
+                      for table in (step, evaluation)), strict=False,
+                )
+            ]
             for i in (0, 1)
-        )
-        at_once = 1 if side == name else self.at_once
-        self._projected(
-            f"article_{key}", measures.article(*plain), measures.article(*ours, at_once)
-        )
+        )  # fmt: skip
+        self._projected(f"article_{key}", plain, ours)
 
-    def _ratio(self, key: str, taken: Taken, side: str, scale: float) -> tuple[float, float]:
-        """Record a ratio, and return the seconds of the notebooks and of the side."""
-        count = min(len(taken["notebook"]), len(taken[side]))
-        faster = ratio(taken["notebook"][:count], taken[side][:count])
-        plain = Spread.of(taken["notebook"]).median * scale
+    def _ratio(
+        self, key: str, taken: Taken, side: str, scale: float
+    ) -> tuple[list[float], list[float]]:
+        """Record a ratio, and return each round's seconds of the notebooks and of the side."""
+        rounds = list(zip(taken["notebook"], taken[side], strict=False))
+        plain, ours = ([scale * pair[i] for pair in rounds] for i in (0, 1))
+        self._projected(key, plain, ours)
+        return plain, ours
+
+    def _projected(self, key: str, plain: list[float], side: list[float]) -> None:
+        """Record the ratio of the rounds' seconds, with quartiles."""
+        faster, seconds = ratio(plain, side), Spread.of(plain).median
         self.results.add("ratio", key, faster)
-        self.results.seconds[key] = (plain, plain / faster.median)
-        return self.results.seconds[key]
-
-    def _projected(self, key: str, plain: float, side: float) -> None:
-        self.results.ratio[key] = plain / side
-        self.results.seconds[key] = (plain, side)
+        self.results.seconds[key] = (seconds, seconds / faster.median)
 
     def _overheads_of_this_project(self) -> None:
         """Measure what the doctor, torch.nn's layers and data of ten times the size add to a step.
@@ -442,8 +469,10 @@ class Benchmark:
     def _describe(self, seconds: float) -> None:
         effort = self.effort
         images = "MNIST and CIFAR-10" if self.root else "RANDOM IMAGES of MNIST's and CIFAR's size"
+        self.results.busy = busy(self._load, os.cpu_count() or 1)
         self.results.notes += [
-            f"{cpu()}, {os.cpu_count()} hardware threads, {self.workers['fp32'].call('version')}; "
+            f"{cpu()} ({instruction_sets()}), {os.cpu_count()} hardware threads, "
+            f"{self.workers['fp32'].call('version')}; "
             f"data: {images}. Load average {self._load:.1f} before, {os.getloadavg()[0]:.1f} after"
             " (above 0 before: other programs used the machine too).",
             f"Side by side means {self.at_once} simultaneous runs with {self.threads} of the "
@@ -496,6 +525,43 @@ def cpu() -> str:
         return next(line.split(":", 1)[1].strip() for line in lines if "model name" in line)
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def instruction_sets(cpuinfo: str | None = None) -> str:
+    """Return the names of the processor's instruction sets that decide how fast products are.
+
+    Args:
+        cpuinfo: the text of Linux's /proc/cpuinfo, None for this machine's.
+
+    Returns:
+        The machine's architecture where no text lists the processor's features.
+    """
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8") if cpuinfo is None else cpuinfo
+    except OSError:
+        return platform.machine()
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in ("flags", "Features"):
+            flags = value.split()
+            found = [name for name, flag in INSTRUCTIONS.items() if flag in flags]
+            return ", ".join(found) or f"{platform.machine()}, none of {', '.join(INSTRUCTIONS)}"
+    return platform.machine()
+
+
+def busy(load: float, cores: int) -> str:
+    """Return a warning if other programs used the machine before the start, else "".
+
+    Args:
+        load: mean number of running processes in the minute before.
+        cores: number of hardware threads.
+    """
+    if load <= BUSY * cores:
+        return ""
+    return (
+        f"**The machine was busy:** its load was {load:.1f} on {cores} hardware threads before the "
+        "benchmark started. Read the numbers with their quartiles."
+    )
 
 
 def say(text: str) -> None:

@@ -104,6 +104,11 @@ def article(
     return max(busy)
 
 
+def by_round(table: Mapping[str, Sequence[float]]) -> list[dict[str, float]]:
+    """Return for each round that all networks have: network → its seconds in that round."""
+    return [dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=False)]
+
+
 def epoch(step: float, evaluation: float, net: str) -> float:
     """Return the seconds of an epoch of the article: its training steps and one evaluation."""
     return NETS[net].steps_per_epoch * step + evaluation

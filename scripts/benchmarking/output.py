@@ -50,7 +50,8 @@ def markdown(results: Mapping[str, Any]) -> str:
                 title, f"{results['ratio'][key]:.2f}",
                 "" if low is None else f"{low:.2f} – {high:.2f}", duration(plain), duration(side),
             ])  # fmt: skip
-    blocks = [table(rows)]
+    blocks = [results["busy"]] if results.get("busy") else []
+    blocks.append(table(rows))
     rows = [["", "measured", "quartiles"]]
     for key, value in results["overhead"].items():
         low, high = results["spread"][f"overhead_{key}"]
@@ -89,7 +90,7 @@ def markdown(results: Mapping[str, Any]) -> str:
 
 def summary(results: Mapping[str, Any]) -> str:
     """Return the table of the results page: ratios, overheads, start-up, memory, targets."""
-    rows = [["", "measured", "target"]]
+    rows = [["", "measured", "quartiles", "target"]]
     for key in (
         "article_fp32", "article_bf16", "article_fp32_alone", "article_bf16_alone",
         "article_notebook", "eval_fp32", "eval_bf16", "step_mnist_fp32", "step_mnist_bf16",
@@ -100,7 +101,8 @@ def summary(results: Mapping[str, Any]) -> str:
         target = str(TARGETS.get(key, ""))
         if key in results["bound"]:
             target = f"bound {results['bound'][key]:.2f}"
-        rows.append([RATIOS[key], f"{results['ratio'][key]:.2f} times as fast", target])
+        measured = f"{results['ratio'][key]:.2f} times as fast"
+        rows.append([RATIOS[key], measured, quartiles(results, key), target])
     for key, title in (
         ("doctor_mnist", "the doctor, MNIST net"), ("doctor_cifar", "the doctor, CIFAR net"),
         ("doctor_regression", "the doctor, regression net"),
@@ -108,27 +110,40 @@ def summary(results: Mapping[str, Any]) -> str:
         ("wandb_watch_cifar", "`wandb.watch` at every step, CIFAR net"),
     ):  # fmt: skip
         target = "5 %" if key in ("doctor_mnist", "doctor_cifar") else ""
-        rows.append([title, f"{100 * results['overhead'][key]:+.1f} % of a step", target])
+        measured = f"{100 * results['overhead'][key]:+.1f} % of a step"
+        between = quartiles(results, f"overhead_{key}", "+.1f", 100)
+        rows.append([title, measured, between, target])
     for net in (key for key in results["stack"] if not key.endswith("_per_s")):
         rows.append([
             f"8 seeds stacked, {STACKED[net]}",
-            f"{results['stack'][net]:.2f} times as fast as one by one", "",
+            f"{results['stack'][net]:.2f} times as fast as one by one",
+            quartiles(results, f"stack_{net}"), "",
         ])  # fmt: skip
     for key, title, target in (
         ("help_s", "`train.py --help`", "1 s"), ("cfg_s", "`train.py --cfg job`", "1 s"),
         ("first_step_s", "from the start to the first step", "5 s"),
         ("extra_job_s", "each further job of a sweep, besides its epochs", "0.4 s"),
     ):  # fmt: skip
-        rows.append([title, f"{results['startup'][key]:.2f} s", target])
+        between = quartiles(results, f"startup_{key}")
+        rows.append([title, f"{results['startup'][key]:.2f} s", between, target])
     for net, limit in (("mnist", 900), ("cifar", 1200)):
-        rows.append([f"peak memory, {net}", f"{results['peak_rss_mb'][net]:.0f} MB", f"{limit} MB"])
+        whole = f"{results['peak_rss_mb'][net]:.0f} MB"
+        rows.append([f"peak memory, {net}", whole, "", f"{limit} MB"])
         first = results["peak_rss_mb"][f"{net}_first"]
         rows.append([
-            f"peak memory, {net}, the first run, which decodes", f"{first:.0f} MB", f"{limit} MB",
+            f"peak memory, {net}, the first run, which decodes", f"{first:.0f} MB", "",
+            f"{limit} MB",
         ])  # fmt: skip
     first, *others = results["notes"]
     notes = [first, *(note for note in others if "again" in note or "left out" in note)]
-    return "\n\n".join([table(rows), " ".join(notes)])
+    return "\n\n".join(filter(None, [results.get("busy"), table(rows), " ".join(notes)]))
+
+
+def quartiles(results: Mapping[str, Any], key: str, form: str = ".2f", scale: float = 1) -> str:
+    """Format the quartiles of a result; "" where no rounds of it were kept."""
+    if key not in results["spread"]:
+        return ""
+    return " – ".join(format(scale * value, form) for value in results["spread"][key])
 
 
 def duration(seconds: float | None) -> str:

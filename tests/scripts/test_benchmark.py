@@ -264,6 +264,31 @@ def test_the_tables_of_a_processor_without_bf16_say_so(tmp_path):
     assert (tmp_path / "figure.png").stat().st_size > 5000
 
 
+def test_a_machine_is_told_by_its_instruction_sets_and_its_load():
+    assert benchmark.instruction_sets("flags : fpu avx2 avx512f amx_tile\n") == "AVX2, AVX-512, AMX"
+    assert "none of AVX2" in benchmark.instruction_sets("flags : fpu\n")
+    assert benchmark.busy(1.0, 2) == ""
+    warning = benchmark.busy(1.1, 2)
+    results = json.loads((benchmark.REFERENCE / "benchmark.json").read_text()) | {"busy": warning}
+    for table in (output.markdown(results), output.summary(results)):
+        assert table.startswith("**The machine was busy:** its load was 1.1 on 2")
+
+
+def test_projections_have_the_quartiles_of_their_rounds(tmp_path):
+    """Three rounds, of which this project is 1, 2 and 3 times as fast; one evaluation has two."""
+    measured = benchmark.Benchmark(benchmark.QUICK, tmp_path)
+    rounds = {"notebook": [6.0, 6.0, 6.0], "fp32": [6.0, 3.0, 2.0]}
+    steps = dict.fromkeys((*nets.MAIN, "regression"), rounds)
+    evaluations = {"mnist": rounds, "cifar": {side: each[:2] for side, each in rounds.items()}}
+    measured.together = ()
+    measured.precisions = ["fp32"]
+    measured._compare(steps, evaluations)
+    assert measured.results.ratio["epoch_mnist_fp32"] == pytest.approx(2)
+    assert measured.results.spread["epoch_mnist_fp32"] == pytest.approx((1.5, 2.5))
+    assert measured.results.ratio["article_fp32_alone"] == pytest.approx(1.5)
+    assert measured.results.spread["article_fp32_alone"] == pytest.approx((1.25, 1.75))
+
+
 def test_help_fits_80_columns(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["benchmark.py", "--help"])
     monkeypatch.setenv("COLUMNS", "80")
