@@ -69,7 +69,8 @@ def verdicts(runs: Sequence[Run]) -> str:
         for result in verdict.results:
             found = words.estimate(result) or "no runs"
             theirs = f" [article: {words.article(result)}]" if result.article is not None else ""
-            mark = f" – {result.outcome.value}" if len(verdict.results) > 1 else ""
+            told = len(verdict.results) > 1 or result.outcome is Outcome.DEPENDS
+            mark = f" – {words.outcome(result)}" if told else ""
             label = words.label(result, verdict.results)
             lines.append(f"{label}: {found}{theirs}{mark}")
         remark = f"<br>*{claim.remark}*" if claim.remark else ""

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from debugnn.analysis.claims.claim import Result
+from debugnn.analysis.claims.claim import Outcome, Result
 
 
 def quantity(results: Sequence[Result]) -> str:
@@ -14,6 +14,11 @@ def quantity(results: Sequence[Result]) -> str:
 def label(result: Result, among: Sequence[Result]) -> str:
     """Return a part in a few words, with its quantity if the claim's parts measure several."""
     return result.label if quantity(among) else f"{result.label}, {result.quantity}"
+
+
+def outcome(result: Result) -> str:
+    """Return how a part comes out: one that neither most nor few seeds show depends on the seed."""
+    return "depends on the seed" if result.outcome is Outcome.DEPENDS else result.outcome.value
 
 
 def estimate(result: Result) -> str:

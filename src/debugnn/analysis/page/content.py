@@ -253,7 +253,7 @@ def _judged(claim: Claim, runs: Sequence[Run], embedded: bool) -> Judged:
         told = f"{found} – {missing}" if found and missing else found or missing
         label = words.label(result, verdict.results)
         parts.append(
-            Part(label, part.criterion(), result.outcome.value, told, words.article(result))
+            Part(label, part.criterion(), words.outcome(result), told, words.article(result))
         )
     counts = Counter(part.outcome for part in parts)
     said = ", ".join(f"{count} {outcome}" for outcome, count in counts.most_common())
