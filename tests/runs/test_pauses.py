@@ -271,46 +271,31 @@ def test_a_signal_ends_the_doctors_trials_and_the_same_command_makes_them(
     assert found_in("told").read_text().replace("/told/", "/undisturbed/") == undisturbed
 
 
-def test_a_long_epoch_is_saved_inside(compose, tmp_path, monkeypatch):
+@pytest.fixture
+def saves(compose, tmp_path, monkeypatch):
+    """Executes a run, and returns how often it was saved, and its directory."""
+
+    def count(*settings):
+        config = compose("model=deep_mlp", "doctor=off", *settings)
+        config.output_dir = str(tmp_path)
+        saved = []
+        monkeypatch.setattr(Pauses, "saved", lambda pauses: saved.append(pauses))
+        directory = execute(config, [], None)
+        return len(saved), directory
+
+    return count
+
+
+def test_a_long_epoch_is_saved_inside(saves):
     """With no minutes between checkpoints: after every step."""
-    config = compose("model=deep_mlp", "trainer.epochs=1", "trainer.steps_per_epoch=5",
-                     "trainer.checkpoint_minutes=1e-9", "doctor=off")  # fmt: skip
-    config.output_dir = str(tmp_path)
-    saved = []
-    monkeypatch.setattr(Pauses, "saved", lambda pauses: saved.append(pauses))
-    execute(config, [], None)
-    assert len(saved) == 6  # five steps, and the epoch's end
+    saved, _ = saves("trainer.epochs=1", "trainer.steps_per_epoch=5",
+                     "trainer.checkpoint_minutes=1e-9")  # fmt: skip
+    assert saved == 6  # five steps, and the epoch's end
 
 
-def test_short_epochs_are_not_saved_one_by_one(compose, tmp_path, monkeypatch):
+def test_short_epochs_are_not_saved_one_by_one(saves):
     """As they end sooner after the last checkpoint than asked for: at the end alone."""
-    config = compose("model=deep_mlp", "trainer.epochs=3", "trainer.steps_per_epoch=2",
-                     "trainer.checkpoint_seconds=1e9", "doctor=off")  # fmt: skip
-    config.output_dir = str(tmp_path)
-    saved = []
-    monkeypatch.setattr(Pauses, "saved", lambda pauses: saved.append(pauses))
-    directory = execute(config, [], None)
-    assert len(saved) == 1
+    saved, directory = saves("trainer.epochs=3", "trainer.steps_per_epoch=2",
+                             "trainer.checkpoint_seconds=1e9")  # fmt: skip
+    assert saved == 1
     assert torch.load(directory / "checkpoint.pt", weights_only=True)["epoch"] == 3
-
-
-def test_whoever_listened_before_is_told(compose, tmp_path):
-    """As submitit does, which puts a job that is out of time back in line."""
-    config = compose("model=deep_mlp", "trainer.epochs=3", "doctor=off",
-                     "loss._target_=test_pauses.interrupting_loss")  # fmt: skip
-    config.output_dir = str(tmp_path)
-    heard = []
-    before = signal.signal(signal.SIGUSR2, lambda number, frame: heard.append(number))
-    try:
-        with pytest.raises(Interrupted):
-            execute(config, [], None)
-    finally:
-        signal.signal(signal.SIGUSR2, before)
-    assert heard == [signal.SIGUSR2]
-
-
-def interrupting_loss(outputs, targets):
-    """The loss of a step in which the signal comes; the loss is tried once before the training."""
-    if torch.is_grad_enabled() and outputs.requires_grad and len(targets) > 2:
-        signal.raise_signal(signal.SIGUSR2)
-    return torch.nn.functional.cross_entropy(outputs, targets)
