@@ -140,6 +140,7 @@ def test_doctor_off_holds_in_an_experiment_that_sets_the_cadence():
     assert (doctor["enabled"], doctor["every"]) == (False, 10)
 
 
+@pytest.mark.slow
 def test_help_is_what_hydra_prints_of_the_same_page():
     assert start("--help").stdout == start("--help", "seed=0").stdout == start("-h").stdout
 
@@ -388,6 +389,7 @@ def statuses(output):
 
 
 @pytest.mark.injects("a broken arm")
+@pytest.mark.slow
 def test_arms_that_break_are_listed_and_run_again(monkeypatch, capsys, tmp_path):
     """The traceback is in the run's directory, until the run goes on."""
     (tmp_path / "breaking.py").write_text(BREAKING)

@@ -604,6 +604,7 @@ decoded(regression, "killed", "", sys.argv[1], False)
 
 
 @pytest.mark.injects("a kill")
+@pytest.mark.slow
 def test_what_a_killed_decoding_leaves_is_removed_at_the_next_start_and_not_before(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-c", KILLED, str(tmp_path)],

@@ -79,6 +79,7 @@ def steps(model, optimizer, doctor, count, size=32):
         doctor.step(loss, inputs, inputs.sum(dim=1, keepdim=True))
 
 
+@pytest.mark.slow
 def test_the_state_is_bounded_by_the_kept_batches():
     """Of twenty batches, 10 MiB each with their targets, 12 are kept, and the latest one."""
     model, optimizer, doctor = watched(every=1)

@@ -48,6 +48,7 @@ def test_a_body_of_words_alone_stays_a_body():
     ast.parse(facts.without_words('def nothing():\n    """Do nothing."""\n'))
 
 
+@pytest.mark.slow
 def test_the_version_follows_the_modules_that_train(tmp_path, monkeypatch):
     package = tmp_path / "debugnn"
     shutil.copytree(Path(debugnn.__file__).parent, package)

@@ -63,6 +63,7 @@ def rows(disk):
 # all of the run's files except the last.
 @pytest.mark.parametrize("left", [0, 12, 60, 200, 400])
 @pytest.mark.injects("a full disk")
+@pytest.mark.slow
 def test_a_run_on_a_full_disk_says_so_and_goes_on_when_there_is_space(start, disk, left):
     path, remount = disk
     (path / "fill").write_bytes(bytes((1024 - left) * 1024))
@@ -152,6 +153,7 @@ def test_a_read_only_disk_is_named(start, disk):
 
 
 @pytest.mark.injects("no file descriptors left")
+@pytest.mark.slow
 def test_a_process_without_file_descriptors_ends_in_a_line(start, disk):
     disk[1]("size=50m")
     start()  # opens whatever libraries keep open

@@ -111,6 +111,7 @@ if __name__ == "__main__":
     ids=["killed", "told", "terminal_closed", "ctrl_c"],
 )  # fmt: skip
 @pytest.mark.injects("the death of a sweep's own process")
+@pytest.mark.slow
 def test_workers_end_with_their_parent(tmp_path, number, whom):
     """A terminal sends its signals to all its processes, and the parent passes them on."""
     (tmp_path / "program.py").write_text(PROGRAM)
