@@ -230,7 +230,11 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
+# Each composes a configuration: every fourth is enough for the quick suite.
+@pytest.mark.parametrize(
+    "mistake",
+    [pytest.param(m, marks=pytest.mark.slow if i % 4 else ()) for i, m in enumerate(MISTAKES)],
+)
 def test_a_mistake_is_one_line_that_names_it(monkeypatch, capsys, tmp_path, prepared, mistake):
     monkeypatch.chdir(tmp_path)
     given = ("wandb=disabled", f"data.cache={prepared}", *mistake.split())

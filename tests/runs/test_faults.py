@@ -123,6 +123,7 @@ def fill_up(disk):
      ("evidence.json.tmp", 1), ("run.json.tmp", 2)],
 )  # fmt: skip
 @pytest.mark.injects("a full disk")
+@pytest.mark.slow
 def test_a_disk_that_is_full_at_a_runs_end(start, disk, disk_that_fills, undisturbed, name, times):
     """Exactly when one of the last files is written; the next start leaves the same findings."""
     path, remount = disk
