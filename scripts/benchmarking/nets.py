@@ -15,6 +15,7 @@ class Net:
         test_batch: the notebooks' evaluation batch size.
         test_size: number of test samples.
         steps_per_epoch: steps of an epoch of the article.
+        epochs: of most of its runs in the article.
         block: number of steps that are timed together: a multiple of 20, because the doctor
             inspects every 20th step more closely; more where a step is short.
     """
@@ -25,7 +26,13 @@ class Net:
     test_batch: int
     test_size: int
     steps_per_epoch: int
+    epochs: int = 10
     block: int = 20
+
+    @property
+    def steps(self) -> int:
+        """The number of steps of a run."""
+        return self.epochs * self.steps_per_epoch
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -49,7 +56,7 @@ NETS = {
     "cifar_bn_dropout": _cifar("reg=bn_dropout"),
     "regression": Net(
         ("model=regressor", "data=regression", "loss=mse", "optim=sgd", "optim.lr=0.001"),
-        "regression", 32, 500, 500, 16, block=320,
+        "regression", 32, 500, 500, 16, epochs=100, block=320,
     ),
 }  # fmt: skip
 MAIN = ("mnist", "cifar")
@@ -73,28 +80,29 @@ class Run:
     evaluations: int
 
 
-def _epochs(name: str, net: str, epochs: int) -> Run:
+def _epochs(name: str, net: str, epochs: int | None = None) -> Run:
+    epochs = epochs or NETS[net].epochs
     return Run(name, net, epochs * NETS[net].steps_per_epoch, epochs)
 
 
 ARTICLE = (
     Run("overfitsmall", "mnist", 5, 0),
     Run("lrfinder-1 … -6", "mnist", 6 * 100, 0),
-    _epochs("lrfinder_train", "mnist", 10),
-    _epochs("Vanishing_Grad_1", "mnist_sigmoid", 10),
+    _epochs("lrfinder_train", "mnist"),
+    _epochs("Vanishing_Grad_1", "mnist_sigmoid"),
     _epochs("VG_Converge", "mnist_sigmoid", 40),
-    _epochs("VG_solved_Relu", "mnist", 10),
-    _epochs("Explode_Bad_Wt", "mnist", 10),
+    _epochs("VG_solved_Relu", "mnist"),
+    _epochs("Explode_Bad_Wt", "mnist"),
     # The measured step includes its share of the evaluation that follows every 16th step.
-    Run("before_nan", "regression", 1600, 0),
-    Run("after_nan", "regression", 1600, 0),
-    _epochs("run_without_wt", "cifar", 10),
-    _epochs("run_with_wt", "cifar", 10),
-    _epochs("base_model", "cifar", 10),
-    _epochs("dropout_model", "cifar_dropout", 10),
-    _epochs("batch_norm", "cifar_bn", 10),
-    _epochs("bn_drop", "cifar_bn_dropout", 10),
-    _epochs("mnist_baseline", "mnist", 10),
+    Run("before_nan", "regression", NETS["regression"].steps, 0),
+    Run("after_nan", "regression", NETS["regression"].steps, 0),
+    _epochs("run_without_wt", "cifar"),
+    _epochs("run_with_wt", "cifar"),
+    _epochs("base_model", "cifar"),
+    _epochs("dropout_model", "cifar_dropout"),
+    _epochs("batch_norm", "cifar_bn"),
+    _epochs("bn_drop", "cifar_bn_dropout"),
+    _epochs("mnist_baseline", "mnist"),
 )
 
 

@@ -147,7 +147,7 @@ class Notebook:
         self.running: dict[tuple[str, str], Iterator[None]] = {}
         self.data, self.models = {}, {}
 
-    def prepare(self, kind: str, net: str, variant: str = "") -> None:
+    def prepare(self, kind: str, net: str, variant: str = "", count: int = 0) -> None:
         """Do what `steps` or `evaluate` (`kind`) need once, outside of the timed part."""
         if kind == "evaluate" and net not in self.models:
             self.models[net] = MODELS[net]().to(self.device)

@@ -5,7 +5,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -45,7 +45,7 @@ def compose(overrides: Sequence[str]) -> DictConfig:
         return hydra.compose("config", quote_numbers(overrides, CONF))
 
 
-def records(settings: DictConfig) -> Iterator[object]:
+def records(settings: DictConfig) -> Generator[object, None, None]:
     """Run a training and yield its records, each after it was written as train.py writes it."""
     run = prepare(RunDirectory(settings, [], "benchmark"))
     with open_run(run) as write:
@@ -69,22 +69,31 @@ class Project:
         self.common = [
             f"trainer.device={device}", f"trainer.precision={precision}", f"wandb={wandb}",
         ]  # fmt: skip
-        self.running: dict[tuple[str, str], Iterator[object]] = {}
+        self.running: dict[tuple[str, str], Generator[object, None, None]] = {}
+        self.taken: dict[tuple[str, str], int] = {}  # steps of these runs
         self.trainings: dict[str, Training] = {}
 
-    def prepare(self, kind: str, net: str, variant: str = "") -> None:
-        """Do what `steps` or `evaluate` (`kind`) need once, outside of the timed part."""
+    def prepare(self, kind: str, net: str, variant: str = "", count: int = 0) -> None:
+        """Do what `evaluate` or the next `count` `steps` (`kind`) need, outside of the timed part.
+
+        A run that has no more so many steps begins anew: the doctor inspects the first steps of a
+        run more closely.
+        """
+        key = net, variant
         if kind == "evaluate":
             self._training(net)
-        elif (net, variant) not in self.running:
-            self.running[net, variant] = records(self._settings(net, variant))
-            # The doctor inspects the first 200 steps more closely. They are few of the 15,630 steps
-            # of a CIFAR run, and all of an MNIST run.
+            return
+        if key in self.running and self.taken[key] + count > NETS[net].steps:
+            self.running.pop(key).close()
+        if key not in self.running:
+            self.running[key] = records(self._settings(net, variant))
+            self.taken[key] = 0
+            # The first 200 steps are few of the 15,630 of a CIFAR run, and all of an MNIST run.
             self._advance(net, variant, 244 if net.startswith("cifar") else 4)
 
     def steps(self, net: str, count: int, variant: str = "") -> float:
         """Train `count` further steps and return the mean seconds of one."""
-        self.prepare("steps", net, variant)
+        self.prepare("steps", net, variant, count)
         started = finished(self.device)
         self._advance(net, variant, count)
         return (finished(self.device) - started) / count
@@ -147,7 +156,7 @@ class Project:
         self._advance(*key, count * members)
         return time.perf_counter() - started
 
-    def _members(self, net: str, members: int, stacked: bool) -> Iterator[object]:
+    def _members(self, net: str, members: int, stacked: bool) -> Generator[object, None, None]:
         trainings = []
         for seed in range(members):
             # A record for each step at once: the steps are counted by their records.
@@ -183,10 +192,9 @@ class Project:
         overrides = net_overrides(net, self.root) + self.common
         overrides += data_overrides(self.root, self.directory.parent / "prepared")
         place = self.directory / self.precision / (variant.partition("=")[0] or "plain") / net
-        overrides += ["trainer.epochs=1000000", f"output_dir={place}"]
-        if net in NETS:  # as many W&B rows per step as in a run of ten epochs
-            every = math.ceil(10 * NETS[net].steps_per_epoch / 1000)
-            overrides.append(f"wandb.every={every}")
+        overrides += ["trainer.epochs=1000000", f"output_dir={place}", "overwrite=true"]
+        if net in NETS:  # as many W&B rows per step as in a run of the article
+            overrides.append(f"wandb.every={math.ceil(NETS[net].steps / 1000)}")
         if variant == "tenfold":
             overrides += [
                 "data.name=tenfold", "data.reader._target_=benchmarking.random_data.tenfold",
@@ -202,6 +210,7 @@ class Project:
         return self.trainings[net]
 
     def _advance(self, net: str, variant: str, count: int) -> None:
+        self.taken[net, variant] = self.taken.get((net, variant), 0) + count
         for record in self.running[net, variant]:
             count -= isinstance(record, Step)
             if not count:

@@ -107,7 +107,9 @@ class Together:
         Raises:
             BenchmarkError: as `Worker.call`.
         """
-        given = {key: value for key, value in arguments.items() if key in ("net", "variant")}
+        given = {
+            key: value for key, value in arguments.items() if key in ("net", "variant", "count")
+        }
         self._all("prepare", kind=method, **given)
         started = time.perf_counter()
         self._all(method, **arguments)

@@ -78,6 +78,7 @@ def test_targets_that_are_no_plain_tensors_are_left_out():
 def test_samples_of_the_second_axis_are_kept_as_rows():
     buffer, inputs = BatchBuffer(), torch.arange(12).reshape(3, 4)
     buffer.take(as_call(inputs), None, None, Layout(1), due=True)
+    buffer.fingerprint()
     assert torch.equal(buffer.early[0].inputs, inputs.T)
     assert torch.equal(buffer.early[0].call.args[0], inputs)
     assert [len(prints) for prints in buffer.prints.each()] == [4]
@@ -95,12 +96,12 @@ def test_batches_are_compared_with_the_first_one_without_end():
     assert len(buffer.prints) < 6
 
 
-def test_batches_that_wait_for_a_probe_are_looked_at_as_they_came():
+def test_batches_that_wait_are_looked_at_as_they_came():
     """Against each alone; the loop writes the next batch over the one before."""
     generator = torch.Generator().manual_seed(0)
     buffer, ends, prints = BatchBuffer(), WindowEnds(), []
     held = torch.empty(5, 12)
-    for step in range(8):
+    for step in range(23):
         held.normal_(generator=generator)
         buffer.take(as_call(held), held, None, Layout(), due=step % 3 == 0)
         ends.add(held)

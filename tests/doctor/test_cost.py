@@ -1,5 +1,7 @@
 """What watching costs: copies of the parameters, and nothing that is compiled again."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -157,3 +159,42 @@ def test_nothing_is_compiled_again_and_no_graph_is_broken(part):
     assert report.healthy is True, report.details()
     assert report.troubles == []
     assert all(map(torch.equal, weights, watched))
+
+
+def _seen_of(steps, validations=0, every=20):
+    """The evidence of a small net that is trained for so many steps and then validated."""
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    doctor = Doctor(model, optimizer, nn.functional.mse_loss, every=every)
+    x = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    y = x.sum(dim=1, keepdim=True)
+    for number in range(max(steps, validations)):
+        optimizer.zero_grad()
+        loss = nn.functional.mse_loss(model(x), y)
+        loss.backward()
+        optimizer.step()
+        doctor.step(loss, x, y)
+        if number < validations:
+            doctor.validate(x[: number % 4 + 4], y[: number % 4 + 4])
+    return doctor.report(trials=False).evidence
+
+
+@pytest.mark.parametrize("every", [1, 7])
+def test_probes_come_further_apart_as_a_training_goes_on(every):
+    steps = [probe.step for probe in _seen_of(1000, every=every).probes if probe.step not in (3, 8)]
+    dense = [step for step in range(0, 20 * every, every) if step not in (3, 8)]
+    assert steps[: len(dense)] == dense
+    apart = [(b - a) / a for a, b in pairwise(steps) if a >= 20 * every]
+    assert 0.04 < min(apart) <= max(apart) <= 0.1
+    assert all(step % every == 0 for step in steps)
+
+
+def test_of_many_validations_the_first_ten_and_the_last_are_evaluated():
+    evidence = _seen_of(0, validations=99)
+    steps = [validation.step for validation in evidence.outcome.validations]
+    assert evidence.loop.validations == 99
+    assert steps[:10] == list(range(1, 11))
+    assert steps[-1] == 99
+    assert evidence.outcome.validations[-1].score.samples == 98 % 4 + 4  # the latest samples
+    assert max(b / a for a, b in pairwise(steps[10:])) < 1.2
+    assert len(steps) < 40

@@ -116,7 +116,7 @@ def test_targets_are_put_in_the_order_of_the_samples():
 
 def test_parts_give_the_outputs_of_the_whole_batch():
     torch.manual_seed(0)
-    wide, narrow = torch.randn(150, 3), torch.randn(150, 2)
+    wide, narrow = torch.randn(150, 300), torch.randn(150, 2)
     seen = []
 
     class Noting(Both):
@@ -129,6 +129,8 @@ def test_parts_give_the_outputs_of_the_whole_batch():
     parts = apart.run(Noting(), Call((wide,), {"narrow": narrow}))
     assert torch.equal(whole, parts)
     assert seen == [150, 64, 64, 22]
+    apart.run(Noting(), Call((wide[:, :100], narrow)))  # small samples: more of them at once
+    assert seen[4:] == [150]
 
 
 def test_outputs_that_are_no_tensor_are_computed_in_one_pass():

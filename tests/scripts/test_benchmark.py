@@ -163,7 +163,7 @@ def test_processes_together_are_timed_until_the_last_is_done(tmp_path, monkeypat
         "import time\n"
         "class Side:\n"
         "    def __init__(self, root, directory): self.pause = float(str(root))\n"
-        "    def prepare(self, kind, net, variant=''): time.sleep(1)\n"
+        "    def prepare(self, **given): time.sleep(1)\n"
         "    def steps(self, net, count, variant=''): time.sleep(self.pause * count); return 0\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))

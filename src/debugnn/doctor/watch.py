@@ -53,7 +53,8 @@ class Doctor:
         optimizer: any of `torch.optim`.
         loss_fn: called as `loss_fn(model(inputs), targets)`. Without it, nothing is said about the
             loss function, and no trial is run.
-        every: steps between two probes of the layers.
+        every: steps between two probes of the layers. From the 20th probe on the distance doubles
+            as often as the number of steps does.
         budget: the most training steps that trials may take, over all reports.
         save_to: folder for the batch and the weights of a first non-finite number.
         steps_before: steps that the training took before the doctor watched, where it goes on from
@@ -146,7 +147,9 @@ class Doctor:
     def validate(self, inputs: Any, targets: Any = None) -> None:
         """Evaluate a copy of the model, in evaluation mode, on at most 1,024 validation samples.
 
-        To be called where the loop evaluates, as often as it does.
+        To be called where the loop evaluates, as often as it does. Of more than ten validations
+        some are left out: the number of those evaluated grows with the logarithm of all. `report`
+        evaluates with the latest samples and the weights as they are then.
 
         Args:
             inputs: as for `step`; the whole validation set or a batch of it.

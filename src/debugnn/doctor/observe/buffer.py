@@ -21,6 +21,8 @@ _BYTES = 64 * 2**20  # of early batches, and of late ones
 _FINGERPRINTED = 50_000  # samples
 _LABELS = 200_000  # values, for batches of the size of the latest
 _RAREST = 64  # classes whose recall is noted
+# Batches that are looked at together: a small tensor for each would take longer, and memory.
+_TOGETHER = 20
 
 
 class Batch(NamedTuple):
@@ -33,14 +35,14 @@ class Batch(NamedTuple):
 
 @dataclass
 class ValidationBatch:
-    """The samples of the latest validation, and what a copy of the model predicted."""
+    """Samples of a validation, and what a copy of the model predicted of them."""
 
     call: Call
     inputs: Tensor | None  # (samples, …)
     targets: Any
     size: int  # number of samples given, of which these were chosen
-    step: int
-    outputs: Any
+    step: int = 0  # of the weights that the outputs were computed with
+    outputs: Any = None
 
 
 class BatchBuffer:
@@ -87,8 +89,7 @@ class BatchBuffer:
         Args:
             inputs: as the loop handed them over, None where it did not.
             layout: where the samples lie.
-            due: a probe is due. Late batches are copied then, fingerprints are computed, and the
-                batch is compared with the first one.
+            due: a probe is due. Late batches are copied then, and compared with the first one.
         """
         rows = layout.rows(call, inputs)
         if rows is not None and len(rows):
@@ -99,7 +100,7 @@ class BatchBuffer:
             and len(self.labels) * max(targets.numel(), 1) < _LABELS
         ):
             self.labels.append(targets)
-            if due:
+            if len(self.labels) % _TOGETHER == 0:
                 self.labels.gather()
         if rows is not None and self._fingerprinted < _FINGERPRINTED:
             copy = samples.thinned(rows)
@@ -108,7 +109,7 @@ class BatchBuffer:
             if not whole:
                 self.ends.add(rows)
             self._fingerprinted += len(rows)
-            if due:
+            if len(self._waiting) >= _TOGETHER:
                 self.fingerprint()
         size = sum(map(bytes_of, call.tensors()))
         count = len(rows) if rows is not None else 1

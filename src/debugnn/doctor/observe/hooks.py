@@ -222,19 +222,20 @@ class TrainingHooks:
     def _note_update(self, optimizer: torch.optim.Optimizer) -> None:
         training = self._training
         due, state, replica = training.probe_due, training.state_before_pass(), training.replica
+        reading = training.reading_due
         if self._loop.update_line is None:
             self._loop.update_line = line_of_caller()
         training.passes.note_update(training.model.training)
-        self._stale.compare(due)
+        self._stale.compare(reading)
         self._erased.compare()
-        self.layers.refresh(due)
+        self.layers.refresh(reading)
         if not self.layers.has_gradients():
             self._loop.empty_steps += 1
             return
         self.rates.note(optimizer)
         if replica is not None:
             replica.note_rates(optimizer)
-        thorough = due or self._at_once
+        thorough = reading or self._at_once
         if self.evidence.nonfinite is None and self.layers.has_nonfinite_gradients(thorough):
             self._replay.keep(training.model, state)
         if due:

@@ -44,9 +44,9 @@ class LayerProbes:
         self._named: list[tuple[str, nn.Parameter]] = []  # as of the last probe
         self._small: list[nn.Parameter] = []  # of these, those looked at in every step
 
-    def refresh(self, due: bool) -> None:
-        """List the parameters where a probe is due: it takes as long as a small layer's step."""
-        if due or not self._named:
+    def refresh(self, again: bool) -> None:
+        """List the parameters, again where it is asked for: it takes as long as a small layer."""
+        if again or not self._named:
             self._named = list(self._model.named_parameters())
             parameters = (p for _, p in self._named)
             self._small = [p for p in parameters if p.numel() <= _SMALL and not devices.waits(p)]
@@ -55,13 +55,15 @@ class LayerProbes:
         """Return True if any parameter has a gradient."""
         return any(p.grad is not None for _, p in self._named)
 
-    def has_nonfinite_gradients(self, due: bool) -> bool:
+    def has_nonfinite_gradients(self, thorough: bool) -> bool:
         """Return True if a gradient holds NaN or infinity.
 
-        Small tensors are looked at in every step, all of them at a probe. On its way to the first
-        layers NaN passes through every layer, and each has a small tensor.
+        On its way to the first layers NaN passes through every layer, and each has a small tensor.
+
+        Args:
+            thorough: look at all tensors, not only at small ones.
         """
-        parameters = [p for _, p in self._named] if due else self._small
+        parameters = [p for _, p in self._named] if thorough else self._small
         present = [p.grad for p in parameters if p.grad is not None]
         gradients = [g.coalesce().values() if g.is_sparse else g.detach() for g in present]
         if not gradients:

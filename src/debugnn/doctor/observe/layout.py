@@ -16,7 +16,10 @@ from debugnn.doctor.observe.calls import (
     map_tensors,
 )
 
-_SLICE = 64  # samples that a copy of the model is given at once
+# Samples that a copy of the model is given at once, at least, and more while they are small: the
+# activations of large ones take memory.
+_SLICE = 64
+_VALUES = 2**14
 
 Rows = slice | Tensor
 
@@ -148,14 +151,17 @@ class Layout:
         Only outputs that are a single tensor are computed part by part, and only of samples that
         are apart. They may lie on the outputs' second axis.
         """
-        count = self.count(call)
+        inputs, count = self.inputs(call), self.count(call)
         axes = self._axes(call)
-        if not self.verified or self.axis != 0 or count is None or count <= _SLICE or axes is None:
+        if not self.verified or self.axis != 0 or inputs is None or count is None or axes is None:
+            return call(model)
+        most = max(_SLICE, count * _VALUES // max(inputs.numel(), 1))
+        if count <= most:
             return call(model)
         parts: list[Tensor] = []
-        sizes = [min(_SLICE, count - start) for start in range(0, count, _SLICE)]
+        sizes = [min(most, count - start) for start in range(0, count, most)]
         for size in sizes:
-            start = len(parts) * _SLICE
+            start = len(parts) * most
             output = _part(call, axes, slice(start, start + size))(model)
             if not isinstance(output, Tensor) or output.dim() == 0:
                 return call(model)

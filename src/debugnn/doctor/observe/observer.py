@@ -46,7 +46,7 @@ class Observer:
         model: any module; one from `torch.compile` too.
         optimizer: any of `torch.optim`.
         loss_fn: called as `loss_fn(model(inputs), targets)`; None where there is none.
-        every: steps between two probes of the layers.
+        every: steps between two probes of the layers, of the first 20.
         save_to: folder for the batch and the weights of a first non-finite number.
         steps_before: steps that the training took before.
         sample_axis: the inputs' axis of samples; None where samples are not apart, "find" where it
@@ -170,7 +170,7 @@ class Observer:
             self.evidence.loss.sources = loss_sources(loss)
             self.evidence.loss.crossed = list(crossed(loss) or ()) or None
         self._losses.add(value, step)
-        if due or self._at_once or not devices.waits(value):
+        if self._at_once or not devices.waits(value) or self.training.reading_due:
             self._losses.read()
             self._look_for_jump(step, targets)
             self._look_for_nonfinite(value, call, targets)
@@ -284,19 +284,27 @@ class Observer:
 
     @guarded("validation")
     def validate(self, inputs: Any, targets: Any = None) -> None:
-        """Evaluate a copy of the model, in evaluation mode, on some validation samples."""
+        """Evaluate a copy of the model, in evaluation mode, on some validation samples.
+
+        Of many validations some are left out, see `ValidationSamples`.
+        """
         self._loop.validations += 1
         if self.training.model.training and not torch.is_grad_enabled():
             self._loop.validated_in_train_mode += 1
         self._hooks.begin()
-        self._validation.evaluate(inputs, targets)
+        self._validation.note(inputs, targets)
 
     # --- the evidence -----------------------------------------------------------------------------
 
     def gather(self) -> None:
         """Bring the evidence up to date."""
+        self._catch_up()
         self._gatherer.gather()
         self._rest_copy()
+
+    @guarded("validation")
+    def _catch_up(self) -> None:
+        self._validation.catch_up()
 
     @guarded("whether it can still learn")
     def why_hopeless(self) -> str | None:
@@ -363,4 +371,5 @@ class Observer:
         """Take all hooks off the model and the optimiser, and let go of copies and batches."""
         self._hooks.release()
         self.training.release()
-        self._scored.of_batch = self._validation.latest = None
+        self._validation.release()
+        self._scored.of_batch = None

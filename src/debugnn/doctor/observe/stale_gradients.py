@@ -74,17 +74,18 @@ class StaleGradients:
         before = self._new.get(parameter)
         self._new[parameter] = new.clone() if before is None else before + new
 
-    def compare(self, due: bool) -> None:
+    def compare(self, reading: bool) -> None:
         """Compare the gradients before an update with this step's, and with the earlier ones' sum.
 
         Directions are compared: the loop may have clipped the gradients.
 
         Args:
-            due: a probe is due. Gradients on a GPU are compared only then.
+            reading: numbers are read from a GPU at this step. Gradients there are compared only
+                then.
         """
         new, self._new = self._new, {}
         loop = self._loop
-        self._note_cleared(due)
+        self._note_cleared(reading)
         if self._passes:
             loop.passes_per_update.append(max(self._passes.values()))
             del loop.passes_per_update[:-_PASSES]
@@ -96,7 +97,7 @@ class StaleGradients:
             used = parameter.grad
             if stale is None or added is None or used is None or used.numel() < 2:
                 continue
-            if used.device.type != "cpu" and not due:
+            if used.device.type != "cpu" and not reading:
                 continue
             clean, both = added.flatten().double(), (added + stale).flatten().double()
             used = used.detach().flatten().double()
@@ -104,10 +105,10 @@ class StaleGradients:
                 continue
             loop.residues.append([loop.steps, _distance(used, both), _distance(used, clean)])
 
-    def _note_cleared(self, due: bool) -> None:
+    def _note_cleared(self, reading: bool) -> None:
         """Note whether gradients that arrived are gone, of all parameters, or are zero."""
         sizes, self._sizes = self._sizes, {}
-        if not sizes or (not due and any(map(waits, self._watched))):
+        if not sizes or (not reading and any(map(waits, self._watched))):
             return
         self._looked_for += 1
         self._loop.looked_for_cleared += 1

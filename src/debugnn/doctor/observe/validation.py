@@ -1,5 +1,7 @@
 """The evaluation of a copy of the model, in evaluation mode, on some validation samples."""
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,7 +10,7 @@ from torch import Tensor
 from debugnn.doctor import troubles
 from debugnn.doctor.evidence import Score, Validation
 from debugnn.doctor.observe.buffer import ValidationBatch
-from debugnn.doctor.observe.calls import as_call, copied, map_tensors, reshaped_like
+from debugnn.doctor.observe.calls import Call, copied, map_tensors, reshaped_like
 from debugnn.doctor.observe.losses import value_of
 from debugnn.doctor.observe.modes import without_dropout
 from debugnn.doctor.observe.task import read, score
@@ -16,6 +18,7 @@ from debugnn.doctor.observe.watched_training import WatchedTraining
 from debugnn.errors import one_line
 
 _VALIDATED = 1024  # samples of a validation set that are looked at
+_GROWTH = 1.1  # of the number of validations, from one that is evaluated to the next
 
 
 class ValidationSamples:
@@ -25,21 +28,45 @@ class ValidationSamples:
         training: whose evidence takes the validations.
 
     Attributes:
-        latest: samples and outputs of the latest validation.
+        latest: samples and outputs of the latest validation that was evaluated.
     """
 
     def __init__(self, training: WatchedTraining) -> None:
         self.latest: ValidationBatch | None = None
+        self._left_out: ValidationBatch | None = None  # samples of the latest, not evaluated
+        self._next = 1  # validation that is evaluated, counted from 1
         self._training = training
 
-    def evaluate(self, inputs: Any, targets: Any) -> None:
-        """Evaluate a copy of the model as it is now; nothing where it cannot be copied."""
-        training = self._training
-        model = training.current_model()
-        if model is None:
+    def note(self, inputs: Any, targets: Any) -> None:
+        """Evaluate a copy of the model as it is now, or keep the samples for `catch_up`.
+
+        The first ten validations are evaluated. After them their number grows by a tenth from one
+        that is evaluated to the next: a small net trains for an epoch in less time than an
+        evaluation takes.
+        """
+        count = self._training.evidence.loop.validations
+        chosen = self._chosen(inputs, targets)
+        if count < self._next:
+            self._left_out = chosen
             return
+        self._next = max(count + 1, math.ceil(_GROWTH * count))
+        self._evaluate(chosen)
+
+    def catch_up(self) -> None:
+        """Evaluate a copy of the model as it is now, where the latest validation was left out."""
+        if self._left_out is not None:
+            self._evaluate(self._left_out)
+
+    def release(self) -> None:
+        """Let go of the samples."""
+        self.latest = self._left_out = None
+
+    def _chosen(self, inputs: Any, targets: Any) -> ValidationBatch:
+        """Return copies of at most 1,024 of the samples, without outputs."""
+        training = self._training
         passes, layout = training.passes, training.layout
-        whole = reshaped_like(passes.validation_call(inputs), passes.last_call)
+        handed = passes.validation_call(inputs)
+        whole = reshaped_like(handed, passes.last_call)
         if targets is None and training.labels_among_inputs is not None:
             targets = training.labels_among_inputs.of(whole)
         size = layout.count(whole) or 1
@@ -47,27 +74,36 @@ class ValidationSamples:
         if size > _VALIDATED:
             rows = torch.linspace(0, size - 1, _VALIDATED).long()
             call, kept = layout.take(whole, rows, targets)
-        with training.undisturbed(), torch.no_grad(), without_dropout(model, training=False):
-            try:
-                outputs = layout.run(model, call)
-            except Exception as error:  # whatever the model raises of what it was not made for
-                troubles.note(training.evidence, self._why_not(inputs, error))
-                return
-            loss = self._loss(outputs, kept)
-        task, step = training.task or read(outputs, kept), training.evidence.loop.steps
-        if loss is not None or isinstance(kept, Tensor):
-            rarest = training.buffer.rarest(task)
-            found = score(task, outputs, kept, rarest) if isinstance(kept, Tensor) else Score()
-            training.evidence.outcome.validations.append(Validation(step, loss, found))
         given = layout.rows(call, inputs if call is whole else None)
-        self.latest = ValidationBatch(
+        return ValidationBatch(
             call=call.map(copied),
             inputs=None if given is None else copied(given),
             targets=map_tensors(kept, copied),
             size=size,
-            step=step,
-            outputs=outputs,
         )
+
+    def _evaluate(self, batch: ValidationBatch) -> None:
+        """Evaluate a copy of the model as it is now; nothing where it cannot be copied."""
+        self._left_out = None
+        training = self._training
+        model = training.current_model()
+        if model is None:
+            return
+        call, targets = batch.call, batch.targets
+        with training.undisturbed(), torch.no_grad(), without_dropout(model, training=False):
+            try:
+                outputs = training.layout.run(model, call)
+            except Exception as error:  # whatever the model raises of what it was not made for
+                troubles.note(training.evidence, self._why_not(call, error))
+                return
+            loss = self._loss(outputs, targets)
+        task, step = training.task or read(outputs, targets), training.evidence.loop.steps
+        if loss is not None or isinstance(targets, Tensor):
+            rarest = training.buffer.rarest(task)
+            known = isinstance(targets, Tensor)
+            found = score(task, outputs, targets, rarest) if known else Score()
+            training.evidence.outcome.validations.append(Validation(step, loss, found))
+        self.latest = replace(batch, step=step, outputs=outputs)
 
     def _loss(self, outputs: Any, targets: Any) -> float | None:
         """Return the loss function's own value, None without targets that it needs."""
@@ -76,9 +112,8 @@ class ValidationSamples:
             return None
         return value_of(loss_fn, outputs, targets)
 
-    def _why_not(self, inputs: Any, error: Exception) -> str:
+    def _why_not(self, handed: Call, error: Exception) -> str:
         seen = self._training.passes.last_call
-        handed = as_call(inputs, seen)
         if seen is not None:
             taken, given = (len(call.args) + len(call.kwargs) for call in (seen, handed))
             if taken != given:

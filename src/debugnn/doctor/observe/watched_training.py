@@ -22,6 +22,9 @@ from debugnn.errors import one_line
 from debugnn.random_state import random_state
 
 _EARLY_PROBES = (3, 8)  # steps
+# Probes as far apart as they are at the beginning. After them the distance doubles as often as the
+# number of steps does: a later probe comes at most a tenth of the steps before it later.
+_DENSE = 20
 
 
 class WatchedTraining:
@@ -31,7 +34,7 @@ class WatchedTraining:
         model: any module; one from `torch.compile` too.
         optimizer: any of `torch.optim`.
         loss_fn: called as `loss_fn(model(inputs), targets)`; None where there is none.
-        every: steps between two probes of the layers.
+        every: steps between two probes of the layers, of the first 20; see `probe_due`.
         steps_before: steps that the training took before.
         layout: where samples lie, as far as it is known before the first batch.
         copies: keep a copy of the model and its initial weights.
@@ -106,7 +109,13 @@ class WatchedTraining:
     def probe_due(self) -> bool:
         """True if this step is one of a probe."""
         steps = self.evidence.loop.steps
-        return steps % self.every == 0 or steps in _EARLY_PROBES
+        doublings = max(0, (2 * steps // (_DENSE * self.every)).bit_length() - 1)
+        return steps % (self.every << doublings) == 0 or steps in _EARLY_PROBES
+
+    @property
+    def reading_due(self) -> bool:
+        """True if numbers that lie on a GPU are read at this step, and all gradients looked at."""
+        return self.evidence.loop.steps % self.every == 0 or self.probe_due
 
     def random_state(self) -> list[Tensor]:
         """Return the present random state of the CPU and of the model's device."""
