@@ -42,9 +42,9 @@ METRICS: dict[str, Literal["maximize", "minimize"]] = {
     "test_loss": "minimize",
 }
 SAMPLERS = ("tpe", "random")
-_NAME = "search"  # of the only study in a file
+_NAME = "search"  # name of the only study in a file
 _SETTINGS = "settings"
-_DIGITS = 4  # of a number that is proposed: it names a directory
+_DIGITS = 4  # digits of a proposed number, which names a directory
 
 
 @dataclass(frozen=True)

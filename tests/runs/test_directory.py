@@ -159,8 +159,10 @@ def test_a_directory_that_no_run_wrote_is_refused(settings):
 
 def test_an_empty_directory_may_be_there(settings):
     config = settings("trainer.epochs=1")
-    RunDirectory(config, [], None).path.mkdir(parents=True)
+    path = RunDirectory(config, [], None).path
+    path.mkdir(parents=True)
     execute(config, [], None)
+    assert (path / "checkpoint.pt").exists()
 
 
 # --- what is read again ---------------------------------------------------------------------------

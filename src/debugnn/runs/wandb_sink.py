@@ -39,9 +39,9 @@ from debugnn.training.loop import Training
 
 log = logging.getLogger(__name__)
 
-_ROWS = 1000  # of single steps, in a run: W&B draws at most 1,500 points of a curve
-_LAYERS_APART = 5  # rows of layers are so many times as far apart: histograms are a hundred times
-# as large as a step's row
+_ROWS = 1000  # most rows of single steps in a run: W&B draws at most 1,500 points of a curve
+# Rows of layers are this many times as far apart as rows of steps: they are 100 times as large.
+_LAYERS_APART = 5
 
 # Which number the panels of each kind of metric are drawn over.
 _AXES = {

@@ -93,8 +93,8 @@ class LoopFacts:
 class TrialOutcome:
     """How a short training of a copy under one change went.
 
-    Of a copy that goes on from the trained weights, the relative losses are those of other batches
-    than it trains on, before and after.
+    If the copy goes on from the trained weights, the relative losses are measured before and after
+    it, on batches that it does not train on.
     """
 
     steps: int
