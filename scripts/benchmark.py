@@ -498,7 +498,7 @@ def precisions(cpuinfo: str | None = None) -> list[str]:
     Args:
         cpuinfo: the text of Linux's /proc/cpuinfo, None for this machine's.
     """
-    from debugnn.training.process import has_bf16  # imports torch, which --help needs not wait for
+    from debugnn.training.bf16 import has_bf16  # imports torch, which --help needs not wait for
 
     if has_bf16(cpuinfo):
         return list(PRECISIONS)

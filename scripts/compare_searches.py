@@ -19,7 +19,7 @@ import pandas as pd
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from debugnn import config, records
+from debugnn import config, json_lines, records
 from debugnn.analysis import tables
 from debugnn.analysis.searches import ARMS, comparison, provenance
 
@@ -79,7 +79,7 @@ def search(arm: str, seed: int, output: Path) -> Iterator[Row]:
             directory = directory_of(settings, "adhoc", arm_of(overrides))
             note_result(study, trial, directory)
             facts = records.load((directory / "run.json").read_text(encoding="utf-8"))
-            epochs = list(records.read_jsonl(directory / "metrics.jsonl", "epoch"))
+            epochs = list(json_lines.read(directory / "metrics.jsonl", "epoch"))
             steps = epochs[-1]["step"] + 1
             whole = steps // len(epochs) * settings.trainer.epochs
             used += steps

@@ -9,9 +9,10 @@ import os
 import sys
 
 from debugnn import data
+from debugnn.data import archives
 from debugnn.errors import ConfigError
 
-READERS = {"mnist": data.mnist, "cifar10": data.cifar10}
+READERS = {"mnist": archives.mnist, "cifar10": archives.cifar10}
 
 
 def main() -> int:

@@ -104,7 +104,7 @@ def left_by(output: Path) -> dict[str, Any]:
     """Return what the runs of a command have left, without paths and what a clock measured."""
     import torch
 
-    from debugnn import records
+    from debugnn import json_lines, records
 
     left: dict[str, Any] = {}
     for path in sorted(output.rglob("run.json")):
@@ -116,7 +116,7 @@ def left_by(output: Path) -> dict[str, Any]:
         for part in ("model", "optimizer", "epoch", "step"):
             left[f"{name}: {part}"] = state.get(part)
         for file in ("metrics.jsonl", "layers.jsonl"):
-            rows = list(records.read_jsonl(folder / file))
+            rows = list(json_lines.read(folder / file))
             left[f"{name}: {file}"] = [{**row, "seconds": None} for row in rows]
         for file in ("findings.json", "evidence.json", "fix.json"):
             if (folder / file).exists():

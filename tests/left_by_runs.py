@@ -2,7 +2,7 @@
 
 import torch
 
-from debugnn import records
+from debugnn import json_lines, records
 
 
 def facts(directory):
@@ -10,7 +10,7 @@ def facts(directory):
 
 
 def rows(directory):
-    found = records.read_jsonl(directory / "metrics.jsonl")
+    found = json_lines.read(directory / "metrics.jsonl")
     return [{key: value for key, value in row.items() if key != "seconds"} for row in found]
 
 

@@ -5,8 +5,8 @@ from functools import partial
 import pytest
 import torch
 
-from debugnn.build import build, fused, warn_of_slow_bf16
-from debugnn.training import process
+from debugnn.build import build, fused
+from debugnn.training import bf16
 
 OPTIMIZERS = [
     partial(torch.optim.SGD, lr=0.05),
@@ -60,9 +60,9 @@ def test_a_training_is_built_with_the_fused_update(compose):
 )
 def test_slow_bf16_is_said_once(compose, monkeypatch, caplog, tmp_path, precision, features, lines):
     """However many runs a process trains."""
-    monkeypatch.setattr(process, "CPUINFO", tmp_path / "cpuinfo")
-    process.CPUINFO.write_text(f"processor\t: 0\nflags\t\t: {features}\n")
-    warn_of_slow_bf16.cache_clear()
+    monkeypatch.setattr(bf16, "CPUINFO", tmp_path / "cpuinfo")
+    bf16.CPUINFO.write_text(f"processor\t: 0\nflags\t\t: {features}\n")
+    bf16.warn_if_slow.cache_clear()
     for seed in (0, 1):
         build(compose(f"trainer.precision={precision}", f"seed={seed}"))
     assert [r.levelname for r in caplog.records if "bf16" in r.message] == ["WARNING"] * lines

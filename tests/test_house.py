@@ -13,7 +13,16 @@ PACKAGE = REPOSITORY / "src" / "debugnn"
 PLUGINS = REPOSITORY / "src" / "hydra_plugins"
 MODULES = sorted((*PACKAGE.rglob("*.py"), *PLUGINS.rglob("*.py")))
 
-LEAVES = {"errors", "files", "records", "settings", "random_state", "tensor_stats", "lr_curve"}
+LEAVES = {
+    "errors",
+    "files",
+    "records",
+    "json_lines",
+    "settings",
+    "random_state",
+    "tensor_stats",
+    "lr_curve",
+}
 
 # Room → the libraries that it may import besides the standard library, and the other rooms of the
 # package. Imports point one way: a room is listed after all that it may import.
@@ -22,6 +31,7 @@ ALLOWED = {
     "files": (set(), set()),
     "settings": ({"yaml"}, set()),
     "records": (set(), set()),
+    "json_lines": (set(), {"records"}),
     "random_state": ({"torch"}, set()),
     "tensor_stats": ({"torch"}, {"records"}),
     "lr_curve": ({"numpy"}, {"records"}),

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import REPOSITORY
-from debugnn import records
+from debugnn import json_lines, records
 from debugnn.records import Epoch, Layers, LrPoint, LrSuggestion, Step, TensorStats
 
 STATS = TensorStats(
@@ -81,8 +81,8 @@ def test_a_record_survives_its_line(record):
 def test_read_jsonl_keeps_the_order_and_selects_a_kind(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(records.encode(r) + "\n" for r in [*EXAMPLES, *EXAMPLES]))
-    assert [row["kind"] for row in records.read_jsonl(path)] == [r.kind for r in EXAMPLES] * 2
-    steps = list(records.read_jsonl(path, kind="step"))
+    assert [row["kind"] for row in json_lines.read(path)] == [r.kind for r in EXAMPLES] * 2
+    steps = list(json_lines.read(path, kind="step"))
     assert [row["step"] for row in steps] == [3, 3]
     assert math.isnan(steps[0]["loss"])
 
@@ -95,7 +95,7 @@ def test_a_file_cut_off_at_any_byte_gives_its_whole_lines(tmp_path, name):
     for size in range(len(whole) + 1):
         path.write_bytes(whole[:size])
         complete = whole[:size].count(b"\n")
-        assert [row["step"] for row in records.read_jsonl(path)] == list(range(complete))
+        assert [row["step"] for row in json_lines.read(path)] == list(range(complete))
 
 
 def test_records_need_the_standard_library_alone():
@@ -106,6 +106,6 @@ def test_records_need_the_standard_library_alone():
 
 @pytest.mark.parametrize("record", EXAMPLES, ids=lambda record: record.kind)
 def test_a_row_becomes_its_record_again(record):
-    again = records.decode(records.load(records.encode(record)))
+    again = json_lines.decode(records.load(records.encode(record)))
     assert type(again) is type(record)
     assert same(dataclasses.asdict(again), dataclasses.asdict(record))

@@ -2,7 +2,7 @@
 
 import inspect
 import logging
-from functools import cache, partial
+from functools import partial
 
 import torch
 from hydra.errors import HydraException
@@ -16,7 +16,7 @@ from debugnn.data import Data
 from debugnn.errors import ConfigError, one_line
 from debugnn.nn.inits import initialise
 from debugnn.training import process
-from debugnn.training.clipping import gradient_rule
+from debugnn.training.gradients import gradient_rule
 from debugnn.training.loop import Training
 
 log = logging.getLogger(__name__)
@@ -48,8 +48,10 @@ def build(config: DictConfig) -> Training:
 def _build(config: DictConfig) -> Training:
     torch.manual_seed(config.seed)
     device = choose_device(config.trainer.device)
-    if config.trainer.precision == "bf16" and device.type == "cpu" and not process.has_bf16():
-        warn_of_slow_bf16()
+    if config.trainer.precision == "bf16" and device.type == "cpu":
+        from debugnn.training import bf16  # the default is fp32
+
+        bf16.warn_if_slow()
     # TF32, PyTorch's default for convolutions on a GPU, rounds fp32 inputs to 10 bits.
     torch.backends.cudnn.allow_tf32 = False
     data = build_data(config, config.data, device)
@@ -75,13 +77,6 @@ def _build(config: DictConfig) -> Training:
     training = assemble(config, model, data)
     try_one_batch(training, config)
     return training
-
-
-@cache  # once a process, not for each run of a sweep
-def warn_of_slow_bf16() -> None:
-    log.warning(
-        "trainer.precision=bf16: this processor has no bfloat16 instructions, and is faster in fp32"
-    )
 
 
 def build_data(config: DictConfig, section: DictConfig, device: torch.device) -> Data:

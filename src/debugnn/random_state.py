@@ -20,11 +20,3 @@ def set_random_state(device: torch.device, states: Sequence[Tensor]) -> None:
     torch.set_rng_state(states[0].cpu())
     if device.type == "cuda" and len(states) > 1:
         torch.cuda.set_rng_state(states[1].cpu(), device)
-
-
-def gpus(device: torch.device) -> list[torch.device]:
-    """Return the `devices` argument of `torch.random.fork_rng` for a training on this device.
-
-    Without that argument, `fork_rng` initialises every GPU of the machine.
-    """
-    return [device] if device.type == "cuda" else []

@@ -1,17 +1,17 @@
 """The records of a training, and their encoding as strict JSON.
 
 A record is a plain dataclass. Its JSON line has a field `kind`, so that one file can hold several
-kinds. Epochs and steps count from 0: the loss of step 0 is the loss at initialisation.
+kinds; `debugnn.json_lines` reads it. Epochs and steps count from 0: the loss of step 0 is the loss
+at initialisation.
 
 Needs the standard library only, so that records can be read without torch.
 """
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,21 +160,6 @@ def encode(record: Record) -> str:
     return dump({"kind": record.kind, **_fields(record)})
 
 
-def decode(row: Mapping[str, Any]) -> Record:
-    """Return the record that a row was made of: the inverse of `encode`.
-
-    Raises:
-        KeyError, TypeError: the row is of another version of this project.
-    """
-    kind = {each.kind: each for each in get_args(Record)}[row["kind"]]
-    fields = {name: value for name, value in row.items() if name != "kind"}
-    if kind is Layers:
-        for name, value in fields.items():
-            if isinstance(value, dict):
-                fields[name] = {layer: TensorStats(**stats) for layer, stats in value.items()}
-    return kind(**fields)
-
-
 def _fields(record: Any) -> dict[str, Any]:
     """Return the fields by name. `dataclasses.asdict` would copy every histogram."""
     return {name: getattr(record, name) for name in record.__slots__}
@@ -209,31 +194,6 @@ _LINE = _encoder(None)
 def load(text: str | bytes) -> Any:
     """Decode strict JSON: the inverse of `dump`."""
     return _revive(json.loads(text))
-
-
-def read_jsonl(path: Path, kind: str | None = None) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a JSONL file in order.
-
-    A last line without a newline is an interrupted write and is left out.
-
-    Args:
-        kind: yield only the rows of this kind.
-
-    Raises:
-        ValueError: a line is no JSON object; the message begins with its number.
-    """
-    with path.open("rb") as lines:  # as bytes: an interrupted write can end inside a character
-        for number, line in enumerate(lines, 1):
-            if not line.endswith(b"\n"):
-                return
-            try:
-                row = load(line)
-            except ValueError as error:
-                raise ValueError(f"line {number}: {error}") from None
-            if not isinstance(row, dict):
-                raise ValueError(f"line {number}: no JSON object")
-            if kind is None or row.get("kind") == kind:
-                yield row
 
 
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}

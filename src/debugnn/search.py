@@ -30,7 +30,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState, create_trial
 
-from debugnn import records
+from debugnn import json_lines, records
 from debugnn.errors import START_OVER, RunError, one_line
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -42,9 +42,9 @@ METRICS: dict[str, Literal["maximize", "minimize"]] = {
     "test_loss": "minimize",
 }
 SAMPLERS = ("tpe", "random")
-_NAME = "search"  # of the only study in a file
+_NAME = "search"  # name of the only study in a file
 _SETTINGS = "settings"
-_DIGITS = 4  # of a number that is proposed: it names a directory
+_DIGITS = 4  # digits of a proposed number, which names a directory
 
 
 @dataclass(frozen=True)
@@ -296,7 +296,7 @@ def note_result(study: Study, trial: Trial, directory: Path) -> None:
     try:
         facts = records.load((directory / "run.json").read_text(encoding="utf-8"))
         status = facts["status"]
-        *_, last = records.read_jsonl(directory / "metrics.jsonl", "epoch")
+        *_, last = json_lines.read(directory / "metrics.jsonl", "epoch")
         value = last[study.metric]
     except FileNotFoundError:
         return

@@ -24,15 +24,14 @@ from debugnn.data import (
     Arrays,
     Data,
     assemble,
-    cifar10,
     dataset,
     decoded,
     digits,
-    mnist,
     regression,
     shapes,
 )
-from debugnn.data.dataset import reshape_images, shift_randomly
+from debugnn.data.alterations import reshape_images, shift_randomly
+from debugnn.data.archives import cifar10, mnist
 from debugnn.errors import ConfigError
 
 NAMES = {"train-images-idx3-ubyte", "train-labels-idx1-ubyte",
@@ -455,7 +454,8 @@ def test_without_a_writable_cache_the_reader_is_called(fake_mnist, tmp_path, cap
 DECODE = """
 import multiprocessing, sys
 import numpy as np
-from debugnn.data import decoded, mnist
+from debugnn.data import decoded
+from debugnn.data.archives import mnist
 from debugnn.errors import ConfigError
 
 def decode(root, cache, output=None):

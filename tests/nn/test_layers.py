@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from debugnn.nn.layers import Dropout, Flatten, Maxout, dropout
+from debugnn.nn.dropout import Dropout, dropout
+from debugnn.nn.layers import Flatten, Maxout
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 

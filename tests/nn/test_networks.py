@@ -13,7 +13,8 @@ from debugnn.build import build_model
 from debugnn.data import Arrays, assemble
 from debugnn.errors import ConfigError
 from debugnn.nn.batch_norm import BatchNorm2d
-from debugnn.nn.layers import Dropout, Flatten
+from debugnn.nn.dropout import Dropout
+from debugnn.nn.layers import Flatten
 from debugnn.nn.networks import network, parameter_count
 
 MNIST, CIFAR, FEATURES = (1, 28, 28), (3, 32, 32), (20,)

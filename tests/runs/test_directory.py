@@ -13,11 +13,12 @@ import torch
 from omegaconf import OmegaConf
 
 from conftest import REPOSITORY
-from debugnn import records
+from debugnn import json_lines, records
 from debugnn.errors import ConfigError, RunError
 from debugnn.runs.directory import RunDirectory
 from debugnn.runs.execute import execute
 from debugnn.training import checkpoint
+from debugnn.training.restoring import restore
 
 SMALL = ("model=deep_mlp", "reg=bn_dropout", "data.batch_size=64", "trainer.steps_per_epoch=4",
          "doctor=off")  # fmt: skip
@@ -46,7 +47,7 @@ def cut_off(directory):
 
 
 def rows(directory):
-    found = records.read_jsonl(directory / "metrics.jsonl")
+    found = json_lines.read(directory / "metrics.jsonl")
     return [{key: value for key, value in row.items() if key != "seconds"} for row in found]
 
 
@@ -158,8 +159,10 @@ def test_a_directory_that_no_run_wrote_is_refused(settings):
 
 def test_an_empty_directory_may_be_there(settings):
     config = settings("trainer.epochs=1")
-    RunDirectory(config, [], None).path.mkdir(parents=True)
+    path = RunDirectory(config, [], None).path
+    path.mkdir(parents=True)
     execute(config, [], None)
+    assert (path / "checkpoint.pt").exists()
 
 
 # --- what is read again ---------------------------------------------------------------------------
@@ -296,7 +299,7 @@ def test_wherever_writing_a_checkpoint_is_cut_off_one_is_whole(
             checkpoint.write(path, checkpoint.state_of(training))
 
     def kept():
-        checkpoint.restore(path, restored, epochs=1)
+        restore(path, restored, epochs=1)
         return restored.step
 
     write(1)

@@ -12,11 +12,12 @@ import torch
 from omegaconf import OmegaConf
 
 from conftest import REPOSITORY
-from debugnn import records
+from debugnn import json_lines, records
 from debugnn.doctor import causes, evidence
 from debugnn.errors import ConfigError
 from debugnn.runs.execute import execute
-from debugnn.runs.naming import arm_of, label, run_name
+from debugnn.runs.naming import arm_of, label
+from debugnn.runs.wandb_sink import run_name
 
 SMALL = ("model=deep_mlp", "reg=bn_dropout", "data.batch_size=64", "trainer.steps_per_epoch=4")
 
@@ -41,7 +42,7 @@ def equal(a, b):
 
 def rows(directory, kind):
     """The rows without what a clock measured."""
-    found = records.read_jsonl(directory / "metrics.jsonl", kind)
+    found = json_lines.read(directory / "metrics.jsonl", kind)
     return [{key: value for key, value in row.items() if key != "seconds"} for row in found]
 
 
@@ -55,7 +56,7 @@ def test_a_run_leaves_what_the_contract_says(settings):
     assert facts["classes"] == 10
     assert [row["epoch"] for row in rows(directory, "epoch")] == [0, 1]
     assert [row["step"] for row in rows(directory, "step")] == list(range(8))
-    layers = list(records.read_jsonl(directory / "layers.jsonl"))
+    layers = list(json_lines.read(directory / "layers.jsonl"))
     assert [row["step"] for row in layers] == [0]  # every 20 steps, of 8
     assert {"config.yaml", "checkpoint.pt"} <= {path.name for path in directory.iterdir()}
     assert not list(directory.glob("*.tmp"))
@@ -236,7 +237,7 @@ def test_a_run_that_breaks_keeps_its_rows_and_says_why(settings):
     told = records.load(facts.read_text())
     assert told["status"] == "failed"
     assert told["error"] == "RuntimeError: the loss broke"
-    rows = records.read_jsonl(facts.with_name("metrics.jsonl"), "step")
+    rows = json_lines.read(facts.with_name("metrics.jsonl"), "step")
     assert [row["step"] for row in rows] == [0, 1, 2]
 
 

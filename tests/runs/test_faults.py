@@ -10,7 +10,7 @@ import pytest
 import train
 
 from conftest import CONF
-from debugnn import cli, records
+from debugnn import cli, json_lines
 from debugnn.runs.execute import execute
 from debugnn.runs.naming import directory_of
 
@@ -56,7 +56,7 @@ def start(monkeypatch, capsys, prepared, disk):
 
 def rows(disk):
     (path,) = disk.rglob("metrics.jsonl")
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in records.read_jsonl(path)]
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in json_lines.read(path)]
 
 
 # KB that are left: for nothing; for the first files; for no checkpoint; for some checkpoints; for

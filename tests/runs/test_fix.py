@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from conftest import REPOSITORY
-from debugnn import records
+from debugnn import json_lines, records
 from debugnn.runs import fix
 from test_cli import launch
 
@@ -75,7 +75,7 @@ def test_the_three_runs_are_the_same_training_but_for_one_override(fixed, rows):
     _, folder = fixed
     directories = [folder / row["directory"] for row in rows.values()]
     assert len(set(directories)) == 3
-    epochs = [list(records.read_jsonl(d / "metrics.jsonl", "epoch")) for d in directories]
+    epochs = [list(json_lines.read(d / "metrics.jsonl", "epoch")) for d in directories]
     assert [len(e) for e in epochs] == [10, 10, 10]  # the same budget
     for row, last in zip(rows.values(), epochs, strict=True):
         assert row["test_loss"] == last[-1]["test_loss"]

@@ -5,19 +5,8 @@ from debugnn.runs.kept import keep_rows_before
 from debugnn.runs.sinks import epoch_line
 
 
-def test_the_line_of_several_runs_shows_the_range_and_how_many_are_nan():
-    nan = float("nan")
-
-    def ended(loss):
-        return Epoch(0, 9, loss, loss, None, loss, None, 0.1)
-
-    assert "train loss 1 … 3  test loss 1 … 3" in epoch_line([ended(3.0), ended(1.0)], 2)
-    assert "train loss 1 … 3 (1 NaN)" in epoch_line([ended(3.0), ended(nan), ended(1.0)], 2)
-    assert "train loss (2 NaN)" in epoch_line([ended(nan), ended(nan)], 2)
-
-
 def test_the_line_of_one_run_shows_its_accuracy_in_percent():
-    line = epoch_line([Epoch(3, 83, 0.5, 0.25, 70.0, 0.75, 62.5, 0.1)], 10)
+    line = epoch_line(Epoch(3, 83, 0.5, 0.25, 70.0, 0.75, 62.5, 0.1), 10)
     assert line == "  epoch 3 of 10  train loss       0.5  test loss      0.75  accuracy  62.5 %"
 
 

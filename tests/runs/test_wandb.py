@@ -15,7 +15,7 @@ import pytest
 from test_execute import kill_after_two_epochs
 
 from conftest import REPOSITORY
-from debugnn import records
+from debugnn import json_lines, records
 from debugnn.runs.execute import execute
 from offline_wandb import WANDB, read_back
 
@@ -59,7 +59,7 @@ def test_the_resolved_config_is_there(seen):
 
 def test_every_epochs_metrics_are_there(seen, run):
     logged = [h["item"] for h in seen["history"] if "test/loss" in h["item"]]
-    kept = list(records.read_jsonl(run / "metrics.jsonl", "epoch"))
+    kept = list(json_lines.read(run / "metrics.jsonl", "epoch"))
     assert len(logged) == len(kept) == 2
     for item, row in zip(logged, kept, strict=True):
         assert item["epoch"] == row["epoch"]
@@ -70,7 +70,7 @@ def test_every_epochs_metrics_are_there(seen, run):
 
 def test_histograms_stand_under_the_keys_of_wandb_watch(seen, run):
     logged = [h["item"] for h in seen["history"] if "gradients/conv1.weight._type" in h["item"]]
-    kept = list(records.read_jsonl(run / "layers.jsonl"))
+    kept = list(json_lines.read(run / "layers.jsonl"))
     assert len(logged) == len(kept) == 2  # steps 0 and 2 of 4
     for item, row in zip(logged, kept, strict=True):
         for kind in ("gradients", "parameters"):
@@ -101,10 +101,10 @@ def thinned(compose, tmp_path_factory) -> Path:
 def test_steps_and_layers_are_thinned_in_wandb_alone(thinned):
     history = [h["item"] for h in read_back(thinned)["history"]]
     assert [h["step"] for h in history if "step/loss" in h] == [*range(0, 48, 2)]
-    assert len(list(records.read_jsonl(thinned / "metrics.jsonl", "step"))) == 48
+    assert len(list(json_lines.read(thinned / "metrics.jsonl", "step"))) == 48
     # The histograms of layers are at least ten steps apart.
     logged = [h["step"] for h in history if "gradients/fc1.weight._type" in h]
-    kept = [row["step"] for row in records.read_jsonl(thinned / "layers.jsonl")]
+    kept = [row["step"] for row in json_lines.read(thinned / "layers.jsonl")]
     assert kept == [*range(0, 48, 4)]
     assert logged == [0, 12, 24, 36]
 
@@ -118,7 +118,7 @@ def test_by_default_a_run_has_at_most_1000_rows(compose, tmp_path):
     directory = execute(config, [], None)
     history = [h["item"] for h in read_back(directory)["history"]]
     assert [item["step"] for item in history if "step/loss" in item] == [*range(0, 1200, 2)]
-    assert len(list(records.read_jsonl(directory / "metrics.jsonl", "step"))) == 1200
+    assert len(list(json_lines.read(directory / "metrics.jsonl", "step"))) == 1200
 
 
 def test_the_checkpoint_is_uploaded_where_it_is_asked_for(thinned, seen):
@@ -321,7 +321,7 @@ def test_a_server_that_falls_silent_costs_no_rows_and_little_time(tmp_path, serv
         [WANDB, "sync", "--no-skip-online", str(run)], cwd=tmp_path, env=online(tmp_path, server),
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    wanted = len(list(records.read_jsonl(facts.with_name("metrics.jsonl"))))
+    wanted = len(list(json_lines.read(facts.with_name("metrics.jsonl"))))
     assert len(before | set(server.rows)) == wanted == 20 * 24, synced.stderr
 
 
@@ -517,7 +517,7 @@ def test_a_run_outlives_wandbs_process_and_the_next_run_has_another(tmp_path):
     facts = {path.parent.name: path for path in tmp_path.rglob("run.json")}
     for path in facts.values():
         assert records.load(path.read_text())["status"] == "finished"
-        assert len(list(records.read_jsonl(path.with_name("metrics.jsonl"), "epoch"))) == 12
+        assert len(list(json_lines.read(path.with_name("metrics.jsonl"), "epoch"))) == 12
     assert [h for h in read_back(facts["seed=1"].parent)["history"] if "test/loss" in h["item"]]
 
 
@@ -535,8 +535,6 @@ def test_a_run_that_was_killed_is_one_offline_run_with_all_rows_once(compose, tm
         ("epoch", "test/loss", "epoch"),
         ("layers", "gradients/fc1.weight/norm", "step"),
     ):
-        rows = records.read_jsonl(
-            directory / f"{'layers' if kind == 'layers' else 'metrics'}.jsonl"
-        )
+        rows = json_lines.read(directory / f"{'layers' if kind == 'layers' else 'metrics'}.jsonl")
         wanted = [row[axis] for row in rows if row["kind"] == kind]
         assert sorted(item[axis] for item in history if key in item) == wanted

@@ -11,7 +11,7 @@ import yaml
 
 import reproduce
 from conftest import CONF, REPOSITORY
-from debugnn import config, records
+from debugnn import config, json_lines, records
 from test_cli import launch
 
 pytestmark = pytest.mark.slow
@@ -72,7 +72,7 @@ def numbers(output):
     """Directory below `output` → the arm's settings and what was computed, of each run."""
     found = {}
     for path in output.rglob("run.json"):
-        rows = records.read_jsonl(path.with_name("metrics.jsonl"))
+        rows = json_lines.read(path.with_name("metrics.jsonl"))
         found[path.parent.relative_to(output)] = (
             records.load(path.read_text())["arm"],
             [(row.get("loss"), row.get("grad_norm"), row.get("test_loss")) for row in rows],

@@ -14,9 +14,10 @@ from debugnn.errors import ConfigError
 from debugnn.records import Evaluating, Layers, Step
 from debugnn.stacking.stack import Member, Stack, _norms
 from debugnn.training import checkpoint
-from debugnn.training.clipping import keep
+from debugnn.training.gradients import keep
 from debugnn.training.layer_stats import LayerProbe
 from debugnn.training.loop import NO_PROBE, fit
+from debugnn.training.restoring import restore
 
 # 100 samples in batches of 32: the last is smaller, and has masks of its own size.
 SMALL = ("data.train_size=100", "data.batch_size=32", "trainer.eval_every=2")
@@ -283,7 +284,7 @@ def test_a_member_can_be_saved_and_goes_on_alone(compose, tmp_path, reg):
         checkpoint.write(tmp_path / "member.pt", checkpoint.state_of(members[1].training))
     whole, expected, _ = train_alone(configs[1])
     resumed = build(configs[1])
-    checkpoint.restore(tmp_path / "member.pt", resumed, epochs=2)
+    restore(tmp_path / "member.pt", resumed, epochs=2)
     rows = rows_of(resumed, 2, LayerProbe(3))
     assert_close(rows, whole[-len(rows) :], 1e-4)
     assert_weights_close(resumed.model, expected.model, 1e-4)

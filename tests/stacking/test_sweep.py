@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from test_stack import DENSE, SMALL, STEADY
 
-from debugnn import records
+from debugnn import json_lines, records
 from debugnn.runs.execute import execute
 from debugnn.runs.naming import directory_of
 from debugnn.runs.pauses import Interrupted
@@ -41,7 +41,7 @@ def together(*configs, failed=refuse):
 
 
 def rows_of(directory, kind):
-    found = records.read_jsonl(directory / "metrics.jsonl", kind)
+    found = json_lines.read(directory / "metrics.jsonl", kind)
     return [{key: value for key, value in row.items() if key != "seconds"} for row in found]
 
 
@@ -68,7 +68,7 @@ def test_a_stacks_directories_are_those_of_the_runs_alone(settings):
         assert facts_of(own)["status"] == "finished"
         for kind in ("step", "epoch"):
             assert_rows_close(rows_of(own, kind), rows_of(alone, kind))
-        steps = [[row["step"] for row in records.read_jsonl(d / "layers.jsonl")]
+        steps = [[row["step"] for row in json_lines.read(d / "layers.jsonl")]
                  for d in (own, alone)]  # fmt: skip
         assert steps[0] == steps[1] == [0]
 

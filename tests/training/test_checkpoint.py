@@ -10,6 +10,7 @@ from debugnn.records import Epoch, Layers, Pause, Step
 from debugnn.training import checkpoint
 from debugnn.training.layer_stats import LayerProbe
 from debugnn.training.loop import fit
+from debugnn.training.restoring import restore
 
 EPOCHS = 2
 
@@ -43,7 +44,7 @@ def assert_goes_on(make, steps, path):
     first = paused_after(make(), steps, path)
     torch.manual_seed(77)  # another process's random numbers
     resumed = make()
-    checkpoint.restore(path, resumed, EPOCHS)
+    restore(path, resumed, EPOCHS)
     assert rows([*first, *fit(resumed, EPOCHS, LayerProbe(3))]) == expected
     for one, other in zip(
         whole.model.state_dict().values(), resumed.model.state_dict().values(), strict=True
@@ -84,6 +85,6 @@ def test_an_epochs_seconds_are_those_of_all_its_pieces(small_training, tmp_path)
     paused_after(training, 2, path)
     state = torch.load(path, weights_only=True)
     checkpoint.write(path, {**state, "tally": {**state["tally"], "seconds": 100.0}})
-    checkpoint.restore(path, resumed, EPOCHS)
+    restore(path, resumed, EPOCHS)
     (epoch,) = islice((r for r in fit(resumed, EPOCHS) if isinstance(r, Epoch)), 1)
     assert 100 < epoch.seconds < 160

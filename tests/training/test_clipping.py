@@ -6,7 +6,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
 
-from debugnn.training.clipping import clip_norm, gradient_rule, keep, rescale_norm
+from debugnn.training.clipping import clip_norm, rescale_norm
+from debugnn.training.gradients import gradient_rule, keep
 
 # Rounding of float32 sums over the few hundred numbers below.
 ROUNDING = 2e-6

@@ -19,7 +19,8 @@ from debugnn.data import Data, Split
 from debugnn.nn.networks import network
 from debugnn.stacking.stack import Member, Stack
 from debugnn.tensor_stats import describe
-from debugnn.training.clipping import clip_norm, keep, rescale_norm
+from debugnn.training.clipping import clip_norm, rescale_norm
+from debugnn.training.gradients import keep
 from debugnn.training.layer_stats import LayerProbe
 from debugnn.training.loop import NO_PROBE, Training, train_one_epoch
 

@@ -11,7 +11,8 @@ from debugnn.data import assemble as assemble_data
 from debugnn.data import regression
 from debugnn.nn.losses import cross_entropy, mse
 from debugnn.records import Epoch, Step
-from debugnn.training.clipping import clip_norm, keep, rescale_norm
+from debugnn.training.clipping import clip_norm, rescale_norm
+from debugnn.training.gradients import keep
 from debugnn.training.loop import NO_PROBE, Training, evaluate, fit
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from debugnn import records, settings
+from debugnn import json_lines, records, settings
 from debugnn.analysis.runs import Run, in_order, numeric_columns
 from debugnn.errors import ConfigError, one_line
 
@@ -153,7 +153,7 @@ class Directory:
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
-        for row in records.read_jsonl(path):
+        for row in json_lines.read(path):
             if "kind" not in row:
                 raise ValueError("a row without a kind")
             yield row

@@ -13,7 +13,7 @@ ARMS = {
     "tpe, pruned": ("tpe", "doctor"),
 }
 BASE = "random"
-_SHARES = (0.25, 0.5, 1.0)  # of the budget
+_SHARES = (0.25, 0.5, 1.0)  # shares of the budget after which searches are compared
 
 
 def comparison(trials: pd.DataFrame) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-LEVEL = 0.95  # of every interval
+LEVEL = 0.95  # confidence level of every interval
 ALPHA = 1 - LEVEL
 
 

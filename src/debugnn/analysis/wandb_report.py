@@ -30,7 +30,7 @@ _CURVES = (
     ("Training accuracy (%)", "train/accuracy"),
     ("Test accuracy (%)", "test/accuracy"),
 )
-_MOST_LINES = 100  # of a panel; W&B's own default is 10, which is less than one arm's seeds
+_MOST_LINES = 100  # most lines of a panel; W&B's default of 10 is less than one arm's seeds
 _COLUMNS, _WIDTH, _HEIGHT = 3, 8, 6  # of panels; W&B's grid is 24 units wide
 
 # Seconds. A server that does not answer ends the command after this time.

@@ -2,8 +2,6 @@
 
 from debugnn.data.cache import decoded
 from debugnn.data.dataset import Data, Split, assemble
-from debugnn.data.readers import Arrays, cifar10, digits, mnist, regression
+from debugnn.data.readers import Arrays, digits, regression
 
-__all__ = [
-    "Arrays", "Data", "Split", "assemble", "cifar10", "decoded", "digits", "mnist", "regression",
-]  # fmt: skip
+__all__ = ["Arrays", "Data", "Split", "assemble", "decoded", "digits", "regression"]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from debugnn.data.readers import Arrays, Reader, cifar10, mnist
+from debugnn.data.readers import Arrays, Reader
 from debugnn.errors import first_line
 from debugnn.files import digest
 
@@ -19,8 +19,12 @@ log = logging.getLogger(__name__)
 
 HASHES = "sha256"  # the file beside the arrays with their hashes, in the arrays' order
 
-# The readers that import torchvision, and the folders below data.root that they read.
-TORCHVISION = {mnist: "MNIST/raw", cifar10: "cifar-10-batches-py"}
+# The readers that import torchvision, by module and name, and the folders below data.root that they
+# read. They are named here and not imported, because a run that finds its data needs neither.
+_FOLDERS = {
+    ("debugnn.data.archives", "mnist"): "MNIST/raw",
+    ("debugnn.data.archives", "cifar10"): "cifar-10-batches-py",
+}
 
 
 def decoded(reader: Reader, name: str, root: str, cache: str, download: bool) -> Arrays:
@@ -101,8 +105,8 @@ def _fingerprint(reader: Reader, root: str) -> str:
     marks: list = [
         function.__qualname__, repr((positional, keywords)), hashlib.sha256(code).hexdigest(),
     ]  # fmt: skip
-    if function in TORCHVISION:
-        for path in sorted((Path(root) / TORCHVISION[function]).glob("*")):
+    if folder := files_of(function):
+        for path in sorted((Path(root) / folder).glob("*")):
             status = path.stat()
             marks.append([str(path.absolute()), status.st_size, status.st_mtime_ns])
     return hashlib.sha256(json.dumps(marks).encode()).hexdigest()[:12]
@@ -112,3 +116,8 @@ def parts_of(reader: Reader) -> tuple[Callable, tuple, dict]:
     """Split a reader, which a configuration gives as a partial, into function and arguments."""
     arguments = getattr(reader, "args", ()), getattr(reader, "keywords", {})
     return getattr(reader, "func", reader), *arguments
+
+
+def files_of(function: Callable) -> str | None:
+    """Return the folder below data.root whose files torchvision reads; None for other readers."""
+    return _FOLDERS.get((function.__module__, function.__qualname__))

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from debugnn.data.readers import Arrays
@@ -75,6 +74,8 @@ class Data:
         Yields:
             Inputs (B, …), float32, and targets (B,) or (B, 1).
         """
+        if self.augment_shift:
+            from debugnn.data.alterations import shift_randomly
         order = torch.randperm(len(self.train), generator=generator)
         device = self.train.inputs.device
         # One copy to the device for the whole epoch: each copy synchronises with a GPU.
@@ -104,22 +105,6 @@ class Data:
         index = torch.linspace(0, len(self.test) - 1, min(size, len(self.test))).long()
         index = index.to(self.test.inputs.device)
         return self.prepare(self.test.inputs[index]), self.test.targets[index]
-
-
-def shift_randomly(inputs: Tensor, most: int, generator: torch.Generator) -> Tensor:
-    """Shift each image (B, C, H, W) at random by up to `most` pixels in each direction.
-
-    The border is filled by repeating the edge pixels.
-    """
-    height, width = inputs.shape[-2:]
-    padded = F.pad(inputs, (most,) * 4, mode="replicate")
-    offsets = torch.randint(0, 2 * most + 1, (2, len(inputs)), generator=generator)
-    rows, columns = offsets.to(inputs.device, non_blocking=True).unsqueeze(2)
-    rows = (rows + torch.arange(height, device=inputs.device))[:, :, None]
-    columns = (columns + torch.arange(width, device=inputs.device))[:, None, :]
-    samples = torch.arange(len(inputs), device=inputs.device)[:, None, None]
-    # Indexing with tensors on both sides of a slice moves the sliced axis last: (B, H, W, C).
-    return padded[samples, :, rows, columns].permute(0, 3, 1, 2)
 
 
 def assemble(
@@ -173,7 +158,11 @@ def assemble(
     if classes is None and imbalance < 1:
         raise ConfigError(f"data.imbalance={imbalance}: data={name} holds no classes")
 
-    keep = _subset(arrays.train_targets, seed, train_size, imbalance, name)
+    keep = np.arange(len(arrays.train_targets))
+    if train_size is not None or imbalance < 1:
+        from debugnn.data.alterations import subset
+
+        keep = subset(arrays.train_targets, seed, train_size, imbalance, name)
     if batch_size > len(keep):
         raise ConfigError(
             f"data.batch_size={batch_size}: allowed is at most {len(keep)}, the training samples "
@@ -192,6 +181,8 @@ def assemble(
     for half in ("train", "test"):
         tensor = _tensor(inputs[half])
         if as_shape:
+            from debugnn.data.alterations import reshape_images
+
             tensor = reshape_images(tensor, as_shape)
         splits[half] = Split(tensor.to(device), _tensor(targets[half]).to(device))
 
@@ -216,62 +207,12 @@ def _tensor(array: np.ndarray) -> Tensor:
     return torch.from_numpy(array if isinstance(array, np.memmap) else np.array(array))
 
 
-def reshape_images(images: Tensor, shape: Sequence[int]) -> Tensor:
-    """Centre images (N, C, H, W) on a black background of another shape.
-
-    A grey channel is repeated and colours are averaged to get the number of channels.
-
-    Args:
-        images: uint8 or float images.
-        shape: (C, H, W) of the result.
-
-    Raises:
-        ConfigError: the images are larger than `shape`.
-    """
-    channels, height, width = shape
-    down, right = height - images.shape[2], width - images.shape[3]
-    if down < 0 or right < 0:
-        raise ConfigError(
-            f"data.as_shape={list(shape)}: smaller than the images, {tuple(images.shape[1:])}"
-        )
-    if images.shape[1] != channels:
-        grey = images.float().mean(dim=1, keepdim=True).round().to(images.dtype)
-        images = grey.expand(-1, channels, -1, -1)
-    top, left = down // 2, right // 2
-    return F.pad(images, (left, right - left, top, down - top)).contiguous()
-
-
 def _class_count(name: str, arrays: Arrays) -> int | None:
     if arrays.train_targets.dtype.kind == "f":
         return None
     if arrays.train_targets.min() < 0 or arrays.test_targets.min() < 0:
         raise ConfigError(f"data={name}: a class below 0 among the labels")
     return int(max(arrays.train_targets.max(), arrays.test_targets.max())) + 1
-
-
-def _subset(
-    targets: np.ndarray, seed: int, size: int | None, imbalance: float, name: str
-) -> np.ndarray:
-    """Return the ascending indices of the training samples to keep."""
-    keep = np.arange(len(targets))
-    random = np.random.default_rng(seed)
-    if imbalance < 1:
-        labels = np.asarray(targets)
-        counts = np.bincount(labels)
-        last = max(len(counts) - 1, 1)
-        parts = []
-        for label, count in enumerate(counts):
-            share = max(1, round(int(counts.max()) * imbalance ** (label / last)))
-            parts.append(random.permutation(np.flatnonzero(labels == label))[: min(share, count)])
-        keep = np.sort(np.concatenate(parts))
-    if size is not None:
-        if size > len(keep):
-            raise ConfigError(
-                f"data.train_size={size}: allowed is at most {len(keep)}, the training samples of "
-                f"data={name}"
-            )
-        keep = np.sort(random.permutation(keep)[:size])
-    return keep
 
 
 def _channel_moments(

@@ -10,7 +10,7 @@ import logging
 import signal
 import sys
 
-from debugnn.data import decoding, readers
+from debugnn.data import archives, decoding
 from debugnn.errors import ConfigError
 
 
@@ -28,7 +28,7 @@ def main() -> int:
     parser.add_argument("--download", action="store_true", help="download missing files")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    reader = getattr(readers, options.reader)
+    reader = getattr(archives, options.reader)
     answer = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):  # torchvision prints what it downloads
         try:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock, Timeout
 
-from debugnn.data.cache import HASHES, TORCHVISION, damage_of, folder_of, parts_of
+from debugnn.data.cache import HASHES, damage_of, files_of, folder_of, parts_of
 from debugnn.data.readers import Arrays, Reader
 from debugnn.errors import ConfigError
 from debugnn.files import digest
@@ -60,7 +60,7 @@ def _fill_in_subprocess(reader: Reader, name: str, root: str, cache: str, downlo
         ConfigError: what the reader raised.
     """
     function, *arguments = parts_of(reader)
-    if function not in TORCHVISION or any(arguments) or "torchvision" in sys.modules:
+    if files_of(function) is None or any(arguments) or "torchvision" in sys.modules:
         return
     above = Path(cache).absolute()
     while not above.exists():

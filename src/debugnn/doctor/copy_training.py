@@ -23,7 +23,7 @@ from debugnn.doctor.rectified import Rectified
 from debugnn.doctor.trials import Trial
 from debugnn.doctor.unit_signals import give_unit_signals
 
-_PASSES = 4  # of an update, at most
+_PASSES = 4  # most passes of an update
 _FIRST, _LAST = 2, 6  # steps that the relative loss at the start and at the end is the mean of
 
 

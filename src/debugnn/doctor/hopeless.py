@@ -1,4 +1,4 @@
-"""Whether a training can still come to learn. Of one that cannot, every further step is wasted.
+"""Whether a training can still come to learn. If it cannot, every further step is wasted.
 
 A training is hopeless in two cases only, and both follow from its weights and gradients alone:
 
@@ -8,8 +8,8 @@ A training is hopeless in two cases only, and both follow from its weights and g
   kind changes, and yet its layer gives the same outputs for every sample. Networks whose ReLUs are
   dead or whose sigmoids are saturated throughout come to this end.
 
-"No gradient" and "every sample" are those of the kept batches, and of the probes before. A unit
-that a sample in thousands wakes may be missed.
+"No gradient" and "every sample" refer to the kept batches and to the probes before. A unit that is
+active for one sample in thousands may be missed.
 
 A loss at the level of guessing is no such sign: a plateau, a small rate and fading gradients look
 the same, and are merely slow.
@@ -38,12 +38,12 @@ NO_GRADIENT = 1e-20
 SAME = 1e-6
 # Steps without a gradient, after which little is left of the optimiser's momentum: 0.9^20 = 0.12.
 SETTLED = 20
-_BATCHES = 8  # of the latest kept ones
+_BATCHES = 8  # most of the latest kept batches that are examined
 
 
 @dataclass(eq=False)
 class Standing:
-    """What a trained tensor is told, and what its layer is given, over some batches."""
+    """A trained tensor's gradient and its layer's inputs, over some batches."""
 
     gradient: float = 0.0  # largest absolute value; infinite where one is NaN
     low: Tensor | None = None  # smallest and largest input over the samples, at each place

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 
-_MOST = 20_000  # objects that are looked at
+_MOST = 20_000  # most objects that are searched
 _LONG = 10_000  # items of a container above which it is data, and no state
 _CONTAINERS = (dict, OrderedDict, defaultdict, Counter, list, set, deque)
 _RUNNING = ("running_mean", "running_var")  # are changed by operations that do not declare it
@@ -141,8 +141,8 @@ class Reached:
 def kept(function: Any, model: nn.Module | None = None) -> Iterator["Changes"]:
     """Put everything back afterwards that is reachable, see `Reached`, and changed in the block.
 
-    That is: tensors, wherever an operation changes them in place, without a trace in their version
-    counters; attributes of modules and of the user's own objects, and with these training modes and
+    That is: tensors that an operation changes in place, without a trace in their version counters;
+    attributes of modules and of the user's own objects, and with these training modes and
     buffers; gradients; the contents of containers and closures; globals that the code names; random
     number generators.
 

@@ -19,10 +19,10 @@ from debugnn.doctor.observe.watched_training import WatchedTraining
 from debugnn.doctor.trials import UNCHANGED, Trial
 from debugnn.doctor.troubles import guarded
 
-_BATCHES = 8  # of the training's first ones, that a trial trains on
-_LEAST_BATCHES = 4  # that a trial is repeated on
-_STEPS = 24  # of a trial; half of them, at least, have to be within the budget
-_STEPS_ON = 72  # of one that goes on from trained weights, which is farther from where it leads
+_BATCHES = 8  # the training's first batches, on which a trial trains
+_LEAST_BATCHES = 4  # fewest batches on which a trial is repeated
+_STEPS = 24  # steps of a trial; at least half of them have to be within the budget
+_STEPS_ON = 72  # steps of a trial that goes on from trained weights, where progress takes longer
 
 
 class TrialRunner:

@@ -56,7 +56,7 @@ def clipped_weights(setup: Setup, bound: float) -> None:
 
 
 def heavy_divergence(setup: Setup, factor: float) -> None:
-    """The divergence of a variational bound counts so much that the code tells nothing."""
+    """The divergence in a variational bound weighs so much that the code holds no information."""
     bound = setup.loss_fn
 
     def loss_fn(outputs: Any, targets: Tensor) -> Tensor:

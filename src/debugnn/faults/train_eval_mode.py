@@ -44,7 +44,7 @@ def dropout_without_mode(setup: Setup) -> None:
 
 
 def slow_statistics(setup: Setup, momentum: float) -> None:
-    """Batch norm's momentum is the weight of the new batch, and is so small that it never comes."""
+    """Batch norm's momentum, the weight of the new batch, is too small: its averages lag."""
     for module in setup.model.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             module.momentum = momentum

@@ -29,7 +29,7 @@ class DoctorCallback(transformers.TrainerCallback):
     The loss is tried out as the Trainer computes it: by `compute_loss_func`, with label smoothing,
     or by the model's own loss function. Without labels in the batch, or where `compute_loss` is
     overridden, nothing is said about the loss, unless `loss_fn` is given. One step is one update:
-    accumulated batches count as one, whose last part is looked at.
+    accumulated batches count as one batch, of which the doctor sees the last part.
 
     Args:
         loss_fn: called as `loss_fn(outputs, labels)`, in place of what the Trainer computes.

@@ -7,7 +7,7 @@ from math import prod
 from torch import nn
 
 from debugnn.errors import ConfigError
-from debugnn.nn.layers import Dropout, Flatten
+from debugnn.nn.layers import Flatten
 
 
 def network(
@@ -64,12 +64,17 @@ def network(
             f"the data has shape {tuple(input_shape)}; use a model without blocks (model=regressor)"
         )
     expansion = getattr(activation(), "expansion", 1)
-    drop, flatten = (Dropout, Flatten) if own_layers else (nn.Dropout, nn.Flatten)
     norm: type[nn.BatchNorm2d] = nn.BatchNorm2d
-    if batch_norm and own_layers:
+    if own_layers and batch_norm:
         from debugnn.nn.batch_norm import BatchNorm2d  # most runs have none
 
         norm = BatchNorm2d
+    drop: type[nn.Dropout] = nn.Dropout
+    if own_layers and dropout:
+        from debugnn.nn.dropout import Dropout  # most runs have none
+
+        drop = Dropout
+    flatten = Flatten if own_layers else nn.Flatten
     layers: dict[str, nn.Module] = {}
     shape = tuple(input_shape)
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from debugnn import records
-from debugnn.runs.directory import ERROR_FILE, keep_error
+from debugnn.files import replace_text
+from debugnn.runs.directory import ERROR_FILE, LOCK
 from debugnn.runs.naming import arm_of, directory_of
 
 # Statuses of runs that failed, were stopped by a signal, or were cut off: `only_failed` runs these.
@@ -93,9 +94,27 @@ def keep_traceback(error: BaseException, place: Path | None) -> Path | None:
     if place is None:
         return None
     try:
-        return keep_error(place, "".join(traceback.format_exception(error)))
+        return _keep_error(place, "".join(traceback.format_exception(error)))
     except OSError:
         return None
+
+
+def _keep_error(path: Path, text: str) -> Path:
+    """Write what ended a run into its directory, which is made if the run had not begun.
+
+    Returns:
+        The file.
+
+    Raises:
+        OSError: it cannot be written, or the directory is none that runs write.
+    """
+    if not path.exists():
+        path.mkdir(parents=True)
+        (path / LOCK).touch()
+    if not (path / LOCK).exists():
+        raise FileNotFoundError(path / LOCK)
+    replace_text(path / ERROR_FILE, text)
+    return path / ERROR_FILE
 
 
 def counts(arms: Sequence[Arm]) -> str:

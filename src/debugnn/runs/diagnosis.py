@@ -19,7 +19,7 @@ from debugnn.training.loop import Training, fit
 
 log = logging.getLogger(__name__)
 
-_VALIDATION_SAMPLES = 1024  # of the test set; the doctor looks at no more
+_VALIDATION_SAMPLES = 1024  # test samples; the doctor evaluates no more
 
 
 def doctor_of(

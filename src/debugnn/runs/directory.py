@@ -20,9 +20,9 @@ from debugnn.runs.naming import arm_of, directory_of, label
 ERROR_FILE = "error.txt"  # the traceback of the error that ended a run
 
 # Locked while a run is trained. It stays afterwards, as the mark of a directory that runs write.
-_LOCK = ".debugnn.lock"
+LOCK = ".debugnn.lock"
 # What runs, and scripts/report.py for a single run, write there. Nothing else is ever removed.
-_WRITTEN = (_LOCK, "config.yaml", "run.json", "metrics.jsonl", "layers.jsonl", "findings.json",
+_WRITTEN = (LOCK, "config.yaml", "run.json", "metrics.jsonl", "layers.jsonl", "findings.json",
             "evidence.json", "fix.json", ERROR_FILE, "checkpoint.pt", "checkpoint.previous.pt",
             "checkpoint.sha256", "nonfinite_step_*.pt", "wandb", "report.html")  # fmt: skip
 _NO_FOLDER = (NotADirectoryError, FileExistsError)
@@ -60,7 +60,7 @@ class RunDirectory:
         self.title = f"{self.experiment} {label(self.arm)} seed={config.seed}"
         self.resolved: Any = OmegaConf.to_container(config, resolve=True)
         self.status = self._read_status()
-        self._lock = FileLock(self.path / _LOCK)
+        self._lock = FileLock(self.path / LOCK)
 
     @property
     def checkpoint(self) -> Path:
@@ -185,7 +185,7 @@ class RunDirectory:
         """
         entries = sorted(path.name for path in self._entries())
         unknown = [name for name in entries if not _is_written(name)]
-        if unknown or (entries and _LOCK not in entries):
+        if unknown or (entries and LOCK not in entries):
             raise RunError(
                 f"{self.path}: holds {(unknown or entries)[0]}, which no run of this project "
                 "wrote: it is not emptied; move it, or choose another output_dir"
@@ -198,7 +198,7 @@ class RunDirectory:
         for path in self._entries():
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
-            elif path.name != _LOCK:
+            elif path.name != LOCK:
                 path.unlink()
 
     def _entries(self) -> Iterator[Path]:
@@ -206,38 +206,6 @@ class RunDirectory:
             yield from self.path.iterdir()
 
 
-def keep_error(path: Path, text: str) -> Path:
-    """Write what ended a run into its directory, which is made if the run had not begun.
-
-    Returns:
-        The file.
-
-    Raises:
-        OSError: it cannot be written, or the directory is none that runs write.
-    """
-    if not path.exists():
-        path.mkdir(parents=True)
-        (path / _LOCK).touch()
-    if not (path / _LOCK).exists():
-        raise FileNotFoundError(path / _LOCK)
-    replace_text(path / ERROR_FILE, text)
-    return path / ERROR_FILE
-
-
 def _is_written(name: str) -> bool:
     """Return whether runs write a file or folder of this name, or its draft."""
     return any(fnmatch(name.removesuffix(".tmp"), pattern) for pattern in _WRITTEN)
-
-
-def flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Return nested mappings as one, with dotted keys.
-
-    >>> flat({"optim": {"lr": 0.1}, "seed": 0})
-    {'optim.lr': 0.1, 'seed': 0}
-    """
-    if isinstance(value, Mapping):
-        items = {}
-        for key, item in value.items():
-            items.update(flat(item, f"{prefix}.{key}" if prefix else str(key)))
-        return items
-    return {prefix: value}

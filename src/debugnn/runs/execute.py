@@ -25,7 +25,6 @@ from debugnn.build import build
 from debugnn.records import Diagnosis, Epoch, Evaluating, Pause, Pruned, Record
 from debugnn.runs.directory import RunDirectory
 from debugnn.runs.facts import facts_of
-from debugnn.runs.naming import run_name
 from debugnn.runs.pauses import Interrupted, Pauses, told_by_signals
 from debugnn.runs.sinks import Console, JsonLines, Sink
 from debugnn.runs.writer import Writer
@@ -167,11 +166,13 @@ def prepare(directory: RunDirectory, before: tuple[int, int] | None = None) -> R
         from debugnn.runs.wandb_sink import check_environment
 
         check_environment()
-    training = build(directory.config)
-    run = Run(directory, training, _pauses_of(directory.config))
+    training, settings = build(directory.config), directory.config.trainer
+    pauses = Pauses(settings.checkpoint_minutes, settings.checkpoint_seconds)
+    run = Run(directory, training, pauses)
     if directory.status is not None and directory.checkpoint.exists() and before != (0, 0):
-        epochs = directory.config.trainer.epochs
-        run.doctors_state = checkpoint.restore(directory.checkpoint, training, epochs, before)
+        from debugnn.training.restoring import restore  # a new run needs nothing of it
+
+        run.doctors_state = restore(directory.checkpoint, training, settings.epochs, before)
     return run
 
 
@@ -246,16 +247,9 @@ def open_run(run: Run, **more_facts: object) -> Iterator[Write]:
 
         try:
             if config.wandb.mode != "disabled":
-                from debugnn.runs.wandb_sink import WandB
+                from debugnn.runs.wandb_sink import begin
 
-                logged = WandB(
-                    directory.path,
-                    config=directory.resolved,
-                    name=run_name(config, directory.experiment, directory.arm),
-                    group=directory.experiment,
-                    run_id=facts["wandb_id"],
-                    steps=config.trainer.epochs * _steps_per_epoch(training),
-                )
+                logged = begin(directory, facts["wandb_id"], training)
                 facts["wandb_id"] = logged.id
                 sinks.append(logged)
                 directory.write_facts(facts)
@@ -293,17 +287,9 @@ def _state_of(run: Run) -> dict[str, Any]:
     return checkpoint.state_of(run.training, None if doctor is None else doctor.state_dict())
 
 
-def _steps_per_epoch(training: Training) -> int:
-    return training.data.steps_per_epoch(training.batch_size, training.steps_per_epoch)
-
-
 def _write(sinks: Sequence[Sink], record: Record | Diagnosis) -> None:
     for sink in sinks:
         sink.write(record)
-
-
-def _pauses_of(config: DictConfig) -> Pauses:
-    return Pauses(config.trainer.checkpoint_minutes, config.trainer.checkpoint_seconds)
 
 
 def _checkpoint_due(run: Run) -> bool:

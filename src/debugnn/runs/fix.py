@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from debugnn import records
+from debugnn import json_lines, records
 from debugnn.config import check
 from debugnn.errors import ConfigError
 from debugnn.files import replace_text
@@ -103,7 +103,7 @@ def _controls(seed: int, overrides: Sequence[str], remedy: str) -> list[str]:
 
 def _row(directory: Path, change: str) -> dict[str, Any]:
     """Return what a run came to: its last losses and accuracy, and its diagnosis."""
-    *_, last = records.read_jsonl(directory / "metrics.jsonl", "epoch")
+    *_, last = json_lines.read(directory / "metrics.jsonl", "epoch")
     report = records.load((directory / "findings.json").read_text(encoding="utf-8"))
     return {
         "override": change,

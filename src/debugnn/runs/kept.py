@@ -1,16 +1,17 @@
 """The run that a directory holds already: whether it is the one that is asked for, and its rows."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from debugnn import records, settings
+from debugnn import json_lines, records, settings
 from debugnn.errors import START_OVER, ConfigError, RunError
 from debugnn.files import replace_text
 from debugnn.records import BOOKKEEPING, Step
-from debugnn.runs.directory import RunDirectory, flat
+from debugnn.runs.directory import RunDirectory
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ def keep_rows_before(path: Path, step: int) -> None:
     # A range test's rows have no step. It precedes the training, and is repeated with step 0.
     without_step = -1 if step > 0 else step
     try:
-        rows = [row for row in records.read_jsonl(path) if row.get("step", without_step) < step]
+        rows = [row for row in json_lines.read(path) if row.get("step", without_step) < step]
     except ValueError as error:
         raise RunError(f"{path}, {error}; {START_OVER}") from None
     told = {row["step"] for row in rows if row.get("kind") == Step.kind}
@@ -93,3 +94,17 @@ def keep_rows_before(path: Path, step: int) -> None:
         missing = min(set(range(step)) - told)
         raise RunError(f"{path}: the row of step {missing} is missing; {START_OVER}")
     replace_text(path, "".join(records.dump(row) + "\n" for row in rows))
+
+
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Return nested mappings as one, with dotted keys.
+
+    >>> flat({"optim": {"lr": 0.1}, "seed": 0})
+    {'optim.lr': 0.1, 'seed': 0}
+    """
+    if isinstance(value, Mapping):
+        items = {}
+        for key, item in value.items():
+            items.update(flat(item, f"{prefix}.{key}" if prefix else str(key)))
+        return items
+    return {prefix: value}

@@ -7,7 +7,6 @@ from omegaconf import DictConfig
 
 from debugnn.errors import ConfigError
 from debugnn.lr_curve import suggest
-from debugnn.random_state import gpus
 from debugnn.records import LrSuggestion, Record
 from debugnn.training.loop import Training
 from debugnn.training.range_test import range_test
@@ -19,7 +18,9 @@ def range_tests(task: DictConfig, training: Training) -> Iterator[Record]:
     The training and torch's global generators stay as they are.
     """
     finder = dict(task.finder)
-    with torch.random.fork_rng(gpus(training.device)):
+    device = training.device
+    # Without `devices`, `fork_rng` initialises every GPU of the machine.
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for test in range(finder.pop("repeats")):
             points = []
             for point in range_test(training, test=test, **finder):

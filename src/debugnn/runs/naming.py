@@ -1,4 +1,4 @@
-"""What a run is called: its directory, its arm, and its name in W&B.
+"""What a run is called: its directory, its arm, and the article's run that it repeats.
 
 A run's directory is named by what the run is: `<output_dir>/<experiment>/<arm>/seed=<n>/`.
 """
@@ -114,9 +114,3 @@ def article_run(config: DictConfig, arm: Mapping[str, str]) -> str | None:
         if wanted.items() <= arm.items() and (best is None or len(wanted) > best[0]):
             best = (len(wanted), run)
     return best[1] if best else None
-
-
-def run_name(config: DictConfig, experiment: str, arm: Mapping[str, str]) -> str:
-    """Return W&B's name of the run: the article's if there is one, with a seed other than 0."""
-    name = article_run(config, arm) or f"{experiment}/{label(arm)}"
-    return name if config.seed == 0 else f"{name}-seed{config.seed}"

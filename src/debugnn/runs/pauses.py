@@ -22,7 +22,7 @@ from typing import Protocol
 _SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR2") if hasattr(signal, name)
 ]
-_HANGUP = getattr(signal, "SIGHUP", None)  # of a terminal that is closed
+_HANGUP = getattr(signal, "SIGHUP", None)  # sent when the terminal is closed
 
 
 class Interrupted(KeyboardInterrupt):
@@ -126,7 +126,7 @@ class Pauses:
             self.between_steps = False
 
     def end_at_once(self, now: bool) -> None:
-        """Say whether a signal ends the run wherever it is: nothing changes that is to be saved.
+        """Say whether a signal ends the run at once, because nothing changes that is to be saved.
 
         Raises:
             Interrupted: it does, and one came before.

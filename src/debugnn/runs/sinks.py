@@ -7,7 +7,6 @@ third.
 import logging
 import math
 import textwrap
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -95,14 +94,11 @@ class Console:
 
     Args:
         epochs: that are trained.
-        members: how many runs share a line; all their epochs of one index come in a row.
     """
 
-    def __init__(self, epochs: int, members: int = 1) -> None:
+    def __init__(self, epochs: int) -> None:
         self._epochs = epochs
-        self._members = members
         self._every = math.ceil(epochs / _EPOCH_LINES)
-        self._ended: list[Epoch] = []
 
     def write(self, record: object) -> None:
         """Print what the record says, if it is one to be seen."""
@@ -113,42 +109,31 @@ class Console:
             log.info("%s", textwrap.indent(record.text, "  "))
         elif isinstance(record, LrSuggestion):
             log.info("  range test %d: %-8s suggests lr %.2g", record.test, record.rule, record.lr)
-        elif isinstance(record, Epoch):
-            self._ended.append(record)
-            if len(self._ended) == self._members:
-                if record.epoch % self._every == 0 or record.epoch + 1 == self._epochs:
-                    log.info("%s", epoch_line(self._ended, self._epochs))
-                self._ended = []
+        elif isinstance(record, Epoch) and (
+            record.epoch % self._every == 0 or record.epoch + 1 == self._epochs
+        ):
+            self.write_epoch(record)
+
+    def write_epoch(self, epoch: Epoch) -> None:
+        """Print one epoch of the run."""
+        log.info("%s", epoch_line(epoch, self._epochs))
 
 
-def epoch_line(ended: Sequence[Epoch], epochs: int) -> str:
-    """Return one epoch of one run or several as a line of at most 80 columns.
-
-    Several are told from their lowest to their highest value, and without the test loss where
-    there is an accuracy.
+def epoch_line(epoch: Epoch, epochs: int) -> str:
+    """Return an epoch as a line of at most 80 columns.
 
     Args:
-        ended: the same epoch of each run.
+        epoch: the record.
         epochs: that are trained.
     """
-    first = ended[0]
-    line = f"  epoch {first.epoch:{len(str(epochs - 1))}d} of {epochs}"
-    line += f"  train loss {_spread([e.train_loss for e in ended], '9.4g')}"
-    losses = [e.test_loss for e in ended if e.test_loss is not None]
-    accuracies = [e.test_accuracy for e in ended if e.test_accuracy is not None]
-    if losses and (len(ended) == 1 or not accuracies):
-        line += f"  test loss {_spread(losses, '9.4g')}"
-    if accuracies:
-        line += f"  accuracy {_spread(accuracies, '5.1f')} %"
+    line = f"{epoch_number(epoch, epochs)}  train loss {epoch.train_loss:9.4g}"
+    if epoch.test_loss is not None:
+        line += f"  test loss {epoch.test_loss:9.4g}"
+    if epoch.test_accuracy is not None:
+        line += f"  accuracy {epoch.test_accuracy:5.1f} %"
     return line
 
 
-def _spread(values: Sequence[float], form: str) -> str:
-    """Return one value in this format, or the range of several in a narrow one."""
-    if len(values) == 1:
-        return f"{values[0]:{form}}"
-    form = form[1:]
-    numbers = [value for value in values if not math.isnan(value)]
-    lost = len(values) - len(numbers)
-    text = f"{min(numbers):{form}} … {max(numbers):{form}}" if numbers else ""
-    return f"{text} ({lost} NaN)".strip() if lost else text
+def epoch_number(epoch: Epoch, epochs: int) -> str:
+    """Return the beginning of an epoch's line, whose numbers are aligned."""
+    return f"  epoch {epoch.epoch:{len(str(epochs - 1))}d} of {epochs}"

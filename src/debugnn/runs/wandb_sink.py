@@ -19,8 +19,9 @@ import numpy as np
 # W&B's process sends metrics about itself, and at its end waits for a hanging server 30 s for them.
 os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # read by W&B's import
 import wandb
+from omegaconf import DictConfig
 
-from debugnn import records
+from debugnn import json_lines
 from debugnn.errors import ConfigError, first_line
 from debugnn.records import (
     Diagnosis,
@@ -32,12 +33,15 @@ from debugnn.records import (
     Step,
     TensorStats,
 )
+from debugnn.runs.directory import RunDirectory
+from debugnn.runs.naming import article_run, label
+from debugnn.training.loop import Training
 
 log = logging.getLogger(__name__)
 
-_ROWS = 1000  # of single steps, in a run: W&B draws at most 1,500 points of a curve
-_LAYERS_APART = 5  # rows of layers are so many times as far apart: histograms are a hundred times
-# as large as a step's row
+_ROWS = 1000  # most rows of single steps in a run: W&B draws at most 1,500 points of a curve
+# Rows of layers are this many times as far apart as rows of steps: they are 100 times as large.
+_LAYERS_APART = 5
 
 # Which number the panels of each kind of metric are drawn over.
 _AXES = {
@@ -82,6 +86,31 @@ def check_environment() -> None:
         names = [n for n, value in os.environ.items() if n.startswith("WANDB_") and value == given]
         name = names[0] if names else f"W&B's setting {fault['loc'][0]}"
         raise ConfigError(f"{name}={given}: {fault['msg']}") from error
+
+
+def begin(directory: RunDirectory, run_id: str | None, training: Training) -> "WandB":
+    """Begin the W&B run of a run's directory.
+
+    Args:
+        directory: of the run.
+        run_id: W&B's id of the run that is continued, None for a new run.
+        training: of the run.
+    """
+    steps = training.data.steps_per_epoch(training.batch_size, training.steps_per_epoch)
+    return WandB(
+        directory.path,
+        config=directory.resolved,
+        name=run_name(directory.config, directory.experiment, directory.arm),
+        group=directory.experiment,
+        run_id=run_id,
+        steps=directory.config.trainer.epochs * steps,
+    )
+
+
+def run_name(config: DictConfig, experiment: str, arm: Mapping[str, str]) -> str:
+    """Return W&B's name of the run: the article's if there is one, with a seed other than 0."""
+    name = article_run(config, arm) or f"{experiment}/{label(arm)}"
+    return name if config.seed == 0 else f"{name}-seed{config.seed}"
 
 
 class WandB:
@@ -292,13 +321,13 @@ class WandB:
         the checkpoint, which are made again.
         """
         self._calls.put((self._leave_out_known, ()))
-        layers = records.read_jsonl(self._directory / "layers.jsonl")
+        layers = json_lines.read(self._directory / "layers.jsonl")
         early = next(layers, None)
-        for row in records.read_jsonl(self._directory / "metrics.jsonl"):
+        for row in json_lines.read(self._directory / "metrics.jsonl"):
             while early is not None and row.get("step", -1) >= early["step"]:
-                self.write(records.decode(early))
+                self.write(json_lines.decode(early))
                 early = next(layers, None)
-            self.write(records.decode(row))
+            self.write(json_lines.decode(row))
 
     def _leave_out_known(self) -> None:
         self._left_out = self._on_server

@@ -22,7 +22,7 @@ from torch.func import functional_call, vmap
 from debugnn.errors import ConfigError, one_line
 from debugnn.random_state import random_state, set_random_state
 from debugnn.records import Epoch, Evaluating, Layers, Pause, Step
-from debugnn.training.clipping import keep
+from debugnn.training.gradients import keep
 from debugnn.training.loop import (
     NO_PROBE,
     Probe,

@@ -19,10 +19,11 @@ from torch import nn
 from debugnn.errors import ConfigError, RunError, one_line
 from debugnn.records import BOOKKEEPING, Epoch, Evaluating, Pause
 from debugnn.runs import execute
-from debugnn.runs.directory import RunDirectory, flat
+from debugnn.runs.directory import RunDirectory
 from debugnn.runs.execute import Run
+from debugnn.runs.kept import flat
 from debugnn.runs.pauses import told_by_signals
-from debugnn.runs.sinks import Console
+from debugnn.stacking.console import StackConsole
 from debugnn.stacking.stack import Member, Stack
 from debugnn.training.layer_stats import LayerProbe
 from debugnn.training.loop import NO_PROBE
@@ -180,7 +181,7 @@ def _train(stack: Stack, runs: Sequence[Run]) -> None:
     log.info("%s and %d more at once", runs[0].directory.title, len(runs) - 1)
     if runs[0].training.epoch:
         log.info("  continue from epoch %d", runs[0].training.epoch)
-    console = Console(config.trainer.epochs, len(runs))
+    console = StackConsole(config.trainer.epochs, len(runs))
     doctor = config.doctor
     probe = LayerProbe(doctor.every, doctor.bins) if doctor.enabled else NO_PROBE
     pauses = runs[0].pauses

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from debugnn.data import Data
 from debugnn.records import Epoch, Evaluating, Layers, Pause, Step, TensorStats
-from debugnn.training.clipping import GradientRule, keep
+from debugnn.training.gradients import GradientRule, keep
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 # `gradients`, `parameters` or `activations` → name of the parameter or layer → statistics.

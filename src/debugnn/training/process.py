@@ -7,7 +7,6 @@ import ctypes
 import os
 import platform
 import sys
-from pathlib import Path
 
 import torch
 
@@ -20,12 +19,6 @@ _M_ARENA_MAX = -8
 # the activations of a batch of these nets stay below.
 _KEPT_BLOCK = 32 << 20
 _KEPT_TOTAL = 512 << 20
-
-CPUINFO = Path("/proc/cpuinfo")
-
-# Its names for instructions that compute in bfloat16: on x86 those of AVX-512 and AMX, on Arm those
-# of the extension of that name.
-_BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 
 
 def plain() -> bool:
@@ -55,31 +48,6 @@ def keep_freed_memory() -> bool:
     settings = ((_M_MMAP_THRESHOLD, _KEPT_BLOCK), (_M_TRIM_THRESHOLD, _KEPT_TOTAL),
                 (_M_ARENA_MAX, 1))  # fmt: skip
     return all(libc.mallopt(parameter, value) for parameter, value in settings)
-
-
-def has_bf16(cpuinfo: str | None = None) -> bool:
-    """Return whether the processor has instructions that compute in bfloat16.
-
-    Without them every product is computed in float32 between two conversions: a training step of
-    the MNIST net takes 1.8 times as long as in fp32 with AVX-512, and 10 times with AVX2 alone.
-
-    Args:
-        cpuinfo: the text of Linux's /proc/cpuinfo, None for this machine's.
-
-    Returns:
-        False only where the text lists a processor's features and bfloat16 is not among them: on
-        other systems nothing is known.
-    """
-    if cpuinfo is None:
-        try:
-            cpuinfo = CPUINFO.read_text(encoding="utf-8")
-        except OSError:
-            return True
-    for line in cpuinfo.splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() in ("flags", "Features"):
-            return not _BF16_FLAGS.isdisjoint(value.split())
-    return True
 
 
 def leave_dynamo_out(optimizer: type[torch.optim.Optimizer]) -> None:

@@ -4,7 +4,7 @@ from debugnn.analysis.claims.claim import Arm, Claim, Difference, Share
 from debugnn.analysis.claims.quantities import FINAL_ACCURACY, INITIAL_LOSS_ERROR, early_accuracy
 
 _LEARNT = 20.0  # %; chance among ten classes is about 10
-_NEAR = 0.1  # of −log(1/C): 2.07 to 2.53 for ten classes
+_NEAR = 0.1  # largest relative distance from −log(1/C): 2.07 to 2.53 for ten classes
 
 CLAIMS = (
     Claim(

@@ -4,8 +4,8 @@ from debugnn.analysis.claims.claim import Arm, Claim, Difference, Share
 from debugnn.analysis.claims.quantities import DROP, EXPLOSION, FINAL_ACCURACY, LOW_RATE_CHANGE
 
 _TEST = Arm("task=lr_find")
-_FLAT = 0.05  # of the loss; means of single batches differ by about 0.02
-_FALLS = 0.25  # of the loss
+_FLAT = 0.05  # largest change of a flat loss; means of single batches differ by about 0.02
+_FALLS = 0.25  # smallest relative fall of a loss that falls
 _EXPLODES = 4.0  # times the minimum; the notebook stops at 8 times
 _MINIMUM = Arm("task.lr_from=minimum")
 

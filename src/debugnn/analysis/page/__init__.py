@@ -1,4 +1,4 @@
-"""The HTML page: the article retold by the runs, in one file that asks nothing of a network.
+"""The HTML page: the article's claims with the runs' evidence, in one file that needs no network.
 
 The templates are files in `templates`. uPlot draws the charts (MIT licence, inlined whole);
 everything else is ours.

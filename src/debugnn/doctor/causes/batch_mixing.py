@@ -13,13 +13,13 @@ SIZES = 2
 # Share of the steps that begin with the state as the step before left it. A loop that resets it at
 # the start of each epoch begins nearly all others with it; one that resets it for each batch, none.
 CARRIED = 0.8
-# Share of the samples that come again which have another one before them than the last time. Parts
-# of sequences that are kept in order have it at the starts of these alone.
+# Share of the repeated samples that follow another sample than the last time. Parts of sequences
+# that are kept in order differ only at the starts of sequences.
 REORDERED = 0.9
-# Steps, and samples, that such a share is taken of at least: by chance a few are nothing unusual.
+# Fewest steps, and fewest samples, for such a share: a share of fewer may be due to chance.
 COMPARED = 20
-# How much neighbours along an axis depend on each other where it is that of a sequence, and where
-# it is that of shuffled samples. 4,000 pairs of independent symbols give up to 0.02.
+# Dependence of neighbours along an axis above which it is the axis of a sequence, and below which
+# it is the axis of shuffled samples. 4,000 pairs of independent symbols give up to 0.02.
 DEPENDENT = 0.1
 INDEPENDENT = 0.04
 # Graphs in each batch. All edges of three may lie in the first by chance, where few have edges.

@@ -14,7 +14,7 @@ from debugnn.doctor.causes.signals.outcome import (
 )
 from debugnn.doctor.evidence import Evidence, Score
 
-# Training samples over the commonest class's, of the classes whose recall is looked at.
+# A class is rare if its training samples are at most this share of the commonest class's.
 LOOKED_AT = 0.2
 # Recall of a rare class above which it is learnt well enough.
 RECOGNISED = 0.6
@@ -110,11 +110,14 @@ class Comparison(NamedTuple):
 def could_be_recognised(evidence: Evidence, rare: Mapping[int, float]) -> Comparison | None:
     """Return what shows that a rare class is not recognised because of the classes' shares alone.
 
-    On both halves of the validation samples, by what was fitted to the other half. The network
-    itself, where its outputs tell the class from the others once each class is as likely as it is
-    there: this changes nothing of outputs that are right about how likely a class is. Or a simple
-    model, where the class was much rarer in the training, or the outputs hold it for much rarer,
-    and never say it.
+    Each half of the validation samples is judged by what was fitted to the other half. One of two
+    things shows it:
+
+    - The network itself, if its outputs tell the class from the others once they are adjusted to
+      the classes' shares in the validation. The adjustment does not change outputs whose
+      probabilities are right already.
+    - A simple model, if the network never predicts the class, and the class was much rarer in the
+      training or the outputs give it a much lower probability than its share.
 
     Args:
         evidence: of the training.

@@ -15,7 +15,7 @@ BATCHES = 0.9
 def equal_inputs(evidence: Evidence) -> Iterator[Sign]:
     """All samples are equal, or all samples of nearly every batch are.
 
-    Of batches of one sample that is so of a network that is made for a single input, unless targets
+    With batches of one sample, a network that is made for a single input is sound, unless targets
     differ.
     """
     data = evidence.data

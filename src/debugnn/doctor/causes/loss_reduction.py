@@ -45,8 +45,11 @@ def _is_a_bound(evidence: Evidence) -> bool:
 
 
 def undivided_accumulation(evidence: Evidence) -> Iterator[Sign]:
-    """Gradients of several passes that are added up and not divided: as harmful as a rate that is
-    so many times higher, which an optimiser like Adam takes without harm."""
+    """Gradients of several passes that are added up and not divided by the number of passes.
+
+    This multiplies the learning rate by that number, except with an optimiser like Adam, whose
+    updates do not depend on the gradients' scale.
+    """
     passes = undivided_passes(evidence)
     if passes is None:
         return

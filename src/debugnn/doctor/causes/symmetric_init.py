@@ -75,8 +75,8 @@ def product_of_zeros(evidence: Evidence) -> Iterator[Sign]:
     yield Sign(
         "error",
         f"{len(zeros)} weights start at zero and get a gradient of exactly zero at every step: "
-        f"{listed(zeros)}. Of weights that are multiplied with each other, as the two factors of a "
-        "low-rank update, one at least has to start elsewhere",
+        f"{listed(zeros)}. If weights are multiplied with each other, as the two factors of a "
+        "low-rank update are, at least one of them has to start elsewhere",
         "start one factor of each product at random and the other one at zero",
         layer=module_of(zeros[0]),
         step=0,

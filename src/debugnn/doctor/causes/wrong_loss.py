@@ -37,7 +37,8 @@ UNBOUNDED = -10.0
 FALLS = 10.0
 # Share of the targets' range by which they may leave the outputs' range.
 MARGIN = 0.05
-# Whole numbers 0 … K−1 are class numbers for so many values, each of which has its share.
+# Targets that are whole numbers 0 … K−1 are class numbers if K is between the first two, and each
+# value has at least this share of the targets.
 FEWEST_CLASSES = 3
 MOST_CLASSES = 20
 CLASS_SHARE = 0.02

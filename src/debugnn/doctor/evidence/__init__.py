@@ -107,6 +107,8 @@ __all__ = [
 
 @dataclass
 class Evidence:
+    """All facts about one training from which causes are judged, as plain values."""
+
     task: str = "unknown"  # classes, binary, values, unknown
     classes: int | None = None
     positions: bool = False  # a sample has several labels: tokens, pixels, attributes

@@ -84,6 +84,8 @@ class OwnLoss:
 
 @dataclass
 class Validation:
+    """The loss and the score on the validation samples after one step."""
+
     step: int
     loss: float | None
     score: Score
@@ -117,6 +119,8 @@ class Jump:
 
 @dataclass
 class OutcomeFacts:
+    """How the training went: the course of its loss, and its scores."""
+
     first_loss: float | None = None
     last_loss: float | None = None  # median of the last tenth
     highest_loss: float | None = None

@@ -37,7 +37,7 @@ class TailFacts:
 class WindowFacts:
     """Validation windows that hold the values of training windows at another position.
 
-    Of two windows that were cut from one series, the overlap is what both hold of it.
+    The overlap of two windows is the part of a series that both hold.
     """
 
     axis: int  # of the inputs, samples first, that holds the positions

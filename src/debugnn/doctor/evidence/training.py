@@ -25,6 +25,8 @@ class ActivationFacts:
 
 @dataclass
 class Probe:
+    """What was measured in the layers around one update."""
+
     step: int
     layers: dict[str, LayerFacts] = field(default_factory=dict)
     inputs: dict[str, float] = field(default_factory=dict)  # weight layer → RMS of its input
@@ -33,6 +35,8 @@ class Probe:
 
 @dataclass
 class OptimizerFacts:
+    """The optimiser's settings, and which parameters it holds."""
+
     name: str = ""
     held: int = 0  # of the model's trainable parameters, how many the optimiser holds
     trainable: int = 0
@@ -51,6 +55,8 @@ class OptimizerFacts:
 
 @dataclass
 class LoopFacts:
+    """In which order, and how often, the loop does its parts."""
+
     steps: int = 0  # calls of Doctor.step
     optimizer_steps: int = 0
     backwards: int = 0
@@ -93,8 +99,8 @@ class LoopFacts:
 class TrialOutcome:
     """How a short training of a copy under one change went.
 
-    Of a copy that goes on from the trained weights, the relative losses are those of other batches
-    than it trains on, before and after.
+    If the copy goes on from the trained weights, the relative losses are measured before and after
+    it, on batches that it does not train on.
     """
 
     steps: int
@@ -111,6 +117,8 @@ class TrialOutcome:
 
 @dataclass
 class NonFinite:
+    """The first NaN or infinite number of the training, and the operation that made it."""
+
     step: int
     where: str
     name: str

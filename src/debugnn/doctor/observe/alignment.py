@@ -11,7 +11,7 @@ from torch import Tensor
 
 from debugnn.doctor.evidence import AlignmentFacts
 
-_IMAGES = 96  # of each set
+_IMAGES = 96  # images of each set
 _LEAST = 12
 _RIDGE = 1e-3  # penalty, of the mean square of a feature
 _AROUND = 5  # pixels of a surrounding

@@ -22,8 +22,8 @@ from debugnn.doctor.observe.sample_axis import Samples
 from debugnn.random_state import random_state, set_random_state
 
 # Numerical tolerances by which a tensor is read as a distribution, or as the logarithm of one.
-_SUM = 1e-3  # of its sum to 1
-_ABOVE_ZERO = 1e-6  # of a logarithm
+_SUM = 1e-3  # largest distance of probabilities' sum from 1
+_ABOVE_ZERO = 1e-6  # largest excess above 0 of a logarithm of a probability
 _CONSTANT = 1e-4  # relative difference between samples
 
 

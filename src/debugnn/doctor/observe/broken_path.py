@@ -22,7 +22,7 @@ from debugnn.doctor.observe.modes import without_dropout
 from debugnn.doctor.observe.perturbation import differ
 from debugnn.random_state import random_state, set_random_state
 
-_SAMPLES = 16  # of the batch that are looked at
+_SAMPLES = 16  # samples of the batch that are examined
 # Change of the inputs, over their root mean square: too little to change most choices between the
 # entries of a codebook. A smooth output changes by about as much, as a share of its change as
 # samples change places; a chosen one by what rounding leaves, which is below a tenth of it.

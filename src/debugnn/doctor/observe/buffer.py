@@ -17,7 +17,7 @@ from debugnn.doctor.observe.windows import WindowEnds
 _EARLY = 4  # batches of the beginning, at least; more where they hold fewer than _EARLY_SAMPLES
 _EARLY_SAMPLES = 768
 _LATE = 8  # batches of later steps
-_BYTES = 64 * 2**20  # of early batches, and of late ones
+_BYTES = 64 * 2**20  # most memory for the early batches, and for the late ones
 _FINGERPRINTED = 50_000  # samples
 _LABELS = 200_000  # values, for batches of the size of the latest
 _RAREST = 64  # classes whose recall is noted

@@ -80,7 +80,8 @@ def _same_container(one: Any, other: Any) -> bool:
 def reshaped_like(call: Call, reference: Call | None) -> Call:
     """Return the call with samples of the shape that the reference call's samples have.
 
-    For loops that flatten a batch before they call the model, and hand it to the doctor as it was.
+    Loops need this that flatten a batch before they call the model, and hand the doctor the
+    unflattened batch.
     Only the first argument is reshaped, and only where its samples have as many values.
     """
     if reference is None or not reference.args or not call.args:

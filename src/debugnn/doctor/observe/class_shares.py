@@ -16,11 +16,13 @@ from debugnn.doctor.evidence import AdjustedFacts
 from debugnn.doctor.observe.simple_models import informedness
 from debugnn.doctor.observe.task import SOFTMAX, Task, log_probabilities
 
-_CLASSES = 1024  # that are looked at; words of a language are more
-_SAMPLES = 2048  # that outputs are read of, evenly spaced
-_ROUNDS = 40  # of the fit, each of which brings the classes' mean probabilities to their shares
-_LEAST_OF_CLASS = 2  # samples of each half, for a share of a class to say something
-_LEAST_SHARE = 1e-12  # of a mean probability whose logarithm is taken
+_CLASSES = 1024  # most classes that are examined; a language has more words
+_SAMPLES = 2048  # most samples whose outputs are read, evenly spaced
+_ROUNDS = (
+    40  # rounds of the fit, each of which brings the classes' mean probabilities to their shares
+)
+_LEAST_OF_CLASS = 2  # fewest samples of each half for a class's share
+_LEAST_SHARE = 1e-12  # smallest mean probability whose logarithm is taken
 
 
 def adjusted_facts(
@@ -126,7 +128,8 @@ def _dealt_out(labels: Tensor, counts: Tensor) -> Tensor:
 def of_same_shares(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """Return samples of two sets in which each class is as frequent in one as in the other.
 
-    Of each class as many as the set has that has fewer, evenly spaced.
+    Each class has as many samples in either result as in the set that has fewer of it. They are
+    evenly spaced.
 
     Args:
         first: class indices of one set, (N,).

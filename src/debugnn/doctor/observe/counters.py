@@ -9,14 +9,14 @@ from debugnn.doctor.observe.simple_models import predictions, simple_skill
 from debugnn.doctor.observe.task import Task
 
 _NO_SPREAD = 1e-12  # variance that is rounding
-_ROUNDING = 0.05  # of a step, by which a counter's values are off after standardisation
+_ROUNDING = 0.05  # largest error of a counter's values after standardisation, as a share of a step
 
 
 def counter_facts(inputs: Tensor, targets: Tensor, task: Task) -> CounterFacts | None:
     """Compare the feature that counts the samples with all others.
 
     A feature counts where its values are all different and whole multiples of one step apart. Of
-    several such features the one whose values lie closest is looked at.
+    several such features, the one with the shortest range of steps is compared.
 
     Args:
         inputs: distinct samples (N, features), of which row i belongs to target i.
@@ -31,8 +31,8 @@ def counter_facts(inputs: Tensor, targets: Tensor, task: Task) -> CounterFacts |
     if min(rows.shape) < 2:
         return None
     gaps = rows.sort(dim=0).values.diff(dim=0)
-    # The least gap is one step, with the rounding of two values; a mean over all has next to none.
-    # Of a feature that takes a value twice it is 0, and no number of steps is whole.
+    # The smallest gap is one step, with the rounding errors of two values; the mean gap has almost
+    # none. If a feature takes a value twice, the smallest gap is 0, and the feature does not count.
     steps = (gaps / gaps.min(dim=0).values).round()
     off = gaps * steps.sum(dim=0) / gaps.sum(dim=0) - steps
     counting = (off.abs() < _ROUNDING).all(dim=0)

@@ -10,8 +10,8 @@ from torch import Tensor
 from debugnn.doctor.evidence import DriftFacts
 from debugnn.doctor.observe import samples
 
-_FEATURES = 256  # of a sample that are compared
-# Of fewer features, standardised samples are alike by chance: of two, all are.
+_FEATURES = 256  # most features of a sample that are compared
+# Standardised samples of fewer features are alike by chance; with two features, all samples are.
 _LEAST_FEATURES = 16
 _EQUAL = 1e-3  # distance of standardised samples, root mean square, that is rounding
 _COMPARED = 1024  # samples of either time

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from debugnn.doctor.copies import Relay
 from debugnn.doctor.evidence import LoopFacts
 
-_UPDATES = 20  # first updates, whose backward passes are looked at
-_LISTED = 32  # names that are kept
+_UPDATES = 20  # first updates, whose backward passes are recorded
+_LISTED = 32  # most names that are kept
 
 
 class ErasedGradients:

@@ -18,9 +18,9 @@ from debugnn.doctor.evidence import LeafFacts
 from debugnn.doctor.observe.calls import Call
 
 _PASSES = 3  # first forward passes whose graphs are followed
-_NODES = 200_000  # of a graph
+_NODES = 200_000  # most nodes of a graph
 _COMPARED = 4096  # values of a leaf by which it is told whether it has moved
-_ITEMS = 1_000  # of a container
+_ITEMS = 1_000  # most items of a container
 _DEPTH = 4  # containers and objects within each other that are searched for a leaf
 # Nodes through which a gradient is zero, whatever it comes from: steps that are flat but for jumps,
 # and random numbers that are drawn around a value or by a chance.
@@ -47,7 +47,7 @@ class UnregisteredLeaves:
     """Follows the graphs of a model's first outputs, and notes the leaves that it does not list.
 
     Args:
-        model: whose forward passes are looked at.
+        model: the model whose forward passes are recorded.
         optimizer: what it holds is not noted.
     """
 
@@ -59,7 +59,7 @@ class UnregisteredLeaves:
 
     @property
     def looks(self) -> bool:
-        """True as long as forward passes are looked at."""
+        """True as long as forward passes are recorded."""
         return self._passes < _PASSES
 
     def look(self, call: Call, outputs: Any) -> None:

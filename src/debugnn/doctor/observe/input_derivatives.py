@@ -31,7 +31,7 @@ class InputDerivatives:
     def __init__(self, evidence: Evidence) -> None:
         self.evidence = evidence
         self._passes = 0
-        # Pass and place of inputs: of those that are looked at, and have a derivative already.
+        # (pass, place) of the inputs that are watched, and of those whose derivative has come.
         self._watched: set[tuple[int, int]] = set()
         self._differentiated: set[tuple[int, int]] = set()
 

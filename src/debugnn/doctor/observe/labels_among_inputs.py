@@ -15,7 +15,9 @@ from torch import Tensor
 from debugnn.doctor.observe.calls import Call, first_tensor, is_plain
 
 _IGNORED = -100  # the label of what is not scored, as in PyTorch
-_DIFFERENT = 0.3  # of two gradients' directions, at most; smoothed labels change them by 0.1
+_DIFFERENT = (
+    0.3  # largest angle between two equal gradients (radians); smoothed labels turn them by 0.1
+)
 
 
 @dataclass(frozen=True)

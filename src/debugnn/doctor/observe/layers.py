@@ -16,13 +16,13 @@ from debugnn.doctor.observe.operations import ActivationWatcher
 from debugnn.doctor.observe.replica import Replica
 from debugnn.tensor_stats import read_together
 
-_SAMPLES = 8  # of a batch that activations are measured with
-# Probes that look at everything. Later ones leave out the updates, and three of four the
-# activations: what dies or saturates stays so.
+_SAMPLES = 8  # samples of a batch on which activations are measured
+# The first probes measure everything. Later ones leave out the updates, and three in four of them
+# leave out the activations too: a unit that is dead or saturated stays so.
 _THOROUGH = 10
 _EVERY_LATER = 4
 _CHUNK = 2**23  # values of weights that are subtracted at once: their difference takes memory
-_SMALL = 2**13  # values of a gradient that is looked at in every step
+_SMALL = 2**13  # most values of a gradient that is examined in every step
 
 
 class LayerProbes:
@@ -58,10 +58,11 @@ class LayerProbes:
     def has_nonfinite_gradients(self, thorough: bool) -> bool:
         """Return True if a gradient holds NaN or infinity.
 
-        On its way to the first layers NaN passes through every layer, and each has a small tensor.
+        NaN passes through every layer on its way to the first one, and each layer has a small
+        tensor.
 
         Args:
-            thorough: look at all tensors, not only at small ones.
+            thorough: examine all tensors, not only small ones.
         """
         parameters = [p for _, p in self._named] if thorough else self._small
         present = [p.grad for p in parameters if p.grad is not None]

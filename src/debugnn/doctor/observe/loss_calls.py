@@ -26,11 +26,11 @@ from debugnn.doctor.observe.calls import first_tensor
 from debugnn.doctor.observe.losses import value_of
 from debugnn.doctor.troubles import guarded
 
-_PROBES = 12  # whose losses are looked at
-_CALLS = 64  # of one step
-_NODES = 2_000  # of a loss's graph, from the loss on
-_EXAMPLES = 4  # of values that are kept
-_ROUNDING = 1e-2  # of a sum of probabilities, in half precision
+_PROBES = 12  # probes in which the loss's graph is searched
+_CALLS = 64  # most calls of one step that are kept
+_NODES = 2_000  # most nodes of a loss's graph that are searched
+_EXAMPLES = 4  # most example values that are kept
+_ROUNDING = 1e-2  # rounding error of a sum of probabilities in half precision
 
 Arguments = dict[str, Any]
 
@@ -38,10 +38,10 @@ Arguments = dict[str, Any]
 class LossCalls:
     """Notes what is given to functions whose arguments are to be of a certain kind.
 
-    A loss function that the doctor was given is looked at as the doctor calls it. Without one,
-    torch's hook for all modules is there between the forward pass and the end of the step, and
-    those modules of torch.nn count whose result is in the graph of the step's loss. Functions that
-    such a loop calls itself are not seen.
+    If the doctor was given a loss function, its calls are noted when the doctor calls it. If not,
+    torch's hook for all modules is active between the forward pass and the end of the step. Only
+    modules of torch.nn count whose result is in the graph of the step's loss. Functions that such a
+    loop calls itself are not seen.
 
     Args:
         evidence: where the calls are noted.

@@ -17,8 +17,8 @@ from debugnn.doctor.observe.growing import GrowingTensor
 _AROUND = 10  # losses on either side that a loss is compared with
 _KEPT = 3  # jumps
 _CANDIDATES = 8  # steps that are kept by the losses before them alone
-_SAMPLES = 128  # of a batch whose own losses are computed
-_BYTES = 2**22  # of the outputs that are kept of a batch
+_SAMPLES = 128  # samples of a batch whose own losses are computed
+_BYTES = 2**22  # most memory for the outputs that are kept of a batch
 _NAMED = 8  # samples of a jump, and steps at which the first of them came again
 _ROUNDING = 1e-6  # least spread of losses, relative to their size
 

@@ -23,7 +23,7 @@ from debugnn.doctor.observe.perturbation import Passes, differ
 from debugnn.doctor.observe.samples import came_again
 
 _OWN = frozenset(vars(nn.Module()))  # attributes that every module has
-_MISSING = object()  # in the place of an attribute that a module does not have
+_MISSING = object()  # stands for an attribute that a module does not have
 
 
 class Place(NamedTuple):
@@ -145,7 +145,7 @@ class _Keeper:
 def keep_state(model: nn.Module, places: Sequence[Place]) -> None:
     """Let every pass of a copy begin with the state that it has now, and leave it as it was.
 
-    Unless the call that it is made with brings the state that it began with in the training.
+    A call that brings the state with which it began in the training is left alone.
     """
     if places:
         keeper = _Keeper(model, places)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from debugnn.doctor.evidence import OptimizerFacts
 
-_POINTS = 64  # of a rate's course that are kept, at most
+_POINTS = 64  # most points that are kept of the learning rate's course
 # Where PyTorch's schedulers note the rate that they multiply, and the one that they rise to.
 _SCHEDULED = ("initial_lr", "max_lr")
 

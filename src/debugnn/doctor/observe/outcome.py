@@ -16,7 +16,9 @@ from debugnn.doctor.observe.modes import without_dropout
 from debugnn.doctor.observe.task import Task, score
 
 _SCORED = 2048  # samples that a score is computed from
-_VALUES = 2**21  # of outputs, of a large vocabulary, say: scores take several times their memory
+_VALUES = (
+    2**21
+)  # most values of outputs (of a large vocabulary, say): scores take several times their memory
 _PART = 2**18  # values of a weight that are subtracted at once: their difference takes memory
 _SMOOTHED = 10  # losses of a running mean
 _LEVELS = tuple(round(0.99 - index / 100, 2) for index in range(50))  # 0.99, 0.98, …, 0.50

@@ -14,8 +14,8 @@ from debugnn.doctor.observe.layout import Layout
 from debugnn.doctor.observe.modes import without_dropout
 from debugnn.doctor.observe.task import Task
 
-_PROBES = 24  # outputs whose gradient is looked at
-_SAMPLES = 16  # that they are taken from, at most
+_PROBES = 24  # outputs whose gradient is computed
+_SAMPLES = 16  # most samples from which these outputs are taken
 _LEAST = 2  # entries of a sample
 
 

@@ -18,14 +18,14 @@ from debugnn.doctor.observe.pairing import compare_pairings
 from debugnn.doctor.observe.task import Task, labels_by_entry, shares_by_entry, space
 
 _CONSTANT_FROM = 4  # batches that a constant is fitted to
-_STEPS = 40  # of fitting it, at most
+_STEPS = 40  # most steps of the fit
 # It is fitted where this many steps on end have not lowered the loss by a thousandth: a loss may
 # call a whole network, and frequencies and means are most losses' best constants.
 _PATIENCE = 5
 _LOWER = 0.999
-_RATE = 0.2  # of Adam, in logits
+_RATE = 0.2  # Adam's learning rate, in logits
 _RATE_OF_VALUES = 0.1  # the same, in deviations of the values
-_LEAST_SHARE = 1e-4  # of a class, whose logarithm is taken
+_LEAST_SHARE = 1e-4  # smallest share of a class whose logarithm is taken
 
 
 def note_own_loss(

@@ -15,8 +15,8 @@ from debugnn.doctor.observe.layout import Layout, samples_axis
 from debugnn.doctor.observe.loss_function.made_up import Loss, LossFunction, equal, random_numbers
 
 _GROUP = 64  # samples that change places with each other
-_GROUPS = 48  # groups that are looked at
-_LEAST = 2  # samples of a group that get an output of another target
+_GROUPS = 48  # most groups that are compared
+_LEAST = 2  # fewest samples of a group that get an output of another target
 _PARTS = (2, 3, 4)  # of a group, by which its outputs are moved; and by one sample
 
 

@@ -24,7 +24,7 @@ from debugnn.doctor.observe.task import Task
 # size of a batch, so that all have one size. Changes are compared on the same samples, of which a
 # few dozen are enough: thirty passes of them cost no more than a few training steps.
 _FEWEST, _PARTS = 2, 4
-_SAMPLES = 32  # of a part, at most
+_SAMPLES = 32  # most samples of a part
 _COLOURS = (3, 4)
 _BYTE = 255.0
 
@@ -101,7 +101,7 @@ def preparation_facts(
 
 
 def _parts(rows: Tensor, size: int, most: int) -> list[Tensor]:
-    """Return the first parts of this size, at most so many."""
+    """Return the first parts of `size` rows, at most `most` parts."""
     return [part for part in rows.split(size)[:most] if len(part) == size]
 
 

@@ -31,8 +31,8 @@ from debugnn.doctor.observe.simple_models import simple_skill
 from debugnn.doctor.observe.task import Task, score
 from debugnn.random_state import random_state, set_random_state
 
-_LEAST_STEPS = 4  # of a sequence in which one step can be told from all
-_SAMPLES = 16  # of the batch that are looked at
+_LEAST_STEPS = 4  # fewest steps of a sequence in which one step differs from all steps
+_SAMPLES = 16  # samples of the batch that are examined
 _NUDGE = 0.05  # change of a position, over the root mean square of all; twice that too
 _TRIES = 4  # positions that are changed to find one that the outputs depend on
 _FURTHER = 2  # steps from it to another one, whose trace is looked for in the states handed on

@@ -9,8 +9,8 @@ from torch.autograd.graph import Node
 
 from debugnn.doctor.reachable import Changes
 
-_NODES = 10_000  # of a graph that are looked at
-_LOOKS = 8  # graphs that are looked at
+_NODES = 10_000  # most nodes of a graph that are searched
+_LOOKS = 8  # most graphs that are searched
 _KEPT = 16  # parameters of others whose course is followed
 
 

@@ -14,22 +14,22 @@ from torch import Tensor
 from debugnn.doctor.evidence import DataFacts
 from debugnn.doctor.observe.task import Task
 
-_FEATURES = 1024  # of wider inputs that many features are looked at, evenly spaced
+_FEATURES = 1024  # most features of a sample that are examined, evenly spaced
 _FINGERPRINTED = 256  # features that a fingerprint is made of
 _RANKED = 64  # features whose share is kept, at most
-_BATCH = 4  # samples of a batch that its classes are told of, at least
-_BATCHES = 8  # such batches, at least
-_OF_CLASS = 20  # samples of a class that a share is taken of, at least
+_BATCH = 4  # fewest samples of a batch whose classes are counted
+_BATCHES = 8  # fewest such batches
+_OF_CLASS = 20  # fewest samples of a class for a share
 _IGNORED = -100  # PyTorch's own mark of a target that is left out
 
 # What a share of variance can be computed from.
 _LEAST_SAMPLES = 30
-_LEAST_OF_CLASS = 8  # of fewer samples every class's mean is close to them
+_LEAST_OF_CLASS = 8  # the mean of fewer samples lies close to each of them
 _LEAST_FEATURES = {"classes": 2, "values": 3}  # columns of which one can stand out
-_VARYING = 0.01  # share of samples that differ from the commonest value of a feature, at least
+_VARYING = 0.01  # smallest share of samples that differ from a feature's commonest value
 
 # Numerical tolerances: variances and deviations below these are rounding.
-_ROUNDING = 1e-9  # of the inputs' root mean square
+_ROUNDING = 1e-9  # rounding error, relative to the inputs' root mean square
 _ZERO_VARIANCE = 1e-12
 
 

@@ -104,7 +104,7 @@ def named_tensors(model: nn.Module, call: Call) -> list[tuple[str, Tensor]]:
 
 
 def _match(symbols: Tensor, wanted: Tensor, axis: int, by: int) -> float:
-    """The share of scored positions whose symbol is the input's so many positions later."""
+    """Return the share of scored positions whose target is the input's symbol `by` positions on."""
     length = symbols.shape[axis]
     if length < _LEAST:
         return 0.0
@@ -123,7 +123,8 @@ def _probe(model: nn.Module, found: Scored, each: _Input, time: int, facts: Sequ
     kinds, length = symbols.unique(), symbols.shape[time]
     if len(kinds) < 2 or length < _LEAST:
         return
-    # A sample less where there are as many as positions: the axes of a tensor are told by size.
+    # Axes are told apart by their sizes, so one sample is left out if there are as many samples as
+    # positions.
     if symbols.shape[0] == symbols.shape[1] and time == int(not each.turned):
         call = call.map(lambda t: t[: length - 1] if t.dim() and len(t) == length else t)
         symbols = symbols.narrow(1 - time, 0, length - 1)

@@ -16,8 +16,8 @@ from debugnn.doctor.observe.task import Task, labels_by_entry
 _NEIGHBOURS = 5
 _RIDGE = 0.1  # penalty, of the kernel's mean diagonal
 _TOKENS = 512  # kinds of tokens that are told apart
-_PLACES = 256  # of maps of labels, evenly spaced
-_KINDS = 6  # classes of such labels that are told from the others
+_PLACES = 256  # most places of maps of labels, evenly spaced
+_KINDS = 6  # most classes of such labels that are told from the others
 _COMPARED = 300  # samples of each set that are told apart
 
 # Samples below which a model says nothing.
@@ -25,7 +25,7 @@ _LEAST_FOR_SKILL = 60
 _LEAST_FOR_TRANSFER = 30
 _LEAST_FOR_SHIFT = 20
 _LEAST_FOR_SCALE = 8
-_LEAST_OF_CLASS = 4  # for the recall of a class
+_LEAST_OF_CLASS = 4  # fewest samples for the recall of a class
 
 
 def features(inputs: Tensor, most: int) -> Tensor:

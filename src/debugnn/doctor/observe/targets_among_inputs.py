@@ -19,13 +19,13 @@ from debugnn.doctor.observe.layout import Layout
 from debugnn.doctor.observe.modes import without_dropout
 from debugnn.doctor.observe.sequences import named_tensors
 
-_SAMPLES = 256  # that are compared, at most
+_SAMPLES = 256  # most samples that are compared
 _COLUMNS = 256  # target columns: maps have more, and every one is compared with every input value
-_VALUES = 8192  # of an input
+_VALUES = 8192  # most values of an input that are compared
 _KINDS = 8  # values that a column takes, at least: a column of few values agrees by chance
 _PROBES = 4  # columns whose copies change places
-_LEAST_POSITIONS = 4  # of a sequence whose targets are its next values
-_ROUNDING = 1e-9  # of 1 − r², r a correlation of numbers that were computed in float32
+_LEAST_POSITIONS = 4  # fewest positions of a sequence whose targets are its next values
+_ROUNDING = 1e-9  # of 1 − r² for a correlation r of numbers that were computed in float32
 
 
 def target_copy_facts(

@@ -14,7 +14,7 @@ from debugnn.doctor.observe.calls import first_tensor
 
 # Numerical tolerances of reading outputs and targets.
 _TINY = 1e-7  # a probability whose logarithm is taken is at least this
-_SUM = 1e-3  # of probabilities' sum to 1
+_SUM = 1e-3  # largest distance of probabilities' sum from 1
 _SUM_OF_TARGETS = 1e-4
 _ENTRIES = 32  # samples with several labels each, at least, for frequencies at each place of them
 _COUNTED = 2**22  # classes × places that are counted, at most
@@ -187,11 +187,11 @@ def log_probabilities(task: Task, outputs: Any, targets: Tensor) -> tuple[Tensor
 def constant_loss(task: Task, targets: Tensor) -> float | None:
     """Return the best constant predictor's reference loss: entropy of the classes, or variance.
 
-    Of samples with several labels or values each, as maps have, there is a constant for each place
-    of them. That of labels counts as far as it holds for other samples, see `_by_entry`.
+    Samples with several labels or values each, such as maps, have a constant for each place. The
+    constant for labels is measured on other samples than it was counted on, see `_by_entry`.
 
-    At least 0.1 nats of classes, so that a ratio to it is finite where only one of them occurs;
-    None of an unknown task or of values that do not vary.
+    The result for classes is at least 0.1 nats, so that a ratio to it is finite where only one
+    class occurs. It is None for an unknown task, and for values that do not vary.
     """
     if task.kind == "unknown":
         return None

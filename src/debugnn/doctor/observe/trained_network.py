@@ -9,7 +9,7 @@ from debugnn.doctor.observe.layout import Layout
 from debugnn.doctor.observe.modes import without_dropout
 from debugnn.doctor.observe.sample_axis import find_samples
 
-_SAMPLES = 16  # of a batch whose samples are known to be apart: a dozen passes are made
+_SAMPLES = 16  # samples of a batch, if they are known to be independent: a dozen passes are made
 
 
 def note_trained_network(

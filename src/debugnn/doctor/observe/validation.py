@@ -17,7 +17,7 @@ from debugnn.doctor.observe.task import read, score
 from debugnn.doctor.observe.watched_training import WatchedTraining
 from debugnn.errors import one_line
 
-_VALIDATED = 1024  # samples of a validation set that are looked at
+_VALIDATED = 1024  # most samples of a validation set that are evaluated
 _GROWTH = 1.1  # of the number of validations, from one that is evaluated to the next
 
 

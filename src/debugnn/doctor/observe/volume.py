@@ -15,8 +15,8 @@ from debugnn.doctor.observe.calls import Call
 from debugnn.doctor.observe.modes import without_dropout
 
 _SAMPLES = 6
-_FEATURES = 64  # of a sample, at most: each takes a backward pass
-_TENSORS = 4  # of the outputs, at most
+_FEATURES = 64  # most values of a sample: each takes a backward pass
+_TENSORS = 4  # most tensors of the outputs
 # Numerical tolerances: of a determinant that is computed in single precision, and of one that is
 # told from 1.
 _EQUAL = 1e-2

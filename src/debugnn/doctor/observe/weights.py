@@ -9,8 +9,8 @@ from debugnn.doctor.evidence import WeightFacts
 from debugnn.doctor.observe.calls import Call
 from debugnn.doctor.observe.operations import WEIGHTED
 
-# Values of a weight from which its distribution is known. The RMS of evenly distributed values has
-# a relative standard error of 1 / √(5 n): so many errors are allowed.
+# Fewest values of a weight for an estimate of its distribution. The RMS of n uniform values has a
+# relative standard error of 1 / √(5 n); a difference of up to _ERRORS standard errors is allowed.
 _LEAST_DRAWN = 64
 _ERRORS = 4.0
 

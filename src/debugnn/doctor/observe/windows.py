@@ -15,17 +15,17 @@ from debugnn.doctor.evidence import WindowFacts
 from debugnn.doctor.observe.growing import GrowingTensor
 
 _RUN = 4  # positions that are compared at a time
-_POSITIONS = 8  # of an axis along which windows may lie, at least
+_POSITIONS = 8  # fewest positions of an axis along which windows may lie
 _CHANNELS = 4  # values of a position that are compared, at most
-_VALUES = 2**20  # of validation windows that are looked at, at most
+_VALUES = 2**20  # most values of validation windows that are compared
 _PAIRS = 128  # overlaps that are compared as a whole, of each kind, at most
 
 
 class WindowEnds:
     """What the training windows hold at both ends.
 
-    Of floating-point samples of one or two axes, and of each axis that is long enough: it is not
-    known which one holds the positions.
+    It is kept for floating-point samples of one or two axes. It is kept for each axis that is long
+    enough, because it is not known which axis holds the positions.
     """
 
     def __init__(self) -> None:

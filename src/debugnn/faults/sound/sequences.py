@@ -62,7 +62,7 @@ def language_model(seed: int) -> Setup:
 
 
 def line_loss(outputs: Tensor, targets: Tensor) -> Tensor:
-    """The likelihood of the symbols of a line, wherever in it they are."""
+    """The likelihood of the symbols of a line, whatever their positions."""
     return line_loss_of(outputs.log_softmax(dim=2), targets)
 
 
@@ -106,7 +106,7 @@ def as_codes(symbols: Tensor) -> Tensor:
 
 
 def reset_every(batches: int, model: Tracker | Notebook) -> Callable[[Tensor, Tensor], Data]:
-    """Return what resets a model before every so many batches, and leaves them as they are."""
+    """Return a function that resets a model every `batches` calls, and returns its arguments."""
     seen = itertools.count()
 
     def reset(inputs: Tensor, targets: Tensor) -> Data:

@@ -14,15 +14,15 @@ JUDGED_AFTER = 40
 FAILING = 0.5
 # Skill that no learning needs: the standard error of an accuracy over 64 samples is up to 0.06.
 AT_CHANCE = 0.12
-# Loss over that of guessing above which it is that of guessing. A network that predicts what can be
-# predicted of a language gets few symbols right and has a loss far below.
+# A loss above this share of the loss of guessing counts as guessing. A language model that predicts
+# what can be predicted gets few symbols right, and yet its loss is far below.
 LOSS_AT_CHANCE = 0.9
 # Skill by the classes' mean recall, on new samples and after an adjustment to even shares, from
 # which outputs tell rare classes: its standard error is 0.07 of 60 samples of one of two classes.
 TELLS_RARE = 0.2
 # Skill of a simple model above which the training is compared with it: beyond AT_CHANCE.
 SIMPLE_FINDS = 0.15
-# Share of that little skill of a simple model that a training reaches which finds as much.
+# A training that reaches this share of a simple model's small skill finds as much as the model.
 LITTLE = 0.5
 # Skill that a training may stay behind a simple model. Sound programs do by up to 0.14 (the
 # autoencoder), so that staying behind accuses nobody without a sign of a cause.
@@ -54,8 +54,8 @@ APART = 0.1
 # Steps of an unknown task after which it is said to make no use of its inputs: what a slow start
 # looks like is not known of it.
 UNKNOWN_JUDGED_AFTER = 200
-# Candidates of a cross-entropy of which no more is known, at least, for a word about its value: two
-# is what a discriminator that was won over chooses among.
+# Fewest candidates of a cross-entropy of an unknown kind whose value is judged. With two, it may be
+# that of a discriminator that its generator deceives.
 CANDIDATES = 4
 # Its last value over the logarithm of their number, that of guessing, where it guesses: of four
 # contrastive and pointing tasks, those with a fault that hides the right candidate ended at 0.998
@@ -289,8 +289,8 @@ def tells_apart(evidence: Evidence) -> bool:
 def guessing_known(evidence: Evidence) -> bool:
     """Return whether the loss of guessing can be measured: there are as many labels as classes.
 
-    Of fewer labels, as of a text whose words are the classes, most classes never come, and
-    frequencies that are counted on them fit them better than any guess can.
+    With fewer labels, as in a text whose words are the classes, most classes never occur, and
+    frequencies that are counted on these labels fit them better than any guess can.
     """
     labels = max(evidence.outcome.train.samples, evidence.outcome.train_mode.samples)
     return not labels or evidence.classes is None or evidence.classes <= labels

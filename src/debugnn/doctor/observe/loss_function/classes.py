@@ -58,7 +58,7 @@ def try_classes(facts: LossFacts, loss: Loss, outputs: Tensor, task: Task) -> No
     if facts.output_space == "real":
         candidates = [hot * size for size in _LOGITS]
         right, wrong, flat = candidates[_RIGHT], -candidates[_RIGHT], torch.zeros_like(hot)
-        # For losses that take the classes one by one, and ask for logits below zero.
+        # Losses that take the classes one by one need logits below zero.
         candidates = [(2 * hot - 1) * size for size in _LOGITS] + candidates
     else:
         rest = REST / task.size

@@ -32,9 +32,9 @@ _SOFT_LABELS = 0.99  # targets whose largest value is smaller are distributions,
 def loss_facts(loss_fn: LossFunction, outputs: Any, targets: Any, task: Task) -> LossFacts:
     """Try out `loss_fn(outputs, targets)` with a batch's targets and made-up outputs.
 
-    The loss function is called some forty times. Of outputs that are a nest of containers, made-up
-    tensors take the first tensor's place. Tasks that are unknown, and losses whose value is another
-    at every call, are only tried as they are.
+    The loss function is called about forty times. If the outputs are a nest of containers, made-up
+    tensors take the place of its first tensor. If the task is unknown, or the loss changes from
+    call to call, the loss function is only tried with the model's own outputs.
 
     Args:
         outputs: the model's, for the batch; at least two samples.

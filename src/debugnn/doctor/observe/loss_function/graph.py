@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-_NODES = 400  # of the graph, from the loss on: a loss's own operation is near
+_NODES = 400  # most nodes of the graph that are searched: the loss's own operation is near
 _VIEWS = frozenset(
     {
         "View", "UnsafeView", "ReshapeAlias", "Transpose", "T", "Permute", "Clone", "ToCopy",
