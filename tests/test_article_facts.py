@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from debugnn.build import build
 from debugnn.records import Epoch, Layers, Step
 from debugnn.training.layer_stats import LayerProbe
-from debugnn.training.loop import NO_PROBE, Training, evaluate, fit
+from debugnn.training.loop import Training, evaluate, fit
 
 pytestmark = pytest.mark.slow
 
@@ -74,7 +74,7 @@ def test_weights_of_100_explode_the_gradient_toward_the_input(on):
 
 @pytest.mark.parametrize("model", ["sigmoid_net", "relu_net"])
 def test_at_default_initialisation_the_loss_is_the_logarithm_of_the_classes(on, model):
-    step = next(fit(build(on(f"model={model}")), 1, NO_PROBE))
+    step = next(fit(build(on(f"model={model}")), 1))
     assert isinstance(step, Step)
     assert step.loss == pytest.approx(math.log(10), rel=0.15)
 
@@ -83,7 +83,7 @@ def test_every_classifier_starts_near_the_logarithm_of_the_classes(compose, each
     config = compose(f"model={each_model}", "data=digits")
     if config.model.outputs == 1:
         pytest.skip("a regression has no classes")
-    step = next(fit(build(config), 1, NO_PROBE))
+    step = next(fit(build(config), 1))
     assert step.loss == pytest.approx(math.log(10), rel=0.15)
 
 
@@ -95,7 +95,7 @@ def nan_notebook(compose):
     """Train an arm of the experiment, and return its steps and epochs."""
 
     def train(epochs: int, *overrides: str) -> tuple[list[Step], list[Epoch]]:
-        records = list(fit(build(compose("experiment=nan_loss", *overrides)), epochs, NO_PROBE))
+        records = list(fit(build(compose("experiment=nan_loss", *overrides)), epochs))
         steps = [record for record in records if isinstance(record, Step)]
         return steps, [record for record in records if isinstance(record, Epoch)]
 

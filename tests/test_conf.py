@@ -17,7 +17,7 @@ from debugnn.overrides import quote_numbers
 from debugnn.records import Step
 from debugnn.runs.naming import arm_of
 from debugnn.training.layer_stats import LayerProbe
-from debugnn.training.loop import NO_PROBE, train_one_epoch
+from debugnn.training.loop import train_one_epoch
 
 GROUPS = {
     folder.name: sorted(path.stem for path in folder.glob("*.yaml"))
@@ -50,7 +50,7 @@ def two_steps(settings) -> list[Step]:
     training = build(settings)
     training.steps_per_epoch = 2
     doctor = settings.doctor
-    probe = LayerProbe(doctor.every) if doctor.enabled else NO_PROBE
+    probe = LayerProbe(doctor.every) if doctor.enabled else None
     records = train_one_epoch(training, probe, evaluated=False)
     return [record for record in records if isinstance(record, Step)]
 

@@ -4,6 +4,7 @@
 """
 
 import math
+import re
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
@@ -191,7 +192,7 @@ class Project:
     def _settings(self, net: str, variant: str, *more: str) -> DictConfig:
         overrides = net_overrides(net, self.root) + self.common
         overrides += data_overrides(self.root, self.directory.parent / "prepared")
-        place = self.directory / self.precision / (variant.partition("=")[0] or "plain") / net
+        place = self.directory / self.precision / re.sub(r"\W+", "-", variant or "plain") / net
         overrides += ["trainer.epochs=1000000", f"output_dir={place}", "overwrite=true"]
         if net in NETS:  # as many W&B rows per step as in a run of the article
             overrides.append(f"wandb.every={math.ceil(NETS[net].steps / 1000)}")

@@ -25,7 +25,8 @@ log = logging.getLogger(__name__)
 def build(config: DictConfig) -> Training:
     """Build data, model, initialisation, loss and optimiser, in this order, from the seed.
 
-    Sets two things for the whole process: malloc keeps freed memory, and cuDNN leaves TF32 alone.
+    Sets three things for the whole process: malloc keeps freed memory, small steps are computed in
+    one thread, and cuDNN leaves TF32 alone.
 
     Raises:
         ConfigError: a setting is not allowed, or settings do not fit each other.
@@ -75,6 +76,7 @@ def _build(config: DictConfig) -> Training:
     if config.init.pretrain is not None:
         pretraining.transfer(model, source.model, config.init.pretrain.layers)
     training = assemble(config, model, data)
+    process.choose_threads(model, training.batch_size)
     try_one_batch(training, config)
     return training
 

@@ -16,7 +16,7 @@ from debugnn.stacking.stack import Member, Stack, _norms
 from debugnn.training import checkpoint
 from debugnn.training.gradients import keep
 from debugnn.training.layer_stats import LayerProbe
-from debugnn.training.loop import NO_PROBE, fit
+from debugnn.training.loop import fit
 from debugnn.training.restoring import restore
 
 # 100 samples in batches of 32: the last is smaller, and has masks of its own size.
@@ -46,7 +46,7 @@ def train_alone(config, epochs=2, every=3):
     """Records, training, and torch's random state at the end."""
     training = build(config)
     return (
-        rows_of(training, epochs, LayerProbe(every) if every else NO_PROBE),
+        rows_of(training, epochs, LayerProbe(every) if every else None),
         training,
         torch.get_rng_state(),
     )
@@ -54,7 +54,7 @@ def train_alone(config, epochs=2, every=3):
 
 def train_stacked(members, epochs=2, every=3):
     found = [[] for _ in members]
-    for index, record in Stack(members).fit(epochs, LayerProbe(every) if every else NO_PROBE):
+    for index, record in Stack(members).fit(epochs, LayerProbe(every) if every else None):
         if not isinstance(record, Evaluating):
             found[index].append(record)
     return found

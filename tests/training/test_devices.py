@@ -22,7 +22,7 @@ from debugnn.tensor_stats import describe
 from debugnn.training.clipping import clip_norm, rescale_norm
 from debugnn.training.gradients import keep
 from debugnn.training.layer_stats import LayerProbe
-from debugnn.training.loop import NO_PROBE, Training, train_one_epoch
+from debugnn.training.loop import Training, train_one_epoch
 
 STEPS = 6
 RULES = {
@@ -58,7 +58,7 @@ def far_training(rule=keep, classes=True, **decisions) -> Training:
 def test_no_step_waits_for_the_device_between_two_readings(rule, classes):
     training = far_training(RULES[rule], classes, augment_shift=2, permute_labels=classes)
     with pytest.raises(NotImplementedError, match="meta"):
-        list(train_one_epoch(training, NO_PROBE))
+        list(train_one_epoch(training))
     assert training.step == 1 + STEPS  # the read after the last step failed
 
 
@@ -66,7 +66,7 @@ def test_a_reading_waits_once():
     training = far_training()
     training.read_every = 4
     with pytest.raises(NotImplementedError, match="meta"):
-        list(train_one_epoch(training, NO_PROBE))
+        list(train_one_epoch(training))
     assert training.step == 5  # after step 4
 
 

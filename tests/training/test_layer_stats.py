@@ -13,7 +13,7 @@ from debugnn.records import Layers, Step
 from debugnn.tensor_stats import describe
 from debugnn.training.clipping import clip_norm
 from debugnn.training.layer_stats import LayerProbe
-from debugnn.training.loop import NO_PROBE, fit
+from debugnn.training.loop import fit
 
 NAN, INF = math.nan, math.inf
 moderate = st.floats(-1e6, 1e6, width=32).filter(lambda x: x == 0 or abs(x) > 1e-6)
@@ -174,7 +174,7 @@ def test_a_probe_is_due_at_every_nth_step(small_training, every, due):
 
 def test_watching_leaves_weights_buffers_and_random_numbers_bit_identical(small_training):
     outcomes = []
-    for probe in (NO_PROBE, LayerProbe(every=1)):
+    for probe in (None, LayerProbe(every=1)):
         training = small_training()
         steps = [r for r in fit(training, 2, probe) if isinstance(r, Step)]
         outcomes.append((training, torch.get_rng_state(), [(s.loss, s.grad_norm) for s in steps]))

@@ -13,11 +13,11 @@ from debugnn.nn.losses import cross_entropy, mse
 from debugnn.records import Epoch, Step
 from debugnn.training.clipping import clip_norm, rescale_norm
 from debugnn.training.gradients import keep
-from debugnn.training.loop import NO_PROBE, Training, evaluate, fit
+from debugnn.training.loop import Training, evaluate, fit
 
 
 def run(training: Training, epochs: int) -> tuple[list[Step], list[Epoch]]:
-    records = list(fit(training, epochs, NO_PROBE))
+    records = list(fit(training, epochs))
     steps = [record for record in records if isinstance(record, Step)]
     return steps, [record for record in records if isinstance(record, Epoch)]
 
@@ -164,7 +164,7 @@ def test_an_epochs_train_loss_is_the_mean_over_its_samples(small_training):
 def test_a_steps_record_is_from_before_its_update(small_training, rule):
     training = small_training(dropout=0.0, gradient_rule=rule)
     twin = copy.deepcopy(training.model)
-    step = next(fit(training, 1, NO_PROBE))
+    step = next(fit(training, 1))
     inputs, targets = next(training.batches(0))
     outputs = twin(inputs)
     loss = nn.functional.cross_entropy(outputs, targets)
@@ -321,7 +321,7 @@ def test_the_interval_of_reads_changes_when_records_come_and_not_what_they_say(s
     for every in (1, 4, 1000):
         training = small_training(steps_per_epoch=6, batch_size=8, read_every=every)
         counts, steps, epochs = [], [], []
-        for record in fit(training, 2, NO_PROBE):
+        for record in fit(training, 2):
             if isinstance(record, Step):
                 steps.append(record)
                 counts.append(training.step)  # how many steps are done when the record is yielded
@@ -344,5 +344,5 @@ def test_the_steps_before_a_failure_are_yielded(small_training):
     training.update = fail_at_the_fourth
     told = []
     with pytest.raises(ZeroDivisionError):
-        told.extend(record.step for record in fit(training, 1, NO_PROBE))
+        told.extend(record.step for record in fit(training, 1))
     assert told == [0, 1, 2]

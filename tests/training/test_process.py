@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from torch import nn
 
 from conftest import REPOSITORY
 from debugnn.training import process
@@ -92,3 +93,23 @@ def test_an_imported_dynamo_is_left_alone(monkeypatch):
     step = torch.optim.RMSprop.step
     process.leave_dynamo_out(torch.optim.RMSprop)
     assert torch.optim.RMSprop.step is step
+
+
+@pytest.mark.parametrize(
+    ("model", "batch_size", "threads"),
+    [(nn.Linear(20, 10), 32, 1), (nn.Linear(20, 10), 10_000, 3), (nn.Conv1d(1, 2, 3), 32, 3)],
+    ids=["small", "large batch", "convolution"],
+)
+def test_small_steps_are_computed_in_one_thread(monkeypatch, model, batch_size, threads):
+    monkeypatch.setattr(process, "_THREADS", 3)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        process.choose_threads(model, batch_size)
+        assert torch.get_num_threads() == threads
+        monkeypatch.setenv("DEBUGNN_PLAIN_PROCESS", "1")
+        torch.set_num_threads(2)
+        process.choose_threads(model, batch_size)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

@@ -13,7 +13,7 @@ from debugnn.lr_curve import RULES, suggest
 from debugnn.nn.losses import cross_entropy
 from debugnn.records import LrPoint, Step
 from debugnn.training.clipping import clip_norm
-from debugnn.training.loop import NO_PROBE, Training, fit
+from debugnn.training.loop import Training, fit
 from debugnn.training.range_test import range_test
 
 ARTICLE = {
@@ -218,7 +218,7 @@ def assert_identical(a: object, b: object) -> None:
 @pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.SGD, torch.optim.AdamW])
 def test_the_training_is_left_bit_for_bit_as_it_was(small_training, optimizer):
     training = small_training(optimizer=optimizer)
-    list(fit(training, 1, NO_PROBE))  # the optimiser has a state to lose
+    list(fit(training, 1))  # the optimiser has a state to lose
     before = snapshot(training)
     with torch.random.fork_rng():
         assert len(list(range_test(training, **settings()))) > 3
@@ -232,7 +232,7 @@ def test_a_training_after_a_range_test_is_the_one_without(small_training):
         if tested:
             with torch.random.fork_rng():
                 list(range_test(training, **settings()))
-        records = fit(training, 2, NO_PROBE)
+        records = fit(training, 2)
         numbers.append([r.loss for r in records if isinstance(r, Step)])
     assert numbers[0] == numbers[1]
 

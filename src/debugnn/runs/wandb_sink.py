@@ -40,8 +40,9 @@ from debugnn.training.loop import Training
 log = logging.getLogger(__name__)
 
 _ROWS = 1000  # most rows of single steps in a run: W&B draws at most 1,500 points of a curve
-# Rows of layers are this many times as far apart as rows of steps: they are 100 times as large.
-_LAYERS_APART = 5
+# Rows of layers are this many times as far apart as rows of steps, 50 in a run: they are 100 times
+# as large.
+_LAYERS_APART = 20
 
 # Which number the panels of each kind of metric are drawn over.
 _AXES = {

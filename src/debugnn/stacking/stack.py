@@ -22,9 +22,9 @@ from torch.func import functional_call, vmap
 from debugnn.errors import ConfigError, one_line
 from debugnn.random_state import random_state, set_random_state
 from debugnn.records import Epoch, Evaluating, Layers, Pause, Step
+from debugnn.training import process
 from debugnn.training.gradients import keep
 from debugnn.training.loop import (
-    NO_PROBE,
     Probe,
     Seen,
     Tally,
@@ -32,7 +32,7 @@ from debugnn.training.loop import (
     Unread,
     correct,
     evaluate,
-    never,
+    seen_by,
 )
 
 Batch = tuple[Tensor, Tensor]
@@ -90,6 +90,7 @@ class Stack:
         self._skeleton = copy.deepcopy(widest)
         for name in _dropouts(widest):
             self._skeleton.set_submodule(name, _Dropout(self.members, name))
+        process.choose_threads(models[0], len(models) * self._trainings[0].batch_size)
         self._try_one_batch()
         self._optimizers = _together([training.optimizer for training in self._trainings])
 
@@ -111,7 +112,7 @@ class Stack:
     # --- training ---------------------------------------------------------------------------------
 
     def fit(
-        self, epochs: int, probe: Probe = NO_PROBE, pause: Callable[[], bool] = never
+        self, epochs: int, probe: Probe | None = None, pause: Callable[[], bool] | None = None
     ) -> Iterator[tuple[int, Told]]:
         """Train all members up to `epochs` epochs from where they stand.
 
@@ -131,7 +132,7 @@ class Stack:
             yield from self._train_one_epoch(probe, pause, evaluated=due)
 
     def _train_one_epoch(
-        self, probe: Probe, pause: Callable[[], bool], evaluated: bool
+        self, probe: Probe | None, pause: Callable[[], bool] | None, evaluated: bool
     ) -> Iterator[tuple[int, Told]]:
         lead, trainings, unread = self._trainings[0], self._trainings, Unread()
         epoch, classes = lead.epoch, lead.data.classes is not None
@@ -148,7 +149,11 @@ class Stack:
         try:
             drawn = zip(*(training.batches(epoch) for training in trainings), strict=True)
             for batches in islice(drawn, tallies[0].batches, None):
-                step, seen, probed = lead.step, list[tuple[int, Seen]](), probe.due(lead.step)
+                step, seen, probed = (
+                    lead.step,
+                    list[tuple[int, Seen]](),
+                    probe is not None and probe.due(lead.step),
+                )
                 if probed:
                     outputs, losses, seen = self._backward_one_by_one(batches, probe)
                 else:
@@ -163,7 +168,7 @@ class Stack:
                 for training in trainings:
                     training.step += 1
                 yield from ((i, Layers(epoch, step, **stats)) for i, stats in seen)
-                paused = pause()
+                paused = pause is not None and pause()
                 if paused or step % lead.read_every == 0:
                     yield from _steps(tallies, unread.read())
                 if paused:
@@ -196,14 +201,14 @@ class Stack:
         return outputs.detach(), losses.detach()
 
     def _backward_one_by_one(
-        self, batches: Sequence[Batch], probe: Probe
+        self, batches: Sequence[Batch], probe: Probe | None
     ) -> tuple[Tensor, Tensor, list[tuple[int, Seen]]]:
         """The same, each member as it runs alone, and by the members' index what the probe sees."""
         outputs, losses, seen = [], [], []
         for index, (member, batch) in enumerate(zip(self.members, batches, strict=True)):
             training = member.training
             training.model.train()
-            with member.randomness(), probe.watch(training.model, training.step) as stats:
+            with member.randomness(), seen_by(probe, training.model, training.step) as stats:
                 output, loss = training.backward(*batch)
             outputs.append(output.detach())
             losses.append(loss.detach())

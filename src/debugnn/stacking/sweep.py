@@ -26,7 +26,6 @@ from debugnn.runs.pauses import told_by_signals
 from debugnn.stacking.console import StackConsole
 from debugnn.stacking.stack import Member, Stack
 from debugnn.training.layer_stats import LayerProbe
-from debugnn.training.loop import NO_PROBE
 
 log = logging.getLogger(__name__)
 
@@ -183,7 +182,7 @@ def _train(stack: Stack, runs: Sequence[Run]) -> None:
         log.info("  continue from epoch %d", runs[0].training.epoch)
     console = StackConsole(config.trainer.epochs, len(runs))
     doctor = config.doctor
-    probe = LayerProbe(doctor.every, doctor.bins) if doctor.enabled else NO_PROBE
+    probe = LayerProbe(doctor.every, doctor.bins) if doctor.enabled else None
     pauses = runs[0].pauses
     for run in runs:
         run.pauses = pauses

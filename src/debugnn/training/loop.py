@@ -34,17 +34,11 @@ class Probe(Protocol):
         """Wrap the passes of one step; yield a dict that is filled at the end, if it is due."""
 
 
-class NoProbe:
-    """A probe that records nothing."""
-
-    def due(self, step: int) -> bool:
-        return False
-
-    def watch(self, model: nn.Module, step: int) -> AbstractContextManager[None]:
-        return nullcontext()
-
-
-NO_PROBE = NoProbe()
+def seen_by(
+    probe: Probe | None, model: nn.Module, step: int
+) -> AbstractContextManager[Seen | None]:
+    """Return what `Probe.watch` does at a step that is recorded; no statistics at the others."""
+    return probe.watch(model, step) if probe is not None and probe.due(step) else nullcontext()
 
 
 class Watcher(Protocol):
@@ -55,19 +49,6 @@ class Watcher(Protocol):
 
     def validate(self, inputs: Tensor, targets: Tensor) -> None:
         """Called after each evaluation with a sample of the test set."""
-
-
-class NoWatcher:
-    """A watcher that does nothing."""
-
-    def step(self, loss: Tensor, inputs: Tensor, targets: Tensor) -> None:
-        pass
-
-    def validate(self, inputs: Tensor, targets: Tensor) -> None:
-        pass
-
-
-NO_WATCHER = NoWatcher()
 
 
 @dataclass
@@ -161,17 +142,12 @@ class Training:
 _VALIDATION_SAMPLES = 1024  # most test samples that a watcher is given after an evaluation
 
 
-def never() -> bool:
-    """Return False: a training that does not pause."""
-    return False
-
-
 def fit(
     training: Training,
     epochs: int,
-    probe: Probe = NO_PROBE,
-    watcher: Watcher = NO_WATCHER,
-    pause: Callable[[], bool] = never,
+    probe: Probe | None = None,
+    watcher: Watcher | None = None,
+    pause: Callable[[], bool] | None = None,
 ) -> Iterator[Step | Layers | Epoch | Pause | Evaluating]:
     """Train until `epochs` epochs are completed, counted from the beginning of the training.
 
@@ -198,10 +174,10 @@ def fit(
 
 def train_one_epoch(
     training: Training,
-    probe: Probe = NO_PROBE,
-    watcher: Watcher = NO_WATCHER,
+    probe: Probe | None = None,
+    watcher: Watcher | None = None,
     evaluated: bool = True,
-    pause: Callable[[], bool] = never,
+    pause: Callable[[], bool] | None = None,
 ) -> Iterator[Step | Layers | Epoch | Pause | Evaluating]:
     """Train one epoch, or what is left of it; then evaluate on the test set if `evaluated` is set.
 
@@ -219,10 +195,11 @@ def train_one_epoch(
         # Batches of an epoch that goes on are drawn again and left out: they draw random numbers.
         for inputs, targets in islice(training.batches(epoch), tally.batches, None):
             step = training.step
-            with probe.watch(model, step) as seen:
+            with seen_by(probe, model, step) as seen:
                 outputs, loss = training.backward(inputs, targets)
             norm = training.update()
-            watcher.step(loss, inputs, targets)
+            if watcher is not None:
+                watcher.step(loss, inputs, targets)
             right = correct(outputs.detach(), targets) if classes else None
             lr = training.optimizer.param_groups[0]["lr"]
             unread.note((step, lr, len(targets)), loss.detach(), norm, right)
@@ -233,7 +210,7 @@ def train_one_epoch(
                 yield Layers(epoch, step, **seen)
             if step % training.read_every == 0:
                 yield from tally.steps(unread.read())
-            if pause():
+            if pause is not None and pause():
                 yield from tally.steps(unread.read())
                 tally.seconds = time.perf_counter() - started
                 yield Pause(epoch, training.step)
@@ -246,7 +223,8 @@ def train_one_epoch(
         tally.seconds = time.perf_counter() - started
         yield Evaluating(epoch, training.step)
         tested = evaluate(training)
-        watcher.validate(*training.data.test_sample(_VALIDATION_SAMPLES))
+        if watcher is not None:
+            watcher.validate(*training.data.test_sample(_VALIDATION_SAMPLES))
     training.epoch += 1
     training.tally = None
     yield tally.epoch_of(training.step, tested, time.perf_counter() - started)

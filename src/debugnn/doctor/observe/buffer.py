@@ -111,9 +111,11 @@ class BatchBuffer:
             self._fingerprinted += len(rows)
             if len(self._waiting) >= _TOGETHER:
                 self.fingerprint()
+        few = len(self.early) < _EARLY or self._samples < _EARLY_SAMPLES
+        if not few and not due:
+            return
         size = sum(map(bytes_of, call.tensors()))
         count = len(rows) if rows is not None else 1
-        few = len(self.early) < _EARLY or self._samples < _EARLY_SAMPLES
         early = few and self._bytes + size <= _BYTES
         if early or (due and size <= _BYTES // _LATE):
             copies = {id(tensor): copied(tensor) for tensor in call.tensors()}
