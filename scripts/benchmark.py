@@ -346,7 +346,7 @@ class Benchmark:
             for net in OWN_LAYERS:
                 added = self._added("torch.nn's layers", net, "model.own_layers=false", "")
                 self.results.add("overhead", f"torch_layers_{net}", added)
-            tenfold = self._added("data of ten times the size", "cifar", "tenfold", "")
+            tenfold = self._added("data of ten times the size", "cifar", "times=10", "")
             self.results.add("overhead", "tenfold_data", tenfold)
 
     def _added(self, title: str, net: str, variant: str, without: str) -> Spread:

@@ -66,6 +66,8 @@ STACKED = {
     "regression": NETS["regression"].overrides,
     "mlp": ("model=deep_mlp", "data=digits"),
 }
+# A net whose steps are so short that the reading of its images would show.
+LIGHT = {"mlp_mnist": ("model=deep_mlp", "data=mnist")}
 # On a GPU the CIFAR net is stacked too, on data that 256 members can have a copy of each.
 STACKED_ON_GPU = {"mlp": STACKED["mlp"], "cnn": ("model=cnn", "data=shapes")}
 
@@ -111,9 +113,16 @@ def data_overrides(root: Path | None, cache: Path) -> list[str]:
     return [f"data.cache={cache}", *([f"data.root={root}"] if root else [])]
 
 
+def images_of(net: str) -> str:
+    """Return the name of the images that a net is trained on."""
+    return NETS[net].data if net in NETS else "mnist"
+
+
 def net_overrides(net: str, root: Path | None) -> list[str]:
     """Return the overrides for the network and its data; `root` is None for random images."""
-    overrides = list(NETS[net].overrides if net in NETS else (STACKED | STACKED_ON_GPU)[net])
+    overrides = list(
+        NETS[net].overrides if net in NETS else (STACKED | STACKED_ON_GPU | LIGHT)[net]
+    )
     if root is None and net in NETS and NETS[net].data != "regression":
         overrides.append(f"data.reader._target_=benchmarking.random_data.{NETS[net].data}")
     return overrides

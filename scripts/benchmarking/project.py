@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarking.measures import CHANNELS, IMAGES, MATRIX, SIDE, finished
-from benchmarking.nets import NETS, data_overrides, net_overrides
+from benchmarking.nets import NETS, data_overrides, images_of, net_overrides
 from debugnn import config
 from debugnn.build import build
 from debugnn.data import Split
@@ -58,7 +58,7 @@ def records(settings: DictConfig) -> Generator[object, None, None]:
 class Project:
     """The side of this project.
 
-    Variants: "" as train.py trains, "tenfold" on ten times the images, or any override, such as
+    Variants: "" as train.py trains, "times=10" on ten times the images, or any overrides, such as
     "doctor=off".
     """
 
@@ -84,7 +84,7 @@ class Project:
         if kind == "evaluate":
             self._training(net)
             return
-        if key in self.running and self.taken[key] + count > NETS[net].steps:
+        if key in self.running and net in NETS and self.taken[key] + count > NETS[net].steps:
             self.running.pop(key).close()
         if key not in self.running:
             self.running[key] = records(self._settings(net, variant))
@@ -196,12 +196,14 @@ class Project:
         overrides += ["trainer.epochs=1000000", f"output_dir={place}", "overwrite=true"]
         if net in NETS:  # as many W&B rows per step as in a run of the article
             overrides.append(f"wandb.every={math.ceil(NETS[net].steps / 1000)}")
-        if variant == "tenfold":
+        if variant.startswith("times="):
+            images, times = images_of(net), variant.removeprefix("times=")
             overrides += [
-                "data.name=tenfold", "data.reader._target_=benchmarking.random_data.tenfold",
+                f"data.name={images}_times_{times}", f"+data.reader.times={times}",
+                f"data.reader._target_=benchmarking.random_data.{images}",
             ]  # fmt: skip
         elif variant:
-            overrides.append(variant)
+            overrides += variant.split()
         return compose([*overrides, *more])
 
     def _training(self, net: str) -> Training:

@@ -27,19 +27,14 @@ def arrays(name: str, times: int = 1, test: int = 10_000) -> Arrays:
     return Arrays(*halves)
 
 
-def mnist(root: str, download: bool) -> Arrays:
-    """Return as many random images as MNIST has."""
-    return arrays("mnist")
+def mnist(root: str, download: bool, times: int = 1) -> Arrays:
+    """Return `times` as many random training images as MNIST has, 47 MB each time."""
+    return arrays("mnist", times)
 
 
-def cifar10(root: str, download: bool) -> Arrays:
-    """Return as many random images as CIFAR-10 has."""
-    return arrays("cifar10")
-
-
-def tenfold(root: str, download: bool) -> Arrays:
-    """Return ten times as many random training images as CIFAR-10 has, 1.5 GB."""
-    return arrays("cifar10", times=10)
+def cifar10(root: str, download: bool, times: int = 1) -> Arrays:
+    """Return `times` as many random training images as CIFAR-10 has, 154 MB each time."""
+    return arrays("cifar10", times)
 
 
 class Images:
