@@ -150,6 +150,8 @@ def duration(seconds: float | None) -> str:
     """Format seconds in a readable unit; "" for None."""
     if seconds is None:
         return ""
+    if seconds < 0.0005:
+        return f"{1e6 * seconds:.0f} µs"
     if seconds < 1:
         return f"{1000 * seconds:.1f} ms"
     return f"{seconds:.2f} s" if seconds < 120 else f"{seconds / 60:.1f} min"

@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from benchmarking.output import duration, table
 from debugnn.analysis.figures.canvas import DPI, FAINT, PALETTE, STYLE, WIDTH
@@ -21,14 +22,18 @@ class Quantity:
         title: of the figure.
         size: what grows.
         expected: the expectation in words.
-        power: the expected power of the size at large sizes; None for no line.
+        power: the expected power of the size, at large sizes or, where the cost falls, at small
+            ones.
     """
 
     title: str
     size: str
     expected: str
-    power: int | None
+    power: int
 
+
+# Power of the size → what a figure's legend calls it.
+LAWS = {-1: "inversely proportional", 0: "constant", 1: "proportional", 2: "its square"}
 
 QUANTITIES = {
     "batch": Quantity(
@@ -104,22 +109,16 @@ def figure(quantity: Quantity, sizes: Mapping[str, Any], path: Path) -> None:
         axes.set_title(quantity.title, loc="left", fontweight="bold")
         axes.plot(x, median, marker="o", color=PALETTE[0], label="median")
         axes.fill_between(x, low, high, color=PALETTE[0], alpha=0.25, label="quartiles")
-        if quantity.power is not None:
-            # Through the point where the expected power holds: the largest size if costs grow.
-            at = -1 if quantity.power > 0 else 0
-            line = [median[at] * (size / x[at]) ** quantity.power for size in x]
-            axes.plot(
-                x,
-                line,
-                color=FAINT,
-                linewidth=1,
-                label=f"on paper: size to the power of {quantity.power}",
-            )
+        # Through the point where the expected power holds: the largest size if costs grow.
+        at = -1 if quantity.power > 0 else 0
+        line = [median[at] * (size / x[at]) ** quantity.power for size in x]
+        axes.plot(x, line, color=FAINT, linewidth=1, label=f"on paper: {LAWS[quantity.power]}")
         axes.set_xscale("log", base=2 if x[-1] < 1000 or x[0] > 10 else 10)
         axes.set_yscale("log")
         axes.set_xticks(x, sizes)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("{x:g}")
+        axes.minorticks_off()
         axes.set_ylim(min(low) / 1.5, max(high) * 1.5)
         axes.set_xlabel(quantity.size)
         axes.set_ylabel("milliseconds")

@@ -45,7 +45,7 @@ def evidence(skill=0.95, **simple) -> Evidence:
     optimizer = found.optimizer
     optimizer.name, optimizer.held, optimizer.trainable, optimizer.lr = "Adam", 6, 6, 1e-3
     loop = found.loop
-    loop.steps = loop.optimizer_steps = loop.backwards = loop.training_forwards = STEPS
+    loop.steps = loop.optimizer_steps = loop.training_forwards = STEPS
     loop.loss_ratio = loop.loss_ratio_low = loop.loss_ratio_high = 1.0
     loop.residues = [[step, 0.5, 1e-6] for step in range(STEPS)]
     found.probes = [probe(step) for step in (0, 3, 8, 20, 40)]

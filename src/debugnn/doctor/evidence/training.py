@@ -59,7 +59,6 @@ class LoopFacts:
 
     steps: int = 0  # calls of Doctor.step
     optimizer_steps: int = 0
-    backwards: int = 0
     empty_steps: int = 0  # optimiser steps without any gradient
     looked_for_cleared: int = 0  # updates before which a gradient was looked for that had arrived
     cleared_steps: int = 0  # of these, those that found no gradient, or zeros alone

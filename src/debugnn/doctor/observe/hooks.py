@@ -116,7 +116,7 @@ class TrainingHooks:
             ((n, p) for n, p in model.named_parameters() if p.requires_grad and id(p) in held),
             key=lambda pair: pair[1].numel(),
         )
-        self._handles += self._stale.watch([p for _, p in watched[:2]])
+        self._stale.watch([p for _, p in watched[:2]])
         self._erased.watch(watched[:_SMALLEST])
 
     def clear(self) -> None:
@@ -131,6 +131,7 @@ class TrainingHooks:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._stale.release()
         self._erased.release()
         self.loss_calls.ignore()
         self.layers.release()

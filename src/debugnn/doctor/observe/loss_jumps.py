@@ -51,8 +51,9 @@ class LossJumps:
             return False
         least = self._candidates[-1].height if len(self._candidates) >= _CANDIDATES else 0.0
         before = losses[-_AROUND - 1 : -1]
-        # Most losses of a training that learns are below all of those before.
-        return not losses[-1] <= min(before) and _height(losses[-1], before)[0] > least
+        # Most losses of a training that learns are below the median of those before.
+        above = not losses[-1] <= sorted(before)[(_AROUND - 1) // 2]
+        return above and _height(losses[-1], before)[0] > least
 
     def add(self, step: int, losses: Sequence[float], outputs: Any, targets: Any) -> None:
         """Keep the last of the losses, with the outputs and targets of some samples.

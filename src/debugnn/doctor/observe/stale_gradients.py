@@ -26,12 +26,13 @@ class StaleGradients:
         optimizer: whose gradients are looked at.
     """
 
-    not_in_state = ("_arrived",)
+    not_in_state = ("_arrived", "_handles")
 
     def __init__(self, loop: LoopFacts, optimizer: torch.optim.Optimizer) -> None:
         self._loop = loop
         self._optimizer = optimizer
         self._watched: list[nn.Parameter] = []
+        self._handles: list[Any] = []  # of hooks on them
         self._stale: dict[nn.Parameter, Tensor] = {}  # gradients at the last optimiser step
         self._new: dict[nn.Parameter, Tensor] = {}  # what has been added to them since
         self._arrived: dict[nn.Parameter, Tensor] = {}
@@ -40,22 +41,28 @@ class StaleGradients:
         self._sizes: dict[nn.Parameter, Tensor] = {}  # whether a gradient that arrived is not zero
         self._passes: dict[nn.Parameter, int] = {}  # backward passes since the last update
 
-    def watch(self, parameters: Sequence[nn.Parameter]) -> list[Any]:
-        """Begin with these parameters.
-
-        Returns:
-            The handles of the hooks.
-        """
+    def watch(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Begin with these parameters."""
         self._watched = list(parameters)
-        handles = []
-        for index, parameter in enumerate(parameters):
+        self._hook()
+
+    def _hook(self) -> None:
+        """Hang hooks on the parameters, unless they are there."""
+        if self._handles:
+            return
+        for index, parameter in enumerate(self._watched):
             # Not the parameter, which would be in a cycle with its hook.
             arrives = partial(Relay(self, "_note_arrival"), index)
-            handles.append(parameter.register_hook(arrives))
+            self._handles.append(parameter.register_hook(arrives))
             # This hook is not called by torch.autograd.grad, which adds to no gradient.
             added = parameter.register_post_accumulate_grad_hook(Relay(self, "_note_sum"))
-            handles.append(added)
-        return handles
+            self._handles.append(added)
+
+    def release(self) -> None:
+        """Take the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
 
     def _note_arrival(self, index: int, gradient: Tensor) -> None:
         parameter = self._watched[index]
@@ -63,7 +70,6 @@ class StaleGradients:
             self._arrived[parameter] = gradient.detach()
 
     def _note_sum(self, parameter: nn.Parameter) -> None:
-        self._loop.backwards += 1
         self._passes[parameter] = self._passes.get(parameter, 0) + 1
         gradient = parameter.grad
         if gradient is not None and not gradient.is_sparse and self._looked_for < _OFTEN:
@@ -124,11 +130,12 @@ class StaleGradients:
         self._loop.cleared_to_none = all(g is None for g in gradients)
 
     def keep(self, every: int) -> None:
-        """Keep the gradients after an update.
+        """Keep the gradients after an update, for the next one to be compared with.
 
         In all of the first steps and in one of `every` after them: gradients that are never
         cleared show at once. A step counts as one of the first where its gradients can be kept,
-        for gradients of zero or NaN may stay so.
+        for gradients of zero or NaN may stay so. Only then are there hooks in the next backward
+        passes, whose calls take as long as a small layer.
         """
         often = self._kept < _OFTEN or (self._loop.steps + 1) % every == 0
         self._stale = {
@@ -137,6 +144,10 @@ class StaleGradients:
             if often and p.grad is not None and not p.grad.is_sparse
         }
         self._kept += bool(self._stale)
+        if often or self._looked_for < _OFTEN:
+            self._hook()
+        else:
+            self.release()
         # What a closure computes within the update belongs to no later one.
         self._sizes.clear()
         self._passes.clear()
