@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import load
-from benchmark import busy, cpu, instruction_sets, say
+from benchmark import REFERENCE, RESULTS_PAGE, busy, cpu, instruction_sets, say
 from benchmarking import scale_output
 from benchmarking.measures import Spread, alternate
 from benchmarking.worker import BenchmarkError, Together, Worker
+from debugnn.analysis import tables
 
 PROJECT = "benchmarking.project:Project"
 DEPTH = 4  # hidden layers of the MLP whose width grows
@@ -195,6 +196,8 @@ def main(arguments: list[str]) -> int:
         numbers = json.dumps(results, indent=2) + "\n"
         (options.output / "scale.json").write_text(numbers, encoding="utf-8")
         scale_output.write(results, options.output)
+        if options.output.resolve() == REFERENCE:
+            tables.fill(RESULTS_PAGE, "scale", scale_output.summary(results))
     return 0
 
 

@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep
 from hydra.types import RunMode
 
-from benchmarking import gpu_output, output
+from benchmarking import gpu_output, output, scale_output
 from conftest import CONF, REPOSITORY
 from debugnn import config
 from debugnn.analysis import archive, searches, tables
@@ -123,6 +123,14 @@ def test_the_speed_table_is_that_of_the_measured_numbers():
     """`python scripts/benchmark.py --output outputs/reference/benchmark` writes both."""
     measured = json.loads((REFERENCE / "benchmark" / "benchmark.json").read_text(encoding="utf-8"))
     assert between("results", "speed") == output.summary(measured)
+
+
+def test_the_tables_of_scale_are_those_of_the_measured_numbers():
+    """`python scripts/benchmark_scale.py --output outputs/reference/benchmark` writes all three."""
+    measured = json.loads((REFERENCE / "benchmark" / "scale.json").read_text(encoding="utf-8"))
+    assert between("results", "scale") == scale_output.summary(measured)
+    written = (REFERENCE / "benchmark" / "scale.md").read_text(encoding="utf-8")
+    assert written == scale_output.markdown(measured)
 
 
 def test_the_gpu_tables_are_those_of_the_measured_numbers():

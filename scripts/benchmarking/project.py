@@ -174,7 +174,8 @@ class Project:
                 yield from islice((r for r in run if isinstance(r, Step)), 20)
 
     def version(self) -> str:
-        return f"torch {torch.__version__} with {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        return f"torch {torch.__version__} with {threads} thread{'s' if threads > 1 else ''}"
 
     def product(self, dtype: str, size: int = MATRIX) -> float:
         """Return the seconds of a matrix product of two (size, size) matrices."""

@@ -89,6 +89,19 @@ def markdown(results: Mapping[str, Any]) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
+def summary(results: Mapping[str, Any]) -> str:
+    """Return the table of the results page: the cost at the smallest and at the largest size."""
+    rows = [["cost", "size", "at the smallest", "at the largest", "on paper"]]
+    for name, sizes in results["seconds"].items():
+        quantity, ends = QUANTITIES[name], [*sizes.items()]
+        rows.append([
+            quantity.title, quantity.size,
+            *(f"{size}: {duration(each['median'])}" for size, each in (ends[0], ends[-1])),
+            LAWS[quantity.power],
+        ])  # fmt: skip
+    return "\n\n".join([table(rows), f"{results['machine']}: `{results['command']}`."])
+
+
 def write(results: Mapping[str, Any], directory: Path) -> None:
     """Write the page and its figures, scale.md and scale_<name>.png."""
     (directory / "scale.md").write_text(markdown(results), encoding="utf-8")
