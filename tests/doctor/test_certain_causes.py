@@ -370,6 +370,16 @@ def test_samples_of_a_net_that_compares_them_compete_by_right():
     assert found_by("wrong_loss", given) == []
 
 
+def test_samples_whose_classes_are_their_places_compete_by_right():
+    given = evidence()
+    given.loss.cross_gradient = 0.03
+    given.loss.shapes = [[16, 16], [16]]
+    given.data.class_counts = dict.fromkeys(range(16), 40)
+    assert found_by("wrong_loss", given) == []
+    given.data.class_counts[3] += 1  # as many classes as samples, drawn at random
+    assert "batch axis" in found_by("wrong_loss", given)[0].summary
+
+
 def test_what_the_loss_turns_into_values_is_not_done_by_the_network_too():
     for link in ("exp", "sigmoid"):
         given = evidence(0.9)

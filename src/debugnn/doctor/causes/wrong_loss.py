@@ -146,11 +146,22 @@ def no_gradient(evidence: Evidence) -> str | None:
     return None
 
 
+def classes_are_places(evidence: Evidence) -> bool:
+    """Return whether a sample's class is its place in the batch, as in contrastive learning.
+
+    The outputs (B, B) compare each sample with the partners of all, and every batch has each class
+    once: all of them came equally often.
+    """
+    shape = next(iter(evidence.loss.shapes), [])
+    counts = set(evidence.data.class_counts.values())
+    return len(shape) == 2 and shape[0] == shape[1] and len(counts) == 1
+
+
 def softmax_over_batch(evidence: Evidence) -> str | None:
     """Samples compete instead of classes."""
     cross = evidence.loss.cross_gradient or 0.0
     # Where the net compares each sample with the others of its batch, they compete by right.
-    apart = evidence.network.sample_axis is not None
+    apart = evidence.network.sample_axis is not None and not classes_are_places(evidence)
     mixes = apart and evidence.task == "classes" and cross > CROSS_GRADIENT
     if evidence.network.batch_softmax or mixes:
         return "a softmax runs over the batch axis, so that samples compete instead of classes"

@@ -55,7 +55,8 @@ def preparation_facts(
 
     Returns:
         The losses in evaluation mode, without dropout; None where the validation cannot be parted
-        into batches of the training's size, or its inputs are no numbers.
+        into batches of the training's size, the loss takes no part of a batch, or the inputs are no
+        numbers.
     """
     trained = [b for b in batches if layout.count(b.call)][-_PARTS:]
     inputs = layout.inputs(validation.call)
@@ -87,16 +88,17 @@ def preparation_facts(
 
     first, latest = slice(0, size), trained[-1]
     with torch.no_grad(), without_dropout(model, training=False):
-        facts = PreparationFacts(
-            training=fmean(losses(b, [first])[0] for b in trained),
-            validation=of_validation(),
-        )
+        try:
+            of_training = fmean(losses(b, [first])[0] for b in trained)
+            facts = PreparationFacts(training=of_training, validation=of_validation())
+        except Exception:  # a loss that takes no part of a batch: targets are places in it, say
+            return None
         for name, change in _changes(inputs, torch.cat(known)):
             try:
-                of_training, changed = losses(latest, [first], change)[0], of_validation(change)
+                trained_on, changed = losses(latest, [first], change)[0], of_validation(change)
             except Exception:  # a model that takes some columns for indices refuses most changes
                 continue
-            facts.training_changed[name], facts.changed[name] = of_training, changed
+            facts.training_changed[name], facts.changed[name] = trained_on, changed
         return facts
 
 
