@@ -370,6 +370,16 @@ def test_samples_of_a_net_that_compares_them_compete_by_right():
     assert found_by("wrong_loss", given) == []
 
 
+def test_probabilities_that_are_given_as_logits_are_named_whatever_the_task():
+    given = evidence()
+    given.task = "unknown"
+    given.loss.sources = {"logsumexp": "linear"}
+    assert found_by("wrong_loss", given) == []
+    given.loss.sources = {"logsumexp": "softmax"}
+    (finding,) = found_by("wrong_loss", given)
+    assert "as Categorical(logits=…) does" in finding.summary
+
+
 def test_samples_whose_classes_are_their_places_compete_by_right():
     given = evidence()
     given.loss.cross_gradient = 0.03

@@ -126,6 +126,12 @@ def ctc(logarithms):
     return F.ctc_loss(logarithms, targets, torch.full((batch,), 9), torch.full((batch,), 2))
 
 
+def chosen(**given):
+    """The loss of a policy gradient (Williams 1992)."""
+    chances = torch.distributions.Categorical(**given)
+    return -(chances.log_prob(LABELS) * torch.linspace(-1, 1, 8)).mean()
+
+
 LABELS = torch.arange(8) % SYMBOLS
 SOURCES = {
     "scores": (lambda: ctc(scores(9, 4)), {"ctc_loss": "linear"}),
@@ -141,6 +147,12 @@ SOURCES = {
         lambda: 2 * F.cross_entropy(scores(8).softmax(1), LABELS) + 1,
         {"cross_entropy": "softmax"},
     ),
+    "logits of a policy": (lambda: chosen(logits=scores(8)), {"logsumexp": "linear"}),
+    "probabilities as logits": (
+        lambda: chosen(logits=scores(8).softmax(1)),
+        {"logsumexp": "softmax"},
+    ),
+    "probabilities of a policy": (lambda: chosen(probs=scores(8).softmax(1)), {}),
     "a squared error": (lambda: scores(8).square().mean(), {}),
     "a number": (lambda: 0.5, {}),
     "without a graph": (lambda: scores(8).detach().mean(), {}),

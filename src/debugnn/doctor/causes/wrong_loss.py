@@ -65,6 +65,7 @@ _NO_LOGARITHMS = ("linear", "convolution", "softmax", "sigmoid")  # what gives n
 _SQUASHED = {
     "cross_entropy": ("softmax", "softmax"),
     "binary_cross_entropy_with_logits": ("sigmoid", "sigmoid"),
+    "logsumexp": ("softmax", "softmax, as Categorical(logits=…) does"),
 }  # loss → what it must not be fed with, and what it applies itself
 
 _RANGES = {
@@ -267,7 +268,7 @@ def squashed_before_own(evidence: Evidence) -> str | None:
     """A softmax or sigmoid that the loop applies before a loss that applies its own."""
     for name, (squashing, own) in _SQUASHED.items():
         if evidence.loss.sources.get(name) == squashing:
-            return f"a {squashing} is applied before {name}, which applies a {own} of its own"
+            return f"a {squashing} is applied before {name}, which makes its own {own}"
     return None
 
 

@@ -14,12 +14,14 @@ _VIEWS = frozenset(
     }
 )  # fmt: skip
 # Operations of a loss, whose first input is what they take for probabilities, their logarithms, or
-# scores. The likelihood of cross_entropy takes the logarithm of its own softmax.
+# scores. The likelihood of cross_entropy takes the logarithm of its own softmax, and
+# torch.distributions.Categorical subtracts the logsumexp of its logits.
 _LOSSES = {
     "CtcLoss": "ctc_loss",
     "NllLoss": "nll_loss",
     "NllLoss2D": "nll_loss",
     "BinaryCrossEntropyWithLogits": "binary_cross_entropy_with_logits",
+    "Logsumexp": "logsumexp",
 }
 _SOURCES = {
     "LogSoftmax": "log_softmax",
