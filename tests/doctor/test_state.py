@@ -62,6 +62,28 @@ def test_the_evidence_is_the_same(name):
     assert reports[0] == reports[1]
 
 
+def test_the_evidence_of_a_long_training_is_the_same():
+    """Interrupted where the doctor looks at few steps and few validations."""
+
+    def trained(interruptions):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        observer = Interrupted(interruptions, model, optimizer, nn.MSELoss())
+        for _ in range(130):
+            inputs = torch.randn(32, 4)
+            targets = inputs.sum(dim=1, keepdim=True)
+            optimizer.zero_grad()
+            loss = nn.functional.mse_loss(model(inputs), targets)
+            loss.backward()
+            optimizer.step()
+            observer.step(loss, inputs, targets)
+            observer.validate(inputs, targets)
+        return seen(observer.doctor)
+
+    assert trained((29, 41, 77, 101, 128)) == trained(())
+
+
 def watched(width=8, every=20):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 1))

@@ -253,7 +253,7 @@ def test_the_tables_of_a_processor_without_bf16_say_so(tmp_path):
     """The committed numbers, without those of bf16."""
     results = json.loads((benchmark.REFERENCE / "benchmark.json").read_text())
     for group, numbers in results.items():
-        if group != "notes":
+        if isinstance(numbers, dict):
             results[group] = {key: n for key, n in numbers.items() if "bf16" not in key}
     results["notes"].append(benchmark.NO_BF16)
     for table in (output.markdown(results), output.summary(results)):

@@ -33,6 +33,7 @@ class StaleGradients:
         self._optimizer = optimizer
         self._watched: list[nn.Parameter] = []
         self._handles: list[Any] = []  # of hooks on them
+        self._looking = True  # until the next update; hooks that a checkpoint brought back do not
         self._stale: dict[nn.Parameter, Tensor] = {}  # gradients at the last optimiser step
         self._new: dict[nn.Parameter, Tensor] = {}  # what has been added to them since
         self._arrived: dict[nn.Parameter, Tensor] = {}
@@ -66,10 +67,12 @@ class StaleGradients:
 
     def _note_arrival(self, index: int, gradient: Tensor) -> None:
         parameter = self._watched[index]
-        if parameter in self._stale:
+        if self._looking and parameter in self._stale:
             self._arrived[parameter] = gradient.detach()
 
     def _note_sum(self, parameter: nn.Parameter) -> None:
+        if not self._looking:
+            return
         self._passes[parameter] = self._passes.get(parameter, 0) + 1
         gradient = parameter.grad
         if gradient is not None and not gradient.is_sparse and self._looked_for < _OFTEN:
@@ -144,7 +147,8 @@ class StaleGradients:
             if often and p.grad is not None and not p.grad.is_sparse
         }
         self._kept += bool(self._stale)
-        if often or self._looked_for < _OFTEN:
+        self._looking = often or self._looked_for < _OFTEN
+        if self._looking:
             self._hook()
         else:
             self.release()
