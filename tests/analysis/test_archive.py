@@ -175,11 +175,15 @@ def test_what_cannot_be_used_is_named_and_the_rest_is_kept(directory):
     [
         ("epochs", b"", "No columns to parse from file"),
         ("epochs", b"no gzip", "BadGzipFile"),
-        ("epochs", gzip.compress(b"a,b", mtime=0)[:20], "EOFError"),
-        ("epochs", gzip.compress(b"epoch,run\n0,0\n1"), "line 3: 1 values for 2 columns"),
-        ("epochs", gzip.compress(b'epoch,run\n0,0\n"1,0\n'), "line 3: 1 values for 2 columns"),
-        ("steps", gzip.compress(b"step,run\n0,0\nx,0\n"), "line 3: step is no number: x"),
-        ("runs", gzip.compress(b"seed,arm\n0,x\n"), "line 2: not a run"),
+        ("epochs", gzip.compress(b"a,b", mtime=0, mtime=0)[:20], "EOFError"),
+        ("epochs", gzip.compress(b"epoch,run\n0,0\n1", mtime=0), "line 3: 1 values for 2 columns"),
+        (
+            "epochs",
+            gzip.compress(b'epoch,run\n0,0\n"1,0\n', mtime=0),
+            "line 3: 1 values for 2 columns",
+        ),
+        ("steps", gzip.compress(b"step,run\n0,0\nx,0\n", mtime=0), "line 3: step is no number: x"),
+        ("runs", gzip.compress(b"seed,arm\n0,x\n", mtime=0), "line 2: not a run"),
     ],
 )
 def test_a_damaged_table_is_named_and_the_other_experiments_are_read(
