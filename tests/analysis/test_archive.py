@@ -175,7 +175,7 @@ def test_what_cannot_be_used_is_named_and_the_rest_is_kept(directory):
     [
         ("epochs", b"", "No columns to parse from file"),
         ("epochs", b"no gzip", "BadGzipFile"),
-        ("epochs", gzip.compress(b"a,b", mtime=0, mtime=0)[:20], "EOFError"),
+        ("epochs", gzip.compress(b"a,b", mtime=0)[:20], "EOFError"),
         ("epochs", gzip.compress(b"epoch,run\n0,0\n1", mtime=0), "line 3: 1 values for 2 columns"),
         (
             "epochs",
