@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from debugnn.analysis.figures.canvas import DPI, FAINT, PALETTE, STYLE, WIDTH
+from debugnn.analysis.figures.canvas import DPI, FAINT, PALETTE, STYLE, WIDTH, save
 
 # Key of a result → title of its row, in the order of the table.
 RATIOS = {
@@ -198,5 +198,4 @@ def figure(results: Mapping[str, Any], path: Path) -> None:
         )
         foot = "\n".join(textwrap.fill(note, width=150) for note in results["notes"])
         drawn.supxlabel(foot, x=0.01, ha="left", fontsize=7.5, color="#555555")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        drawn.savefig(path)
+        save(drawn, path)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from benchmarking.output import duration, table
-from debugnn.analysis.figures.canvas import DPI, FAINT, PALETTE, STYLE, WIDTH
+from debugnn.analysis.figures.canvas import DPI, FAINT, PALETTE, STYLE, WIDTH, save
 
 
 @dataclass(frozen=True)
@@ -136,4 +136,4 @@ def figure(quantity: Quantity, sizes: Mapping[str, Any], path: Path) -> None:
         axes.set_xlabel(quantity.size)
         axes.set_ylabel("milliseconds")
         axes.legend()
-        drawn.savefig(path)
+        save(drawn, path)
