@@ -64,8 +64,6 @@ def _places(shape: torch.Size, spacing: int, device: torch.device) -> tuple[Tens
 
 def thinned(inputs: Tensor) -> Tensor:
     """Return a copy of the features that `fingerprints` looks at: theirs are the inputs'."""
-    if inputs.dim() == 2 and inputs.shape[1] <= _FINGERPRINTED:  # as below, in a third of the time
-        return inputs.detach().clone()
     if inputs.is_contiguous() or inputs.dim() < 2:
         return _thin(inputs, _FINGERPRINTED).clone()
     # `_thin` would copy the whole batch, to bring channels-last images into the order of rows.

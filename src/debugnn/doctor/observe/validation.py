@@ -44,7 +44,9 @@ class ValidationSamples:
         that is evaluated to the next: a small net trains for an epoch in less time than an
         evaluation takes.
         """
-        count = self._training.evidence.loop.validations
+        replica, count = self._training.replica, self._training.evidence.loop.validations
+        if replica is None or replica.model is None:
+            return  # as with memory="low": no samples are kept that nothing can be asked of
         chosen = self._chosen(inputs, targets)
         if count < self._next:
             self._left_out = chosen
@@ -98,9 +100,9 @@ class ValidationSamples:
                 return
             loss = self._loss(outputs, targets)
         task, step = training.task or read(outputs, targets), training.evidence.loop.steps
-        if loss is not None or isinstance(targets, Tensor):
+        known = isinstance(targets, Tensor)
+        if loss is not None or known:
             rarest = training.buffer.rarest(task)
-            known = isinstance(targets, Tensor)
             found = score(task, outputs, targets, rarest) if known else Score()
             training.evidence.outcome.validations.append(Validation(step, loss, found))
         self.latest = replace(batch, step=step, outputs=outputs)
