@@ -26,6 +26,7 @@ from benchmarking.measures import Spread, alternate, overhead, ratio
 from benchmarking.nets import MAIN, NETS, STACKED, data_overrides, net_overrides
 from benchmarking.worker import ROOT, BenchmarkError, Together, Worker
 from debugnn.analysis import tables
+from debugnn.training.bf16 import has_bf16, processor_flags
 from reproduce import runs_at_once
 
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16"}  # → torch's name
@@ -498,8 +499,6 @@ def precisions(cpuinfo: str | None = None) -> list[str]:
     Args:
         cpuinfo: the text of Linux's /proc/cpuinfo, None for this machine's.
     """
-    from debugnn.training.bf16 import has_bf16  # imports torch, which --help needs not wait for
-
     if has_bf16(cpuinfo):
         return list(PRECISIONS)
     say(NO_BF16)
@@ -536,17 +535,11 @@ def instruction_sets(cpuinfo: str | None = None) -> str:
     Returns:
         The machine's architecture where no text lists the processor's features.
     """
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8") if cpuinfo is None else cpuinfo
-    except OSError:
+    flags = processor_flags(cpuinfo)
+    if flags is None:
         return platform.machine()
-    for line in text.splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() in ("flags", "Features"):
-            flags = value.split()
-            found = [name for name, flag in INSTRUCTIONS.items() if flag in flags]
-            return ", ".join(found) or f"{platform.machine()}, none of {', '.join(INSTRUCTIONS)}"
-    return platform.machine()
+    found = [name for name, flag in INSTRUCTIONS.items() if flag in flags]
+    return ", ".join(found) or f"{platform.machine()}, none of {', '.join(INSTRUCTIONS)}"
 
 
 def busy(load: float, cores: int) -> str:

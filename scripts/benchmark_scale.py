@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -184,7 +184,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     effort = QUICK if options.quick else FULL
     if options.thousand:
-        effort = Effort(**{**vars(effort), "arms": (*effort.arms, 1000)})
+        effort = replace(effort, arms=(*effort.arms, 1000))
     try:
         results = measured(effort, arguments)
     except (BenchmarkError, OSError, RuntimeError) as error:

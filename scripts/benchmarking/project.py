@@ -6,6 +6,7 @@
 import math
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -72,7 +73,7 @@ class Project:
             f"trainer.device={device}", f"trainer.precision={precision}", f"wandb={wandb}",
         ]  # fmt: skip
         self.running: dict[tuple[str, str], Generator[object, None, None]] = {}
-        self.taken: dict[tuple[str, str], int] = {}  # steps of these runs
+        self.taken: Counter[tuple[str, str]] = Counter()  # steps of these runs
         self.trainings: dict[str, Training] = {}
 
     def prepare(self, kind: str, net: str, variant: str = "", count: int = 0) -> None:
@@ -215,7 +216,7 @@ class Project:
         return self.trainings[net]
 
     def _advance(self, net: str, variant: str, count: int) -> None:
-        self.taken[net, variant] = self.taken.get((net, variant), 0) + count
+        self.taken[net, variant] += count
         for record in self.running[net, variant]:
             count -= isinstance(record, Step)
             if not count:

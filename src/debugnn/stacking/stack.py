@@ -149,12 +149,8 @@ class Stack:
         try:
             drawn = zip(*(training.batches(epoch) for training in trainings), strict=True)
             for batches in islice(drawn, tallies[0].batches, None):
-                step, seen, probed = (
-                    lead.step,
-                    list[tuple[int, Seen]](),
-                    probe is not None and probe.due(lead.step),
-                )
-                if probed:
+                step, seen = lead.step, list[tuple[int, Seen]]()
+                if probed := probe is not None and probe.due(step):
                     outputs, losses, seen = self._backward_one_by_one(batches, probe)
                 else:
                     outputs, losses = self._backward(batches)

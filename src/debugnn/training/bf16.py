@@ -13,6 +13,27 @@ CPUINFO = Path("/proc/cpuinfo")
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 
 
+def processor_flags(cpuinfo: str | None = None) -> set[str] | None:
+    """Return the names of the processor's features, as Linux's /proc/cpuinfo lists them.
+
+    Args:
+        cpuinfo: its text, None for this machine's.
+
+    Returns:
+        None where no text lists them, as on other systems.
+    """
+    if cpuinfo is None:
+        try:
+            cpuinfo = CPUINFO.read_text(encoding="utf-8")
+        except OSError:
+            return None
+    for line in cpuinfo.splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in ("flags", "Features"):
+            return set(value.split())
+    return None
+
+
 def has_bf16(cpuinfo: str | None = None) -> bool:
     """Return whether the processor has instructions that compute in bfloat16.
 
@@ -20,22 +41,13 @@ def has_bf16(cpuinfo: str | None = None) -> bool:
     the MNIST net takes 1.8 times as long as in fp32 with AVX-512, and 10 times with AVX2 alone.
 
     Args:
-        cpuinfo: the text of Linux's /proc/cpuinfo, None for this machine's.
+        cpuinfo: as for `processor_flags`.
 
     Returns:
-        False only where the text lists a processor's features and bfloat16 is not among them: on
-        other systems nothing is known.
+        False only where the processor's features are known and bfloat16 is not among them.
     """
-    if cpuinfo is None:
-        try:
-            cpuinfo = CPUINFO.read_text(encoding="utf-8")
-        except OSError:
-            return True
-    for line in cpuinfo.splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() in ("flags", "Features"):
-            return not _BF16_FLAGS.isdisjoint(value.split())
-    return True
+    flags = processor_flags(cpuinfo)
+    return flags is None or not _BF16_FLAGS.isdisjoint(flags)
 
 
 @cache  # once a process, not for each run of a sweep

@@ -37,8 +37,8 @@ class Probe(Protocol):
 def seen_by(
     probe: Probe | None, model: nn.Module, step: int
 ) -> AbstractContextManager[Seen | None]:
-    """Return what `Probe.watch` does at a step that is recorded; no statistics at the others."""
-    return probe.watch(model, step) if probe is not None and probe.due(step) else nullcontext()
+    """Return what `Probe.watch` does; without a probe, no statistics."""
+    return probe.watch(model, step) if probe is not None else nullcontext()
 
 
 class Watcher(Protocol):
