@@ -1,7 +1,7 @@
-"""Measure how the cost grows with size: batch, width, stacked seeds, simultaneous runs, sweeps.
+"""Measure how the cost grows with size: batch, width, images, seeds, sweeps.
 
-python scripts/benchmark_scale.py --quick                                smallest sizes
-python scripts/benchmark_scale.py --output outputs/reference/benchmark   keep table and figures
+python scripts/benchmark_scale.py --quick     smallest sizes, to try it out
+python scripts/benchmark_scale.py --output outputs/reference/benchmark
 """
 
 import argparse
@@ -178,7 +178,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="smallest sizes, to try it out")
+    parser.add_argument("--quick", action="store_true", help="smallest sizes")
     parser.add_argument("--thousand", action="store_true", help="also a sweep of 1,000 arms")
     parser.add_argument("--output", type=Path, metavar="DIR", help="write scale.* there")
     options = parser.parse_args(arguments)

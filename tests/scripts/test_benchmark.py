@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import benchmark
+import benchmark_scale
 from benchmarking import measures, nets, notebook, on_gpu, output, startup, worker
 from benchmarking.measures import Spread
 from benchmarking.worker import BenchmarkError, Together, Worker
@@ -297,3 +298,12 @@ def test_help_fits_80_columns(capsys, monkeypatch):
     shown = capsys.readouterr().out
     assert max(map(len, shown.splitlines())) <= 80
     assert {"--quick", "--json", "--output"} <= set(shown.split())
+
+
+def test_help_of_the_benchmark_of_sizes_fits_80_columns(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        benchmark_scale.main(["--help"])
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    assert {"--quick", "--thousand", "--output"} <= set(shown.split())
