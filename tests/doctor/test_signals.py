@@ -128,6 +128,8 @@ CURES = [
     (0.4, 0.29, True),  # 0.60 → 0.71: a tenth more
     (0.4, 0.31, False),
     (1.4, 1.0, False),  # no better than guessing, from no worse than 1.5
+    (1.4, 0.99, True),  # from worse than guessing to better
+    (1.2, 0.99, False),
     (math.inf, 0.9, True),
     (math.inf, math.inf, False),
     (2.0, 1.04, True),  # far worse than guessing: to be where guessing is, is enough

@@ -14,6 +14,7 @@ from debugnn.doctor.trials import (
     UNCHANGED,
     UNFROZEN,
     UNREGULARISED,
+    UNREGULARISED_ON,
 )
 
 
@@ -62,7 +63,8 @@ def test_each_trial_changes_one_thing_and_is_wanted_by_some_cause():
     for trial in TRIALS:
         fields = {k: v for k, v in vars(trial).items() if k != "name"}
         changed = [k for k, v in fields.items() if v != plain.get(k, False)]
-        assert len(changed) == (trial is not UNCHANGED), trial
+        # One that goes on from the trained weights is compared with these weights themselves.
+        assert len(changed) == (trial is not UNCHANGED) + (trial is UNREGULARISED_ON), trial
     given = evidence(0.0)
     given.task = "values"
     given.data.rms = given.data.target_rms = 100.0
@@ -73,10 +75,14 @@ def test_each_trial_changes_one_thing_and_is_wanted_by_some_cause():
     given.loop.passes_per_update, given.loop.gradient_scale = [4, 4, 4], 1.0
     given.network.nonlinear = False
     given.network.output_signal = 1e-3
+    given.network.data_inputs = {"second": 50.0}
+    given.optimizer.decay_rescaled, given.outcome.tenths = True, [2.0] + [1.0] * 9
     given.optimizer.rates = [[0.0, 1e-3], [60.0, 1e-6], [STEPS - 1.0, 1e-6]]
     for each in given.weights:  # of low rank, which can be meant
         each.inputs, each.outputs, each.signal = 9, 4, 1.0
     given.weights[-1].outputs = 9
     wanted = set(causes.trials_wanted(given))
+    given.data.rms = 1.0  # of the inputs; what one layer takes is large
+    wanted |= set(causes.trials_wanted(given))
     given.outcome.highest_loss = 1e4
     assert wanted | set(causes.trials_wanted(given)) == set(TRIALS)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from debugnn.doctor.data_inputs import scale_data_inputs
 from debugnn.doctor.evidence import TrialOutcome
 from debugnn.doctor.observe.buffer import Batch
 from debugnn.doctor.observe.layout import FIRST_AXIS, Layout
@@ -69,6 +70,8 @@ class CopyTraining:
             give_unit_signals(self.model, batches[0].call)
         if not trial.regularised:
             turn_dropout_off(self.model)
+        if trial.scaled_layers:
+            scale_data_inputs(self.model, [batch.call for batch in batches])
         self.optimizer = _optimizer(self.model, optimizer, groups, trial)
         if trial.rectified:
             self.model = Rectified(self.model, batches[0].call)

@@ -19,6 +19,7 @@ class Trial:
         reinitialised: the weights are drawn anew by each module's own initialisation.
         standardised_inputs: the inputs are brought to mean 0 and standard deviation 1.
         standardised_targets: the same for the targets.
+        scaled_layers: layers that take data divide each feature of them by its root mean square.
         averaged_loss: the loss is divided by the number of samples in a batch.
         divided: gradients that are added up over several passes are divided by their number.
         unfrozen: parameters that were frozen are trained too.
@@ -34,6 +35,7 @@ class Trial:
     reinitialised: bool = False
     standardised_inputs: bool = False
     standardised_targets: bool = False
+    scaled_layers: bool = False
     averaged_loss: bool = False
     divided: bool = False
     unfrozen: bool = False
@@ -45,7 +47,9 @@ class Trial:
 
 UNCHANGED = Trial("unchanged")
 RESUMED = Trial("goes on", resumed=True)
+UNREGULARISED_ON = Trial("goes on unregularised", resumed=True, regularised=False)
 STANDARDISED_INPUTS = Trial("standardised inputs", standardised_inputs=True)
+SCALED_LAYERS = Trial("scaled where layers take data", scaled_layers=True)
 AVERAGED_LOSS = Trial("averaged loss", averaged_loss=True)
 DIVIDED = Trial("accumulation divided", divided=True)
 REINITIALISED = Trial("reinitialised", reinitialised=True)
@@ -68,7 +72,9 @@ HIGHER_RATES = (
 TRIALS = (
     UNCHANGED,
     RESUMED,
+    UNREGULARISED_ON,
     STANDARDISED_INPUTS,
+    SCALED_LAYERS,
     AVERAGED_LOSS,
     DIVIDED,
     REINITIALISED,

@@ -19,7 +19,7 @@ from debugnn.doctor.causes.signals.outcome import (
     short,
     skill,
 )
-from debugnn.doctor.causes.signals.trials import cured
+from debugnn.doctor.causes.signals.trials import promises
 from debugnn.doctor.causes.verdict import verdict
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.report import Finding, Report, worrying
@@ -148,7 +148,7 @@ def place(finding: Finding, evidence: Evidence) -> tuple[int, int]:
 
 
 def trials_to_confirm(evidence: Evidence) -> Iterator[Trial]:
-    """Yield the trials that cure on the first set of batches, and have no outcome on the second.
+    """Yield the trials that promise a cure on the first set of batches, with none on the second.
 
     The unchanged one comes first, which they are compared with.
     """
@@ -161,7 +161,7 @@ def trials_to_confirm(evidence: Evidence) -> Iterator[Trial]:
             if outcome is not None and outcome.end_again is None and outcome.end < outcome.start:
                 yield trial
             continue
-        if outcome is None or outcome.end_again is not None or cured(evidence, trial) is None:
+        if outcome is None or outcome.end_again is not None or not promises(evidence, trial):
             continue
         if evidence.trials[UNCHANGED.name].end_again is None:
             yield UNCHANGED

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable, Iterator
 
-from debugnn.doctor.causes.cause import Cause, Kind, Sign
+from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
 from debugnn.doctor.causes.signals.network import extreme_gain, outsized_constant
-from debugnn.doctor.causes.signals.outcome import rough_start, severity, short
-from debugnn.doctor.causes.signals.trials import cured, shown_by, trial_numbers
+from debugnn.doctor.causes.signals.outcome import ROUGH, rough_start, severity, short
+from debugnn.doctor.causes.signals.trials import cured, overtakes, shown_by, trial_numbers
 from debugnn.doctor.causes.signals.wording import module_of
 from debugnn.doctor.evidence import Evidence
-from debugnn.doctor.trials import REINITIALISED, Trial
+from debugnn.doctor.trials import REINITIALISED, UNCHANGED, Trial
 
 # RMS · √fan_in under Kaiming's rule for ReLU, √2 (He et al. 2015, eq. 10).
 KAIMING_GAIN = 1.41
@@ -39,6 +39,41 @@ def large_weights(evidence: Evidence) -> Iterator[Sign]:
     )
 
 
+def large_and_overtaken(evidence: Evidence) -> Iterator[Sign]:
+    """A weight starts far above the usual gains, and a copy that starts from another initialisation
+    gets a lower loss in its few steps than the whole training did, whatever the task is."""
+    worst, first = extreme_gain(evidence, large=True), evidence.outcome.first_loss
+    if worst is None or first is None or not overtakes(evidence, REINITIALISED):
+        return
+    outcome = evidence.trials[REINITIALISED.name]
+    if first < ROUGH * abs(outcome.start):
+        return
+    yield Sign(
+        "warning",
+        f"the weights start {worst.gain / KAIMING_GAIN:.3g} times as large as Kaiming's rule has "
+        f"them, and the loss at {first:.3g}; drawn anew, a copy starts at {outcome.start:.3g} and "
+        f"gets to {outcome.end:.3g} in {outcome.steps} steps, the training to "
+        f"{evidence.outcome.last_loss:.3g} in {evidence.loop.steps}",
+        layer=module_of(worst.name),
+        step=0,
+        evidence={
+            "gain": worst.gain,
+            "first_loss": first,
+            "last_loss": evidence.outcome.last_loss,
+            "start: reinitialised": outcome.start,
+            **trial_numbers(evidence, REINITIALISED),
+        },
+        confidence="shown",
+    )
+
+
+def trials_if_learning(evidence: Evidence) -> Iterable[Trial]:
+    """Draw the weights anew where some start too large, and it is not known what is learnt."""
+    if evidence.task == "unknown" and extreme_gain(evidence, large=True):
+        yield UNCHANGED
+        yield REINITIALISED
+
+
 def trials(evidence: Evidence) -> Iterable[Trial]:
     """Draw the weights anew where some start too large."""
     if extreme_gain(evidence, large=True):
@@ -49,10 +84,11 @@ CAUSE = Cause(
     name="init_scale_too_large",
     meaning="initial weights that are too large",
     kind=Kind.RIVAL,
-    rules=(large_weights,),
+    rules=(first_of(large_weights, large_and_overtaken),),
     fix="initialise by the layers' fan-in (torch.nn.init.kaiming_uniform_)",
     harm="signals grow from layer to layer, so that outputs start confident and wrong",
     source="He et al. 2015, arXiv:1502.01852; the article's claim 7",
     override="init=kaiming",
     trials=trials,
+    trials_if_learning=trials_if_learning,
 )

@@ -6,11 +6,18 @@ from dataclasses import asdict
 from typing import Any
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
-from debugnn.doctor.causes.signals.data import odd_inputs
-from debugnn.doctor.causes.signals.outcome import failing, severity, short
-from debugnn.doctor.causes.signals.trials import FAR_WORSE, cured, trial_numbers
+from debugnn.doctor.causes.signals.data import FAR_SCALE, odd_inputs
+from debugnn.doctor.causes.signals.outcome import (
+    NEARLY_PERFECT,
+    failing,
+    judged,
+    reached,
+    severity,
+    short,
+)
+from debugnn.doctor.causes.signals.trials import FAR_WORSE, cured, shown_by, trial_numbers
 from debugnn.doctor.evidence import Evidence
-from debugnn.doctor.trials import STANDARDISED_INPUTS, UNCHANGED, Trial
+from debugnn.doctor.trials import SCALED_LAYERS, STANDARDISED_INPUTS, UNCHANGED, Trial
 
 # A copy's loss over the unchanged copy's below which the inputs' scale made nearly all of the loss.
 # Weights of usual size take inputs of unit scale to outputs of about unit scale: ten times as large
@@ -123,20 +130,67 @@ def outsized_by_inputs(evidence: Evidence) -> Iterator[Sign]:
     )
 
 
+def large_at_layer(evidence: Evidence) -> tuple[str, float] | None:
+    """Return the layer that takes the largest data, and their root mean square, where only some of
+    the data are large; None where none are, or all that the model is called with."""
+    found = evidence.network.data_inputs.items()
+    name, rms = max(found, key=lambda each: each[1], default=("", 0.0))
+    return (name, rms) if rms > FAR_SCALE and odd_inputs(evidence) is None else None
+
+
+def unscaled_at_layer(evidence: Evidence) -> Iterator[Sign]:
+    """A layer takes data that are large, beside others or in an argument of their own, and a copy
+    learns better where it divides them."""
+    large, cure = large_at_layer(evidence), cured(evidence, SCALED_LAYERS)
+    if large is None or cure is None or not judged(evidence):
+        return
+    name, rms = large
+    yield Sign(
+        severity(evidence),
+        f"{name} takes data whose root mean square is {rms:.3g}, while the model's inputs are of "
+        "unit scale; with each feature divided by its own, a copy learns better (relative loss "
+        f"{evidence.trials[SCALED_LAYERS.name].end:.2f} in place of "
+        f"{evidence.trials[UNCHANGED.name].end:.2f})",
+        "bring what this layer takes to unit scale: a time or a position divided by its largest "
+        "value, or encoded by sines; counts and amounts standardised",
+        layer=name,
+        evidence={
+            "rms_at_layer": rms,
+            "rms": evidence.data.rms,
+            **trial_numbers(evidence, SCALED_LAYERS),
+        },
+        confidence=shown_by(evidence, cure),
+    )
+
+
+def trials_if_learning(evidence: Evidence) -> Iterable[Trial]:
+    """Scale what a layer takes where that alone is large."""
+    if large_at_layer(evidence) and judged(evidence) and reached(evidence) < NEARLY_PERFECT:
+        yield UNCHANGED
+        yield SCALED_LAYERS
+
+
 def trials(evidence: Evidence) -> Iterable[Trial]:
-    """Standardise inputs whose scale is unusual."""
+    """Standardise inputs whose scale is unusual, or what a layer takes of them."""
     if odd_inputs(evidence):
         yield STANDARDISED_INPUTS
+    if large_at_layer(evidence):
+        yield SCALED_LAYERS
 
 
 CAUSE = Cause(
     name="input_scale",
     meaning="inputs far from zero mean and unit scale",
     kind=Kind.RIVAL,
-    rules=(first_of(transformed_again, drifting, unscaled_inputs, outsized_by_inputs),),
+    rules=(
+        first_of(
+            transformed_again, drifting, unscaled_inputs, outsized_by_inputs, unscaled_at_layer
+        ),
+    ),
     fix="subtract the training inputs' mean and divide by their standard deviation",
     harm="no single learning rate suits weights whose inputs differ so much in size",
     source="LeCun et al. 1998, Efficient BackProp, section 4.3",
     override="data.scale=normalised",
     trials=trials,
+    trials_if_learning=trials_if_learning,
 )

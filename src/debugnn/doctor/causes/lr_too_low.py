@@ -27,6 +27,7 @@ from debugnn.doctor.causes.signals.outcome import (
 from debugnn.doctor.causes.signals.trials import (
     LEARNT,
     cured,
+    goes_on,
     overtakes,
     progress,
     shown_by,
@@ -37,13 +38,6 @@ from debugnn.doctor.trials import HIGHER_RATES, RESUMED, UNCHANGED, Trial
 
 # Movement, over STILL, below which no trial is needed.
 WITHOUT_TRIAL = 0.1
-# What a trained copy gains as it goes on at the highest rate, in relative loss of other batches,
-# from which the training had not come to its end: a converged one gains nothing, or loses.
-GOES_ON = 0.05
-# Less is enough where it is this share of what the whole training had gained, many times the steps,
-# and more than the scatter of a relative loss over some hundred samples.
-GOES_ON_SHARE = 0.3
-GOES_ON_LEAST = 0.005
 # Factor on the rate that is proposed where no trial tells one.
 PROPOSED = 1000.0
 
@@ -59,28 +53,12 @@ def constant_rate_learns_more(evidence: Evidence) -> TrialOutcome | None:
     return constant if min(gains) > progress(own) + LEARNT else None
 
 
-def goes_on(evidence: Evidence) -> TrialOutcome | None:
-    """Return the trial that goes on from the trained weights at the highest rate, where it learns
-    more of other batches than it trains on; None where it does not, on one of two sets."""
-    trial = evidence.trials.get(RESUMED.name)
-    if trial is None or trial.end_again is None or trial.start_again is None:
-        return None
-    pairs = (trial.start, trial.end), (trial.start_again, trial.end_again)
-    return trial if all(_gains_much(*pair) for pair in pairs) else None
-
-
-def _gains_much(start: float, end: float) -> bool:
-    before = progress(start)
-    gain = progress(end) - before
-    return gain > min(GOES_ON, max(GOES_ON_LEAST, GOES_ON_SHARE * before))
-
-
 def taken_to_nothing(evidence: Evidence) -> Iterator[Sign]:
     """A schedule that takes the rate to nothing at the beginning, before anything is learnt."""
     fall = vanished_rate(evidence)
     if fall is None:
         return
-    constant, resumed = constant_rate_learns_more(evidence), goes_on(evidence)
+    constant, resumed = constant_rate_learns_more(evidence), goes_on(evidence, RESUMED)
     mended = ""
     if constant is not None:
         mended = (
@@ -111,7 +89,7 @@ def taken_to_nothing(evidence: Evidence) -> Iterator[Sign]:
 def faded(evidence: Evidence) -> Iterator[Sign]:
     """A rate that is next to nothing for half of the training, whose weights learn more at the
     highest rate."""
-    fall, resumed = faded_rate(evidence), goes_on(evidence)
+    fall, resumed = faded_rate(evidence), goes_on(evidence, RESUMED)
     if fall is None or resumed is None or diverged(evidence):
         return
     yield Sign(

@@ -1,18 +1,23 @@
 """A regulariser that outweighs the data."""
 
 from collections.abc import Iterable, Iterator
+from statistics import fmean
 
-from debugnn.doctor.causes.cause import Cause, Kind, Sign
+from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
 from debugnn.doctor.causes.signals.outcome import (
+    NEARLY_PERFECT,
     chooses_candidate,
     code_ignored,
+    diverged,
     doubtful,
+    judged,
+    reached,
     severity,
     short,
 )
-from debugnn.doctor.causes.signals.trials import cured, shown_by, trial_numbers
+from debugnn.doctor.causes.signals.trials import cured, goes_on, shown_by, trial_numbers
 from debugnn.doctor.evidence import Evidence
-from debugnn.doctor.trials import UNREGULARISED, Trial
+from debugnn.doctor.trials import UNREGULARISED, UNREGULARISED_ON, Trial
 
 # Share of the loss that the loss function does not explain: more than half of it is a penalty.
 MOSTLY_PENALTY = 0.5
@@ -23,6 +28,15 @@ ONE_SIDED = 0.95
 SHRUNK = 0.6
 # ‖w‖/‖w₀‖ below which nothing of the weights is left: a decay alone takes them there.
 GONE = 0.01
+# Weight decay from which a copy goes on without it, where training has come to a standstill: in an
+# optimiser that divides the decay by the gradients' size too, usual values of it are 1e-4 and less.
+STRONG_DECAY = 1e-2
+# In another: decay · learning rate · updates, the logarithm of what it alone shrinks a weight by.
+STRONG_SHRINKAGE = 0.5
+# Share of its whole fall by which the loss of a training at a standstill still falls from one third
+# of it to the last one. Means of three medians scatter by less.
+STANDSTILL = 0.02
+THIRD = 3  # of the ten parts that such medians are of
 # Dropout rate above the usual 0.5.
 HIGH_DROPOUT = 0.7
 
@@ -68,6 +82,51 @@ def strong_regulariser(evidence: Evidence) -> Iterator[Sign]:
     )
 
 
+def strong_decay(evidence: Evidence) -> bool:
+    """Return whether decay is strong where a training that has more to learn stands still."""
+    decay, course = evidence.optimizer.weight_decay, evidence.outcome.tenths
+    if not judged(evidence) or reached(evidence) > NEARLY_PERFECT or len(course) < 2 * THIRD:
+        return False
+    shrinkage = decay * (evidence.optimizer.lr or 0.0) * evidence.loop.optimizer_steps
+    adaptive = evidence.optimizer.decay_rescaled and decay >= STRONG_DECAY
+    before, last = fmean(course[-2 * THIRD : -THIRD]), fmean(course[-THIRD:])
+    stands = before - last < STANDSTILL * (course[0] - min(course))
+    return (adaptive or shrinkage > STRONG_SHRINKAGE) and stands and not diverged(evidence)
+
+
+def decay_holds_back(evidence: Evidence) -> Iterator[Sign]:
+    """A training that stands still under weight decay, and whose weights learn more without it."""
+    resumed = goes_on(evidence, UNREGULARISED_ON)
+    if resumed is None or not strong_decay(evidence):
+        return
+    decay = evidence.optimizer.weight_decay
+    yield Sign(
+        severity(evidence),
+        f"training has come to a standstill under a weight decay of {decay:g}; a copy that goes on "
+        f"without it learns more (the relative loss of other batches falls from "
+        f"{resumed.start:.2f} to {resumed.end:.2f} in {resumed.steps} steps)",
+        "lower the weight decay (1e-4 to 1e-2 are usual)"
+        + (", or use AdamW, which keeps it apart from the gradients" if _adam(evidence) else ""),
+        evidence={
+            "weight_decay": decay,
+            "skill": reached(evidence),
+            "loss_before": resumed.start,
+            **trial_numbers(evidence, UNREGULARISED_ON),
+        },
+        confidence="shown",
+    )
+
+
+def _adam(evidence: Evidence) -> bool:
+    return evidence.optimizer.decay_rescaled and evidence.optimizer.name == "Adam"
+
+
+def trials_if_learning(evidence: Evidence) -> Iterable[Trial]:
+    """Go on without weight decay where a strong one may hold the training back."""
+    if strong_decay(evidence):
+        yield UNREGULARISED_ON
+
+
 def collapsed_posterior(evidence: Evidence) -> Iterator[Sign]:
     """A code that is pulled to its prior so hard that it tells nothing of the inputs."""
     before, now = evidence.outcome.initial_latent, evidence.outcome.latent
@@ -92,19 +151,21 @@ def collapsed_posterior(evidence: Evidence) -> Iterator[Sign]:
 
 
 def trials(evidence: Evidence) -> Iterable[Trial]:
-    """Turn weight decay and dropout off where there is some."""
+    """Turn weight decay and dropout off where there is some; go on without where decay is strong."""
     if evidence.optimizer.weight_decay > 0 or evidence.network.dropout > 0:
         yield UNREGULARISED
+    yield from trials_if_learning(evidence)
 
 
 CAUSE = Cause(
     name="over_regularised",
     meaning="a regulariser that outweighs the data",
     kind=Kind.RIVAL,
-    rules=(strong_regulariser, collapsed_posterior),
+    rules=(first_of(strong_regulariser, decay_holds_back), collapsed_posterior),
     fix="weaken the regulariser until the training samples are learnt",
     harm="the penalty pulls the weights harder than the data do",
     source="Goodfellow et al. 2016, Deep Learning, chapter 7: underfitting by regularisation",
     override="reg=none",
     trials=trials,
+    trials_if_learning=trials_if_learning,
 )

@@ -45,6 +45,7 @@ class OptimizerFacts:
     frozen_held: list[str] = field(default_factory=list)  # requires_grad=False, and held
     lr: float | None = None
     weight_decay: float = 0.0
+    decay_rescaled: bool = False  # the decay is part of a gradient whose size does not count
     # [update, learning rate of each group], where a rate changed (at most 64 points) and at the end
     rates: list[list[float]] = field(default_factory=list)
     # The highest rate that a scheduler wrote into the groups as its base or its maximum.

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from debugnn.doctor import troubles
 from debugnn.doctor.copies import copied_model
+from debugnn.doctor.data_inputs import data_inputs
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.observe.architecture import network_facts
 from debugnn.doctor.observe.broken_path import broken_path_facts
@@ -243,6 +244,7 @@ def examine(
             buffer.copy_(buffers[name])
     with without_dropout(model, training=False):
         signals, evidence.network.output_signal = signal_sizes(model, call)
+        evidence.network.data_inputs = data_inputs(model, call)
     evidence.weights = weight_facts(model, forward_order(model, call), signals)
     return task
 

@@ -11,6 +11,15 @@ from debugnn.doctor.evidence import OptimizerFacts
 _POINTS = 64  # most points that are kept of the learning rate's course
 # Where PyTorch's schedulers note the rate that they multiply, and the one that they rise to.
 _SCHEDULED = ("initial_lr", "max_lr")
+_ADAPTIVE = (
+    torch.optim.Adam,
+    torch.optim.Adamax,
+    torch.optim.NAdam,
+    torch.optim.RAdam,
+    torch.optim.RMSprop,
+    torch.optim.Adagrad,
+    torch.optim.Adadelta,
+)
 
 
 class RateCurve:
@@ -83,6 +92,7 @@ def optimizer_facts(
         frozen_held=[n for n, p in parameters.items() if not p.requires_grad and id(p) in held],
         lr=max((float(g["lr"]) for g in groups), default=None),
         weight_decay=max(decays, default=0.0),
+        decay_rescaled=_rescales_decay(optimizer),
         rates=[list(point) for point in rates],
         scheduled=max(
             (float(g[k]) for g in optimizer.param_groups for k in _SCHEDULED if k in g),
@@ -90,6 +100,16 @@ def optimizer_facts(
         ),
         **_lost_eps(optimizer),
     )
+
+
+def _rescales_decay(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether weight decay is added to gradients that are divided by their size afterwards.
+
+    A weight with small gradients is then pulled to 0 as fast as one with large gradients is moved
+    by them (Loshchilov & Hutter 2019, arXiv:1711.05101).
+    """
+    decoupled = any(group.get("decoupled_weight_decay") for group in optimizer.param_groups)
+    return isinstance(optimizer, _ADAPTIVE) and not decoupled
 
 
 def _lost_eps(optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import math
 
-from debugnn.doctor.evidence import Evidence
+from debugnn.doctor.evidence import Evidence, TrialOutcome
 from debugnn.doctor.trials import UNCHANGED, Trial
 
 # Gain (1 − relative loss) by which a trial has learnt something at all.
@@ -15,6 +15,17 @@ BETTER = 0.1
 # anything but the rate then cures where it brings the loss down to CALM.
 FAR_WORSE = 1.5
 CALM = 1.05
+# The same where the change makes it better than guessing, be it by a little: both together are more
+# than the scatter of a loss over a few batches.
+WORSE = 1.25
+
+# What a trained copy gains as it goes on at the highest rate, in relative loss of other batches,
+# from which the training had not come to its end: a converged one gains nothing, or loses.
+GOES_ON = 0.05
+# Less is enough where it is this share of what the whole training had gained, many times the steps,
+# and more than the scatter of a relative loss over some hundred samples.
+GOES_ON_SHARE = 0.3
+GOES_ON_LEAST = 0.005
 
 
 def cured(evidence: Evidence, *trials: Trial) -> Trial | None:
@@ -48,9 +59,11 @@ def _cure(trial: Trial, end: float, unchanged: float) -> float:
         end: its relative loss at the end.
         unchanged: the same of the unchanged trial.
     """
-    if (not math.isfinite(unchanged) or unchanged > FAR_WORSE) and trial.lr == 1.0 and end < CALM:
-        # Far worse than guessing: a change that leaves the rate alone tells enough where it brings
-        # the loss to that of guessing. A lower rate does so without curing anything.
+    far_worse = not math.isfinite(unchanged) or unchanged > FAR_WORSE
+    calmed = (far_worse and end < CALM) or (unchanged > WORSE and end < 1)
+    if calmed and trial.lr == 1.0:
+        # A change that leaves the rate alone tells enough where it brings a loss far above that of
+        # guessing down to it. A lower rate does so without curing anything.
         return 2.0 - end
     gain, base = progress(end), progress(unchanged)
     return gain if gain >= min(CURED * base + LEARNT, base + BETTER) else 0.0
@@ -60,14 +73,34 @@ def overtakes(evidence: Evidence, trial: Trial | None) -> bool:
     """Return whether a trial gets farther in its few steps than the whole training did.
 
     On two sets of batches; and on other batches than it trains on, where they were measured: a high
-    rate may learn a few by heart.
+    rate may learn a few by heart. Of an unknown task by the loss itself.
     """
     own = evidence.outcome.train.relative_loss
     outcome = None if trial is None else evidence.trials.get(trial.name)
-    if own is None or outcome is None or outcome.end_again is None:
+    if outcome is None or outcome.end_again is None:
+        return False
+    if evidence.task == "unknown":
+        return _falls_below(evidence, outcome.start, outcome.end, outcome.end_again)
+    if own is None:
         return False
     ends = (outcome.end, outcome.end_again, outcome.others, outcome.others_again)
     return min(progress(end) for end in ends if end is not None) > progress(own) + LEARNT
+
+
+def goes_on(evidence: Evidence, trial: Trial) -> TrialOutcome | None:
+    """Return a trial that goes on from the trained weights, where it learns more of other batches
+    than it trains on; None where it does not, on one of two sets."""
+    outcome = evidence.trials.get(trial.name)
+    if outcome is None or outcome.end_again is None or outcome.start_again is None:
+        return None
+    pairs = (outcome.start, outcome.end), (outcome.start_again, outcome.end_again)
+    return outcome if all(_gains_much(*pair) for pair in pairs) else None
+
+
+def _gains_much(start: float, end: float) -> bool:
+    before = progress(start)
+    gain = progress(end) - before
+    return gain > min(GOES_ON, max(GOES_ON_LEAST, GOES_ON_SHARE * before))
 
 
 def progress(end: float) -> float:
@@ -83,3 +116,19 @@ def trial_numbers(evidence: Evidence, *trials: Trial) -> dict[str, float]:
     """Return the relative losses at the end of trials: 1 is the best constant predictor."""
     run = (trial for trial in (UNCHANGED, *trials) if trial.name in evidence.trials)
     return {f"trial: {trial.name}": evidence.trials[trial.name].end for trial in run}
+
+
+def promises(evidence: Evidence, trial: Trial) -> bool:
+    """Return whether a trial's outcome on the first set of batches is worth a second one."""
+    if evidence.task != "unknown":
+        return cured(evidence, trial) is not None
+    outcome = evidence.trials.get(trial.name)
+    return outcome is not None and _falls_below(evidence, outcome.start, outcome.end)
+
+
+def _falls_below(evidence: Evidence, start: float, *ends: float) -> bool:
+    """Return whether a trial's losses are below that which the whole training came to."""
+    last = evidence.outcome.last_loss
+    if last is None or evidence.adversarial or evidence.loss.opposed:
+        return False
+    return max(ends) < last - LEARNT * max(abs(last), abs(start))

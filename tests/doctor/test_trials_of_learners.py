@@ -1,0 +1,196 @@
+"""Trainings that learn something, and whose trials show what keeps them from learning more."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from debugnn.doctor import Doctor
+from debugnn.doctor.data_inputs import data_inputs, scale_data_inputs
+from debugnn.doctor.observe.calls import Call
+
+
+def watched(model, optimizer, loss_fn, batches, scheduler=None):
+    """The report of a plain training on the batches."""
+    with Doctor(model, optimizer, loss_fn=loss_fn) as doctor:
+        for inputs, targets in batches:
+            optimizer.zero_grad()
+            given = inputs if isinstance(inputs, tuple) else (inputs,)
+            loss = loss_fn(model(*given), targets)
+            loss.backward()
+            optimizer.step()
+            if scheduler is not None:
+                scheduler.step()
+            doctor.step(loss, inputs, targets)
+        return doctor.report()
+
+
+# --- weight decay that holds a training back ------------------------------------------------------
+
+
+def surface(steps, size=64):
+    """A regression whose small parts take small weights' gradients to see."""
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        x = torch.randn(size, 6, generator=generator)
+        yield x, (x[:, :1] * x[:, 1:2] + torch.sin(2 * x[:, 2:3])) / 1.3
+
+
+@pytest.mark.parametrize(
+    ("make", "main"),
+    [
+        (lambda p: torch.optim.Adam(p, lr=3e-3, weight_decay=0.1), "over_regularised"),
+        (lambda p: torch.optim.Adamax(p, lr=5e-3, weight_decay=0.1), "over_regularised"),
+        (lambda p: torch.optim.AdamW(p, lr=3e-3, weight_decay=0.1), "healthy"),
+        (lambda p: torch.optim.Adam(p, lr=3e-3, weight_decay=1e-5), "healthy"),
+    ],
+    ids=["adam", "adamax", "decoupled", "slight"],
+)
+def test_a_decay_within_an_adaptive_gradient_holds_a_training_back(make, main):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(),
+                          nn.Linear(64, 1))  # fmt: skip
+    report = watched(model, make(model.parameters()), nn.MSELoss(), surface(400))
+    assert report.main_cause == main, report.details()
+    if main != "healthy":
+        assert report.main.confidence == "shown"
+        assert report.evidence.outcome.train.skill < 0.9
+
+
+# --- data that only one layer takes ---------------------------------------------------------------
+
+
+class Timed(nn.Module):
+    """Values at a time, which is handed over beside them or in its own layer."""
+
+    def __init__(self, apart):
+        super().__init__()
+        self.first = nn.Linear(3 if apart else 4, 64)
+        self.clock = nn.Linear(1, 64) if apart else None
+        self.rest = nn.Sequential(nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 3))
+
+    def forward(self, x, t):
+        t = t.float().unsqueeze(1)
+        if self.clock is None:
+            return self.rest(self.first(torch.cat([x, t], dim=1)))
+        return self.rest(self.first(x) + self.clock(t))
+
+
+def blurred(steps, longest, size=64):
+    """Noisy copies of points on a curve; what to find is the noise, whose share grows with t."""
+    generator = torch.Generator().manual_seed(2)
+    for _ in range(steps):
+        angle = 2 * math.pi * torch.rand(size, 1, generator=generator)
+        clean = torch.cat([angle.cos(), angle.sin(), (2 * angle).sin()], dim=1) * 1.2
+        t = torch.randint(1, longest, (size,), generator=generator)
+        share = (t / longest).unsqueeze(1)
+        noise = torch.randn(size, 3, generator=generator)
+        yield (((1 - share).sqrt() * clean + share.sqrt() * noise), t), noise
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_time_as_it_is_beside_inputs_of_unit_scale(apart):
+    torch.manual_seed(0)
+    model = Timed(apart)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    report = watched(model, optimizer, nn.MSELoss(), blurred(300, 1000))
+    assert report.main_cause == "input_scale", report.details()
+    assert report.main.layer == ("clock" if apart else "first")
+    assert report.main.confidence == "shown"
+
+
+def test_a_time_of_unit_scale_is_no_fault():
+    torch.manual_seed(0)
+
+    class Scaled(Timed):
+        def forward(self, x, t):
+            return super().forward(x, t / 1000)
+
+    model = Scaled(False)
+    report = watched(model, torch.optim.Adam(model.parameters(), lr=3e-3), nn.MSELoss(),
+                     blurred(300, 1000))  # fmt: skip
+    assert report.healthy is not False, report.details()
+
+
+def test_layers_that_take_data_are_those_without_a_parameter_before_them():
+    torch.manual_seed(0)
+
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words = nn.Embedding(10, 4)
+            self.conv = nn.Conv1d(2, 3, 3, padding=1)
+            self.hidden = nn.Linear(3, 4)
+            self.amount = nn.Linear(2, 4)
+            self.out = nn.Linear(4, 1)
+
+        def forward(self, series, words, amounts):
+            seen = self.hidden(self.conv(series).relu().mean(dim=2)) + self.words(words)
+            return self.out((seen + self.amount(amounts)).tanh())
+
+    model = Mixed()
+    series, amounts = torch.randn(5, 2, 7), torch.tensor([[300.0, 0.1]]).repeat(5, 1)
+    call = Call((series, torch.randint(10, (5,)), amounts), {})
+    found = data_inputs(model, call)
+    assert set(found) == {"conv", "amount"}
+    assert found["conv"] == pytest.approx(series.square().mean().sqrt().item())
+    assert found["amount"] == pytest.approx(((300.0**2 + 0.1**2) / 2) ** 0.5)
+    taken = []
+    scale_data_inputs(model, [call])
+    model.amount.register_forward_pre_hook(lambda layer, args: taken.append(args[0]))
+    call(model)
+    expected = torch.tensor([[1.0, 0.1]]).repeat(5, 1)  # what is small already stays
+    torch.testing.assert_close(taken[0], expected)
+
+
+# --- weights that start too large, whatever the task is -------------------------------------------
+
+
+class Couplings(nn.Module):
+    """A small flow of affine coupling layers (Dinh et al. 2017, arXiv:1605.08803)."""
+
+    def __init__(self, std):
+        super().__init__()
+        self.nets = nn.ModuleList(
+            nn.Sequential(nn.Linear(2, 32), nn.Tanh(), nn.Linear(32, 4)) for _ in range(4)
+        )
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear) and std is not None:
+                nn.init.normal_(layer.weight, std=std)
+
+    def forward(self, x):
+        volume = torch.zeros(len(x))
+        for net in self.nets:
+            held, moved = x.chunk(2, dim=1)
+            scale, shift = net(held).chunk(2, dim=1)
+            scale = scale.tanh() * 2
+            moved = moved * scale.exp() + shift
+            x, volume = torch.cat([moved, held], dim=1), volume + scale.sum(dim=1)
+        return x, volume
+
+
+def ring(steps, size=128):
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(steps):
+        angle = 2 * math.pi * torch.rand(size, 2, generator=generator)
+        x = torch.cat([angle.cos(), angle.sin()], dim=1) * 1.4
+        yield x + 0.1 * torch.randn(size, 4, generator=generator), None
+
+
+def bits(outputs, targets):
+    z, volume = outputs
+    return (0.5 * z.square().sum(dim=1) + 2 * math.log(2 * math.pi) - volume).mean()
+
+
+@pytest.mark.parametrize(("std", "main"), [(2.0, "init_scale_too_large"), (None, None)])
+def test_a_copy_with_usual_weights_overtakes_a_density_that_started_with_large_ones(std, main):
+    torch.manual_seed(0)
+    model = Couplings(std)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    report = watched(model, optimizer, bits, ring(250))
+    assert report.evidence.task == "unknown"
+    if main is None:
+        assert report.healthy is not False, report.details()
+    else:
+        assert report.main_cause == main, report.details()
