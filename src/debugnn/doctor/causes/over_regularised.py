@@ -151,7 +151,7 @@ def collapsed_posterior(evidence: Evidence) -> Iterator[Sign]:
 
 
 def trials(evidence: Evidence) -> Iterable[Trial]:
-    """Turn weight decay and dropout off where there is some; go on without where decay is strong."""
+    """Turn weight decay and dropout off where there is some; go on without a strong decay."""
     if evidence.optimizer.weight_decay > 0 or evidence.network.dropout > 0:
         yield UNREGULARISED
     yield from trials_if_learning(evidence)
