@@ -152,3 +152,38 @@ def test_a_season_without_noise_is_no_leak(period):
     given[:, PAST:, 0] = 0.0
     report = trained(Windows(), given, x[:, PAST:, 0])
     assert "label_leak" not in [f.cause for f in report.findings]
+
+
+class Decoder(nn.Module):
+    """Says values of a series from its past and from what is known of the time ahead."""
+
+    def __init__(self):
+        super().__init__()
+        self.past, self.ahead = nn.GRU(2, 16, batch_first=True), nn.GRU(2, 16, batch_first=True)
+        self.out = nn.Linear(16, 1)
+
+    def forward(self, past, known):
+        return self.out(self.ahead(known, self.past(past)[1])[0]).squeeze(-1)
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+def test_a_decoder_that_is_given_its_targets_is_a_leak(shifted):
+    x = windows(series(), PAST + 2 * AHEAD)
+    past, ahead = x[:, : -2 * AHEAD], x[:, -2 * AHEAD :]
+    known = ahead.clone()
+    if shifted:  # each position is given the value before its own
+        known[:, :, 0] = x[:, -2 * AHEAD - 1 : -1, 0]
+    torch.manual_seed(0)
+    model = Decoder()
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    with Doctor(model, optimizer, loss_fn=F.mse_loss) as doctor:
+        for batch in torch.randperm(len(x)).repeat(4).split(32):
+            optimizer.zero_grad()
+            given = past[batch], known[batch]
+            loss = F.mse_loss(model(*given), 2 * ahead[batch][:, :, 0] - 1)
+            loss.backward()
+            optimizer.step()
+            doctor.step(loss, given, 2 * ahead[batch][:, :, 0] - 1)
+        report = doctor.report()
+    named = [f.cause for f in report.findings]
+    assert ("label_leak" in named) is not shifted, report.details()

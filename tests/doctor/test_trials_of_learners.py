@@ -144,6 +144,43 @@ def test_layers_that_take_data_are_those_without_a_parameter_before_them():
     torch.testing.assert_close(taken[0], expected)
 
 
+class Prepared(nn.Module):
+    """Takes the logarithm of amounts itself, which inputs of mean 0 have none of."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.scale = scale
+        self.net = nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 1))
+
+    def forward(self, x):
+        amounts, days = x[:, :2], x[:, 2:]
+        return self.net(torch.cat([(amounts + 1).log(), days * self.scale], dim=1)).squeeze(1)
+
+
+def rare_events(steps, size=64):
+    generator = torch.Generator().manual_seed(5)
+    for _ in range(steps):
+        amounts = 30 * torch.rand(size, 2, generator=generator)
+        days = 6000 * torch.rand(size, 2, generator=generator)
+        score = (amounts + 1).log().diff(dim=1)[:, 0] + days[:, 0] / 3000 - days[:, 1] / 3000
+        yield torch.cat([amounts, days], dim=1), (score > 1).float()
+
+
+def weighed(logits, targets):
+    weights = torch.where(targets > 0, 0.8, 0.2)
+    return nn.functional.binary_cross_entropy_with_logits(logits, targets, weights)
+
+
+@pytest.mark.parametrize(("scale", "main"), [(1.0, "input_scale"), (1 / 3000, "healthy")])
+def test_data_that_the_model_prepares_are_scaled_where_its_layer_takes_them(scale, main):
+    """Of a weighted loss: by the task's own loss no copy is better than guessing."""
+    torch.manual_seed(0)
+    model = Prepared(scale)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    report = watched(model, optimizer, weighed, rare_events(300))
+    assert report.main_cause == main, report.details()
+
+
 # --- weights that start too large, whatever the task is -------------------------------------------
 
 
@@ -194,3 +231,68 @@ def test_a_copy_with_usual_weights_overtakes_a_density_that_started_with_large_o
         assert report.healthy is not False, report.details()
     else:
         assert report.main_cause == main, report.details()
+
+
+# --- unknown tasks by their own loss --------------------------------------------------------------
+
+
+class Embedded(nn.Module):
+    """Three points in another space: one, one like it, and another."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 8))
+
+    def forward(self, anchors, alike, others):
+        return self.net(anchors), self.net(alike), self.net(others)
+
+
+def triplets(steps, scale=1.0, size=64):
+    """Points of eight kinds that one direction of the space tells apart, and noise in the rest."""
+    generator = torch.Generator().manual_seed(6)
+    kinds = torch.randn(8, 2, generator=generator)
+
+    def points(labels):
+        noise = 2 * torch.randn(len(labels), 6, generator=generator)
+        return scale * torch.cat([kinds[labels], noise], dim=1)
+
+    for _ in range(steps):
+        labels = torch.randint(8, (size,), generator=generator)
+        others = (labels + torch.randint(1, 8, (size,), generator=generator)) % 8
+        yield (points(labels), points(labels), points(others)), None
+
+
+def margin(outputs, targets):
+    return nn.functional.triplet_margin_loss(*outputs, margin=1.0)
+
+
+@pytest.mark.parametrize(
+    ("rate", "scale", "main"),
+    [(1e-7, 1.0, "lr_too_low"), (1e-3, 1.0, None), (1e-3, 300.0, "input_scale")],
+)
+def test_a_triplet_net_by_its_own_loss(rate, scale, main):
+    torch.manual_seed(0)
+    model = Embedded()
+    optimizer = torch.optim.Adam(model.parameters(), lr=rate)
+    report = watched(model, optimizer, margin, triplets(250, scale))
+    assert report.evidence.task == "unknown"
+    if main is None:
+        assert report.healthy is not False, report.details()
+    else:
+        assert (report.healthy, report.main_cause) == (False, main), report.details()
+
+
+def test_weights_that_stay_where_they_began_are_seen_without_a_loss_function():
+    torch.manual_seed(0)
+    model = Embedded()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-7)
+    with Doctor(model, optimizer) as doctor:
+        for given, _ in triplets(220):
+            optimizer.zero_grad()
+            loss = margin(model(*given), None)
+            loss.backward()
+            optimizer.step()
+            doctor.step(loss)
+        report = doctor.report()
+    assert (report.healthy, report.main_cause) == (False, "lr_too_low"), report.details()
+    assert report.main.confidence == "suspected"

@@ -27,6 +27,8 @@ from debugnn.doctor.unit_signals import give_unit_signals
 _PASSES = 4  # most passes of an update
 _FIRST, _LAST = 2, 6  # steps that the relative loss at the start and at the end is the mean of
 
+_Change = Callable[[Batch], Batch]
+
 
 class CopyTraining:
     """A plain training loop over a copy of a model, on given batches in turn.
@@ -75,11 +77,12 @@ class CopyTraining:
         self.optimizer = _optimizer(self.model, optimizer, groups, trial)
         if trial.rectified:
             self.model = Rectified(self.model, batches[0].call)
-        self.batches = list(batches)
+        self._changes: list[_Change] = []
         if trial.standardised_inputs:
-            self.batches = _with_standardised_inputs(self.batches, layout)
+            self._changes.append(_standardises_inputs(batches, layout))
         if trial.standardised_targets:
-            self.batches = _with_standardised_targets(self.batches)
+            self._changes.append(_standardises_targets(batches))
+        self.batches = [self.changed(batch) for batch in batches]
         self.taken = 0
         self._passes = min(passes, _PASSES, len(self.batches))
         # Of the mean over the passes, or of their sum.
@@ -114,6 +117,12 @@ class CopyTraining:
                 self.optimizer.step()
         return outputs, batch.targets, loss.detach()
 
+    def changed(self, batch: Batch) -> Batch:
+        """Return a batch as the trial changes those that it trains on."""
+        for change in self._changes:
+            batch = change(batch)
+        return batch
+
     def set_lr(self, lr: float) -> None:
         """Set the learning rate of all parameter groups."""
         for group in self.optimizer.param_groups:
@@ -147,14 +156,26 @@ class CopyTraining:
             nn.utils.clip_grad_norm_(parameters, self._clipped)
 
 
-def run(training: CopyTraining, task: Task, steps: int) -> TrialOutcome:
-    """Train for `steps` steps, or until the loss is not finite."""
+def run(
+    training: CopyTraining, task: Task, steps: int, own_constant: float | None = None
+) -> TrialOutcome:
+    """Train for `steps` steps, or until the loss is not finite.
+
+    Args:
+        own_constant: the loss function's own value at the best constant outputs. Where it is known,
+            the relative loss is the lower one by either loss: the task's own, or the function's,
+            which may weigh classes and so ask for other outputs. None where it is not, and where
+            the trial changes the loss.
+    """
     targets = [batch.targets for batch in training.batches if isinstance(batch.targets, Tensor)]
     # Of all batches together: the targets of one alone vary less.
     constant = constant_loss(task, torch.cat(targets)) if targets else None
     curve: list[float] = []
     while len(curve) < steps and (not curve or math.isfinite(curve[-1])):
-        curve.append(_relative_loss(task, *training.step(), constant))
+        outputs, targets, loss = training.step()
+        curve.append(_relative_loss(task, outputs, targets, loss, constant))
+        if own_constant is not None and constant is not None:
+            curve[-1] = min(curve[-1], loss.float().item() / own_constant)
     finite = math.isfinite(curve[-1])
     return TrialOutcome(
         steps=len(curve),
@@ -173,25 +194,29 @@ def _relative_loss(
     return value / constant
 
 
-def _with_standardised_inputs(batches: Sequence[Batch], layout: Layout) -> list[Batch]:
-    """Each batch with inputs of mean 0 and standard deviation 1, a channel or feature each."""
+def _standardises_inputs(batches: Sequence[Batch], layout: Layout) -> _Change:
+    """Give batches inputs of mean 0 and standard deviation 1, a channel or feature each."""
     inputs = [layout.inputs(batch.call) for batch in batches]
     rows = torch.cat([tensor for tensor in inputs if tensor is not None])
     mean, std = mean_and_deviation(rows.float())
-    known = {id(tensor) for tensor in inputs}
 
-    def standardise(tensor: Tensor) -> Tensor:
-        alike = id(tensor) in known or tensor.shape[1:] == rows.shape[1:]
-        return (tensor - mean) / std if alike and tensor.is_floating_point() else tensor
+    def change(batch: Batch) -> Batch:
+        own = layout.inputs(batch.call)
 
-    return [Batch(batch.call.map(standardise), batch.targets) for batch in batches]
+        def standardise(tensor: Tensor) -> Tensor:
+            alike = tensor is own or tensor.shape[1:] == rows.shape[1:]
+            return (tensor - mean) / std if alike and tensor.is_floating_point() else tensor
+
+        return Batch(batch.call.map(standardise), batch.targets)
+
+    return change
 
 
-def _with_standardised_targets(batches: Sequence[Batch]) -> list[Batch]:
-    """Each batch with targets of mean 0 and standard deviation 1."""
+def _standardises_targets(batches: Sequence[Batch]) -> _Change:
+    """Give batches targets of mean 0 and standard deviation 1."""
     values = torch.cat([batch.targets.float() for batch in batches])
     mean, std = values.mean(), values.std().clamp_min(1e-12)
-    return [Batch(batch.call, (batch.targets - mean) / std) for batch in batches]
+    return lambda batch: Batch(batch.call, (batch.targets - mean) / std)
 
 
 def _optimizer(

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from statistics import fmean
 
 import torch
 
@@ -12,6 +13,7 @@ from debugnn.doctor.copy_training import CopyTraining, run
 from debugnn.doctor.evidence import Evidence, Score, TrialOutcome
 from debugnn.doctor.observe.buffer import Batch, BatchBuffer
 from debugnn.doctor.observe.layout import Layout
+from debugnn.doctor.observe.modes import without_dropout
 from debugnn.doctor.observe.outcome import outputs_of, score_of
 from debugnn.doctor.observe.samples import fingerprints
 from debugnn.doctor.observe.task import Task
@@ -106,8 +108,9 @@ class TrialRunner:
                 others = _without(others, batches, self._watched.layout)
                 if trial.resumed:
                     return self._gone_on(training, others, min(_STEPS_ON, left))
-                outcome = run(training, task, min(_STEPS, left))
-                if trial.lr != 1 and others:  # a few batches may be learnt by heart
+                outcome = run(training, task, min(_STEPS, left), self._own_constant(trial))
+                # A few batches may be learnt by heart.
+                if others and (trial.lr != 1 or task.kind == "unknown"):
                     outcome.others = self._loss_of(training, others)
                 return outcome
             except Exception as error:  # whatever model, loss or optimiser raise under the change
@@ -122,10 +125,22 @@ class TrialRunner:
         return TrialOutcome(steps=steps, start=start, end=self._loss_of(training, others))
 
     def _loss_of(self, training: CopyTraining, batches: Sequence[Batch]) -> float:
-        """Return a copy's relative loss of batches, in evaluation mode."""
-        found = outputs_of(training.model, batches, training=False)
-        relative = score_of(found, self._watched.task or Task("unknown"), []).relative_loss
+        """Return a copy's relative loss of batches, in evaluation mode; of an unknown task the loss
+        itself."""
+        task, loss_fn, model = self._watched.task, self._watched.loss_fn, training.model
+        if loss_fn is not None and (task is None or task.kind == "unknown"):
+            with torch.no_grad(), without_dropout(model, training=False):
+                known = [training.changed(batch) for batch in batches]
+                return fmean(_mean(loss_fn(b.call(model), b.targets)) for b in known)
+        found = outputs_of(model, batches, training=False)
+        relative = score_of(found, task or Task("unknown"), []).relative_loss
         return math.nan if relative is None else relative
+
+    def _own_constant(self, trial: Trial) -> float | None:
+        """Return the loss function's value at the best constant outputs, as the trial has it."""
+        loss, own = self.evidence.loss, self.evidence.outcome.own_loss
+        changed = trial.averaged_loss or trial.standardised_targets
+        return own.constant if loss.confirmed and not (loss.opposed or changed) else None
 
     @contextmanager
     def _seeded(self) -> Iterator[None]:
@@ -164,6 +179,10 @@ class TrialRunner:
             passes=added or 1,
             undivided=added is not None,
         )
+
+
+def _mean(loss: torch.Tensor) -> float:
+    return loss.float().mean().item()
 
 
 def _without(batches: Sequence[Batch], others: Sequence[Batch], layout: Layout) -> list[Batch]:

@@ -163,7 +163,7 @@ def trials_to_confirm(evidence: Evidence) -> Iterator[Trial]:
             continue
         if outcome is None or outcome.end_again is not None or not promises(evidence, trial):
             continue
-        if evidence.trials[UNCHANGED.name].end_again is None:
+        if unchanged is not None and unchanged.end_again is None:
             yield UNCHANGED
         yield trial
 

@@ -15,7 +15,13 @@ from debugnn.doctor.causes.signals.outcome import (
     severity,
     short,
 )
-from debugnn.doctor.causes.signals.trials import FAR_WORSE, cured, shown_by, trial_numbers
+from debugnn.doctor.causes.signals.trials import (
+    FAR_WORSE,
+    cured,
+    overtakes,
+    shown_by,
+    trial_numbers,
+)
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.trials import SCALED_LAYERS, STANDARDISED_INPUTS, UNCHANGED, Trial
 
@@ -130,25 +136,49 @@ def outsized_by_inputs(evidence: Evidence) -> Iterator[Sign]:
     )
 
 
+def overtaken_with_standardised_inputs(evidence: Evidence) -> Iterator[Sign]:
+    """The inputs' scale is unusual, the task unknown, and the loss of a copy with standardised ones
+    falls below that which the whole training came to."""
+    odd = odd_inputs(evidence)
+    if odd is None or evidence.task != "unknown" or not overtakes(evidence, STANDARDISED_INPUTS):
+        return
+    outcome, last = evidence.trials[STANDARDISED_INPUTS.name], evidence.outcome.last_loss
+    yield Sign(
+        "warning",
+        f"the inputs are not standardised, {odd}, and after {evidence.loop.steps} steps the loss "
+        f"is {last:.3g}; with standardised inputs a copy gets to {outcome.end:.3g} in "
+        f"{outcome.steps} steps",
+        evidence={
+            "rms": evidence.data.rms,
+            "mean": evidence.data.mean,
+            "std": evidence.data.std,
+            "last_loss": last,
+            **trial_numbers(evidence, STANDARDISED_INPUTS),
+        },
+        confidence="shown",
+    )
+
+
 def large_at_layer(evidence: Evidence) -> tuple[str, float] | None:
-    """Return the layer that takes the largest data, and their root mean square, where only some of
-    the data are large; None where none are, or all that the model is called with."""
+    """Return the layer that takes the largest data, and their root mean square; None where none of
+    them are large."""
     found = evidence.network.data_inputs.items()
     name, rms = max(found, key=lambda each: each[1], default=("", 0.0))
-    return (name, rms) if rms > FAR_SCALE and odd_inputs(evidence) is None else None
+    return (name, rms) if rms > FAR_SCALE else None
 
 
 def unscaled_at_layer(evidence: Evidence) -> Iterator[Sign]:
-    """A layer takes data that are large, beside others or in an argument of their own, and a copy
-    learns better where it divides them."""
+    """A layer takes data that are large: beside others, in an argument of their own, or as the
+    model prepares them; and a copy learns better where it divides them."""
     large, cure = large_at_layer(evidence), cured(evidence, SCALED_LAYERS)
     if large is None or cure is None or not judged(evidence):
         return
     name, rms = large
+    beside = "" if odd_inputs(evidence) else ", while the model's first inputs are of unit scale"
     yield Sign(
         severity(evidence),
-        f"{name} takes data whose root mean square is {rms:.3g}, while the model's inputs are of "
-        "unit scale; with each feature divided by its own, a copy learns better (relative loss "
+        f"{name} takes data whose root mean square is {rms:.3g}{beside}; with each feature divided "
+        "by its own, a copy learns better (relative loss "
         f"{evidence.trials[SCALED_LAYERS.name].end:.2f} in place of "
         f"{evidence.trials[UNCHANGED.name].end:.2f})",
         "bring what this layer takes to unit scale: a time or a position divided by its largest "
@@ -164,8 +194,12 @@ def unscaled_at_layer(evidence: Evidence) -> Iterator[Sign]:
 
 
 def trials_if_learning(evidence: Evidence) -> Iterable[Trial]:
-    """Scale what a layer takes where that alone is large."""
-    if large_at_layer(evidence) and judged(evidence) and reached(evidence) < NEARLY_PERFECT:
+    """Scale what a layer takes where that alone is large; standardise where no task is known."""
+    if evidence.task == "unknown" and odd_inputs(evidence):
+        yield UNCHANGED
+        yield STANDARDISED_INPUTS
+    large = large_at_layer(evidence) and odd_inputs(evidence) is None
+    if large and judged(evidence) and reached(evidence) < NEARLY_PERFECT:
         yield UNCHANGED
         yield SCALED_LAYERS
 
@@ -174,7 +208,8 @@ def trials(evidence: Evidence) -> Iterable[Trial]:
     """Standardise inputs whose scale is unusual, or what a layer takes of them."""
     if odd_inputs(evidence):
         yield STANDARDISED_INPUTS
-    if large_at_layer(evidence):
+    tried = STANDARDISED_INPUTS.name in evidence.trials and not cured(evidence, STANDARDISED_INPUTS)
+    if large_at_layer(evidence) and (tried or odd_inputs(evidence) is None):
         yield SCALED_LAYERS
 
 
@@ -184,7 +219,12 @@ CAUSE = Cause(
     kind=Kind.RIVAL,
     rules=(
         first_of(
-            transformed_again, drifting, unscaled_inputs, outsized_by_inputs, unscaled_at_layer
+            transformed_again,
+            drifting,
+            unscaled_inputs,
+            outsized_by_inputs,
+            overtaken_with_standardised_inputs,
+            unscaled_at_layer,
         ),
     ),
     fix="subtract the training inputs' mean and divide by their standard deviation",

@@ -229,6 +229,9 @@ def targets_among_inputs(evidence: Evidence) -> Iterator[Sign]:
     if facts.shifted and change > SEES:
         harmed = change >= FOLLOWS or short(evidence)
         yield _sees_next_value(facts, "error" if harmed else "note")
+    if facts.aligned and change >= FOLLOWS:
+        yield _given_its_targets(facts)
+        return
     if facts.last_of_axis is None or change < FOLLOWS:
         return
     if facts.last_positions > END * facts.positions:
@@ -253,6 +256,23 @@ def targets_among_inputs(evidence: Evidence) -> Iterator[Sign]:
             "copied_target_columns": count,
             "axis": facts.last_of_axis,
             "last_positions": facts.last_positions,
+            "positions": facts.positions,
+            "change_of_output": facts.change,
+        },
+    )
+
+
+def _given_its_targets(facts: TargetCopyFacts) -> Sign:
+    return Sign(
+        "error",
+        f"the target at each position stands in `{facts.argument}`, up to a scale, as one of its "
+        f"features at that very position, and the output changes with it ({facts.change:.2g} "
+        "standard deviations as that value is exchanged): the model copies the target",
+        f"leave what is to be predicted out of `{facts.argument}`, or shift it by one position, so "
+        "that each one is given the value before its own; in validation too",
+        evidence={
+            "argument": facts.argument,
+            "copied_target_columns": facts.columns,
             "positions": facts.positions,
             "change_of_output": facts.change,
         },

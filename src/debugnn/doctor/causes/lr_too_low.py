@@ -18,11 +18,15 @@ from debugnn.doctor.causes.signals.learning_rate import (
 )
 from debugnn.doctor.causes.signals.outcome import (
     AT_CHANCE,
+    FAILING,
+    UNKNOWN_JUDGED_AFTER,
     diverged,
     failing,
     judged,
+    reached,
     severity,
     short,
+    stays_where_it_began,
 )
 from debugnn.doctor.causes.signals.trials import (
     LEARNT,
@@ -30,6 +34,7 @@ from debugnn.doctor.causes.signals.trials import (
     goes_on,
     overtakes,
     progress,
+    promises,
     shown_by,
     trial_numbers,
 )
@@ -139,7 +144,8 @@ def never_arrives(evidence: Evidence) -> Iterator[Sign]:
         return
     # A factor that stays as it is may be the rate itself, of an optimiser's rate of 1.
     known = rise.scheduled is not None and rise.first < rise.highest
-    if not (failing(evidence) or (known and short(evidence))):
+    slow = faster is not None and reached(evidence) < FAILING
+    if not (failing(evidence) or slow or (known and short(evidence))):
         return
     if rise.scheduled is not None:
         course = f"stays at or below {rise.highest:.3g}, of a schedule's {rise.scheduled:.3g}"
@@ -196,6 +202,41 @@ def still_weights(evidence: Evidence) -> Iterator[Sign]:
     )
 
 
+def still_and_overtaken(evidence: Evidence) -> Iterator[Sign]:
+    """Weights that have hardly moved on an unknown task, and the loss as little; or a copy at a
+    higher rate whose loss falls below that which the whole training came to."""
+    better = [trial for trial in HIGHER_RATES if overtakes(evidence, trial)]
+    if not hardly_moved(evidence) or not (better or stays_where_it_began(evidence)):
+        return
+    faster = min(better, key=lambda t: evidence.trials[t.name].end, default=None)
+    higher = f"{(evidence.optimizer.lr or 0) * (faster.lr if faster else PROPOSED):.3g}"
+    movement, seen = evidence.outcome.movement or 0.0, ""
+    if faster is not None:
+        outcome = evidence.trials[faster.name]
+        seen = f"; at a rate of {higher} a copy gets to {outcome.end:.3g} in {outcome.steps} steps"
+    yield Sign(
+        "error",
+        f"after {evidence.loop.steps} steps the weights have moved by {100 * movement:.2g} % of "
+        f"their size, and the loss is {evidence.outcome.last_loss:.3g}{seen}",
+        f"raise the learning rate, to {higher} say",
+        evidence={
+            "lr": evidence.optimizer.lr,
+            "movement": movement,
+            "last_loss": evidence.outcome.last_loss,
+            **trial_numbers(evidence, *HIGHER_RATES),
+        },
+        confidence="shown" if faster else "suspected",
+        override=f"optim.lr={higher}",
+    )
+
+
+def hardly_moved(evidence: Evidence) -> bool:
+    """Return whether the weights have hardly moved in a long training of an unknown task."""
+    movement = evidence.outcome.movement or 0.0
+    long = evidence.loop.steps >= UNKNOWN_JUDGED_AFTER
+    return evidence.task == "unknown" and long and 0 < movement < STILL
+
+
 def higher_rate_learns_more(evidence: Evidence) -> Iterator[Sign]:
     """A copy gets farther at a higher rate, in its few steps, than the whole training did."""
     own, faster = evidence.outcome.train.relative_loss, cured(evidence, *HIGHER_RATES)
@@ -239,11 +280,15 @@ def trials(evidence: Evidence) -> Iterable[Trial]:
 
 
 def trials_if_learning(evidence: Evidence) -> Iterable[Trial]:
-    """Try the constant rate where a schedule takes it to nothing; go on where one ends early."""
+    """Try the rate that a schedule takes to nothing, and higher ones where weights stand still."""
     if vanished_rate(evidence) is not None:
         yield UNCHANGED
     if faded_rate(evidence) is not None:
         yield RESUMED
+    if hardly_moved(evidence):
+        found = (trial for trial in HIGHER_RATES if promises(evidence, trial))
+        if next(found, None) is None:
+            yield from HIGHER_RATES
 
 
 CAUSE = Cause(
@@ -251,7 +296,14 @@ CAUSE = Cause(
     meaning="a learning rate that is too low",
     kind=Kind.RIVAL,
     rules=(
-        first_of(taken_to_nothing, faded, never_arrives, still_weights, higher_rate_learns_more),
+        first_of(
+            taken_to_nothing,
+            faded,
+            never_arrives,
+            still_weights,
+            still_and_overtaken,
+            higher_rate_learns_more,
+        ),
     ),
     fix="raise the learning rate",
     harm="the weights hardly leave their initial values in the steps that there are",

@@ -1,7 +1,6 @@
 """A regulariser that outweighs the data."""
 
 from collections.abc import Iterable, Iterator
-from statistics import fmean
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
 from debugnn.doctor.causes.signals.outcome import (
@@ -14,6 +13,7 @@ from debugnn.doctor.causes.signals.outcome import (
     reached,
     severity,
     short,
+    stands_still,
 )
 from debugnn.doctor.causes.signals.trials import cured, goes_on, shown_by, trial_numbers
 from debugnn.doctor.evidence import Evidence
@@ -33,10 +33,6 @@ GONE = 0.01
 STRONG_DECAY = 1e-2
 # In another: decay · learning rate · updates, the logarithm of what it alone shrinks a weight by.
 STRONG_SHRINKAGE = 0.5
-# Share of its whole fall by which the loss of a training at a standstill still falls from one third
-# of it to the last one. Means of three medians scatter by less.
-STANDSTILL = 0.02
-THIRD = 3  # of the ten parts that such medians are of
 # Dropout rate above the usual 0.5.
 HIGH_DROPOUT = 0.7
 
@@ -84,14 +80,13 @@ def strong_regulariser(evidence: Evidence) -> Iterator[Sign]:
 
 def strong_decay(evidence: Evidence) -> bool:
     """Return whether decay is strong where a training that has more to learn stands still."""
-    decay, course = evidence.optimizer.weight_decay, evidence.outcome.tenths
-    if not judged(evidence) or reached(evidence) > NEARLY_PERFECT or len(course) < 2 * THIRD:
+    decay = evidence.optimizer.weight_decay
+    if not judged(evidence) or reached(evidence) > NEARLY_PERFECT:
         return False
     shrinkage = decay * (evidence.optimizer.lr or 0.0) * evidence.loop.optimizer_steps
-    adaptive = evidence.optimizer.decay_rescaled and decay >= STRONG_DECAY
-    before, last = fmean(course[-2 * THIRD : -THIRD]), fmean(course[-THIRD:])
-    stands = before - last < STANDSTILL * (course[0] - min(course))
-    return (adaptive or shrinkage > STRONG_SHRINKAGE) and stands and not diverged(evidence)
+    strong = evidence.optimizer.decay_rescaled and decay >= STRONG_DECAY
+    strong = strong or shrinkage > STRONG_SHRINKAGE
+    return strong and stands_still(evidence) and not diverged(evidence)
 
 
 def decay_holds_back(evidence: Evidence) -> Iterator[Sign]:

@@ -18,6 +18,7 @@ from debugnn.doctor.causes.signals.outcome import (
     outputs_belong,
     reached,
     skill,
+    stays_where_it_began,
 )
 from debugnn.doctor.causes.signals.parts import fell, idle_part, part_skill, parts_learn
 from debugnn.doctor.evidence import Evidence
@@ -119,6 +120,12 @@ def _why_it_does_not_learn(evidence: Evidence) -> str:
             "outputs stand beside other samples' targets (better beside their own in "
             f"{100 * (own.better or 0):.0f} % of {own.groups} groups of samples, where guessing "
             "gives 50 %)"
+        )
+    if stays_where_it_began(evidence):
+        return (
+            f"it does not learn: in {evidence.loop.steps} steps its weights have moved by "
+            f"{100 * (evidence.outcome.movement or 0):.2g} % of their size, and its loss has gone "
+            f"from {evidence.outcome.first_loss:.3g} to {evidence.outcome.last_loss:.3g}"
         )
     known = skill(evidence)
     measured = f"its skill on training samples is {known:.2f} (0 is guessing, 1 is perfect)"

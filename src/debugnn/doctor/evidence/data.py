@@ -98,6 +98,9 @@ class TargetCopyFacts:
     last_of_axis: int | None = None
     last_positions: int = 0
     positions: int = 0
+    # Each copy is one feature of several, at its target's own position, in an input that is handed
+    # over beside another one: what a decoder is given, and an encoder not.
+    aligned: bool = False
     shifted: int = 0  # positions that a copy stands behind its target, where it does so everywhere
     # Change of an output as the copy of its own target changes places among the samples, over the
     # outputs' standard deviation; the least of some outputs.

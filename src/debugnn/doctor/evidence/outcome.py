@@ -76,9 +76,10 @@ class OwnLoss:
     train_mode: Pairing = field(default_factory=Pairing)  # batch norm by batch, dropout off
     late: Pairing = field(default_factory=Pairing)  # evaluation mode, batches of late steps alone
     validation: Pairing = field(default_factory=Pairing)
-    # Mean loss of training batches over that of the best constant outputs, the lower one of the two
-    # modes. None of an unknown task, or where the constant's loss is not positive.
-    relative: float | None = None
+    # Mean loss of training batches at the best constant outputs. None of an unknown task, or where
+    # it is not positive.
+    constant: float | None = None
+    relative: float | None = None  # that at the outputs over it, the lower one of the two modes
     simple: float | None = None  # values: the same of a simple model, on samples left out
 
 

@@ -72,7 +72,7 @@ def note_beside_constant(
     loss_fn: LossFunction,
     task: Task,
 ) -> None:
-    """Fill in the loss of training batches over that of the best constant outputs."""
+    """Fill in the loss of the best constant outputs, and that of training batches over it."""
     modes = [plain] if by_batch is plain else [plain, by_batch]
     losses = [
         [Loss(loss_fn, p.outputs, p.batch.targets) for p in mode[:_CONSTANT_FROM]] for mode in modes
@@ -81,6 +81,7 @@ def note_beside_constant(
     own_places = _constant_by_entry(losses[0], [p.batch.targets for p in plain], task)
     if constant is not None and own_places is not None:
         constant = min(constant, own_places)
+    facts.constant = constant
     if constant is not None:
         own = [statistics.fmean(loss.at(loss.outputs) for loss in mode) for mode in losses if mode]
         facts.relative = min(filter(math.isfinite, (each / constant for each in own)), default=None)

@@ -58,6 +58,8 @@ def target_copy_facts(
         facts.varying = int(_varies(rows).sum())
         if len(copied) == len(places):
             _describe_block(facts, places, shape)
+            if len(names) > 1 and _aligned(places, shape):
+                facts.aligned, facts.positions = True, shape[0]
         elif (shift := _shift(places, shape)) is not None:
             facts.shifted, facts.positions = shift, shape[0]
         else:
@@ -150,6 +152,20 @@ def _shift(places: Tensor, shape: tuple[int, ...]) -> int | None:
     if len(shifts) != 1 or not 0 < shifts[0] < length / 2:
         return None
     return shifts[0] if bool((copied == (of_targets < length - shifts[0])).all()) else None
+
+
+def _aligned(places: Tensor, shape: tuple[int, ...]) -> bool:
+    """Return whether the copy of each position's target is the same one of several features there.
+
+    Args:
+        places: see `_places_of_copies`.
+        shape: of a sample.
+    """
+    if len(shape) != 2 or len(places) != shape[0] or shape[0] < _LEAST_POSITIONS or shape[1] < 2:
+        return False
+    at, features = torch.unravel_index(places, shape)
+    own = torch.arange(len(places), device=at.device)
+    return bool((at == own).all()) and len(features.unique()) == 1
 
 
 def _standardised(columns: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """How well the training went."""
 
 import math
+from statistics import fmean
 
 from debugnn.doctor.causes.signals.data import RARE, rarest_share
 from debugnn.doctor.causes.signals.loss_function import UNREACHABLE, loss_floor, shift_invariant
@@ -54,6 +55,11 @@ APART = 0.1
 # Steps of an unknown task after which it is said to make no use of its inputs: what a slow start
 # looks like is not known of it.
 UNKNOWN_JUDGED_AFTER = 200
+# ‖w − w₀‖ / ‖w₀‖ of a long training of an unknown task below which its weights are still the first
+# ones, and the share of its first loss by which that has changed, at most, where nothing is learnt:
+# sound programs have 0.3 and more. Fine-tuning moves weights as little, and lowers its loss.
+UNMOVED = 0.01
+UNCHANGED_LOSS = 0.03
 # Fewest candidates of a cross-entropy of an unknown kind whose value is judged. With two, it may be
 # that of a discriminator that its generator deceives.
 CANDIDATES = 4
@@ -88,6 +94,10 @@ LEFT_PLATEAU = 0.93
 # programs leave it within 0.1 of their steps.
 PLATEAU_SHARE = 0.15
 PLATEAU_STEPS = 30
+# Share of its whole fall by which the loss of a training at a standstill still falls from one third
+# of it to the last one. Means of three medians scatter by less, and trials tell the rest.
+STANDSTILL = 0.1
+THIRD = 3  # of the ten parts that such medians are of
 # Initial loss over that of guessing above which a start is rough. Sound programs start at 0.9 to
 # 2.0.
 ROUGH = 5.0
@@ -181,7 +191,8 @@ def learns(evidence: Evidence) -> bool | None:
     a simple model.
     """
     if not judged(evidence):
-        return False if inputs_unused(evidence) or code_ignored(evidence) else None
+        fails = inputs_unused(evidence) or code_ignored(evidence) or stays_where_it_began(evidence)
+        return False if fails else None
     if evidence.outcome.nonfinite_step is not None:
         return False
     if ran_off(evidence) or behind(evidence) or learns_by_heart_alone(evidence):
@@ -247,6 +258,17 @@ def _exchangeable(pairing: Pairing) -> bool:
     enough = pairing.groups >= GROUPS and own > 0
     small = gap + NO_GAP_ERRORS * error < NO_GAP * own
     return enough and small and better <= NOT_BETTER
+
+
+def stays_where_it_began(evidence: Evidence) -> bool:
+    """Return whether neither weights nor loss have changed to speak of, of an unknown task."""
+    movement, course = evidence.outcome.movement, evidence.outcome.tenths
+    if evidence.task != "unknown" or evidence.loop.steps < UNKNOWN_JUDGED_AFTER:
+        return False
+    if movement is None or not course or evidence.loop.steps_before:
+        return False
+    unmoved = 0 < movement < UNMOVED
+    return unmoved and abs(course[-1] - course[0]) < UNCHANGED_LOSS * abs(course[0])
 
 
 def code_ignored(evidence: Evidence) -> bool:
@@ -421,6 +443,15 @@ def diverged(evidence: Evidence) -> bool:
     if first is None or highest is None or last is None:
         return False
     return highest > DIVERGED * abs(first) + 1e-9 or last > STILL_DIVERGED * abs(first)
+
+
+def stands_still(evidence: Evidence) -> bool:
+    """Return whether the loss no longer falls in the last third of the training."""
+    course = evidence.outcome.tenths
+    if len(course) < 2 * THIRD:
+        return False
+    before, last = fmean(course[-2 * THIRD : -THIRD]), fmean(course[-THIRD:])
+    return before - last < STANDSTILL * (course[0] - min(course))
 
 
 def overflowed(evidence: Evidence) -> bool:

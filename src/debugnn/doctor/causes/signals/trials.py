@@ -80,7 +80,8 @@ def overtakes(evidence: Evidence, trial: Trial | None) -> bool:
     if outcome is None or outcome.end_again is None:
         return False
     if evidence.task == "unknown":
-        return _falls_below(evidence, outcome.start, outcome.end, outcome.end_again)
+        ends = (outcome.end, outcome.end_again, outcome.others, outcome.others_again)
+        return _falls_below(evidence, outcome.start, *(end for end in ends if end is not None))
     if own is None:
         return False
     ends = (outcome.end, outcome.end_again, outcome.others, outcome.others_again)
@@ -131,4 +132,4 @@ def _falls_below(evidence: Evidence, start: float, *ends: float) -> bool:
     last = evidence.outcome.last_loss
     if last is None or evidence.adversarial or evidence.loss.opposed:
         return False
-    return max(ends) < last - LEARNT * max(abs(last), abs(start))
+    return all(end < last - LEARNT * max(abs(last), abs(start)) for end in ends)  # never by NaN
