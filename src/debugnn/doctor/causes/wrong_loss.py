@@ -283,6 +283,25 @@ def volume_punished(evidence: Evidence) -> str | None:
     )
 
 
+def reversed_risk_sets(evidence: Evidence) -> Iterator[Sign]:
+    """A Cox partial likelihood that compares an event with samples that were gone before it."""
+    if evidence.loss.error is None and evidence.loss.risk_sets == "earlier":
+        yield Sign(
+            "warning",
+            "the loss is a Cox partial likelihood with reversed risk sets: the output of a sample "
+            "with an event is compared with those of samples whose time is shorter, and not with "
+            "those of samples whose time is at least as long",
+            "sort by falling time before the cumulative sum, order = "
+            "time.argsort(descending=True), or flip outputs and events where they are sorted by "
+            "rising time; a mask of risk sets, a row for each event, is time[None] >= "
+            "time[:, None]",
+            evidence={"risk_sets": evidence.loss.risk_sets},
+            override=None,
+            harm="samples that were gone before an event are not at risk any more, and what the "
+            "outputs learn from them does not rank times",
+        )
+
+
 def runs_away(evidence: Evidence) -> str | None:
     """What is minimised has no lower bound, and the training has run far down."""
     outcome = evidence.outcome
@@ -494,6 +513,7 @@ CAUSE = Cause(
                 "minimise the negative sum",
                 any_task=True,
             ),
+            reversed_risk_sets,
             _rule(
                 runs_away,
                 "turn the sign of the term that falls, or bound what it rewards (a gradient "

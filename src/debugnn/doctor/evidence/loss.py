@@ -85,6 +85,9 @@ class LossFacts:
     across_positions: float | None = None
     linear: float | None = None  # classes: how far it is from linear in probabilities, relatively
     volume: VolumeFacts | None = None  # of a flow
+    # Of a Cox partial likelihood: an event is compared with samples whose time is at least as long
+    # (later), as it should be, or with those whose time is at most as long (earlier).
+    risk_sets: str | None = None
     crossed: list[int] | None = None  # shape in which each output is compared with every target
     # Outputs that it compares with a target, and has no gradient with respect to.
     detached: list[str] = field(default_factory=list)

@@ -29,6 +29,7 @@ first_batch         the task, the loss function and the network before the first
 labels_among_inputs  labels that the model is called with
 targets_among_inputs  copies of the target values that outputs are made from
 parts               outputs that a loss compares with one target each
+risk_sets           which samples a Cox partial likelihood compares an event with
 volume              how a loss pulls at the change of volume that a flow gives
 preparations        the loss of validation samples that are prepared otherwise
 trained_network     the network with the weights that it has at the end

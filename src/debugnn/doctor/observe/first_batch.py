@@ -25,6 +25,7 @@ from debugnn.doctor.observe.operations import SQUASHING, trace
 from debugnn.doctor.observe.outcome import outputs_of, score_of
 from debugnn.doctor.observe.parts import find_parts, without_gradient
 from debugnn.doctor.observe.recurrence import recurrence_facts
+from debugnn.doctor.observe.risk_sets import risk_sets
 from debugnn.doctor.observe.rivals import Rivals
 from debugnn.doctor.observe.sample_axis import Samples, find_samples
 from debugnn.doctor.observe.task import SOFTMAX, Task, read, reference_loss
@@ -107,6 +108,7 @@ class FirstBatch:
                 self.evidence.reconstruction = False  # the labels are an input, and not rebuilt
             if training.task.kind == "unknown" and training.loss_fn is not None:
                 self._find_parts(model, batch)
+                self._look_at_risk_sets(model, batch)
             found = outputs_of(model, [batch], training=True)
             rarest = buffer.rarest(training.task)
             self.evidence.outcome.initial = score_of(found, training.task, rarest)
@@ -159,6 +161,16 @@ class FirstBatch:
                 training.loss_fn, outputs, batch.targets
             )
             self.evidence.loss.detached = without_gradient(training.loss_fn, outputs, batch.targets)
+
+    @guarded("the risk sets of a partial likelihood")
+    def _look_at_risk_sets(self, model: nn.Module, batch: Batch) -> None:
+        training = self._training
+        if training.loss_fn is None or self.evidence.loss.error is not None:
+            return
+        with torch.no_grad(), without_dropout(model, training=False):
+            outputs = batch.call(model)
+        with torch.random.fork_rng([]):
+            self.evidence.loss.risk_sets = risk_sets(training.loss_fn, outputs, batch.targets)
 
     def _try_without_targets(self, model: nn.Module, batch: Batch) -> None:
         """Leave the loss function out where it needs targets, and the loop hands none over."""
