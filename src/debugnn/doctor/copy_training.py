@@ -82,6 +82,8 @@ class CopyTraining:
             self._changes.append(_standardises_inputs(batches, layout))
         if trial.standardised_targets:
             self._changes.append(_standardises_targets(batches))
+        if trial.exchanged_labels:
+            self._changes.append(_exchanges_labels(batches))
         self.batches = [self.changed(batch) for batch in batches]
         self.taken = 0
         self._passes = min(passes, _PASSES, len(self.batches))
@@ -217,6 +219,13 @@ def _standardises_targets(batches: Sequence[Batch]) -> _Change:
     values = torch.cat([batch.targets.float() for batch in batches])
     mean, std = values.mean(), values.std().clamp_min(1e-12)
     return lambda batch: Batch(batch.call, (batch.targets - mean) / std)
+
+
+def _exchanges_labels(batches: Sequence[Batch]) -> _Change:
+    """Give each sample of one of two labels the other one."""
+    values = torch.cat([batch.targets.flatten() for batch in batches])
+    both = values.min() + values.max()
+    return lambda batch: Batch(batch.call, both - batch.targets)
 
 
 def _optimizer(

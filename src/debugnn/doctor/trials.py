@@ -19,6 +19,7 @@ class Trial:
         reinitialised: the weights are drawn anew by each module's own initialisation.
         standardised_inputs: the inputs are brought to mean 0 and standard deviation 1.
         standardised_targets: the same for the targets.
+        exchanged_labels: each of two labels is the other one.
         scaled_layers: layers that take data divide each feature of them by its root mean square.
         averaged_loss: the loss is divided by the number of samples in a batch.
         divided: gradients that are added up over several passes are divided by their number.
@@ -35,6 +36,7 @@ class Trial:
     reinitialised: bool = False
     standardised_inputs: bool = False
     standardised_targets: bool = False
+    exchanged_labels: bool = False
     scaled_layers: bool = False
     averaged_loss: bool = False
     divided: bool = False
@@ -54,6 +56,7 @@ AVERAGED_LOSS = Trial("averaged loss", averaged_loss=True)
 DIVIDED = Trial("accumulation divided", divided=True)
 REINITIALISED = Trial("reinitialised", reinitialised=True)
 UNREGULARISED = Trial("unregularised", regularised=False)
+EXCHANGED_LABELS = Trial("labels exchanged", exchanged_labels=True)
 STANDARDISED_TARGETS = Trial("standardised targets", standardised_targets=True)
 UNFROZEN = Trial("unfrozen", unfrozen=True)
 RECTIFIED = Trial("rectified", rectified=True)
@@ -80,6 +83,7 @@ TRIALS = (
     REINITIALISED,
     UNREGULARISED,
     STANDARDISED_TARGETS,
+    EXCHANGED_LABELS,
     UNFROZEN,
     RECTIFIED,
     UNIT_SIGNALS,

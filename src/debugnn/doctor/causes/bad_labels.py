@@ -1,6 +1,6 @@
 """Labels that do not follow from the inputs."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from statistics import fmean
 
 from debugnn.doctor.causes.cause import Cause, Kind, Rule, Sign, first_of
@@ -15,10 +15,11 @@ from debugnn.doctor.causes.signals.data import (
     shift,
     transfer_skill,
 )
-from debugnn.doctor.causes.signals.learning_rate import STILL
+from debugnn.doctor.causes.signals.learning_rate import LEFT_OVER, STILL
 from debugnn.doctor.causes.signals.network import MIXED
 from debugnn.doctor.causes.signals.outcome import (
     AT_CHANCE,
+    JUDGED_AFTER,
     at_chance,
     diverged,
     held_out,
@@ -30,11 +31,11 @@ from debugnn.doctor.causes.signals.outcome import (
     scaled_otherwise,
 )
 from debugnn.doctor.causes.signals.preparations import TURNED, moved_apart, other_preparation
-from debugnn.doctor.causes.signals.trials import cured
+from debugnn.doctor.causes.signals.trials import cured, learns_better, trial_numbers
 from debugnn.doctor.causes.signals.wording import listed
 from debugnn.doctor.causes.wrong_loss import unbounded
-from debugnn.doctor.evidence import Evidence
-from debugnn.doctor.trials import LOWER_RATES, REINITIALISED
+from debugnn.doctor.evidence import Evidence, PairFacts
+from debugnn.doctor.trials import EXCHANGED_LABELS, LOWER_RATES, REINITIALISED, UNCHANGED, Trial
 
 # Share of the repeated samples that came with several labels: some noise is natural.
 CONFLICTING = 0.3
@@ -73,6 +74,8 @@ BETTER_THAN_TRAINING = 0.2
 VALIDATION_SKILL = 0.4
 # The rarest class's share, over RARE, above which accuracy is no sign of balance.
 BALANCED = 2.5
+# How much nearer pairs that the loss pushes apart are, in standard errors.
+CERTAINLY = 4.0
 # A single loss is a spike where it is this many spreads (median distances to the median) above the
 # twenty losses around it, 13 standard deviations of normal ones, and by this share of the first
 # loss: what jumps far below the first loss does no harm.
@@ -367,6 +370,50 @@ def no_relation_of_maps(evidence: Evidence) -> Iterator[Sign]:
         )
 
 
+def pairs_labelled_otherwise(evidence: Evidence) -> Iterator[Sign]:
+    """Pairs of the label that the loss draws together lie farther apart than those of the other, by
+    their inputs; and a copy learns better with the labels exchanged."""
+    facts = reversed_pairs(evidence)
+    if facts is None:
+        return
+    shown = learns_better(evidence, EXCHANGED_LABELS)
+    mended = "; with the labels exchanged, a copy learns better" if shown else ""
+    yield Sign(
+        "error",
+        f"the loss draws together the pairs with label {facts.together:g}, and their inputs lie "
+        f"farther apart than those of the other label (nearer in {100 * facts.nearer:.0f} % of "
+        f"comparisons){mended}",
+        "look up which label the loss takes for a pair that is alike, and which one the data set "
+        "gives it; exchange them in one place (label = 1 - label)",
+        evidence={
+            "label_drawn_together": facts.together,
+            "nearer": facts.nearer,
+            "pairs": facts.pairs,
+            **trial_numbers(evidence, EXCHANGED_LABELS),
+        },
+        override=None,
+        confidence="shown" if shown else "suspected",
+        harm="what is alike is pushed apart, and what is not is drawn together",
+    )
+
+
+def reversed_pairs(evidence: Evidence) -> PairFacts | None:
+    """Return what is known of labelled pairs where the inputs say that the labels are exchanged, in
+    a training whose loss has not fallen far."""
+    facts, outcome = evidence.data.pairs, evidence.outcome
+    first, last = outcome.first_loss, outcome.last_loss
+    if facts is None or first is None or last is None or evidence.loop.steps < JUDGED_AFTER:
+        return None
+    farther = facts.nearer + CERTAINLY * facts.error < 0.5
+    return facts if farther and last > LEFT_OVER * first > 0 else None
+
+
+def trials_if_learning(evidence: Evidence) -> Iterable[Trial]:
+    """Exchange the labels of pairs where the inputs tell the contrary."""
+    if reversed_pairs(evidence):
+        yield from (UNCHANGED, EXCHANGED_LABELS)
+
+
 def loss_spike(evidence: Evidence) -> Iterator[Sign]:
     """A single step whose loss is far above its neighbours'. It accuses nobody."""
     for jump in evidence.outcome.jumps:
@@ -434,6 +481,7 @@ CAUSE = Cause(
             scaled_down,
             one_class_alone,
             moved_without_its_target,
+            pairs_labelled_otherwise,
             _where_it_can_be_judged(coded_otherwise),
             _where_it_can_be_judged(wrong_training_labels),
             _where_it_can_be_judged(no_relation),
@@ -445,4 +493,6 @@ CAUSE = Cause(
     harm="what is learnt from wrong labels is wrong, or learnt by heart",
     source="Zhang et al. 2017, arXiv:1611.03530; Northcutt et al. 2021, arXiv:1911.00068",
     override=PAIRED,
+    trials=trials_if_learning,
+    trials_if_learning=trials_if_learning,
 )

@@ -5,7 +5,14 @@ from collections.abc import Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
 from debugnn.doctor.causes.signals.network import outsized_constant
-from debugnn.doctor.causes.signals.outcome import failing, severity, short
+from debugnn.doctor.causes.signals.outcome import (
+    NEARLY_PERFECT,
+    failing,
+    judged,
+    reached,
+    severity,
+    short,
+)
 from debugnn.doctor.causes.signals.wording import listed, module_of
 from debugnn.doctor.evidence import Evidence, WeightFacts
 from debugnn.doctor.report import Finding
@@ -70,7 +77,8 @@ def zero_factors(evidence: Evidence) -> list[str]:
 def product_of_zeros(evidence: Evidence) -> Iterator[Sign]:
     """Weights that are multiplied with each other, all of which start at zero."""
     zeros = zero_factors(evidence)
-    if len(zeros) < FACTORS or not failing(evidence):
+    learnt = not failing(evidence) and not (judged(evidence) and reached(evidence) < NEARLY_PERFECT)
+    if len(zeros) < FACTORS or learnt:
         return
     yield Sign(
         "error",

@@ -19,6 +19,7 @@ from debugnn.doctor.causes.signals.outcome import (
     reached,
     skill,
     stays_where_it_began,
+    unused_by_new_samples,
 )
 from debugnn.doctor.causes.signals.parts import fell, idle_part, part_skill, parts_learn
 from debugnn.doctor.evidence import Evidence
@@ -120,6 +121,13 @@ def _why_it_does_not_learn(evidence: Evidence) -> str:
             "outputs stand beside other samples' targets (better beside their own in "
             f"{100 * (own.better or 0):.0f} % of {own.groups} groups of samples, where guessing "
             "gives 50 %)"
+        )
+    if unused_by_new_samples(evidence):
+        seen = evidence.outcome.own_loss.validation
+        return (
+            "it learns nothing that holds for new samples: the loss of the validation is the same "
+            "where outputs stand beside other samples' targets (better beside their own in "
+            f"{100 * (seen.better or 0):.0f} % of {seen.groups} groups of samples)"
         )
     if stays_where_it_began(evidence):
         return (

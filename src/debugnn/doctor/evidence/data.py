@@ -43,6 +43,18 @@ class DriftFacts:
 
 
 @dataclass
+class PairFacts:
+    """Pairs of inputs with one of two labels, of which the loss draws one together."""
+
+    together: float  # that label
+    # Share of couples, a pair of this label and one of the other, of which the first one's inputs
+    # are nearer to each other; and its standard error where both are alike.
+    nearer: float
+    error: float
+    pairs: int
+
+
+@dataclass
 class GraphBatchFacts:
     """Batches of several graphs, whose nodes stand one graph after the other."""
 
@@ -181,6 +193,7 @@ class DataFacts:
     graphs: GraphBatchFacts | None = None  # None: a batch does not consist of graphs
     sequence: SequenceFacts | None = None  # None: the outputs are no symbols of a sequence
     tail: TailFacts | None = None  # the same
+    pairs: PairFacts | None = None  # None: the model is not called with labelled pairs
     neighbours: NeighbourFacts | None = None  # None: it is clear which axis holds the samples
     target_copies: TargetCopyFacts | None = None  # None: an input does not hold all target values
     own_inputs: OwnInputFacts | None = None  # None: the targets are no inputs

@@ -29,6 +29,7 @@ from debugnn.doctor.observe.outcome import (
 from debugnn.doctor.observe.own_inputs import own_input_facts
 from debugnn.doctor.observe.own_loss import loss_of_values, note_beside_constant, note_own_loss
 from debugnn.doctor.observe.padding import tail_facts
+from debugnn.doctor.observe.pair_labels import pair_facts
 from debugnn.doctor.observe.parts import part_facts
 from debugnn.doctor.observe.preparations import preparation_facts
 from debugnn.doctor.observe.recurrence import note_what_is_remembered
@@ -91,6 +92,7 @@ class Gatherer:
         self._gather_adjusted()
         self._gather_sequence()
         self._gather_neighbours()
+        self._gather_pairs()
         self._gather_target_copies()
         self._gather_own_inputs()
         self._gather_outcome()
@@ -219,6 +221,16 @@ class Gatherer:
             self.evidence.data.neighbours = neighbour_facts(
                 training.buffer.batches, training.layout
             )
+
+    @guarded("labels of pairs")
+    def _gather_pairs(self) -> None:
+        training, model = self._training, self._training.current_model()
+        loss_fn, batches = training.loss_fn, training.buffer.for_trained
+        if model is None or loss_fn is None or self.evidence.loss.error is not None:
+            return
+        if self.evidence.task == "unknown" and training.layout.axis == 0:
+            with training.undisturbed():
+                self.evidence.data.pairs = pair_facts(model, batches, loss_fn)
 
     @guarded("target values among the inputs")
     def _gather_target_copies(self) -> None:

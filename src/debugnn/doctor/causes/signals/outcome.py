@@ -191,8 +191,8 @@ def learns(evidence: Evidence) -> bool | None:
     a simple model.
     """
     if not judged(evidence):
-        fails = inputs_unused(evidence) or code_ignored(evidence) or stays_where_it_began(evidence)
-        return False if fails else None
+        ways = (inputs_unused, code_ignored, stays_where_it_began, unused_by_new_samples)
+        return False if any(way(evidence) for way in ways) else None
     if evidence.outcome.nonfinite_step is not None:
         return False
     if ran_off(evidence) or behind(evidence) or learns_by_heart_alone(evidence):
@@ -249,6 +249,17 @@ def inputs_unused(evidence: Evidence) -> bool:
         return False
     known = [p for p in (own.late, own.validation) if p.groups >= GROUPS]
     return all(_exchangeable(pairing) for pairing in (own.train, own.train_mode, *known))
+
+
+def unused_by_new_samples(evidence: Evidence) -> bool:
+    """Return whether outputs of an unknown task fit other validation samples' targets as well as
+    their own, or better: what was learnt of the training samples holds for no others."""
+    if evidence.task != "unknown" or evidence.loop.steps < UNKNOWN_JUDGED_AFTER:
+        return False
+    if evidence.loss.opposed or evidence.adversarial or evidence.loop.steps_before:
+        return False
+    validation = evidence.outcome.own_loss.validation
+    return validation.groups >= GROUPS and _exchangeable(validation)
 
 
 def _exchangeable(pairing: Pairing) -> bool:

@@ -123,8 +123,12 @@ def promises(evidence: Evidence, trial: Trial) -> bool:
     """Return whether a trial's outcome on the first set of batches is worth a second one."""
     if evidence.task != "unknown":
         return cured(evidence, trial) is not None
-    outcome = evidence.trials.get(trial.name)
-    return outcome is not None and _falls_below(evidence, outcome.start, outcome.end)
+    outcome, unchanged = (evidence.trials.get(t.name) for t in (trial, UNCHANGED))
+    if outcome is None:
+        return False
+    if trial.exchanged_labels and unchanged is not None:
+        return outcome.end < unchanged.end
+    return _falls_below(evidence, outcome.start, outcome.end)
 
 
 def _falls_below(evidence: Evidence, start: float, *ends: float) -> bool:
@@ -133,3 +137,19 @@ def _falls_below(evidence: Evidence, start: float, *ends: float) -> bool:
     if last is None or evidence.adversarial or evidence.loss.opposed:
         return False
     return all(end < last - LEARNT * max(abs(last), abs(start)) for end in ends)  # never by NaN
+
+
+def learns_better(evidence: Evidence, trial: Trial) -> bool:
+    """Return whether a trial of an unknown task ends with a clearly lower loss than the unchanged
+    one, on both sets of batches and on others than they train on."""
+    unchanged, changed = (evidence.trials.get(t.name) for t in (UNCHANGED, trial))
+    if unchanged is None or changed is None or changed.end_again is None:
+        return False
+    pairs = [
+        (getattr(unchanged, name), getattr(changed, name))
+        for name in ("end", "end_again", "others", "others_again")
+    ]
+    return all(
+        plain is not None and other is not None and other < plain - BETTER * abs(plain)
+        for plain, other in pairs
+    )
