@@ -1,5 +1,6 @@
 """Classes that are too rare to be learnt."""
 
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -36,6 +37,10 @@ MORE_FREQUENT = 3.0
 # share of right answers that may be given up for a class.
 INFORMED = 0.5
 GIVEN_UP = 0.1
+# Weight of the rarest class's samples over the commonest one's, and their numbers, below which the
+# weights make classes rarer still; and what a rarer one of two classes may weigh more all the same.
+WEIGHED_LESS = 0.6
+NO_ORDER = 0.1
 # Share of batches that hold one class alone, of data that are sorted: all but those in which one
 # class ends and the next begins. The share of shuffled batches above which it may be chance.
 ONE_CLASS = 0.5
@@ -160,6 +165,33 @@ def could_be_recognised(evidence: Evidence, rare: Mapping[int, float]) -> Compar
     return None
 
 
+def weighed_the_wrong_way(evidence: Evidence) -> Iterator[Sign]:
+    """A loss that weighs classes the less, the rarer they are."""
+    weights, counts = evidence.loss.class_weights, evidence.data.class_counts
+    known = sorted((c for c in weights if counts.get(c)), key=counts.__getitem__)
+    if len(known) < 2 or evidence.positions or not judged(evidence):
+        return
+    rarest, commonest = known[0], known[-1]
+    share, weight = counts[rarest] / counts[commonest], weights[rarest] / weights[commonest]
+    if max(share, weight) > WEIGHED_LESS:
+        return
+    pairs = itertools.pairwise(known)
+    if any(weights[fewer] > weights[more] * (1 + NO_ORDER) for fewer, more in pairs):
+        return
+    yield Sign(
+        "note" if reached(evidence) > NEARLY_PERFECT else severity(evidence),
+        f"the loss weighs a sample of class {rarest} {weight:.2g} times as much as one of class "
+        f"{commonest}, and there are {share:.2g} times as many of them: the rarer a class is, the "
+        "less it counts",
+        "weight each class by the inverse of its share (total / (classes * count)), or "
+        "pos_weight = negatives / positives",
+        evidence={"weights": weights, "counts": {c: counts[c] for c in known}},
+        confidence="certain",
+        override=None,
+        harm="a rare class counts for even less than its few samples do",
+    )
+
+
 def sorted_batches(evidence: Evidence) -> Iterator[Sign]:
     """Batches of one class each, one class after the other: the data are not shuffled."""
     data = evidence.data
@@ -188,7 +220,7 @@ CAUSE = Cause(
     name="class_imbalance",
     meaning="classes that are too rare to be learnt",
     kind=Kind.SYMPTOM,
-    rules=(first_of(sorted_batches, unrecognised_class),),
+    rules=(first_of(weighed_the_wrong_way, sorted_batches, unrecognised_class),),
     fix="weight the loss by class, or sample the rare classes more often",
     harm="the common classes alone bring the loss almost as far down",
     source="Buda et al. 2018, arXiv:1710.05381; the article's claim 14",

@@ -78,6 +78,8 @@ class LossFacts:
         False  # lower at outputs that are right, as the shapes have it, than elsewhere
     )
     opposed: bool = False  # higher at right outputs than elsewhere, for every sample
+    # Class → how much it weighs a sample of it, over the mean of the classes.
+    class_weights: dict[int, float] = field(default_factory=dict)
     permuted: float | None = None  # relative change where outputs, not targets, change places
     fixed_entries: bool = False  # classes: it reads some outputs only, whatever the labels are
     # Classes of positions: of the labels tried, the share that the loss compares with one score of

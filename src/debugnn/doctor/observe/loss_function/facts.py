@@ -10,6 +10,7 @@ from debugnn.doctor.evidence import LossFacts
 from debugnn.doctor.observe.calls import first_tensor, map_tensors, with_first
 from debugnn.doctor.observe.loss_function.across_samples import doubling, exchangeable
 from debugnn.doctor.observe.loss_function.binary import try_binary
+from debugnn.doctor.observe.loss_function.class_weights import class_weights
 from debugnn.doctor.observe.loss_function.classes import (
     compares_logits,
     try_classes,
@@ -105,6 +106,8 @@ def _loss_facts(loss_fn: LossFunction, outputs: Any, targets: Any, task: Task) -
         try_soft_classes(facts, loss, tensor, task)
     else:
         try_classes(facts, loss, tensor, task)
+    if task.kind in ("classes", "binary"):
+        facts.class_weights = class_weights(loss, tensor, targets, task)
     if facts.other_outputs:  # other terms add to it, whatever the outputs' first tensor is
         facts.best = facts.constant = facts.confident = None
     if facts.ignores_targets or facts.pairwise:
