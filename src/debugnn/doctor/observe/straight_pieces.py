@@ -18,12 +18,14 @@ _ROUNDING = 1e-4  # of a derivative, relative to the largest
 
 
 def weighted(model: nn.Module) -> list[nn.Module]:
-    """Return the modules that have weights of their own and hold no other modules."""
-    return [m for m in model.modules() if not m._modules and any(_weights_of(m))]
-
-
-def _weights_of(module: nn.Module) -> list[bool]:
-    return [parameter is not None for parameter in module._parameters.values()]
+    """Return the modules that have weights of their own and hold no others, and can be hooked."""
+    return [
+        module
+        for module in model.modules()
+        if not isinstance(module, torch.jit.ScriptModule)
+        and next(module.children(), None) is None
+        and next(module.parameters(recurse=False), None) is not None
+    ]
 
 
 def leaves_but_weights(tensor: Tensor) -> list[Tensor]:
