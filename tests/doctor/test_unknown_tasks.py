@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from handmade_evidence import evidence as sound_evidence
 from torch import Tensor, nn
+from torch.func import hessian, vmap
 
 from debugnn import Doctor
 from debugnn.doctor import causes
@@ -84,6 +85,91 @@ def test_a_loss_of_second_derivatives_needs_activations_that_have_one(activation
         report = doctor.report()
     assert ("wrong_hidden_activation" in named(report)) is accused
     assert not report.troubles
+
+
+def slope(y, x):
+    return torch.autograd.grad(y.sum(), x, create_graph=True)[0]
+
+
+class Solution(nn.Module):
+    """A solution of u'' = -2: of x, of x with ends of zero, or with u'' taken in the forward."""
+
+    def __init__(self, activation, kind):
+        super().__init__()
+        self.kind = kind
+        self.scale = nn.Parameter(torch.ones(()))
+        self.layers = nn.Sequential(nn.Linear(1, 16), activation(), nn.Linear(16, 16),
+                                    activation(), nn.Linear(16, 1))  # fmt: skip
+
+    def solution(self, x):
+        if "features" in self.kind:
+            x = (4 * x).sin()
+        u = self.layers(4 * x - 2)
+        return u * x * (1 - x) if "ends" in self.kind else u
+
+    def forward(self, x):
+        if "inside" not in self.kind:
+            return self.solution(x)
+        with torch.enable_grad():
+            x = x.detach().clone().requires_grad_()
+            u = self.solution(x)
+            return u, slope(slope(u, x), x)
+
+    def residual(self):
+        """Return the loss that the kind stands for."""
+        x = torch.rand(BATCH, 1)
+        if "inside" in self.kind:
+            u, bend = self(x)
+        elif "function" in self.kind:
+            u = self(x)
+            bend = vmap(hessian(lambda one: self(one).squeeze()))(x)[..., 0]
+        elif "penalty" in self.kind:
+            x.requires_grad_()
+            return (slope(self(x), x) - 1).square().mean()
+        else:
+            x.requires_grad_()
+            u = self(x)
+            bend = slope(slope(u, x), x)
+        return (self.scale * bend + 2).square().mean() + 1e-3 * u.square().mean()
+
+
+@pytest.mark.parametrize(
+    ("activation", "kind", "accused"),
+    [(nn.ReLU, "inside", True), (nn.Tanh, "inside", False),
+     (nn.ReLU, "ends", True), (nn.Tanh, "ends", False),
+     (nn.ReLU, "ends inside", True), (nn.Hardtanh, "function", True), (nn.Tanh, "function", False),
+     (nn.ReLU, "features", False), (nn.ReLU, "penalty", False)],
+)  # fmt: skip
+def test_second_derivatives_are_found_wherever_they_are_taken(activation, kind, accused):
+    """Features are curved themselves; a penalty's own gradient is no second derivative of a loss,
+    although an optimiser differentiates it."""
+    torch.manual_seed(0)
+    model, plain = Solution(activation, kind), Solution(activation, kind)
+    plain.load_state_dict(model.state_dict())
+
+    def trained(watched, state):
+        torch.set_rng_state(state)
+        optimizer = torch.optim.Adam(watched.parameters(), lr=1e-3)
+        doctor = Doctor(watched, optimizer) if watched is model else None
+        for _ in range(21):
+            loss = watched.residual()
+            loss.backward(create_graph=kind == "penalty")
+            optimizer.step()
+            for parameter in watched.parameters():
+                parameter.grad = None
+            if doctor is not None:
+                doctor.step(loss.detach())
+        return doctor
+
+    state = torch.get_rng_state()
+    with trained(model, state) as doctor:
+        report = doctor.report()
+    trained(plain, state)
+    assert ("wrong_hidden_activation" in named(report)) is accused
+    assert not report.troubles
+    for one, other in zip(model.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert not any(m._forward_pre_hooks for m in model.modules())
 
 
 # --- what the loss was computed from --------------------------------------------------------------

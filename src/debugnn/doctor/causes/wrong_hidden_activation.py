@@ -7,7 +7,7 @@ from debugnn.doctor.causes.signals.outcome import severity
 from debugnn.doctor.causes.signals.wording import listed, relu_override
 from debugnn.doctor.evidence import Evidence
 
-# Looks at which all second derivatives are zero: at one alone, the units of a curved activation may
+# Steps in which all second derivatives are zero: at one alone, the units of a curved activation may
 # all be saturated, where rounding leaves nothing of them.
 LOOKS = 2
 
@@ -27,23 +27,35 @@ def hidden_softmax(evidence: Evidence) -> Iterator[Sign]:
 
 
 def flat_second_derivative(evidence: Evidence) -> Iterator[Sign]:
-    """All second derivatives that the loop takes of the outputs are zero, at every probe.
+    """All second derivatives that the loss is made of are zero, at every probe.
 
-    ReLU and its kin consist of straight pieces: the network does too, whatever its weights are, and
-    no loss on its second derivative trains it.
+    Of the outputs, or of the layers within the network. ReLU and its kin consist of straight
+    pieces: the network does too, whatever its weights are, and no loss on its second derivative
+    trains it.
     """
     network = evidence.network
-    if network.flat_derivatives >= LOOKS and network.flat_derivatives == network.second_derivatives:
-        yield Sign(
-            severity(evidence),
-            "the second derivatives of the outputs with respect to the inputs, which the loss is "
-            f"made of, are exactly 0 for all samples, at {network.flat_derivatives} looks: the "
-            "activations consist of straight pieces, as ReLU does",
-            evidence={"second_derivatives": network.second_derivatives},
-            harm="no weights of this network change its second derivative",
-            override=None,
-            fix="use activations with a second derivative: tanh, sine, softplus, GELU or SiLU",
+    looks = network.second_derivatives
+    if not LOOKS <= looks == network.flat_derivatives + network.flat_layers:
+        return
+    if network.flat_layers:
+        seen = (
+            "the loss is made of second derivatives of the outputs with respect to the inputs, and "
+            "those of the last layer's output with respect to the first layer's input are exactly "
+            f"0 for all samples, at {looks} looks"
         )
+    else:
+        seen = (
+            "the second derivatives of the outputs with respect to the inputs, which the loss is "
+            f"made of, are exactly 0 for all samples, at {looks} looks"
+        )
+    yield Sign(
+        severity(evidence),
+        f"{seen}: the activations consist of straight pieces, as ReLU does",
+        evidence={"second_derivatives": looks},
+        harm="no weights of this network change its second derivative",
+        override=None,
+        fix="use activations with a second derivative: tanh, sine, softplus, GELU or SiLU",
+    )
 
 
 CAUSE = Cause(

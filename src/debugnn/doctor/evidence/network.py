@@ -107,10 +107,12 @@ class NetworkFacts:
     unused: list[str] = field(default_factory=list)
     broken_path: BrokenPathFacts | None = None  # None: a gradient goes back to the inputs
     unregistered: list[LeafFacts] = field(default_factory=list)
-    # Derivatives of second order of the outputs with respect to the inputs that the loop took for
-    # its loss, and those of them that are 0 for all samples.
+    # Looks at steps that took derivatives of second order with respect to the inputs for their
+    # loss. Those where these are 0 for all samples, and those others where the derivatives of the
+    # last layer's output with respect to the first layer's input are.
     second_derivatives: int = 0
     flat_derivatives: int = 0
+    flat_layers: int = 0
     time_gradient: float | None = None  # at a sequence's first tenth over that at its last
     recurrence: RecurrenceFacts | None = None  # None: no such layer is seen
     state: StateFacts | None = None  # None: it keeps nothing in itself

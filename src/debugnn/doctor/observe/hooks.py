@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from debugnn.doctor.copies import Relay
 from debugnn.doctor.nonfinite.replay import NonFiniteReplay
+from debugnn.doctor.observe import transforms
 from debugnn.doctor.observe.callers import line_of_caller
 from debugnn.doctor.observe.calls import Call, map_tensors, scores_of
 from debugnn.doctor.observe.erased_gradients import ErasedGradients
@@ -15,7 +16,7 @@ from debugnn.doctor.observe.forward_passes import ForwardPass
 from debugnn.doctor.observe.graph import UnregisteredLeaves
 from debugnn.doctor.observe.input_derivatives import InputDerivatives
 from debugnn.doctor.observe.layers import LayerProbes
-from debugnn.doctor.observe.loss_calls import LossCalls
+from debugnn.doctor.observe.loss_calls import LossCalls, is_compiling
 from debugnn.doctor.observe.module_state import StateBetweenSteps
 from debugnn.doctor.observe.optimizer import RateCurve
 from debugnn.doctor.observe.rivals import Rivals
@@ -49,6 +50,7 @@ class TrainingHooks:
         rates: learning rates.
         rivals: other networks.
         state: what the model keeps in itself between steps.
+        derivatives: by the inputs, which the loss is made of.
         loss_calls: what functions are given that the loss is computed by.
 
     Raises:
@@ -74,7 +76,7 @@ class TrainingHooks:
         self.rivals = Rivals(training.model, training.optimizer)
         self.state = StateBetweenSteps(training.model)
         self.loss_calls = LossCalls(training.evidence, lambda: self.outputs)
-        self._derivatives = InputDerivatives(training.evidence)
+        self.derivatives = InputDerivatives(training.evidence, training.model)
         self._training = training
         self._replay = replay
         self._at_once = at_once
@@ -123,7 +125,7 @@ class TrainingHooks:
         """Forget the outputs and the probe of a step."""
         self.outputs = self.output_gradient = None
         self.volume_gradients = {}
-        self._derivatives.clear()
+        self.derivatives.clear()
         self.layers.drop()
 
     def release(self) -> None:
@@ -131,6 +133,7 @@ class TrainingHooks:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self.derivatives.clear()
         self._stale.release()
         self._erased.release()
         self.loss_calls.ignore()
@@ -141,28 +144,46 @@ class TrainingHooks:
 
     @guarded("a forward pass")
     def _before_forward(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        if not transforms.is_active():
+            self._note_start(Call(args, kwargs))
+            return
+        given = Call(args, kwargs)
+        self.derivatives.note_transformed(given)
+        with transforms.paused():
+            self._note_start(given.map(transforms.unwrapped))
+
+    def _note_start(self, call: Call) -> None:
         training, passes = self._training.model.training, self._training.passes
         learning = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
         if not learning:
             self.state.note_interruption()
-            if passes.note_evaluation(Call(args, kwargs), training):
+            if passes.note_evaluation(call, training):
                 self._loop.evaluation_line = self._loop.evaluation_line or line_of_caller()
             return
         self.begin()
         if self._training.loss_fn is None and self._training.probe_due:
             self.loss_calls.watch()
-        call = Call(args, kwargs, self.state.note_start(first=not passes.pending))
+        call.prepare = self.state.note_start(first=not passes.pending)
         self.rivals.note_inputs(call.tensors())
         if self._loop.training_line is None:
             self._loop.training_line = line_of_caller()
         if not training and self._loop.eval_mode_line is None:
             self._loop.eval_mode_line = line_of_caller()
+        if self._training.probe_due and not is_compiling():
+            self.derivatives.watch_layers(call)
         passes.note_training(ForwardPass(call, training, self._training.random_state()))
 
     @guarded("the outputs of a forward pass")
     def _after_forward(self, module: nn.Module, args: tuple, output: Any) -> None:
         if not torch.is_grad_enabled():
             return
+        if not transforms.is_active():
+            self._note_end(output)
+            return
+        with transforms.paused():
+            self._note_end(map_tensors(output, transforms.unwrapped))
+
+    def _note_end(self, output: Any) -> None:
         self.outputs = map_tensors(output, Tensor.detach)
         self._forwards += 1
         self.state.note_end()
@@ -174,7 +195,7 @@ class TrainingHooks:
             self._watch_volume(output)
         pending = self._training.passes.pending
         if self._training.probe_due and pending:
-            self._derivatives.watch(pending[-1].call)
+            self.derivatives.watch(pending[-1].call)
         if self.leaves.looks and pending:
             self.leaves.look(pending[-1].call, output)
 

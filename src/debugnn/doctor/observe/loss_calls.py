@@ -73,7 +73,7 @@ class LossCalls:
 
     def watch(self) -> None:
         """Look at the loop's own calls, until `take`; not where anything is compiled."""
-        if self._handle is None and self._probes < _PROBES and not _is_compiling():
+        if self._handle is None and self._probes < _PROBES and not is_compiling():
             self._handle = register_module_forward_hook(self._keep, with_kwargs=True)
 
     def ignore(self) -> None:
@@ -273,7 +273,7 @@ _MODULES: dict[type[nn.Module], str] = {
 }
 
 
-def _is_compiling() -> bool:
+def is_compiling() -> bool:
     """Return whether anything was handed to torch.compile, which compiles anew where a hook for all
     modules appears."""
     frames = sys.modules.get("torch._dynamo.eval_frame")

@@ -183,6 +183,7 @@ class Observer:
             if count is not None:
                 self.evidence.loss.candidates = max(count, self.evidence.loss.candidates or 0)
             self._compare_loss(value, targets)
+            self._note_derivatives()
             if call is not None:
                 self._scored.note_step(call, targets)
                 self._note_volume(call)
@@ -253,6 +254,10 @@ class Observer:
         values = self._losses.values
         if len(values) == step + 1 and self._jumps.is_among_the_largest(values):
             self._jumps.add(step, values, self._hooks.outputs, targets)
+
+    @guarded("the second derivatives of the layers")
+    def _note_derivatives(self) -> None:
+        self._hooks.derivatives.count(self.training)
 
     @guarded("the volume that a flow changes")
     def _note_volume(self, call: Call) -> None:
