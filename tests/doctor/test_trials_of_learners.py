@@ -296,3 +296,38 @@ def test_weights_that_stay_where_they_began_are_seen_without_a_loss_function():
         report = doctor.report()
     assert (report.healthy, report.main_cause) == (False, "lr_too_low"), report.details()
     assert report.main.confidence == "suspected"
+
+
+# --- embeddings ----------------------------------------------------------------------------------
+
+
+class Factors(nn.Module):
+    """Words that like each other have similar vectors."""
+
+    def __init__(self, std, size=24):
+        super().__init__()
+        self.left, self.right = nn.Embedding(150, size), nn.Embedding(150, size)
+        if std is not None:
+            for table in (self.left, self.right):
+                nn.init.normal_(table.weight, std=std)
+
+    def forward(self, left, right):
+        return (self.left(left) * self.right(right)).sum(dim=1)
+
+
+def likings(steps, size=128):
+    generator = torch.Generator().manual_seed(7)
+    left, right = torch.randn(2, 150, 3, generator=generator)
+    for _ in range(steps):
+        pair = torch.randint(150, (2, size), generator=generator)
+        noise = 0.2 * torch.randn(size, generator=generator)
+        yield (pair[0], pair[1]), (left[pair[0]] * right[pair[1]]).sum(dim=1) / 3**0.5 + noise
+
+
+@pytest.mark.parametrize(("std", "main"), [(None, "init_scale_too_large"), (0.1, "healthy")])
+def test_embeddings_whose_products_start_far_too_large(std, main):
+    torch.manual_seed(0)
+    model = Factors(std)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    report = watched(model, optimizer, nn.MSELoss(), likings(400))
+    assert report.main_cause == main, report.details()

@@ -77,6 +77,7 @@ def test_each_trial_changes_one_thing_and_is_wanted_by_some_cause():
     given.network.nonlinear = False
     given.network.output_signal = 1e-3
     given.data.pairs = PairFacts(together=0.0, nearer=0.1, error=0.05, pairs=100)
+    given.network.table_rms, given.outcome.initial.relative_loss = 1.0, 4.0
     given.network.data_inputs = {"second": 50.0}
     given.optimizer.decay_rescaled, given.outcome.tenths = True, [2.0] + [1.0] * 9
     given.optimizer.rates = [[0.0, 1e-3], [60.0, 1e-6], [STEPS - 1.0, 1e-6]]

@@ -18,12 +18,14 @@ from debugnn.doctor.evidence import TrialOutcome
 from debugnn.doctor.observe.buffer import Batch
 from debugnn.doctor.observe.layout import FIRST_AXIS, Layout
 from debugnn.doctor.observe.modes import turn_dropout_off
+from debugnn.doctor.observe.operations import TABLES
 from debugnn.doctor.observe.simple_models import mean_and_deviation
 from debugnn.doctor.observe.task import Task, constant_loss, reference_loss
 from debugnn.doctor.rectified import Rectified
 from debugnn.doctor.trials import Trial
 from debugnn.doctor.unit_signals import give_unit_signals
 
+_SMALL = 0.1  # factor on the weights of embeddings
 _PASSES = 4  # most passes of an update
 _FIRST, _LAST = 2, 6  # steps that the relative loss at the start and at the end is the mean of
 
@@ -68,6 +70,11 @@ class CopyTraining:
             self.model.requires_grad_(True)
         if trial.reinitialised:
             reset(self.model)
+        if trial.small_tables:
+            with torch.no_grad():
+                for module in self.model.modules():
+                    if isinstance(module, TABLES):
+                        module.weight.mul_(_SMALL)
         if trial.unit_signals:
             give_unit_signals(self.model, batches[0].call)
         if not trial.regularised:

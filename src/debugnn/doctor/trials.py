@@ -17,6 +17,7 @@ class Trial:
         lr: factor on every group's learning rate.
         regularised: False turns weight decay and dropout off.
         reinitialised: the weights are drawn anew by each module's own initialisation.
+        small_tables: the initial weights of embeddings are a tenth of what they were.
         standardised_inputs: the inputs are brought to mean 0 and standard deviation 1.
         standardised_targets: the same for the targets.
         exchanged_labels: each of two labels is the other one.
@@ -34,6 +35,7 @@ class Trial:
     lr: float = 1.0
     regularised: bool = True
     reinitialised: bool = False
+    small_tables: bool = False
     standardised_inputs: bool = False
     standardised_targets: bool = False
     exchanged_labels: bool = False
@@ -55,6 +57,7 @@ SCALED_LAYERS = Trial("scaled where layers take data", scaled_layers=True)
 AVERAGED_LOSS = Trial("averaged loss", averaged_loss=True)
 DIVIDED = Trial("accumulation divided", divided=True)
 REINITIALISED = Trial("reinitialised", reinitialised=True)
+SMALL_TABLES = Trial("small embeddings", small_tables=True)
 UNREGULARISED = Trial("unregularised", regularised=False)
 EXCHANGED_LABELS = Trial("labels exchanged", exchanged_labels=True)
 STANDARDISED_TARGETS = Trial("standardised targets", standardised_targets=True)
@@ -81,6 +84,7 @@ TRIALS = (
     AVERAGED_LOSS,
     DIVIDED,
     REINITIALISED,
+    SMALL_TABLES,
     UNREGULARISED,
     STANDARDISED_TARGETS,
     EXCHANGED_LABELS,

@@ -116,6 +116,7 @@ class NetworkFacts:
     time_gradient: float | None = None  # at a sequence's first tenth over that at its last
     recurrence: RecurrenceFacts | None = None  # None: no such layer is seen
     state: StateFacts | None = None  # None: it keeps nothing in itself
+    table_rms: float | None = None  # at the start, of all weights of embeddings; None without any
     # Weight layer that takes data as they are → root mean square of its input.
     data_inputs: dict[str, float] = field(default_factory=dict)
     # What the outputs differ by among samples at the start, the RMS over units.

@@ -21,7 +21,7 @@ from debugnn.doctor.observe.loss_function.facts import loss_facts
 from debugnn.doctor.observe.loss_function.made_up import LossFunction
 from debugnn.doctor.observe.modes import without_dropout
 from debugnn.doctor.observe.module_state import kept_state
-from debugnn.doctor.observe.operations import SQUASHING, trace
+from debugnn.doctor.observe.operations import SQUASHING, TABLES, trace
 from debugnn.doctor.observe.outcome import outputs_of, score_of
 from debugnn.doctor.observe.parts import find_parts, without_gradient
 from debugnn.doctor.observe.recurrence import recurrence_facts
@@ -257,8 +257,16 @@ def examine(
     with without_dropout(model, training=False):
         signals, evidence.network.output_signal = signal_sizes(model, call)
         evidence.network.data_inputs = data_inputs(model, call)
+    evidence.network.table_rms = _table_rms(model)
     evidence.weights = weight_facts(model, forward_order(model, call), signals)
     return task
+
+
+def _table_rms(model: nn.Module) -> float | None:
+    tables = [m.weight for m in model.modules() if isinstance(m, TABLES) and m.weight.requires_grad]
+    values = sum(table.numel() for table in tables)
+    squares = sum(table.detach().double().square().sum().item() for table in tables)
+    return (squares / values) ** 0.5 if values else None
 
 
 def _settled(

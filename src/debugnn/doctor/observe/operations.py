@@ -18,6 +18,7 @@ from debugnn.tensor_stats import ends_of_units, in_memory_order, read_together, 
 
 WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd, nn.RNNBase, nn.RNNCellBase, nn.Bilinear,
             nn.MultiheadAttention)  # fmt: skip
+TABLES = (nn.Embedding, nn.EmbeddingBag)
 SQUASHING = ("sigmoid", "hardsigmoid", "softmax", "safe_softmax")
 # Operations that draw a dropout mask.
 DROPPING = ("bernoulli_", "native_dropout")
