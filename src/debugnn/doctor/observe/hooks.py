@@ -17,6 +17,7 @@ from debugnn.doctor.observe.input_derivatives import InputDerivatives
 from debugnn.doctor.observe.layers import LayerProbes
 from debugnn.doctor.observe.loss_calls import LossCalls
 from debugnn.doctor.observe.module_state import StateBetweenSteps
+from debugnn.doctor.observe.opponents import Opponents
 from debugnn.doctor.observe.optimizer import RateCurve
 from debugnn.doctor.observe.rivals import Rivals
 from debugnn.doctor.observe.stale_gradients import StaleGradients
@@ -48,6 +49,7 @@ class TrainingHooks:
         leaves: tensors of the outputs' graph that the model does not list.
         rates: learning rates.
         rivals: other networks.
+        opponents: other doctors' networks that are given this one's outputs.
         state: what the model keeps in itself between steps.
         loss_calls: what functions are given that the loss is computed by.
 
@@ -72,6 +74,7 @@ class TrainingHooks:
         self.leaves = UnregisteredLeaves(training.model, training.optimizer)
         self.rates = RateCurve()
         self.rivals = Rivals(training.model, training.optimizer)
+        self.opponents = Opponents(training)
         self.state = StateBetweenSteps(training.model)
         self.loss_calls = LossCalls(training.evidence, lambda: self.outputs)
         self._derivatives = InputDerivatives(training.evidence)
@@ -134,6 +137,7 @@ class TrainingHooks:
         self._stale.release()
         self._erased.release()
         self.loss_calls.ignore()
+        self.opponents.release()
         self.layers.release()
         self.leaves.release()
         self.output_gradient = None
@@ -161,6 +165,7 @@ class TrainingHooks:
 
     @guarded("the outputs of a forward pass")
     def _after_forward(self, module: nn.Module, args: tuple, output: Any) -> None:
+        self.opponents.note_outputs(output)
         if not torch.is_grad_enabled():
             return
         self.outputs = map_tensors(output, Tensor.detach)
