@@ -7,7 +7,7 @@ from debugnn.doctor.causes import CAUSES
 from debugnn.doctor.causes.cause import Kind
 from debugnn.doctor.causes.label_leak import LEAKED
 from debugnn.doctor.causes.non_finite import told
-from debugnn.doctor.evidence import LayerFacts, OptimizerFacts, Score
+from debugnn.doctor.evidence import LayerFacts, OptimizerFacts, PolicyFacts, Score
 
 
 def certain():
@@ -136,6 +136,11 @@ def edges():
          loss(shift_change=0.5, output_space="simplex", other_entries=0.0)),
         ("wrong_loss", loss(output_space="simplex", shift_change=None, other_entries=1e-5),
          loss(output_space="simplex", shift_change=None, other_entries=1e-6)),
+        ("wrong_loss", loss(beside_discriminator=[0.91] * 3),
+         loss(beside_discriminator=[0.91] * 2)),
+        ("wrong_loss", loss(beside_discriminator=[0.91] * 3),
+         loss(beside_discriminator=[1.0, 1.0, 0.89])),
+        ("wrong_loss", loss(policy=PolicyFacts(True, 0.51)), loss(policy=PolicyFacts(False, 0.49))),
         ("bad_labels", data(out_of_range=1), data(out_of_range=0)),
         ("bad_labels", data(out_of_range=1), data(out_of_range=1, void_labels=True)),
         ("bad_labels", data(conflicting=0.31, repeated=20), data(conflicting=0.3, repeated=20)),

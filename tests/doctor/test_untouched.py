@@ -405,6 +405,9 @@ def test_the_discriminators_doctor_does_not_count_what_the_generators_tries_out(
     assert loop.train_mode_evaluations == 0
     assert loop.training_forwards == STEPS
     assert makers.evidence.loop.training_forwards == STEPS
+    beside = makers.evidence.loss.beside_discriminator
+    assert beside
+    assert max(beside) < 0
 
 
 def test_a_backward_pass_may_follow_a_probe_between_forward_and_backward():

@@ -74,8 +74,10 @@ BETTER_THAN_TRAINING = 0.2
 VALIDATION_SKILL = 0.4
 # The rarest class's share, over RARE, above which accuracy is no sign of balance.
 BALANCED = 2.5
-# How much nearer pairs that the loss pushes apart are, in standard errors.
+# How much nearer pairs that the loss pushes apart are, in standard errors, than in the half of
+# comparisons that chance gives.
 CERTAINLY = 4.0
+BY_CHANCE = 0.5
 # A single loss is a spike where it is this many spreads (median distances to the median) above the
 # twenty losses around it, 13 standard deviations of normal ones, and by this share of the first
 # loss: what jumps far below the first loss does no harm.
@@ -404,7 +406,7 @@ def reversed_pairs(evidence: Evidence) -> PairFacts | None:
     first, last = outcome.first_loss, outcome.last_loss
     if facts is None or first is None or last is None or evidence.loop.steps < JUDGED_AFTER:
         return None
-    farther = facts.nearer + CERTAINLY * facts.error < 0.5
+    farther = facts.nearer + CERTAINLY * facts.error < BY_CHANCE
     return facts if farther and last > LEFT_OVER * first > 0 else None
 
 

@@ -12,6 +12,11 @@ from debugnn.doctor.causes.signals.loss_function import (
     shift_invariant,
 )
 from debugnn.doctor.causes.signals.outcome import severity, short, skill
+from debugnn.doctor.causes.signals.wrong_aim import (
+    generator_wants_to_be_told,
+    policy_clipped_on_wrong_side,
+    policy_of_costs,
+)
 from debugnn.doctor.evidence import Evidence
 
 # The loss handed over / the loss function's own value at every probe, within which the loop turned
@@ -520,6 +525,8 @@ CAUSE = Cause(
                 "penalty or clipped weights of a critic, for example)",
                 any_task=True,
             ),
+            generator_wants_to_be_told,
+            policy_clipped_on_wrong_side,
             _rule(linked_twice, "leave it out of the network's last layer"),
             _rule(squared_error_of_two_classes, may_serve=True),
             _rule(classes_not_compared, may_serve=True),
@@ -532,6 +539,7 @@ CAUSE = Cause(
             ),
         ),
         unusual_arguments,
+        policy_of_costs,
     ),
     fix="use a loss that falls as the outputs come nearer to the targets",
     harm="the lowest value of this loss is not where the outputs are right",

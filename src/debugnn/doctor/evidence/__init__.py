@@ -26,6 +26,7 @@ from debugnn.doctor.evidence.data import (
 from debugnn.doctor.evidence.loss import (
     LossCall,
     LossFacts,
+    PolicyFacts,
     VolumeFacts,
 )
 from debugnn.doctor.evidence.network import (
@@ -89,6 +90,7 @@ __all__ = [
     "PairFacts",
     "Pairing",
     "PartFacts",
+    "PolicyFacts",
     "PreparationFacts",
     "Probe",
     "RecurrenceFacts",

@@ -12,6 +12,16 @@ class VolumeFacts:
 
 
 @dataclass
+class PolicyFacts:
+    """How a loss responds to the numbers that weight the probabilities of actions, as returns."""
+
+    rises: bool  # with the probability of an action whose number is positive, in every sample
+    # Share of the samples whose ratio of probabilities is clipped on that side alone from which a
+    # descent would bring it back. None where the outputs are probabilities.
+    held_back: float | None = None
+
+
+@dataclass
 class LossCall:
     """What a function of torch.nn.functional was given as part of a loss, at one line of code.
 
@@ -90,6 +100,10 @@ class LossFacts:
     # Of a Cox partial likelihood: an event is compared with samples whose time is at least as long
     # (later), as it should be, or with those whose time is at most as long (earlier).
     risk_sets: str | None = None
+    policy: PolicyFacts | None = None  # of a policy whose actions have weights
+    # Cosine, at probes, of its gradient with respect to outputs and of that of the loss of a
+    # discriminator which is trained to tell such outputs from other samples.
+    beside_discriminator: list[float] = field(default_factory=list)
     crossed: list[int] | None = None  # shape in which each output is compared with every target
     # Outputs that it compares with a target, and has no gradient with respect to.
     detached: list[str] = field(default_factory=list)

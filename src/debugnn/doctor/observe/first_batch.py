@@ -19,6 +19,7 @@ from debugnn.doctor.observe.calls import Call, copied, first_tensor, is_plain
 from debugnn.doctor.observe.latent import latent_facts
 from debugnn.doctor.observe.loss_function.facts import loss_facts
 from debugnn.doctor.observe.loss_function.made_up import LossFunction
+from debugnn.doctor.observe.loss_function.policy import policy_facts
 from debugnn.doctor.observe.modes import without_dropout
 from debugnn.doctor.observe.module_state import kept_state
 from debugnn.doctor.observe.operations import SQUASHING, TABLES, trace
@@ -161,6 +162,7 @@ class FirstBatch:
                 training.loss_fn, outputs, batch.targets
             )
             self.evidence.loss.detached = without_gradient(training.loss_fn, outputs, batch.targets)
+            self.evidence.loss.policy = policy_facts(training.loss_fn, outputs, batch.targets)
 
     @guarded("the risk sets of a partial likelihood")
     def _look_at_risk_sets(self, model: nn.Module, batch: Batch) -> None:

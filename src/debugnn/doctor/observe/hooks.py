@@ -18,6 +18,7 @@ from debugnn.doctor.observe.input_derivatives import InputDerivatives
 from debugnn.doctor.observe.layers import LayerProbes
 from debugnn.doctor.observe.loss_calls import LossCalls, is_compiling
 from debugnn.doctor.observe.module_state import StateBetweenSteps
+from debugnn.doctor.observe.opponents import Opponents
 from debugnn.doctor.observe.optimizer import RateCurve
 from debugnn.doctor.observe.rivals import Rivals
 from debugnn.doctor.observe.stale_gradients import StaleGradients
@@ -49,6 +50,7 @@ class TrainingHooks:
         leaves: tensors of the outputs' graph that the model does not list.
         rates: learning rates.
         rivals: other networks.
+        opponents: other doctors' networks that are given this one's outputs.
         state: what the model keeps in itself between steps.
         derivatives: by the inputs, which the loss is made of.
         loss_calls: what functions are given that the loss is computed by.
@@ -74,6 +76,7 @@ class TrainingHooks:
         self.leaves = UnregisteredLeaves(training.model, training.optimizer)
         self.rates = RateCurve()
         self.rivals = Rivals(training.model, training.optimizer)
+        self.opponents = Opponents(training)
         self.state = StateBetweenSteps(training.model)
         self.loss_calls = LossCalls(training.evidence, lambda: self.outputs)
         self.derivatives = InputDerivatives(training.evidence, training.model)
@@ -137,6 +140,7 @@ class TrainingHooks:
         self._stale.release()
         self._erased.release()
         self.loss_calls.ignore()
+        self.opponents.release()
         self.layers.release()
         self.leaves.release()
         self.output_gradient = None
@@ -175,6 +179,7 @@ class TrainingHooks:
 
     @guarded("the outputs of a forward pass")
     def _after_forward(self, module: nn.Module, args: tuple, output: Any) -> None:
+        self.opponents.note_outputs(output)
         if not torch.is_grad_enabled():
             return
         if not transforms.is_active():

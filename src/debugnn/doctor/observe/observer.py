@@ -166,6 +166,7 @@ class Observer:
         else:
             targets = self._labels_of(call, targets)
             self._take(call, inputs, targets, value)
+            self._hooks.opponents.note_batch(call, targets)
         if step == 0:
             self.evidence.loss.sources = loss_sources(loss)
             self.evidence.loss.crossed = list(crossed(loss) or ()) or None
@@ -184,6 +185,7 @@ class Observer:
                 self.evidence.loss.candidates = max(count, self.evidence.loss.candidates or 0)
             self._compare_loss(value, targets)
             self._note_derivatives()
+            self._hooks.opponents.compare(self._hooks.outputs, targets)
             if call is not None:
                 self._scored.note_step(call, targets)
                 self._note_volume(call)

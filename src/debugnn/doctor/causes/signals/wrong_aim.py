@@ -1,0 +1,82 @@
+"""Losses of policies and generators whose sign is that of the opposite aim."""
+
+from collections.abc import Iterator
+
+from debugnn.doctor.causes.cause import Sign
+from debugnn.doctor.causes.signals.outcome import severity
+from debugnn.doctor.evidence import Evidence
+
+# Share of the samples whose ratio of probabilities is clipped on the side that a descent comes from
+# alone, from which it is the loss's rule: of the others, actions whose probability cannot rise as
+# far as to the clip.
+ON_WRONG_SIDE = 0.5
+# Probes at which a generator's loss is compared with its discriminator's, and the cosine of both
+# gradients with respect to what it made, at each of them: 1 or −1 of losses that read one number of
+# the discriminator.
+GENERATOR_PROBES = 3
+SAME_AIM = 0.9
+
+
+def generator_wants_to_be_told(evidence: Evidence) -> Iterator[Sign]:
+    """A generator that is trained towards what its discriminator is to say of made samples."""
+    cosines = evidence.loss.beside_discriminator
+    if len(cosines) < GENERATOR_PROBES or min(cosines) < SAME_AIM:
+        return
+    yield Sign(
+        severity(evidence),
+        "the generator's loss and the discriminator's pull what is generated the same way: their "
+        f"gradients with respect to it have a cosine of {min(cosines):.2f} or above at each of "
+        f"{len(cosines)} probes, and opposite aims give -1",
+        "give the generator's step the label of real samples, or turn the sign of what it takes "
+        "of the discriminator",
+        evidence={"lowest_cosine": min(cosines), "probes": len(cosines)},
+        override=None,
+        harm="it learns to make samples that the discriminator is sure to tell from data",
+    )
+
+
+def policy_clipped_on_wrong_side(evidence: Evidence) -> Iterator[Sign]:
+    """A clipped policy gradient whose clip does not stop the way that the policy goes."""
+    policy = evidence.loss.policy
+    if policy is None or not _clipped_where_it_returns(evidence):
+        return
+    rewarded = "rarer" if policy.rises else "likelier"
+    yield Sign(
+        severity(evidence),
+        f"the loss makes actions of positive advantage {rewarded}, and clips their ratio of "
+        "probabilities only on the other side, from which it would come back "
+        f"({100 * (policy.held_back or 0.0):.0f} % of the samples tried)",
+        "minimise -min(ratio * advantage, clipped ratio * advantage): its minus sign is missing"
+        if policy.rises
+        else "take the minimum of both products, and minimise -min(ratio * advantage, clipped "
+        "ratio * advantage)",
+        evidence={"clipped_on_wrong_side": policy.held_back, "loss_rises": policy.rises},
+        override=None,
+        harm="nothing holds the policy, and what a clip is for is turned round",
+    )
+
+
+def policy_of_costs(evidence: Evidence) -> Iterator[Sign]:
+    """A policy gradient that is right for costs and wrong for rewards: a note.
+
+    Both are one computation, and both bring the numbers down: no outcome tells them apart.
+    """
+    policy = evidence.loss.policy
+    if policy is not None and policy.rises and not _clipped_where_it_returns(evidence):
+        yield Sign(
+            "note",
+            "the loss makes an action rarer whose number in the targets is positive, in every "
+            "sample: right where the numbers are costs, and the wrong sign where they are "
+            "returns, rewards or advantages",
+            "for rewards minimise -(log_probability * reward).mean()",
+            evidence={"loss_rises": True},
+            override=None,
+            harm="a policy whose rewards count as costs learns what is worst",
+        )
+
+
+def _clipped_where_it_returns(evidence: Evidence) -> bool:
+    """Return whether a policy's loss clips the ratio of probabilities where a descent would bring
+    it back to 1, and lets it run off to the other side."""
+    policy = evidence.loss.policy
+    return policy is not None and (policy.held_back or 0.0) >= ON_WRONG_SIDE

@@ -1,0 +1,162 @@
+"""A policy's loss: what it does to the probability of an action that is weighted by a number.
+
+A policy gradient (Williams 1992) weights the logarithm of the probability of each action taken by a
+return or an advantage. The weights are found by made-up ones: the gradient with respect to the
+scores turns with them.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from debugnn.doctor.evidence import PolicyFacts
+from debugnn.doctor.observe.calls import Call, map_tensors
+from debugnn.doctor.observe.loss_function.made_up import LossFunction
+
+_MOST = 8  # tensors of outputs, and of targets
+_ALONG = 0.999  # cosine of two directions that are the same but for rounding
+_ROUNDING = 1e-4  # relative
+_ONE_SIGN = 0.99  # share of samples whose gradient has the weight's sign, or the opposite
+_SHIFT = 3.0  # change of an action's score that takes its probability beyond any clip
+
+
+class _Place(NamedTuple):
+    """Tensors of outputs and targets: scores (…, actions), actions (…), and numbers, (…) too."""
+
+    scores: Tensor
+    actions: Tensor
+    weights: Tensor
+
+
+@torch.enable_grad()
+def policy_facts(loss_fn: LossFunction, outputs: Any, targets: Any) -> PolicyFacts | None:
+    """Return how a loss responds to the weights of actions, None where it weights none.
+
+    Terms that do not depend on the weights, as the entropy, do not count. Where several of the
+    targets may be the weights, as a mask that multiplies them, they have to agree.
+
+    Args:
+        outputs: the model's for a batch, a nest of containers that holds scores of actions.
+        targets: the batch's, a nest that holds the numbers of the actions and their weights.
+    """
+    outputs = map_tensors(outputs, Tensor.detach)
+    found = []
+    for place in _places(outputs, targets):
+        try:
+            facts = _Weighted(loss_fn, outputs, targets, place).facts()
+        except Exception:  # whatever the loss raises of made-up targets
+            continue
+        if facts is not None:
+            found.append(facts)
+    if not found or len({facts.rises for facts in found}) > 1:
+        return None
+    return max(found, key=lambda facts: facts.held_back or 0.0)
+
+
+def _places(outputs: Any, targets: Any) -> Iterator[_Place]:
+    given, wanted = Call((outputs,)).tensors(), Call((targets,)).tensors()
+    if not (len(given) <= _MOST and 1 < len(wanted) <= _MOST):
+        return
+    for scores in given:
+        if not scores.is_floating_point() or scores.dim() < 2 or scores.shape[-1] < 2:
+            continue
+        for actions in wanted:
+            if not _numbers_actions(actions, scores):
+                continue
+            for weights in wanted:
+                if weights.is_floating_point() and weights.numel() == actions.numel() > 1:
+                    yield _Place(scores, actions, weights)
+
+
+def _numbers_actions(actions: Tensor, scores: Tensor) -> bool:
+    if actions.dtype not in (torch.int64, torch.int32) or not actions.numel():
+        return False
+    fits = actions.numel() * scores.shape[-1] == scores.numel() and len(actions) == len(scores)
+    return fits and bool((actions >= 0).all() and (actions < scores.shape[-1]).all())
+
+
+class _Weighted:
+    """A loss under made-up weights, half of them positive."""
+
+    def __init__(self, loss_fn: LossFunction, outputs: Any, targets: Any, place: _Place) -> None:
+        self._loss_fn = loss_fn
+        self._outputs, self._targets, self._place = outputs, targets, place
+        self._taken = torch.zeros_like(self._rows(place.scores)).scatter_(
+            1, place.actions.reshape(-1, 1).long(), 1.0
+        )
+        weights = torch.ones_like(place.weights)
+        weights[1::2] = -1.0
+        self._weights, self._signs = weights, weights.reshape(-1, 1)
+
+    def facts(self) -> PolicyFacts | None:
+        once, twice = self._turned(self._weights), self._turned(2 * self._weights)
+        used = once.abs().sum(dim=1) > 0
+        size = once.norm()
+        if not (used & (self._signs[:, 0] > 0)).any() or not (used & (self._signs[:, 0] < 0)).any():
+            return None
+        # A loss that brings the weights to one scale is the same of twice the weights.
+        if not any((twice - k * once).norm() <= _ROUNDING * size for k in (1, 2)):
+            return None
+        along = self._along(once)[used]
+        scores = bool((along.abs() >= _ALONG).all())
+        if not scores:  # it may be given probabilities
+            if once[used].where(self._taken[used] == 0, 0.0).any():
+                return None
+            along = (once * self._taken).sum(dim=1)[used]
+        rising = (along * self._signs[used, 0] > 0).float().mean().item()
+        if 1 - _ONE_SIGN < rising < _ONE_SIGN:
+            return None
+        rises = rising >= _ONE_SIGN
+        return PolicyFacts(rises, self._held_back(rises, used) if scores else None)
+
+    def _held_back(self, rises: bool, used: Tensor) -> float:
+        """Return the share of samples whose ratio of probabilities is clipped where a descent would
+        bring it back, and is not where the descent takes it: the lower of both signs' shares.
+
+        0 where some sample is clipped as it should be.
+        """
+        up, down = (self._at(shift) for shift in (_SHIFT, -_SHIFT))
+        # Descent makes an action likelier where the loss falls with its probability.
+        likelier = (self._signs[:, 0] > 0) != rises
+        onwards = torch.where(likelier, up, down)[used]
+        back = torch.where(likelier, down, up)[used]
+        if ((onwards == 0) & (back > 0)).any():
+            return 0.0
+        wrong, signs = (back == 0) & (onwards > 0), self._signs[used, 0]
+        return min(wrong[signs > 0].float().mean().item(), wrong[signs < 0].float().mean().item())
+
+    def _at(self, shift: float) -> Tensor:
+        """Return the size of each sample's response to its weight, at shifted scores of actions."""
+        scores = self._place.scores + shift * self._taken.reshape(self._place.scores.shape)
+        weighted = self._gradient(self._weights, scores)
+        plain = self._gradient(torch.zeros_like(self._weights), scores)
+        sizes, unit = (weighted - plain).norm(dim=1), plain.norm(dim=1) + weighted.norm(dim=1)
+        return sizes.where(sizes > _ROUNDING * unit, 0.0)
+
+    def _turned(self, weights: Tensor) -> Tensor:
+        """Return by how much the weights turn each sample's gradient."""
+        scores = self._place.scores
+        there, back = self._gradient(weights, scores), self._gradient(-weights, scores)
+        turned, unit = (there - back) / 2, there.norm(dim=1) + back.norm(dim=1)
+        return turned.where(turned.norm(dim=1, keepdim=True) > _ROUNDING * unit[:, None], 0.0)
+
+    def _along(self, gradient: Tensor) -> Tensor:
+        """Return the cosine with that of the logarithm of the probability of the action taken."""
+        direction = self._taken - self._rows(self._place.scores).softmax(dim=1)
+        return torch.cosine_similarity(gradient, direction, dim=1, eps=1e-30)
+
+    def _gradient(self, weights: Tensor, scores: Tensor) -> Tensor:
+        leaf = scores.clone().requires_grad_()
+        torch.random.default_generator.manual_seed(0)
+        outputs = map_tensors(self._outputs, lambda t: leaf if t is self._place.scores else t)
+        targets = map_tensors(self._targets, lambda t: weights if t is self._place.weights else t)
+        value = self._loss_fn(outputs, targets).float().mean()
+        gradient = torch.autograd.grad(value, leaf)[0]
+        if not torch.isfinite(gradient).all():
+            raise ValueError("the gradient is not finite")
+        return self._rows(gradient).double()
+
+    def _rows(self, tensor: Tensor) -> Tensor:
+        return tensor.reshape(-1, self._place.scores.shape[-1]).double()

@@ -1,0 +1,276 @@
+"""A wrong sign in the loss of a generator or a policy, whose task is unknown."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.distributions import Categorical
+
+from debugnn import Doctor
+from debugnn.doctor.observe.loss_function.policy import policy_facts
+
+BATCH = 16
+BCE = nn.BCEWithLogitsLoss()
+
+
+# --- generators -----------------------------------------------------------------------------------
+
+
+def squared(scores, labels):
+    return F.mse_loss(scores, labels)
+
+
+def wasserstein(scores, labels):
+    return (scores * (1 - 2 * labels)).mean()  # a real sample's label is 1
+
+
+def hinge(scores, labels):
+    return F.relu(1 + scores * (1 - 2 * labels)).mean()
+
+
+def plain_output(sign):
+    return lambda critic, fake: -sign * critic(fake).mean()
+
+
+def wanted(label, loss_fn=BCE):
+    return lambda critic, fake: loss_fn(critic(fake), torch.full((len(fake), 1), float(label)))
+
+
+def saturating(sign):
+    return lambda critic, fake: -sign * F.softplus(critic(fake)).mean()
+
+
+def pulled_to_data(label):
+    return lambda critic, fake: wanted(label)(critic, fake) + 100 * (fake - 1).abs().mean()
+
+
+def same_features(critic, fake):
+    return (critic[:2](fake).mean(dim=0) - critic[:2](fake + 1).mean(dim=0).detach()).norm()
+
+
+def adversaries(aim, loss_fn, swapped=False, dropout=0.0, smooth=1.0, single=False):
+    """Train a generator against a discriminator, each with a doctor; return the generator's report.
+
+    Args:
+        aim: the generator's loss, of the discriminator and the samples.
+        loss_fn: the discriminator's.
+        swapped: made samples have the label 1.
+        smooth: label of real samples, at most.
+        single: the discriminator's doctor is given made samples alone.
+    """
+    torch.manual_seed(0)
+    generator = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
+    critic = nn.Sequential(
+        nn.Linear(2, 16), nn.LeakyReLU(0.2), nn.Dropout(dropout), nn.Linear(16, 1)
+    )
+    moves = [torch.optim.Adam(m.parameters(), lr=1e-3) for m in (generator, critic)]
+
+    def own_loss(fake, _):
+        return aim(critic, fake)
+
+    judging = Doctor(critic, moves[1], loss_fn, every=1)
+    making = Doctor(generator, moves[0], own_loss, every=1)
+    with judging, making:
+        for _ in range(4):
+            fake = generator(torch.randn(BATCH, 4))
+            both = torch.cat([torch.randn(BATCH, 2) + 1, fake.detach()])
+            labels = torch.cat([smooth * torch.ones(BATCH, 1), torch.zeros(BATCH, 1)])
+            labels = 1 - labels if swapped else labels
+            seen = (both[BATCH:], labels[BATCH:]) if single else (both, labels)
+            moves[1].zero_grad()
+            loss = loss_fn(critic(seen[0]), seen[1])
+            loss.backward()
+            moves[1].step()
+            judging.step(loss, *seen)
+            z = torch.randn(BATCH, 4)
+            moves[0].zero_grad()
+            loss = own_loss(generator(z), None)
+            loss.backward()
+            moves[0].step()
+            making.step(loss, z, torch.ones(BATCH, 1))
+        assert making.report().troubles == []
+        return making.report()
+
+
+@pytest.mark.parametrize(
+    ("aim", "loss_fn", "given"),
+    [
+        (wanted(0), BCE, {}),
+        (wanted(0), BCE, {"smooth": 0.9}),
+        (wanted(0), BCE, {"dropout": 0.3}),
+        (wanted(1), BCE, {"swapped": True}),
+        (saturating(-1), BCE, {}),
+        (plain_output(-1), wasserstein, {}),
+        (plain_output(-1), hinge, {}),
+        (wanted(0, squared), squared, {}),
+    ],
+)
+def test_a_generator_that_wants_to_be_told_from_data_is_named(aim, loss_fn, given):
+    (finding, *_) = adversaries(aim, loss_fn, **given).findings
+    assert (finding.cause, finding.confidence) == ("wrong_loss", "certain")
+    assert finding.evidence["probes"] == 4
+    assert finding.evidence["lowest_cosine"] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("aim", "loss_fn", "given"),
+    [
+        (wanted(1), BCE, {}),
+        (wanted(0), BCE, {"swapped": True}),
+        (wanted(1), BCE, {"dropout": 0.3}),
+        (saturating(1), BCE, {}),
+        (plain_output(1), wasserstein, {}),
+        (plain_output(1), hinge, {}),
+        (wanted(1, squared), squared, {}),
+        (pulled_to_data(1), BCE, {}),
+        (same_features, BCE, {}),
+        (wanted(0), BCE, {"single": True}),  # what its opponent is to tell it from is not known
+    ],
+)
+def test_a_generator_that_may_be_sound_is_not_accused(aim, loss_fn, given):
+    report = adversaries(aim, loss_fn, **given)
+    assert [f.cause for f in report.findings if f.severity != "note"] == []
+
+
+# --- policies -------------------------------------------------------------------------------------
+
+
+def log_probability(scores, actions):
+    return Categorical(logits=scores).log_prob(actions)
+
+
+def reinforce(sign):
+    def loss(scores, targets):
+        actions, returns = targets
+        entropy = Categorical(logits=scores).entropy().mean()
+        return -sign * (log_probability(scores, actions) * returns).mean() - 0.01 * entropy
+
+    return loss
+
+
+def normalised(sign):
+    def loss(scores, targets):
+        returns = targets["returns"]
+        advantage = (returns - returns.mean()) / (returns.std() + 1e-6)
+        return -sign * (log_probability(scores, targets["actions"]) * advantage).mean()
+
+    return loss
+
+
+def weighted_cross_entropy(sign):
+    def loss(scores, targets):
+        return sign * (F.cross_entropy(scores, targets[0], reduction="none") * targets[1]).mean()
+
+    return loss
+
+
+def masked(sign):
+    def loss(scores, targets):
+        actions, advantage, mask = targets
+        return -sign * (log_probability(scores, actions) * advantage * mask).mean()
+
+    return loss
+
+
+def actor_critic(sign):
+    def loss(outputs, targets):
+        (scores, values), (actions, returns) = outputs, targets
+        advantage = (returns - values).detach()
+        policy = -sign * (log_probability(scores, actions) * advantage).mean()
+        return policy + 0.5 * F.mse_loss(values, returns)
+
+    return loss
+
+
+def of_probabilities(sign):
+    def loss(probabilities, targets):
+        actions, returns = targets
+        chosen = probabilities.gather(-1, actions[..., None]).squeeze(-1)
+        return -sign * (chosen.log() * returns).mean()
+
+    return loss
+
+
+def clipped(sign, least=torch.min):
+    def loss(scores, targets):
+        actions, before, advantage = targets
+        ratio = (log_probability(scores, actions) - before).exp()
+        return -sign * least(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage).mean()
+
+    return loss
+
+
+SCORES = torch.randn(BATCH, 4, generator=torch.Generator().manual_seed(1))
+ACTIONS = torch.arange(BATCH) % 4
+RETURNS = torch.randn(BATCH, generator=torch.Generator().manual_seed(2))
+MASK = (torch.arange(BATCH) % 3 > 0).float()
+BEFORE = log_probability(SCORES, ACTIONS)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize(
+    ("loss", "outputs", "targets"),
+    [
+        (reinforce, SCORES, (ACTIONS, RETURNS)),
+        (reinforce, SCORES, (ACTIONS, RETURNS - 5)),
+        (reinforce, SCORES.view(4, 4, 4), (ACTIONS.view(4, 4), RETURNS.view(4, 4))),
+        (normalised, SCORES, {"actions": ACTIONS, "returns": RETURNS}),
+        (weighted_cross_entropy, SCORES, (ACTIONS, RETURNS)),
+        (masked, SCORES, (ACTIONS, RETURNS, MASK)),
+        (actor_critic, (SCORES, RETURNS / 2), (ACTIONS, RETURNS)),
+        (of_probabilities, SCORES.softmax(dim=1), (ACTIONS, RETURNS)),
+        (clipped, SCORES, (ACTIONS, BEFORE, RETURNS)),
+    ],
+)
+def test_whether_a_loss_makes_rewarded_actions_rarer(loss, outputs, targets, sign):
+    facts = policy_facts(loss(sign), outputs, targets)
+    assert facts.rises is (sign < 0)
+    # A clip that holds the policy back from costs takes the larger of both products.
+    assert bool(facts.held_back) is (loss is clipped and sign < 0)
+
+
+def test_a_clip_for_costs_is_sound_and_one_that_lets_the_policy_run_is_not():
+    targets = ACTIONS, BEFORE, RETURNS
+    costs = policy_facts(clipped(-1, torch.max), SCORES, targets)
+    assert (costs.rises, costs.held_back) == (True, 0.0)
+    running = policy_facts(clipped(1, torch.max), SCORES, targets)
+    assert not running.rises
+    assert running.held_back > 0.5
+
+
+@pytest.mark.parametrize(
+    ("loss", "targets"),
+    [
+        (lambda o, t: F.cross_entropy(o, t[0]) + F.mse_loss(o[:, 0], t[1]), (ACTIONS, RETURNS)),
+        (masked(-1), (ACTIONS, -RETURNS.abs(), MASK)),  # either of the two may be the weights
+        (reinforce(-1), (ACTIONS.float(), RETURNS)),
+    ],
+)
+def test_of_other_losses_nothing_is_known(loss, targets):
+    assert policy_facts(loss, SCORES, targets) is None
+
+
+@pytest.mark.parametrize(
+    ("loss", "severity"), [(clipped(-1), "warning"), (reinforce(-1), "note"), (reinforce(1), None)]
+)
+def test_only_a_clip_tells_the_wrong_sign_from_a_cost(loss, severity):
+    torch.manual_seed(0)
+    policy = nn.Linear(3, 4)
+    optimizer = torch.optim.SGD(policy.parameters(), lr=0.1)
+    with Doctor(policy, optimizer, loss) as doctor:
+        for _ in range(3):
+            states = torch.randn(BATCH, 3)
+            before = log_probability(policy(states).detach(), ACTIONS)
+            returns = torch.randn(BATCH)
+            three = loss.__qualname__.startswith("clipped")
+            targets = (ACTIONS, before, returns) if three else (ACTIONS, returns)
+            optimizer.zero_grad()
+            value = loss(policy(states), targets)
+            value.backward()
+            optimizer.step()
+            doctor.step(value, states, targets)
+        report = doctor.report()
+    assert report.troubles == []
+    assert report.healthy is (False if severity == "warning" else None)
+    told = [f.severity for f in report.findings if f.cause == "wrong_loss"]
+    assert told == ([] if severity is None else [severity])
