@@ -17,6 +17,7 @@ from debugnn.doctor.causes.signals.outcome import (
     below_constant,
     inputs_unused,
     learns,
+    unused_by_new_samples,
 )
 from debugnn.doctor.evidence import AlignmentFacts, LatentFacts, OwnLoss, Pairing
 from debugnn.doctor.observe.buffer import Batch
@@ -308,7 +309,32 @@ def test_what_unused_inputs_rest_on(change, expected):
         setattr(given.outcome.own_loss, name, Pairing(GROUPS, 0.5, 1.0, 0.0, 0.001))
     change(given)
     assert inputs_unused(given) is expected
-    assert diagnosis(given).healthy is (False if expected else None)
+    # Where outputs belong to training samples alone, these are learnt by heart.
+    fails = expected or unused_by_new_samples(given)
+    assert diagnosis(given).healthy is (False if fails else None)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda e: None, True),
+        (lambda e: setattr(e.outcome.own_loss.validation, "gap", -0.3), True),  # worse, if anything
+        (lambda e: setattr(e.outcome.own_loss.validation, "gap", 0.1), False),
+        (lambda e: setattr(e.outcome.own_loss.validation, "groups", GROUPS - 1), False),
+        (lambda e: setattr(e.outcome.own_loss.train, "gap", 0.0), False),
+        (lambda e: setattr(e.loss, "opposed", True), False),
+        (lambda e: setattr(e.loop, "steps_before", 1), False),
+        (lambda e: setattr(e, "task", "classes"), False),
+    ],
+)
+def test_what_is_learnt_by_heart_on_an_unknown_task(change, expected):
+    given = evidence(0.0)
+    given.task, given.classes, given.loop.steps = "unknown", None, UNKNOWN_JUDGED_AFTER
+    given.outcome.train = given.outcome.train_mode = type(given.outcome.train)()
+    given.outcome.own_loss.train = Pairing(GROUPS, 1.0, 1.0, 0.5, 0.01)
+    given.outcome.own_loss.validation = Pairing(GROUPS, 0.5, 1.0, 0.0, 0.001)
+    change(given)
+    assert unused_by_new_samples(given) is expected
 
 
 @pytest.mark.parametrize(

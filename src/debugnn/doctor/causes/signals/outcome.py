@@ -253,13 +253,14 @@ def inputs_unused(evidence: Evidence) -> bool:
 
 def unused_by_new_samples(evidence: Evidence) -> bool:
     """Return whether outputs of an unknown task fit other validation samples' targets as well as
-    their own, or better: what was learnt of the training samples holds for no others."""
+    their own, or better, and those of training samples do not: these were learnt by heart."""
     if evidence.task != "unknown" or evidence.loop.steps < UNKNOWN_JUDGED_AFTER:
         return False
     if evidence.loss.opposed or evidence.adversarial or evidence.loop.steps_before:
         return False
     validation = evidence.outcome.own_loss.validation
-    return validation.groups >= GROUPS and _exchangeable(validation)
+    by_heart = outputs_belong(evidence) and validation.groups >= GROUPS
+    return by_heart and _exchangeable(validation)
 
 
 def _exchangeable(pairing: Pairing) -> bool:
