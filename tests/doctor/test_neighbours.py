@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from debugnn import Doctor
+from debugnn.doctor.causes.batch_mixing import DEPENDENT, INDEPENDENT
 from debugnn.doctor.observe.buffer import Batch
 from debugnn.doctor.observe.calls import Call
 from debugnn.doctor.observe.layout import Layout
@@ -73,6 +74,30 @@ def test_what_a_place_alone_tells_is_no_dependence(make):
     for time_first in (False, True):
         facts = facts_of(make, time_first)
         assert max(facts.first, facts.second) < 0.04
+
+
+@pytest.mark.parametrize("time_first", [False, True])
+@pytest.mark.parametrize("flat", [False, True])
+def test_of_noise_the_targets_tell_which_axis_is_time(time_first, flat):
+    generator = torch.Generator().manual_seed(0)
+    batches = []
+    for _ in range(8):
+        noise = torch.randn(SIZE, LENGTH, 1, generator=generator)
+        states = [noise[:, 0]]
+        for t in range(1, LENGTH):
+            states.append(0.9 * states[-1] + noise[:, t])
+        targets = torch.stack(states, dim=1)
+        targets = targets.squeeze(2) if flat else targets
+        pair = [x.transpose(0, 1) if time_first else x for x in (noise, targets)]
+        batches.append(Batch(Call((pair[0],)), pair[1]))
+    facts = neighbour_facts(batches, Layout(1))
+    along = facts.first if time_first else facts.second
+    across = facts.second if time_first else facts.first
+    assert facts.values == "targets"
+    assert along > DEPENDENT
+    assert across < INDEPENDENT
+    without = [Batch(batch.call, None) for batch in batches]
+    assert neighbour_facts(without, Layout(1)).values == "inputs"
 
 
 def test_tables_and_few_symbols_tell_nothing():

@@ -57,7 +57,7 @@ def runs_over_the_batch(evidence: Evidence) -> Iterator[Sign]:
     yield Sign(
         severity(evidence),
         "outputs depend on other entries along axis 0 of the inputs, and on none along axis 1, as "
-        "if axis 0 were time. In the data, neighbours along axis 1 depend on each other "
+        f"if axis 0 were time. Of the {found.values}, neighbours along axis 1 depend on each other "
         f"({found.second:.2f}, of 1) and neighbours along axis 0 do not ({found.first:.2f}): axis "
         "0 holds the samples",
         fix="batch_first=True, or inputs of shape (time, batch, ...) as the layer expects them. If "

@@ -121,7 +121,7 @@ class TargetCopyFacts:
 
 @dataclass
 class NeighbourFacts:
-    """How much neighbours along an axis of the inputs depend on each other: 0 not at all, 1 wholly.
+    """How much neighbours along an axis depend on each other: 0 not at all, 1 wholly.
 
     Beyond what their places say: neighbours are compared with those of other entries of the other
     axis, and with values that are far apart.
@@ -129,6 +129,7 @@ class NeighbourFacts:
 
     first: float
     second: float
+    values: str = "inputs"  # or targets, where no inputs depend on each other
 
 
 @dataclass

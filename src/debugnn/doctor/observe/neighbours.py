@@ -18,12 +18,15 @@ from debugnn.doctor.observe.calls import is_plain
 from debugnn.doctor.observe.layout import Layout
 
 _LEAST = 4  # entries along either axis
+_NONE = 0.04  # dependence that chance gives
 # Pairs of neighbours that are the same as another pair, at least: fewer come about by chance.
 _COLLISIONS = 400
 
 
 def neighbour_facts(batches: Sequence[Batch], layout: Layout) -> NeighbourFacts | None:
     """Measure how much neighbours along the first and along the second axis depend on each other.
+
+    Of the inputs; of targets for each of their positions, where no inputs depend on each other.
 
     Args:
         batches: of the training.
@@ -37,10 +40,29 @@ def neighbour_facts(batches: Sequence[Batch], layout: Layout) -> NeighbourFacts 
     inputs = [x.detach().cpu() for x in inputs if min(x.shape[:2]) >= _LEAST]
     if not inputs or any(x.dim() == 2 and x.is_floating_point() for x in inputs):
         return None  # of a table, the second axis holds features
-    measure = _of_values if inputs[0].is_floating_point() else _of_symbols
-    first = measure([x.transpose(0, 1) for x in inputs])
-    second = measure(inputs)
-    return None if first is None or second is None else NeighbourFacts(first, second)
+    along = _along_both(inputs)
+    if along is None:
+        return None
+    if max(along) > _NONE:
+        return NeighbourFacts(*along)
+    # Inputs may be noise; what is asked of each of them may still depend on what came before.
+    targets = [
+        batch.targets.detach().cpu()
+        for batch, x in zip(batches, given, strict=True)
+        if x is not None and isinstance(batch.targets, Tensor) and is_plain(batch.targets)
+        if batch.targets.shape[:2] == x.shape[:2] and min(x.shape[:2]) >= _LEAST
+    ]
+    targets = [y.unsqueeze(2) if y.dim() == 2 and y.is_floating_point() else y for y in targets]
+    of_targets = _along_both(targets) if targets and targets[0].dim() in (2, 3) else None
+    return NeighbourFacts(*along) if of_targets is None else NeighbourFacts(*of_targets, "targets")
+
+
+def _along_both(values: Sequence[Tensor]) -> tuple[float, float] | None:
+    """Return how much neighbours along the first and along the second axis depend on each other."""
+    measure = _of_values if values[0].is_floating_point() else _of_symbols
+    first = measure([x.transpose(0, 1) for x in values])
+    second = measure(values)
+    return None if first is None or second is None else (first, second)
 
 
 def _of_symbols(inputs: Sequence[Tensor]) -> float | None:
