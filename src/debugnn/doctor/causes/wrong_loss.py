@@ -14,6 +14,7 @@ from debugnn.doctor.causes.signals.loss_function import (
 from debugnn.doctor.causes.signals.outcome import severity, short, skill
 from debugnn.doctor.causes.signals.wrong_aim import (
     generator_wants_to_be_told,
+    labels_pulled_apart,
     policy_clipped_on_wrong_side,
     policy_of_costs,
 )
@@ -526,6 +527,7 @@ CAUSE = Cause(
                 any_task=True,
             ),
             generator_wants_to_be_told,
+            labels_pulled_apart,
             policy_clipped_on_wrong_side,
             _rule(linked_twice, "leave it out of the network's last layer"),
             _rule(squared_error_of_two_classes, may_serve=True),

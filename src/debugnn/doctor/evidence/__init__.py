@@ -24,6 +24,7 @@ from debugnn.doctor.evidence.data import (
     TargetCopyFacts,
 )
 from debugnn.doctor.evidence.loss import (
+    LabelPull,
     LossCall,
     LossFacts,
     PolicyFacts,
@@ -74,6 +75,7 @@ __all__ = [
     "Evidence",
     "GraphBatchFacts",
     "Jump",
+    "LabelPull",
     "LatentFacts",
     "LayerFacts",
     "LeafFacts",

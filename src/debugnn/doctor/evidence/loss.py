@@ -51,6 +51,15 @@ class LossCall:
 
 
 @dataclass
+class LabelPull:
+    """How a step down the loss would change squared distances of embeddings, a number a batch."""
+
+    same: list[float]  # mean over pairs with the same label
+    different: list[float]  # the same with different labels
+    apart: list[float]  # the difference of both, in its standard errors
+
+
+@dataclass
 class LossFacts:
     """How the loss function responds to outputs that the doctor makes up."""
 
@@ -97,6 +106,8 @@ class LossFacts:
     across_positions: float | None = None
     linear: float | None = None  # classes: how far it is from linear in probabilities, relatively
     volume: VolumeFacts | None = None  # of a flow
+    # Of embeddings with labels; None of other outputs.
+    label_pull: LabelPull | None = None
     # Of a Cox partial likelihood: an event is compared with samples whose time is at least as long
     # (later), as it should be, or with those whose time is at most as long (earlier).
     risk_sets: str | None = None

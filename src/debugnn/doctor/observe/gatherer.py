@@ -12,6 +12,7 @@ from debugnn.doctor.observe.buffer import Batch
 from debugnn.doctor.observe.class_shares import adjusted_facts
 from debugnn.doctor.observe.data import note_data
 from debugnn.doctor.observe.hooks import TrainingHooks
+from debugnn.doctor.observe.label_pull import label_pull
 from debugnn.doctor.observe.latent import latent_facts
 from debugnn.doctor.observe.loss_jumps import LossJumps
 from debugnn.doctor.observe.losses import LossCurve
@@ -228,9 +229,13 @@ class Gatherer:
         loss_fn, batches = training.loss_fn, training.buffer.for_trained
         if model is None or loss_fn is None or self.evidence.loss.error is not None:
             return
-        if self.evidence.task == "unknown" and training.layout.axis == 0:
+        if self.evidence.task == "unknown" or self.evidence.loss.pairwise:
             with training.undisturbed():
                 self.evidence.data.pairs = pair_facts(model, batches, loss_fn)
+                start = None if training.replica is None else training.replica.start()
+                if start is not None:
+                    pull = label_pull(start, training.buffer.early, loss_fn)
+                    self.evidence.loss.label_pull = pull
 
     @guarded("target values among the inputs")
     def _gather_target_copies(self) -> None:

@@ -6,6 +6,11 @@ from debugnn.doctor.causes.cause import Sign
 from debugnn.doctor.causes.signals.outcome import severity
 from debugnn.doctor.evidence import Evidence
 
+# Batches that a loss of embeddings is asked of, at least, and how much farther apart it moves those
+# of the same label than those of different ones, in standard errors. Of pairs that depend on each
+# other the error is larger than it is computed: right triplets have −17 to −21.
+PULLS = 3
+PULLED_APART = 6.0
 # Share of the samples whose ratio of probabilities is clipped on the side that a descent comes from
 # alone, from which it is the loss's rule: of the others, actions whose probability cannot rise as
 # far as to the clip.
@@ -32,6 +37,26 @@ def generator_wants_to_be_told(evidence: Evidence) -> Iterator[Sign]:
         evidence={"lowest_cosine": min(cosines), "probes": len(cosines)},
         override=None,
         harm="it learns to make samples that the discriminator is sure to tell from data",
+    )
+
+
+def labels_pulled_apart(evidence: Evidence) -> Iterator[Sign]:
+    """A loss of embeddings that draws different labels together and pushes the same one apart."""
+    pull = evidence.loss.label_pull
+    if pull is None or len(pull.apart) < PULLS or min(pull.apart) < PULLED_APART:
+        return
+    if evidence.adversarial or evidence.loss.parameters:
+        return  # a feature extractor may be meant to confuse a domain's classifier
+    yield Sign(
+        "error",
+        "a step down the loss brings embeddings of samples with different labels closer to each "
+        f"other than those with the same label, in each of {len(pull.apart)} batches (by "
+        f"{min(pull.apart):.0f} standard errors or more)",
+        "exchange what the loss takes as positive and as negative, or the label of pairs that are "
+        "alike",
+        evidence={"same": pull.same, "different": pull.different, "standard_errors": pull.apart},
+        override=None,
+        harm="what belongs together is pushed apart, and what does not is drawn together",
     )
 
 

@@ -1,0 +1,78 @@
+"""Which way a loss moves embeddings of the same label, and of different ones.
+
+Metric learning draws samples of one label together and those of different labels apart, whichever
+pairs, triplets or batches its loss is made of (Weinberger & Saul 2009, JMLR 10:207-244).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from debugnn.doctor.evidence import LabelPull
+from debugnn.doctor.observe.buffer import Batch
+from debugnn.doctor.observe.calls import first_tensor
+from debugnn.doctor.observe.modes import without_dropout
+
+_BATCHES = 4  # most batches that are asked
+_SAMPLES = 256  # most samples of a batch: pairs are their square
+_LEAST = 16  # fewest pairs of the same label
+
+LossFunction = Callable[[Any, Any], Tensor]
+
+
+def label_pull(
+    model: nn.Module, batches: Sequence[Batch], loss_fn: LossFunction
+) -> LabelPull | None:
+    """Return how a step down the loss, on outputs alone, would change their distances.
+
+    Args:
+        model: a copy as the training began. Its outputs are an embedding (N, D) of each sample.
+        batches: of the training, with a label of each sample as targets, (N,).
+        loss_fn: its loss.
+
+    Returns:
+        None of other outputs and targets, and of a loss without a gradient.
+    """
+    found = [_of_batch(model, batch, loss_fn) for batch in batches[:_BATCHES]]
+    known = [scores for scores in found if scores is not None]
+    if len(known) < len(found) or not known:
+        return None
+    same, different, apart = (list(column) for column in zip(*known, strict=True))
+    return LabelPull(same, different, apart)
+
+
+def _of_batch(
+    model: nn.Module, batch: Batch, loss_fn: LossFunction
+) -> tuple[float, float, float] | None:
+    """Return the mean change of squared distances of pairs of one label and of different labels,
+    and the difference of both in its standard errors."""
+    labels = batch.targets
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dim() != 1:
+        return None
+    with torch.no_grad(), without_dropout(model, training=True):
+        outputs = first_tensor(batch.call(model))
+    usable = outputs is not None and outputs.dim() == 2 and outputs.is_floating_point()
+    if outputs is None or not usable or len(outputs) != len(labels) or outputs.shape[1] < 2:
+        return None
+    leaf = outputs.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        loss = loss_fn(leaf, labels).float().mean()
+    if not loss.requires_grad:
+        return None
+    (gradient,) = torch.autograd.grad(loss, leaf, allow_unused=True)
+    if gradient is None:
+        return None
+    rows, pulls, labels = leaf.detach()[:_SAMPLES], gradient[:_SAMPLES], labels[:_SAMPLES]
+    one, other = torch.triu_indices(len(rows), len(rows), offset=1, device=rows.device)
+    change = -2 * ((rows[one] - rows[other]) * (pulls[one] - pulls[other])).sum(dim=1).double()
+    alike = labels[one] == labels[other]
+    same, different = change[alike], change[~alike]
+    if min(len(same), len(different)) < _LEAST:
+        return None
+    spread = same.var() / len(same) + different.var() / len(different)
+    means = same.mean().item(), different.mean().item()
+    error = math.sqrt(spread.item())
+    return (*means, (means[0] - means[1]) / error) if error > 0 else None
