@@ -27,7 +27,7 @@ from debugnn.doctor.causes.signals.data import FAR_SCALE
 from debugnn.doctor.causes.signals.learning_rate import STILL
 from debugnn.doctor.causes.signals.network import LARGE_GAIN, SMALL_GAIN
 from debugnn.doctor.causes.signals.outcome import AT_CHANCE, GROUPS
-from debugnn.doctor.evidence import ActivationFacts, Pairing, TrialOutcome
+from debugnn.doctor.evidence import ActivationFacts, Pairing, Score, TrialOutcome
 from debugnn.doctor.trials import (
     AVERAGED_LOSS,
     REINITIALISED,
@@ -518,3 +518,38 @@ def test_a_relation_that_holds_for_validation_samples_is_one():
     assert found_by("bad_labels", given) == []
     given.outcome.own_loss.validation = Pairing(GROUPS, 0.6, 1.3, 0.2, 0.1)
     assert len(found_by("bad_labels", given)) == 1
+
+
+# --- where no cause is seen -----------------------------------------------------------------------
+
+
+def inputs_without_use():
+    """An unknown task whose outputs may change places among the samples."""
+    given = evidence(0.0, simple=None)
+    given.task, given.classes = "unknown", None
+    given.outcome.train = given.outcome.train_mode = Score()
+    for name in ("train", "train_mode", "late", "validation"):
+        setattr(given.outcome.own_loss, name, Pairing(32, 0.5, 1.0, 0.0, 0.001))
+    return given
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda e: None, "bad_labels"),
+        (lambda e: setattr(e.data, "rms", 500.0), "input_scale"),
+        (lambda e: setattr(e.data, "simple_skill", 0.4), "does not learn"),
+        (lambda e: setattr(e.data, "distinct", 40), "does not learn"),
+        (lambda e: setattr(e.outcome, "movement", 0.01), "does not learn"),
+    ],
+)
+def test_the_likeliest_cause_is_said_where_none_is_seen(change, named):
+    given = inputs_without_use()
+    change(given)
+    report = causes.diagnose(given, 200)
+    assert (report.healthy, report.main_cause) == (False, named)
+    if report.main is not None:
+        assert (report.main.severity, report.main.confidence) == ("note", "suspected")
+        assert report.main.override is None
+    given.outcome.own_loss.train.gap = given.outcome.own_loss.validation.gap = 0.5  # it may learn
+    assert causes.diagnose(given, 200).main is None

@@ -74,9 +74,6 @@ def diagnose(evidence: Evidence, budget: int, overrides: bool = False) -> Report
             them.
     """
     found = [finding for cause in CAUSES.values() for finding in cause.findings(evidence)]
-    if not overrides:
-        for finding in found:
-            finding.override = None
     proven = [finding for finding in found if _proven(finding, evidence)]
     suspects = [finding for finding in worrying(found) if finding not in proven]
     notes = [finding for finding in found if finding.severity == "note"]
@@ -85,6 +82,11 @@ def diagnose(evidence: Evidence, budget: int, overrides: bool = False) -> Report
     for finding in suspects:
         finding.severity = "note"
     ranked = arranged(proven, suspects if healthy is False else [], evidence)
+    if healthy is False and not ranked:
+        ranked = [f for c in CAUSES.values() for f in c.findings_of_last_resort(evidence)][:1]
+    if not overrides:
+        for finding in (*found, *ranked):
+            finding.override = None
     if proven:
         main = ranked[0]
         reason = f"the training shows {CAUSES[main.cause].meaning}: {_BASES[main.confidence]}"

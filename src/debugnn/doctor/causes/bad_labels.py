@@ -20,6 +20,7 @@ from debugnn.doctor.causes.signals.network import MIXED
 from debugnn.doctor.causes.signals.outcome import (
     AT_CHANCE,
     JUDGED_AFTER,
+    SIMPLE_FINDS,
     at_chance,
     diverged,
     held_out,
@@ -399,6 +400,31 @@ def pairs_labelled_otherwise(evidence: Evidence) -> Iterator[Sign]:
     )
 
 
+def nothing_else_seen(evidence: Evidence) -> Iterator[Sign]:
+    """No relation is found in a training that nothing else seems to be wrong with.
+
+    Not where anything else finds one, nor where there are too few samples for it to show, where the
+    weights have hardly moved, or the loss diverged.
+    """
+    data, facts = evidence.data, evidence.data.alignment
+    simple = max((s for s in (data.simple_skill, data.skill_of_maps) if s is not None), default=0)
+    local = facts is not None and (facts.training_gap or 0.0) > ALIGNED
+    if simple > SIMPLE_FINDS or local or 0 < data.distinct < SAMPLES or diverged(evidence):
+        return
+    if (evidence.outcome.movement or 0) <= STILL:
+        return
+    yield Sign(
+        "note",
+        "nothing is seen to be wrong with the program, and it finds nothing in its inputs that "
+        "tells of its targets: they may not belong together",
+        "look at some samples beside their targets as the loss gets them: both must be shuffled, "
+        "sorted, cut and filtered alike",
+        evidence={"simple_model_skill": simple},
+        override=None,
+        harm="what does not follow from the inputs can only be learnt by heart",
+    )
+
+
 def reversed_pairs(evidence: Evidence) -> PairFacts | None:
     """Return what is known of labelled pairs where the inputs say that the labels are exchanged, in
     a training whose loss has not fallen far."""
@@ -495,6 +521,7 @@ CAUSE = Cause(
     harm="what is learnt from wrong labels is wrong, or learnt by heart",
     source="Zhang et al. 2017, arXiv:1611.03530; Northcutt et al. 2021, arXiv:1911.00068",
     override=PAIRED,
+    last_resort=nothing_else_seen,
     trials=trials_if_learning,
     trials_if_learning=trials_if_learning,
 )

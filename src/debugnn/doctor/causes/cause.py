@@ -88,6 +88,8 @@ class Cause:
         trials: the trials that would tell the cause from its rivals on this evidence.
         trials_if_learning: those that it asks for where the training learns, and no cause is looked
             for otherwise.
+        last_resort: a rule that is asked where a training does not learn and no cause is seen at
+            all.
         lateness: how far behind the order of causes a finding stands: 0 at its place, 1 or 2 where
             it is more likely the consequence of a cause that comes later in the order.
     """
@@ -102,12 +104,21 @@ class Cause:
     override: str | None = None
     trials: Wish = no_trials
     trials_if_learning: Wish = no_trials
+    last_resort: Rule | None = None
     lateness: Callable[[Evidence, Finding], int] = at_its_place
 
     def findings(self, evidence: Evidence) -> Iterator[Finding]:
         """Yield a finding for each sign that the rules see in the evidence."""
+        yield from self._findings(self.rules, evidence)
+
+    def findings_of_last_resort(self, evidence: Evidence) -> Iterator[Finding]:
+        """Yield the same for the rule that is asked where no cause is seen."""
+        if self.last_resort is not None:
+            yield from self._findings((self.last_resort,), evidence)
+
+    def _findings(self, rules: tuple[Rule, ...], evidence: Evidence) -> Iterator[Finding]:
         implied = "certain" if self.kind is Kind.CERTAIN else "suspected"
-        for rule in self.rules:
+        for rule in rules:
             for sign in rule(evidence):
                 override = self.override if sign.override is INHERITED else sign.override
                 yield Finding(

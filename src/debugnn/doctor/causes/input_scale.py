@@ -159,6 +159,13 @@ def overtaken_with_standardised_inputs(evidence: Evidence) -> Iterator[Sign]:
     )
 
 
+def likeliest(evidence: Evidence) -> Iterator[Sign]:
+    """The inputs' scale is unusual in a training that nothing else seems to be wrong with."""
+    odd = odd_inputs(evidence)
+    if odd is not None:
+        yield Sign("note", f"the inputs are not standardised, {odd}", evidence={"odd_inputs": odd})
+
+
 def large_at_layer(evidence: Evidence) -> tuple[str, float] | None:
     """Return the layer that takes the largest data, and their root mean square; None where none of
     them are large."""
@@ -231,6 +238,7 @@ CAUSE = Cause(
     harm="no single learning rate suits weights whose inputs differ so much in size",
     source="LeCun et al. 1998, Efficient BackProp, section 4.3",
     override="data.scale=normalised",
+    last_resort=likeliest,
     trials=trials,
     trials_if_learning=trials_if_learning,
 )
