@@ -118,3 +118,34 @@ def test_words_of_a_sentence_have_a_place_in_it():
             doctor.step(loss, x, y)
         evidence = doctor.report().evidence
     assert not [s for s in place_in_the_batch(evidence) if s.severity != "note"]
+
+
+def test_a_model_that_asks_for_an_order_of_its_samples_is_looked_at():
+    """Packed sequences stand by falling length."""
+
+    class Packed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell, self.out = nn.GRU(3, 8, batch_first=True), nn.Linear(8, 2)
+
+        def forward(self, x, lengths):
+            packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True)
+            return self.out(self.cell(packed)[1][0])
+
+    torch.manual_seed(0)
+    model = Packed()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    with Doctor(model, optimizer, loss_fn=F.cross_entropy) as doctor:
+        for _ in range(60):
+            lengths = torch.randint(2, 9, (32,)).sort(descending=True).values
+            x = torch.randn(32, 8, 3)
+            x[torch.arange(8) >= lengths[:, None]] = 0.0
+            y = (x.sum(dim=(1, 2)) > 0).long()
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x, lengths), y)
+            loss.backward()
+            optimizer.step()
+            doctor.step(loss, (x, lengths), y)
+        report = doctor.report()
+    assert report.troubles == []
+    assert (report.evidence.task, report.healthy) == ("classes", True)

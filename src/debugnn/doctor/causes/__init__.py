@@ -82,8 +82,8 @@ def diagnose(evidence: Evidence, budget: int, overrides: bool = False) -> Report
     for finding in suspects:
         finding.severity = "note"
     ranked = arranged(proven, suspects if healthy is False else [], evidence)
-    if healthy is False and not ranked:
-        ranked = [f for c in CAUSES.values() for f in c.findings_of_last_resort(evidence)][:1]
+    if healthy is False and not proven:
+        ranked = _with_last_resort(ranked, evidence)
     if not overrides:
         for finding in (*found, *ranked):
             finding.override = None
@@ -108,6 +108,18 @@ def diagnose(evidence: Evidence, budget: int, overrides: bool = False) -> Report
         troubles=list(evidence.troubles),
         evidence=evidence,
     )
+
+
+def _with_last_resort(ranked: list[Finding], evidence: Evidence) -> list[Finding]:
+    """Return suspicions with the likeliest cause where there are none, or none but symptoms of
+    causes that come before them in the order."""
+    resort = next((f for c in CAUSES.values() for f in c.findings_of_last_resort(evidence)), None)
+    if resort is None or any(CAUSES[f.cause].kind is not Kind.SYMPTOM for f in ranked):
+        return ranked
+    if ranked and ORDER.index(resort.cause) > ORDER.index(ranked[0].cause):
+        return ranked
+    resort.consequences = [f for one in ranked for f in (one, *one.consequences)]
+    return [resort]
 
 
 def _proven(finding: Finding, evidence: Evidence) -> bool:

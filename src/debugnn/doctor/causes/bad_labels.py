@@ -403,15 +403,15 @@ def pairs_labelled_otherwise(evidence: Evidence) -> Iterator[Sign]:
 def nothing_else_seen(evidence: Evidence) -> Iterator[Sign]:
     """No relation is found in a training that nothing else seems to be wrong with.
 
-    Not where anything else finds one, nor where there are too few samples for it to show, where the
-    weights have hardly moved, or the loss diverged.
+    Not where anything else finds one, nor where there are too few samples for it to show or of a
+    class, where the weights have hardly moved, or the loss diverged.
     """
     data, facts = evidence.data, evidence.data.alignment
     simple = max((s for s in (data.simple_skill, data.skill_of_maps) if s is not None), default=0)
     local = facts is not None and (facts.training_gap or 0.0) > ALIGNED
     if simple > SIMPLE_FINDS or local or 0 < data.distinct < SAMPLES or diverged(evidence):
         return
-    if (evidence.outcome.movement or 0) <= STILL:
+    if (evidence.outcome.movement or 0) <= STILL or rarest_share(evidence) <= RARE:
         return
     yield Sign(
         "note",

@@ -52,10 +52,12 @@ def strong_regulariser(evidence: Evidence) -> Iterator[Sign]:
     penalty, decay = penalty_share(evidence), evidence.optimizer.weight_decay
     dropout, shrunk = evidence.network.dropout, evidence.outcome.shrinkage
     relieved = cured(evidence, UNREGULARISED)
+    # Where no gradient comes any more, Adam takes weights down by any decay within it.
+    shrinks = not evidence.optimizer.decay_rescaled or decay >= STRONG_DECAY
     gone = decay > 0 and shrunk is not None and shrunk < GONE
     if penalty > MOSTLY_PENALTY:
         what, fix = f"{100 * penalty:.0f} % of the loss is a penalty", "weaken the penalty"
-    elif decay > 0 and ((shrunk is not None and shrunk < SHRUNK) or relieved):
+    elif decay > 0 and ((shrinks and shrunk is not None and shrunk < SHRUNK) or relieved):
         to = f" shrinks the weights to {100 * shrunk:.2g} %" if shrunk is not None else ""
         what = f"a weight decay of {decay:g}{to}"
         fix = "lower the weight decay (1e-4 to 1e-2 are usual)"

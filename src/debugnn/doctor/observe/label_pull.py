@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from debugnn.doctor.evidence import LabelPull
 from debugnn.doctor.observe.buffer import Batch
-from debugnn.doctor.observe.calls import first_tensor
+from debugnn.doctor.observe.calls import first_tensor, with_first
 from debugnn.doctor.observe.modes import without_dropout
 
 _BATCHES = 4  # most batches that are asked
@@ -53,13 +53,14 @@ def _of_batch(
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dim() != 1:
         return None
     with torch.no_grad(), without_dropout(model, training=True):
-        outputs = first_tensor(batch.call(model))
+        made = batch.call(model)
+    outputs = first_tensor(made)
     usable = outputs is not None and outputs.dim() == 2 and outputs.is_floating_point()
     if outputs is None or not usable or len(outputs) != len(labels) or outputs.shape[1] < 2:
         return None
     leaf = outputs.detach().clone().requires_grad_()
     with torch.enable_grad():
-        loss = loss_fn(leaf, labels).float().mean()
+        loss = loss_fn(with_first(made, leaf), labels).float().mean()
     if not loss.requires_grad:
         return None
     (gradient,) = torch.autograd.grad(loss, leaf, allow_unused=True)

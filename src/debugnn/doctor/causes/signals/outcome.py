@@ -418,10 +418,12 @@ def failing(evidence: Evidence) -> bool:
 
 def short(evidence: Evidence) -> bool:
     """Return whether it fails, or stays visibly behind a simple model."""
+    if failing(evidence):
+        return True
     if not judged(evidence):
         return False
     simple = evidence.data.simple_skill
-    return failing(evidence) or (simple is not None and reached(evidence) < simple - BEHIND)
+    return simple is not None and reached(evidence) < simple - BEHIND
 
 
 def doubtful(evidence: Evidence) -> bool:

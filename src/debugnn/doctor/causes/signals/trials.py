@@ -37,7 +37,10 @@ def cured(evidence: Evidence, *trials: Trial) -> Trial | None:
     unchanged = evidence.trials.get(UNCHANGED.name)
     if unchanged is None or unchanged.steps == 0:
         return None
-    scores = {t: _cure(t, o.end, unchanged.end) for t, o in run.items() if o.steps}
+    scale = _scale(evidence, unchanged)
+    if scale is None:
+        return None
+    scores = {t: _cure(t, o.end / scale, unchanged.end / scale) for t, o in run.items() if o.steps}
     return max((t for t in scores if scores[t] > 0), key=scores.__getitem__, default=None)
 
 
@@ -49,7 +52,19 @@ def shown_by(evidence: Evidence, cure: Trial | None) -> str:
         return "suspected"
     if changed.end_again is None or unchanged.end_again is None:
         return "suspected"
-    return "shown" if _cure(cure, changed.end_again, unchanged.end_again) > 0 else "suspected"
+    scale = _scale(evidence, unchanged)
+    if scale is None:
+        return "suspected"
+    again = _cure(cure, changed.end_again / scale, unchanged.end_again / scale)
+    return "shown" if again > 0 else "suspected"
+
+
+def _scale(evidence: Evidence, unchanged: TrialOutcome) -> float | None:
+    """Return what a trial's losses are divided by: 1 of relative ones; of an unknown task, of which
+    they are the loss itself, that which the unchanged trial begins with, where it is positive."""
+    if evidence.task != "unknown":
+        return 1.0
+    return unchanged.start if 0 < unchanged.start < math.inf else None
 
 
 def _cure(trial: Trial, end: float, unchanged: float) -> float:
@@ -121,8 +136,10 @@ def trial_numbers(evidence: Evidence, *trials: Trial) -> dict[str, float]:
 
 def promises(evidence: Evidence, trial: Trial) -> bool:
     """Return whether a trial's outcome on the first set of batches is worth a second one."""
+    if cured(evidence, trial) is not None:
+        return True
     if evidence.task != "unknown":
-        return cured(evidence, trial) is not None
+        return False
     outcome, unchanged = (evidence.trials.get(t.name) for t in (trial, UNCHANGED))
     if outcome is None:
         return False
