@@ -82,7 +82,15 @@ def folder_missing(setup: Setup, label: int) -> None:
     setup.val = x[kept], y[kept] - (y[kept] > label).to(y.dtype)
 
 
+def pairs_labelled_the_other_way(setup: Setup) -> None:
+    """Pairs of one class have the label 1, which the loss takes for that of different ones."""
+    change_data(setup, lambda x, y: (x, 1 - y))
+
+
 TUNING = [
+    # That the loss has the wrong code is a correct diagnosis too.
+    case("siamese_net", pairs_labelled_the_other_way, ("wrong_loss",)),
+    case("cosine_pairs", pairs_labelled_the_other_way, ("wrong_loss",)),
     case("drawn_evenly", folder_missing, label=0),
     case("classes_weighed", folder_missing, label=0),
     case("mlp", folder_missing, label=1),

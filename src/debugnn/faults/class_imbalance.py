@@ -2,11 +2,12 @@
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from debugnn.faults.cases import case
 from debugnn.faults.edits import keep_samples
 from debugnn.faults.program import Setup
+from debugnn.faults.sound.rare_classes import mean_recall
 
 
 def thin_out(setup: Setup, classes: tuple[int, ...], keep: float) -> None:
@@ -68,6 +69,22 @@ def weighed_by_counts(setup: Setup) -> None:
     setup.loss_fn = nn.CrossEntropyLoss(weight=counts / counts.mean())
 
 
+def weighed_by_shares_by_hand(setup: Setup) -> None:
+    """Each sample's loss is multiplied by the share of its class, where the inverse was meant."""
+    y = setup.train[1].flatten().long()
+    shares = torch.bincount(y) / len(y)
+
+    def loss_fn(outputs: Tensor, targets: Tensor) -> Tensor:
+        if targets.is_floating_point():
+            loss = F.binary_cross_entropy_with_logits(outputs, targets, reduction="none")
+        else:
+            loss = F.cross_entropy(outputs, targets, reduction="none")
+        return (shares[targets.long()] * loss).mean()
+
+    setup.loss_fn = loss_fn
+    setup.score = mean_recall
+
+
 def drawn_by_counts(setup: Setup) -> None:
     """The sampler's weights are the counts of the classes, where their inverse was meant.
 
@@ -104,6 +121,8 @@ def folder_by_folder(setup: Setup) -> None:
 UNSHUFFLED = ("bad_labels", "train_test_mismatch")
 
 TUNING = [
+    case("classes_weighed", weighed_by_shares_by_hand),
+    case("weighted_events", weighed_by_shares_by_hand),
     case("drawn_evenly", drawn_by_counts),
     case("classes_weighed", weighed_by_counts),
     case("mlp_momentum", sorted_by_class, UNSHUFFLED),

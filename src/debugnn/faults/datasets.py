@@ -316,6 +316,49 @@ def spreading(seed: int) -> Split:
     return split(x, y.astype(np.float32), seed)
 
 
+def lifetimes(seed: int) -> Split:
+    """Lifetimes that end with an event or are censored; targets (2,) are the time, in whole weeks,
+    and 1 for an event."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(1600, 8))
+    risk = 0.9 * x[:, 0] + 0.8 * np.abs(x[:, 1]) - 0.6 * x[:, 2] * (x[:, 3] > 0)
+    life = 40 * (rng.exponential(size=1600) * np.exp(-risk)) ** (1 / 1.5)
+    censored = rng.uniform(5, 80, 1600)
+    time, event = np.ceil(np.minimum(life, censored)), life <= censored
+    return split(x, np.stack([time, event], axis=1).astype(np.float32), seed)
+
+
+def likes(seed: int, *, users: int = 200, items: int = 120, samples: int = 16000) -> Split:
+    """Numbers of a user and of an item (2,), and whether the user likes the item: a column of 0 and
+    1 that follows from four tastes of each, by chance."""
+    rng = np.random.default_rng(seed)
+    tastes, traits = rng.normal(size=(users, 4)), rng.normal(size=(items, 4))
+    user, item = rng.integers(users, size=samples), rng.integers(items, size=samples)
+    chances = 1 / (1 + np.exp(-2 * (tastes[user] * traits[item]).sum(axis=1)))
+    liked = (rng.random(samples) < chances).astype(np.float32)[:, None]
+    return split(np.stack([user, item], axis=1), liked, seed)
+
+
+def ageing_machines(seed: int, *, machines: int = 1500, past: int = 14, ahead: int = 5) -> Split:
+    """Rows (past + ahead, 3) of what a machine gives, of its load, and of its age in units of 5000
+    hours; the targets are what it gives in the last rows, where 0 stands in their place.
+
+    What a load does depends on the age.
+    """
+    rng = np.random.default_rng(seed)
+    age = rng.uniform(0, 1, (machines, 1))
+    load = rng.normal(size=(machines, past + ahead))
+    given = np.zeros_like(load)
+    given[:, 0] = rng.normal(size=machines)
+    for time in range(1, past + ahead):
+        given[:, time] = 0.8 * given[:, time - 1] + 0.6 * load[:, time] * np.cos(3 * age[:, 0])
+        given[:, time] += 0.15 * rng.normal(size=machines)
+    targets = given[:, past:].astype(np.float32)
+    given[:, past:] = 0
+    rows = np.stack([given, load, np.broadcast_to(age, load.shape)], axis=2)
+    return split(rows, targets, seed, standardise="none")
+
+
 def ring(seed: int) -> Split:
     """Noise, and beside it points (2,) of a ring that a generator is to draw from it."""
     rng = np.random.default_rng(seed)

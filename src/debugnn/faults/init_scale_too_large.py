@@ -35,7 +35,16 @@ def scaled_by_every_container(setup: Setup, factor: float) -> None:
                 p.mul_(factor)
 
 
+def embeddings_of_unit_scale(setup: Setup) -> None:
+    """Embeddings whose products are the outputs start from N(0, 1), as `nn.Embedding` has it."""
+    for module in setup.model.modules():
+        if isinstance(module, nn.Embedding) and module.embedding_dim > 1:
+            module.reset_parameters()
+
+
 TUNING = [
+    case("recommender", embeddings_of_unit_scale),
+    case("flow", normal_weights, std=1.0),
     case("mlp_sgd", scale_weights, factor=30.0),
     case("cnn_sgd", scale_weights, factor=10.0),
     case("cancer", scale_weights, factor=100.0),

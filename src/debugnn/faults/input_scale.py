@@ -80,7 +80,24 @@ def to_unit_again(setup: Setup) -> None:
     each_epoch(setup, lambda x: x.div_(255))
 
 
+def age_in_hours(setup: Setup, hours: float) -> None:
+    """The machines' age, an argument of its own, is a count of hours.
+
+    Args:
+        setup: the forecaster.
+        hours: in the unit that it has had.
+    """
+
+    def as_counted(x: Tensor) -> Tensor:
+        x = x.clone()
+        x[:, :, 2] = (hours * x[:, :, 2]).round()
+        return x
+
+    change_inputs(setup, as_counted)
+
+
 TUNING = [
+    case("forecaster", age_in_hours, hours=5000.0),
     case("mlp_sgd", scale_inputs, factor=255.0),
     case("cnn_sgd", scale_inputs, factor=1000.0),
     case("mlp_sgd", scale_inputs, offset=100.0),

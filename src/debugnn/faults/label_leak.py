@@ -155,7 +155,19 @@ def units_see_their_own(setup: Setup, hidden: int) -> None:
     setup.model = MaskedMlp(setup.train[0].shape[1], hidden, itself=True)
 
 
+def values_ahead_not_blanked(setup: Setup) -> None:
+    """The decoder is given what it is to forecast, beside the loads ahead."""
+
+    def filled(x: Tensor, y: Tensor) -> Data:
+        x = x.clone()
+        x[:, -y.shape[1] :, 0] = y
+        return x, y
+
+    change_data(setup, filled)
+
+
 TUNING = [
+    case("forecaster", values_ahead_not_blanked),
     case("pixel_by_pixel", centre_unmasked),
     case("next_symbol_attention", sees_what_follows),
     case("next_symbol_gru", targets_not_shifted, ("bad_labels",)),

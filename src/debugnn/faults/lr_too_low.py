@@ -86,6 +86,9 @@ def decayed_too_soon(setup: Setup, gamma: float) -> None:
 
 
 TUNING = [
+    case("triplet_net", scale_lr, factor=5e-5),
+    case("cosine_pairs", scale_lr, factor=5e-5),
+    case("flow", scale_lr, factor=5e-5),
     case("friedman", compounding_decay, decay=0.5),
     case("mlp_sgd", compounding_decay, decay=0.5),
     case("mlp_momentum", plateaus_of_what_rises, lr=3e-3, factor=0.1),

@@ -474,6 +474,46 @@ class LowRank(nn.Module):
         return self.base(x) + self.up(self.down(x))
 
 
+class Products(nn.Module):
+    """A score of pairs of numbers (B, 2): the product of their embeddings, and a bias of each.
+
+    Args:
+        std: standard deviation of the initial embeddings.
+    """
+
+    def __init__(self, users: int, items: int, width: int, std: float) -> None:
+        super().__init__()
+        self.user, self.item = nn.Embedding(users, width), nn.Embedding(items, width)
+        self.user_bias, self.item_bias = nn.Embedding(users, 1), nn.Embedding(items, 1)
+        for table in (self.user, self.item):
+            nn.init.normal_(table.weight, std=std)
+        for bias in (self.user_bias, self.item_bias):
+            nn.init.zeros_(bias.weight)
+
+    def forward(self, pairs: Tensor) -> Tensor:
+        user, item = pairs.unbind(dim=1)
+        alike = (self.user(user) * self.item(item)).sum(dim=1, keepdim=True)
+        return alike + self.user_bias(user) + self.item_bias(item)
+
+
+class Forecaster(nn.Module):
+    """Reads the past (B, T, features), and says a value for each row of what is known of the time
+    ahead, (B, H, features), of a machine of this age, (B, 1)."""
+
+    def __init__(self, features: int, hidden: int) -> None:
+        super().__init__()
+        self.encoder = nn.GRU(features, hidden, batch_first=True)
+        self.age = nn.Linear(1, hidden)
+        self.decoder = nn.GRU(features, hidden, batch_first=True)
+        self.head = mlp(2 * hidden, hidden, 1)
+
+    def forward(self, past: Tensor, ahead: Tensor, age: Tensor) -> Tensor:
+        aged = F.relu(self.age(age))
+        read, _ = self.decoder(ahead, self.encoder(past)[1])
+        aged = aged.unsqueeze(1).expand(-1, ahead.shape[1], -1)
+        return self.head(torch.cat([read, aged], dim=2)).squeeze(2)
+
+
 class Heads(nn.Module):
     """A shared body with several heads, whose outputs come in a dict."""
 

@@ -109,6 +109,10 @@ def erased_images(setup: Setup, side: int) -> None:
 
 
 TUNING = [
+    case("sine", decay, weight_decay=0.1),
+    case("cnn_tanh", decay, weight_decay=0.1),
+    case("transformer", decay, weight_decay=0.1),
+    case("soft_labels", decay, weight_decay=0.1),
     case("mlp_sgd", decay, weight_decay=1.0),
     case("mlp_gelu_weight_decay", decay, weight_decay=100.0),
     case("cnn", decay, weight_decay=1.0),

@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
-from torch.optim import Adam
+from torch.optim import Adam, AdamW
 
-from debugnn.faults.datasets import digits
+from debugnn.faults.datasets import ageing_machines, digits
 from debugnn.faults.loops import Batch, train_on
-from debugnn.faults.program import MakeObserver, Observer, Setup, begin
+from debugnn.faults.nets import Forecaster
+from debugnn.faults.program import MakeObserver, Observer, Setup, begin, score
 
 # --- sequences, time first ------------------------------------------------------------------------
 
@@ -82,6 +83,35 @@ def carrying(
     data = heard[:-1], heard[1:]
     model = Carrying(cell, symbols, width)
     return Setup(model, loss_fn, partial(Adam, lr=1e-2), data, data, epochs=8, loop=loop)
+
+
+# --- what comes next ------------------------------------------------------------------------------
+
+
+def forecaster(seed: int, ahead: int = 5) -> Setup:
+    """What machines give in the next steps, from the past, the loads ahead and their age, each an
+    argument of its own."""
+
+    def arguments(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return rows[:, :-ahead, :2], rows[:, -ahead:, :2], rows[:, -1, 2:]
+
+    def loop(setup: Setup, seed: int, make_observer: MakeObserver) -> Observer:
+        rows, targets = setup.train
+
+        def batches(shuffle: torch.Generator) -> Iterator[Batch]:
+            for chosen in torch.randperm(len(rows), generator=shuffle).split(setup.batch_size):
+                yield arguments(rows[chosen]), targets[chosen]
+
+        validation = arguments(setup.val[0]), setup.val[1]
+        observer = train_on(setup, batches, validation, False, seed, make_observer)
+        with torch.no_grad():
+            setup.scores.append(score(setup.model(*validation[0]), validation[1]))
+        return observer
+
+    return Setup(
+        Forecaster(2, 24), nn.MSELoss(), partial(AdamW, lr=1e-2),
+        *ageing_machines(seed, ahead=ahead), epochs=12, loop=loop,
+    )  # fmt: skip
 
 
 # --- sequences of several lengths -----------------------------------------------------------------

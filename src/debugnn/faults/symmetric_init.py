@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from debugnn.faults.cases import case
 from debugnn.faults.edits import layers, sequential
-from debugnn.faults.nets import LowRank
+from debugnn.faults.nets import Gated, LowRank
 from debugnn.faults.program import Setup
 
 
@@ -71,7 +71,16 @@ def both_factors_at_zero(setup: Setup) -> None:
             nn.init.zeros_(module.down.weight)
 
 
+def zeros_behind_closed_gates(setup: Setup) -> None:
+    """The last layers behind gates that start at zero start at zero, too."""
+    for module in setup.model.modules():
+        if isinstance(module, Gated):
+            for p in module.body[-1].parameters():
+                nn.init.zeros_(p)
+
+
 TUNING = [
+    case("friedman_closed_gates", zeros_behind_closed_gates, ("vanishing_gradient",)),
     case("low_rank", both_factors_at_zero, ("vanishing_gradient",)),
     case("mlp", constant_init, value=0.1),
     case("mlp_sgd", constant_init, value=0.0),

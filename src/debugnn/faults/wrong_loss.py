@@ -12,6 +12,7 @@ from debugnn.faults.edits import Apply, change_data, sequential, use_loss
 from debugnn.faults.nets import LineReader
 from debugnn.faults.program import Setup, score
 from debugnn.faults.sound.sequences import line_loss_of
+from debugnn.faults.sound.survival import partial_likelihood
 
 softmax = partial(nn.Softmax, dim=1)
 
@@ -211,7 +212,29 @@ def volume_subtracted(setup: Setup) -> None:
     setup.loss_fn = _shrinking
 
 
+def _other_way_round(embedded: Tensor, _: Tensor) -> Tensor:
+    anchor, own, other = embedded.unbind(dim=1)
+    return F.triplet_margin_loss(anchor, other, own)
+
+
+def positive_and_negative_exchanged(setup: Setup) -> None:
+    """The triplet loss is given the sample of another class in the place of that of its own."""
+    setup.loss_fn = _other_way_round
+
+
+def _with_those_who_left(outputs: Tensor, targets: Tensor) -> Tensor:
+    times = targets[:, 0]
+    return partial_likelihood(outputs, targets, times <= times[:, None])
+
+
+def risk_sets_reversed(setup: Setup) -> None:
+    """Cox's likelihood compares an event with the samples whose time is shorter."""
+    setup.loss_fn = _with_those_who_left
+
+
 TUNING = [
+    case("triplet_net", positive_and_negative_exchanged),
+    case("survival", risk_sets_reversed),
     case("cnn_of_textures", viewed_without_permuting),
     case("rare_counts", append, make=exponential),
     case("mlp_sgd", append, make=softmax),

@@ -21,12 +21,13 @@ from debugnn.faults.sound import (
     rare_classes,
     regression,
     sequences,
+    survival,
     tables,
 )
 
 _KINDS = (
     dense, convolutional, fine_tuning, sequences, graphs, tables, regression, generative,
-    metric_learning, distillation, rare_classes,
+    metric_learning, distillation, rare_classes, survival,
 )  # fmt: skip
 
 TUNING: dict[str, Build] = {name: build for kind in _KINDS for name, build in kind.TUNING.items()}

@@ -38,7 +38,7 @@ from debugnn.faults.nets import (
     Transformer,
 )
 from debugnn.faults.program import Build, Data, Setup
-from debugnn.faults.sequence_loops import carrying, packed, sentences
+from debugnn.faults.sequence_loops import carrying, forecaster, packed, sentences
 
 ce = nn.CrossEntropyLoss
 
@@ -183,6 +183,7 @@ TUNING: dict[str, Build] = {
     "language_model": language_model,
     "carried_lstm": partial(carrying, cell=nn.LSTM, flat=False),
     "packed": packed,
+    "forecaster": forecaster,
     "written_lines": written_lines,
     "tracker": tracker,
     "tracker_in_order": tracker_in_order,

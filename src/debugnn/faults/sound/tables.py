@@ -7,8 +7,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW
 
-from debugnn.faults.datasets import Split, binary, events, few_informative, prototypes, table, toy
-from debugnn.faults.nets import Functional, mlp
+from debugnn.faults.datasets import (
+    Split,
+    binary,
+    events,
+    few_informative,
+    likes,
+    prototypes,
+    table,
+    toy,
+)
+from debugnn.faults.nets import Functional, Products, mlp
 from debugnn.faults.program import Build, Setup
 
 ce = nn.CrossEntropyLoss
@@ -45,6 +54,14 @@ def numbered(data: Split) -> Split:
 
 
 TUNING: dict[str, Build] = {
+    "recommender": lambda seed: Setup(
+        Products(200, 120, 24, std=0.1),
+        nn.BCEWithLogitsLoss(),
+        partial(AdamW, lr=1e-2),
+        *likes(seed),
+        batch_size=128,
+        epochs=4,
+    ),
     "numbered_rows": lambda seed: Setup(
         mlp(21, 32, 2), ce(), partial(Adam, lr=3e-3), *numbered(few_informative(seed)), epochs=8
     ),
