@@ -549,6 +549,20 @@ def test_a_divergence_is_bounded_and_its_opposite_is_not(sign):
     assert facts.far_others > 1 if sign > 0 else facts.far_others < -1e3
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_one_term_of_a_divergence_may_fall_without_end(sign):
+    """The exponential outweighs the logarithm wherever that is large, unless none of it is."""
+    outputs = (normal(BATCH, 6), normal(BATCH, 2, seed=1), normal(BATCH, 2, seed=2))
+    targets = normal(BATCH, 6, seed=3)
+
+    def loss(o, t):
+        kl = -0.5 * (1 + sign * o[2] - o[1].square() - o[2].exp()).sum()
+        return (o[0] - t).square().sum() + kl
+
+    facts = loss_facts(loss, outputs, targets, read(outputs, targets))
+    assert facts.far_others > 0 if sign > 0 else facts.far_others < -10
+
+
 # --- losses that compare no output with its target ------------------------------------------------
 
 

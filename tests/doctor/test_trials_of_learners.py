@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from debugnn.doctor import Doctor
+from debugnn.doctor.causes.signals.outcome import COLLAPSED
 from debugnn.doctor.data_inputs import data_inputs, scale_data_inputs
 from debugnn.doctor.observe.calls import Call
 
@@ -331,3 +332,24 @@ def test_embeddings_whose_products_start_far_too_large(std, main):
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     report = watched(model, optimizer, nn.MSELoss(), likings(400))
     assert report.main_cause == main, report.details()
+
+
+# --- outputs that are the same for all inputs -----------------------------------------------------
+
+
+def test_embeddings_that_collapse_to_one_point_do_not_learn():
+    torch.manual_seed(0)
+    model = Embedded()
+    optimizer = torch.optim.SGD(model.parameters(), lr=3e-2, momentum=0.9)
+
+    def pulled_together(outputs, _):  # the margin lets nothing push apart
+        anchors, alike, others = outputs
+        spread = sum(
+            (a - b).square().sum(dim=1).mean() for a, b in ((anchors, alike), (alike, others))
+        )
+        return spread + 0.5
+
+    report = watched(model, optimizer, pulled_together, triplets(400))
+    assert report.evidence.outcome.output_signal < COLLAPSED * report.evidence.network.output_signal
+    assert report.healthy is False
+    assert "the same for all inputs" in report.reason

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
 from debugnn.doctor.causes.signals.outcome import (
+    FAILING,
     LEFT_TO_TELL,
     NEARLY_PERFECT,
     UNKNOWN_JUDGED_AFTER,
@@ -165,14 +166,16 @@ def steps_without_gradient(evidence: Evidence) -> Iterator[Sign]:
 
 
 def held_but_frozen(evidence: Evidence) -> Iterator[Sign]:
-    """Parameters in the optimiser with requires_grad=False: a note, unless the training fails."""
+    """Parameters in the optimiser with requires_grad=False: a note, unless little is learnt."""
     frozen = evidence.optimizer.frozen_held
     if not frozen:
         return
     cure = cured(evidence, UNFROZEN)
     mended = "; with all of them learning, a copy learns" if cure else ""
+    # A head on trained features does well where these serve its task.
+    lacks_them = cure is not None and judged(evidence) and reached(evidence) < FAILING
     yield Sign(
-        severity(evidence) if short(evidence) else "note",
+        severity(evidence) if short(evidence) or lacks_them else "note",
         f"{len(frozen)} parameters of the optimiser have requires_grad=False: {listed(frozen)}"
         + mended,
         "set requires_grad_(True), or leave them out of the optimiser if they are meant to be "

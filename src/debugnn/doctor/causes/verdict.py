@@ -10,6 +10,7 @@ from debugnn.doctor.causes.signals.outcome import (
     behind,
     chooses_candidate,
     code_ignored,
+    collapsed,
     diverged,
     guessing_known,
     inputs_unused,
@@ -121,6 +122,12 @@ def _why_it_does_not_learn(evidence: Evidence) -> str:
             "outputs stand beside other samples' targets (better beside their own in "
             f"{100 * (own.better or 0):.0f} % of {own.groups} groups of samples, where guessing "
             "gives 50 %)"
+        )
+    if collapsed(evidence):
+        return (
+            "its outputs have become the same for all inputs: among samples they differ by "
+            f"{evidence.outcome.output_signal or 0:.2g}, and by "
+            f"{evidence.network.output_signal or 0:.2g} at the start"
         )
     if unused_by_new_samples(evidence):
         seen = evidence.outcome.own_loss.validation

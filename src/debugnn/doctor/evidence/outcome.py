@@ -144,6 +144,9 @@ class OutcomeFacts:
     # R² of the latest validation's outputs after one linear map of them; None of other than values.
     rescaled: float | None = None
     movement: float | None = None  # median over weights of ‖w − w₀‖/‖w₀‖
+    # What outputs differ by among samples, the RMS over units, as `NetworkFacts.output_signal` at
+    # the start. None where they are no numbers.
+    output_signal: float | None = None
     shrinkage: float | None = None  # median over weights of ‖w‖/‖w₀‖
     epochs: float | None = None  # how often the same samples came
     parts: list[PartFacts] = field(default_factory=list)  # of an unknown task

@@ -16,6 +16,7 @@ from debugnn.doctor.observe.label_pull import label_pull
 from debugnn.doctor.observe.latent import latent_facts
 from debugnn.doctor.observe.loss_jumps import LossJumps
 from debugnn.doctor.observe.losses import LossCurve
+from debugnn.doctor.observe.modes import without_dropout
 from debugnn.doctor.observe.module_state import state_facts
 from debugnn.doctor.observe.neighbours import neighbour_facts
 from debugnn.doctor.observe.optimizer import optimizer_facts, still_unreached
@@ -43,6 +44,7 @@ from debugnn.doctor.observe.trained_network import note_trained_network
 from debugnn.doctor.observe.validation import ValidationSamples
 from debugnn.doctor.observe.watched_training import WatchedTraining
 from debugnn.doctor.troubles import guarded
+from debugnn.doctor.unit_signals import signal_sizes
 
 
 class Gatherer:
@@ -284,6 +286,8 @@ class Gatherer:
                     training.parts,
                     lambda b, targets: training.layout.targets_by_sample(b.call, targets),
                 )
+            with torch.no_grad(), without_dropout(model, training=False):
+                outcome.output_signal = signal_sizes(model, training.buffer.early[0].call)[1]
             if outcome.initial_latent is not None:
                 first = training.buffer.early[0].call
                 outcome.latent = latent_facts(model, first, training.layout)

@@ -60,6 +60,9 @@ UNKNOWN_JUDGED_AFTER = 200
 # sound programs have 0.3 and more. Fine-tuning moves weights as little, and lowers its loss.
 UNMOVED = 0.01
 UNCHANGED_LOSS = 0.03
+# What outputs differ by among samples, over the same at the start, below which they are the same
+# for all inputs: embeddings that collapse to one point leave 0.005 and less.
+COLLAPSED = 1e-2
 # Fewest candidates of a cross-entropy of an unknown kind whose value is judged. With two, it may be
 # that of a discriminator that its generator deceives.
 CANDIDATES = 4
@@ -191,7 +194,13 @@ def learns(evidence: Evidence) -> bool | None:
     a simple model.
     """
     if not judged(evidence):
-        ways = (inputs_unused, code_ignored, stays_where_it_began, unused_by_new_samples)
+        ways = (
+            inputs_unused,
+            code_ignored,
+            collapsed,
+            stays_where_it_began,
+            unused_by_new_samples,
+        )
         return False if any(way(evidence) for way in ways) else None
     if evidence.outcome.nonfinite_step is not None:
         return False
@@ -249,6 +258,16 @@ def inputs_unused(evidence: Evidence) -> bool:
         return False
     known = [p for p in (own.late, own.validation) if p.groups >= GROUPS]
     return all(_exchangeable(pairing) for pairing in (own.train, own.train_mode, *known))
+
+
+def collapsed(evidence: Evidence) -> bool:
+    """Return whether outputs of an unknown task have become the same for all inputs."""
+    before, now = evidence.network.output_signal, evidence.outcome.output_signal
+    if evidence.task != "unknown" or evidence.loop.steps < UNKNOWN_JUDGED_AFTER:
+        return False
+    if evidence.adversarial or evidence.loop.steps_before or not before or now is None:
+        return False
+    return now < COLLAPSED * before
 
 
 def unused_by_new_samples(evidence: Evidence) -> bool:

@@ -33,16 +33,20 @@ def far_others(loss: Loss, tensor: Tensor) -> float | None:
     own = abs(loss(tensor))
     values = []
     for chosen in others:
-        for factor in (FAR, -FAR):
-            if chosen.is_floating_point():
-                scaled = map_tensors(loss.outputs, partial(_scaled, chosen, factor))
-                values.append(loss.at(with_first(scaled, tensor)))
+        if not chosen.is_floating_point():
+            continue
+        # Times a number, the values have either sign. All on one side, none of them outweighs the
+        # others: the exponential of a logarithm does that to the logarithm itself.
+        sides = [torch.full_like(chosen, side) for side in (FAR, -FAR)]
+        for far in (FAR * chosen, -FAR * chosen, *sides):
+            moved = map_tensors(loss.outputs, partial(_replaced, chosen, far))
+            values.append(loss.at(with_first(moved, tensor)))
     known = [value for value in values if math.isfinite(value)]
     return min(known) / own if known and own > ZERO_LOSS else None
 
 
-def _scaled(chosen: Tensor, factor: float, tensor: Tensor) -> Tensor:
-    return tensor * factor if tensor is chosen else tensor
+def _replaced(chosen: Tensor, far: Tensor, tensor: Tensor) -> Tensor:
+    return far if tensor is chosen else tensor
 
 
 def _other_targets(targets: Tensor, task: Task) -> list[Tensor]:
