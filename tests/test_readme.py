@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep
 from hydra.types import RunMode
 
-from benchmarking import gpu_output, output, scale_output
+from benchmarking import gpu_output, operations_output, output, scale_output
 from conftest import CONF, REPOSITORY
 from debugnn import config
 from debugnn.analysis import archive, searches, tables
@@ -131,6 +131,15 @@ def test_the_tables_of_scale_are_those_of_the_measured_numbers():
     assert between("results", "scale") == scale_output.summary(measured)
     written = (REFERENCE / "benchmark" / "scale.md").read_text(encoding="utf-8")
     assert written == scale_output.markdown(measured)
+
+
+def test_the_operations_of_a_step_are_those_of_the_measured_numbers():
+    """`scripts/benchmark_operations.py --output outputs/reference/benchmark` writes all three."""
+    folder = REFERENCE / "benchmark"
+    measured = json.loads((folder / "operations.json").read_text(encoding="utf-8"))
+    assert between("results", "operations") == operations_output.summary(measured)
+    page = operations_output.markdown(measured, operations_output.tried(folder))
+    assert (folder / "operations.md").read_text(encoding="utf-8") == page
 
 
 def test_the_gpu_tables_are_those_of_the_measured_numbers():

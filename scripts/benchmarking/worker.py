@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -32,19 +32,20 @@ class Worker:
         log: the file that the process writes its stderr to.
         threads: number of threads of the process; None for one per core.
         gpu: whether the process sees the machine's GPUs.
+        variables: of the environment, added to those of this process.
         arguments: keyword arguments of the class.
     """
 
     def __init__(
         self, name: str, side: str, log: Path, threads: int | None = None, gpu: bool = False,
-        **arguments: Any,
+        variables: Mapping[str, str] | None = None, **arguments: Any,
     ) -> None:  # fmt: skip
         self.name, self._log = name, log
         with log.open("ab") as errors:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "benchmarking.worker", side, json.dumps(arguments)],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
-                env=environment(threads, gpu),
+                env={**environment(threads, gpu), **(variables or {})},
             )  # fmt: skip
 
     def call(self, method: str, **arguments: Any) -> Any:

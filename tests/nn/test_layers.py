@@ -7,7 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from debugnn.nn import linear
 from debugnn.nn.dropout import Dropout, dropout
 from debugnn.nn.layers import Flatten, Maxout
 
@@ -148,3 +150,61 @@ def test_flatten_keeps_the_layout_and_the_numbers_of_the_gradient(layout):
     assert torch.equal(*gradients)
     assert torch.equal(*arrived)
     assert arrived[0].is_contiguous(memory_format=layout)
+
+
+def both_products(inputs, weight, bias):
+    """Outputs and gradients of our product and of PyTorch's, and of a gradient's derivative."""
+    found = []
+    for product in (linear.linear, nn.functional.linear):
+        leaves = [t.clone().requires_grad_() for t in (inputs, weight, bias)]
+        outputs = product(*leaves)
+        gradients = torch.autograd.grad(outputs.square().sum(), leaves, create_graph=True)
+        gradients[0].square().sum().backward()
+        found.append([outputs, *gradients, leaves[1].grad])
+    return zip(*found, strict=True)
+
+
+def operation_of_product(inputs, weight, bias):
+    """Name of the operation that a product leaves in the graph."""
+    return linear.linear(inputs, weight, bias).grad_fn.name()
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_large_products_of_onednn_are_pytorchs_up_to_rounding(turned):
+    """Both can be computed on any processor; `Linear` chooses."""
+    torch.manual_seed(0)
+    inputs, bias = torch.randn(40, 500), torch.randn(400)
+    weight = torch.randn(500, 400).t() if turned else torch.randn(400, 500)
+    assert inputs.numel() * 400 >= linear.LARGE
+    for ours, theirs in both_products(inputs, weight, bias):
+        scale = theirs.abs().max().item()
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=3e-6 * scale)
+    weight.requires_grad_()
+    assert "OneDnn" in operation_of_product(inputs, weight, bias)
+
+
+def test_products_that_onednn_is_not_made_for_are_pytorchs():
+    inputs, weight, bias = torch.randn(40, 500), torch.randn(400, 500), torch.randn(400)
+    weight.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert "OneDnn" not in operation_of_product(inputs, weight, bias)
+    with FlopCounterMode(display=False) as counted:  # sees each operation
+        assert "OneDnn" not in operation_of_product(inputs, weight, bias)
+    assert counted.get_total_flops() == 2 * 40 * 500 * 400
+    for other in (
+        (inputs[:2], weight, bias),  # small
+        (inputs[:1].expand(40, 500), weight, bias),  # rows that lie upon each other
+        (inputs.double(), weight.double(), bias.double()),
+    ):
+        assert "OneDnn" not in operation_of_product(*other)
+    stacked = torch.func.vmap(linear.linear, (None, 0, None))(inputs, weight[None], bias)
+    torch.testing.assert_close(stacked[0], nn.functional.linear(inputs, weight, bias))
+
+
+def test_mkl_is_slow_on_processors_with_avx512_that_are_not_intels():
+    avx512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    assert linear.is_slow_in_mkl("vendor_id : AuthenticAMD\n") == (
+        avx512 and torch.backends.mkl.is_available()
+    )
+    assert not linear.is_slow_in_mkl("vendor_id : GenuineIntel\n")
+    assert not linear.is_slow_in_mkl("")

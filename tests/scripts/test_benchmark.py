@@ -10,8 +10,19 @@ import torch
 from torch import nn
 
 import benchmark
+import benchmark_operations
 import benchmark_scale
-from benchmarking import measures, nets, notebook, on_gpu, output, startup, worker
+from benchmarking import (
+    measures,
+    nets,
+    notebook,
+    on_gpu,
+    onednn,
+    operations_output,
+    output,
+    startup,
+    worker,
+)
 from benchmarking.measures import Spread
 from benchmarking.worker import BenchmarkError, Together, Worker
 from debugnn.build import build
@@ -298,6 +309,63 @@ def test_help_fits_80_columns(capsys, monkeypatch):
     shown = capsys.readouterr().out
     assert max(map(len, shown.splitlines())) <= 80
     assert {"--quick", "--json", "--output"} <= set(shown.split())
+
+
+LINES = """\
+step of training
+onednn_verbose,v1,info,cpu,isa:Intel AVX-512 with Intel DL Boost and bfloat16 support
+onednn_verbose,v1,primitive,exec,cpu,reorder,jit:uni,undef,src:f32::blocked:acdb::f0 dst:f32::blocked:Bcda32b::f0,attr-scratchpad:user,,32x32x3x3,0.00610352
+onednn_verbose,v1,primitive,exec,cpu,convolution,brg_conv_bwd:avx512_core+brg_conv_fwd:avx512_core,backward_data,src:f32::blocked:acdb::f0 wei:f32:a:blocked:Bcda32b::f0 bia:undef::undef::: dst:f32::blocked:acdb::f0,attr-scratchpad:user,alg:convolution_direct,mb32_ic32oc32_ih30oh28kh3sh1dh0ph0_iw30ow28kw3sw1dw0pw0,2.05786
+step of training
+onednn_verbose,v1,primitive,exec,cpu,inner_product,brg_matmul:avx512_core,forward_inference,src:f32::blocked:ab::f0 wei:f32::blocked:ba::f0 bia:undef::undef::: dst:f32::blocked:ab::f0,attr-scratchpad:user,,mb512ic32oc1600,0.757
+"""  # noqa: E501  (as oneDNN 3.12 printed them)
+LAYERS = {
+    "conv2": {"type": "Conv2d", "inputs": [32, 32, 30, 30], "outputs": 32},
+    "act2": {"type": "ReLU", "inputs": [32, 32, 28, 28], "outputs": 32},
+    "fc1": {"type": "Linear", "inputs": [32, 1600], "outputs": 512},
+}
+
+
+def test_a_step_is_taken_apart_into_the_primitives_that_onednn_prints():
+    steps = onednn.by_step(["a library's first words", *LINES.splitlines()])
+    (reorder, convolution), (product,) = steps
+    assert (reorder.kind, reorder.operations, reorder.seconds) == ("reorder", 0, 0.00610352e-3)
+    assert convolution.implementation == "brg_conv_bwd:avx512_core+brg_conv_fwd:avx512_core"
+    assert convolution.operations == 2 * 32 * 28 * 28 * 32 * 32 * 9
+    assert product.operations == 2 * 512 * 32 * 1600
+    found = [benchmark_operations.of_primitive(each, LAYERS) for step in steps for each in step]
+    assert [(each.layer, each.what) for each in found] == [
+        ("", "reorders"), ("conv2", "gradient of data"), ("fc1", "gradient of weights"),
+    ]  # fmt: skip
+    assert operations_output.sizes(convolution.problem) == "32×32×30×30 → 32×32×28×28"
+    # The same product where MKL computes it, and an operation that is PyTorch's own.
+    event = benchmark_operations.of_event("aten::mm", [[512, 32], [32, 1600]], LAYERS)
+    assert (event.layer, event.what, event.shape) == ("fc1", "gradient of weights", product.problem)
+    event = benchmark_operations.of_event("aten::clamp_min", [[32, 32, 28, 28], []], LAYERS)
+    assert (event.layer, event.what) == ("act2", "ReLU")
+    assert benchmark_operations.of_event("aten::empty", [[]], LAYERS) is None
+
+
+def test_the_operations_of_a_step_are_measured_and_drawn(tmp_path):
+    assert benchmark_operations.main(["--quick", "--output", str(tmp_path)]) == 0
+    results = json.loads((tmp_path / "operations.json").read_text())
+    for net, layers in (("mnist", 2), ("cifar", 4)):
+        rows = results["nets"][net]["rows"]
+        parts = sum(row["median"] for row in rows)
+        assert parts == pytest.approx(results["nets"][net]["step"]["median"])
+        convolutions = {(r["layer"], r["what"]) for r in rows if r["layer"].startswith("conv")}
+        assert len(convolutions) == 3 * layers - 1  # the first one's input needs no gradient
+        products = {(r["layer"], r["what"]) for r in rows if r["layer"].startswith("fc")}
+        assert len(products) == 3 * (2 if net == "mnist" else 3)
+    assert "operations.png" in (tmp_path / "operations.md").read_text()
+    assert (tmp_path / "operations.png").stat().st_size > 10_000
+
+
+def test_help_of_the_benchmark_of_operations_fits_80_columns(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        benchmark_operations.main(["--help"])
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
 
 
 def test_help_of_the_benchmark_of_sizes_fits_80_columns(capsys, monkeypatch):

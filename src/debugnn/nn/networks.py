@@ -8,6 +8,7 @@ from torch import nn
 
 from debugnn.errors import ConfigError
 from debugnn.nn.layers import Flatten
+from debugnn.nn.linear import Linear
 
 
 def network(
@@ -42,8 +43,8 @@ def network(
         bias: whether convolutions and fully connected layers have biases.
         batch_norm: whether to insert batch norm.
         dropout: probability of zeroing a unit; 0 inserts no dropout.
-        own_layers: whether BatchNorm2d, Dropout and Flatten are those of `debugnn.nn`, which are
-            faster or more accurate on a CPU (each class states by how much), or torch.nn's.
+        own_layers: whether BatchNorm2d, Dropout, Flatten and Linear are those of `debugnn.nn`,
+            which are faster or more accurate on a CPU (each states by how much), or torch.nn's.
 
     Raises:
         ConfigError: a width, `bias` or `own_layers` is not allowed, or the inputs are no images or
@@ -75,6 +76,7 @@ def network(
 
         drop = Dropout
     flatten = Flatten if own_layers else nn.Flatten
+    linear = Linear if own_layers else nn.Linear
     layers: dict[str, nn.Module] = {}
     shape = tuple(input_shape)
 
@@ -99,14 +101,14 @@ def network(
     layers["flatten"] = flatten()
     features = prod(shape)
     for number, width in enumerate(hidden, start=1):
-        layers[f"fc{number}"] = nn.Linear(features, width * expansion, bias=bias)
+        layers[f"fc{number}"] = linear(features, width * expansion, bias=bias)
         if batch_norm and not blocks:
             layers[f"fc{number}_bn"] = nn.BatchNorm1d(width * expansion)
         layers[f"fc{number}_act"] = activation()
         if dropout and not blocks:
             layers[f"fc{number}_dropout"] = drop(dropout)
         features = width
-    layers[f"fc{len(hidden) + 1}"] = nn.Linear(features, outputs, bias=bias)
+    layers[f"fc{len(hidden) + 1}"] = linear(features, outputs, bias=bias)
 
     return nn.Sequential(OrderedDict(layers))
 
