@@ -15,6 +15,7 @@ from debugnn.errors import ConfigError
 from debugnn.nn.batch_norm import BatchNorm2d
 from debugnn.nn.dropout import Dropout
 from debugnn.nn.layers import Flatten
+from debugnn.nn.linear import Linear
 from debugnn.nn.networks import network, parameter_count
 
 MNIST, CIFAR, FEATURES = (1, 28, 28), (3, 32, 32), (20,)
@@ -133,11 +134,11 @@ def test_without_blocks_the_regularisers_are_around_every_hidden_activation(buil
     net = build_on(FEATURES, "model=regressor", "model.hidden=[9,7]", reg="bn_dropout")
     assert [(name, type(layer)) for name, layer in net.named_children()] == [
         ("flatten", Flatten),
-        ("fc1", nn.Linear), ("fc1_bn", nn.BatchNorm1d), ("fc1_act", nn.ReLU),
+        ("fc1", Linear), ("fc1_bn", nn.BatchNorm1d), ("fc1_act", nn.ReLU),
         ("fc1_dropout", Dropout),
-        ("fc2", nn.Linear), ("fc2_bn", nn.BatchNorm1d), ("fc2_act", nn.ReLU),
+        ("fc2", Linear), ("fc2_bn", nn.BatchNorm1d), ("fc2_act", nn.ReLU),
         ("fc2_dropout", Dropout),
-        ("fc3", nn.Linear),
+        ("fc3", Linear),
     ]  # fmt: skip
 
 
