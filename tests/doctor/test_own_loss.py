@@ -17,9 +17,17 @@ from debugnn.doctor.causes.signals.outcome import (
     below_constant,
     inputs_unused,
     learns,
+    learns_by_heart_alone,
     unused_by_new_samples,
 )
-from debugnn.doctor.evidence import AlignmentFacts, LatentFacts, OwnLoss, Pairing
+from debugnn.doctor.evidence import (
+    AlignmentFacts,
+    LatentFacts,
+    OwnLoss,
+    Pairing,
+    Score,
+    Validation,
+)
 from debugnn.doctor.observe.buffer import Batch
 from debugnn.doctor.observe.calls import Call
 from debugnn.doctor.observe.layout import Layout
@@ -553,3 +561,14 @@ def test_images_beside_other_images_targets(base, named):
     ):
         with train(make, 0, Doctor) as doctor:
             assert doctor.report().main_cause == main
+
+
+@pytest.mark.parametrize(("classes", "fails"), [(10, True), (5000, False)])
+def test_the_loss_of_guessing_many_words_is_not_known_from_few_labels(classes, fails):
+    """A language model begins with the frequencies of its words; 350 labels do not tell these."""
+    given = evidence(0.05, simple=None)
+    given.classes = classes
+    given.outcome.train = given.outcome.train_mode = Score(0.95, 0.05, 0.01, samples=700)
+    scores = [Score(ratio, 0.0, 0.01, samples=350) for ratio in (1.5, 1.4)]
+    given.outcome.validations = [Validation(60 * i, 7.0, score) for i, score in enumerate(scores)]
+    assert learns_by_heart_alone(given) is fails

@@ -219,6 +219,8 @@ def learns_by_heart_alone(evidence: Evidence) -> bool:
     last, matched = last_validation(evidence), evidence.data.matched_skill
     if len(known) < VALIDATIONS or len(known) < len(scores) or last is None or last.skill is None:
         return False
+    if evidence.classes is not None and 0 < last.samples < evidence.classes:
+        return False  # what guessing costs cannot be measured on fewer labels than classes
     nothing = max(last.skill, matched or 0.0) < KNOWS_NOTHING
     return nothing and min(known) > 1 and reached(evidence) < AT_CHANCE
 
