@@ -1,4 +1,4 @@
-"""Measure where a training step's time goes, operation by operation, on one thread in fp32.
+"""Measure the operations of a training step in fp32, on one thread.
 
 python scripts/benchmark_operations.py --quick     few steps, to try it out
 python scripts/benchmark_operations.py --output outputs/reference/benchmark

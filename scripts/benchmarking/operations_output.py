@@ -221,7 +221,7 @@ def figure(results: Mapping[str, Any], path: Path) -> None:
                 range(len(rows)), [f"{r['layer']} {r['what']}".strip() for r in reversed(rows)]
             )
             axes.set_title(f"{TITLES[name]}, {1000 * net['step']['median']:.1f} ms")
-            axes.set_xlabel("ms; white tick: at the peak")
+            axes.set_xlabel("ms; tick: at the peak")
             axes.grid(axis="y", visible=False)
             axes.set_ylim(-0.6, len(rows) - 0.4)
         drawn.legend(

@@ -329,7 +329,8 @@ LAYERS = {
 def test_a_step_is_taken_apart_into_the_primitives_that_onednn_prints():
     steps = onednn.by_step(["a library's first words", *LINES.splitlines()])
     (reorder, convolution), (product,) = steps
-    assert (reorder.kind, reorder.operations, reorder.seconds) == ("reorder", 0, 0.00610352e-3)
+    assert (reorder.kind, reorder.operations) == ("reorder", 0)
+    assert reorder.seconds == pytest.approx(6.10352e-6)
     assert convolution.implementation == "brg_conv_bwd:avx512_core+brg_conv_fwd:avx512_core"
     assert convolution.operations == 2 * 32 * 28 * 28 * 32 * 32 * 9
     assert product.operations == 2 * 512 * 32 * 1600
@@ -355,7 +356,7 @@ def test_the_operations_of_a_step_are_measured_and_drawn(tmp_path):
         assert parts == pytest.approx(results["nets"][net]["step"]["median"])
         convolutions = {(r["layer"], r["what"]) for r in rows if r["layer"].startswith("conv")}
         assert len(convolutions) == 3 * layers - 1  # the first one's input needs no gradient
-        products = {(r["layer"], r["what"]) for r in rows if r["layer"].startswith("fc")}
+        products = {(r["layer"], r["what"]) for r in rows if r["layer"] in ("fc1", "fc2", "fc3")}
         assert len(products) == 3 * (2 if net == "mnist" else 3)
     assert "operations.png" in (tmp_path / "operations.md").read_text()
     assert (tmp_path / "operations.png").stat().st_size > 10_000
