@@ -355,6 +355,7 @@ def tensors_of(root):
 
 def test_no_tensor_a_step_is_kept():
     """In a long training, small tensors that stay would fragment the memory."""
+    gc.collect()  # a doctor that is left over from another test is another network's rival
     model = mlp()
     optimizer = sgd(model)
     doctor = Doctor(model, optimizer, cross_entropy)
