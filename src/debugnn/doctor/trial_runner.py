@@ -13,6 +13,7 @@ from debugnn.doctor.copy_training import CopyTraining, run
 from debugnn.doctor.evidence import Evidence, Score, TrialOutcome
 from debugnn.doctor.observe.buffer import Batch, BatchBuffer
 from debugnn.doctor.observe.layout import Layout
+from debugnn.doctor.observe.losses import value_of
 from debugnn.doctor.observe.modes import without_dropout
 from debugnn.doctor.observe.outcome import outputs_of, score_of
 from debugnn.doctor.observe.samples import fingerprints
@@ -131,7 +132,7 @@ class TrialRunner:
         if loss_fn is not None and (task is None or task.kind == "unknown"):
             with torch.no_grad(), without_dropout(model, training=False):
                 known = [training.changed(batch) for batch in batches]
-                return fmean(_mean(loss_fn(b.call(model), b.targets)) for b in known)
+                return fmean(value_of(loss_fn, b.call(model), b.targets) for b in known)
         found = outputs_of(model, batches, training=False)
         relative = score_of(found, task or Task("unknown"), []).relative_loss
         return math.nan if relative is None else relative
@@ -179,10 +180,6 @@ class TrialRunner:
             passes=added or 1,
             undivided=added is not None,
         )
-
-
-def _mean(loss: torch.Tensor) -> float:
-    return loss.float().mean().item()
 
 
 def _without(batches: Sequence[Batch], others: Sequence[Batch], layout: Layout) -> list[Batch]:

@@ -88,8 +88,8 @@ class Cause:
         trials: the trials that would tell the cause from its rivals on this evidence.
         trials_if_learning: those that it asks for where the training learns, and no cause is looked
             for otherwise.
-        last_resort: a rule that is asked where a training does not learn and no cause is seen at
-            all.
+        last_resort: a rule that is asked where a training does not learn and no cause is seen, or
+            nothing but symptoms.
         lateness: how far behind the order of causes a finding stands: 0 at its place, 1 or 2 where
             it is more likely the consequence of a cause that comes later in the order.
     """

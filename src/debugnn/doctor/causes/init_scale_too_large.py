@@ -5,10 +5,8 @@ from collections.abc import Iterable, Iterator
 from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
 from debugnn.doctor.causes.signals.network import extreme_gain, outsized_constant
 from debugnn.doctor.causes.signals.outcome import (
-    NEARLY_PERFECT,
     ROUGH,
-    judged,
-    reached,
+    not_all_learnt,
     rough_start,
     severity,
     short,
@@ -108,9 +106,9 @@ def large_tables(evidence: Evidence) -> Iterator[Sign]:
 def tables_start_rough(evidence: Evidence) -> bool:
     """Return whether large embeddings may be why the loss began high and not all was learnt."""
     initial, rms = evidence.outcome.initial.relative_loss, evidence.network.table_rms
-    if initial is None or rms is None or not judged(evidence):
+    if initial is None or rms is None:
         return False
-    return initial > HIGH and rms > LARGE_TABLE and reached(evidence) < NEARLY_PERFECT
+    return initial > HIGH and rms > LARGE_TABLE and not_all_learnt(evidence)
 
 
 def trials_if_learning(evidence: Evidence) -> Iterable[Trial]:

@@ -8,10 +8,9 @@ from typing import Any
 from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
 from debugnn.doctor.causes.signals.data import FAR_SCALE, odd_inputs
 from debugnn.doctor.causes.signals.outcome import (
-    NEARLY_PERFECT,
     failing,
     judged,
-    reached,
+    not_all_learnt,
     severity,
     short,
 )
@@ -206,7 +205,7 @@ def trials_if_learning(evidence: Evidence) -> Iterable[Trial]:
         yield UNCHANGED
         yield STANDARDISED_INPUTS
     large = large_at_layer(evidence) and odd_inputs(evidence) is None
-    if large and judged(evidence) and reached(evidence) < NEARLY_PERFECT:
+    if large and not_all_learnt(evidence):
         yield UNCHANGED
         yield SCALED_LAYERS
 

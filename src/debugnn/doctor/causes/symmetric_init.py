@@ -6,10 +6,8 @@ from collections.abc import Iterator
 from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
 from debugnn.doctor.causes.signals.network import outsized_constant
 from debugnn.doctor.causes.signals.outcome import (
-    NEARLY_PERFECT,
     failing,
-    judged,
-    reached,
+    not_all_learnt,
     severity,
     short,
 )
@@ -77,8 +75,7 @@ def zero_factors(evidence: Evidence) -> list[str]:
 def product_of_zeros(evidence: Evidence) -> Iterator[Sign]:
     """Weights that are multiplied with each other, all of which start at zero."""
     zeros = zero_factors(evidence)
-    learnt = not failing(evidence) and not (judged(evidence) and reached(evidence) < NEARLY_PERFECT)
-    if len(zeros) < FACTORS or learnt:
+    if len(zeros) < FACTORS or not (failing(evidence) or not_all_learnt(evidence)):
         return
     yield Sign(
         "error",

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from debugnn.doctor.evidence import LabelPull
 from debugnn.doctor.observe.buffer import Batch
-from debugnn.doctor.observe.calls import first_tensor, with_first
+from debugnn.doctor.observe.calls import first_tensor
+from debugnn.doctor.observe.losses import output_gradient
 from debugnn.doctor.observe.modes import without_dropout
 
 _BATCHES = 4  # most batches that are asked
@@ -58,15 +59,10 @@ def _of_batch(
     usable = outputs is not None and outputs.dim() == 2 and outputs.is_floating_point()
     if outputs is None or not usable or len(outputs) != len(labels) or outputs.shape[1] < 2:
         return None
-    leaf = outputs.detach().clone().requires_grad_()
-    with torch.enable_grad():
-        loss = loss_fn(with_first(made, leaf), labels).float().mean()
-    if not loss.requires_grad:
-        return None
-    (gradient,) = torch.autograd.grad(loss, leaf, allow_unused=True)
+    gradient = output_gradient(loss_fn, made, labels)  # by these outputs: the first of two axes
     if gradient is None:
         return None
-    rows, pulls, labels = leaf.detach()[:_SAMPLES], gradient[:_SAMPLES], labels[:_SAMPLES]
+    rows, pulls, labels = outputs[:_SAMPLES], gradient[:_SAMPLES], labels[:_SAMPLES]
     one, other = torch.triu_indices(len(rows), len(rows), offset=1, device=rows.device)
     change = -2 * ((rows[one] - rows[other]) * (pulls[one] - pulls[other])).sum(dim=1).double()
     alike = labels[one] == labels[other]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from debugnn.doctor.evidence import PairFacts
 from debugnn.doctor.observe.buffer import Batch
 from debugnn.doctor.observe.calls import Call, is_plain
+from debugnn.doctor.observe.losses import value_of
 from debugnn.doctor.observe.modes import without_dropout
 
 _LEAST = 8  # fewest pairs of each label
@@ -86,7 +87,7 @@ def _draws_together(
     places = _places(model, batch.call, outputs)
     if places is None:
         return None
-    near, far = (loss_fn(each, targets).float().mean().item() for each in places)
+    near, far = (value_of(loss_fn, each, targets) for each in places)
     return None if near == far else near < far
 
 

@@ -7,6 +7,7 @@ from debugnn.doctor.causes.signals.outcome import (
     NEARLY_PERFECT,
     UNKNOWN_JUDGED_AFTER,
     judged,
+    not_all_learnt,
     reached,
 )
 from debugnn.doctor.evidence import Evidence
@@ -151,7 +152,7 @@ def jumps_about(evidence: Evidence) -> bool:
     is."""
     lowered = has_fallen(highest_rates(evidence))
     wild = largest_update(evidence)[0] > REPLACED or unlearns(evidence)
-    return wild and not lowered and judged(evidence) and reached(evidence) < NEARLY_PERFECT
+    return wild and not lowered and not_all_learnt(evidence)
 
 
 def unlearns(evidence: Evidence) -> bool:

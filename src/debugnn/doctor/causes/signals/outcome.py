@@ -432,6 +432,11 @@ def behind(evidence: Evidence) -> bool:
     return found < simple - FAR_BEHIND or (found < FAILING and found < simple - BEHIND)
 
 
+def not_all_learnt(evidence: Evidence) -> bool:
+    """Return whether a training that is judged has not learnt all of its training samples."""
+    return judged(evidence) and reached(evidence) < NEARLY_PERFECT
+
+
 def failing(evidence: Evidence) -> bool:
     """Return whether it is known not to learn."""
     return learns(evidence) is False
@@ -512,10 +517,9 @@ def rough_start(evidence: Evidence) -> bool:
     """Return whether it began with outsized weights and a high loss, and did not learn fully."""
     initial = evidence.outcome.initial.relative_loss
     return (
-        judged(evidence)
+        not_all_learnt(evidence)
         and initial is not None
         and initial > ROUGH
-        and reached(evidence) < NEARLY_PERFECT
         and extreme_gain(evidence, large=True) is not None
     )
 

@@ -94,13 +94,11 @@ def overtakes(evidence: Evidence, trial: Trial | None) -> bool:
     outcome = None if trial is None else evidence.trials.get(trial.name)
     if outcome is None or outcome.end_again is None:
         return False
+    measured = (outcome.end, outcome.end_again, outcome.others, outcome.others_again)
+    ends = [end for end in measured if end is not None]
     if evidence.task == "unknown":
-        ends = (outcome.end, outcome.end_again, outcome.others, outcome.others_again)
-        return _falls_below(evidence, outcome.start, *(end for end in ends if end is not None))
-    if own is None:
-        return False
-    ends = (outcome.end, outcome.end_again, outcome.others, outcome.others_again)
-    return min(progress(end) for end in ends if end is not None) > progress(own) + LEARNT
+        return _falls_below(evidence, outcome.start, *ends)
+    return own is not None and min(map(progress, ends)) > progress(own) + LEARNT
 
 
 def goes_on(evidence: Evidence, trial: Trial) -> TrialOutcome | None:
