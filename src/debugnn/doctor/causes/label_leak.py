@@ -5,7 +5,7 @@ from itertools import pairwise
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
 from debugnn.doctor.causes.signals.data import MATCH, OTHER_MATCH
-from debugnn.doctor.causes.signals.outcome import short
+from debugnn.doctor.causes.signals.outcome import held_out, judged, reached, short
 from debugnn.doctor.causes.signals.wording import listed
 from debugnn.doctor.evidence import Evidence, SequenceFacts, TargetCopyFacts
 
@@ -21,6 +21,16 @@ DROP = 0.2
 FEATURES = 8
 # Classes that lie apart in most features: no single feature gives them away.
 ALL_TELL = 0.8
+# Share that a feature has in the training, and how much of it is left on validation samples, where
+# it was made from the training targets; and the difference of the two correlations in standard
+# errors. Random splits of sound programs have up to 3.5 errors.
+TELLS_TRAINING = 0.2
+LEFT = 0.3
+ERRORS = 8.0
+# Share of the features that are lost, above which the whole validation set is another.
+MOST_LOST = 0.5
+# Skill by which the training is ahead of the validation then.
+AHEAD = 0.1
 # Pairs of equal values that as many values would hold on average, were they drawn from as many
 # steps as a feature's: where it holds none, its values are no measurements, but numbers that are
 # given out one by one.
@@ -115,6 +125,47 @@ def feature_stands_out(evidence: Evidence) -> Iterator[Sign]:
     largest = max(range(len(drops)), key=drops.__getitem__)
     if drops[largest] > DROP and shares[largest] > STANDS_OUT:
         yield _sign("note", evidence, share, largest + 1, "tells more than all others together")
+
+
+def tells_training_alone(evidence: Evidence) -> Iterator[Sign]:
+    """A feature that goes with the training targets, and hardly with those of validation samples:
+    a mean of targets that holds the sample's own one, as a target encoding may."""
+    data = evidence.data
+    lost = [
+        each
+        for each in data.lost_shares
+        if each.errors > ERRORS
+        and each.training > TELLS_TRAINING
+        and each.validation < LEFT * each.training
+    ]
+    if not lost or len(lost) > MOST_LOST * data.features or not judged(evidence):
+        return
+    kept = held_out(evidence)
+    if kept is None or reached(evidence) - kept < AHEAD:
+        return
+    first, count = lost[0], len(lost)
+    others = "" if count == 1 else f" ({count - 1} more alike)"
+    yield Sign(
+        "error",
+        f"input feature {first.feature}{others}: the targets explain {100 * first.training:.0f} % "
+        f"of its variance among training samples and {100 * first.validation:.0f} % among "
+        f"validation samples, {first.errors:.0f} standard errors apart; the skill falls from "
+        f"{reached(evidence):.2f} to {kept:.2f}",
+        "compute what is made of targets (a category's mean target, say) without the sample's own "
+        "target: out of fold, as for new samples; or leave it out",
+        evidence={
+            "features": [each.feature for each in lost],
+            "share_in_training": first.training,
+            "share_in_validation": first.validation,
+            "standard_errors": first.errors,
+            "train_skill": reached(evidence),
+            "validation_skill": kept,
+        },
+        confidence="shown",
+        override=None,
+        harm="the network relies on what the training targets put into this feature, which new "
+        "samples do not have",
+    )
 
 
 def counter_tells_class(evidence: Evidence) -> Iterator[Sign]:
@@ -433,7 +484,9 @@ CAUSE = Cause(
     meaning="the input gives the target away",
     kind=Kind.CERTAIN,
     rules=(
-        first_of(feature_is_target, targets_among_inputs, counter_tells_class),
+        first_of(
+            feature_is_target, targets_among_inputs, counter_tells_class, tells_training_alone
+        ),
         feature_stands_out,
         sees_its_target,
         copies_its_input,

@@ -146,6 +146,16 @@ class CounterFacts:
 
 
 @dataclass
+class LostShare:
+    """A feature that tells more of the training targets than of the validation targets."""
+
+    feature: int
+    training: float  # share of its variance that the targets explain
+    validation: float
+    errors: float  # how many standard errors the two correlations are apart
+
+
+@dataclass
 class DataFacts:
     """The samples that the doctor kept."""
 
@@ -189,6 +199,7 @@ class DataFacts:
     feature_order: list[int] = field(default_factory=list)
     feature_share_median: float | None = None
     features: int = 0  # how many features were compared
+    lost_shares: list[LostShare] = field(default_factory=list)  # of tables, the largest loss first
     counter: CounterFacts | None = None  # None: of labels, no feature counts the samples
     drift: DriftFacts | None = None
     graphs: GraphBatchFacts | None = None  # None: a batch does not consist of graphs

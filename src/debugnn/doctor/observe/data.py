@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from debugnn.doctor.copies import undisturbed
-from debugnn.doctor.evidence import DataFacts, Evidence, SameShares
+from debugnn.doctor.evidence import DataFacts, Evidence, LostShare, SameShares
 from debugnn.doctor.observe import samples, simple_models
 from debugnn.doctor.observe.alignment import alignment_facts
 from debugnn.doctor.observe.buffer import BatchBuffer, ValidationBatch
@@ -15,6 +15,7 @@ from debugnn.doctor.observe.calls import Call, first_tensor
 from debugnn.doctor.observe.class_shares import of_same_shares
 from debugnn.doctor.observe.counters import counter_facts
 from debugnn.doctor.observe.drift import drift_facts
+from debugnn.doctor.observe.feature_shares import lost_shares
 from debugnn.doctor.observe.graph_batches import graph_batch_facts
 from debugnn.doctor.observe.layout import Layout
 from debugnn.doctor.observe.modes import without_dropout
@@ -180,6 +181,7 @@ def _compare(
             inputs, known_targets, rows, targets, task, list(facts.class_counts)[:_RECOGNISED]
         )
         facts.same_shares = _same_shares(inputs, known_targets, rows, targets, task)
+        facts.lost_shares = _lost_shares(inputs, known_targets, rows, targets, task)
     return True
 
 
@@ -210,6 +212,40 @@ def _same_shares(
         scale_shift=simple_models.scale_shift(inputs, rows) if rows.is_floating_point() else None,
         transfer_skill=simple_models.transfer_skill(inputs, known, rows, targets, task),
     )
+
+
+def _lost_shares(
+    inputs: Tensor, known: Tensor, rows: Tensor, targets: Tensor, task: Task
+) -> list[LostShare]:
+    """Compare what the features of a table tell of the targets in both sets.
+
+    Each class is as frequent in one set as in the other, and no training sample counts twice.
+
+    Args:
+        inputs: of the training.
+        known: their targets.
+        rows: inputs of the validation.
+        targets: theirs.
+    """
+    if inputs.dim() != 2 or not inputs.is_floating_point() or inputs.shape[1] > samples.FEATURES:
+        return []
+    sets = []
+    for each, wanted in ((inputs, known), (rows, targets)):
+        keep = samples.first_of_each(each)
+        own, values = samples.flat(each[keep]), wanted[keep.to(wanted.device)]
+        values = values.cpu().double() if task.kind == "values" else task.labels(values).cpu()
+        if values.numel() != len(own):
+            return []
+        values = values.reshape(len(own), 1) if task.kind == "values" else values.flatten()
+        finite = torch.isfinite(own).all(dim=1)
+        sets.append((own[finite], values[finite]))
+    (own, known), (rows, targets) = sets
+    if task.kind == "values":
+        return lost_shares(own, known, rows, targets, classes=False)
+    if task.kind not in ("classes", "binary"):
+        return []
+    first, second = of_same_shares(known, targets)
+    return lost_shares(own[first], known[first], rows[second], targets[second], classes=True)
 
 
 def _evaluate(

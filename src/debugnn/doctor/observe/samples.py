@@ -8,13 +8,13 @@ from functools import cache, lru_cache
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from debugnn.doctor.evidence import DataFacts
+from debugnn.doctor.observe.feature_shares import shares_of_classes, shares_of_values
 from debugnn.doctor.observe.task import Task
 
-_FEATURES = 1024  # most features of a sample that are examined, evenly spaced
+FEATURES = 1024  # most features of a sample that are examined, evenly spaced
 _FINGERPRINTED = 256  # features that a fingerprint is made of
 _RANKED = 64  # features whose share is kept, at most
 _BATCH = 4  # fewest samples of a batch whose classes are counted
@@ -22,18 +22,10 @@ _BATCHES = 8  # fewest such batches
 _OF_CLASS = 20  # fewest samples of a class for a share
 _IGNORED = -100  # PyTorch's own mark of a target that is left out
 
-# What a share of variance can be computed from.
-_LEAST_SAMPLES = 30
-_LEAST_OF_CLASS = 8  # the mean of fewer samples lies close to each of them
-_LEAST_FEATURES = {"classes": 2, "values": 3}  # columns of which one can stand out
-_VARYING = 0.01  # smallest share of samples that differ from a feature's commonest value
-
-# Numerical tolerances: variances and deviations below these are rounding.
-_ROUNDING = 1e-9  # rounding error, relative to the inputs' root mean square
-_ZERO_VARIANCE = 1e-12
+_ROUNDING = 1e-9  # a deviation below it, relative to the inputs' root mean square, is rounding
 
 
-def flat(inputs: Tensor, features: int = _FEATURES) -> Tensor:
+def flat(inputs: Tensor, features: int = FEATURES) -> Tensor:
     """Return inputs as (N, at most `features`) in float64 on the CPU, evenly thinned."""
     return _thin(inputs, features).cpu().double()
 
@@ -213,7 +205,7 @@ def data_facts(inputs: Tensor, targets: Tensor | None, task: Task) -> DataFacts:
     facts.nonfinite_samples = int((~finite).sum())
     if facts.nonfinite_samples == len(rows) > 1:
         broken = (~torch.isfinite(rows)).all(dim=0).nonzero().flatten()
-        facts.nonfinite_features = (broken * _spacing(inputs, _FEATURES)).tolist()
+        facts.nonfinite_features = (broken * _spacing(inputs, FEATURES)).tolist()
     if facts.floating and finite.sum() > 1:
         _describe_scale(facts, rows[finite])
     if targets is None or task.kind == "unknown":
@@ -251,7 +243,7 @@ def _describe_labels(
     # Of sequences no shares: a single time step may decide the class by right.
     if labels.numel() == len(finite) and facts.floating and inputs.dim() in (2, 4):
         usable = ~outside.cpu() & finite
-        _rank(facts, _shares_of_classes(rows[usable], labels.cpu()[usable]), inputs)
+        _rank(facts, shares_of_classes(rows[usable], labels.cpu()[usable]), inputs)
 
 
 def _describe_values(
@@ -269,7 +261,7 @@ def _describe_values(
     facts.target_consecutive = bool((kinds == torch.arange(len(kinds))).all())
     facts.target_rarest = counts.min().item() / len(column)
     if facts.floating and inputs.dim() == 2:
-        _rank(facts, _shares_of_values(rows[finite], column[finite]), inputs)
+        _rank(facts, shares_of_values(rows[finite], column[finite]), inputs)
 
 
 def _rank(facts: DataFacts, shares: Tensor | None, inputs: Tensor) -> None:
@@ -279,40 +271,6 @@ def _rank(facts: DataFacts, shares: Tensor | None, inputs: Tensor) -> None:
     ranked, order = shares.sort(descending=True)
     kept = min(max(len(ranked) // 4, 1) + 1, _RANKED)
     facts.feature_shares = ranked[:kept].tolist()
-    facts.feature_order = (order[:kept] * _spacing(inputs, _FEATURES)).tolist()
+    facts.feature_order = (order[:kept] * _spacing(inputs, FEATURES)).tolist()
     facts.feature_share_median = ranked.median().item()
     facts.features = len(ranked)
-
-
-def _shares_of_classes(rows: Tensor, labels: Tensor) -> Tensor | None:
-    """Return the share of each feature's variance that lies between the classes, (features,).
-
-    1 − (sum of squares within the classes) / (total sum of squares), the correlation ratio η²;
-    0 of a feature that hardly ever varies, which says nothing about labels that it happens to go
-    with. None of too few samples.
-    """
-    counts = torch.bincount(labels)
-    enough = counts[labels] >= _LEAST_OF_CLASS
-    rows, labels = rows[enough], labels[enough]
-    few = len(rows) < _LEAST_SAMPLES or rows.shape[1] < _LEAST_FEATURES["classes"]
-    if few or len(labels.unique()) < 2:
-        return None
-    hot = F.one_hot(labels).double()
-    hot = hot[:, hot.sum(dim=0) > 0]
-    means = (hot.T @ rows) / hot.sum(dim=0)[:, None]
-    total = (rows - rows.mean(dim=0)).square().sum(dim=0)
-    within = (rows - hot @ means).square().sum(dim=0)
-    common = (rows != rows.mode(dim=0).values).double().mean(dim=0) > _VARYING
-    return torch.where(common & (total > _ZERO_VARIANCE), 1 - within / total.clamp_min(1e-30), 0.0)
-
-
-def _shares_of_values(rows: Tensor, targets: Tensor) -> Tensor | None:
-    """Return each feature's squared correlation with the targets (N, 1), (features,).
-
-    None of too few samples or features.
-    """
-    if rows.shape[1] < _LEAST_FEATURES["values"] or len(rows) < _LEAST_SAMPLES:
-        return None
-    centred, wanted = rows - rows.mean(dim=0), targets - targets.mean()
-    power = centred.square().sum(dim=0) * wanted.square().sum()
-    return (centred * wanted).sum(dim=0).square() / power.clamp_min(1e-30)
