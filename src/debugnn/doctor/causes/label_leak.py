@@ -27,7 +27,7 @@ ALL_TELL = 0.8
 TELLS_TRAINING = 0.2
 LEFT = 0.3
 ERRORS = 8.0
-# Share of the features that are lost, above which the whole validation set is another.
+# Share of the listed features that are lost, above which the whole validation set is another.
 MOST_LOST = 0.5
 # Skill by which the training is ahead of the validation then.
 AHEAD = 0.1
@@ -138,7 +138,7 @@ def tells_training_alone(evidence: Evidence) -> Iterator[Sign]:
         and each.training > TELLS_TRAINING
         and each.validation < LEFT * each.training
     ]
-    if not lost or len(lost) > MOST_LOST * data.features or not judged(evidence):
+    if not lost or len(lost) > MOST_LOST * len(data.lost_shares) or not judged(evidence):
         return
     kept = held_out(evidence)
     if kept is None or reached(evidence) - kept < AHEAD:

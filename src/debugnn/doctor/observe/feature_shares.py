@@ -11,11 +11,10 @@ from debugnn.doctor.evidence import LostShare
 # What a share of variance can be computed from.
 _LEAST_SAMPLES = 30
 _LEAST_OF_CLASS = 8  # the mean of fewer samples lies close to each of them
-_LEAST_FEATURES = {"classes": 2, "values": 3}  # columns of which one can stand out
 _VARYING = 0.01  # smallest share of samples that differ from a feature's commonest value
 _ZERO_VARIANCE = 1e-12
 _LARGEST = 1 - 1e-9  # share whose correlation has a finite Fisher transform
-_LISTED = 16  # most features whose shares in two sets are kept
+_LISTED = 64  # most features whose shares in two sets are kept
 
 
 def shares_of_classes(rows: Tensor, labels: Tensor) -> Tensor | None:
@@ -28,8 +27,7 @@ def shares_of_classes(rows: Tensor, labels: Tensor) -> Tensor | None:
     counts = torch.bincount(labels)
     enough = counts[labels] >= _LEAST_OF_CLASS
     rows, labels = rows[enough], labels[enough]
-    few = len(rows) < _LEAST_SAMPLES or rows.shape[1] < _LEAST_FEATURES["classes"]
-    if few or len(labels.unique()) < 2:
+    if len(rows) < _LEAST_SAMPLES or len(labels.unique()) < 2:
         return None
     hot = F.one_hot(labels).double()
     hot = hot[:, hot.sum(dim=0) > 0]
@@ -43,9 +41,9 @@ def shares_of_classes(rows: Tensor, labels: Tensor) -> Tensor | None:
 def shares_of_values(rows: Tensor, targets: Tensor) -> Tensor | None:
     """Return each feature's squared correlation with the targets (N, 1), (features,).
 
-    None of too few samples or features.
+    None of too few samples.
     """
-    if rows.shape[1] < _LEAST_FEATURES["values"] or len(rows) < _LEAST_SAMPLES:
+    if len(rows) < _LEAST_SAMPLES:
         return None
     centred, wanted = rows - rows.mean(dim=0), targets - targets.mean()
     power = centred.square().sum(dim=0) * wanted.square().sum()
@@ -55,7 +53,7 @@ def shares_of_values(rows: Tensor, targets: Tensor) -> Tensor | None:
 def lost_shares(
     rows: Tensor, targets: Tensor, new_rows: Tensor, new_targets: Tensor, classes: bool
 ) -> list[LostShare]:
-    """Return the features that tell more of the training targets than of new ones, at most 16.
+    """Return the features that tell more of the training targets than of new ones, at most 64.
 
     By the difference of the two correlations in standard errors, after Fisher's transformation
     (Fisher 1921, On the "probable error" of a coefficient of correlation), the largest first.
@@ -68,7 +66,7 @@ def lost_shares(
         classes: whether the targets are classes.
 
     Returns:
-        Nothing where there are too few samples or features.
+        Nothing where there are too few samples.
     """
     shares_of = shares_of_classes if classes else shares_of_values
     before, after = shares_of(rows, targets), shares_of(new_rows, new_targets)

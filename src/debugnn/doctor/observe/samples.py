@@ -22,6 +22,7 @@ _BATCHES = 8  # fewest such batches
 _OF_CLASS = 20  # fewest samples of a class for a share
 _IGNORED = -100  # PyTorch's own mark of a target that is left out
 
+_LEAST_FEATURES = {"classes": 2, "values": 3}  # columns of which one can stand out
 _ROUNDING = 1e-9  # a deviation below it, relative to the inputs' root mean square, is rounding
 
 
@@ -241,7 +242,8 @@ def _describe_labels(
     counts = torch.bincount(labels[~outside], minlength=classes)
     facts.class_counts = dict(enumerate(counts.tolist()))
     # Of sequences no shares: a single time step may decide the class by right.
-    if labels.numel() == len(finite) and facts.floating and inputs.dim() in (2, 4):
+    stands_out = rows.shape[1] >= _LEAST_FEATURES["classes"] and inputs.dim() in (2, 4)
+    if labels.numel() == len(finite) and facts.floating and stands_out:
         usable = ~outside.cpu() & finite
         _rank(facts, shares_of_classes(rows[usable], labels.cpu()[usable]), inputs)
 
@@ -260,7 +262,7 @@ def _describe_values(
     kinds, counts = column.unique(return_counts=True)
     facts.target_consecutive = bool((kinds == torch.arange(len(kinds))).all())
     facts.target_rarest = counts.min().item() / len(column)
-    if facts.floating and inputs.dim() == 2:
+    if facts.floating and inputs.dim() == 2 and inputs.shape[1] >= _LEAST_FEATURES["values"]:
         _rank(facts, shares_of_values(rows[finite], column[finite]), inputs)
 
 
