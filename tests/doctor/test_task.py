@@ -267,6 +267,15 @@ def test_perfect_outputs_have_a_skill_of_one_and_constant_ones_of_zero():
     assert blind.balanced == pytest.approx(1 / 3)
 
 
+@pytest.mark.parametrize("size", [3, 12, 40])
+def test_where_classes_are_places_in_the_batch_another_batch_has_others(size):
+    similarity = 3 * torch.eye(size) + torch.randn(size, size, generator=torch.manual_seed(0))
+    trained_on = Task("classes", 12, 1)
+    found = score(trained_on, similarity, torch.arange(size))
+    assert found == score(Task("classes", size, 1), similarity, torch.arange(size))
+    assert found.samples == size
+
+
 def test_nan_outputs_score_without_raising():
     outputs = torch.full((6, 3), math.nan)
     found = score(Task("classes", 3), outputs, torch.arange(6) % 3)

@@ -56,6 +56,17 @@ class Task:
         """Return the task of logits that are compared with logits, of outputs of this shape."""
         return replace(self, kind="classes", classes=shape[-1], axis=len(shape) - 1, link=SOFTMAX)
 
+    def sized_as(self, outputs: Any) -> "Task":
+        """Return the task with as many classes as these outputs have.
+
+        Others than the training's where a class is a place in the batch: samples are told from each
+        other, and a batch of another size has other classes.
+        """
+        tensor = first_tensor(outputs)
+        if self.kind != "classes" or tensor is None or tensor.dim() <= self.axis:
+            return self
+        return replace(self, classes=tensor.shape[self.axis])
+
     def pair(self, outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return outputs and targets sample by sample.
 
@@ -70,11 +81,12 @@ class Task:
             raise TypeError("the outputs hold no tensor")
         predicted, targets = tensor.detach().float(), targets.detach()
         if self.kind == "classes":
-            predicted = predicted.movedim(self.axis, -1).reshape(-1, self.size)
+            size = self.sized_as(tensor).size
+            predicted = predicted.movedim(self.axis, -1).reshape(-1, size)
             if targets.is_floating_point():
-                return predicted, targets.reshape(-1, self.size).argmax(dim=1)
+                return predicted, targets.reshape(-1, size).argmax(dim=1)
             targets = targets.reshape(-1).long()
-            known = (targets >= 0) & (targets < self.size)
+            known = (targets >= 0) & (targets < size)
             return predicted[known], targets[known]
         if self.link != "identity":
             predicted = predicted.sigmoid() if self.link == "sigmoid" else predicted.exp()
@@ -283,6 +295,7 @@ def score(task: Task, outputs: Any, targets: Tensor, rarest: Sequence[int] = ())
     """
     if task.kind == "unknown":
         return Score()
+    task = task.sized_as(outputs)
     predicted, wanted = task.pair(outputs, targets)
     loss = reference_loss(task, outputs, targets)
     result = Score(_over_constant(task, loss, targets), samples=len(wanted), loss=loss)
