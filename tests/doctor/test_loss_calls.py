@@ -76,9 +76,9 @@ def some_left_out(labels):
     return torch.where(torch.arange(len(labels)) % 3 == 0, 0.0, signs(labels))
 
 
-def ctc(outputs, first, *, lengths=(2,) * BATCH, columns=COLUMNS, flat=False):
+def ctc(outputs, first, *, lengths=(2,) * BATCH, columns=COLUMNS, flat=False, axis=2):
     """The likelihood of two symbols, from `first` on, in nine columns."""
-    logarithms = outputs.reshape(BATCH, COLUMNS, SYMBOLS).transpose(0, 1).log_softmax(2)
+    logarithms = outputs.reshape(BATCH, COLUMNS, SYMBOLS).transpose(0, 1).log_softmax(axis)
     targets = torch.arange(2 * BATCH).reshape(BATCH, 2) % (SYMBOLS - 1) + first
     targets = F.pad(targets, (0, 2))
     if flat:
@@ -160,6 +160,19 @@ CALLS = {
         "50 % of the labels",
     ),
     "ctc": (lambda o, y: ctc(o, 1), COLUMNS * SYMBOLS, None),
+    "ctc, a softmax over the columns": (
+        lambda o, y: ctc(3 * o, 1, axis=0),
+        COLUMNS * SYMBOLS,
+        "ctc_loss takes logarithms of probabilities",
+    ),
+    "ctc of scores": (
+        lambda o, y: nn.CTCLoss()(
+            o.reshape(BATCH, COLUMNS, SYMBOLS).transpose(0, 1),
+            torch.ones(BATCH, 2).long(), [COLUMNS] * BATCH, [2] * BATCH,
+        ),
+        COLUMNS * SYMBOLS,
+        "logarithms of probabilities",
+    ),
     "ctc, one row": (
         lambda o, y: ctc(o, 1, lengths=(1, 2) * (BATCH // 2), flat=True),
         COLUMNS * SYMBOLS,
@@ -323,6 +336,8 @@ def test_nothing_is_compiled_anew():
         ({"function": "ctc_loss", "labels": 400, "blanks": 4, "blank": 0}, False),
         ({"function": "ctc_loss", "labels": 99, "sequences": 30, "too_long": 30}, True),
         ({"function": "ctc_loss", "labels": 99, "sequences": 30, "too_long": 29}, False),
+        ({"function": "ctc_loss", "sequences": 30, "log_mass": 0.4}, True),
+        ({"function": "ctc_loss", "sequences": 30, "log_mass": 0.01}, False),
         ({"function": "kl_div", "log_mass": 2.3}, True),
         ({"function": "kl_div", "log_mass": 800.0}, True),
         ({"function": "kl_div", "log_mass": 0.01}, False),

@@ -136,6 +136,22 @@ def test_samples_along_the_second_axis_change_places():
     assert compare_pairings([batch], Layout(axis=None), loss_fn) == Pairing()
 
 
+@pytest.mark.parametrize("views", [1, 2])
+def test_targets_that_are_places_in_the_batch_are_left_alone(views):
+    """A part of such a batch has other places, so that its own targets mean nothing there."""
+    outputs = F.normalize(numbers(64, 5), dim=1)
+    partner = torch.arange(64).roll(-32 if views == 2 else 0)
+
+    def loss_fn(outputs, partner):
+        likeness = outputs @ outputs.T / 0.2
+        if views == 2:
+            likeness = likeness - 1e9 * torch.eye(len(outputs))
+        return F.cross_entropy(likeness[:, : len(outputs)], partner % len(outputs))
+
+    found = compare_pairings([(Call((outputs,)), outputs, partner)], Layout(), loss_fn)
+    assert found == Pairing()
+
+
 def test_a_loss_that_raises_is_left_alone():
     inputs, targets = plane(64)
 

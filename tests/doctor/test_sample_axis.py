@@ -312,6 +312,36 @@ def test_samples_that_mix_are_seen(name):
     assert found.mixing > 0.01
 
 
+def rounded(x, whole, straight):
+    """Round by the mean size of the batch's values, or of each sample's."""
+    largest = 3 * (x.abs().mean() if whole else x.abs().mean(dim=1, keepdim=True))
+    scale = largest / 7 if straight == "with a gradient" else largest.detach() / 7
+    if straight == "without one":
+        return x + (torch.round(x / scale) * scale - x).detach()
+    return x / scale
+
+
+@pytest.mark.parametrize(
+    ("whole", "straight", "by_gradient"),
+    [
+        (True, "without one", False),
+        (True, "with a gradient", True),
+        (True, "detached", False),
+        (False, "without one", None),
+    ],
+)
+def test_a_scale_of_the_batch_that_is_taken_as_a_constant_passes_no_gradient(
+    whole, straight, by_gradient
+):
+    model = Net(
+        lambda s, x: s.head(rounded(torch.relu(s.body(x)), whole, straight)),
+        body=nn.Linear(E, 8), head=nn.Linear(8, CLASSES),
+    )  # fmt: skip
+    found = look(model, torch.randn(16, E), targets=torch.arange(16) % CLASSES)
+    assert (found.mixing > 0.01) == whole
+    assert found.mixing_by_gradient is by_gradient
+
+
 def test_a_pass_with_the_time_axis_first_that_takes_it_for_the_samples_is_seen():
     model = Net(
         lambda s, x: s.out(s.cell(x)[0].mean(dim=0)),

@@ -20,7 +20,7 @@ from debugnn.doctor.causes.signals.learning_rate import (
 from debugnn.doctor.causes.signals.loss_function import undivided_passes
 from debugnn.doctor.evidence import Evidence, OptimizerFacts, Score, TrialOutcome
 from debugnn.doctor.observe.optimizer import RateCurve
-from debugnn.doctor.trials import HIGHER_RATES, LOWER_RATES, RESUMED, UNCHANGED
+from debugnn.doctor.trials import HIGHER_RATES, LOWER_RATES, RESUMED, RESUMED_FASTER, UNCHANGED
 from debugnn.faults import train
 from debugnn.faults.cases import case
 from debugnn.faults.lr_too_low import compounding_decay
@@ -204,6 +204,24 @@ def test_usual_schedules_do_not_take_the_rate_to_nothing(name):
 def test_only_a_warm_up_that_hardly_begins_is_an_unfinished_rise(name):
     found = unfinished_rise(trained(0.3, points(SOUND_RATES[name], 400)))
     assert (found is not None) == (name == "warm-up that hardly begins")
+
+
+@pytest.mark.parametrize(
+    ("per_level", "updates", "seldom"), [(40, 240, True), (1, 240, False), (1, 4000, False)]
+)
+def test_levels_of_many_updates_are_those_of_epochs(per_level, updates, seldom):
+    given = trained(0.7, points(lambda u: (1 + u // per_level) / 1e5, updates))
+    given.optimizer.scheduled = 1.0
+    assert unfinished_rise(given).seldom == seldom
+
+
+@pytest.mark.parametrize(("before", "after", "named"), [(0.5, 0.4, True), (0.5, 0.49, False)])
+def test_a_copy_that_learns_more_shows_that_a_warm_up_never_arrives(before, after, named):
+    given = trained(0.7, points(lambda u: (1 + u // 40) / 1e4, 240))
+    given.optimizer.scheduled = 1.0
+    given.trials[RESUMED_FASTER.name] = TrialOutcome(72, before, after, after, before)
+    found = [sign.confidence for sign in never_arrives(given)]
+    assert found == (["shown"] if named else [])
 
 
 def test_a_warm_up_and_a_constant_rate_have_arrived():

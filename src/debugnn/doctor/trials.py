@@ -51,6 +51,7 @@ class Trial:
 
 UNCHANGED = Trial("unchanged")
 RESUMED = Trial("goes on", resumed=True)
+RESUMED_FASTER = Trial("goes on at ten times the rate", lr=10.0, resumed=True)
 UNREGULARISED_ON = Trial("goes on unregularised", resumed=True, regularised=False)
 STANDARDISED_INPUTS = Trial("standardised inputs", standardised_inputs=True)
 SCALED_LAYERS = Trial("scaled where layers take data", scaled_layers=True)
@@ -78,6 +79,7 @@ HIGHER_RATES = (
 TRIALS = (
     UNCHANGED,
     RESUMED,
+    RESUMED_FASTER,
     UNREGULARISED_ON,
     STANDARDISED_INPUTS,
     SCALED_LAYERS,

@@ -107,6 +107,7 @@ TUNING = [
     case("gru_clipped", switched_to_sgd, lr=1e-3),
     case("mlp", warm_up_stepped_once_an_epoch, warm_up=150),
     case("transformer", warm_up_stepped_once_an_epoch, warm_up=200),
+    case("cnn_batch_norm", warm_up_stepped_once_an_epoch, warm_up=100),
 ]
 
 HELD_OUT = [

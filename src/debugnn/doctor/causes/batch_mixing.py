@@ -27,19 +27,29 @@ GRAPHS = 4
 
 
 def mixed_samples(evidence: Evidence) -> Iterator[Sign]:
-    """In evaluation mode, outputs change as other samples' inputs do."""
+    """In evaluation mode, outputs change as other samples' inputs do.
+
+    Where no gradient passes from one to the other, they share a number that is taken as a constant,
+    as the scale that a batch is rounded by: that is a note.
+    """
     network = evidence.network
     if network.mixing is None or network.mixing <= MIXED:
         return
     if network.batch_softmax or evaluations_differ(evidence):
         return
-    certain = network.sample_axis_told or not _may_be_one_set(evidence)
+    passed = network.mixing_by_gradient is not False
+    certain = passed and (network.sample_axis_told or not _may_be_one_set(evidence))
     layers = (name for name, change in network.mixing_layers.items() if name and change > MIXED)
+    how = "" if passed else ", by way of a number that no gradient goes through"
     yield Sign(
         severity(evidence) if certain else "note",
         f"a sample's output changes by {100 * network.mixing:.2g} % when only other samples of the "
-        "batch change, in evaluation mode",
+        f"batch change, in evaluation mode{how}",
         layer=next(layers, None),
+        fix=None
+        if passed
+        else "take such a number (a largest value, a mean) of each sample by itself, or keep a "
+        "running one for evaluation, as quantisation's observers do",
         confidence="certain" if certain else "suspected",
         evidence={"relative_change": network.mixing},
     )

@@ -39,7 +39,7 @@ from debugnn.doctor.causes.signals.trials import (
     trial_numbers,
 )
 from debugnn.doctor.evidence import Evidence, TrialOutcome
-from debugnn.doctor.trials import HIGHER_RATES, RESUMED, UNCHANGED, Trial
+from debugnn.doctor.trials import HIGHER_RATES, RESUMED, RESUMED_FASTER, UNCHANGED, Trial
 
 # Movement, over STILL, below which no trial is needed.
 WITHOUT_TRIAL = 0.1
@@ -125,27 +125,27 @@ def _course(fall: Fall) -> str:
     )
 
 
-def _gained(resumed: TrialOutcome) -> str:
+def _gained(resumed: TrialOutcome, rate: str = "at the highest rate") -> str:
     return (
-        f"; a copy that goes on at the highest rate learns more (the relative loss of other "
+        f"; a copy that goes on {rate} learns more (the relative loss of other "
         f"batches falls from {resumed.start:.2f} to {resumed.end:.2f} in {resumed.steps} steps)"
     )
 
 
 def never_arrives(evidence: Evidence) -> Iterator[Sign]:
     """A schedule that is at the beginning of its warm-up all along, and a copy learns at a higher
-    rate than it ever had."""
+    rate than it ever had, or goes on to learn more."""
     rise = unfinished_rise(evidence)
-    faster = cured(evidence, *HIGHER_RATES)
+    faster, resumed = cured(evidence, *HIGHER_RATES), goes_on(evidence, RESUMED_FASTER)
     if rise is None or diverged(evidence):
         return
     # Without a loss function nothing can be tried.
-    if faster is None and (evidence.trials or not failing(evidence)):
+    if faster is None and resumed is None and (evidence.trials or not failing(evidence)):
         return
     # A factor that stays as it is may be the rate itself, of an optimiser's rate of 1.
     known = rise.scheduled is not None and rise.first < rise.highest
     slow = faster is not None and reached(evidence) < FAILING
-    if not (failing(evidence) or slow or (known and short(evidence))):
+    if not (failing(evidence) or slow or resumed is not None or (known and short(evidence))):
         return
     if rise.scheduled is not None:
         course = f"stays at or below {rise.highest:.3g}, of a schedule's {rise.scheduled:.3g}"
@@ -154,6 +154,8 @@ def never_arrives(evidence: Evidence) -> Iterator[Sign]:
     mended = ""
     if faster is not None:
         mended = f"; at a rate of {rise.highest * faster.lr:.3g} a copy learns"
+    elif resumed is not None:
+        mended = _gained(resumed, f"at {rise.highest * RESUMED_FASTER.lr:.3g}")
     simple = evidence.data.simple_skill
     # A trial learns labels of chance by heart, if its rate is high enough.
     by_heart = simple is not None and simple < AT_CHANCE
@@ -167,9 +169,10 @@ def never_arrives(evidence: Evidence) -> Iterator[Sign]:
             "highest": rise.highest,
             "scheduled": rise.scheduled,
             "rates": evidence.optimizer.rates[:8],
-            **trial_numbers(evidence, *HIGHER_RATES),
+            **trial_numbers(evidence, *HIGHER_RATES, RESUMED_FASTER),
         },
-        confidence="suspected" if by_heart else shown_by(evidence, faster),
+        # What goes on is measured on other samples than it trains on.
+        confidence="shown" if resumed else "suspected" if by_heart else shown_by(evidence, faster),
         override=None,
     )
 
@@ -272,23 +275,30 @@ def higher_rate_learns_more(evidence: Evidence) -> Iterator[Sign]:
 
 def trials(evidence: Evidence) -> Iterable[Trial]:
     """Try higher rates until one learns; go on at the highest rate where a schedule ends early."""
-    if faded_rate(evidence) is not None:
-        yield RESUMED
+    yield from _trials_of_schedules(evidence)
     slow = largest_update(evidence)[0] < LARGE_UPDATE and not diverged(evidence)
     if slow and not cured(evidence, *HIGHER_RATES):
         yield from HIGHER_RATES
 
 
 def trials_if_learning(evidence: Evidence) -> Iterable[Trial]:
-    """Try the rate that a schedule takes to nothing, and higher ones where weights stand still."""
+    """Try the rate that a schedule takes to nothing, one nearer to what a slow warm-up leads to, and
+    higher ones where weights stand still."""
     if vanished_rate(evidence) is not None:
         yield UNCHANGED
-    if faded_rate(evidence) is not None:
-        yield RESUMED
+    yield from _trials_of_schedules(evidence)
     if hardly_moved(evidence):
         found = (trial for trial in HIGHER_RATES if promises(evidence, trial))
         if next(found, None) is None:
             yield from HIGHER_RATES
+
+
+def _trials_of_schedules(evidence: Evidence) -> Iterable[Trial]:
+    if faded_rate(evidence) is not None:
+        yield RESUMED
+    rise = unfinished_rise(evidence)
+    if rise is not None and rise.scheduled is not None and rise.seldom:
+        yield RESUMED_FASTER
 
 
 CAUSE = Cause(

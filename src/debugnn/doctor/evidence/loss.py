@@ -43,6 +43,7 @@ class LossCall:
     too_long: int = 0  # sequences whose labels do not fit into their frames
     # kl_div: logarithm of the sum of the first input's exponentials along the axis along which
     # the targets are probabilities. The median over a call's rows, the highest of all calls.
+    # ctc_loss: the same along the axis of the symbols, of the logarithms' sizes.
     log_mass: float | None = None
     repeating: int = 0  # multilabel_margin_loss: rows that name a class twice
     logarithms: bool = False  # poisson_nll_loss: it takes its input for logarithms of rates

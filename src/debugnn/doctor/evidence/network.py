@@ -98,6 +98,9 @@ class NetworkFacts:
     mixing_layers: dict[str, float] = field(
         default_factory=dict
     )  # the same at each module's output
+    # Such an output has a gradient with respect to these inputs; None: nothing mixes, or it cannot
+    # be told.
+    mixing_by_gradient: bool | None = None
     # Relative change of a sample's output as all samples of the batch move up by one place.
     place_change: float | None = None
     evaluation_change: float | None = None  # relative difference of two evaluations of one batch

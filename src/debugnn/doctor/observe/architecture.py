@@ -48,6 +48,7 @@ def network_facts(
         axis_dependence=samples.dependence,
         mixing=samples.mixing,
         mixing_layers=samples.mixing_layers,
+        mixing_by_gradient=samples.mixing_by_gradient,
     )
     facts.dropout = max(rates, default=0.0)
     facts.mode_sensitive = facts.dropout > 0 or any(isinstance(m, BATCH_NORM) for m in modules)

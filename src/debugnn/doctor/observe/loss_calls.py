@@ -183,7 +183,11 @@ def _read_signs(call: LossCall, arguments: Arguments) -> None:
 
 
 def _read_labels(call: LossCall, arguments: Arguments) -> None:
-    """Count the labels of sequences, and those among them that are the blank."""
+    """Count the labels of sequences, and those among them that are the blank; sum up what should
+    be the probabilities of a frame."""
+    masses = arguments["log_probs"].float().logsumexp(dim=-1).abs()
+    if masses.numel():
+        call.log_mass = max(call.log_mass or 0.0, masses.median().item())
     targets, blank = arguments["targets"].cpu(), arguments["blank"]
     lengths, frames = (_numbers(arguments[n]) for n in ("target_lengths", "input_lengths"))
     if targets.dim() > 1:

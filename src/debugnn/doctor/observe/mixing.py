@@ -58,6 +58,41 @@ def measure_mixing(
     return max(found, key=lambda pair: pair[0])
 
 
+def gradient_mixes(
+    passes: Passes, inputs: Tensor, axis: int, count: int, view: View
+) -> bool | None:
+    """Return whether one half's outputs have a gradient with respect to the other half's inputs.
+
+    Where they change and have none, what passes from sample to sample is a number taken as a
+    constant, such as the scale of a batch that its values are rounded by.
+
+    Args:
+        inputs: the tensor that holds the samples, `count` of them along `axis`.
+        view: how the samples are found in the outputs.
+
+    Returns:
+        None of inputs that have no gradient: those of whole numbers, or behind a step function.
+    """
+    if not inputs.is_floating_point():
+        return None
+    leaf = inputs.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        output = first_tensor(passes.call.map(lambda t: leaf if t is inputs else t)(passes.model))
+        if output is None or not output.requires_grad:
+            return None
+        found = view.of(output)
+        halves = (slice(count // 2), slice(count // 2, None))
+        gradients = [
+            torch.autograd.grad(found[rows].float().sum(), leaf, retain_graph=True)[0]
+            for rows in halves
+        ]
+    each = [gradient.movedim(axis, 0) for gradient in gradients]
+    if not all(gradient[rows].any() for gradient, rows in zip(each, halves, strict=True)):
+        return None
+    others = zip(each, reversed(halves), strict=True)
+    return any(bool(gradient[rows].any()) for gradient, rows in others)
+
+
 def _changes(
     passes: Passes, inputs: Tensor, axis: int, count: int, view: View, half: int
 ) -> tuple[float, dict[str, float]]:

@@ -30,7 +30,9 @@ def compare_pairings(
     samples count whose input and target differ from those of the sample whose target they get. The
     outputs stay where they are: a loss may form pairs or triplets of them. A loss that does not
     read the targets, or is the same whichever output stands beside which target, as a distance of
-    two sets is, is not looked at: it is tried with made-up outputs.
+    two sets is, is not looked at: it is tried with made-up outputs. Nor are targets that name
+    places in the batch, as where each sample's partner is to be told from all others: they mean
+    nothing in a part of it.
 
     Args:
         batches: call, outputs and targets of each.
@@ -41,7 +43,10 @@ def compare_pairings(
     better: list[float] = []
     own: list[float] = []
     for call, outputs, targets in batches:
-        for rows in _groups(layout.count(call) or 0):
+        count = layout.count(call) or 0
+        if _are_places(targets, count):
+            continue
+        for rows in _groups(count):
             if len(gaps) == _GROUPS:
                 break
             found = list(_exchanges(call, outputs, targets, rows, layout, loss_fn))
@@ -59,6 +64,13 @@ def compare_pairings(
         gap=statistics.fmean(gaps),
         error=spread / math.sqrt(len(gaps)),
     )
+
+
+def _are_places(targets: Any, count: int) -> bool:
+    """Return whether the targets are whole numbers that name each sample of a batch once."""
+    if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.numel() != count:
+        return False
+    return bool((targets.flatten().sort().values.cpu() == torch.arange(count)).all())
 
 
 def _groups(count: int) -> Iterator[Tensor]:

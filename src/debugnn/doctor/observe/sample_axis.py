@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from debugnn.doctor.observe.calls import Call, is_plain
 from debugnn.doctor.observe.influence import Influence, in_any_order, influence_of, views_of
 from debugnn.doctor.observe.layout import Layout, samples_axis
-from debugnn.doctor.observe.mixing import LEAST_BATCH, measure_mixing
+from debugnn.doctor.observe.mixing import LEAST_BATCH, gradient_mixes, measure_mixing
 from debugnn.doctor.observe.perturbation import Passes, differ, with_statistics, without_constants
 
 FIND = "find"  # the sample axis is found, not told
@@ -35,6 +35,8 @@ class Samples:
             where it cannot be measured, or where it is not certain that these are samples.
         mixing_layers: the same at each module's output, in the order of the pass. Of more than 64
             modules those that change at all, the first 64.
+        mixing_by_gradient: such an output has a gradient with respect to these inputs. None where
+            nothing mixes or it cannot be told.
         count: number of samples; None where they are not apart.
         told: the user has said which axis it is.
     """
@@ -43,6 +45,7 @@ class Samples:
     dependence: dict[int, str] = field(default_factory=dict)
     mixing: float | None = None
     mixing_layers: dict[str, float] = field(default_factory=dict)
+    mixing_by_gradient: bool | None = None
     count: int | None = None
     told: bool = False
 
@@ -107,7 +110,8 @@ def _conclude(
     if not certain and not _is_samples_axis(passes, inputs, targets, axis, dependence, influence):
         return samples
     total, layers = measure_mixing(passes, inputs, axis, count, influence.view)
-    return replace(samples, mixing=total, mixing_layers=layers)
+    by_gradient = gradient_mixes(passes, inputs, axis, count, influence.view) if total else None
+    return replace(samples, mixing=total, mixing_layers=layers, mixing_by_gradient=by_gradient)
 
 
 def _main(call: Call, output: Tensor) -> int:

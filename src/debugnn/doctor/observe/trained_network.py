@@ -38,3 +38,4 @@ def note_trained_network(
         samples = find_samples(model, call, targets, sample_axis)
     if samples.mixing is not None and samples.mixing > (facts.mixing or 0.0):
         facts.mixing, facts.mixing_layers = samples.mixing, samples.mixing_layers
+        facts.mixing_by_gradient = samples.mixing_by_gradient

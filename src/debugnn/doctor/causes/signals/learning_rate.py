@@ -28,6 +28,10 @@ LEFT_OVER = 0.3
 NEAR = 0.1
 # Levels of a rate from which a rise is a schedule's: a warm-up by hand may have one step.
 LEVELS = 4
+# Updates at each level, at least, of a schedule that is stepped once an epoch; and points of the
+# rate's course from which on some may have been dropped, so that levels seem longer.
+EPOCH = 10
+THINNED = 32
 # Probes whose updates are compared: the rate shows in the first of them.
 UPDATE_PROBES = 6
 # ‖Δw‖ / ‖w‖ of one step; TheDeepChecker (Ben Braiek & Khomh 2023) warns above 0.1. Sound programs
@@ -113,6 +117,7 @@ class Rise(NamedTuple):
     first: float
     highest: float
     scheduled: float | None  # None where it is not known
+    seldom: bool  # each of its levels but the last one lasts many updates
 
 
 def unfinished_rise(evidence: Evidence) -> Rise | None:
@@ -124,16 +129,17 @@ def unfinished_rise(evidence: Evidence) -> Rise | None:
     first, highest, scheduled = rates[0], rates[-1], evidence.optimizer.scheduled
     if highest == 0:
         return None
-    if scheduled is not None and scheduled >= highest:
-        return Rise(first, highest, scheduled) if highest < NEAR * scheduled else None
     # The last point is the last update's, whether the rate changed there or not.
     changes = [at for at, rate in points if rate < highest]
     changes.append(next(at for at, rate in points if rate == highest))
     intervals = [later - earlier for earlier, later in pairwise(changes)]
+    seldom = len(intervals) > 0 and len(points) < THINNED and min(intervals) >= EPOCH
+    if scheduled is not None and scheduled >= highest:
+        return Rise(first, highest, scheduled, seldom) if highest < NEAR * scheduled else None
     if len(intervals) < LEVELS - 1 or first >= NEAR * highest:
         return None
     rising = points[-1][0] - changes[-1] <= max(intervals)
-    return Rise(first, highest, None) if rising else None
+    return Rise(first, highest, None, seldom) if rising else None
 
 
 def highest_rates(evidence: Evidence) -> list[float]:

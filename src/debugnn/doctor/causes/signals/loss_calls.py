@@ -101,10 +101,14 @@ def _no_logarithms(call: LossCall) -> Breach | None:
     if call.log_mass is None or call.log_mass <= NO_PROBABILITIES:
         return None
     mass = math.exp(min(call.log_mass, math.log(1e30)))
+    sums = (
+        f"those of a frame sum up to {mass:.3g} or {1 / mass:.3g}, at the median, and not to 1"
+        if call.sequences
+        else f"those of a row sum up to {mass:.3g} and not to 1, as the targets do"
+    )
     return Breach(
         call,
-        f"{call.function} takes logarithms of probabilities as its first argument: those of a row "
-        f"sum up to {mass:.3g} and not to 1, as the targets do",
+        f"{call.function} takes logarithms of probabilities as its first argument: {sums}",
         "give it scores.log_softmax(dim=-1), over the axis of the classes",
         {"log_of_sum": call.log_mass},
     )
