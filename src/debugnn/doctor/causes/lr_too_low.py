@@ -282,8 +282,8 @@ def trials(evidence: Evidence) -> Iterable[Trial]:
 
 
 def trials_if_learning(evidence: Evidence) -> Iterable[Trial]:
-    """Try the rate that a schedule takes to nothing, one nearer to what a slow warm-up leads to, and
-    higher ones where weights stand still."""
+    """Try the rate that a schedule takes to nothing, one nearer to what a slow warm-up leads to,
+    and higher ones where weights stand still."""
     if vanished_rate(evidence) is not None:
         yield UNCHANGED
     yield from _trials_of_schedules(evidence)
