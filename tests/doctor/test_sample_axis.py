@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from debugnn.doctor import Doctor
 from debugnn.doctor.causes import CAUSES
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.observe.calls import Call
@@ -310,6 +311,42 @@ def test_samples_that_mix_are_seen(name):
     assert found.layout.axis == 0
     assert found.dependence[0] != "apart"
     assert found.mixing > 0.01
+
+
+def with_a_token_in_front(batch_first):
+    """A class token in front of each sequence, whose outputs are read at the token."""
+    layer = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=batch_first, norm_first=True)
+    net = Net(
+        lambda s, x: s.head(
+            s.encoder(torch.cat([s.token.expand(len(x), 1, 8), s.take_in(x)], dim=1))[:, 0]
+        ),
+        take_in=nn.Linear(E, 8),
+        encoder=nn.TransformerEncoder(layer, 2, enable_nested_tensor=False),
+        head=nn.Linear(8, CLASSES),
+    )  # fmt: skip
+    net.token = nn.Parameter(torch.randn(1, 1, 8))
+    return net
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_attention_over_the_batch_is_seen_behind_outputs_that_follow_no_input(batch_first):
+    model, inputs = with_a_token_in_front(batch_first), torch.randn(16, T, E)
+    targets = torch.arange(16) % CLASSES
+    found = look(model, inputs, targets=targets)
+    assert bool(found.dependence) == batch_first
+    assert found.mixing == (0 if batch_first else None)
+    assert any(change > 0.01 for change in found.mixing_layers.values()) != batch_first
+    optimizer = torch.optim.Adam(model.parameters())
+    with Doctor(model, optimizer, loss_fn=F.cross_entropy) as doctor:
+        for _ in range(60):
+            x = torch.randn(16, T, E)
+            loss = F.cross_entropy(model(x), targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            doctor.step(loss, x, targets)
+        named = [f.confidence for f in doctor.report().findings if f.cause == "batch_mixing"]
+    assert named == ([] if batch_first else ["certain"])
 
 
 def rounded(x, whole, straight):

@@ -43,7 +43,7 @@ def mixed_samples(evidence: Evidence) -> Iterator[Sign]:
     how = "" if passed else ", by way of a number that no gradient goes through"
     yield Sign(
         severity(evidence) if certain else "note",
-        f"a sample's output changes by {100 * network.mixing:.2g} % when only other samples of the "
+        f"a sample's output changes by {100 * network.mixing:.3g} % when only other samples of the "
         f"batch change, in evaluation mode{how}",
         layer=next(layers, None),
         fix=None
@@ -52,6 +52,29 @@ def mixed_samples(evidence: Evidence) -> Iterator[Sign]:
         "running one for evaluation, as quantisation's observers do",
         confidence="certain" if certain else "suspected",
         evidence={"relative_change": network.mixing},
+    )
+
+
+def mixed_before_the_output(evidence: Evidence) -> Iterator[Sign]:
+    """In evaluation mode, a layer's outputs change as other samples' inputs do, and the network's
+    outputs follow no input."""
+    network = evidence.network
+    mixed = {name: change for name, change in network.mixing_layers.items() if change > MIXED}
+    if network.mixing is not None or network.axis_dependence or not mixed:
+        return
+    if evaluations_differ(evidence) or _may_be_one_set(evidence):
+        return
+    layer = next(iter(mixed))
+    yield Sign(
+        "error",
+        f"the outputs do not depend on the inputs at all, and what `{layer}` makes of a sample "
+        f"changes by {100 * mixed[layer]:.3g} % when only other samples of the batch change: it "
+        "runs over the batch, as if axis 0 were that of a sequence, and not over the sample",
+        fix="batch_first=True, or inputs of shape (sequence, batch, ...) as the layer expects them",
+        layer=layer,
+        confidence="certain",
+        harm="nothing of a sample arrives at the position that its output is made from",
+        evidence={"changes": mixed},
     )
 
 
@@ -96,7 +119,7 @@ def place_in_the_batch(evidence: Evidence) -> Iterator[Sign]:
     certain = network.sample_axis_told or not _may_be_one_set(evidence)
     yield Sign(
         severity(evidence) if certain else "note",
-        f"a sample's output changes by {100 * network.place_change:.2g} % with its place in the "
+        f"a sample's output changes by {100 * network.place_change:.3g} % with its place in the "
         "batch, in evaluation mode",
         fix="look for something that is added or chosen by the index in the batch: a positional "
         "encoding over axis 0 of batch-first inputs, torch.arange(len(x))",
@@ -119,7 +142,7 @@ def state_of_others(evidence: Evidence) -> Iterator[Sign]:
     yield Sign(
         severity(evidence),
         f"`{path}` is passed on from batch to batch while the samples are shuffled: a sample's "
-        f"output changes by {100 * state.change:.2g} % with the unrelated sample that had its "
+        f"output changes by {100 * state.change:.3g} % with the unrelated sample that had its "
         "place in the batch before",
         layer=path.rpartition(".")[0] or None,
         fix=f"reset `{path}` at the start of every batch, in training and in evaluation, or hand "
@@ -155,6 +178,7 @@ CAUSE = Cause(
     kind=Kind.CERTAIN,
     rules=(
         mixed_samples,
+        mixed_before_the_output,
         runs_over_the_batch,
         place_in_the_batch,
         state_of_others,

@@ -41,7 +41,7 @@ def change_over_spread(before: Tensor, after: Tensor) -> float:
 
 
 def measure_mixing(
-    passes: Passes, inputs: Tensor, axis: int, count: int, view: View
+    passes: Passes, inputs: Tensor, axis: int, count: int, view: View | None
 ) -> tuple[float, dict[str, float]]:
     """Measure how much one half's outputs change when the inputs of the other half do.
 
@@ -49,13 +49,14 @@ def measure_mixing(
 
     Args:
         inputs: the tensor that holds the samples, `count` of them along `axis`.
-        view: how the samples are found in the outputs.
+        view: how the samples are found in the outputs; None where these follow no input.
 
     Returns:
-        The change of the model's outputs, and of each module's. Both as in `change_over_spread`.
+        The change of the model's outputs, 0 without a view, and of each module's. Both as in
+        `change_over_spread`.
     """
     found = [_changes(passes, inputs, axis, count, view, half) for half in (1, 0)]
-    return max(found, key=lambda pair: pair[0])
+    return max(found, key=lambda pair: (pair[0], max(pair[1].values(), default=0.0)))
 
 
 def gradient_mixes(
@@ -94,7 +95,7 @@ def gradient_mixes(
 
 
 def _changes(
-    passes: Passes, inputs: Tensor, axis: int, count: int, view: View, half: int
+    passes: Passes, inputs: Tensor, axis: int, count: int, view: View | None, half: int
 ) -> tuple[float, dict[str, float]]:
     middle = count // 2
     rows = slice(middle) if half == 1 else slice(middle, None)  # of the half that stays
@@ -136,7 +137,9 @@ def _changes(
             handle.remove()
     if first is None or second is None or first.shape != second.shape:
         return 0.0, {}
-    total = change_over_spread(view.of(first)[rows], view.of(second)[rows])
+    total = 0.0
+    if view is not None:
+        total = change_over_spread(view.of(first)[rows], view.of(second)[rows])
     if len(changes) > _LISTED:
         changes = {name: change for name, change in changes.items() if change > 0}
     return total, dict(itertools.islice(changes.items(), _LISTED))

@@ -34,7 +34,8 @@ class Samples:
         mixing: change of a sample's output by other samples' inputs, as `change_over_spread`. None
             where it cannot be measured, or where it is not certain that these are samples.
         mixing_layers: the same at each module's output, in the order of the pass. Of more than 64
-            modules those that change at all, the first 64.
+            modules those that change at all, the first 64. Measured too where the outputs follow no
+            input, and `mixing` is None.
         mixing_by_gradient: such an output has a gradient with respect to these inputs. None where
             nothing mixes or it cannot be told.
         count: number of samples; None where they are not apart.
@@ -104,8 +105,14 @@ def _conclude(
     count, axis = layout.count(passes.call), layout.axis
     samples = Samples(layout, dependence, count=count, told=told != FIND)
     influence = None if axis is None else found.get(axis)
-    if axis is None or count is None or count < LEAST_BATCH or influence is None:
+    if axis is None or count is None or count < LEAST_BATCH:
         return samples
+    if influence is None:
+        if dependence:
+            return samples
+        # Outputs that follow no input may be those of a layer that runs over the batch: a token in
+        # front of each sequence, the same for all, has only its likes of the other samples then.
+        return replace(samples, mixing_layers=measure_mixing(passes, inputs, axis, count, None)[1])
     certain = told != FIND or apart
     if not certain and not _is_samples_axis(passes, inputs, targets, axis, dependence, influence):
         return samples

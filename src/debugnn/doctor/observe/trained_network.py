@@ -39,3 +39,5 @@ def note_trained_network(
     if samples.mixing is not None and samples.mixing > (facts.mixing or 0.0):
         facts.mixing, facts.mixing_layers = samples.mixing, samples.mixing_layers
         facts.mixing_by_gradient = samples.mixing_by_gradient
+    elif facts.mixing is None and samples.dependence:  # its outputs follow its inputs by now
+        facts.mixing_layers = samples.mixing_layers
