@@ -17,6 +17,7 @@ from debugnn.doctor.causes.signals.preparations import SHIFTED, TURNED, moved_ap
 from debugnn.doctor.causes.verdict import verdict
 from debugnn.doctor.evidence import (
     DataFacts,
+    LayerFacts,
     LossFacts,
     OutcomeFacts,
     PartFacts,
@@ -430,6 +431,21 @@ def unknown(**others):
     for name, value in others.items():
         setattr(evidence, name, value)
     return evidence
+
+
+@pytest.mark.parametrize(
+    ("update", "movement", "named"), [(3.0, 50.0, True), (0.3, 50.0, False), (3.0, 5.0, False)]
+)
+def test_a_rate_that_leaves_nothing_of_the_weights_is_named_whatever_the_loss_says(
+    update, movement, named
+):
+    evidence = unknown()
+    evidence.outcome.movement = movement
+    evidence.probes[0].layers = {"last.weight": LayerFacts(0.1, 1.0, update)}
+    found = [
+        f.confidence for f in causes.diagnose(evidence, 0).findings if f.cause == "lr_too_high"
+    ]
+    assert found == (["certain"] if named else [])
 
 
 def course(first, tenths):

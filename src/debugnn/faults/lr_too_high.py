@@ -51,6 +51,8 @@ TUNING = [
     case("transformer", scale_lr, factor=100.0),
     case("mlp_momentum", scale_lr, factor=100.0),
     case("mlp_sgd", switched_to_adam, lr=0.5),
+    case("triplet_net", scale_lr, factor=1000.0),
+    case("flow", scale_lr, factor=1000.0),
 ]
 
 HELD_OUT = [

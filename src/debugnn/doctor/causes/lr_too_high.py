@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
 from debugnn.doctor.causes.signals.learning_rate import (
     LARGE_UPDATE,
+    REPLACED,
     jumps_about,
     largest_update,
     unlearns,
@@ -27,6 +28,9 @@ from debugnn.doctor.trials import LOWER_RATES, UNCHANGED, Trial
 WITHOUT_TRIAL = 4.0
 # Update, over LARGE_UPDATE, above which lower rates are tried.
 WORTH_A_TRIAL = 0.5
+# ‖w − w₀‖ / ‖w₀‖ after the whole training above which nothing of the initialisation is left; sound
+# programs have up to 5.
+FAR = 30.0
 
 
 def calmed(evidence: Evidence) -> Trial | None:
@@ -73,6 +77,19 @@ def lower_rate_learns_more(evidence: Evidence) -> Iterator[Sign]:
         f"{lower} a copy gets to {outcome.end:.2f} in {outcome.steps} steps"
     )
     yield _sign(evidence, seen, lower, "shown", relative_loss=own)
+
+
+def thrown_far(evidence: Evidence) -> Iterator[Sign]:
+    """Steps that replace whole weights, in a training of an unknown task that ends far from where
+    it began: what its loss says of how it went is not known."""
+    movement = evidence.outcome.movement or 0.0
+    if evidence.task != "unknown" or movement < FAR or largest_update(evidence)[0] < REPLACED:
+        return
+    seen = (
+        f", and the weights end {movement:.0f} times their initial size away from where they began"
+    )
+    lower = f"{(evidence.optimizer.lr or 0) * LOWER_RATES[-1].lr:.3g}"
+    yield _sign(evidence, seen, lower, "certain", movement=movement)
 
 
 def _rate(evidence: Evidence, trial: Trial) -> str:
@@ -124,7 +141,7 @@ CAUSE = Cause(
     name="lr_too_high",
     meaning="a learning rate that is too high",
     kind=Kind.RIVAL,
-    rules=(first_of(large_updates, lower_rate_learns_more),),
+    rules=(first_of(large_updates, lower_rate_learns_more, thrown_far),),
     fix="lower the learning rate",
     harm="each step jumps over the minimum that it aims at",
     source="Smith 2017, arXiv:1506.01186; the article's claim 4",
