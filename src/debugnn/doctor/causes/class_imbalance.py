@@ -61,10 +61,12 @@ def unrecognised_class(evidence: Evidence) -> Iterator[Sign]:
     """A rare class that the network does not recognise, and that a comparison shows to be one
     that could be recognised.
 
-    Of tokens and other positions many are rare by nature, and some of them cannot be predicted.
+    Of tokens and other positions many are rare by nature, and some of them cannot be predicted. The
+    pixels of an image are of few classes.
     """
     counts = {c: n for c, n in evidence.data.class_counts.items() if n > 0}
-    known = evidence.task in ("classes", "binary") and not evidence.positions
+    pixels = evidence.data.axes == 4 and evidence.data.floating
+    known = evidence.task in ("classes", "binary") and (pixels or not evidence.positions)
     if not known or len(counts) < 2 or not judged(evidence):
         return
     rarest, commonest = min(counts, key=counts.__getitem__), max(counts.values())
