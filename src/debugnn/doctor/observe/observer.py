@@ -173,7 +173,7 @@ class Observer:
         self._losses.add(value, step)
         if self._at_once or not devices.waits(value) or self.training.reading_due:
             self._losses.read()
-            self._look_for_jump(step, targets)
+            self._look_for_jump(step, call, inputs, targets)
             self._look_for_nonfinite(value, call, targets)
             if self._at_once and self.evidence.nonfinite is None:
                 self.evidence.nonfinite = spoilt_by_update(
@@ -251,11 +251,12 @@ class Observer:
         if self._save_to is not None:
             found.replay = str(self.nonfinite.save(self._save_to, step))
 
-    def _look_for_jump(self, step: int, targets: Any) -> None:
+    def _look_for_jump(self, step: int, call: Call | None, inputs: Any, targets: Any) -> None:
         """Keep some samples' outputs, where this loss is among those that jump the most."""
         values = self._losses.values
         if len(values) == step + 1 and self._jumps.is_among_the_largest(values):
-            self._jumps.add(step, values, self._hooks.outputs, targets)
+            rows = None if call is None else self.training.layout.rows(call, inputs)
+            self._jumps.add(step, values, self._hooks.outputs, targets, rows)
 
     @guarded("the second derivatives of the layers")
     def _note_derivatives(self) -> None:
