@@ -12,8 +12,7 @@ from debugnn.records import TensorStats
 
 def read_together(scalars: Sequence[Tensor]) -> list[float]:
     """Return the values of scalar tensors; those on one GPU are read in one transfer."""
-    devices = {scalar.device for scalar in scalars}
-    if len(devices) != 1 or next(iter(devices)).type == "cpu":
+    if all(scalar.is_cpu for scalar in scalars) or len({s.device for s in scalars}) != 1:
         return [scalar.item() for scalar in scalars]
     return torch.stack([scalar.detach().reshape(()) for scalar in scalars]).tolist()
 

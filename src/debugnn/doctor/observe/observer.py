@@ -229,14 +229,14 @@ class Observer:
     def _look_for_nonfinite(self, loss: Tensor, call: Call | None, targets: Any) -> None:
         """Repeat this step on a copy, where it is the first that broke."""
         step, broke = self._loop.steps, self._losses.broke_at
+        if not self.nonfinite.pending and math.isfinite(self._losses.values[-1]):
+            return
         # A loss that is read late, on a GPU, has reached the weights: they no longer tell where it
         # came from.
         late = devices.waits(loss) and broke is not None and broke < step
         if self.evidence.nonfinite is not None or late:
             return
         if not self.nonfinite.pending:
-            if math.isfinite(self._losses.values[-1]):
-                return
             self.nonfinite.keep(self.training.model, self.training.state_before_pass())
         # Without a call the step cannot be repeated; its weights can be saved all the same.
         replica = self.training.replica if call is not None else None

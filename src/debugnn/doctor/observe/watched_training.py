@@ -58,6 +58,7 @@ class WatchedTraining:
     not_in_state = (
         "every",
         "_copies",
+        "_due",
     )
 
     def __init__(
@@ -86,6 +87,7 @@ class WatchedTraining:
         self.labels_among_inputs: LabelsAmongInputs | None = None
         self.parts: list[Part] = []
         self._copies = copies
+        self._due = (-1, False)  # a step, and whether a probe is due there
 
     def copy_model(self) -> None:
         """Copy the model as it starts, before the first forward pass."""
@@ -109,8 +111,18 @@ class WatchedTraining:
     def probe_due(self) -> bool:
         """True if this step is one of a probe."""
         steps = self.evidence.loop.steps
-        doublings = max(0, (2 * steps // (_DENSE * self.every)).bit_length() - 1)
-        return steps % (self.every << doublings) == 0 or steps in _EARLY_PROBES
+        if steps != self._due[0]:  # it is asked for ten times in a step
+            self._due = (steps, self._is_of_probe(steps))
+        return self._due[1]
+
+    @property
+    def probe_follows(self) -> bool:
+        """True if the next step is one of a probe."""
+        return self._is_of_probe(self.evidence.loop.steps + 1)
+
+    def _is_of_probe(self, step: int) -> bool:
+        doublings = max(0, (2 * step // (_DENSE * self.every)).bit_length() - 1)
+        return step % (self.every << doublings) == 0 or step in _EARLY_PROBES
 
     @property
     def reading_due(self) -> bool:
