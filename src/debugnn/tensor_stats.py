@@ -128,7 +128,7 @@ def summarise(
         bins: number of histogram bins.
         bounds: of the values of a bounded activation, between which it is flat at both ends.
     """
-    count = len(found.sample)
+    count = found.sample.numel()
     mean = std = math.nan
     zeros, histogram = 0.0, [0] * bins
     saturated = None
@@ -182,7 +182,7 @@ def _thinned(values: Tensor, width: int = 1) -> Tensor:
     step = max(1, -(-values.numel() // _SAMPLE_SIZE))
     while math.gcd(step, width) > 1:
         step += 1
-    return values[::step].clone()
+    return values.clone() if step == 1 else values[::step].clone()
 
 
 def ends_of_units(tensor: Tensor) -> tuple[Tensor, Tensor]:
