@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from debugnn.doctor import troubles
-from debugnn.doctor.copies import copied_model
+from debugnn.doctor.copies import copied_model, undisturbed
 from debugnn.doctor.hopeless import why_hopeless
 from debugnn.doctor.nonfinite.replay import NonFiniteReplay
 from debugnn.doctor.nonfinite.weights import spoilt_by_update
@@ -23,7 +23,7 @@ from debugnn.doctor.observe.labels_among_inputs import find_labels
 from debugnn.doctor.observe.layout import Layout
 from debugnn.doctor.observe.loss_function.graph import candidates, crossed, loss_sources
 from debugnn.doctor.observe.loss_jumps import LossJumps
-from debugnn.doctor.observe.losses import LossCurve, output_gradient
+from debugnn.doctor.observe.losses import LossCurve, gradient_of, value_of
 from debugnn.doctor.observe.sample_axis import FIND, Samples
 from debugnn.doctor.observe.scored_symbols import ScoredSymbols
 from debugnn.doctor.observe.task import Task
@@ -279,14 +279,17 @@ class Observer:
     @guarded("loss_fn's value beside the loss")
     def _compare_loss(self, loss: Tensor, targets: Any) -> None:
         loss_fn, outputs = self.training.loss_fn, self._hooks.outputs
-        if loss_fn is not None and outputs is not None:
+        if loss_fn is None or outputs is None:
+            return
+        gradient, plain = self._hooks.output_gradient, None
+        with undisturbed(loss_fn):
             with self._hooks.loss_calls.of_loss_function():
-                self._losses.compare(loss, loss_fn, outputs, targets)
-            gradient = self._hooks.output_gradient
+                own = value_of(loss_fn, outputs, targets)
+            self._losses.compare(loss.item(), own)
             if gradient is not None and self._loop.passes_per_update[-1:] > [1]:
-                own = output_gradient(loss_fn, outputs, targets)
-                if own is not None:
-                    self._losses.compare_gradients(gradient, own)
+                plain = gradient_of(loss_fn, outputs, targets)
+        if gradient is not None and plain is not None:
+            self._losses.compare_gradients(gradient, plain)
 
     # --- validation -------------------------------------------------------------------------------
 
