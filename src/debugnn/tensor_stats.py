@@ -12,8 +12,7 @@ from debugnn.records import TensorStats
 
 def read_together(scalars: Sequence[Tensor]) -> list[float]:
     """Return the values of scalar tensors; those on one GPU are read in one transfer."""
-    devices = {scalar.device for scalar in scalars}
-    if len(devices) != 1 or next(iter(devices)).type == "cpu":
+    if all(scalar.is_cpu for scalar in scalars) or len({s.device for s in scalars}) != 1:
         return [scalar.item() for scalar in scalars]
     return torch.stack([scalar.detach().reshape(()) for scalar in scalars]).tolist()
 
@@ -129,7 +128,7 @@ def summarise(
         bins: number of histogram bins.
         bounds: of the values of a bounded activation, between which it is flat at both ends.
     """
-    count = len(found.sample)
+    count = found.sample.numel()
     mean = std = math.nan
     zeros, histogram = 0.0, [0] * bins
     saturated = None
@@ -183,7 +182,7 @@ def _thinned(values: Tensor, width: int = 1) -> Tensor:
     step = max(1, -(-values.numel() // _SAMPLE_SIZE))
     while math.gcd(step, width) > 1:
         step += 1
-    return values[::step].clone()
+    return values.clone() if step == 1 else values[::step].clone()
 
 
 def ends_of_units(tensor: Tensor) -> tuple[Tensor, Tensor]:

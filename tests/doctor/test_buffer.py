@@ -112,3 +112,48 @@ def test_batches_that_wait_are_looked_at_as_they_came():
     found = buffer.ends.facts(held, windows)
     assert found == ends.facts(held, windows)
     assert found.share_before == 1.0
+
+
+def test_samples_are_noted_until_each_has_come_eight_times_and_again_once_others_come():
+    """60 samples of three classes in batches of 7 and 4: no further pass tells more of them."""
+    generator = torch.Generator().manual_seed(0)
+    buffer, step = BatchBuffer(), 0
+    data, labels = torch.randn(60, 5, generator=generator), torch.arange(60) % 3
+
+    def train(passes):
+        nonlocal step
+        for _ in range(passes):
+            for rows in torch.randperm(60, generator=generator).split(7):
+                given = data[rows]
+                buffer.take(as_call(given), given, labels[rows], Layout(), due=step % 20 == 0)
+                step += 1
+
+    def noted():
+        return len(buffer.prints.together()), len(buffer.labels.together()), buffer.left_out
+
+    train(20)
+    # Each of the 12th pass's samples is noted: 100 batches are looked at, of whatever size.
+    assert noted() == (12 * 60, 12 * 60, 8 * 60)
+    assert buffer.class_counts(Task("classes", 3)).tolist() == [240, 240, 240]
+    assert buffer.numbers == list(range(12 * 9))
+    labels[:] = 2  # the next probe shows it
+    train(20)
+    again = noted()[0] - 12 * 60
+    assert 2 * 60 < again < 20 * 60
+    assert noted() == (12 * 60 + again, 12 * 60 + again, 28 * 60 - again)
+    assert buffer.numbers[12 * 9] % 20 == 0
+    assert len(buffer.numbers) == len(buffer.prints) == len(buffer.labels)
+
+
+@pytest.mark.parametrize("new", ["samples", "labels"])
+def test_samples_are_noted_as_long_as_new_ones_come(new):
+    buffer, generator = BatchBuffer(), torch.Generator().manual_seed(0)
+    data, labels = torch.randn(32, 5, generator=generator), torch.zeros(32)
+    for _ in range(300):
+        if new == "samples":
+            data[0].normal_(generator=generator)
+        else:
+            labels[0] += 1
+        buffer.take(as_call(data), data, labels, Layout(), due=False)
+    assert len(buffer.labels) == 300
+    assert buffer.left_out == 0

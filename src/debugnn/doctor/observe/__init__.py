@@ -17,8 +17,8 @@ stale_gradients     gradients that nobody cleared
 erased_gradients    gradients that are cleared between two backward passes
 graph               tensors that outputs are learnt through and that the model does not list
 rivals              other networks that are trained beside this one
-buffer              copies of some batches, fingerprints and labels of all, in tensors that
-                    grow, growing
+buffer              copies of some batches, fingerprints and labels of more, in tensors that
+                    grow, growing, until nothing new comes, known_samples
 windows             whether validation windows overlap with training windows
 validation          a copy of the model, evaluated on validation samples
 sample_axis         finds that axis, and whether a sample's output depends on other

@@ -10,6 +10,7 @@ from torch import Tensor
 from debugnn.doctor.observe import samples
 from debugnn.doctor.observe.calls import Call, bytes_of, copied, is_plain, map_tensors
 from debugnn.doctor.observe.growing import GrowingTensor
+from debugnn.doctor.observe.known_samples import KnownSamples
 from debugnn.doctor.observe.layout import Layout
 from debugnn.doctor.observe.task import Task
 from debugnn.doctor.observe.windows import WindowEnds
@@ -45,15 +46,29 @@ class ValidationBatch:
     outputs: Any = None
 
 
+class _Waiting(NamedTuple):
+    """The samples of a batch that is looked at together with others."""
+
+    rows: Tensor  # a copy
+    whole: bool  # it holds all of their values
+    labels: Tensor | None  # a number for each sample; None where there is none
+
+
 class BatchBuffer:
     """Copies of the first batches and of late ones, at most 64 MiB of each.
+
+    Once the data are known, because all samples have come several times and nothing new has, no
+    further batch is looked at: of a small net that would take as long as its step. A probe looks
+    whether the data are still the same.
 
     Attributes:
         early: the first batches.
         late: batches of the latest probes.
-        prints: fingerprints of the samples of all batches, see `samples.fingerprints`.
+        prints: fingerprints of the samples of the batches, see `samples.fingerprints`.
+        numbers: which batches these are, counted from 0.
+        left_out: number of samples that were not looked at because the data were known.
         ends: what the same samples begin and end with, where they may be windows of a series.
-        labels: the targets of all batches.
+        labels: the targets of the batches.
         sizes: numbers of samples that batches had.
         same: of batches at probes, whether it is the first one again.
     """
@@ -66,10 +81,14 @@ class BatchBuffer:
         self.labels = GrowingTensor()
         self.sizes: set[int] = set()
         self.same: list[bool] = []
+        self.numbers: list[int] = []
+        self.left_out = 0
         self._first: Tensor | None = None  # of the first batch, what fingerprints look at
         self._bytes = self._samples = self._fingerprinted = 0
-        # Copies of batches, looked at together; whether one is the whole batch.
-        self._waiting: list[tuple[Tensor, bool]] = []
+        self._taken = 0  # batches
+        self._waiting: list[_Waiting] = []  # in the order in which they came
+        self._known = KnownSamples()
+        self._repeats = self._complete = False  # the data are known; nothing is noted any more
 
     @property
     def batches(self) -> list[Batch]:
@@ -92,28 +111,52 @@ class BatchBuffer:
             due: a probe is due. Late batches are copied then, and compared with the first one.
         """
         rows = layout.rows(call, inputs)
-        if rows is not None and len(rows):
+        if rows is not None and rows.shape[0]:
             self._compare(rows, due)
+        number, self._taken = self._taken, self._taken + 1
+        if self._complete and not (due and self._is_new(rows, targets)):
+            self.left_out += 0 if rows is None else rows.shape[0]
+        else:
+            self._complete = False
+            self._note(rows, targets, number)
+        few = len(self.early) < _EARLY or self._samples < _EARLY_SAMPLES
+        if few or due:
+            self._keep(call, rows, targets, few, due)
+
+    def _note(self, rows: Tensor | None, targets: Any, number: int) -> None:
+        """Note the labels and the samples of a batch; look at those of several batches at once."""
+        labels = None
         if (
             isinstance(targets, Tensor)
             and is_plain(targets)
             and len(self.labels) * max(targets.numel(), 1) < _LABELS
         ):
-            self.labels.append(targets)
+            labels = self.labels.append(targets)
             if len(self.labels) % _TOGETHER == 0:
                 self.labels.gather()
-        if rows is not None and self._fingerprinted < _FINGERPRINTED:
-            copy = samples.thinned(rows)
-            whole = copy.shape == rows.shape
-            self._waiting.append((copy, whole))
-            if not whole:
-                self.ends.add(rows)
-            self._fingerprinted += len(rows)
-            if len(self._waiting) >= _TOGETHER:
-                self.fingerprint()
-        few = len(self.early) < _EARLY or self._samples < _EARLY_SAMPLES
-        if not few and not due:
+        if rows is None or self._fingerprinted >= _FINGERPRINTED:
             return
+        copy, size = samples.thinned(rows), rows.shape[0]
+        whole = copy.shape == rows.shape
+        self._waiting.append(_Waiting(copy, whole, _of_each(labels, size)))
+        self.numbers.append(number)
+        if not whole:
+            self.ends.add(rows)
+        self._fingerprinted += size
+        if len(self._waiting) >= _TOGETHER:
+            self.fingerprint()
+        # Each sample is to have come as often as any other.
+        if self._repeats and self._fingerprinted % self._known.distinct < size:
+            self.fingerprint()
+            self._complete = self._repeats
+
+    def _keep(self, call: Call, rows: Tensor | None, targets: Any, few: bool, due: bool) -> None:
+        """Keep a copy of a batch, where there is room for it.
+
+        Args:
+            few: early batches are still to be kept.
+            due: a probe is due.
+        """
         size = sum(map(bytes_of, call.tensors()))
         count = len(rows) if rows is not None else 1
         early = few and self._bytes + size <= _BYTES
@@ -130,7 +173,7 @@ class BatchBuffer:
 
     def _compare(self, rows: Tensor, due: bool) -> None:
         """Note the batch's size, and whether it is the first one again."""
-        self.sizes.add(len(rows))
+        self.sizes.add(rows.shape[0])
         if self._first is None:
             self._first = samples.thinned(rows)
         elif due:
@@ -142,19 +185,29 @@ class BatchBuffer:
     def fingerprint(self) -> None:
         """Compute the fingerprints of the batches since the last call."""
         waiting, self._waiting = self._waiting, []
-        if len({(batch.shape[1:], batch.dtype, whole) for batch, whole in waiting}) > 1:
-            for batch, whole in waiting:
-                self._look_at(batch, [len(batch)], whole)
-        elif waiting:
-            batches = [batch for batch, _ in waiting]
-            self._look_at(torch.cat(batches), [len(batch) for batch in batches], waiting[0][1])
+        kinds = {(w.rows.shape[1:], w.rows.dtype, w.whole, w.labels is None) for w in waiting}
+        for together in [waiting] if len(kinds) == 1 else [[w] for w in waiting]:
+            self._look_at(together)
         self.ends.gather()
+        self._repeats = self._known.all_came()
 
-    def _look_at(self, rows: Tensor, sizes: list[int], whole: bool) -> None:
-        """Add the fingerprints of batches of these sizes; their ends too, where they are whole."""
-        self.prints.extend(samples.fingerprints(rows), sizes)
-        if whole:
+    def _look_at(self, waiting: list[_Waiting]) -> None:
+        """Add the fingerprints of batches of one kind; their ends too, where they are whole."""
+        rows = torch.cat([w.rows for w in waiting])
+        prints = samples.fingerprints(rows)
+        self.prints.extend(prints, [w.rows.shape[0] for w in waiting])
+        labels = [w.labels for w in waiting if w.labels is not None]
+        self._known.note(prints, torch.cat(labels) if labels else None, len(waiting))
+        if waiting[0].whole:
             self.ends.add(rows)
+
+    def _is_new(self, rows: Tensor | None, targets: Any) -> bool:
+        """Return whether a batch holds samples or labels that have not come yet."""
+        if rows is None:
+            return False
+        labels = targets.detach() if isinstance(targets, Tensor) and is_plain(targets) else None
+        prints = samples.fingerprints(samples.thinned(rows))
+        return not self._known.has(prints, _of_each(labels, rows.shape[0]))
 
     def class_counts(self, task: Task) -> Tensor | None:
         """Return how often each class came, (classes,); None where there are none."""
@@ -173,3 +226,8 @@ class BatchBuffer:
         self.early.clear()
         self.late.clear()
         self._first = None
+
+
+def _of_each(labels: Tensor | None, size: int) -> Tensor | None:
+    """Return labels as (samples,), None where there is not one number for each sample."""
+    return labels.flatten() if labels is not None and labels.numel() == size else None

@@ -44,6 +44,8 @@ class Call:
 
     def tensors(self) -> list[Tensor]:
         """Return all tensors among the arguments, in order."""
+        if len(self.args) == 1 and not self.kwargs and isinstance(self.args[0], Tensor):
+            return [self.args[0]]
         found: list[Tensor] = []
         for value in (*self.args, *self.kwargs.values()):
             _add_tensors(value, found)

@@ -128,7 +128,7 @@ def _note_fingerprints(evidence: Evidence, buffer: BatchBuffer, layout: Layout, 
             samples.one_class_batches(prints, buffer.labels.each())
         )
     seen, times = samples.repeats(prints)
-    evidence.outcome.epochs = times if seen else None
+    evidence.outcome.epochs = times + buffer.left_out / seen if seen else None
 
 
 def _compare(

@@ -126,8 +126,9 @@ class Gatherer:
         scales = self._losses.gradient_scales
         self.evidence.loop.gradient_scale = statistics.median(scales) if scales else None
         with training.undisturbed(), torch.no_grad():
+            buffer = training.buffer
             self.evidence.outcome.jumps = self._jumps.largest(
-                self._losses.values, training.buffer.prints, training.loss_fn
+                self._losses.values, buffer.prints.each(), buffer.numbers, training.loss_fn
             )
 
     @guarded("the network after the training")

@@ -24,9 +24,11 @@ class GrowingTensor:
         """Return the number of batches."""
         return len(self._sizes) + len(self._waiting)
 
-    def append(self, batch: Tensor) -> None:
-        """Copy a batch of any shape; `gather` brings it to the others."""
-        self._waiting.append(batch.detach().clone())
+    def append(self, batch: Tensor) -> Tensor:
+        """Copy a batch of any shape, and return the copy; `gather` brings it to the others."""
+        copy = batch.detach().clone()
+        self._waiting.append(copy)
+        return copy
 
     def gather(self) -> None:
         """Bring what has been appended to the others: together, in a fifth of the time."""

@@ -259,8 +259,7 @@ class TrainingHooks:
         if not self.layers.has_gradients():
             self._loop.empty_steps += 1
             return
-        self.rates.note(optimizer)
-        if replica is not None:
+        if self.rates.note(optimizer) and replica is not None:
             replica.note_rates(optimizer)
         thorough = reading or self._at_once
         if self.evidence.nonfinite is None and self.layers.has_nonfinite_gradients(thorough):
@@ -271,7 +270,7 @@ class TrainingHooks:
     @guarded("the weights after an update")
     def _after_update(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
         self._loop.optimizer_steps += 1
-        self._stale.keep(self._training.every)
+        self._stale.keep(self._training.probe_follows)
         self._erased.clear()
         self.layers.measure_updates()
 

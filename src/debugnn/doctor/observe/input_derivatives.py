@@ -139,6 +139,8 @@ class InputDerivatives:
 
     def clear(self) -> None:
         """Look no further at the passes of a step."""
+        if not (self._begun or self._handles or self._watched or self._by_function):
+            return
         self.ignore_layers()
         self._watched.clear()
         self._differentiated.clear()

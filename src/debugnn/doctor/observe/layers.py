@@ -42,18 +42,21 @@ class LayerProbes:
         self._before: dict[str, Tensor] = {}  # weights before the update, in the replica's memory
         self._spare = False  # which may be written over: it holds the initial weights at first
         self._named: list[tuple[str, nn.Parameter]] = []  # as of the last probe
+        self._parameters: list[nn.Parameter] = []  # these without their names
         self._small: list[nn.Parameter] = []  # of these, those looked at in every step
 
     def refresh(self, again: bool) -> None:
         """List the parameters, again where it is asked for: it takes as long as a small layer."""
         if again or not self._named:
             self._named = list(self._model.named_parameters())
-            parameters = (p for _, p in self._named)
-            self._small = [p for p in parameters if p.numel() <= _SMALL and not devices.waits(p)]
+            self._parameters = [p for _, p in self._named]
+            self._small = [
+                p for p in self._parameters if p.numel() <= _SMALL and not devices.waits(p)
+            ]
 
     def has_gradients(self) -> bool:
         """Return True if any parameter has a gradient."""
-        return any(p.grad is not None for _, p in self._named)
+        return any(p.grad is not None for p in self._parameters)
 
     def has_nonfinite_gradients(self, thorough: bool) -> bool:
         """Return True if a gradient holds NaN or infinity.
@@ -64,11 +67,12 @@ class LayerProbes:
         Args:
             thorough: examine all tensors, not only small ones.
         """
-        parameters = [p for _, p in self._named] if thorough else self._small
-        present = [p.grad for p in parameters if p.grad is not None]
-        gradients = [g.coalesce().values() if g.is_sparse else g.detach() for g in present]
+        parameters = self._parameters if thorough else self._small
+        gradients = [g for p in parameters if (g := p.grad) is not None]
         if not gradients:
             return False
+        if any(g.is_sparse or g.requires_grad for g in gradients):
+            gradients = [(g.coalesce().values() if g.is_sparse else g).detach() for g in gradients]
         total = sum(read_together(torch._foreach_norm(gradients)))
         # Norms of finite numbers can overflow.
         return not math.isfinite(total) and any(not torch.isfinite(g).all() for g in gradients)
@@ -141,6 +145,7 @@ class LayerProbes:
     def release(self) -> None:
         """Let go of the parameters."""
         self._named.clear()
+        self._parameters.clear()
         self._small.clear()
 
 

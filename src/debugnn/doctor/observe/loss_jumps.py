@@ -1,7 +1,6 @@
 """Single steps whose loss lies above those around it, and the samples of their batches."""
 
 import math
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from debugnn.doctor.evidence import Jump
 from debugnn.doctor.observe.calls import bytes_of, first_tensor, map_tensors
-from debugnn.doctor.observe.growing import GrowingTensor
+from debugnn.doctor.observe.samples import fingerprints, thinned
 
 _AROUND = 10  # losses on either side that a loss is compared with
 _KEPT = 3  # jumps
@@ -29,6 +28,7 @@ class _Candidate:
     height: float
     outputs: Any  # of some of the batch's samples; None where they are not told apart
     targets: Tensor | None
+    samples: Tensor | None  # of the batch, what fingerprints look at
 
 
 class LossJumps:
@@ -55,30 +55,42 @@ class LossJumps:
         above = not losses[-1] <= sorted(before)[(_AROUND - 1) // 2]
         return above and _height(losses[-1], before)[0] > least
 
-    def add(self, step: int, losses: Sequence[float], outputs: Any, targets: Any) -> None:
+    def add(
+        self,
+        step: int,
+        losses: Sequence[float],
+        outputs: Any,
+        targets: Any,
+        rows: Tensor | None = None,
+    ) -> None:
         """Keep the last of the losses, with the outputs and targets of some samples.
 
         Args:
             step: its step.
             outputs: of its batch.
             targets: of its batch.
+            rows: the samples of its batch, (samples, …); None where they are not told apart.
         """
         height, _, _ = _height(losses[-1], losses[-_AROUND - 1 : -1])
-        self._candidates.append(_Candidate(step, height, *_some_samples(outputs, targets)))
+        some = None if rows is None or not rows.shape[0] else thinned(rows[:_SAMPLES])
+        kept = _Candidate(step, height, *_some_samples(outputs, targets), some)
+        self._candidates.append(kept)
         self._candidates.sort(key=lambda candidate: -candidate.height)
         del self._candidates[_CANDIDATES:]
 
     def largest(
         self,
         losses: Sequence[float],
-        prints: GrowingTensor,
+        prints: Sequence[Tensor],
+        steps: Sequence[int],
         loss_fn: Callable[[Any, Any], Tensor] | None,
     ) -> list[Jump]:
         """Return the largest jumps, above the losses on both sides, the largest first.
 
         Args:
             losses: of all steps.
-            prints: fingerprints of the samples of each step.
+            prints: fingerprints of the samples of some steps.
+            steps: which steps these are.
             loss_fn: gives the losses of single samples.
         """
         found: list[tuple[float, Jump, _Candidate]] = []
@@ -98,7 +110,7 @@ class LossJumps:
                 jump.samples = worst.tolist()
                 jump.own = own[worst].tolist()
                 jump.typical = own.median().item()
-                jump.again = _steps_with(jump.step, jump.samples[0], prints, len(losses))
+                jump.again = _steps_with(candidate, jump.samples[0], prints, steps)
         return [jump for _, jump, _ in found[:_KEPT]]
 
 
@@ -146,17 +158,28 @@ def _own_losses(
 
 def _height(loss: float, around: Sequence[float]) -> tuple[float, float, float]:
     """Return how far a loss is above others, over their spread; their median; and the spread."""
-    middle = statistics.median(around)
-    spread = statistics.median([abs(other - middle) for other in around])
+    middle = _median(around)
+    spread = _median([abs(other - middle) for other in around])
     spread = max(spread, _ROUNDING * abs(middle), _ROUNDING * _ROUNDING)
     return (loss - middle) / spread, middle, spread
 
 
-def _steps_with(step: int, sample: int, prints: GrowingTensor, steps: int) -> list[int]:
+def _median(values: Sequence[float]) -> float:
+    """Return what `statistics.median` does, in a third of the time: it is taken in every step."""
+    ordered, half = sorted(values), len(values) // 2
+    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
+
+
+def _steps_with(
+    candidate: _Candidate, sample: int, prints: Sequence[Tensor], steps: Sequence[int]
+) -> list[int]:
     """Return the other steps at which a sample of a step came, as far as fingerprints were kept."""
-    batches = prints.each()
-    if len(prints) > steps or step >= len(batches) or sample >= len(batches[step]):
+    if candidate.samples is None or sample >= len(candidate.samples):
         return []
-    same = batches[step][sample]
-    others = (s for s, batch in enumerate(batches) if s != step and bool((batch == same).any()))
+    same = fingerprints(candidate.samples[sample : sample + 1])
+    others = (
+        step
+        for step, batch in zip(steps, prints, strict=False)
+        if step != candidate.step and bool((batch == same).any())
+    )
     return [other for other, _ in zip(others, range(_NAMED), strict=False)]

@@ -51,14 +51,10 @@ class LossCurve:
         self.values += values
         self._unread.clear()
 
-    def compare(
-        self, loss: Tensor, loss_fn: Callable[[Any, Any], Tensor], outputs: Any, targets: Any
-    ) -> None:
+    def compare(self, loss: float, own: float) -> None:
         """Note the ratio of a loss to what the loss function returns for the same outputs."""
-        with undisturbed(loss_fn):
-            own = value_of(loss_fn, outputs, targets)
-        if math.isfinite(own) and abs(own) > _ZERO_LOSS and math.isfinite(loss.item()):
-            self.ratios.append(loss.item() / own)
+        if math.isfinite(own) and abs(own) > _ZERO_LOSS and math.isfinite(loss):
+            self.ratios.append(loss / own)
 
     def compare_gradients(self, gradient: Tensor, own: Tensor) -> None:
         """Note the ratio of the gradient that reached the outputs to the loss function's own."""
@@ -83,6 +79,12 @@ def value_of(loss_fn: Callable[[Any, Any], Tensor], outputs: Any, targets: Any) 
 def output_gradient(
     loss_fn: Callable[[Any, Any], Tensor], outputs: Any, targets: Any
 ) -> Tensor | None:
+    """Return what `gradient_of` does, and leave no trace."""
+    with undisturbed(loss_fn):
+        return gradient_of(loss_fn, outputs, targets)
+
+
+def gradient_of(loss_fn: Callable[[Any, Any], Tensor], outputs: Any, targets: Any) -> Tensor | None:
     """Return the gradient of the loss function's mean with respect to the outputs' scores.
 
     None where there are no scores, or the loss does not depend on them.
@@ -90,7 +92,7 @@ def output_gradient(
     scores = scores_of(outputs)
     if scores is None:
         return None
-    with undisturbed(loss_fn), torch.enable_grad():
+    with torch.enable_grad():
         leaf = scores.detach().clone().requires_grad_()
         given = map_tensors(outputs, lambda tensor: leaf if tensor is scores else tensor)
         loss = loss_fn(given, targets).float().mean()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from debugnn.doctor import troubles
-from debugnn.doctor.copies import copied_model
+from debugnn.doctor.copies import copied_model, undisturbed
 from debugnn.doctor.hopeless import why_hopeless
 from debugnn.doctor.nonfinite.replay import NonFiniteReplay
 from debugnn.doctor.nonfinite.weights import spoilt_by_update
@@ -23,7 +23,7 @@ from debugnn.doctor.observe.labels_among_inputs import find_labels
 from debugnn.doctor.observe.layout import Layout
 from debugnn.doctor.observe.loss_function.graph import candidates, crossed, loss_sources
 from debugnn.doctor.observe.loss_jumps import LossJumps
-from debugnn.doctor.observe.losses import LossCurve, output_gradient
+from debugnn.doctor.observe.losses import LossCurve, gradient_of, value_of
 from debugnn.doctor.observe.sample_axis import FIND, Samples
 from debugnn.doctor.observe.scored_symbols import ScoredSymbols
 from debugnn.doctor.observe.task import Task
@@ -173,7 +173,7 @@ class Observer:
         self._losses.add(value, step)
         if self._at_once or not devices.waits(value) or self.training.reading_due:
             self._losses.read()
-            self._look_for_jump(step, targets)
+            self._look_for_jump(step, call, inputs, targets)
             self._look_for_nonfinite(value, call, targets)
             if self._at_once and self.evidence.nonfinite is None:
                 self.evidence.nonfinite = spoilt_by_update(
@@ -229,14 +229,14 @@ class Observer:
     def _look_for_nonfinite(self, loss: Tensor, call: Call | None, targets: Any) -> None:
         """Repeat this step on a copy, where it is the first that broke."""
         step, broke = self._loop.steps, self._losses.broke_at
+        if not self.nonfinite.pending and math.isfinite(self._losses.values[-1]):
+            return
         # A loss that is read late, on a GPU, has reached the weights: they no longer tell where it
         # came from.
         late = devices.waits(loss) and broke is not None and broke < step
         if self.evidence.nonfinite is not None or late:
             return
         if not self.nonfinite.pending:
-            if math.isfinite(self._losses.values[-1]):
-                return
             self.nonfinite.keep(self.training.model, self.training.state_before_pass())
         # Without a call the step cannot be repeated; its weights can be saved all the same.
         replica = self.training.replica if call is not None else None
@@ -251,11 +251,12 @@ class Observer:
         if self._save_to is not None:
             found.replay = str(self.nonfinite.save(self._save_to, step))
 
-    def _look_for_jump(self, step: int, targets: Any) -> None:
+    def _look_for_jump(self, step: int, call: Call | None, inputs: Any, targets: Any) -> None:
         """Keep some samples' outputs, where this loss is among those that jump the most."""
         values = self._losses.values
         if len(values) == step + 1 and self._jumps.is_among_the_largest(values):
-            self._jumps.add(step, values, self._hooks.outputs, targets)
+            rows = None if call is None else self.training.layout.rows(call, inputs)
+            self._jumps.add(step, values, self._hooks.outputs, targets, rows)
 
     @guarded("the second derivatives of the layers")
     def _note_derivatives(self) -> None:
@@ -278,14 +279,17 @@ class Observer:
     @guarded("loss_fn's value beside the loss")
     def _compare_loss(self, loss: Tensor, targets: Any) -> None:
         loss_fn, outputs = self.training.loss_fn, self._hooks.outputs
-        if loss_fn is not None and outputs is not None:
+        if loss_fn is None or outputs is None:
+            return
+        gradient, plain = self._hooks.output_gradient, None
+        with undisturbed(loss_fn):
             with self._hooks.loss_calls.of_loss_function():
-                self._losses.compare(loss, loss_fn, outputs, targets)
-            gradient = self._hooks.output_gradient
+                own = value_of(loss_fn, outputs, targets)
+            self._losses.compare(loss.item(), own)
             if gradient is not None and self._loop.passes_per_update[-1:] > [1]:
-                own = output_gradient(loss_fn, outputs, targets)
-                if own is not None:
-                    self._losses.compare_gradients(gradient, own)
+                plain = gradient_of(loss_fn, outputs, targets)
+        if gradient is not None and plain is not None:
+            self._losses.compare_gradients(gradient, plain)
 
     # --- validation -------------------------------------------------------------------------------
 

@@ -37,9 +37,14 @@ class RateCurve:
         self._latest: list[float] = []
         self._spacing = 1
 
-    def note(self, optimizer: torch.optim.Optimizer) -> None:
-        """Note the rates of an update that is about to be made."""
+    def note(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Note the rates of an update that is about to be made.
+
+        Returns:
+            False where they are those of the update before.
+        """
         rates = [float(group["lr"]) for group in optimizer.param_groups]
+        changed = rates != self._latest
         last = self._points[-1] if self._points else None
         far_enough = last is None or self.updates - last[0] >= self._spacing
         if far_enough and (last is None or rates != last[1:]):
@@ -49,6 +54,7 @@ class RateCurve:
             self._spacing *= 2
         self._latest = rates
         self.updates += 1
+        return changed
 
     def points(self) -> list[list[float]]:
         """Return the points [update, rate of each group]; the latest update's is the last one."""

@@ -92,6 +92,8 @@ class StaleGradients:
             reading: numbers are read from a GPU at this step. Gradients there are compared only
                 then.
         """
+        if not self._looking:
+            return  # nothing has been noted since the last update
         new, self._new = self._new, {}
         loop = self._loop
         self._note_cleared(reading)
@@ -132,15 +134,20 @@ class StaleGradients:
         self._loop.cleared_steps += 1
         self._loop.cleared_to_none = all(g is None for g in gradients)
 
-    def keep(self, every: int) -> None:
+    def keep(self, probe_follows: bool) -> None:
         """Keep the gradients after an update, for the next one to be compared with.
 
-        In all of the first steps and in one of `every` after them: gradients that are never
+        In all of the first steps and before each probe after them: gradients that are never
         cleared show at once. A step counts as one of the first where its gradients can be kept,
         for gradients of zero or NaN may stay so. Only then are there hooks in the next backward
         passes, whose calls take as long as a small layer.
+
+        Args:
+            probe_follows: the next step is one of a probe.
         """
-        often = self._kept < _OFTEN or (self._loop.steps + 1) % every == 0
+        often = self._kept < _OFTEN or probe_follows
+        if not (often or self._looking or self._handles):
+            return
         self._stale = {
             p: p.grad.detach().clone()
             for p in self._watched

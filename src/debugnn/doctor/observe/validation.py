@@ -18,7 +18,8 @@ from debugnn.doctor.observe.watched_training import WatchedTraining
 from debugnn.errors import one_line
 
 _VALIDATED = 1024  # most samples of a validation set that are evaluated
-_GROWTH = 1.1  # of the number of validations, from one that is evaluated to the next
+_ALL = 10  # validations that are all evaluated
+_GROWTH = 1.25  # of their number after these, from one that is evaluated to the next
 
 
 class ValidationSamples:
@@ -40,8 +41,8 @@ class ValidationSamples:
     def note(self, inputs: Any, targets: Any) -> None:
         """Evaluate a copy of the model as it is now, or keep the samples for `catch_up`.
 
-        The first ten validations are evaluated. After them their number grows by a tenth from one
-        that is evaluated to the next: a small net trains for an epoch in less time than an
+        The first ten validations are evaluated. After them their number grows by a quarter from
+        one that is evaluated to the next: a small net trains for an epoch in less time than an
         evaluation takes.
         """
         replica, count = self._training.replica, self._training.evidence.loop.validations
@@ -51,7 +52,7 @@ class ValidationSamples:
         if count < self._next:
             self._left_out = chosen
             return
-        self._next = max(count + 1, math.ceil(_GROWTH * count))
+        self._next = count + 1 if count < _ALL else math.ceil(_GROWTH * count)
         self._evaluate(chosen)
 
     def catch_up(self) -> None:

@@ -58,6 +58,7 @@ class WatchedTraining:
     not_in_state = (
         "every",
         "_copies",
+        "_due",
     )
 
     def __init__(
@@ -86,6 +87,8 @@ class WatchedTraining:
         self.labels_among_inputs: LabelsAmongInputs | None = None
         self.parts: list[Part] = []
         self._copies = copies
+        # A step, and whether it and the next one are of probes: it is asked for often in a step.
+        self._due = (-2, False, False)
 
     def copy_model(self) -> None:
         """Copy the model as it starts, before the first forward pass."""
@@ -108,9 +111,23 @@ class WatchedTraining:
     @property
     def probe_due(self) -> bool:
         """True if this step is one of a probe."""
-        steps = self.evidence.loop.steps
-        doublings = max(0, (2 * steps // (_DENSE * self.every)).bit_length() - 1)
-        return steps % (self.every << doublings) == 0 or steps in _EARLY_PROBES
+        return self._probes()[1]
+
+    @property
+    def probe_follows(self) -> bool:
+        """True if the next step is one of a probe."""
+        return self._probes()[2]
+
+    def _probes(self) -> tuple[int, bool, bool]:
+        steps, (known, _, due) = self.evidence.loop.steps, self._due
+        if steps != known:
+            due = due if steps == known + 1 else self._is_of_probe(steps)
+            self._due = (steps, due, self._is_of_probe(steps + 1))
+        return self._due
+
+    def _is_of_probe(self, step: int) -> bool:
+        doublings = max(0, (2 * step // (_DENSE * self.every)).bit_length() - 1)
+        return step % (self.every << doublings) == 0 or step in _EARLY_PROBES
 
     @property
     def reading_due(self) -> bool:
