@@ -25,8 +25,9 @@ from benchmarking import measures, output, startup
 from benchmarking.measures import Spread, alternate, overhead, ratio
 from benchmarking.nets import MAIN, NETS, STACKED, data_overrides, net_overrides
 from benchmarking.worker import ROOT, BenchmarkError, Together, Worker
+from debugnn import processor
 from debugnn.analysis import tables
-from debugnn.training.bf16 import has_bf16, processor_flags
+from debugnn.training.bf16 import has_bf16
 from reproduce import runs_at_once
 
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16"}  # → torch's name
@@ -472,8 +473,7 @@ class Benchmark:
         images = "MNIST and CIFAR-10" if self.root else "RANDOM IMAGES of MNIST's and CIFAR's size"
         self.results.busy = busy(self._load, os.cpu_count() or 1)
         self.results.notes += [
-            f"{cpu()} ({instruction_sets()}), {os.cpu_count()} hardware threads, "
-            f"{self.workers['fp32'].call('version')}; "
+            f"{machine()}, {self.workers['fp32'].call('version')}; "
             f"data: {images}. Load average {self._load:.1f} before, {os.getloadavg()[0]:.1f} after"
             " (above 0 before: other programs used the machine too).",
             f"Side by side means {self.at_once} simultaneous runs with {self.threads} of the "
@@ -517,13 +517,9 @@ def data_root() -> Path | None:
     return root if all(folder.is_dir() for folder in wanted) else None
 
 
-def cpu() -> str:
-    """Return the processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if "model name" in line)
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+def machine() -> str:
+    """Return the processor's name, its instruction sets and the number of its threads."""
+    return f"{processor.model_name()} ({instruction_sets()}), {os.cpu_count()} hardware threads"
 
 
 def instruction_sets(cpuinfo: str | None = None) -> str:
@@ -535,10 +531,10 @@ def instruction_sets(cpuinfo: str | None = None) -> str:
     Returns:
         The machine's architecture where no text lists the processor's features.
     """
-    flags = processor_flags(cpuinfo)
-    if flags is None:
+    features = processor.features(cpuinfo)
+    if features is None:
         return platform.machine()
-    found = [name for name, flag in INSTRUCTIONS.items() if flag in flags]
+    found = [name for name, feature in INSTRUCTIONS.items() if feature in features]
     return ", ".join(found) or f"{platform.machine()}, none of {', '.join(INSTRUCTIONS)}"
 
 

@@ -18,11 +18,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmark import PRECISIONS, REFERENCE, RESULTS_PAGE, cpu, data_root, say
+from benchmark import PRECISIONS, REFERENCE, RESULTS_PAGE, data_root, say
 from benchmarking import gpu_output
 from benchmarking.measures import Spread, alternate, overhead, ratio
 from benchmarking.nets import NETS, STACKED_ON_GPU
 from benchmarking.worker import BenchmarkError, Worker
+from debugnn import processor
 from debugnn.analysis import tables
 
 # The doctor looks more closely at the first 200 steps. They are all of an MNIST run of the
@@ -156,9 +157,9 @@ class OnGpuBenchmark:
         self.results.torch = importlib.metadata.version("torch")
         seconds = time.perf_counter() - self._began
         self.results.notes[:0] = [
-            f"{self.results.card}, {cpu()} with {os.cpu_count()} hardware threads, "
-            f"{side.call('version')}; data: {self.images}, for stacks the embedded digits and "
-            f"shapes; {seconds:.0f} s in all: `{self.options.command}`.",
+            f"{self.results.card}, {processor.model_name()} with {os.cpu_count()} hardware "
+            f"threads, {side.call('version')}; data: {self.images}, for stacks the embedded "
+            f"digits and shapes; {seconds:.0f} s in all: `{self.options.command}`.",
             "A step here is one of train.py's, with the doctor at its default cadence, JSON lines "
             f"and W&B {self.options.wandb}; the notebooks' has wandb.watch(net, log='all'), and "
             "PyTorch's default, TF32, in its convolutions, which fp32 here leaves alone.",

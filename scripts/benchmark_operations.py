@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmark import REFERENCE, RESULTS_PAGE, busy, cpu, data_root, instruction_sets, say
+from benchmark import REFERENCE, RESULTS_PAGE, busy, data_root, machine, say
 from benchmarking import onednn, operations_output
 from benchmarking.measures import Spread
 from benchmarking.nets import MAIN
@@ -245,7 +245,7 @@ def measured(effort: Effort, arguments: list[str]) -> dict[str, Any]:
         left_out = 1 - sum(len(net.steps) for net in nets) / sum(net.all for net in nets)
         version = plain.call("version")
     return {
-        "machine": f"{cpu()} ({instruction_sets()}), {cores} hardware threads, {version}",
+        "machine": f"{machine()}, {version}",
         "data": "MNIST and CIFAR-10" if root else "RANDOM IMAGES of MNIST's and CIFAR's size",
         "load": [before, os.getloadavg()[0]],
         "busy": busy(before, cores),

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import load
-from benchmark import REFERENCE, RESULTS_PAGE, busy, cpu, instruction_sets, say
+from benchmark import REFERENCE, RESULTS_PAGE, busy, machine, say
 from benchmarking import scale_output
 from benchmarking.measures import Spread, alternate
 from benchmarking.worker import BenchmarkError, Together, Worker
@@ -163,7 +163,7 @@ def measured(effort: Effort, arguments: list[str]) -> dict[str, Any]:
         scale = Scale(effort, Path(stack.enter_context(scratch)), stack)
         found, version = scale.measure(), scale.worker.call("version")
     return {
-        "machine": f"{cpu()} ({instruction_sets()}), {cores} hardware threads, {version} a run",
+        "machine": f"{machine()}, {version} a run",
         "load": [before, os.getloadavg()[0]],
         "busy": busy(before, cores),
         "command": " ".join(["python scripts/benchmark_scale.py", *arguments]),
