@@ -24,16 +24,14 @@ from typing import Any
 from benchmarking import measures, output, startup
 from benchmarking.measures import Spread, alternate, overhead, ratio
 from benchmarking.nets import MAIN, NETS, STACKED, data_overrides, net_overrides
+from benchmarking.publishing import publish
 from benchmarking.worker import ROOT, BenchmarkError, Together, Worker
 from debugnn import processor
-from debugnn.analysis import tables
 from debugnn.training.bf16 import has_bf16
 from reproduce import runs_at_once
 
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16"}  # → torch's name
 WATCHED = (*MAIN, "regression")  # nets that are timed with and without the doctor
-REFERENCE = ROOT / "outputs" / "reference" / "benchmark"  # what the results page shows
-RESULTS_PAGE = REFERENCE.parent / "README.md"
 STACK_STEPS = 20  # steps that are timed together, of a stack and of its members one by one
 # Nets that are timed with `debugnn.nn`'s layers and with torch.nn's.
 OWN_LAYERS = ("mnist", "cifar_bn_dropout")
@@ -598,19 +596,11 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     written = vars(results)
-    table = output.markdown(written)
-    print(table)
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
-    if options.output:
-        options.output.mkdir(parents=True, exist_ok=True)
-        (options.output / "benchmark.md").write_text(table, encoding="utf-8")
-        numbers = json.dumps(written, indent=2) + "\n"
-        (options.output / "benchmark.json").write_text(numbers, encoding="utf-8")
-        output.figure(written, options.output / "benchmark.png")
-        if options.output.resolve() == REFERENCE:
-            tables.fill(RESULTS_PAGE, "speed", output.summary(written))
+    publish(
+        "benchmark", written, output.markdown(written), output.summary, mark="speed",
+        output=options.output, numbers=options.json,
+        draw=lambda folder: output.figure(written, folder / "benchmark.png"),
+    )  # fmt: skip
     return 0
 
 
