@@ -16,6 +16,7 @@ from test_execute import kill_after_two_epochs
 
 from conftest import REPOSITORY
 from debugnn import json_lines, records
+from debugnn.files import replace_text
 from debugnn.runs.execute import execute
 from offline_wandb import WANDB, read_back
 
@@ -360,7 +361,7 @@ def loss(outputs, targets):
 def test_a_killed_run_goes_on_online_with_all_rows_once(tmp_path, server, checkpoint_every):
     """What had not been uploaded comes, and what is trained again does not come again."""
     (tmp_path / "waiting.py").write_text(WAITING)
-    allowed = tmp_path / "allowed"
+    allowed = tmp_path / "allowed"  # replaced, never empty: the loss reads it at any time
     environment = {**online(tmp_path, server), "PYTHONPATH": str(tmp_path),
                    "WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "0.5"}  # fmt: skip
     if "PYTHONPATH" in os.environ:
@@ -370,6 +371,7 @@ def test_a_killed_run_goes_on_online_with_all_rows_once(tmp_path, server, checkp
         "data.train_size=256", "trainer.epochs=10", "trainer.device=cpu", "doctor.every=3",
         "doctor.budget=0", "loss._target_=waiting.loss", f"output_dir={tmp_path}",
         f"trainer.checkpoint_every={checkpoint_every}", "trainer.checkpoint_seconds=0",
+        "wandb.init_timeout=120",  # on a busy machine W&B takes longer than 30 s, and is given up
     ]  # fmt: skip
 
     def begin():
@@ -378,19 +380,19 @@ def test_a_killed_run_goes_on_online_with_all_rows_once(tmp_path, server, checkp
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
-    allowed.write_text(str(4 * 3 + 1))  # three epochs, and the next step waits
+    replace_text(allowed, str(4 * 3 + 1))  # three epochs, and the next step waits
     process = begin()
     assert any("epoch 2 of 10" in line for line in process.stdout)
     while not server.history:
         time.sleep(0.01)  # leaves the processor to what is waited for
     server.silent.set()
     before = len(server.history)
-    allowed.write_text(str(4 * 6 + 1))
+    replace_text(allowed, str(4 * 6 + 1))
     assert any("epoch 5 of 10" in line for line in process.stdout)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     server.silent.clear()
-    allowed.write_text("1000")
+    replace_text(allowed, "1000")
     shown, _ = begin().communicate()
     (facts,) = tmp_path.rglob("run.json")
     assert status(facts) == "finished", shown
