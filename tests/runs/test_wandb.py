@@ -12,12 +12,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 from test_execute import kill_after_two_epochs
 
 from conftest import REPOSITORY
 from debugnn import json_lines, records
 from debugnn.files import replace_text
+from debugnn.records import Step
 from debugnn.runs.execute import execute
+from debugnn.runs.sinks import JsonLines
+from debugnn.runs.wandb_sink import WandB
 from offline_wandb import WANDB, read_back
 
 pytestmark = pytest.mark.slow
@@ -540,3 +544,26 @@ def test_a_run_that_was_killed_is_one_offline_run_with_all_rows_once(compose, tm
         rows = json_lines.read(directory / f"{'layers' if kind == 'layers' else 'metrics'}.jsonl")
         wanted = [row[axis] for row in rows if row["kind"] == kind]
         assert sorted(item[axis] for item in history if key in item) == wanted
+
+
+@pytest.mark.parametrize("uploaded", [False, True])
+def test_what_a_run_kept_is_logged_once_however_late_wandb_begins(compose, tmp_path, uploaded):
+    rows = [Step(0, step, loss=1.0, accuracy=None, lr=0.1, grad_norm=1.0) for step in range(4)]
+    kept = JsonLines(tmp_path)
+    for row in rows[:2]:
+        kept.write(row)
+    kept.close(failed=True)
+    piece = tmp_path / "wandb" / "offline-run-20200101_000000-killed"
+    piece.mkdir(parents=True)
+    if uploaded:
+        (piece / "run-killed.wandb.synced").touch()
+    settings = OmegaConf.to_container(compose("wandb.init_timeout=2"), resolve=True)
+    with WandB._starting:  # by another run of this process, which takes longer than the timeout
+        sink = WandB(tmp_path, config=settings, name="r", group="g", run_id="killed", steps=4)
+        sink.log_kept()
+    sink._seconds = 60  # the end is waited for
+    for row in rows[2:]:
+        sink.write(row)
+    sink.close(failed=False)
+    history = [logged["item"] for logged in read_back(tmp_path)["history"]]
+    assert [item["step"] for item in history] == ([2, 3] if uploaded else [0, 1, 2, 3])

@@ -255,7 +255,7 @@ def open_run(run: Run, **more_facts: object) -> Iterator[Write]:
                 facts["wandb_id"] = logged.id
                 sinks.append(logged)
                 directory.write_facts(facts)
-                if directory.status is not None and logged.incomplete:
+                if directory.status is not None:
                     logged.log_kept()
             yield write
             writer.drain()
