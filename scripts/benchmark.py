@@ -24,15 +24,14 @@ from typing import Any
 from benchmarking import measures, output, startup
 from benchmarking.measures import Spread, alternate, overhead, ratio
 from benchmarking.nets import MAIN, NETS, STACKED, data_overrides, net_overrides
+from benchmarking.publishing import publish
 from benchmarking.worker import ROOT, BenchmarkError, Together, Worker
-from debugnn.analysis import tables
-from debugnn.training.bf16 import has_bf16, processor_flags
+from debugnn import processor
+from debugnn.training.bf16 import has_bf16
 from reproduce import runs_at_once
 
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16"}  # → torch's name
 WATCHED = (*MAIN, "regression")  # nets that are timed with and without the doctor
-REFERENCE = ROOT / "outputs" / "reference" / "benchmark"  # what the results page shows
-RESULTS_PAGE = REFERENCE.parent / "README.md"
 STACK_STEPS = 20  # steps that are timed together, of a stack and of its members one by one
 # Nets that are timed with `debugnn.nn`'s layers and with torch.nn's.
 OWN_LAYERS = ("mnist", "cifar_bn_dropout")
@@ -472,8 +471,7 @@ class Benchmark:
         images = "MNIST and CIFAR-10" if self.root else "RANDOM IMAGES of MNIST's and CIFAR's size"
         self.results.busy = busy(self._load, os.cpu_count() or 1)
         self.results.notes += [
-            f"{cpu()} ({instruction_sets()}), {os.cpu_count()} hardware threads, "
-            f"{self.workers['fp32'].call('version')}; "
+            f"{machine()}, {self.workers['fp32'].call('version')}; "
             f"data: {images}. Load average {self._load:.1f} before, {os.getloadavg()[0]:.1f} after"
             " (above 0 before: other programs used the machine too).",
             f"Side by side means {self.at_once} simultaneous runs with {self.threads} of the "
@@ -517,13 +515,9 @@ def data_root() -> Path | None:
     return root if all(folder.is_dir() for folder in wanted) else None
 
 
-def cpu() -> str:
-    """Return the processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if "model name" in line)
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+def machine() -> str:
+    """Return the processor's name, its instruction sets and the number of its threads."""
+    return f"{processor.model_name()} ({instruction_sets()}), {os.cpu_count()} hardware threads"
 
 
 def instruction_sets(cpuinfo: str | None = None) -> str:
@@ -535,10 +529,10 @@ def instruction_sets(cpuinfo: str | None = None) -> str:
     Returns:
         The machine's architecture where no text lists the processor's features.
     """
-    flags = processor_flags(cpuinfo)
-    if flags is None:
+    features = processor.features(cpuinfo)
+    if features is None:
         return platform.machine()
-    found = [name for name, flag in INSTRUCTIONS.items() if flag in flags]
+    found = [name for name, feature in INSTRUCTIONS.items() if feature in features]
     return ", ".join(found) or f"{platform.machine()}, none of {', '.join(INSTRUCTIONS)}"
 
 
@@ -602,19 +596,11 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     written = vars(results)
-    table = output.markdown(written)
-    print(table)
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
-    if options.output:
-        options.output.mkdir(parents=True, exist_ok=True)
-        (options.output / "benchmark.md").write_text(table, encoding="utf-8")
-        numbers = json.dumps(written, indent=2) + "\n"
-        (options.output / "benchmark.json").write_text(numbers, encoding="utf-8")
-        output.figure(written, options.output / "benchmark.png")
-        if options.output.resolve() == REFERENCE:
-            tables.fill(RESULTS_PAGE, "speed", output.summary(written))
+    publish(
+        "benchmark", written, output.markdown(written), output.summary, mark="speed",
+        output=options.output, numbers=options.json,
+        draw=lambda folder: output.figure(written, folder / "benchmark.png"),
+    )  # fmt: skip
     return 0
 
 

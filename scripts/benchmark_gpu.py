@@ -7,7 +7,6 @@ python scripts/benchmark_gpu.py --device cpu --nets regression --seeds 1,2    to
 
 import argparse
 import importlib.metadata
-import json
 import os
 import sys
 import tempfile
@@ -18,12 +17,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmark import PRECISIONS, REFERENCE, RESULTS_PAGE, cpu, data_root, say
+from benchmark import PRECISIONS, data_root, say
 from benchmarking import gpu_output
 from benchmarking.measures import Spread, alternate, overhead, ratio
 from benchmarking.nets import NETS, STACKED_ON_GPU
+from benchmarking.publishing import publish
 from benchmarking.worker import BenchmarkError, Worker
-from debugnn.analysis import tables
+from debugnn import processor
 
 # The doctor looks more closely at the first 200 steps. They are all of an MNIST run of the
 # article, so that no later ones are timed, and few of a CIFAR run, so that later ones are.
@@ -156,9 +156,9 @@ class OnGpuBenchmark:
         self.results.torch = importlib.metadata.version("torch")
         seconds = time.perf_counter() - self._began
         self.results.notes[:0] = [
-            f"{self.results.card}, {cpu()} with {os.cpu_count()} hardware threads, "
-            f"{side.call('version')}; data: {self.images}, for stacks the embedded digits and "
-            f"shapes; {seconds:.0f} s in all: `{self.options.command}`.",
+            f"{self.results.card}, {processor.model_name()} with {os.cpu_count()} hardware "
+            f"threads, {side.call('version')}; data: {self.images}, for stacks the embedded "
+            f"digits and shapes; {seconds:.0f} s in all: `{self.options.command}`.",
             "A step here is one of train.py's, with the doctor at its default cadence, JSON lines "
             f"and W&B {self.options.wandb}; the notebooks' has wandb.watch(net, log='all'), and "
             "PyTorch's default, TF32, in its convolutions, which fp32 here leaves alone.",
@@ -209,18 +209,11 @@ def main(arguments: list[str]) -> int:
     except (BenchmarkError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    table = gpu_output.markdown(vars(results))
-    print(table)
-    numbers = json.dumps(vars(results), indent=2) + "\n"
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(numbers, encoding="utf-8")
-    if options.output:
-        options.output.mkdir(parents=True, exist_ok=True)
-        (options.output / "gpu.json").write_text(numbers, encoding="utf-8")
-        (options.output / "gpu.md").write_text(table, encoding="utf-8")
-        if options.output.resolve() == REFERENCE:
-            tables.fill(RESULTS_PAGE, "gpu", gpu_output.summary(vars(results)))
+    written = vars(results)
+    publish(
+        "gpu", written, gpu_output.markdown(written), gpu_output.summary,
+        output=options.output, numbers=options.json,
+    )  # fmt: skip
     return 0
 
 

@@ -5,7 +5,6 @@ python scripts/benchmark_operations.py --output outputs/reference/benchmark
 """
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -15,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmark import REFERENCE, RESULTS_PAGE, busy, cpu, data_root, instruction_sets, say
+from benchmark import busy, data_root, machine, say
 from benchmarking import onednn, operations_output
 from benchmarking.measures import Spread
 from benchmarking.nets import MAIN
 from benchmarking.onednn import Primitive
+from benchmarking.publishing import REFERENCE, publish
 from benchmarking.worker import BenchmarkError, Worker
-from debugnn.analysis import tables
 
 SIDE = "benchmarking.operations:Steps"
 WARM = 3  # blocks of steps before the first that counts: memory grows while a profile is kept
@@ -245,7 +244,7 @@ def measured(effort: Effort, arguments: list[str]) -> dict[str, Any]:
         left_out = 1 - sum(len(net.steps) for net in nets) / sum(net.all for net in nets)
         version = plain.call("version")
     return {
-        "machine": f"{cpu()} ({instruction_sets()}), {cores} hardware threads, {version}",
+        "machine": f"{machine()}, {version}",
         "data": "MNIST and CIFAR-10" if root else "RANDOM IMAGES of MNIST's and CIFAR's size",
         "load": [before, os.getloadavg()[0]],
         "busy": busy(before, cores),
@@ -270,15 +269,11 @@ def main(arguments: list[str]) -> int:
     except (BenchmarkError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    tried = operations_output.tried(REFERENCE)
-    print(operations_output.markdown(results, tried))
-    if options.output:
-        options.output.mkdir(parents=True, exist_ok=True)
-        numbers = json.dumps(results, indent=1) + "\n"
-        (options.output / "operations.json").write_text(numbers, encoding="utf-8")
-        operations_output.write(results, tried, options.output)
-        if options.output.resolve() == REFERENCE:
-            tables.fill(RESULTS_PAGE, "operations", operations_output.summary(results))
+    page = operations_output.markdown(results, operations_output.tried(REFERENCE))
+    publish(
+        "operations", results, page, operations_output.summary, output=options.output,
+        draw=lambda folder: operations_output.figure(results, folder / "operations.png"),
+    )  # fmt: skip
     return 0
 
 

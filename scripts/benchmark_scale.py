@@ -5,7 +5,6 @@ python scripts/benchmark_scale.py --output outputs/reference/benchmark
 """
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -18,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import load
-from benchmark import REFERENCE, RESULTS_PAGE, busy, cpu, instruction_sets, say
+from benchmark import busy, machine, say
 from benchmarking import scale_output
 from benchmarking.measures import Spread, alternate
+from benchmarking.publishing import publish
 from benchmarking.worker import BenchmarkError, Together, Worker
-from debugnn.analysis import tables
 
 PROJECT = "benchmarking.project:Project"
 DEPTH = 4  # hidden layers of the MLP whose width grows
@@ -163,7 +162,7 @@ def measured(effort: Effort, arguments: list[str]) -> dict[str, Any]:
         scale = Scale(effort, Path(stack.enter_context(scratch)), stack)
         found, version = scale.measure(), scale.worker.call("version")
     return {
-        "machine": f"{cpu()} ({instruction_sets()}), {cores} hardware threads, {version} a run",
+        "machine": f"{machine()}, {version} a run",
         "load": [before, os.getloadavg()[0]],
         "busy": busy(before, cores),
         "command": " ".join(["python scripts/benchmark_scale.py", *arguments]),
@@ -190,14 +189,10 @@ def main(arguments: list[str]) -> int:
     except (BenchmarkError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(scale_output.markdown(results))
-    if options.output:
-        options.output.mkdir(parents=True, exist_ok=True)
-        numbers = json.dumps(results, indent=2) + "\n"
-        (options.output / "scale.json").write_text(numbers, encoding="utf-8")
-        scale_output.write(results, options.output)
-        if options.output.resolve() == REFERENCE:
-            tables.fill(RESULTS_PAGE, "scale", scale_output.summary(results))
+    publish(
+        "scale", results, scale_output.markdown(results), scale_output.summary,
+        output=options.output, draw=partial(scale_output.draw, results),
+    )  # fmt: skip
     return 0
 
 

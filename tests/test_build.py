@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 
+from debugnn import processor
 from debugnn.build import build, fused
 from debugnn.training import bf16
 
@@ -60,8 +61,8 @@ def test_a_training_is_built_with_the_fused_update(compose):
 )
 def test_slow_bf16_is_said_once(compose, monkeypatch, caplog, tmp_path, precision, features, lines):
     """However many runs a process trains."""
-    monkeypatch.setattr(bf16, "CPUINFO", tmp_path / "cpuinfo")
-    bf16.CPUINFO.write_text(f"processor\t: 0\nflags\t\t: {features}\n")
+    monkeypatch.setattr(processor, "CPUINFO", tmp_path / "cpuinfo")
+    processor.CPUINFO.write_text(f"processor\t: 0\nflags\t\t: {features}\n")
     bf16.warn_if_slow.cache_clear()
     for seed in (0, 1):
         build(compose(f"trainer.precision={precision}", f"seed={seed}"))

@@ -188,13 +188,6 @@ def summary(results: Mapping[str, Any]) -> str:
     return "\n\n".join([*told, f"{results['machine']}: `{results['command']}`."])
 
 
-def write(results: Mapping[str, Any], tries: Sequence[Row], directory: Path) -> None:
-    """Write the page and its figure, operations.md and operations.png."""
-    page = markdown(results, tries)
-    (directory / "operations.md").write_text(page, encoding="utf-8")
-    figure(results, directory / "operations.png")
-
-
 def figure(results: Mapping[str, Any], path: Path) -> None:
     """Draw a bar for each operation, with its quartiles and a tick where the peak would be."""
     nets = results["nets"]

@@ -102,9 +102,8 @@ def summary(results: Mapping[str, Any]) -> str:
     return "\n\n".join([table(rows), f"{results['machine']}: `{results['command']}`."])
 
 
-def write(results: Mapping[str, Any], directory: Path) -> None:
-    """Write the page and its figures, scale.md and scale_<name>.png."""
-    (directory / "scale.md").write_text(markdown(results), encoding="utf-8")
+def draw(results: Mapping[str, Any], directory: Path) -> None:
+    """Draw the page's figures, scale_<name>.png."""
     for name, sizes in results["seconds"].items():
         figure(QUANTITIES[name], sizes, directory / f"scale_{name}.png")
 

@@ -1,11 +1,14 @@
 """Overrides as they are typed on the command line, and the configuration that they make."""
 
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -43,6 +46,24 @@ def quote_numbers(overrides: Sequence[str], conf: Path) -> list[str]:
             value = ",".join(v if _is_word(v) else f"'{v}'" for v in value.split(","))
         quoted.append(f"{key}{equals}{value}")
     return quoted
+
+
+def fields_set(override: str) -> dict[str, str]:
+    """Return the fields of a group that a value in braces sets; it leaves the group's option.
+
+    >>> fields_set("task={lr_from:minimum,finder:{repeats:2}}")
+    {'task.lr_from': 'minimum', 'task.finder.repeats': '2'}
+    """
+    parsed = OverridesParser.create().parse_override(override)
+    return dict(_flat(parsed.key_or_group, parsed.value()))
+
+
+def _flat(key: str, value: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _flat(f"{key}.{name}", item)
+    else:
+        yield key, value if isinstance(value, str) else json.dumps(value)
 
 
 def _is_word(text: str) -> bool:

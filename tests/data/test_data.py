@@ -859,6 +859,7 @@ def test_features_are_left_as_they_are():
         ({"imbalance": 0.01, "train_size": 44}, r"data\.train_size=44: allowed is at most \d+"),
         ({"test_targets": "train"}, r"data\.test_targets=train: .*differ in size"),
         ({"as_shape": [20, 20]}, r"data\.as_shape=\[20, 20\]"),
+        ({"as_shape": []}, r"data\.as_shape=\[\]: allowed are three numbers"),
         ({"mean": [0.1, 0.2], "std": [0.1, 0.2]}, r"data\.mean"),
         ({"mean": [0.5], "std": [0.0]}, r"data\.std"),
     ],

@@ -11,7 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from debugnn.nn import linear
 from debugnn.nn.dropout import Dropout, dropout
-from debugnn.nn.layers import Flatten, Maxout
+from debugnn.nn.flatten import Flatten
+from debugnn.nn.layers import Maxout
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 

@@ -14,7 +14,7 @@ from debugnn.data import Arrays, assemble
 from debugnn.errors import ConfigError
 from debugnn.nn.batch_norm import BatchNorm2d
 from debugnn.nn.dropout import Dropout
-from debugnn.nn.layers import Flatten
+from debugnn.nn.flatten import Flatten
 from debugnn.nn.linear import Linear
 from debugnn.nn.networks import network, parameter_count
 

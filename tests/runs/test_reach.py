@@ -63,8 +63,7 @@ def test_a_run_without_the_doctor_imports_neither_it_nor_the_stacks(tmp_path, pr
     rooms = {name.split(".")[1] for name in without if "." in name}
     assert not rooms & {"doctor", "stacking", "faults", "analysis"}
     print(f"{len(without)} modules, {sum(without.values())} lines")
-    # 100 lines more than before the linear layer that takes 9 % off a step of the MNIST net.
-    assert sum(without.values()) < 3600
+    assert sum(without.values()) < 3500
     assert "debugnn.doctor.watch" in with_it
     assert "debugnn.training.process" in without
     assert not compiler

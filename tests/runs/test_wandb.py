@@ -12,11 +12,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 from test_execute import kill_after_two_epochs
 
 from conftest import REPOSITORY
 from debugnn import json_lines, records
+from debugnn.files import replace_text
+from debugnn.records import Step
 from debugnn.runs.execute import execute
+from debugnn.runs.sinks import JsonLines
+from debugnn.runs.wandb_sink import WandB
 from offline_wandb import WANDB, read_back
 
 pytestmark = pytest.mark.slow
@@ -360,7 +365,7 @@ def loss(outputs, targets):
 def test_a_killed_run_goes_on_online_with_all_rows_once(tmp_path, server, checkpoint_every):
     """What had not been uploaded comes, and what is trained again does not come again."""
     (tmp_path / "waiting.py").write_text(WAITING)
-    allowed = tmp_path / "allowed"
+    allowed = tmp_path / "allowed"  # replaced, never empty: the loss reads it at any time
     environment = {**online(tmp_path, server), "PYTHONPATH": str(tmp_path),
                    "WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "0.5"}  # fmt: skip
     if "PYTHONPATH" in os.environ:
@@ -370,6 +375,7 @@ def test_a_killed_run_goes_on_online_with_all_rows_once(tmp_path, server, checkp
         "data.train_size=256", "trainer.epochs=10", "trainer.device=cpu", "doctor.every=3",
         "doctor.budget=0", "loss._target_=waiting.loss", f"output_dir={tmp_path}",
         f"trainer.checkpoint_every={checkpoint_every}", "trainer.checkpoint_seconds=0",
+        "wandb.init_timeout=120",  # on a busy machine W&B takes longer than 30 s, and is given up
     ]  # fmt: skip
 
     def begin():
@@ -378,19 +384,19 @@ def test_a_killed_run_goes_on_online_with_all_rows_once(tmp_path, server, checkp
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
-    allowed.write_text(str(4 * 3 + 1))  # three epochs, and the next step waits
+    replace_text(allowed, str(4 * 3 + 1))  # three epochs, and the next step waits
     process = begin()
     assert any("epoch 2 of 10" in line for line in process.stdout)
     while not server.history:
         time.sleep(0.01)  # leaves the processor to what is waited for
     server.silent.set()
     before = len(server.history)
-    allowed.write_text(str(4 * 6 + 1))
+    replace_text(allowed, str(4 * 6 + 1))
     assert any("epoch 5 of 10" in line for line in process.stdout)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     server.silent.clear()
-    allowed.write_text("1000")
+    replace_text(allowed, "1000")
     shown, _ = begin().communicate()
     (facts,) = tmp_path.rglob("run.json")
     assert status(facts) == "finished", shown
@@ -538,3 +544,26 @@ def test_a_run_that_was_killed_is_one_offline_run_with_all_rows_once(compose, tm
         rows = json_lines.read(directory / f"{'layers' if kind == 'layers' else 'metrics'}.jsonl")
         wanted = [row[axis] for row in rows if row["kind"] == kind]
         assert sorted(item[axis] for item in history if key in item) == wanted
+
+
+@pytest.mark.parametrize("uploaded", [False, True])
+def test_what_a_run_kept_is_logged_once_however_late_wandb_begins(compose, tmp_path, uploaded):
+    rows = [Step(0, step, loss=1.0, accuracy=None, lr=0.1, grad_norm=1.0) for step in range(4)]
+    kept = JsonLines(tmp_path)
+    for row in rows[:2]:
+        kept.write(row)
+    kept.close(failed=True)
+    piece = tmp_path / "wandb" / "offline-run-20200101_000000-killed"
+    piece.mkdir(parents=True)
+    if uploaded:
+        (piece / "run-killed.wandb.synced").touch()
+    settings = OmegaConf.to_container(compose("wandb.init_timeout=2"), resolve=True)
+    with WandB._starting:  # by another run of this process, which takes longer than the timeout
+        sink = WandB(tmp_path, config=settings, name="r", group="g", run_id="killed", steps=4)
+        sink.log_kept()
+    sink._seconds = 60  # the end is waited for
+    for row in rows[2:]:
+        sink.write(row)
+    sink.close(failed=False)
+    history = [logged["item"] for logged in read_back(tmp_path)["history"]]
+    assert [item["step"] for item in history] == ([2, 3] if uploaded else [0, 1, 2, 3])

@@ -20,6 +20,7 @@ from benchmarking import (
     onednn,
     operations_output,
     output,
+    publishing,
     startup,
     worker,
 )
@@ -263,7 +264,7 @@ def test_bf16_is_left_out_where_the_processor_has_none(capsys):
 
 def test_the_tables_of_a_processor_without_bf16_say_so(tmp_path):
     """The committed numbers, without those of bf16."""
-    results = json.loads((benchmark.REFERENCE / "benchmark.json").read_text())
+    results = json.loads((publishing.REFERENCE / "benchmark.json").read_text())
     for group, numbers in results.items():
         if isinstance(numbers, dict):
             results[group] = {key: n for key, n in numbers.items() if "bf16" not in key}
@@ -281,7 +282,7 @@ def test_a_machine_is_told_by_its_instruction_sets_and_its_load():
     assert "none of AVX2" in benchmark.instruction_sets("flags : fpu\n")
     assert benchmark.busy(1.0, 2) == ""
     warning = benchmark.busy(1.1, 2)
-    results = json.loads((benchmark.REFERENCE / "benchmark.json").read_text()) | {"busy": warning}
+    results = json.loads((publishing.REFERENCE / "benchmark.json").read_text()) | {"busy": warning}
     for table in (output.markdown(results), output.summary(results)):
         assert table.startswith("**The machine was busy:** its load was 1.1 on 2")
 
@@ -299,6 +300,32 @@ def test_projections_have_the_quartiles_of_their_rounds(tmp_path):
     assert measured.results.spread["epoch_mnist_fp32"] == pytest.approx((1.5, 2.5))
     assert measured.results.ratio["article_fp32_alone"] == pytest.approx(1.5)
     assert measured.results.spread["article_fp32_alone"] == pytest.approx((1.25, 1.75))
+
+
+def test_results_are_printed_written_and_put_on_the_results_page(tmp_path, monkeypatch, capsys):
+    page = tmp_path / "README.md"
+    page.write_text("<!-- speed -->\nbefore\n<!-- /speed -->\n")
+    monkeypatch.setattr(publishing, "RESULTS_PAGE", page)
+    monkeypatch.setattr(publishing, "REFERENCE", tmp_path / "kept")
+
+    def publish(output):
+        publishing.publish(
+            "benchmark", {"n": 3}, "# page", lambda results: f"n = {results['n']}", mark="speed",
+            output=output, draw=lambda folder: (folder / "drawn").touch(),
+            numbers=tmp_path / "new" / "numbers.json",
+        )  # fmt: skip
+
+    publish(None)
+    assert capsys.readouterr().out == "# page\n"
+    assert json.loads((tmp_path / "new" / "numbers.json").read_text()) == {"n": 3}
+    publish(tmp_path / "other")
+    assert "before" in page.read_text()
+    publish(tmp_path / "kept")
+    assert page.read_text() == "<!-- speed -->\nn = 3\n<!-- /speed -->\n"
+    for folder in (tmp_path / "other", tmp_path / "kept"):
+        assert {each.name for each in folder.iterdir()} == {
+            "benchmark.json", "benchmark.md", "drawn",
+        }  # fmt: skip
 
 
 def test_help_fits_80_columns(capsys, monkeypatch):

@@ -1,8 +1,9 @@
-"""What settings change about a data set: its size, the shares of its classes, its images' shape.
+"""What settings change about a data set: size, shares of its classes, shape and scale of images.
 
 A data set that is used as it is needs none of this.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -60,8 +61,10 @@ def reshape_images(images: Tensor, shape: Sequence[int]) -> Tensor:
         shape: (C, H, W) of the result.
 
     Raises:
-        ConfigError: the images are larger than `shape`.
+        ConfigError: `shape` is none of images, or smaller than these.
     """
+    if len(shape) != 3 or min(shape) < 1:
+        raise ConfigError(f"data.as_shape={list(shape)}: allowed are three numbers, C, H and W")
     channels, height, width = shape
     down, right = height - images.shape[2], width - images.shape[3]
     if down < 0 or right < 0:
@@ -73,6 +76,41 @@ def reshape_images(images: Tensor, shape: Sequence[int]) -> Tensor:
         images = grey.expand(-1, channels, -1, -1)
     top, left = down // 2, right // 2
     return F.pad(images, (left, right - left, top, down - top)).contiguous()
+
+
+def given_moments(
+    name: str,
+    channels: int,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    reshaped: bool,
+) -> tuple[list[float], list[float]]:
+    """Return the mean and standard deviation that settings give, for images of these channels.
+
+    Args:
+        name: the data set's name, for the error message.
+        channels: of the images.
+        mean, std: a number for each channel, or one for all.
+        reshaped: the images had other channels before.
+
+    Raises:
+        ConfigError: they do not fit the images, or are no mean and standard deviation.
+    """
+    if mean is None or std is None:
+        raise ConfigError("data.mean and data.std go together: both, or neither (null)")
+    if reshaped and len(mean) not in (1, channels):  # colours were averaged to grey
+        mean, std = [sum(mean) / len(mean)], [sum(std) / len(std)]
+    for field, values in (("mean", mean), ("std", std)):
+        if len(values) not in (1, channels):
+            raise ConfigError(
+                f"data.{field}={list(values)}: the images of data={name} have {channels} channels; "
+                "a number for each is needed, or one for all"
+            )
+    if not all(map(math.isfinite, mean)):
+        raise ConfigError(f"data.mean={list(mean)}: allowed are finite numbers")
+    if not all(0 < value < math.inf for value in std):
+        raise ConfigError(f"data.std={list(std)}: allowed are numbers above 0")
+    return list(mean), list(std)
 
 
 def shift_randomly(inputs: Tensor, most: int, generator: torch.Generator) -> Tensor:

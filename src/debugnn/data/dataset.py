@@ -1,6 +1,5 @@
 """A data set on its device, the settings applied to it, and the batches drawn from it."""
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -149,8 +148,6 @@ def assemble(
     """
     inputs = {"train": arrays.train_inputs, "test": arrays.test_inputs}
     images = inputs["train"].ndim == 4
-    if as_shape is not None and (len(as_shape) != 3 or min(as_shape) < 1):
-        raise ConfigError(f"data.as_shape={list(as_shape)}: allowed are three numbers, C, H and W")
     classes = _class_count(name, arrays)
     if not images and (as_shape or augment_shift):
         setting = "as_shape" if as_shape else "augment_shift"
@@ -180,7 +177,7 @@ def assemble(
     splits = {}
     for half in ("train", "test"):
         tensor = _tensor(inputs[half])
-        if as_shape:
+        if as_shape is not None:
             from debugnn.data.alterations import reshape_images
 
             tensor = reshape_images(tensor, as_shape)
@@ -188,8 +185,14 @@ def assemble(
 
     moments: list[Tensor | None] = [None, None]
     if images and scale == "normalised":
-        found = _channel_moments(name, splits["train"].inputs, mean, std, bool(as_shape))
-        moments = [torch.tensor(list(values), device=device).view(-1, 1, 1) for values in found]
+        pixels = splits["train"].inputs
+        if mean is None and std is None:
+            found = _moments(pixels)
+        else:
+            from debugnn.data.alterations import given_moments
+
+            found = given_moments(name, pixels.shape[1], mean, std, bool(as_shape))
+        moments = [torch.tensor(values, device=device).view(-1, 1, 1) for values in found]
     return Data(
         name=name,
         train=splits["train"],
@@ -215,52 +218,14 @@ def _class_count(name: str, arrays: Arrays) -> int | None:
     return int(max(arrays.train_targets.max(), arrays.test_targets.max())) + 1
 
 
-def _channel_moments(
-    name: str,
-    images: Tensor,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    reshaped: bool,
-) -> tuple[Sequence[float], Sequence[float]]:
-    """Return the mean and standard deviation to normalise by, checked against the images."""
-    if mean is None and std is None:
-        return _moments(images)
-    if mean is None or std is None:
-        raise ConfigError("data.mean and data.std go together: both, or neither (null)")
-    if reshaped and len(mean) not in (1, images.shape[1]):  # colours were averaged to grey
-        mean, std = [sum(mean) / len(mean)], [sum(std) / len(std)]
-    for field, values in (("mean", mean), ("std", std)):
-        if len(values) not in (1, images.shape[1]):
-            raise ConfigError(
-                f"data.{field}={list(values)}: the images of data={name} have {images.shape[1]} "
-                "channels; a number for each is needed, or one for all"
-            )
-    if not all(map(math.isfinite, mean)):
-        raise ConfigError(f"data.mean={list(mean)}: allowed are finite numbers")
-    if not all(0 < value < math.inf for value in std):
-        raise ConfigError(f"data.std={list(std)}: allowed are numbers above 0")
-    return mean, std
-
-
 def _moments(images: Tensor) -> tuple[list[float], list[float]]:
     """Return mean and standard deviation per channel of uint8 images, scaled to [0, 1]."""
     if images.numel() > _MAX_FLOAT_COPY:
-        return _moments_by_counts(images)
+        from debugnn.data.large_sets import moments_by_counts
+
+        return moments_by_counts(images)
     flat = images.float().div(255).transpose(0, 1).flatten(1)
     return flat.mean(dim=1).tolist(), flat.std(dim=1).clamp_min(1e-8).tolist()
 
 
 _MAX_FLOAT_COPY = 64 << 20  # pixels; a float copy of more (256 MiB) is avoided
-
-
-def _moments_by_counts(images: Tensor, chunk: int = 4096) -> tuple[list[float], list[float]]:
-    """Compute the same moments from the counts of the 256 values, without a float copy."""
-    counts = torch.zeros(images.shape[1], 256, dtype=torch.float64, device=images.device)
-    for part in images.split(chunk):
-        for channel in range(images.shape[1]):
-            counts[channel] += torch.bincount(part[:, channel].flatten(), minlength=256)
-    values = torch.arange(256, dtype=torch.float64, device=images.device) / 255
-    total = counts.sum(dim=1)
-    mean = counts @ values / total
-    variance = (counts * (values - mean[:, None]) ** 2).sum(dim=1) / (total - 1)
-    return mean.tolist(), variance.sqrt().clamp_min(1e-8).tolist()

@@ -1,14 +1,14 @@
 """A fully connected layer whose products use AVX-512 on processors that are not Intel's."""
 
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._C import _functorch
 
-CPUINFO = Path("/proc/cpuinfo")
+from debugnn import processor
+
 LARGE = 6_000_000  # multiplications; with fewer, a call of oneDNN costs more than it saves
 
 
@@ -67,10 +67,8 @@ def is_slow_in_mkl(cpuinfo: str | None = None) -> bool:
     Args:
         cpuinfo: the text of Linux's /proc/cpuinfo, None for this machine's.
     """
-    if cpuinfo is None:
-        cpuinfo = CPUINFO.read_text(encoding="utf-8") if CPUINFO.exists() else ""
     return (
-        "AuthenticAMD" in cpuinfo
+        processor.entries(cpuinfo).get("vendor_id") == "AuthenticAMD"
         and torch.backends.cpu.get_cpu_capability() == "AVX512"
         and torch.backends.mkl.is_available()
         and torch.backends.mkldnn.is_available()

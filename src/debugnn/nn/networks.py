@@ -7,7 +7,7 @@ from math import prod
 from torch import nn
 
 from debugnn.errors import ConfigError
-from debugnn.nn.layers import Flatten
+from debugnn.nn.flatten import Flatten
 from debugnn.nn.linear import Linear
 
 

@@ -1,10 +1,7 @@
 """A run's directory: who writes it, whether a run is there already, and what describes that run."""
 
-import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from debugnn import records
 from debugnn.config import check
-from debugnn.errors import START_OVER, ConfigError, RunError
+from debugnn.errors import ConfigError, RunError
 from debugnn.files import replace_text
 from debugnn.runs.naming import arm_of, directory_of, label
 
@@ -21,12 +18,7 @@ ERROR_FILE = "error.txt"  # the traceback of the error that ended a run
 
 # Locked while a run is trained. It stays afterwards, as the mark of a directory that runs write.
 LOCK = ".debugnn.lock"
-# What runs, and scripts/report.py for a single run, write there. Nothing else is ever removed.
-_WRITTEN = (LOCK, "config.yaml", "run.json", "metrics.jsonl", "layers.jsonl", "findings.json",
-            "evidence.json", "fix.json", ERROR_FILE, "checkpoint.pt", "checkpoint.previous.pt",
-            "checkpoint.sha256", "nonfinite_step_*.pt", "wandb", "report.html")  # fmt: skip
 _NO_FOLDER = (NotADirectoryError, FileExistsError)
-_STATUSES = ("running", "interrupted", "failed", "pruned", "finished")
 
 
 class RunDirectory:
@@ -75,31 +67,19 @@ class RunDirectory:
     # --- what is there ----------------------------------------------------------------------------
 
     def _read_status(self) -> str | None:
-        if self.config.overwrite or not self._facts_path.exists():
+        if self.config.overwrite or not self.facts_path.exists():
             return None
-        return self.read_facts()["status"]
+        from debugnn.runs import kept  # a new run needs nothing of it
 
-    def read_facts(self) -> dict[str, Any]:
-        """Return what run.json says.
-
-        Raises:
-            RunError: it is damaged, or of something else.
-        """
-        try:
-            facts = records.load(self._facts_path.read_text(encoding="utf-8"))
-            known = facts["status"] in _STATUSES and facts["started"] and facts["training_code"]
-        except (ValueError, KeyError, TypeError):
-            known = False
-        if not known:
-            raise RunError(f"{self._facts_path}: not a run's record; {START_OVER}")
-        return facts
+        return kept.read_facts(self)["status"]
 
     def write_facts(self, facts: Mapping[str, Any]) -> None:
         """Replace run.json."""
-        replace_text(self._facts_path, records.dump(facts, indent=2))
+        replace_text(self.facts_path, records.dump(facts, indent=2))
 
     @property
-    def _facts_path(self) -> Path:
+    def facts_path(self) -> Path:
+        """The path of run.json, which says how the run went."""
         return self.path / "run.json"
 
     @property
@@ -122,20 +102,14 @@ class RunDirectory:
         try:
             self._lock.acquire(blocking=False)
         except Timeout:
-            raise RunError(f"{self.path}: {self._holder()} is writing it") from None
+            from debugnn.runs import kept
+
+            raise RunError(f"{self.path}: {kept.holder(self)} is writing it") from None
         self.status = self._read_status()
 
     def unlock(self) -> None:
         """Let other processes write the directory."""
         self._lock.release()
-
-    def _holder(self) -> str:
-        """Return which process has the lock, from what it wrote into run.json."""
-        try:
-            facts = records.load(self._facts_path.read_text(encoding="utf-8"))
-            return f"process {facts['pid']} on {facts['host']}, since {facts['resumed']},"
-        except (OSError, ValueError, KeyError, TypeError):
-            return "another process"
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
@@ -162,50 +136,16 @@ class RunDirectory:
             self.unlock()
 
     def _claim(self) -> None:
-        continued = self.status is not None
-        if not continued:
-            self._check_own()
+        continued, new = self.status is not None, not self.path.exists()
+        if not new:
+            from debugnn.runs import emptying  # a new run needs nothing of it
+
+            if not continued:
+                emptying.check_own(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
         self.lock()
         if (self.status is not None) != continued:
             raise RunError(f"{self.path}: another process has begun this run just now")
-        if not continued:
-            self._empty()
-        for draft in self.path.glob("*.tmp"):  # of a process that was killed
-            if _is_written(draft.name):
-                draft.unlink()
-        (self.path / ERROR_FILE).unlink(missing_ok=True)  # of an earlier piece of the run
+        if not new:
+            (emptying.remove_remains if continued else emptying.empty)(self.path)
         replace_text(self.config_path, OmegaConf.to_yaml(self.config, resolve=True))
-
-    def _check_own(self) -> None:
-        """Check that the directory holds nothing but what runs write.
-
-        Raises:
-            RunError: it holds something else, or a part of it cannot be removed.
-        """
-        entries = sorted(path.name for path in self._entries())
-        unknown = [name for name in entries if not _is_written(name)]
-        if unknown or (entries and LOCK not in entries):
-            raise RunError(
-                f"{self.path}: holds {(unknown or entries)[0]}, which no run of this project "
-                "wrote: it is not emptied; move it, or choose another output_dir"
-            )
-        for folder, _, _ in os.walk(self.path):
-            if not os.access(folder, os.W_OK | os.X_OK):
-                raise RunError(f"{folder}: cannot be emptied (Permission denied)")
-
-    def _empty(self) -> None:
-        for path in self._entries():
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            elif path.name != LOCK:
-                path.unlink()
-
-    def _entries(self) -> Iterator[Path]:
-        if self.path.exists():
-            yield from self.path.iterdir()
-
-
-def _is_written(name: str) -> bool:
-    """Return whether runs write a file or folder of this name, or its draft."""
-    return any(fnmatch(name.removesuffix(".tmp"), pattern) for pattern in _WRITTEN)

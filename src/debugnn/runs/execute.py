@@ -216,7 +216,9 @@ def open_run(run: Run, **more_facts: object) -> Iterator[Write]:
         rows = JsonLines(directory.path, training.step)
         sinks: list[Sink] = [rows]
         if directory.status is not None:
-            before = directory.read_facts()
+            from debugnn.runs import kept
+
+            before = kept.read_facts(directory)
             facts["wandb_id"], facts["started"] = before["wandb_id"], before["started"]
             earlier = before.get("seconds", 0.0)
         facts["seconds"] = earlier  # known to the next piece even if this one is killed
@@ -253,7 +255,7 @@ def open_run(run: Run, **more_facts: object) -> Iterator[Write]:
                 facts["wandb_id"] = logged.id
                 sinks.append(logged)
                 directory.write_facts(facts)
-                if directory.status is not None and logged.incomplete:
+                if directory.status is not None:
                     logged.log_kept()
             yield write
             writer.drain()

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
+from debugnn import processor
 from debugnn.nn.networks import parameter_count
 from debugnn.runs.naming import article_run
 from debugnn.training.loop import Training
@@ -70,7 +71,7 @@ def _git() -> dict[str, Any]:
 
 # What decides a run's numbers besides its configuration: rooms and modules of this package.
 _TRAINING = ("nn", "data", "training", "build.py", "pretraining.py", "lr_curve.py",
-             "random_state.py", "tensor_stats.py")  # fmt: skip
+             "processor.py", "random_state.py", "tensor_stats.py")  # fmt: skip
 
 
 @cache
@@ -102,8 +103,4 @@ def _device(choice: str) -> str:
     """Return the model name of the GPU or processor that `trainer.device` stands for."""
     if choice != "cpu" and torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if "model name" in line)
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    return processor.model_name()

@@ -15,6 +15,33 @@ from debugnn.runs.directory import RunDirectory
 
 log = logging.getLogger(__name__)
 
+_STATUSES = ("running", "interrupted", "failed", "pruned", "finished")
+
+
+def read_facts(directory: RunDirectory) -> dict[str, Any]:
+    """Return what run.json says.
+
+    Raises:
+        RunError: it is damaged, or of something else.
+    """
+    try:
+        facts = records.load(directory.facts_path.read_text(encoding="utf-8"))
+        known = facts["status"] in _STATUSES and facts["started"] and facts["training_code"]
+    except (ValueError, KeyError, TypeError):
+        known = False
+    if not known:
+        raise RunError(f"{directory.facts_path}: not a run's record; {START_OVER}")
+    return facts
+
+
+def holder(directory: RunDirectory) -> str:
+    """Return which process has the directory's lock, from what it wrote into run.json."""
+    try:
+        facts = records.load(directory.facts_path.read_text(encoding="utf-8"))
+        return f"process {facts['pid']} on {facts['host']}, since {facts['resumed']},"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"
+
 
 def is_finished(directory: RunDirectory) -> bool:
     """Check the run that is there, and return whether it has ended; lock it if it has not.

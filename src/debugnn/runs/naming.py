@@ -4,13 +4,10 @@ A run's directory is named by what the run is: `<output_dir>/<experiment>/<arm>/
 """
 
 import hashlib
-import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from debugnn.config import FILE_NAME
@@ -33,9 +30,17 @@ def arm_of(overrides: Sequence[str]) -> dict[str, str]:
     Args:
         overrides: as typed, `key=value` each.
     """
+    settings = dict[str, str]()
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if value.startswith("{"):
+            from debugnn.overrides import fields_set  # few are written in this way
+
+            settings |= fields_set(override)
+        else:
+            settings[key] = value
     arm = {}
-    settings = (setting for override in overrides for setting in _settings_of(override).items())
-    for key, value in settings:
+    for key, value in settings.items():
         key = key.lstrip("+~")
         if any(key == name or key.startswith(f"{name}.") for name in _NOT_IN_ARM):
             continue
@@ -44,31 +49,6 @@ def arm_of(overrides: Sequence[str]) -> dict[str, str]:
             key, value = key.removesuffix("._target_"), value.rpartition(".")[2]
         arm[key] = value
     return dict(sorted(arm.items()))
-
-
-def _settings_of(override: str) -> dict[str, str]:
-    """Return the keys that an override sets, with their values as text.
-
-    A value in braces sets several fields of a group, and leaves the group's option as it is.
-
-    >>> _settings_of("task={lr_from:minimum}")
-    {'task.lr_from': 'minimum'}
-    >>> _settings_of("optim.lr=1e-3")
-    {'optim.lr': '1e-3'}
-    """
-    key, _, value = override.partition("=")
-    if not value.startswith("{"):
-        return {key: value}
-    parsed = OverridesParser.create().parse_override(override)
-    return dict(_flat(parsed.key_or_group, parsed.value()))
-
-
-def _flat(key: str, value: Any) -> Iterator[tuple[str, str]]:
-    if isinstance(value, Mapping):
-        for name, item in value.items():
-            yield from _flat(f"{key}.{name}", item)
-    else:
-        yield key, value if isinstance(value, str) else json.dumps(value)
 
 
 def _plain_number(value: str) -> str:
@@ -108,9 +88,9 @@ def article_run(config: DictConfig, arm: Mapping[str, str]) -> str | None:
     """
     if config.report is None:
         return None
-    best = None
+    fitting: dict[int, str] = {}  # number of settings → run
     for pattern, run in config.report.article.items():
         wanted = dict(item.split("=", 1) for item in pattern.split(",") if item != "default")
-        if wanted.items() <= arm.items() and (best is None or len(wanted) > best[0]):
-            best = (len(wanted), run)
-    return best[1] if best else None
+        if wanted.items() <= arm.items():
+            fitting.setdefault(len(wanted), run)
+    return fitting[max(fitting)] if fitting else None

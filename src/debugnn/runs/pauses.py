@@ -16,7 +16,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Protocol
 
 # Ctrl-C, `kill` and a scheduler's time limit, and the warning before it that Slurm is asked for.
 _SIGNALS = [
@@ -41,7 +40,7 @@ class Interrupted(KeyboardInterrupt):
         return Interrupted, (self.exit_code - 128,)
 
 
-class Stoppable(Protocol):
+class Stoppable:
     """What signals can stop.
 
     Attributes:
@@ -49,11 +48,13 @@ class Stoppable(Protocol):
         between_steps: whether it ends at once, by Interrupted.
     """
 
-    stopped_by: int | None
-    between_steps: bool
+    stopped_by: int | None = None
+    between_steps = False
 
     def stop(self, number: int) -> None:
-        """Note that the signal of this number tells it to stop."""
+        """Note that the signal of this number tells it to stop; the first one counts."""
+        if self.stopped_by is None:
+            self.stopped_by = number
 
 
 # What signals stop at present: the run that is trained, the sweep that waits for its workers.
@@ -61,21 +62,18 @@ _listening: list[Stoppable] = []
 _relayed: list[int] = []  # signals on their way from `tell`
 
 
-class Pauses:
-    """Says after which steps a run pauses.
+class Pauses(Stoppable):
+    """Says after which steps a run pauses. It ends at its next pause if it is told to stop.
 
     Args:
         minutes: between two checkpoints at most.
         seconds: between two checkpoints at least, unless the run is told to stop.
 
     Attributes:
-        stopped_by: the number of the signal that told the run to stop, None without one.
         between_steps: what runs now changes nothing that is to be saved: see `end_at_once`.
     """
 
     def __init__(self, minutes: float, seconds: float = 0.0) -> None:
-        self.stopped_by: int | None = None
-        self.between_steps = False
         self._most, self._least = 60 * minutes, seconds
         self._saved = time.monotonic()
         self._place: tuple[int, int] | None = None  # that was last asked about
@@ -101,11 +99,6 @@ class Pauses:
             now = self.stopped_by is not None or time.monotonic() - self._saved >= apart
             self._place, self._left_out = place, not now
         return not self._left_out
-
-    def stop(self, number: int) -> None:
-        """Let the run end at its next pause, because of the signal of this number."""
-        if self.stopped_by is None:
-            self.stopped_by = number
 
     def saved(self) -> None:
         """Note that a checkpoint was written."""

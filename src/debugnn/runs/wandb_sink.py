@@ -135,10 +135,6 @@ class WandB:
 
     Attributes:
         id: W&B's id of the run.
-        incomplete: the run may lack records before this piece of it, and is to be given them:
-            `log_kept`. The server of an online run may not have had all of them when a piece was
-            killed. Pieces of an offline run that were never uploaded are removed: W&B uploads none
-            of the pieces behind one that was cut off.
     """
 
     _environment_saved = False  # W&B lists the installed packages: 0.14 s, so once a process
@@ -166,8 +162,11 @@ class WandB:
         self._next_layers = 0
         self._early_layers: list[Layers] = []  # of steps whose own rows have not come yet
         self._on_server = 0  # rows of earlier pieces
-        self._left_out = 0  # rows from here on that the server has
-        self.incomplete = False
+        self._left_out = 0.0  # rows from here on that the run has
+        # The run may lack records before this piece of it. The server of an online run may not have
+        # had all of them when a piece was killed. Pieces of an offline run that were never uploaded
+        # are removed: W&B uploads none of the pieces behind one that was cut off.
+        self._incomplete = False
         self._failed = False
         self._lost_service = False  # W&B's process, which all runs of this one write through
         options = {
@@ -244,7 +243,7 @@ class WandB:
             try:
                 self._init("online", options)
                 self._on_server = self._run.starting_step  # its rows are numbered by their order
-                self.incomplete = options["resume"] is not None
+                self._incomplete = options["resume"] is not None
             except Exception as error:  # W&B's own, the system's, or those of its libraries
                 WandB._unreachable_until = time.monotonic() + _AGAIN_AFTER
                 log.warning("W&B cannot be reached (%s)", first_line(error))
@@ -267,7 +266,7 @@ class WandB:
             uploaded = any(self._directory.glob(f"wandb/run-*-{self.id}")) or any(
                 any(piece.glob("*.synced")) for piece in earlier
             )
-            self.incomplete = not uploaded
+            self._incomplete = not uploaded
             for piece in () if uploaded else earlier:
                 shutil.rmtree(piece)
         for pattern, axis in _AXES.items():
@@ -320,10 +319,11 @@ class WandB:
     def log_kept(self) -> None:
         """Log the records in the directory's files, of a run that goes on; before all others.
 
-        Those that the server has are left out, and so are later ones that it has of steps behind
-        the checkpoint, which are made again.
+        Those that W&B has are left out, and so are later ones that its server has of steps behind
+        the checkpoint, which are made again. Which ones these are is known when the run has begun
+        at W&B, which may be later than this call.
         """
-        self._calls.put((self._leave_out_known, ()))
+        self._calls.put((self._begin_kept, ()))
         layers = json_lines.read(self._directory / "layers.jsonl")
         early = next(layers, None)
         for row in json_lines.read(self._directory / "metrics.jsonl"):
@@ -331,9 +331,14 @@ class WandB:
                 self.write(json_lines.decode(early))
                 early = next(layers, None)
             self.write(json_lines.decode(row))
+        self._calls.put((self._end_kept, ()))
 
-    def _leave_out_known(self) -> None:
-        self._left_out = self._on_server
+    def _begin_kept(self) -> None:
+        self._left_out = self._on_server if self._incomplete else math.inf
+
+    def _end_kept(self) -> None:
+        if not self._incomplete:
+            self._left_out = 0
 
     def _log(self, record: Record | Diagnosis) -> None:
         if self._failed:

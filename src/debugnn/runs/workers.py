@@ -22,7 +22,7 @@ from joblib import cpu_count
 from joblib.externals.loky import ProcessPoolExecutor
 
 from debugnn.errors import WorkerDiedError
-from debugnn.runs.pauses import Interrupted, tell, told_by_signals
+from debugnn.runs.pauses import Interrupted, Stoppable, tell, told_by_signals
 
 # loky replaces a worker whose memory has grown, and warns if the next call was on its way to it.
 _REPLACED = "A worker stopped while some jobs were given to the executor"
@@ -72,12 +72,10 @@ def run_in_workers(
         raise Interrupted(workers.stopped_by)
 
 
-class _Workers:
-    """See `run_in_workers`. Signals stop it."""
+class _Workers(Stoppable):
+    """See `run_in_workers`. Signals stop it, when all workers have ended."""
 
     def __init__(self, at_once: int, threads: int) -> None:
-        self.stopped_by: int | None = None
-        self.between_steps = False  # the workers are waited for
         self._at_once = at_once
         self._threads = threads
         self._idle: list[_Worker] = []
@@ -121,7 +119,7 @@ class _Workers:
     def stop(self, number: int) -> None:
         """Tell all workers to stop, because of the signal of this number."""
         if self.stopped_by is None:
-            self.stopped_by = number
+            super().stop(number)
             for _, worker in self._busy.values():
                 worker.tell(number)
 

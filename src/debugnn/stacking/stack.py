@@ -24,16 +24,8 @@ from debugnn.random_state import random_state, set_random_state
 from debugnn.records import Epoch, Evaluating, Layers, Pause, Step
 from debugnn.training import process
 from debugnn.training.gradients import keep
-from debugnn.training.loop import (
-    Probe,
-    Seen,
-    Tally,
-    Training,
-    Unread,
-    correct,
-    evaluate,
-    seen_by,
-)
+from debugnn.training.loop import Seen, Tally, Training, Unread, correct, evaluate, seen_by
+from debugnn.training.observers import Probe
 
 Batch = tuple[Tensor, Tensor]
 Told = Step | Layers | Epoch | Pause | Evaluating

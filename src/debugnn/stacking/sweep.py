@@ -18,10 +18,9 @@ from torch import nn
 
 from debugnn.errors import ConfigError, RunError, one_line
 from debugnn.records import BOOKKEEPING, Epoch, Evaluating, Pause
-from debugnn.runs import execute
+from debugnn.runs import execute, kept
 from debugnn.runs.directory import RunDirectory
 from debugnn.runs.execute import Run
-from debugnn.runs.kept import flat
 from debugnn.runs.pauses import told_by_signals
 from debugnn.stacking.console import StackConsole
 from debugnn.stacking.stack import Member, Stack
@@ -43,7 +42,7 @@ class Job:
 
     def shared(self) -> dict[str, Any]:
         """Return what all members of a stack have in common: settings with dotted keys."""
-        settings = flat(OmegaConf.to_container(self.config, resolve=True))
+        settings = kept.flat(OmegaConf.to_container(self.config, resolve=True))
         return {"experiment": self.experiment} | {
             name: value
             for name, value in settings.items()
@@ -148,7 +147,7 @@ def _in_step(begun: Sequence[_Begun]) -> Sequence[_Begun]:
     """
     least = min((one.run.training.place for one in begun), default=(0, 0))
     ahead = [one for one in begun if one.run.training.place > least]
-    sizes = {one.run.directory.read_facts().get("stacked") for one in ahead}
+    sizes = {kept.read_facts(one.run.directory).get("stacked") for one in ahead}
     if sizes != {len(begun)}:
         return begun
     try:

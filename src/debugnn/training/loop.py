@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -19,36 +19,19 @@ from debugnn.data import Data
 from debugnn.records import Epoch, Evaluating, Layers, Pause, Step, TensorStats
 from debugnn.training.gradients import GradientRule, keep
 
+if TYPE_CHECKING:
+    from debugnn.training.observers import Probe, Watcher
+
 Loss = Callable[[Tensor, Tensor], Tensor]
 # `gradients`, `parameters` or `activations` → name of the parameter or layer → statistics.
 Seen = dict[str, dict[str, TensorStats]]
 
 
-class Probe(Protocol):
-    """A recorder of the layers' statistics, such as `training.layer_stats.LayerProbe`."""
-
-    def due(self, step: int) -> bool:
-        """Return whether the step with this index is recorded."""
-
-    def watch(self, model: nn.Module, step: int) -> AbstractContextManager[Seen | None]:
-        """Wrap the passes of one step; yield a dict that is filled at the end, if it is due."""
-
-
 def seen_by(
-    probe: Probe | None, model: nn.Module, step: int
+    probe: "Probe | None", model: nn.Module, step: int
 ) -> AbstractContextManager[Seen | None]:
-    """Return what `Probe.watch` does; without a probe, no statistics."""
+    """Return what the probe's `watch` does; without a probe, no statistics."""
     return probe.watch(model, step) if probe is not None else nullcontext()
-
-
-class Watcher(Protocol):
-    """An observer of the training, such as `debugnn.Doctor`."""
-
-    def step(self, loss: Tensor, inputs: Tensor, targets: Tensor) -> None:
-        """Called after each update with the batch and its loss."""
-
-    def validate(self, inputs: Tensor, targets: Tensor) -> None:
-        """Called after each evaluation with a sample of the test set."""
 
 
 @dataclass
@@ -145,8 +128,8 @@ _VALIDATION_SAMPLES = 1024  # most test samples that a watcher is given after an
 def fit(
     training: Training,
     epochs: int,
-    probe: Probe | None = None,
-    watcher: Watcher | None = None,
+    probe: "Probe | None" = None,
+    watcher: "Watcher | None" = None,
     pause: Callable[[], bool] | None = None,
 ) -> Iterator[Step | Layers | Epoch | Pause | Evaluating]:
     """Train until `epochs` epochs are completed, counted from the beginning of the training.
@@ -174,8 +157,8 @@ def fit(
 
 def train_one_epoch(
     training: Training,
-    probe: Probe | None = None,
-    watcher: Watcher | None = None,
+    probe: "Probe | None" = None,
+    watcher: "Watcher | None" = None,
     evaluated: bool = True,
     pause: Callable[[], bool] | None = None,
 ) -> Iterator[Step | Layers | Epoch | Pause | Evaluating]:
