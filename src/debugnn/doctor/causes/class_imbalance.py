@@ -13,11 +13,11 @@ from debugnn.doctor.causes.signals.outcome import (
     reached,
     severity,
 )
+from debugnn.doctor.causes.signals.wording import IMAGE_AXES
 from debugnn.doctor.evidence import Evidence, Score
 
 # A class is rare if its training samples are at most this share of the commonest class's.
 LOOKED_AT = 0.2
-IMAGES = 4  # axes of a batch of images: samples, channels, height, width
 # Recall of a rare class above which it is learnt well enough.
 RECOGNISED = 0.6
 # Recall and precision of a simple model above which a class can be told from the others, and how
@@ -66,7 +66,7 @@ def unrecognised_class(evidence: Evidence) -> Iterator[Sign]:
     pixels of an image are of few classes.
     """
     counts = {c: n for c, n in evidence.data.class_counts.items() if n > 0}
-    pixels = evidence.data.axes == IMAGES and evidence.data.floating
+    pixels = evidence.data.axes == IMAGE_AXES and evidence.data.floating
     known = evidence.task in ("classes", "binary") and (pixels or not evidence.positions)
     if not known or len(counts) < 2 or not judged(evidence):
         return

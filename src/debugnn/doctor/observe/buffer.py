@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from debugnn.doctor.observe import samples
+from debugnn.doctor.observe import devices, samples
 from debugnn.doctor.observe.calls import Call, bytes_of, copied, is_plain, map_tensors
 from debugnn.doctor.observe.growing import GrowingTensor
 from debugnn.doctor.observe.known_samples import KnownSamples
@@ -24,6 +24,7 @@ _LABELS = 200_000  # values, for batches of the size of the latest
 _RAREST = 64  # classes whose recall is noted
 # Batches that are looked at together: a small tensor for each would take longer, and memory.
 _TOGETHER = 20
+_AT_A_PROBE = 200  # the same of batches on a GPU, where no probe comes before
 
 
 class Batch(NamedTuple):
@@ -118,13 +119,16 @@ class BatchBuffer:
             self.left_out += 0 if rows is None else rows.shape[0]
         else:
             self._complete = False
-            self._note(rows, targets, number)
+            self._note(rows, targets, number, due)
         few = len(self.early) < _EARLY or self._samples < _EARLY_SAMPLES
         if few or due:
             self._keep(call, rows, targets, few, due)
 
-    def _note(self, rows: Tensor | None, targets: Any, number: int) -> None:
-        """Note the labels and the samples of a batch; look at those of several batches at once."""
+    def _note(self, rows: Tensor | None, targets: Any, number: int, due: bool) -> None:
+        """Note the labels and the samples of a batch; look at those of several batches at once.
+
+        To look at them waits for a GPU, as a probe does anyway.
+        """
         labels = None
         if (
             isinstance(targets, Tensor)
@@ -143,7 +147,8 @@ class BatchBuffer:
         if not whole:
             self.ends.add(rows)
         self._fingerprinted += size
-        if len(self._waiting) >= _TOGETHER:
+        most = _AT_A_PROBE if devices.waits(rows) else _TOGETHER
+        if len(self._waiting) >= (_TOGETHER if due else most):
             self.fingerprint()
         # Each sample is to have come as often as any other.
         if self._repeats and self._fingerprinted % self._known.distinct < size:

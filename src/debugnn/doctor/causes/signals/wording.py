@@ -17,10 +17,10 @@ def module_of(parameter: str) -> str | None:
     return parameter.rpartition(".")[0] or None
 
 
-_IMAGE_AXES = 4  # (B, C, H, W)
+IMAGE_AXES = 4  # (B, C, H, W)
 
 
 def relu_override(evidence: Evidence) -> str:
     """Return the override that puts ReLUs in: the article's net is for images alone."""
-    images = evidence.data.axes == _IMAGE_AXES
+    images = evidence.data.axes == IMAGE_AXES
     return "model=relu_net" if images else "model.activation._target_=torch.nn.ReLU"
