@@ -17,7 +17,8 @@ def module_of(parameter: str) -> str | None:
     return parameter.rpartition(".")[0] or None
 
 
-IMAGE_AXES = 4  # (B, C, H, W)
+# Axes of a batch of images: (B, C, H, W).
+IMAGE_AXES = 4
 
 
 def relu_override(evidence: Evidence) -> str:
