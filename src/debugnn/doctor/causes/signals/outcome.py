@@ -188,10 +188,9 @@ def learns(evidence: Evidence) -> bool | None:
     """Return whether it learns its training samples at all; None where that cannot be told.
 
     That is so too where it seems to guess, but there are more classes than labels to measure by, or
-    there is little to be learnt. It
-    does not learn where its skill and its loss are those of guessing, where it makes no use of its
-    inputs, where its loss diverged or is worse than that of guessing, and where it stays far behind
-    a simple model.
+    there is little to be learnt. It does not learn where its skill and its loss are those of
+    guessing, where it makes no use of its inputs, where its loss diverged or is worse than that of
+    guessing, and where it stays far behind a simple model.
     """
     if not judged(evidence):
         ways = (
@@ -443,10 +442,14 @@ def failing(evidence: Evidence) -> bool:
 
 
 def short(evidence: Evidence) -> bool:
-    """Return whether it fails, or stays visibly behind a simple model."""
+    """Return whether it fails, or stays visibly behind a simple model.
+
+    Inputs that are to be rebuilt from fewer numbers are copied by a simple model, which says
+    nothing.
+    """
     if failing(evidence):
         return True
-    if not judged(evidence):
+    if not judged(evidence) or evidence.reconstruction:
         return False
     simple = evidence.data.simple_skill
     return simple is not None and reached(evidence) < simple - BEHIND
