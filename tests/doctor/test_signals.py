@@ -5,7 +5,8 @@ import math
 import pytest
 from handmade_evidence import TENTH, diagnosis, evidence, score, with_nan, with_trials
 
-from debugnn.doctor.causes.signals import data, loss_function, outcome, trials
+from debugnn.doctor.causes.over_regularised import strong_decay
+from debugnn.doctor.causes.signals import data, loss_course, loss_function, outcome, trials
 from debugnn.doctor.evidence import Score, TrialOutcome
 from debugnn.doctor.trials import (
     AVERAGED_LOSS,
@@ -78,6 +79,43 @@ def test_failing_and_short(reached, simple, failing, short):
     given = evidence(reached, simple=simple)
     assert outcome.failing(given) is failing
     assert outcome.short(given) is short
+
+
+def test_a_bottleneck_is_not_short_of_a_model_that_copies_its_inputs():
+    given = evidence(0.79, simple=0.96)
+    assert outcome.short(given)
+    given.reconstruction = True
+    assert not outcome.short(given)
+    assert outcome.short(evidence(0.3, simple=0.96))
+
+
+@pytest.mark.parametrize(
+    ("tenths", "tried"),
+    [
+        ([1.8, 1.0, 1.0, 1.3, 1.4, 1.45, 1.45, 1.4, 1.36, 1.33], True),  # lost, and falls again
+        ([1.8, 1.0, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9], True),  # at a standstill
+        ([1.8, 1.7, 1.6, 1.5, 1.4, 1.3, 1.2, 1.1, 1.0, 0.9], False),
+    ],
+)
+def test_a_strong_decay_is_tried_where_a_training_stands_still_or_loses_what_it_learnt(
+    tenths, tried
+):
+    given = evidence(0.5)
+    given.outcome.first_loss, given.outcome.tenths = tenths[0], tenths
+    given.outcome.highest_loss, given.outcome.last_loss = tenths[0], tenths[-1]
+    given.optimizer.weight_decay, given.optimizer.decay_rescaled = 0.1, True
+    assert strong_decay(given) == tried
+
+
+@pytest.mark.parametrize(
+    ("highest", "steps", "named"), [(0, 60, True), (0.1, 60, False), (0, 9, False)]
+)
+def test_a_loss_of_zero_from_the_first_step_on_asks_for_nothing(highest, steps, named):
+    given = evidence()
+    given.task, given.loop.steps = "unknown", steps
+    given.outcome.first_loss = given.outcome.lowest_loss = given.outcome.last_loss = 0.0
+    given.outcome.highest_loss = highest
+    assert (loss_course.always_zero(given) is not None) == named
 
 
 @pytest.mark.parametrize(

@@ -276,6 +276,19 @@ def test_where_classes_are_places_in_the_batch_another_batch_has_others(size):
     assert found.samples == size
 
 
+def test_a_place_that_says_all_is_no_skill_of_guessing():
+    """One right answer in front of seven wrong ones, as negative sampling has it."""
+    targets = torch.zeros(200, 8)
+    targets[:, 0] = 1
+    outputs = torch.randn(200, 8, generator=torch.manual_seed(0)) + 3 * targets - 2
+    found = score(Task("binary"), outputs, targets)
+    accuracy = ((outputs > 0) == (targets > 0)).float().mean().item()
+    assert found.skill == pytest.approx((accuracy - 7 / 8) / (1 / 8), abs=1e-5)
+    assert 0 < found.relative_loss < 1
+    targets[:5, 1] = 1  # labels of maps, whose places have frequencies
+    assert score(Task("binary"), outputs, targets).relative_loss > found.relative_loss
+
+
 def test_nan_outputs_score_without_raising():
     outputs = torch.full((6, 3), math.nan)
     found = score(Task("classes", 3), outputs, torch.arange(6) % 3)

@@ -79,22 +79,32 @@ def mixed_before_the_output(evidence: Evidence) -> Iterator[Sign]:
 
 
 def runs_over_the_batch(evidence: Evidence) -> Iterator[Sign]:
-    """Entries along the first axis depend on each other and those along the second do not, as of
-    sequences whose time axis comes first; and the data have it the other way round."""
-    network, found = evidence.network, evidence.data.neighbours
-    runs_over = network.axis_dependence.get(0)
-    if found is None or runs_over not in ("all", "earlier", "later"):
+    """Entries along one axis depend on each other and those along the other do not, as of sequences
+    with their time along the one axis; and the data have it the other way round."""
+    found, dependence = evidence.data.neighbours, evidence.network.axis_dependence
+    if found is None:
         return
-    if found.second < DEPENDENT or found.first > INDEPENDENT:
+    along = (found.first, found.second)
+    over = next((a for a in (0, 1) if dependence.get(a) in ("all", "earlier", "later")), None)
+    if over is None or along[1 - over] < DEPENDENT or along[over] > INDEPENDENT:
         return
+    if over == 0:
+        fix = (
+            "batch_first=True, or inputs of shape (time, batch, ...) as the layer expects them. If "
+            "the first axis is time, say so: Doctor(..., sample_axis=1)"
+        )
+    else:
+        fix = (
+            "batch_first=False, or inputs of shape (batch, time, ...) as the layer expects them. "
+            "If the second axis is time, say so: Doctor(..., sample_axis=0)"
+        )
     yield Sign(
         severity(evidence),
-        "outputs depend on other entries along axis 0 of the inputs, and on none along axis 1, as "
-        f"if axis 0 were time. Of the {found.values}, neighbours along axis 1 depend on each other "
-        f"({found.second:.2f}, of 1) and neighbours along axis 0 do not ({found.first:.2f}): axis "
-        "0 holds the samples",
-        fix="batch_first=True, or inputs of shape (time, batch, ...) as the layer expects them. If "
-        "the first axis is time, say so: Doctor(..., sample_axis=1)",
+        f"outputs depend on other entries along axis {over} of the inputs, and on none along axis "
+        f"{1 - over}, as if axis {over} were time. Of the {found.values}, neighbours along axis "
+        f"{1 - over} depend on each other ({along[1 - over]:.2f}, of 1) and neighbours along axis "
+        f"{over} do not ({along[over]:.2f}): axis {over} holds the samples",
+        fix=fix,
         confidence="certain",
         harm="the network looks at other samples instead of at the rest of the sequence",
         evidence={"neighbours_along_axis_0": found.first, "neighbours_along_axis_1": found.second},

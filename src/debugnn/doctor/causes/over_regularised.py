@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
+from debugnn.doctor.causes.signals.learning_rate import unlearns
 from debugnn.doctor.causes.signals.outcome import (
     NEARLY_PERFECT,
     chooses_candidate,
@@ -81,25 +82,29 @@ def strong_regulariser(evidence: Evidence) -> Iterator[Sign]:
 
 
 def strong_decay(evidence: Evidence) -> bool:
-    """Return whether decay is strong where a training that has more to learn stands still."""
+    """Return whether decay is strong where a training that has more to learn stands still, or loses
+    what it had learnt."""
     decay = evidence.optimizer.weight_decay
     if not judged(evidence) or reached(evidence) > NEARLY_PERFECT:
         return False
     shrinkage = decay * (evidence.optimizer.lr or 0.0) * evidence.loop.optimizer_steps
     strong = evidence.optimizer.decay_rescaled and decay >= STRONG_DECAY
     strong = strong or shrinkage > STRONG_SHRINKAGE
-    return strong and stands_still(evidence) and not diverged(evidence)
+    held = stands_still(evidence) or unlearns(evidence)
+    return strong and held and not diverged(evidence)
 
 
 def decay_holds_back(evidence: Evidence) -> Iterator[Sign]:
-    """A training that stands still under weight decay, and whose weights learn more without it."""
+    """A training that stands still under weight decay, or loses what it had learnt, and whose
+    weights learn more without it."""
     resumed = goes_on(evidence, UNREGULARISED_ON)
     if resumed is None or not strong_decay(evidence):
         return
     decay = evidence.optimizer.weight_decay
+    course = "loses what it had learnt" if unlearns(evidence) else "has come to a standstill"
     yield Sign(
         severity(evidence),
-        f"training has come to a standstill under a weight decay of {decay:g}; a copy that goes on "
+        f"training {course} under a weight decay of {decay:g}; a copy that goes on "
         f"without it learns more (the relative loss of other batches falls from "
         f"{resumed.start:.2f} to {resumed.end:.2f} in {resumed.steps} steps)",
         "lower the weight decay (1e-4 to 1e-2 are usual)"

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Rule, Sign, first_of
 from debugnn.doctor.causes.signals.loss_calls import Breach, breaches
+from debugnn.doctor.causes.signals.loss_course import always_zero, runs_away
 from debugnn.doctor.causes.signals.loss_function import (
     UNREACHABLE,
     better_when_right,
@@ -51,12 +52,6 @@ CLASS_SHARE = 0.02
 # Skill below which class numbers that are fitted as quantities do harm.
 FITTED = 0.9
 
-# A loss has no bound where it ends this many times its first size below zero, and at least this
-# far: likelihoods, rewards and critics' scores of sound programs end within some hundred times.
-RUNAWAY = 1e4
-# Fall over the last tenth of the training, over that of a tenth on average, below which a loss has
-# found a bound: a policy's reward may be of any size.
-LEVELLED = 0.25
 
 # Share of the samples, as a mean of signs, at which the loss rises with the volume of a flow, and
 # cosine from which on its codes are drawn to one point: 1 of a normal density, about 0.9 of others.
@@ -308,22 +303,6 @@ def reversed_risk_sets(evidence: Evidence) -> Iterator[Sign]:
         )
 
 
-def runs_away(evidence: Evidence) -> str | None:
-    """What is minimised has no lower bound, and the training has run far down."""
-    outcome = evidence.outcome
-    first, last, course = outcome.first_loss, outcome.last_loss, outcome.tenths
-    if first is None or last is None or not last < -RUNAWAY * max(abs(first), 1.0):
-        return None
-    if len(course) < 2 or course[-2] - course[-1] < LEVELLED * (course[0] - course[-1]) / len(
-        course
-    ):
-        return None
-    return (
-        f"the loss falls without end, from {first:.3g} to {last:.3g}: it has no lower bound, as "
-        "where a sign is flipped, or a term is missing that holds the outputs back"
-    )
-
-
 def falls_without_end(evidence: Evidence) -> str | None:
     """A term of an autoencoder's loss whose sign is flipped: it falls as an output grows."""
     loss = evidence.loss
@@ -477,6 +456,12 @@ CAUSE = Cause(
             unexpected_arguments,
             _rule(flipped_sign),
             _rule(no_gradient, any_task=True),
+            _rule(
+                always_zero,
+                "look at what is left of the loss before it is clipped at 0 or averaged: a mask "
+                "that leaves out all, a diagonal of inf that is picked as the hardest negative",
+                any_task=True,
+            ),
             _rule(
                 softmax_over_batch,
                 "take the softmax over the classes: dim=1 (or leave it to cross_entropy)",

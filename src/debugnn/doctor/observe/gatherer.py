@@ -18,7 +18,7 @@ from debugnn.doctor.observe.loss_jumps import LossJumps
 from debugnn.doctor.observe.losses import LossCurve
 from debugnn.doctor.observe.modes import without_dropout
 from debugnn.doctor.observe.module_state import state_facts
-from debugnn.doctor.observe.neighbours import neighbour_facts
+from debugnn.doctor.observe.neighbours import has_both_axes, neighbour_facts
 from debugnn.doctor.observe.optimizer import optimizer_facts, still_unreached
 from debugnn.doctor.observe.outcome import (
     Predicted,
@@ -216,15 +216,17 @@ class Gatherer:
 
     @guarded("which axis of the inputs is that of time")
     def _gather_neighbours(self) -> None:
-        """Where the network takes the first axis for time, and nothing else tells."""
+        """Where the network takes one axis for time, and the data alone tell whether it is."""
         training, network = self._training, self.evidence.network
-        runs_over = network.axis_dependence
-        if network.sample_axis != 1 or network.sample_axis_told or runs_over.get(0) == "apart":
+        axis, runs_over = network.sample_axis, network.axis_dependence
+        if axis is None or network.sample_axis_told or training.layout.axis != axis:
             return
-        if training.layout.axis == 1 and runs_over.get(1) == "apart":
-            self.evidence.data.neighbours = neighbour_facts(
-                training.buffer.batches, training.layout
-            )
+        if runs_over.get(axis) != "apart" or runs_over.get(1 - axis) == "apart":
+            return
+        batches = training.buffer.batches
+        # One target for each entry of the first axis tells that it holds the samples.
+        if axis == 1 or all(has_both_axes(batch, training.layout) for batch in batches):
+            self.evidence.data.neighbours = neighbour_facts(batches, training.layout)
 
     @guarded("labels of pairs")
     def _gather_pairs(self) -> None:

@@ -1,7 +1,7 @@
 """Along which of two axes of a batch neighbours depend on each other, as steps of a sequence do.
 
-A network may keep the entries of the second axis apart and let those of the first one depend on
-each other: of sequences whose time axis comes first that is right, of others the network runs over
+A network may keep the entries of one axis apart and let those of the other one depend on each
+other: of sequences whose time lies along the other axis that is right, else the network runs over
 the batch instead of over time. The data tell which it is. Neighbours along time depend on each
 other, more than values that are far apart; neighbours in a shuffled batch do not, beyond what their
 place in the sequence says.
@@ -55,6 +55,14 @@ def neighbour_facts(batches: Sequence[Batch], layout: Layout) -> NeighbourFacts 
     targets = [y.unsqueeze(2) if y.dim() == 2 and y.is_floating_point() else y for y in targets]
     of_targets = _along_both(targets) if targets and targets[0].dim() in (2, 3) else None
     return NeighbourFacts(*along) if of_targets is None else NeighbourFacts(*of_targets, "targets")
+
+
+def has_both_axes(batch: Batch, layout: Layout) -> bool:
+    """Return whether there is a target for each position along the inputs' first two axes."""
+    inputs, targets = layout.inputs(batch.call), batch.targets
+    if inputs is None or not isinstance(targets, Tensor) or not is_plain(targets):
+        return False
+    return targets.dim() >= 2 and is_plain(inputs) and targets.shape[:2] == inputs.shape[:2]
 
 
 def _along_both(values: Sequence[Tensor]) -> tuple[float, float] | None:

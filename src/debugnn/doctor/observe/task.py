@@ -222,14 +222,20 @@ def constant_loss(task: Task, targets: Tensor) -> float | None:
 
 
 def labels_by_entry(task: Task, targets: Tensor) -> Tensor | None:
-    """Return the labels of samples that have several each, (N, places); None of others."""
+    """Return the labels of samples that have several each, (N, places); None of others.
+
+    None too where all samples have the same labels. A place stands for a role then, as where one
+    right answer comes first and wrong ones follow, and no output may know of its place.
+    """
     if not isinstance(targets, Tensor) or targets.dim() < 2 or targets[0].numel() < 2:
         return None
     if task.kind == "binary":
-        return (targets.detach() > 0.5).long().flatten(1)
-    if task.kind != "classes" or targets.is_floating_point():
+        labels = (targets.detach() > 0.5).long().flatten(1)
+    elif task.kind == "classes" and not targets.is_floating_point():
+        labels = targets.detach().long().flatten(1)
+    else:
         return None
-    return targets.detach().long().flatten(1)
+    return None if len(labels) > 1 and bool((labels == labels[0]).all()) else labels
 
 
 def shares_by_entry(task: Task, labels: Tensor) -> Tensor | None:
