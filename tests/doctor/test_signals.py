@@ -108,7 +108,7 @@ def test_a_strong_decay_is_tried_where_a_training_stands_still_or_loses_what_it_
 
 
 @pytest.mark.parametrize(
-    ("highest", "steps", "named"), [(0, 60, True), (0.1, 60, False), (0, 9, False)]
+    ("highest", "steps", "named"), [(0, 300, True), (0.1, 300, False), (0, 9, False)]
 )
 def test_a_loss_of_zero_from_the_first_step_on_asks_for_nothing(highest, steps, named):
     given = evidence()
