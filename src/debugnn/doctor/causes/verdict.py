@@ -88,7 +88,10 @@ def _of_unknown_task(evidence: Evidence) -> Verdict:
         skills = (f"{p.name} {part_skill(p):.2f}" for p in evidence.outcome.parts)
         return Verdict(True, f"it learns: its skill on training samples is {', '.join(skills)}")
     first, last = evidence.outcome.first_loss, evidence.outcome.last_loss
-    if fell(evidence) and outputs_belong(evidence):
+    # A policy that makes rewarded actions rarer lowers its loss all the same.
+    policy = evidence.loss.policy
+    lowered = fell(evidence) and not (policy is not None and policy.rises)
+    if lowered and outputs_belong(evidence):
         return Verdict(
             True,
             f"it learns by its own loss, which fell from {first:.3g} to {last:.3g} and is lower "
