@@ -10,6 +10,7 @@ from debugnn.doctor.trials import (
     HIGHER_RATES,
     LOWER_RATES,
     REINITIALISED,
+    RESUMED_FASTER,
     STANDARDISED_INPUTS,
     TRIALS,
     UNCHANGED,
@@ -65,7 +66,8 @@ def test_each_trial_changes_one_thing_and_is_wanted_by_some_cause():
         fields = {k: v for k, v in vars(trial).items() if k != "name"}
         changed = [k for k, v in fields.items() if v != plain.get(k, False)]
         # One that goes on from the trained weights is compared with these weights themselves.
-        assert len(changed) == (trial is not UNCHANGED) + (trial is UNREGULARISED_ON), trial
+        goes_on = trial in (UNREGULARISED_ON, RESUMED_FASTER)
+        assert len(changed) == (trial is not UNCHANGED) + goes_on, trial
     given = evidence(0.0)
     given.task = "values"
     given.data.rms = given.data.target_rms = 100.0
@@ -86,6 +88,9 @@ def test_each_trial_changes_one_thing_and_is_wanted_by_some_cause():
     given.weights[-1].outputs = 9
     wanted = set(causes.trials_wanted(given))
     given.data.rms = 1.0  # of the inputs; what one layer takes is large
+    wanted |= set(causes.trials_wanted(given))
+    given.optimizer.rates = [[float(at), (1 + at) * 1e-6] for at in range(0, STEPS, 40)]
+    given.optimizer.scheduled = 1.0
     wanted |= set(causes.trials_wanted(given))
     given.outcome.highest_loss = 1e4
     assert wanted | set(causes.trials_wanted(given)) == set(TRIALS)

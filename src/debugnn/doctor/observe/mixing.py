@@ -84,10 +84,14 @@ def gradient_mixes(
         found = view.of(output)
         halves = (slice(count // 2), slice(count // 2, None))
         gradients = [
-            torch.autograd.grad(found[rows].float().sum(), leaf, retain_graph=True)[0]
+            torch.autograd.grad(
+                found[rows].float().sum(), leaf, retain_graph=True, allow_unused=True
+            )[0]
             for rows in halves
         ]
-    each = [gradient.movedim(axis, 0) for gradient in gradients]
+    each = [gradient.movedim(axis, 0) for gradient in gradients if gradient is not None]
+    if len(each) < len(halves):
+        return None
     if not all(gradient[rows].any() for gradient, rows in zip(each, halves, strict=True)):
         return None
     others = zip(each, reversed(halves), strict=True)
