@@ -238,7 +238,7 @@ def test_a_comparison_that_failed_accuses_nobody():
 )
 def test_an_overflow_is_told_from_an_invalid_operation(where, overflow, highest, expected):
     given = with_nan(where, overflow=overflow, highest_loss=highest)
-    assert outcome.overflowed(given) is expected
+    assert loss_course.overflowed(given) is expected
     report = diagnosis(given)
     assert report.findings[0].cause == "non_finite"
     assert report.findings[0].samples == [3]
@@ -246,7 +246,7 @@ def test_an_overflow_is_told_from_an_invalid_operation(where, overflow, highest,
 
 
 def test_parameters_that_are_broken_at_the_start_are_no_overflow():
-    assert not outcome.overflowed(with_nan("parameter", step=0, overflow=True))
+    assert not loss_course.overflowed(with_nan("parameter", step=0, overflow=True))
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,10 @@ from importlib import import_module
 
 from debugnn.doctor.causes.cause import Cause, Kind
 from debugnn.doctor.causes.signals.learning_rate import vanished_rate
+from debugnn.doctor.causes.signals.loss_course import learns_late
 from debugnn.doctor.causes.signals.outcome import (
     doubtful,
     last_validation,
-    learns_late,
     rough_start,
     short,
     skill,

@@ -16,18 +16,17 @@ from debugnn.doctor.causes.signals.data import (
     transfer_skill,
 )
 from debugnn.doctor.causes.signals.learning_rate import LEFT_OVER, STILL
+from debugnn.doctor.causes.signals.loss_course import diverged, overflowed
 from debugnn.doctor.causes.signals.network import MIXED
 from debugnn.doctor.causes.signals.outcome import (
     AT_CHANCE,
     JUDGED_AFTER,
     SIMPLE_FINDS,
     at_chance,
-    diverged,
     held_out,
     judged,
     last_validation,
     outputs_belong_to_new_samples,
-    overflowed,
     reached,
     scaled_otherwise,
 )

@@ -5,8 +5,9 @@ from collections.abc import Iterable, Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
 from debugnn.doctor.causes.signals.data import FAR_SCALE
+from debugnn.doctor.causes.signals.loss_course import diverged
 from debugnn.doctor.causes.signals.network import gradient_ratios
-from debugnn.doctor.causes.signals.outcome import diverged, severity, short
+from debugnn.doctor.causes.signals.outcome import severity, short
 from debugnn.doctor.causes.signals.trials import cured, shown_by, trial_numbers
 from debugnn.doctor.causes.signals.wording import module_of
 from debugnn.doctor.evidence import Evidence

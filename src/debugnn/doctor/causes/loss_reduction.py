@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign
+from debugnn.doctor.causes.signals.loss_course import diverged
 from debugnn.doctor.causes.signals.loss_function import summed, undivided_passes
-from debugnn.doctor.causes.signals.outcome import diverged, failing, severity, short
+from debugnn.doctor.causes.signals.outcome import failing, severity, short
 from debugnn.doctor.causes.signals.trials import cured, overtakes, shown_by, trial_numbers
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.trials import AVERAGED_LOSS, DIVIDED, LOWER_RATES, Trial

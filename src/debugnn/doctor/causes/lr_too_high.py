@@ -8,9 +8,9 @@ from debugnn.doctor.causes.signals.learning_rate import (
     REPLACED,
     jumps_about,
     largest_update,
-    unlearns,
 )
-from debugnn.doctor.causes.signals.outcome import at_chance, diverged, severity, short
+from debugnn.doctor.causes.signals.loss_course import diverged, unlearns
+from debugnn.doctor.causes.signals.outcome import at_chance, severity, short
 from debugnn.doctor.causes.signals.trials import (
     CALM,
     FAR_WORSE,

@@ -16,11 +16,11 @@ from debugnn.doctor.causes.signals.learning_rate import (
     unfinished_rise,
     vanished_rate,
 )
+from debugnn.doctor.causes.signals.loss_course import diverged
 from debugnn.doctor.causes.signals.outcome import (
     AT_CHANCE,
     FAILING,
     UNKNOWN_JUDGED_AFTER,
-    diverged,
     failing,
     judged,
     reached,

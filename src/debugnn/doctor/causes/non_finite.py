@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
-from debugnn.doctor.causes.signals.outcome import overflowed
+from debugnn.doctor.causes.signals.loss_course import overflowed
 from debugnn.doctor.causes.signals.wording import listed, module_of
 from debugnn.doctor.evidence import Evidence, NonFinite
 from debugnn.doctor.report import Finding

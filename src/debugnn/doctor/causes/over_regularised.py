@@ -3,18 +3,16 @@
 from collections.abc import Iterable, Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
-from debugnn.doctor.causes.signals.learning_rate import unlearns
+from debugnn.doctor.causes.signals.loss_course import diverged, stands_still, unlearns
 from debugnn.doctor.causes.signals.outcome import (
     NEARLY_PERFECT,
     chooses_candidate,
     code_ignored,
-    diverged,
     doubtful,
     judged,
     reached,
     severity,
     short,
-    stands_still,
 )
 from debugnn.doctor.causes.signals.trials import cured, goes_on, shown_by, trial_numbers
 from debugnn.doctor.evidence import Evidence

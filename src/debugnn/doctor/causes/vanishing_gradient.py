@@ -4,13 +4,12 @@ from collections.abc import Iterable, Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
 from debugnn.doctor.causes.exploding_gradient import growing_gradients
+from debugnn.doctor.causes.signals.loss_course import learns_late, plateau
 from debugnn.doctor.causes.signals.network import flat_activations, gradient_ratios
 from debugnn.doctor.causes.signals.outcome import (
     BEHIND,
     FAR_BEHIND,
     judged,
-    learns_late,
-    plateau,
     reached,
     severity,
     short,

@@ -3,6 +3,7 @@
 import math
 from typing import NamedTuple
 
+from debugnn.doctor.causes.signals.loss_course import diverged
 from debugnn.doctor.causes.signals.outcome import (
     AT_CHANCE,
     JUDGED_AFTER,
@@ -11,7 +12,6 @@ from debugnn.doctor.causes.signals.outcome import (
     chooses_candidate,
     code_ignored,
     collapsed,
-    diverged,
     guessing_known,
     inputs_unused,
     learns,

@@ -3,6 +3,7 @@
 from itertools import pairwise
 from typing import NamedTuple
 
+from debugnn.doctor.causes.signals.loss_course import unlearns
 from debugnn.doctor.causes.signals.outcome import (
     NEARLY_PERFECT,
     UNKNOWN_JUDGED_AFTER,
@@ -42,9 +43,6 @@ LARGE_UPDATE = 0.05
 REPLACED = 1.0
 # Last rate over the highest one, below which a schedule has lowered it: half of a decay by ten.
 FELL = 0.3
-# Share of the fall of the loss by which it has risen again, as medians of tenths of the training,
-# from which lower rates are tried: the scatter of such medians is some hundredths of the fall.
-UNLEARNT = 0.25
 # ‖w − w₀‖ / ‖w₀‖ after the whole training below which the weights have stayed where they were:
 # sound programs have 0.5 and more, rates that are 1,000 times too low 0.016 and less.
 STILL = 0.03
@@ -159,14 +157,6 @@ def jumps_about(evidence: Evidence) -> bool:
     lowered = has_fallen(highest_rates(evidence))
     wild = largest_update(evidence)[0] > REPLACED or unlearns(evidence)
     return wild and not lowered and not_all_learnt(evidence)
-
-
-def unlearns(evidence: Evidence) -> bool:
-    """Return whether the loss rises again for good after it has fallen, by a part of its fall."""
-    course, first = evidence.outcome.tenths, evidence.outcome.first_loss
-    if len(course) < 2 or first is None:
-        return False
-    return course[-1] - min(course) > UNLEARNT * (first - min(course)) > 0
 
 
 def largest_update(evidence: Evidence) -> tuple[float, str, int]:

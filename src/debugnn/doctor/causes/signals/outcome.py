@@ -1,9 +1,9 @@
 """How well the training went."""
 
 import math
-from statistics import fmean
 
 from debugnn.doctor.causes.signals.data import RARE, rarest_share
+from debugnn.doctor.causes.signals.loss_course import diverged
 from debugnn.doctor.causes.signals.loss_function import UNREACHABLE, loss_floor, shift_invariant
 from debugnn.doctor.causes.signals.network import extreme_gain
 from debugnn.doctor.evidence import Evidence, Pairing, Score
@@ -84,23 +84,6 @@ TOLD_SOMETHING = 0.005
 LEFT_TO_TELL = 0.25
 # Skill above which a likelihood worse than guessing comes from few samples that the net is sure of.
 NEARLY_PERFECT = 0.9
-# A loss this many times its first value has diverged. Single losses of sound programs stay below
-# 1.6 times the first; the median of the last tenth scatters less than single losses.
-DIVERGED = 3.0
-STILL_DIVERGED = 1.5
-# A loss this many times its first value explains a NaN: numbers had grown before they overflowed.
-OVERFLOWING = 1e3
-OVERFLOWING_FROM = 1e-3  # the least first loss that this is measured from
-# Level below which a mean of ten losses has left the plateau of guessing.
-LEFT_PLATEAU = 0.93
-# A plateau counts where it takes this share of the training, and at least so many steps. Sound
-# programs leave it within 0.1 of their steps.
-PLATEAU_SHARE = 0.15
-PLATEAU_STEPS = 30
-# Share of its whole fall by which the loss of a training at a standstill still falls from one third
-# of it to the last one. Means of three medians scatter by less, and trials tell the rest.
-STANDSTILL = 0.1
-THIRD = 3  # of the ten parts that such medians are of
 # Initial loss over that of guessing above which a start is rough. Sound programs start at 0.9 to
 # 2.0.
 ROUGH = 5.0
@@ -463,57 +446,6 @@ def doubtful(evidence: Evidence) -> bool:
 def severity(evidence: Evidence) -> str:
     """Return `error` for a failing training, else `warning`."""
     return "error" if failing(evidence) else "warning"
-
-
-def plateau(evidence: Evidence) -> int | None:
-    """Return the steps before the loss left the level of guessing; None where not measured."""
-    return evidence.outcome.first_below.get(LEFT_PLATEAU)
-
-
-def learns_late(evidence: Evidence) -> bool:
-    """Return whether it learnt only after a plateau that took a good part of the training."""
-    steps = plateau(evidence)
-    least = max(PLATEAU_STEPS, PLATEAU_SHARE * evidence.loop.steps)
-    return steps is not None and steps >= least
-
-
-def diverged(evidence: Evidence) -> bool:
-    """Return whether the loss has grown far above its first value."""
-    outcome = evidence.outcome
-    if outcome.nonfinite_step is not None:
-        return True
-    first, highest, last = outcome.first_loss, outcome.highest_loss, outcome.last_loss
-    if first is None or highest is None or last is None:
-        return False
-    return highest > DIVERGED * abs(first) + 1e-9 or last > STILL_DIVERGED * abs(first)
-
-
-def stands_still(evidence: Evidence) -> bool:
-    """Return whether the loss no longer falls in the last third of the training."""
-    course = evidence.outcome.tenths
-    if len(course) < 2 * THIRD:
-        return False
-    before, last = fmean(course[-2 * THIRD : -THIRD]), fmean(course[-THIRD:])
-    return before - last < STANDSTILL * (course[0] - min(course))
-
-
-def overflowed(evidence: Evidence) -> bool:
-    """Return whether a non-finite number ended a divergence, and no operation was invalid."""
-    found = evidence.nonfinite
-    if found is None:
-        return evidence.outcome.nonfinite_step is not None and not evidence.data.nonfinite_samples
-    if found.where in ("input", "target"):
-        return False
-    if found.where in ("parameter", "buffer", "update"):
-        return found.step > 0 and (found.overflow or _diverged_before(evidence, found.step))
-    return found.overflow or found.where == "unknown" or _diverged_before(evidence, found.step)
-
-
-def _diverged_before(evidence: Evidence, step: int) -> bool:
-    first, highest = evidence.outcome.first_loss, evidence.outcome.highest_loss
-    if first is None or highest is None or not math.isfinite(first):
-        return False
-    return step > 0 and highest > OVERFLOWING * max(abs(first), OVERFLOWING_FROM)
 
 
 def rough_start(evidence: Evidence) -> bool:
