@@ -12,7 +12,7 @@ from debugnn.doctor.causes.signals.loss_function import (
     loss_floor,
     shift_invariant,
 )
-from debugnn.doctor.causes.signals.outcome import severity, short, skill
+from debugnn.doctor.causes.signals.outcome import not_all_learnt, severity, short, skill
 from debugnn.doctor.causes.signals.wrong_aim import (
     generator_wants_to_be_told,
     labels_pulled_apart,
@@ -373,9 +373,9 @@ def regression_of_probabilities(evidence: Evidence) -> str | None:
 
 
 def cut_logits(evidence: Evidence) -> str | None:
-    """An activation at the output cuts the range of the logits."""
+    """An activation at the output cuts the range of the logits, and not all is learnt."""
     operation = evidence.network.last_op
-    if evidence.task == "classes" and operation in _CUTTING and short(evidence):
+    if evidence.task == "classes" and operation in _CUTTING and not_all_learnt(evidence):
         return f"the logits pass a {operation}, which cuts their range"
     return None
 

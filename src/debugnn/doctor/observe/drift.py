@@ -60,7 +60,7 @@ def _standardised(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return each sample with mean 0 and deviation 1, these means and these deviations, without
     samples that are constant or not finite."""
     rows = rows[torch.isfinite(rows).all(dim=1)]
-    means, deviations = rows.mean(dim=1), rows.std(dim=1)
+    means, deviations = rows.mean(dim=1), rows.std(dim=1, correction=0)
     varied = deviations > 1e-6 * rows.abs().amax(dim=1)
     rows, means, deviations = rows[varied], means[varied], deviations[varied]
     return (rows - means[:, None]) / deviations[:, None], means, deviations

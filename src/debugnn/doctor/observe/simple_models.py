@@ -287,6 +287,8 @@ def _skill(guess: Tensor, wanted: Tensor, values: bool) -> float:
 
 def standardised(rows: Tensor) -> Tensor:
     """Return rows (N, features) with mean 0 and standard deviation 1; constant features with 0."""
+    if not len(rows):
+        return rows
     deviations = rows.std(dim=0, correction=0)
     return (rows - rows.mean(dim=0)) / torch.where(deviations > 0, deviations, 1.0)
 
