@@ -313,6 +313,24 @@ def test_samples_that_mix_are_seen(name):
     assert found.mixing > 0.01
 
 
+@pytest.mark.parametrize(
+    ("read", "used"),
+    [
+        (lambda out: out[:, -1], (True, True)),
+        (lambda out: out[:, 0], (True, False)),
+        (lambda out: out.mean(dim=1), (True, True)),
+        (lambda out: out[:, T // 2 :].mean(dim=1), (True, True)),
+        (lambda out: out, None),  # an output for each position
+    ],
+)
+def test_the_halves_of_a_sequence_that_outputs_depend_on(read, used):
+    model = Net(
+        lambda s, x: s.head(read(s.cell(x)[0])),
+        cell=nn.GRU(E, 8, batch_first=True), head=nn.Linear(8, CLASSES),
+    )  # fmt: skip
+    assert look(model, torch.randn(16, T, E)).halves_used == used
+
+
 def with_a_token_in_front(batch_first):
     """A class token in front of each sequence, whose outputs are read at the token."""
     layer = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=batch_first, norm_first=True)

@@ -271,3 +271,23 @@ def test_odd_inputs_at_their_edges(facts, odd):
     for name, value in facts.items():
         setattr(given.data, name, value)
     assert (data.odd_inputs(given) is not None) is odd
+
+
+@pytest.mark.parametrize(
+    ("halves", "skill", "named"),
+    [
+        ([True, False], 0.02, True),
+        ([True, True], 0.02, False),
+        ([False, True], 0.02, False),
+        ([True, False], 0.95, False),
+        ([], 0.02, False),
+    ],
+)
+def test_only_a_training_that_falls_short_misses_the_second_half_of_its_sequences(
+    halves, skill, named
+):
+    given = evidence(skill)
+    given.network.halves_used = halves
+    found = [f for f in diagnosis(given).findings if "halves_used" in f.evidence]
+    assert bool(found) == named
+    assert all((f.cause, f.confidence) == ("vanishing_gradient", "certain") for f in found)

@@ -71,6 +71,25 @@ def cut_at_each_step(evidence: Evidence) -> Iterator[Sign]:
     )
 
 
+def reads_the_first_half(evidence: Evidence) -> Iterator[Sign]:
+    """Outputs for whole sequences that follow the first half of the positions alone, of a training
+    that falls short: those of a recurrence at its first position, say, and not at its last."""
+    if evidence.network.halves_used != [True, False] or not short(evidence):
+        return
+    yield Sign(
+        severity(evidence),
+        "the outputs depend on the first half of a sequence's positions and not on the second, "
+        "whatever stands there: no gradient comes back from it",
+        "read the state after the last position, outputs[:, -1] of (batch, time, ...) or "
+        "outputs[-1] of (time, batch, ...), or a mean over all positions",
+        step=0,
+        evidence={"halves_used": evidence.network.halves_used},
+        override=None,
+        confidence="certain",
+        harm="what stands later in a sequence cannot be learnt from",
+    )
+
+
 def _forgets(evidence: Evidence, found: RecurrenceFacts) -> bool:
     """Return whether outputs of a step miss what a simple model finds in the other steps."""
     skill, by_all, by_itself = found.end_skill, found.end_by_all, found.end_by_itself
@@ -136,7 +155,7 @@ CAUSE = Cause(
     name="vanishing_gradient",
     meaning="gradients that shrink on their way to the first layers",
     kind=Kind.SYMPTOM,
-    rules=(first_of(cut_at_each_step, fading_gradients),),
+    rules=(first_of(cut_at_each_step, reads_the_first_half, fading_gradients),),
     fix="use ReLU with Kaiming's initialisation, batch norm or residual connections (in recurrent "
     "networks LSTM or GRU)",
     harm="the first layers hardly leave their random initial weights",

@@ -381,10 +381,12 @@ def cut_logits(evidence: Evidence) -> str | None:
 
 
 def cut_values(evidence: Evidence) -> str | None:
-    """An activation at the output cannot reach the targets."""
-    low, high = evidence.data.target_low, evidence.data.target_high
+    """An activation at the output cannot reach the targets: values, or inputs to be rebuilt."""
+    low, high, loss = evidence.data.target_low, evidence.data.target_high, evidence.loss
     operation = evidence.network.last_op
-    if evidence.task != "values" or operation not in _RANGES or low is None or high is None:
+    rebuilt = evidence.reconstruction and loss.confirmed and len(loss.shapes) > 1
+    compared = evidence.task == "values" or (rebuilt and loss.shapes[0] == loss.shapes[1])
+    if not compared or operation not in _RANGES or low is None or high is None:
         return None
     bottom, top = _RANGES[operation]
     margin = MARGIN * (high - low)
@@ -519,7 +521,7 @@ CAUSE = Cause(
             _rule(classes_not_compared, may_serve=True),
             _rule(regression_of_probabilities, may_serve=True),
             _rule(cut_logits),
-            _rule(cut_values, "leave the last layer without an activation"),
+            _rule(cut_values, "leave the last layer without an activation", any_task=True),
             _rule(
                 class_numbers_as_values,
                 "give the model an output for each class, and cross_entropy the class indices",

@@ -101,6 +101,9 @@ class NetworkFacts:
     # Such an output has a gradient with respect to these inputs; None: nothing mixes, or it cannot
     # be told.
     mixing_by_gradient: bool | None = None
+    # Of sequences with outputs for the whole of each, whether these depend on the first half of the
+    # positions, and on the second, at the start or at the end. Empty of others.
+    halves_used: list[bool] = field(default_factory=list)
     # Relative change of a sample's output as all samples of the batch move up by one place.
     place_change: float | None = None
     evaluation_change: float | None = None  # relative difference of two evaluations of one batch

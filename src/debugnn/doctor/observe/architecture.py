@@ -49,6 +49,7 @@ def network_facts(
         mixing=samples.mixing,
         mixing_layers=samples.mixing_layers,
         mixing_by_gradient=samples.mixing_by_gradient,
+        halves_used=list(samples.halves_used or ()),
     )
     facts.dropout = max(rates, default=0.0)
     facts.mode_sensitive = facts.dropout > 0 or any(isinstance(m, BATCH_NORM) for m in modules)

@@ -20,6 +20,7 @@ from debugnn.doctor.observe.layout import Layout, samples_axis
 from debugnn.doctor.observe.mixing import LEAST_BATCH, gradient_mixes, measure_mixing
 from debugnn.doctor.observe.perturbation import Passes, differ, with_statistics, without_constants
 
+_POSITIONS = 4  # of a sequence that has two halves
 FIND = "find"  # the sample axis is found, not told
 
 
@@ -38,6 +39,8 @@ class Samples:
             input, and `mixing` is None.
         mixing_by_gradient: such an output has a gradient with respect to these inputs. None where
             nothing mixes or it cannot be told.
+        halves_used: for sequences with outputs for the whole of each, whether these depend on the
+            first half of the positions, and on the second. None of others.
         count: number of samples; None where they are not apart.
         told: the user has said which axis it is.
     """
@@ -47,6 +50,7 @@ class Samples:
     mixing: float | None = None
     mixing_layers: dict[str, float] = field(default_factory=dict)
     mixing_by_gradient: bool | None = None
+    halves_used: tuple[bool, bool] | None = None
     count: int | None = None
     told: bool = False
 
@@ -103,7 +107,8 @@ def _conclude(
     if told == FIND and not layout.divisible and not apart:
         layout = replace(layout, axis=None)  # the model holds something of each entry: a graph
     count, axis = layout.count(passes.call), layout.axis
-    samples = Samples(layout, dependence, count=count, told=told != FIND)
+    halves = _halves_used(passes, inputs, axis, dependence)
+    samples = Samples(layout, dependence, halves_used=halves, count=count, told=told != FIND)
     influence = None if axis is None else found.get(axis)
     if axis is None or count is None or count < LEAST_BATCH:
         return samples
@@ -119,6 +124,23 @@ def _conclude(
     total, layers = measure_mixing(passes, inputs, axis, count, influence.view)
     by_gradient = gradient_mixes(passes, inputs, axis, count, influence.view) if total else None
     return replace(samples, mixing=total, mixing_layers=layers, mixing_by_gradient=by_gradient)
+
+
+def _halves_used(
+    passes: Passes, inputs: Tensor, axis: int | None, dependence: dict[int, str]
+) -> tuple[bool, bool] | None:
+    """Return whether outputs depend on the first half of a sequence's positions, and the second."""
+    if axis is None or dependence.get(axis) != "apart" or 1 - axis in dependence:
+        return None
+    tokens = inputs.dim() == 2 and not inputs.is_floating_point()
+    if not (tokens or inputs.dim() == 3) or inputs.shape[1 - axis] < _POSITIONS:
+        return None
+    output = passes.output
+    found = [passes.changed(inputs, 1 - axis, half) for half in (0, 1)]
+    if output is None or any(each is None or each.shape != output.shape for each in found):
+        return None
+    first, second = (each is not None and differ(output, each) for each in found)
+    return first, second
 
 
 def _main(call: Call, output: Tensor) -> int:

@@ -209,6 +209,9 @@ def data_facts(inputs: Tensor, targets: Tensor | None, task: Task) -> DataFacts:
         facts.nonfinite_features = (broken * _spacing(inputs, FEATURES)).tolist()
     if facts.floating and finite.sum() > 1:
         _describe_scale(facts, rows[finite])
+    if targets is not None and targets.numel() and not targets.is_complex():
+        ends = targets.detach().double().aminmax()
+        facts.target_low, facts.target_high = (end.item() for end in ends)
     if targets is None or task.kind == "unknown":
         return facts
     if task.kind == "values":
@@ -254,7 +257,6 @@ def _describe_values(
     values = targets.detach().cpu().double()
     facts.target_rms = values.square().mean().sqrt().item()
     facts.target_std = values.std(correction=0).item()
-    facts.target_low, facts.target_high = (v.item() for v in values.aminmax())
     column = values.reshape(len(values), -1)
     facts.target_kinds = len(column.unique())
     if column.shape[1] != 1 or len(values) != len(finite):

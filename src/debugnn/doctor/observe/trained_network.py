@@ -36,6 +36,9 @@ def note_trained_network(
     with without_dropout(model, training=False):
         facts.trained_bend = bend(model, call)
         samples = find_samples(model, call, targets, sample_axis)
+    if facts.halves_used and samples.halves_used is not None:
+        pairs = zip(facts.halves_used, samples.halves_used, strict=True)
+        facts.halves_used = [before or now for before, now in pairs]
     if samples.mixing is not None and samples.mixing > (facts.mixing or 0.0):
         facts.mixing, facts.mixing_layers = samples.mixing, samples.mixing_layers
         facts.mixing_by_gradient = samples.mixing_by_gradient
