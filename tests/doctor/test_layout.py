@@ -6,6 +6,7 @@ from torch import nn
 
 from debugnn.doctor.observe.calls import Call
 from debugnn.doctor.observe.layout import Layout
+from debugnn.doctor.observe.sample_axis import find_samples
 
 T, B, H = 5, 4, 3  # time steps, samples, features
 TOKENS = torch.arange(T * B).reshape(T, B)
@@ -140,3 +141,33 @@ def test_outputs_that_are_no_tensor_are_computed_in_one_pass():
 
     call = Call((torch.randn(150, 3), torch.randn(150, 2)))
     assert Layout(0, verified=True).run(Packed(), call)["logits"].shape == (150,)
+
+
+class Bag(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.bag = nn.EmbeddingBag(20, 8)
+
+    def forward(self, tokens, offsets):
+        return self.bag(tokens, offsets)
+
+
+def test_places_where_samples_begin_are_no_samples():
+    """Bags of tokens of several lengths, one after the other."""
+    torch.manual_seed(0)
+    call = Call((torch.randint(0, 20, (50,)), torch.arange(0, 50, 5)))
+    found = find_samples(Bag().eval(), call, torch.arange(10) % 2)
+    assert found.layout.offsets
+    assert found.layout.rows(call) is None
+    users, films = torch.randint(0, 20, (2, 10))
+    rated = Call((users, films))
+    assert not find_samples(Rated().eval(), rated, torch.arange(10) % 2).layout.offsets
+
+
+class Rated(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.users, self.films = nn.Embedding(20, 4), nn.Embedding(20, 4)
+
+    def forward(self, users, films):
+        return (self.users(users) * self.films(films)).sum(dim=1)

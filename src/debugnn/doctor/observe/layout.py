@@ -33,12 +33,14 @@ class Layout:
         main: index of the inputs among the call's tensors; None where each sample is a tensor.
         divisible: False where the model refuses a part of a batch.
         verified: some samples alone were seen to give the outputs that they give among the others.
+        offsets: the inputs are the places where samples begin in another tensor of the call.
     """
 
     axis: int | None = 0
     main: int | None = 0
     divisible: bool = True
     verified: bool = False
+    offsets: bool = False
 
     def inputs(self, call: Call) -> Tensor | None:
         """Return the tensor among the arguments that holds the samples, None without one."""
@@ -71,13 +73,16 @@ class Layout:
     def rows(self, call: Call, inputs: Any = None) -> Tensor | None:
         """Return the samples, (samples, …), None where the call has no tensor with axes.
 
-        Samples that are not apart are the entries of the first axis.
+        Samples that are not apart are the entries of the first axis. None too of samples of several
+        lengths that lie one after the other in a tensor, of which another one holds the places.
 
         Args:
             inputs: the batch as the loop handed it over. It is taken where it holds as many samples
                 as the call: a loop may reshape a batch before it calls the model.
         """
         own, axis = self.inputs(call), self.axis or 0
+        if self.offsets:
+            return None
         if own is inputs:
             return _first(own, axis)
         handed = self.inputs(as_call(inputs)) if _is_batch(inputs) else None

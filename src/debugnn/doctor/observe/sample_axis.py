@@ -79,6 +79,7 @@ def find_samples(
         inputs = layout.inputs(call)
         if inputs is None:
             return Samples(replace(layout, axis=None), told=told != FIND)
+        layout = replace(layout, offsets=_are_offsets(inputs, call))
         found = {a: influence_of(passes, inputs, a) for a in (0, 1) if inputs.dim() > a}
         if not any(found.values()):  # a last layer that starts at zero hides all that is before it
             with without_constants(model):
@@ -153,6 +154,18 @@ def _main(call: Call, output: Tensor) -> int:
     usable = [i for i, t in enumerate(tensors) if is_plain(t) and t.dim() and t.dtype != torch.bool]
     shared = (i for i in usable if any(views_of(tensors[i], output, a) for a in (0, 1)))
     return next(shared, usable[0] if usable else 0)
+
+
+def _are_offsets(inputs: Tensor, call: Call) -> bool:
+    """Return whether the inputs are the places where samples begin in another tensor of the call,
+    as `nn.EmbeddingBag` takes them."""
+    if inputs.dim() != 1 or inputs.is_floating_point() or inputs.dtype == torch.bool:
+        return False
+    others = [t for t in call.tensors() if t is not inputs and t.dim() == 1]
+    if len(inputs) < 2 or not others:
+        return False
+    rising = bool((inputs[0] == 0) & (inputs[1:] >= inputs[:-1]).all())
+    return rising and any(len(t) >= int(inputs[-1]) > 0 for t in others)
 
 
 def _axis_of(inputs: Tensor, targets: Any, dependence: dict[int, str]) -> int:
