@@ -133,7 +133,7 @@ def test_labels_of_one_class_prove_nothing_of_similarities_or_of_few_samples():
         {"network__last_op": "div"},  # contrastive: the first similarity is the right one
         {"evidence__positions": False},
         {"data__same_batch": True},  # one batch that is learnt by heart
-        {"data__distinct": 20},
+        {"data__distinct": 19},
         {"outcome__validations": []},
         {"outcome__validations": [Validation(100, 0.1, Score(0.5, 0.2, 0.6, samples=500))]},
     ):

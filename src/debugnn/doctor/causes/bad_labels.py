@@ -83,6 +83,8 @@ BY_CHANCE = 0.5
 # loss: what jumps far below the first loss does no harm.
 SPIKE = 20.0
 SPIKE_SHARE = 0.5
+# Distinct maps of labels, each of many, from which one class alone is no accident.
+MAPS = 20
 # A sample's own loss over the median of its batch's, above which it explains the spike.
 STANDS_OUT = 5.0
 
@@ -198,7 +200,7 @@ def one_class_alone(evidence: Evidence) -> Iterator[Sign]:
     weighed = any(word in (evidence.network.last_op or "") for word in WEIGHTED)
     measured = min(last.samples, train.samples) > 0
     one = measured and last.skill is None and train.skill is None  # no other class to be told
-    many = evidence.data.distinct >= SAMPLES and evidence.data.same_batch is False
+    many = evidence.data.distinct >= MAPS and evidence.data.same_batch is False
     if one and many and weighed:
         yield Sign(
             "error",

@@ -49,7 +49,11 @@ def note_data(
             over that of the best constant one.
     """
     kept = [(b, b.inputs) for b in buffer.batches if b.inputs is not None]
-    if not kept or task is None:
+    if task is None:
+        return
+    if not kept:  # what the samples are is not known, but what they are called
+        counts = buffer.class_counts(task)
+        evidence.data.class_counts = {} if counts is None else dict(enumerate(counts.tolist()))
         return
     kept = [(b, rows) for b, rows in kept if rows.shape[1:] == kept[0][1].shape[1:]]
     inputs = torch.cat([rows for _, rows in kept])
