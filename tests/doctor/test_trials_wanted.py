@@ -60,6 +60,21 @@ def test_higher_rates_are_tried_until_one_learns():
     assert list(causes.trials_wanted(given)) == [UNCHANGED]
 
 
+def slow_warm_up(skill):
+    """A training at the beginning of a warm-up that is stepped once an epoch."""
+    given = evidence(skill)
+    given.optimizer.rates = [[float(at), (1 + at) * 1e-6] for at in range(0, STEPS, 40)]
+    given.optimizer.scheduled = 1.0
+    return given
+
+
+def test_a_slow_warm_up_is_gone_on_from_only_where_something_was_learnt():
+    assert RESUMED_FASTER in causes.trials_wanted(slow_warm_up(0.7))
+    failing = list(causes.trials_wanted(slow_warm_up(0.0)))
+    assert RESUMED_FASTER not in failing
+    assert set(HIGHER_RATES) <= set(failing)
+
+
 def test_each_trial_changes_one_thing_and_is_wanted_by_some_cause():
     plain = {"name": "", "lr": 1.0, "regularised": True, "clipped": None}
     for trial in TRIALS:
@@ -89,8 +104,6 @@ def test_each_trial_changes_one_thing_and_is_wanted_by_some_cause():
     wanted = set(causes.trials_wanted(given))
     given.data.rms = 1.0  # of the inputs; what one layer takes is large
     wanted |= set(causes.trials_wanted(given))
-    given.optimizer.rates = [[float(at), (1 + at) * 1e-6] for at in range(0, STEPS, 40)]
-    given.optimizer.scheduled = 1.0
-    wanted |= set(causes.trials_wanted(given))
+    wanted |= set(causes.trials_wanted(slow_warm_up(0.7)))
     given.outcome.highest_loss = 1e4
     assert wanted | set(causes.trials_wanted(given)) == set(TRIALS)

@@ -297,7 +297,9 @@ def _trials_of_schedules(evidence: Evidence) -> Iterable[Trial]:
     if faded_rate(evidence) is not None:
         yield RESUMED
     rise = unfinished_rise(evidence)
-    if rise is not None and rise.scheduled is not None and rise.seldom:
+    # Of a training that does not learn, higher rates from the start tell it in fewer steps, for
+    # which the budget would be spent.
+    if rise is not None and rise.scheduled is not None and rise.seldom and not failing(evidence):
         yield RESUMED_FASTER
 
 
