@@ -1,5 +1,7 @@
 """A wrong sign in the loss of a generator or a policy, whose task is unknown."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,6 +10,7 @@ from torch.distributions import Categorical
 
 from debugnn import Doctor
 from debugnn.doctor.observe.loss_function.policy import policy_facts
+from debugnn.doctor.observe.loss_function.variable_names import variables
 
 BATCH = 16
 BCE = nn.BCEWithLogitsLoss()
@@ -250,10 +253,55 @@ def test_of_other_losses_nothing_is_known(loss, targets):
     assert policy_facts(loss, SCORES, targets) is None
 
 
+def of_numbers(scores, targets):
+    actions, numbers = targets
+    return (log_probability(scores, actions) * numbers).mean()
+
+
+def of_costs(scores, targets):
+    actions, costs = targets
+    advantage = costs - costs.mean()
+    return (log_probability(scores, actions) * advantage).mean()
+
+
+class RewardLoss(nn.Module):
+    def forward(self, scores, targets):
+        actions, td_returns = targets
+        return (log_probability(scores, actions) * td_returns).mean()
+
+
+def by_another_function(scores, targets):
+    return reinforce(-1)(scores, targets)
+
+
 @pytest.mark.parametrize(
-    ("loss", "severity"), [(clipped(-1), "warning"), (reinforce(-1), "note"), (reinforce(1), None)]
+    ("loss", "called"),
+    [
+        (reinforce(-1), ["returns"]),
+        (actor_critic(-1), ["advantage", "returns"]),
+        (RewardLoss(), ["td_returns"]),
+        (partial(by_another_function), ["returns"]),
+        (of_numbers, []),
+        (of_costs, []),
+    ],
 )
-def test_only_a_clip_tells_the_wrong_sign_from_a_cost(loss, severity):
+def test_the_code_of_a_loss_tells_rewards_from_costs(loss, called):
+    outputs = (SCORES, RETURNS / 2) if "values" in variables(loss) else SCORES
+    facts = policy_facts(loss, outputs, (ACTIONS, RETURNS))
+    assert (facts.rises, facts.called) == (True, called)
+
+
+@pytest.mark.parametrize(
+    ("loss", "severity"),
+    [
+        (clipped(-1), "warning"),
+        (reinforce(-1), "warning"),
+        (of_numbers, "note"),
+        (of_costs, "note"),
+        (reinforce(1), None),
+    ],
+)
+def test_a_clip_and_the_words_of_the_loss_tell_the_wrong_sign_from_a_cost(loss, severity):
     torch.manual_seed(0)
     policy = nn.Linear(3, 4)
     optimizer = torch.optim.SGD(policy.parameters(), lr=0.1)

@@ -85,14 +85,14 @@ class Reached:
         elif isinstance(value, partial):
             self._push((value.func, *value.args, *value.keywords.values()))
         elif isinstance(value, types.FunctionType):
-            if _is_own(value.__module__):
+            if is_own(value.__module__):
                 self._function(value)
         elif isinstance(value, torch.Generator | random.Random) or _is_numpys_generator(value):
             self._notes.append(partial(_random_numbers, value))
         elif isinstance(value, torch.optim.Optimizer) or (
             not isinstance(value, type | types.ModuleType)
             and hasattr(value, "__dict__")
-            and _is_own(type(value).__module__)
+            and is_own(type(value).__module__)
         ):
             self._attributes(value)
 
@@ -122,14 +122,14 @@ class Reached:
         if function.__dict__:
             self._notes.append(partial(_contents, function.__dict__))
             self._push(function.__dict__.values())
-        names = set(_names(function.__code__))
+        names = set(names_in(function.__code__))
         known = {n: function.__globals__[n] for n in names if n in function.__globals__}
         self._push(known.values())
         values = {n: v for n, v in known.items() if not isinstance(v, _CODE)}
         if values:
             self._notes.append(partial(_globals, function.__globals__, values))
         for module in known.values():
-            if isinstance(module, types.ModuleType) and _is_own(module.__name__):
+            if isinstance(module, types.ModuleType) and is_own(module.__name__):
                 self._push(vars(module)[n] for n in names if n in vars(module))
 
     def states(self) -> list[Undo]:
@@ -307,7 +307,7 @@ def _random_numbers(generator: Any) -> Undo:
 
 
 @cache
-def _is_own(module: str | None) -> bool:
+def is_own(module: str | None) -> bool:
     """Return whether code of this module belongs to the user: to no library, and not to us."""
     name = module or ""
     top = name.partition(".")[0]
@@ -328,7 +328,7 @@ def _is_numpys_generator(value: Any) -> bool:
 def _methods(kind: type) -> Iterator[types.FunctionType]:
     """Yield the functions of a class that the user's own code defines."""
     for each in kind.__mro__:
-        if _is_own(each.__module__):
+        if is_own(each.__module__):
             for member in vars(each).values():
                 if isinstance(member, staticmethod | classmethod):
                     member = member.__func__
@@ -350,12 +350,12 @@ def _shared_functions(model: nn.Module | None) -> Iterator[types.FunctionType]:
                 yield value
 
 
-def _names(code: types.CodeType) -> Iterator[str]:
+def names_in(code: types.CodeType) -> Iterator[str]:
     """Yield the names that code uses, and code inside of it."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            yield from _names(constant)
+            yield from names_in(constant)
 
 
 def _address(tensor: Tensor) -> int | None:

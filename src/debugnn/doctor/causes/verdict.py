@@ -21,6 +21,7 @@ from debugnn.doctor.causes.signals.outcome import (
     skill,
     stays_where_it_began,
     unused_by_new_samples,
+    worse_than_constant,
 )
 from debugnn.doctor.causes.signals.parts import fell, idle_part, part_skill, parts_learn
 from debugnn.doctor.evidence import Evidence
@@ -144,6 +145,11 @@ def _why_it_does_not_learn(evidence: Evidence) -> str:
             f"it does not learn: in {evidence.loop.steps} steps its weights have moved by "
             f"{100 * (evidence.outcome.movement or 0):.2g} % of their size, and its loss has gone "
             f"from {evidence.outcome.first_loss:.3g} to {evidence.outcome.last_loss:.3g}"
+        )
+    if worse_than_constant(evidence):
+        return (
+            "it does not learn: its loss on training samples is "
+            f"{evidence.outcome.own_loss.relative or 0:.2g} times that of the best constant outputs"
         )
     known = skill(evidence)
     measured = f"its skill on training samples is {known:.2f} (0 is guessing, 1 is perfect)"

@@ -18,6 +18,7 @@ from debugnn.doctor.causes.signals.wrong_aim import (
     labels_pulled_apart,
     policy_clipped_on_wrong_side,
     policy_of_costs,
+    rewards_made_rarer,
 )
 from debugnn.doctor.evidence import Evidence
 
@@ -516,6 +517,7 @@ CAUSE = Cause(
             generator_wants_to_be_told,
             labels_pulled_apart,
             policy_clipped_on_wrong_side,
+            rewards_made_rarer,
             _rule(linked_twice, "leave it out of the network's last layer"),
             _rule(squared_error_of_two_classes, may_serve=True),
             _rule(classes_not_compared, may_serve=True),

@@ -19,6 +19,8 @@ class PolicyFacts:
     # Share of the samples whose ratio of probabilities is clipped on that side alone from which a
     # descent would bring it back. None where the outputs are probabilities.
     held_back: float | None = None
+    # The words for them in the code of the loss, where all are words for what is to be high.
+    called: list[str] = field(default_factory=list)
 
 
 @dataclass

@@ -63,6 +63,9 @@ UNCHANGED_LOSS = 0.03
 # What outputs differ by among samples, over the same at the start, below which they are the same
 # for all inputs: embeddings that collapse to one point leave 0.005 and less.
 COLLAPSED = 1e-2
+# Loss on training samples over that of the best constant outputs, from which it is known to be
+# worse: the constant is fitted to the same samples, and has no more than a number for each output.
+ABOVE_CONSTANT = 1.05
 # Fewest candidates of a cross-entropy of an unknown kind whose value is judged. With two, it may be
 # that of a discriminator that its generator deceives.
 CANDIDATES = 4
@@ -182,6 +185,7 @@ def learns(evidence: Evidence) -> bool | None:
             collapsed,
             stays_where_it_began,
             unused_by_new_samples,
+            worse_than_constant,
         )
         return False if any(way(evidence) for way in ways) else None
     if evidence.outcome.nonfinite_step is not None:
@@ -245,13 +249,28 @@ def inputs_unused(evidence: Evidence) -> bool:
 
 
 def collapsed(evidence: Evidence) -> bool:
-    """Return whether outputs of an unknown task have become the same for all inputs."""
+    """Return whether outputs of an unknown task have become the same for all inputs.
+
+    A generator or an actor, whose loss reads another network, has to tell inputs apart. A
+    discriminator may come to say the same of all.
+    """
     before, now = evidence.network.output_signal, evidence.outcome.output_signal
     if evidence.task != "unknown" or evidence.loop.steps < UNKNOWN_JUDGED_AFTER:
         return False
-    if evidence.adversarial or evidence.loop.steps_before or not before or now is None:
+    judge = evidence.adversarial and not evidence.loss.parameters
+    if judge or evidence.loop.steps_before or not before or now is None:
         return False
     return now < COLLAPSED * before
+
+
+def worse_than_constant(evidence: Evidence) -> bool:
+    """Return whether the best constant outputs have a lower loss than the network's own on its
+    training samples, where its skill cannot be measured, as of targets that are shares."""
+    relative = evidence.outcome.own_loss.relative
+    if skill(evidence) is not None or evidence.loop.steps < UNKNOWN_JUDGED_AFTER:
+        return False
+    known = evidence.loss.confirmed and not evidence.adversarial and not evidence.loop.steps_before
+    return known and relative is not None and relative > ABOVE_CONSTANT
 
 
 def unused_by_new_samples(evidence: Evidence) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from debugnn.doctor.causes.cause import Sign
 from debugnn.doctor.causes.signals.outcome import severity
+from debugnn.doctor.causes.signals.wording import listed
 from debugnn.doctor.evidence import Evidence
 
 # Batches that a loss of embeddings is asked of, at least, and how much farther apart it moves those
@@ -81,13 +82,32 @@ def policy_clipped_on_wrong_side(evidence: Evidence) -> Iterator[Sign]:
     )
 
 
+def rewards_made_rarer(evidence: Evidence) -> Iterator[Sign]:
+    """A policy gradient that lowers what its own code calls rewards, returns or advantages."""
+    policy = evidence.loss.policy
+    if policy is None or not policy.rises or not policy.called:
+        return
+    yield Sign(
+        severity(evidence),
+        "the loss makes an action rarer whose number in the targets is positive, in every sample, "
+        f"and its code has {listed([f'`{name}`' for name in policy.called])} for such numbers: it "
+        "teaches the policy what is rewarded least",
+        "turn the sign: minimise -(log_probability * advantage).mean(). If the numbers are costs, "
+        "call them so",
+        evidence={"loss_rises": True, "called": policy.called},
+        override=None,
+        harm="the policy learns to avoid what is rewarded",
+    )
+
+
 def policy_of_costs(evidence: Evidence) -> Iterator[Sign]:
     """A policy gradient that is right for costs and wrong for rewards: a note.
 
     Both are one computation, and both bring the numbers down: no outcome tells them apart.
     """
     policy = evidence.loss.policy
-    if policy is not None and policy.rises and not _clipped_where_it_returns(evidence):
+    told = policy is not None and (policy.called or _clipped_where_it_returns(evidence))
+    if policy is not None and policy.rises and not told:
         yield Sign(
             "note",
             "the loss makes an action rarer whose number in the targets is positive, in every "

@@ -5,6 +5,7 @@ return or an advantage. The weights are found by made-up ones: the gradient with
 scores turns with them.
 """
 
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -14,11 +15,18 @@ from torch import Tensor
 from debugnn.doctor.evidence import PolicyFacts
 from debugnn.doctor.observe.calls import Call, map_tensors
 from debugnn.doctor.observe.loss_function.made_up import LossFunction
+from debugnn.doctor.observe.loss_function.variable_names import variables
 
 _MOST = 8  # tensors of outputs, and of targets
 _ALONG = 0.999  # cosine of two directions that are the same but for rounding
 _ROUNDING = 1e-4  # relative
 _ONE_SIGN = 0.99  # share of samples whose gradient has the weight's sign, or the opposite
+# Words for what a policy is to bring up, and for what it is to bring down.
+_HIGH = re.compile(r"(?:^|_)(?:rewards?|returns?|rets?|advantages?|advs?)(?=_|\d|$)", re.I)
+_LOW = re.compile(
+    r"(?:^|_)(?:costs?|penalt|regrets?|lengths?|tours?|distances?|delays?|times?|errors?|energ)",
+    re.I,
+)
 _SHIFT = 3.0  # change of an action's score that takes its probability beyond any clip
 
 
@@ -52,7 +60,20 @@ def policy_facts(loss_fn: LossFunction, outputs: Any, targets: Any) -> PolicyFac
             found.append(facts)
     if not found or len({facts.rises for facts in found}) > 1:
         return None
-    return max(found, key=lambda facts: facts.held_back or 0.0)
+    facts = max(found, key=lambda facts: facts.held_back or 0.0)
+    facts.called = _called(loss_fn)
+    return facts
+
+
+def _called(loss_fn: LossFunction) -> list[str]:
+    """Return the variables of a loss that are called after what is to be high.
+
+    None of them where some variable is called after what is to be low: both are one computation.
+    """
+    names = variables(loss_fn)
+    if any(_LOW.search(name) for name in names):
+        return []
+    return sorted(name for name in names if _HIGH.search(name))
 
 
 def _places(outputs: Any, targets: Any) -> Iterator[_Place]:
