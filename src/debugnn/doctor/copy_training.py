@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from debugnn.doctor.data_inputs import scale_data_inputs
 from debugnn.doctor.evidence import TrialOutcome
 from debugnn.doctor.observe.buffer import Batch
+from debugnn.doctor.observe.calls import first_tensor, map_tensors, with_first
 from debugnn.doctor.observe.layout import FIRST_AXIS, Layout
 from debugnn.doctor.observe.modes import turn_dropout_off
 from debugnn.doctor.observe.operations import TABLES
@@ -98,6 +99,7 @@ class CopyTraining:
         self._weight = (passes if undivided and not trial.divided else 1) / self._passes
         self._loss_fn = loss_fn
         self._clipped = trial.clipped
+        self._main_alone = trial.main_alone
         rows = layout.rows(batches[0].call) if trial.averaged_loss else None
         self._divisor = None if rows is None else max(len(rows), 1)
         closure = inspect.signature(self.optimizer.step).parameters.get("closure")
@@ -138,6 +140,9 @@ class CopyTraining:
             group["lr"] = lr
 
     def _loss(self, outputs: Any, targets: Any) -> Tensor:
+        main = first_tensor(outputs) if self._main_alone else None
+        if main is not None:
+            outputs = with_first(map_tensors(outputs, Tensor.detach), main)
         loss = self._loss_fn(outputs, targets)
         return (loss if self._divisor is None else loss / self._divisor).mean()
 

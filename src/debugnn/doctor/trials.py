@@ -28,6 +28,8 @@ class Trial:
         rectified: hidden sigmoids and tanhs are ReLUs, and weights are drawn by Kaiming's rule.
         unit_signals: weights are scaled so that each layer's outputs have an RMS of 1; no biases.
         clipped: the gradient is clipped at this norm; None leaves it as it is.
+        main_alone: the loss has no gradient by other outputs than the one that is compared with the
+            targets.
         resumed: the copy goes on from the trained weights, at the highest rate that there was.
     """
 
@@ -46,6 +48,7 @@ class Trial:
     rectified: bool = False
     unit_signals: bool = False
     clipped: float | None = None
+    main_alone: bool = False
     resumed: bool = False
 
 
@@ -60,6 +63,7 @@ DIVIDED = Trial("accumulation divided", divided=True)
 REINITIALISED = Trial("reinitialised", reinitialised=True)
 SMALL_TABLES = Trial("small embeddings", small_tables=True)
 UNREGULARISED = Trial("unregularised", regularised=False)
+MAIN_ALONE = Trial("main output alone", main_alone=True)
 EXCHANGED_LABELS = Trial("labels exchanged", exchanged_labels=True)
 STANDARDISED_TARGETS = Trial("standardised targets", standardised_targets=True)
 UNFROZEN = Trial("unfrozen", unfrozen=True)
@@ -88,6 +92,7 @@ TRIALS = (
     REINITIALISED,
     SMALL_TABLES,
     UNREGULARISED,
+    MAIN_ALONE,
     STANDARDISED_TARGETS,
     EXCHANGED_LABELS,
     UNFROZEN,

@@ -47,6 +47,9 @@ COORDINATE = 0.9
 SEEN = 0.3
 # Share of scored positions above which not only masked ones are scored.
 MOSTLY_SCORED = 0.5
+# Share of positions between scored ones that are not scored, above which a mask chooses them:
+# an autoencoder leaves out what fills a sequence up, at its end.
+LEFT_OUT = 0.05
 # Values of a sample that vary, below which a target may well be linear in one of them, as in the
 # exercises of a first course.
 LEAST_VALUES = 8
@@ -252,12 +255,15 @@ def sees_its_target(evidence: Evidence) -> Iterator[Sign]:
         )
     elif unshifted and (facts.sees_own or 0) > SEEN:
         causal = facts.sees_past and not facts.sees_future
-        if not causal and facts.scored > MOSTLY_SCORED:
+        masked = facts.left_out > LEFT_OUT
+        if not causal and facts.scored > MOSTLY_SCORED and not masked:
             return  # an autoencoder, or what could be one
         mend = (
             f"shift them against each other: {facts.argument} = tokens[:, :-1], targets = "
             "tokens[:, 1:]"
             if causal
+            else f"mask {facts.argument} at the positions that are scored: the mask may be inverted"
+            if masked
             else f"mask {facts.argument} at the positions that are scored"
         )
         yield Sign(

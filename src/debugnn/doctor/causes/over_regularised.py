@@ -16,7 +16,7 @@ from debugnn.doctor.causes.signals.outcome import (
 )
 from debugnn.doctor.causes.signals.trials import cured, goes_on, shown_by, trial_numbers
 from debugnn.doctor.evidence import Evidence
-from debugnn.doctor.trials import UNREGULARISED, UNREGULARISED_ON, Trial
+from debugnn.doctor.trials import MAIN_ALONE, UNREGULARISED, UNREGULARISED_ON, Trial
 
 # Share of the loss that the loss function does not explain: more than half of it is a penalty.
 MOSTLY_PENALTY = 0.5
@@ -127,6 +127,31 @@ def trials_if_learning(evidence: Evidence) -> Iterable[Trial]:
         yield UNREGULARISED_ON
 
 
+def other_terms_outweigh(evidence: Evidence) -> Iterator[Sign]:
+    """Terms of the loss that read other outputs of the model, without which the one that is
+    compared with the targets is learnt."""
+    relieved = cured(evidence, MAIN_ALONE)
+    if not may_be_outweighed(evidence) or relieved is None:
+        return
+    yield Sign(
+        severity(evidence),
+        "the loss has terms of other outputs than the one that is compared with the targets, and "
+        "without them a copy learns what it does not learn with them",
+        "give these terms a smaller weight; average them over the samples where the error is "
+        "averaged",
+        evidence=trial_numbers(evidence, MAIN_ALONE),
+        override=None,
+        confidence=shown_by(evidence, relieved),
+        harm="the penalty pulls the weights harder than the data do",
+    )
+
+
+def may_be_outweighed(evidence: Evidence) -> bool:
+    """Return whether the loss reads several outputs, and what it compares is hardly learnt."""
+    known = evidence.loss.other_outputs and evidence.task != "unknown"
+    return known and (short(evidence) or doubtful(evidence))
+
+
 def collapsed_posterior(evidence: Evidence) -> Iterator[Sign]:
     """A code that is pulled to its prior so hard that it tells nothing of the inputs."""
     before, now = evidence.outcome.initial_latent, evidence.outcome.latent
@@ -151,9 +176,12 @@ def collapsed_posterior(evidence: Evidence) -> Iterator[Sign]:
 
 
 def trials(evidence: Evidence) -> Iterable[Trial]:
-    """Turn weight decay and dropout off where there is some; go on without a strong decay."""
+    """Turn weight decay, dropout and other outputs' terms off where there are some; go on without a
+    strong decay."""
     if evidence.optimizer.weight_decay > 0 or evidence.network.dropout > 0:
         yield UNREGULARISED
+    if may_be_outweighed(evidence):
+        yield MAIN_ALONE
     yield from trials_if_learning(evidence)
 
 
@@ -161,7 +189,10 @@ CAUSE = Cause(
     name="over_regularised",
     meaning="a regulariser that outweighs the data",
     kind=Kind.RIVAL,
-    rules=(first_of(strong_regulariser, decay_holds_back), collapsed_posterior),
+    rules=(
+        first_of(strong_regulariser, other_terms_outweigh, decay_holds_back),
+        collapsed_posterior,
+    ),
     fix="weaken the regulariser until the training samples are learnt",
     harm="the penalty pulls the weights harder than the data do",
     source="Goodfellow et al. 2016, Deep Learning, chapter 7: underfitting by regularisation",

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
 from debugnn.doctor.causes.signals.network import outsized_constant
 from debugnn.doctor.causes.signals.outcome import (
+    JUDGED_AFTER,
     failing,
     not_all_learnt,
     severity,
@@ -21,6 +22,10 @@ ALL_SYMMETRIC = 0.9
 # layer of zeros has no gradient by right.
 PROBES = 3
 FACTORS = 2  # of a product
+# Share of a layer's units that have stayed equal to another one from start to end, from which it
+# does less than it has units for: all components of a mixture; two outputs that have the same
+# target are few of many.
+MOST_UNITS = 0.5
 
 
 def symmetric_layer(evidence: Evidence) -> WeightFacts | None:
@@ -92,6 +97,34 @@ def product_of_zeros(evidence: Evidence) -> Iterator[Sign]:
     )
 
 
+def moves_together(evidence: Evidence) -> Iterator[Sign]:
+    """Units of a layer that began equal, and have stayed so to the end.
+
+    As the components of a mixture whose last layer is zero at first. The classes of a classifier
+    and the values of a regression are told apart by their targets.
+    """
+    if evidence.loop.steps < JUDGED_AFTER:
+        return
+    if evidence.task != "unknown" and not not_all_learnt(evidence):
+        return
+    for weight in evidence.weights:
+        if weight.still_equal >= MOST_UNITS:
+            yield Sign(
+                severity(evidence),
+                f"{round(weight.still_equal * weight.outputs)} of the layer's {weight.outputs} "
+                "units begin with the same weights as another one, get the same gradients, and are "
+                "still equal at the end",
+                "draw these weights at random, if small: nn.init.normal_(weight, std=0.01); or "
+                "give each unit a bias of its own",
+                layer=module_of(weight.name),
+                step=0,
+                evidence={"share_of_equal_units": weight.still_equal, "units": weight.outputs},
+                confidence="certain",
+                override=None,
+            )
+            return
+
+
 def after_its_size(evidence: Evidence, finding: Finding) -> int:
     """Constant weights that are outsized fail by their size first."""
     return 1 if outsized_constant(evidence) else 0
@@ -101,7 +134,7 @@ CAUSE = Cause(
     name="symmetric_init",
     meaning="units that start equal and stay equal",
     kind=Kind.SYMPTOM,
-    rules=(first_of(product_of_zeros, equal_units),),
+    rules=(first_of(product_of_zeros, equal_units, moves_together),),
     fix="initialise at random (torch.nn.init.kaiming_uniform_)",
     harm="equal units get equal gradients, and together do no more than one unit",
     source="Goodfellow et al. 2016, Deep Learning, section 8.4: breaking symmetry",

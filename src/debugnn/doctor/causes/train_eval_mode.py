@@ -16,6 +16,8 @@ LOOKS_SHARE = 0.05
 SETTLED = 100
 LEARNT_BY_BATCH = 0.5
 GAP = 0.2
+# The same where new averages alone bring it back.
+GAP_OF_AVERAGES = 0.1
 
 
 def random_evaluation(evidence: Evidence) -> Iterator[Sign]:
@@ -58,6 +60,29 @@ def evaluated_in_training_mode(evidence: Evidence) -> Iterator[Sign]:
         )
 
 
+def averages_of_few_batches(evidence: Evidence) -> Iterator[Sign]:
+    """A network that fits its samples in evaluation mode once batch norm's averages are those of
+    several batches, and does worse with the averages that its training left."""
+    outcome = evidence.outcome
+    averaged, running = outcome.train_averaged.skill, outcome.train.skill
+    if evidence.loop.steps < SETTLED or averaged is None or running is None:
+        return
+    last = last_validation(evidence)
+    held = [running] if last is None or last.skill is None else [running, last.skill]
+    if averaged > LEARNT_BY_BATCH and max(held) < averaged - GAP_OF_AVERAGES:
+        yield Sign(
+            "warning",
+            f"on the same training samples its skill in evaluation mode is {running:.2f} with the "
+            f"running averages of batch norm, and {averaged:.2f} with averages taken of several "
+            "batches alike",
+            "look at batch norm's momentum: in PyTorch it is the weight of the new batch, 0.1, and "
+            "other libraries' 0.9 or 0.99 is the weight of the old ones; or use nn.GroupNorm",
+            evidence={"skill_of_averages_taken_anew": averaged, "skill_in_evaluation": running},
+            confidence="shown",
+            harm="running averages that are not those of the batches spoil every evaluation",
+        )
+
+
 def running_statistics_differ(evidence: Evidence) -> Iterator[Sign]:
     """A network that fits its samples with their batch's statistics, and not with running ones."""
     outcome = evidence.outcome
@@ -87,6 +112,7 @@ CAUSE = Cause(
             random_evaluation,
             trained_in_evaluation_mode,
             evaluated_in_training_mode,
+            averages_of_few_batches,
             running_statistics_differ,
         ),
     ),

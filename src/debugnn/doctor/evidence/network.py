@@ -149,4 +149,6 @@ class WeightFacts:
     # layers that are neither linear nor convolutional.
     signal: float | None = None
     frozen: bool = False  # takes no gradient, and stays as it is
+    # Share of the units that began equal to others, moved, and still equal another one.
+    still_equal: float = 0.0
     as_drawn: bool = False  # as PyTorch draws the weights of a new linear or convolutional layer

@@ -134,6 +134,9 @@ class OutcomeFacts:
     initial: Score = field(default_factory=Score)
     train: Score = field(default_factory=Score)  # evaluation mode
     train_mode: Score = field(default_factory=Score)  # batch norm by batch, dropout off
+    # Evaluation mode, batch norm's averages taken anew, of these samples' batches alike; unknown
+    # without batch norm.
+    train_averaged: Score = field(default_factory=Score)
     own_loss: OwnLoss = field(default_factory=OwnLoss)
     # Of the first batch, in evaluation mode, with the initial and with the present weights; None
     # of a model that draws no noise and is trained by no bound.

@@ -15,6 +15,7 @@ class SequenceFacts:
     following: float  # scored positions whose symbol is the input's at the next position
     second: float  # scored positions whose symbol is the input's at the position after that
     scored: float  # positions that the loss scores
+    left_out: float = 0.0  # positions between scored ones that it does not score
     sees_own: float | None = None  # outputs that see the symbol at their position
     sees_following: float | None = None  # outputs that see the symbol at the next position
     through_code: float | None = None  # … and only through tensors without an axis of positions

@@ -25,8 +25,11 @@ from debugnn.doctor.observe.outcome import (
     note_losses,
     note_movement,
     note_scores,
+    note_still_equal,
     note_thawed,
     predict,
+    score_of,
+    with_new_averages,
 )
 from debugnn.doctor.observe.own_inputs import own_input_facts
 from debugnn.doctor.observe.own_loss import loss_of_values, note_beside_constant, note_own_loss
@@ -273,7 +276,11 @@ class Gatherer:
             return
         with training.undisturbed():
             plain, by_batch = predict(model, training.buffer.for_trained)
-            note_scores(outcome, plain, by_batch, task, training.buffer.rarest(task))
+            rarest = training.buffer.rarest(task)
+            note_scores(outcome, plain, by_batch, task, rarest)
+            if by_batch is not plain:
+                averaged = with_new_averages(model, training.buffer.for_trained)
+                outcome.train_averaged = score_of(averaged, task, rarest)
             self._gather_own_loss(plain, by_batch)
             if self.evidence.network.recurrence is not None:
                 note_what_is_remembered(
@@ -296,6 +303,7 @@ class Gatherer:
                 outcome.latent = latent_facts(model, first, training.layout)
         note_movement(outcome, training.model, replica.groups, replica.initial)
         note_thawed(self.evidence.weights, training.model, replica.initial)
+        note_still_equal(self.evidence.weights, training.model, replica.initial)
 
     @guarded("the training's own loss")
     def _gather_own_loss(self, plain: list[Predicted], by_batch: list[Predicted]) -> None:

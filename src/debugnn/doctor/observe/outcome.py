@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from debugnn.doctor.copies import copied_model
 from debugnn.doctor.evidence import Evidence, OutcomeFacts, Score, WeightFacts
 from debugnn.doctor.observe.buffer import Batch
 from debugnn.doctor.observe.calls import first_tensor
-from debugnn.doctor.observe.modes import without_dropout
+from debugnn.doctor.observe.modes import BATCH_NORM, without_dropout
 from debugnn.doctor.observe.task import Task, score
 
 _SCORED = 2048  # samples that a score is computed from
@@ -20,6 +21,8 @@ _VALUES = (
     2**21
 )  # most values of outputs (of a large vocabulary, say): scores take several times their memory
 _PART = 2**18  # values of a weight that are subtracted at once: their difference takes memory
+_UNITS = 512  # most units of a weight that are compared with each other
+_BESIDE = 1e-3  # of the way that a unit's weights went: no farther apart are two that stay equal
 _SMOOTHED = 10  # losses of a running mean
 _LEVELS = tuple(round(0.99 - index / 100, 2) for index in range(50))  # 0.99, 0.98, …, 0.50
 
@@ -109,6 +112,28 @@ def note_scores(
         outcome.train_mode = score_of(by_batch, task, rarest)
 
 
+def with_new_averages(model: nn.Module, batches: Sequence[Batch]) -> list[Predicted]:
+    """Return outputs in evaluation mode after batch norm's running averages were taken anew.
+
+    They are the plain means over the batches (PyTorch's cumulative average, `momentum=None`).
+    Nothing is returned of a model without such averages.
+
+    Args:
+        model: a copy, which is left as it is.
+    """
+    averaged = copied_model(model)
+    norms = [m for m in averaged.modules() if isinstance(m, BATCH_NORM) and m.track_running_stats]
+    if not norms:
+        return []
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    with torch.no_grad(), without_dropout(averaged, training=True):
+        for batch in batches:
+            batch.call(averaged)
+    return outputs_of(averaged, batches, training=False)
+
+
 def note_movement(
     outcome: OutcomeFacts,
     model: nn.Module,
@@ -152,6 +177,35 @@ def note_thawed(
         if weight.frozen and weight.name in now and weight.name in initial:
             present = now[weight.name].detach()
             weight.frozen = torch.equal(present, initial[weight.name].to(present.device))
+
+
+def note_still_equal(
+    weights: Sequence[WeightFacts], model: nn.Module, initial: Mapping[str, Tensor]
+) -> None:
+    """Note how many units of each weight began equal to another one, and have moved with it.
+
+    Args:
+        initial: the weights that the training began with.
+    """
+    now = dict(model.named_parameters())
+    for weight in weights:
+        if weight.name in now and weight.name in initial and 1 < weight.outputs <= _UNITS:
+            rows = now[weight.name].detach().float().flatten(1).cpu()
+            start = initial[weight.name].float().flatten(1).cpu()
+            weight.still_equal = _still_equal(start, rows) / len(rows)
+
+
+def _still_equal(start: Tensor, rows: Tensor) -> int:
+    """Return the number of rows that began equal to another one and lie beside it: within a
+    thousandth of the way that they went."""
+    kinds, kind = torch.unique(start, dim=0, return_inverse=True)
+    if len(kinds) == len(start):
+        return 0
+    way = torch.linalg.vector_norm(rows - start, dim=1)
+    apart = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
+    others = (kind[:, None] == kind) & ~torch.eye(len(rows), dtype=torch.bool)
+    beside = others & (apart < _BESIDE * way[:, None])
+    return int(beside.any(dim=1).sum())
 
 
 def outputs_of(model: nn.Module, batches: Sequence[Batch], training: bool) -> list[Predicted]:

@@ -63,6 +63,7 @@ def sequence_facts(model: nn.Module, found: Scored) -> SequenceFacts | None:
         following=following,
         second=second,
         scored=(found.symbols >= 0).double().mean().item(),
+        left_out=_left_out((found.symbols >= 0).reshape(each.symbols.shape), axis),
     )
     with torch.no_grad(), without_dropout(model, training=False):
         # Equal symbols do not tell which axis is time: what depends on what does.
@@ -111,6 +112,14 @@ def _match(symbols: Tensor, wanted: Tensor, axis: int, by: int) -> float:
     now = wanted.reshape(symbols.shape).narrow(axis, 0, length - by)
     flags = (symbols.narrow(axis, by, length - by) == now)[now >= 0]
     return flags.double().mean().item() if len(flags) else 0.0
+
+
+def _left_out(scored: Tensor, axis: int) -> float:
+    """Return the share of positions that are not scored, and lie between scored ones."""
+    count = scored.long()
+    before = count.cumsum(dim=axis) > 0
+    after = count.flip(axis).cumsum(dim=axis).flip(axis) > 0
+    return (~scored & before & after).double().mean().item()
 
 
 def _probe(model: nn.Module, found: Scored, each: _Input, time: int, facts: SequenceFacts) -> None:
