@@ -457,3 +457,67 @@ def test_a_copy_calls_its_own_layers_from_a_function_that_closes_over_them():
     assert not torch.equal(replica(inputs)[0], replica(inputs)[1])
     assert model.training
     assert model.run.__closure__[0].cell_contents is model.parts
+
+
+def by_method(model):
+    model.inner.register_forward_hook(model.keep)
+
+
+def by_closure(model):
+    kept = model.kept
+    model.inner.register_forward_hook(lambda module, inputs, output: kept.update(x=output))
+
+
+def by_default(model):
+    def hook(module, inputs, kwargs, output, kept=model.kept):
+        kept["x"] = output
+
+    model.inner.register_forward_hook(hook, with_kwargs=True)
+
+
+def by_partial(model):
+    model.inner.register_forward_hook(partial(lambda kept, m, i, o: kept.update(x=o), model.kept))
+
+
+def before_the_layer(model):
+    kept, inner = model.kept, model.inner
+    model.last.register_forward_pre_hook(lambda module, inputs: kept.update(x=inner(inputs[0])))
+
+
+class Extractor(nn.Module):
+    """Hands an inner layer's output on by a hook."""
+
+    def __init__(self, register):
+        super().__init__()
+        self.inner, self.last = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.kept = {}
+        register(self)
+
+    def keep(self, module, inputs, output):
+        self.kept["x"] = output
+
+    def forward(self, x):
+        self.last(self.inner(x))
+        return self.kept.pop("x") + 1
+
+
+@pytest.mark.parametrize(
+    "register", [by_method, by_closure, by_default, by_partial, before_the_layer]
+)
+def test_a_copy_keeps_the_hooks_that_its_own_forward_pass_needs(register):
+    torch.manual_seed(0)
+    model, inputs = Extractor(register), torch.randn(4, 6)
+    seen = []
+    model.inner.register_forward_hook(lambda module, inputs, output: seen.append(1))
+    replica = copied_model(model)
+    before = replica(inputs)
+    assert seen == []  # somebody else's hook
+    assert torch.equal(before, model(inputs))
+    with torch.no_grad():
+        model.inner.weight.zero_()
+    assert torch.equal(before, replica(inputs))
+    assert not torch.equal(before, model(inputs))
+    again = copied_model(replica)
+    with torch.no_grad():
+        replica.inner.weight.zero_()
+    assert torch.equal(before, again(inputs))

@@ -9,7 +9,7 @@ import types
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,11 @@ _HOOKS = (
     "_backward_pre_hooks", "_state_dict_hooks", "_state_dict_pre_hooks",
     "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks",
 )  # fmt: skip
+_FLAGS = {
+    "_forward_hooks_with_kwargs": "_forward_hooks",
+    "_forward_hooks_always_called": "_forward_hooks",
+    "_forward_pre_hooks_with_kwargs": "_forward_pre_hooks",
+}
 _LOCKS = {type(make()): make for make in (threading.Lock, threading.RLock)}
 _DEPTH = 4  # levels of containers in a module's attributes that are searched for what has no copy
 
@@ -78,9 +83,10 @@ def _get_nothing() -> Callable:
 def copied_model(model: nn.Module, shared: Mapping[int, Any] | None = None) -> nn.Module:
     """Return a copy of the model without gradients and without anybody's hooks.
 
-    Hooks that compute the weights, as torch's own parametrisations do, are kept. What cannot be
-    copied and has no state that the copy needs is replaced: results of an earlier pass, which hang
-    on its graph, by their values; locks by new ones; Python's modules by themselves.
+    Hooks that compute the weights, as torch's own parametrisations do, are kept, and hooks of a
+    forward pass that reach the model itself, as one that hands a layer's output to it does. What
+    cannot be copied and has no state that the copy needs is replaced: results of an earlier pass,
+    which hang on its graph, by their values; locks by new ones; Python's modules by themselves.
 
     Args:
         shared: what stands in the copy for things of these identities.
@@ -97,58 +103,104 @@ def copied_model(model: nn.Module, shared: Mapping[int, Any] | None = None) -> n
             memo[id(compiler)] = compiler  # makes the copy's own forward
         elif isinstance(patched, types.FunctionType | partial):
             raise TypeError(f"the forward of {name or 'the model'} is replaced on the instance")
-    kept = []
+    kept, parts = [], _parts(model)
     for module in model.modules():
-        for attribute in _HOOKS:
-            hooks = vars(module).get(attribute)
+        own = {a: vars(module).get(a) or {} for a in _HOOKS}
+        for attribute, hooks in own.items():
             if hooks:
                 kept.append((module, attribute, hooks))
-                torchs = {i: h for i, h in hooks.items() if _is_torchs(h)}
-                vars(module)[attribute] = OrderedDict(torchs)
+                flagged = own.get(_FLAGS.get(attribute, ""), hooks)
+                needed = {
+                    i: h
+                    for i, h in hooks.items()
+                    if _is_torchs(flagged.get(i)) or _reaches(flagged.get(i), parts)
+                }
+                vars(module)[attribute] = OrderedDict(needed)
+    copies = _replacements(model) | memo | dict(shared or {})
     try:
         with torch.inference_mode(False):
-            replica = copy.deepcopy(model, _replacements(model) | memo | dict(shared or {}))
+            replica = copy.deepcopy(model, copies)
     finally:
         for module, attribute, hooks in kept:
             vars(module)[attribute] = hooks
-    _rebind(model, replica)
+    _rebind(replica, copies)
     replica.zero_grad(set_to_none=True)
     return replica
 
 
-def _rebind(model: nn.Module, replica: nn.Module) -> None:
-    """Let the functions among a copy's attributes reach its own modules and weights.
+def _parts(model: nn.Module) -> set[int]:
+    """Return the identities of a model's modules and of the containers among their attributes."""
+    containers = (
+        value
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if isinstance(value, dict | list | set | deque) and not name.startswith("_")
+    )
+    return {id(part) for part in (*model.modules(), *containers)}
+
+
+def _reaches(hook: Any, parts: set[int]) -> bool:
+    """Return whether a hook is a method of a part of a model, or holds one."""
+    if isinstance(hook, partial):
+        return _reaches(hook.func, parts) or any(
+            id(value) in parts for value in (*hook.args, *hook.keywords.values())
+        )
+    if isinstance(hook, types.MethodType):
+        return id(hook.__self__) in parts
+    if not isinstance(hook, types.FunctionType):
+        return False
+    return any(id(value) in parts for value in _held(hook))
+
+
+def _held(function: types.FunctionType) -> Iterator[Any]:
+    """Yield what a function's closure and its defaults hold."""
+    yield from (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # an empty cell
+            yield cell.cell_contents
+
+
+def _rebind(replica: nn.Module, copies: Mapping[int, Any]) -> None:
+    """Let the functions among a copy's attributes and hooks reach its own modules and weights.
 
     `copy.deepcopy` takes functions as they are: a lambda that was made in `__init__` would still
     call the original's layers.
+
+    Args:
+        copies: what stands in the copy for things of these identities.
     """
-    own: dict[int, Any] = {}
-    for parts in (nn.Module.modules, nn.Module.parameters, nn.Module.buffers):
-        own |= {id(a): b for a, b in zip(parts(model), parts(replica), strict=False)}
     for module in replica.modules():
         for name, value in list(vars(module).items()):
-            if isinstance(value, types.FunctionType) and value.__closure__:
-                vars(module)[name] = _rebound(value, own)
+            if isinstance(value, types.FunctionType):
+                vars(module)[name] = _rebound(value, copies)
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            for index, hook in list(hooks.items()):
+                if isinstance(hook, types.FunctionType):
+                    hooks[index] = _rebound(hook, copies)
 
 
-def _rebound(function: types.FunctionType, own: Mapping[int, Any]) -> types.FunctionType:
-    """Return a function whose closure holds what `own` has for the things in it, by identity."""
-    cells, changed = [], False
+def _rebound(function: types.FunctionType, copies: Mapping[int, Any]) -> types.FunctionType:
+    """Return a function that holds, in its closure and its defaults, the copies of what it held."""
+    if not any(id(value) in copies for value in _held(function)):
+        return function
+
+    def copied(value: Any) -> Any:
+        return copies.get(id(value), value)
+
+    cells = []
     for cell in function.__closure__ or ():
         try:
-            value = cell.cell_contents
+            known = id(cell.cell_contents) in copies
         except ValueError:  # an empty cell
-            cells.append(cell)
-            continue
-        changed = changed or id(value) in own
-        cells.append(types.CellType(own[id(value)]) if id(value) in own else cell)
-    if not changed:
-        return function
+            known = False
+        cells.append(types.CellType(copied(cell.cell_contents)) if known else cell)
+    defaults = function.__defaults__
     bound = types.FunctionType(
-        function.__code__, function.__globals__, function.__name__, function.__defaults__,
-        tuple(cells),
+        function.__code__, function.__globals__, function.__name__,
+        None if defaults is None else tuple(map(copied, defaults)), tuple(cells),
     )  # fmt: skip
-    bound.__kwdefaults__ = function.__kwdefaults__
+    keywords = function.__kwdefaults__
+    bound.__kwdefaults__ = keywords and {name: copied(value) for name, value in keywords.items()}
     return bound
 
 
@@ -189,6 +241,8 @@ def _replacements(model: nn.Module) -> dict[int, Any]:
 
 
 def _is_torchs(hook: Any) -> bool:
+    if hook is None:
+        return False
     module = type(hook).__module__ if not inspect.isfunction(hook) else hook.__module__
     return module.startswith("torch.")
 
