@@ -61,10 +61,10 @@ def test_weights_of_samples_are_none_of_classes():
 
 @pytest.mark.parametrize(
     ("weights", "named"),
-    [((0.85, 0.15), True), ((0.15, 0.85), False), (None, False)],
-    ids=["shares", "inverse", "none"],
+    [((0.85, 0.15), True), ((0.15, 0.85), False), (None, False), ((0.0, 1.9), True)],
+    ids=["shares", "inverse", "none", "logarithms"],
 )
-def test_weights_that_make_a_rare_class_rarer(weights, named):
+def test_weights_that_make_a_rare_class_rarer_or_leave_one_out(weights, named):
     torch.manual_seed(0)
     x = torch.randn(4000, 6)
     y = (x[:, 0] * x[:, 1] + x[:, 2] + 0.5 * torch.randn(4000) > 1.5).long()

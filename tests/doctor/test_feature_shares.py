@@ -4,11 +4,18 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+import torch.nn.functional as F
+from scipy.stats import spearmanr
 from sklearn import datasets
 from torch import Tensor, nn
 
 from debugnn.doctor import Doctor
-from debugnn.doctor.observe.feature_shares import lost_shares, shares_of_classes, shares_of_values
+from debugnn.doctor.observe.feature_shares import (
+    lost_shares,
+    shares_of_classes,
+    shares_of_ranks,
+    shares_of_values,
+)
 
 ROWS = 3_000
 
@@ -109,3 +116,39 @@ def test_a_feature_that_hardly_varies_tells_nothing_of_classes():
     rows[3, 0] = 1.0
     rows[:, 1] = labels
     assert shares_of_classes(rows, labels).tolist() == [0.0, 1.0]
+
+
+def test_shares_of_ranks_are_squared_rank_correlations():
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(200, 5)).round(1)  # with equal values
+    targets = (rows[:, 0] + rng.normal(size=200)).round(1)
+    found = shares_of_ranks(torch.tensor(rows), torch.tensor(targets)[:, None])
+    wanted = [spearmanr(column, targets).statistic ** 2 for column in rows.T]
+    assert np.allclose(found.numpy(), wanted)
+    assert shares_of_ranks(torch.tensor(rows[:20]), torch.tensor(targets[:20])[:, None]) is None
+
+
+@pytest.mark.parametrize("leaks", [False, True])
+def test_a_function_of_the_target_among_the_features_is_named(leaks):
+    torch.manual_seed(0)
+    inputs = torch.randn(1_000, 9)
+    hours = (inputs[:, :1] + inputs[:, 1:2] * inputs[:, 2:3] + torch.randn(1_000, 1)).exp()
+    if leaks:
+        inputs[:, 7:8] = (hours - hours.mean()) / hours.std()
+    targets = hours.log()
+    model = nn.Sequential(nn.Linear(9, 32), nn.ReLU(), nn.Linear(32, 1))
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    with Doctor(model, optimizer, F.mse_loss) as doctor:
+        for batch in torch.arange(1_000).repeat(6).split(50):
+            optimizer.zero_grad()
+            loss = F.mse_loss(model(inputs[batch]), targets[batch])
+            loss.backward()
+            optimizer.step()
+            doctor.step(loss, inputs[batch], targets[batch])
+        report = doctor.report()
+    if leaks:
+        assert (report.main.cause, report.main.confidence) == ("label_leak", "certain")
+        assert report.main.evidence["features"] == [7]
+    else:
+        assert report.healthy is True
+        assert report.evidence.data.rank_share < 0.5

@@ -229,6 +229,27 @@ def test_masked_positions_that_are_not_masked_in_the_input():
     assert "mask tokens at the positions that are scored" in sign.fix
 
 
+def inverted(tokens):
+    """Hide a third of the positions, and score the others."""
+    hidden = torch.zeros_like(tokens, dtype=torch.bool)
+    hidden[:, 1::3] = True
+    return tokens.masked_fill(hidden, 0), tokens.masked_fill(hidden, -100)
+
+
+def filled_up(tokens):
+    """Score all but the padding at the ends."""
+    tokens = tokens.clone()
+    tokens[: BATCH // 2, LENGTH // 2 :] = 0
+    return tokens, tokens.masked_fill(tokens == 0, -100)
+
+
+def test_an_inverted_mask_is_told_from_padding_that_an_autoencoder_leaves_out():
+    (sign,) = watched(Attention(causal=False), lambda t: inverted(1 + t % (KINDS - 1)))[1]
+    assert "the mask may be inverted" in sign.fix
+    facts, signs = watched(Attention(causal=False), lambda t: filled_up(1 + t % (KINDS - 1)))
+    assert (facts.left_out, signs) == (0.0, [])
+
+
 def test_padding_that_the_loss_leaves_out_counts_for_nothing():
     def padded(tokens):
         tokens = 1 + tokens % (KINDS - 1)

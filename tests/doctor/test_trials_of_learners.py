@@ -353,3 +353,80 @@ def test_embeddings_that_collapse_to_one_point_do_not_learn():
     assert report.evidence.outcome.output_signal < COLLAPSED * report.evidence.network.output_signal
     assert report.healthy is False
     assert "the same for all inputs" in report.reason
+
+
+# --- terms of the loss beside the error -----------------------------------------------------------
+
+
+class Coded(nn.Module):
+    """A classifier that returns its hidden code too, for a penalty on it."""
+
+    def __init__(self):
+        super().__init__()
+        self.code, self.head = nn.Linear(8, 32), nn.Linear(32, 4)
+
+    def forward(self, x):
+        code = torch.tanh(self.code(x))
+        return self.head(code), code
+
+
+@pytest.mark.parametrize(("size", "main"), [(1e-5, "healthy"), (0.1, "over_regularised")])
+def test_a_penalty_of_another_output_that_outweighs_the_error_is_shown(size, main):
+    torch.manual_seed(0)
+    model = Coded()
+    data = torch.randn(200, 24, 8)
+
+    def loss_fn(outputs, labels):
+        scores, code = outputs
+        return nn.functional.cross_entropy(scores, labels) + size * code.abs().sum()
+
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    batches = [(x, (x[:, :4] + x[:, 4:]).argmax(dim=1)) for x in data]
+    report = watched(model, optimizer, loss_fn, batches)
+    assert report.main_cause == main, report.details()
+    if main != "healthy":
+        assert report.main.confidence == "shown"
+        assert report.evidence.trials["main output alone"].steps == 24
+
+
+# --- units that stay equal ------------------------------------------------------------------------
+
+
+class Mixture(nn.Module):
+    """Two normal densities of a value, given another one."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.hidden, self.head = nn.Linear(1, 16), nn.Linear(16, 6)
+        nn.init.normal_(self.head.weight, std=size)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.hidden(x))).chunk(3, dim=1)
+
+
+def mixture_loss(parts, y):
+    weight, mean, log_width = parts
+    density = torch.distributions.Normal(mean, log_width.exp())
+    return -(weight.log_softmax(dim=1) + density.log_prob(y)).logsumexp(dim=1).mean()
+
+
+@pytest.mark.parametrize("size", [0.0, 0.1])
+def test_components_of_a_mixture_that_begin_equal_stay_so(size):
+    torch.manual_seed(0)
+    model = Mixture(size)
+
+    def batches():
+        for _ in range(250):
+            x = torch.rand(64, 1) * 2 - 1
+            side = torch.where(torch.rand(64, 1) < 0.5, -1.0, 1.0)
+            yield x, side * (x + 1.5) + 0.1 * torch.randn(64, 1)
+
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    report = watched(model, optimizer, mixture_loss, batches())
+    if size:
+        assert report.healthy is not False
+        assert report.evidence.weights[-1].still_equal == 0
+    else:
+        assert (report.main.cause, report.main.confidence) == ("symmetric_init", "certain")
+        assert report.main.layer == "head"

@@ -87,7 +87,7 @@ def test_each_trial_changes_one_thing_and_is_wanted_by_some_cause():
     given.task = "values"
     given.data.rms = given.data.target_rms = 100.0
     given.optimizer.weight_decay, given.optimizer.frozen_held = 0.1, ["first.weight"]
-    given.loss.doubling = 2.0
+    given.loss.doubling, given.loss.other_outputs = 2.0, True
     given.loop.passes_per_update, given.loop.gradient_scale = [4, 4], 1.0
     given.weights[0].gain = 9.0
     given.loop.passes_per_update, given.loop.gradient_scale = [4, 4, 4], 1.0

@@ -12,8 +12,9 @@ from debugnn.doctor.causes.signals.outcome import (
     last_validation,
     reached,
     severity,
+    short,
 )
-from debugnn.doctor.causes.signals.wording import IMAGE_AXES
+from debugnn.doctor.causes.signals.wording import IMAGE_AXES, listed
 from debugnn.doctor.evidence import Evidence, Score
 
 # A class is rare if its training samples are at most this share of the commonest class's.
@@ -38,6 +39,8 @@ MORE_FREQUENT = 3.0
 # share of right answers that may be given up for a class.
 INFORMED = 0.5
 GIVEN_UP = 0.1
+# Weight of a class over the mean one, below which its samples count for nothing.
+COUNTS_FOR_NOTHING = 1e-3
 # Weight of the rarest class's samples over the commonest one's, and their numbers, below which the
 # weights make classes rarer still; and what a rarer one of two classes may weigh more all the same.
 WEIGHED_LESS = 0.6
@@ -175,6 +178,8 @@ def weighed_the_wrong_way(evidence: Evidence) -> Iterator[Sign]:
     if len(known) < 2 or evidence.positions or not judged(evidence):
         return
     rarest, commonest = known[0], known[-1]
+    if weights[commonest] == 0:
+        return
     share, weight = counts[rarest] / counts[commonest], weights[rarest] / weights[commonest]
     if max(share, weight) > WEIGHED_LESS:
         return
@@ -192,6 +197,30 @@ def weighed_the_wrong_way(evidence: Evidence) -> Iterator[Sign]:
         confidence="certain",
         override=None,
         harm="a rare class counts for even less than its few samples do",
+    )
+
+
+def weighs_nothing(evidence: Evidence) -> Iterator[Sign]:
+    """A class whose samples the loss does not count, in a training that learns too little.
+
+    Labels of many positions may have one that means nothing, as padding does.
+    """
+    weights, counts = evidence.loss.class_weights, evidence.data.class_counts
+    left_out = [c for c in weights if weights[c] < COUNTS_FOR_NOTHING and counts.get(c)]
+    if not left_out or evidence.positions or not short(evidence):
+        return
+    share = sum(counts[c] for c in left_out) / sum(counts.values())
+    named = listed(map(str, left_out))
+    yield Sign(
+        severity(evidence),
+        f"the loss weighs samples of class {named} with 0: {100 * share:.0f} % of the samples "
+        "that were trained on count for nothing",
+        "weight each class by the inverse of its share (total / (classes * count)); a logarithm of "
+        "shares is 0 for the commonest class",
+        evidence={"weights": weights, "share": share},
+        confidence="certain",
+        override=None,
+        harm="nothing keeps the network from giving these samples another class",
     )
 
 
@@ -223,7 +252,7 @@ CAUSE = Cause(
     name="class_imbalance",
     meaning="classes that are too rare to be learnt",
     kind=Kind.SYMPTOM,
-    rules=(first_of(weighed_the_wrong_way, sorted_batches, unrecognised_class),),
+    rules=(first_of(weighs_nothing, weighed_the_wrong_way, sorted_batches, unrecognised_class),),
     fix="weight the loss by class, or sample the rare classes more often",
     harm="the common classes alone bring the loss almost as far down",
     source="Buda et al. 2018, arXiv:1710.05381; the article's claim 14",

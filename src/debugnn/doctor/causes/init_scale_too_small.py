@@ -14,7 +14,7 @@ from debugnn.doctor.causes.signals.network import (
 )
 from debugnn.doctor.causes.signals.outcome import failing, severity, short
 from debugnn.doctor.causes.signals.trials import cured, shown_by, trial_numbers
-from debugnn.doctor.causes.signals.wording import module_of
+from debugnn.doctor.causes.signals.wording import listed, module_of
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.trials import RECTIFIED, REINITIALISED, UNIT_SIGNALS, Trial
 
@@ -62,6 +62,25 @@ def fading_signals(evidence: Evidence) -> Iterator[Sign]:
     )
 
 
+def scales_of_zero(evidence: Evidence) -> Iterator[Sign]:
+    """Scales of a normalisation that begin at 0 and never move: no gradient comes past an
+    activation that is flat there."""
+    names = evidence.network.zero_scales
+    if names and failing(evidence):
+        yield Sign(
+            "error",
+            f"the scales of {len(names)} normalisations are 0 from start to end: {listed(names)}; "
+            "what they normalise is thrown away, and no gradient reaches them",
+            "begin with scales of 1 and shifts of 0: nn.init.ones_(norm.weight), "
+            "nn.init.zeros_(norm.bias)",
+            layer=module_of(names[0]),
+            step=0,
+            evidence={"scales": names[:32]},
+            override=None,
+            confidence="certain",
+        )
+
+
 def _faded(evidence: Evidence) -> tuple[float, str] | None:
     """Return what is left of the signals where weights alone explain that it is little.
 
@@ -91,7 +110,7 @@ CAUSE = Cause(
     name="init_scale_too_small",
     meaning="initial weights that are too small",
     kind=Kind.RIVAL,
-    rules=(first_of(small_weights, fading_signals),),
+    rules=(first_of(scales_of_zero, small_weights, fading_signals),),
     fix="initialise by the layers' fan-in (torch.nn.init.kaiming_uniform_)",
     harm="signals and gradients shrink from layer to layer, so that the first layers hardly move",
     source="Glorot & Bengio 2010; He et al. 2015, arXiv:1502.01852",

@@ -12,6 +12,10 @@ from debugnn.doctor.evidence import Evidence, SequenceFacts, TargetCopyFacts
 # Share of a feature's variance that the target explains: 1 for a copy of the label; sound programs
 # have up to 0.78, the petals of scikit-learn's iris 0.93 to 0.95.
 LEAKED = 0.99
+# Squared rank correlation of a feature with a target of many values, from which both have one
+# order.
+LEAKED_RANKS = 0.999
+RANKED_KINDS = 20
 # Samples below which a share is too uncertain to accuse anybody.
 SAMPLES = 50
 # A feature of this share stands out where the next one's is lower by DROP.
@@ -115,6 +119,24 @@ def feature_is_target(evidence: Evidence) -> Iterator[Sign]:
     if share is not None and share > LEAKED:
         telling = sum(s > LEAKED for s in data.feature_shares)
         yield _sign("error", evidence, share, max(telling, 1), "alone gives the target away")
+
+
+def feature_rises_with_target(evidence: Evidence) -> Iterator[Sign]:
+    """A feature that is a function of the target, as its logarithm: it rises with it, or falls, all
+    along."""
+    data = evidence.data
+    share = data.rank_share
+    if share is None or data.features < FEATURES or data.samples < SAMPLES:
+        return
+    if share > LEAKED_RANKS and (data.target_kinds or 0) > RANKED_KINDS:
+        yield Sign(
+            "error",
+            f"input feature {data.rank_feature} and the target put the samples in the same order "
+            f"(squared rank correlation {share:.4f}): one is a function of the other, such as its "
+            "logarithm",
+            "leave this feature out if it is made from the target, or is known only after it",
+            evidence={"squared_rank_correlation": share, "features": [data.rank_feature]},
+        )
 
 
 def feature_stands_out(evidence: Evidence) -> Iterator[Sign]:
@@ -491,7 +513,11 @@ CAUSE = Cause(
     kind=Kind.CERTAIN,
     rules=(
         first_of(
-            feature_is_target, targets_among_inputs, counter_tells_class, tells_training_alone
+            feature_is_target,
+            feature_rises_with_target,
+            targets_among_inputs,
+            counter_tells_class,
+            tells_training_alone,
         ),
         feature_stands_out,
         sees_its_target,

@@ -4,11 +4,14 @@ import math
 from collections.abc import Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
+from debugnn.doctor.causes.signals.outcome import severity
 from debugnn.doctor.causes.signals.wording import listed, module_of
 from debugnn.doctor.evidence import Evidence, LeafFacts
 
 # Steps after which an optimiser that never stepped is no start that is still to come.
 STEPS = 2
+# The same of one that may begin to train some parameters later.
+SEVERAL_STEPS = 40
 
 # The module that registers what a plain container holds.
 _REGISTERED = {"list": "ModuleList", "tuple": "ModuleList", "dict": "ModuleDict"}
@@ -68,6 +71,23 @@ def lacks_some(evidence: Evidence) -> Iterator[Sign]:
             layer=module_of(missing[0]),
             evidence={"missing": missing[:32], "foreign": facts.foreign},
             line=evidence.loop.update_line,
+        )
+
+
+def lacks_those_of_the_loss(evidence: Evidence) -> Iterator[Sign]:
+    """Parameters of the loss itself, such as class centres, that no optimiser has moved."""
+    names = evidence.optimizer.of_loss
+    if names and evidence.loop.optimizer_steps >= SEVERAL_STEPS:
+        yield Sign(
+            severity(evidence),
+            f"the loss function has parameters of its own, and no optimiser holds them: "
+            f"{listed(names)} got gradients and are as they began after "
+            f"{evidence.loop.optimizer_steps} updates",
+            "hand them to the optimiser too: [*model.parameters(), *loss_fn.parameters()]; or "
+            "freeze them with requires_grad_(False)",
+            evidence={"parameters": names, "updates": evidence.loop.optimizer_steps},
+            line=evidence.loop.update_line,
+            harm="what the loss is to learn, as the centre of each class, stays random",
         )
 
 
@@ -159,7 +179,15 @@ CAUSE = Cause(
     meaning="an optimiser that does not hold the model's parameters",
     kind=Kind.CERTAIN,
     rules=(
-        first_of(unregistered, made_in_forward, no_parameters, never_steps, holds_none, lacks_some),
+        first_of(
+            unregistered,
+            made_in_forward,
+            no_parameters,
+            never_steps,
+            holds_none,
+            lacks_some,
+            lacks_those_of_the_loss,
+        ),
     ),
     fix="make the optimiser from model.parameters(), after the model is complete and on its device",
     harm="a parameter that the optimiser does not hold keeps its random initial value",

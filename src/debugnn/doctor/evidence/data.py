@@ -199,6 +199,9 @@ class DataFacts:
     feature_order: list[int] = field(default_factory=list)
     feature_share_median: float | None = None
     features: int = 0  # how many features were compared
+    # The largest squared rank correlation of a feature with the target, and that feature.
+    rank_share: float | None = None
+    rank_feature: int | None = None
     lost_shares: list[LostShare] = field(default_factory=list)  # of tables, the largest loss first
     counter: CounterFacts | None = None  # None: of labels, no feature counts the samples
     drift: DriftFacts | None = None

@@ -119,6 +119,8 @@ class NetworkFacts:
     second_derivatives: int = 0
     flat_derivatives: int = 0
     flat_layers: int = 0
+    # Scales of batch, group and layer norm that are 0 for all units, at the start and at the end.
+    zero_scales: list[str] = field(default_factory=list)
     time_gradient: float | None = None  # at a sequence's first tenth over that at its last
     recurrence: RecurrenceFacts | None = None  # None: no such layer is seen
     state: StateFacts | None = None  # None: it keeps nothing in itself

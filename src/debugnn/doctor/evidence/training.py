@@ -42,6 +42,8 @@ class OptimizerFacts:
     trainable: int = 0
     missing: list[str] = field(default_factory=list)  # trainable, reached, and not held
     foreign: int = 0  # parameters that it holds and the model does not have
+    # Parameters of the loss function that it has a gradient by, in no optimiser that moved them.
+    of_loss: list[str] = field(default_factory=list)
     frozen_held: list[str] = field(default_factory=list)  # requires_grad=False, and held
     lr: float | None = None
     weight_decay: float = 0.0

@@ -50,6 +50,25 @@ def shares_of_values(rows: Tensor, targets: Tensor) -> Tensor | None:
     return (centred * wanted).sum(dim=0).square() / power.clamp_min(1e-30)
 
 
+def shares_of_ranks(rows: Tensor, targets: Tensor) -> Tensor | None:
+    """Return each feature's squared rank correlation with the targets (N, 1), (features,).
+
+    Spearman's ρ²: 1 of a feature that rises, or falls, with the target, whatever the curve. Equal
+    values have their mean rank. None of too few samples.
+    """
+    if len(rows) < _LEAST_SAMPLES:
+        return None
+    ranked = torch.stack([_ranks(column) for column in rows.T], dim=1)
+    return shares_of_values(ranked, _ranks(targets.flatten())[:, None])
+
+
+def _ranks(values: Tensor) -> Tensor:
+    """Return the rank of each value (N,), float64."""
+    _, kind, counts = values.unique(return_inverse=True, return_counts=True)
+    last = counts.cumsum(dim=0).double()
+    return (last - (counts - 1) / 2)[kind]
+
+
 def lost_shares(
     rows: Tensor, targets: Tensor, new_rows: Tensor, new_targets: Tensor, classes: bool
 ) -> list[LostShare]:

@@ -20,6 +20,7 @@ from debugnn.doctor.observe.latent import latent_facts
 from debugnn.doctor.observe.loss_function.facts import loss_facts
 from debugnn.doctor.observe.loss_function.made_up import LossFunction
 from debugnn.doctor.observe.loss_function.policy import policy_facts
+from debugnn.doctor.observe.loss_parameters import LossParameters
 from debugnn.doctor.observe.modes import without_dropout
 from debugnn.doctor.observe.module_state import kept_state
 from debugnn.doctor.observe.operations import SQUASHING, TABLES, trace
@@ -32,6 +33,7 @@ from debugnn.doctor.observe.sample_axis import Samples, find_samples
 from debugnn.doctor.observe.task import SOFTMAX, Task, read, reference_loss
 from debugnn.doctor.observe.watched_training import WatchedTraining
 from debugnn.doctor.observe.weights import forward_order, weight_facts
+from debugnn.doctor.reachable import Changes
 from debugnn.doctor.troubles import guarded
 from debugnn.doctor.unit_signals import signal_sizes
 
@@ -44,6 +46,7 @@ class FirstBatch:
     Args:
         training: what is found out is noted there.
         rivals: is told which parameters the loss function reads.
+        loss_parameters: finds those that the loss function learns through.
         sample_axis: the inputs' axis of samples; None where samples are not apart, `FIND` where it
             is to be found.
 
@@ -54,11 +57,16 @@ class FirstBatch:
     not_in_state = ("_sample_axis",)
 
     def __init__(
-        self, training: WatchedTraining, rivals: Rivals, sample_axis: int | str | None
+        self,
+        training: WatchedTraining,
+        rivals: Rivals,
+        loss_parameters: LossParameters,
+        sample_axis: int | str | None,
     ) -> None:
         self.evidence = training.evidence
         self._training = training
         self._rivals = rivals
+        self._loss_parameters = loss_parameters
         self._sample_axis = sample_axis
 
     @guarded("where the samples of a batch lie")
@@ -105,6 +113,7 @@ class FirstBatch:
                 handed,
                 training.labels_among_inputs is not None,
             )
+            self._look_at_loss_parameters(changes, batch)
             if training.labels_among_inputs is not None:
                 self.evidence.reconstruction = False  # the labels are an input, and not rebuilt
             if training.task.kind == "unknown" and training.loss_fn is not None:
@@ -119,6 +128,13 @@ class FirstBatch:
                 self.evidence.outcome.initial_latent = latent
             self._look_at_recurrence(samples, batch)
             self._look_for_broken_path(samples, batch)
+
+    @guarded("the parameters of the loss function")
+    def _look_at_loss_parameters(self, changes: Changes, batch: Batch) -> None:
+        replica, loss_fn = self._training.replica, self._training.loss_fn
+        model = None if replica is None else replica.start()
+        if model is not None and loss_fn is not None and self.evidence.loss.error is None:
+            self._loss_parameters.find(changes.reached, model, batch, loss_fn)
 
     @guarded("whether gradients go back through a recurrence")
     def _look_at_recurrence(self, samples: Samples, batch: Batch) -> None:

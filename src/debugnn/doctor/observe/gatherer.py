@@ -30,6 +30,7 @@ from debugnn.doctor.observe.outcome import (
     predict,
     score_of,
     with_new_averages,
+    zero_scales,
 )
 from debugnn.doctor.observe.own_inputs import own_input_facts
 from debugnn.doctor.observe.own_loss import loss_of_values, note_beside_constant, note_own_loss
@@ -122,6 +123,7 @@ class Gatherer:
         self.evidence.optimizer = optimizer_facts(
             training.model, training.optimizer, groups, initial, self._hooks.rates.points()
         )
+        self.evidence.optimizer.of_loss = self._hooks.loss_parameters.unmoved()
         network.unreached = still_unreached(network.unreached, self._hooks.layers.graded)
         network.unused = still_unreached(network.unused, self._hooks.layers.graded)
         network.unregistered = self._hooks.leaves.facts()
@@ -303,6 +305,7 @@ class Gatherer:
                 outcome.latent = latent_facts(model, first, training.layout)
         note_movement(outcome, training.model, replica.groups, replica.initial)
         note_thawed(self.evidence.weights, training.model, replica.initial)
+        self.evidence.network.zero_scales = zero_scales(training.model, replica.initial)
         note_still_equal(self.evidence.weights, training.model, replica.initial)
 
     @guarded("the training's own loss")

@@ -17,6 +17,7 @@ from debugnn.doctor.observe.graph import UnregisteredLeaves
 from debugnn.doctor.observe.input_derivatives import InputDerivatives
 from debugnn.doctor.observe.layers import LayerProbes
 from debugnn.doctor.observe.loss_calls import LossCalls, is_compiling
+from debugnn.doctor.observe.loss_parameters import LossParameters
 from debugnn.doctor.observe.module_state import StateBetweenSteps
 from debugnn.doctor.observe.opponents import Opponents
 from debugnn.doctor.observe.optimizer import RateCurve
@@ -50,6 +51,7 @@ class TrainingHooks:
         leaves: tensors of the outputs' graph that the model does not list.
         rates: learning rates.
         rivals: other networks.
+        loss_parameters: of the loss function itself.
         opponents: other doctors' networks that are given this one's outputs.
         state: what the model keeps in itself between steps.
         derivatives: by the inputs, which the loss is made of.
@@ -76,6 +78,7 @@ class TrainingHooks:
         self.leaves = UnregisteredLeaves(training.model, training.optimizer)
         self.rates = RateCurve()
         self.rivals = Rivals(training.model, training.optimizer)
+        self.loss_parameters = LossParameters(training.model, training.optimizer)
         self.opponents = Opponents(training)
         self.state = StateBetweenSteps(training.model)
         self.loss_calls = LossCalls(training.evidence, lambda: self.outputs)
@@ -140,6 +143,7 @@ class TrainingHooks:
         self._stale.release()
         self._erased.release()
         self.loss_calls.ignore()
+        self.loss_parameters.release()
         self.opponents.release()
         self.layers.release()
         self.leaves.release()

@@ -8,6 +8,7 @@ from torch import nn
 DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout,
            nn.FeatureAlphaDropout)  # fmt: skip
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
+NORMALISATIONS = (BATCH_NORM, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
 def layers_with_a_rate(model: nn.Module) -> list[nn.RNNBase | nn.MultiheadAttention]:

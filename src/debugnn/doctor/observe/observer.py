@@ -109,7 +109,9 @@ class Observer:
         self._passes = self.training.passes
         self._hooks = TrainingHooks(self.training, model, self.nonfinite, at_once)
         self._layers = self._hooks.layers
-        self._first_batch = FirstBatch(self.training, self._hooks.rivals, sample_axis)
+        self._first_batch = FirstBatch(
+            self.training, self._hooks.rivals, self._hooks.loss_parameters, sample_axis
+        )
         self._validation = ValidationSamples(self.training)
         self._volume_tries = 0
         self._losses = LossCurve()

@@ -13,7 +13,7 @@ from debugnn.doctor.copies import copied_model
 from debugnn.doctor.evidence import Evidence, OutcomeFacts, Score, WeightFacts
 from debugnn.doctor.observe.buffer import Batch
 from debugnn.doctor.observe.calls import first_tensor
-from debugnn.doctor.observe.modes import BATCH_NORM, without_dropout
+from debugnn.doctor.observe.modes import BATCH_NORM, NORMALISATIONS, without_dropout
 from debugnn.doctor.observe.task import Task, score
 
 _SCORED = 2048  # samples that a score is computed from
@@ -177,6 +177,23 @@ def note_thawed(
         if weight.frozen and weight.name in now and weight.name in initial:
             present = now[weight.name].detach()
             weight.frozen = torch.equal(present, initial[weight.name].to(present.device))
+
+
+def zero_scales(model: nn.Module, initial: Mapping[str, Tensor]) -> list[str]:
+    """Return the scales of normalisations that are 0 for all units, and began so.
+
+    Args:
+        initial: the weights that the training began with.
+    """
+    return [
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if isinstance(module, NORMALISATIONS)
+        and isinstance(module.weight, nn.Parameter)
+        and not module.weight.any()
+        and f"{name}.weight" in initial
+        and not initial[f"{name}.weight"].any()
+    ]
 
 
 def note_still_equal(

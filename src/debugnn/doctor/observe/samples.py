@@ -11,7 +11,11 @@ import torch
 from torch import Tensor
 
 from debugnn.doctor.evidence import DataFacts
-from debugnn.doctor.observe.feature_shares import shares_of_classes, shares_of_values
+from debugnn.doctor.observe.feature_shares import (
+    shares_of_classes,
+    shares_of_ranks,
+    shares_of_values,
+)
 from debugnn.doctor.observe.task import Task
 
 FEATURES = 1024  # most features of a sample that are examined, evenly spaced
@@ -266,6 +270,10 @@ def _describe_values(
     facts.target_rarest = counts.min().item() / len(column)
     if facts.floating and inputs.dim() == 2 and inputs.shape[1] >= _LEAST_FEATURES["values"]:
         _rank(facts, shares_of_values(rows[finite], column[finite]), inputs)
+        by_ranks = shares_of_ranks(rows[finite], column[finite])
+        if by_ranks is not None:
+            facts.rank_share = by_ranks.max().item()
+            facts.rank_feature = int(by_ranks.argmax()) * _spacing(inputs, FEATURES)
 
 
 def _rank(facts: DataFacts, shares: Tensor | None, inputs: Tensor) -> None:

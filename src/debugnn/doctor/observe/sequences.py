@@ -63,7 +63,6 @@ def sequence_facts(model: nn.Module, found: Scored) -> SequenceFacts | None:
         following=following,
         second=second,
         scored=(found.symbols >= 0).double().mean().item(),
-        left_out=_left_out((found.symbols >= 0).reshape(each.symbols.shape), axis),
     )
     with torch.no_grad(), without_dropout(model, training=False):
         # Equal symbols do not tell which axis is time: what depends on what does.
@@ -71,6 +70,8 @@ def sequence_facts(model: nn.Module, found: Scored) -> SequenceFacts | None:
         for time in axes:
             _probe(model, found, each, time, facts)
             if facts.sees_past or facts.sees_future:
+                scored = (found.symbols >= 0).reshape(each.symbols.shape)
+                facts.left_out = _left_out(scored, time)
                 break
     return facts
 
@@ -115,7 +116,12 @@ def _match(symbols: Tensor, wanted: Tensor, axis: int, by: int) -> float:
 
 
 def _left_out(scored: Tensor, axis: int) -> float:
-    """Return the share of positions that are not scored, and lie between scored ones."""
+    """Return the share of positions that are not scored, and lie between scored ones.
+
+    Args:
+        scored: (A, B).
+        axis: of time.
+    """
     count = scored.long()
     before = count.cumsum(dim=axis) > 0
     after = count.flip(axis).cumsum(dim=axis).flip(axis) > 0

@@ -42,8 +42,8 @@ def class_weights(loss: Loss, outputs: Tensor, targets: Tensor, task: Task) -> d
         if len(own) < _LEAST:
             continue
         mean = own.mean().item()
-        if mean == 0 or own.std().item() > _ALIKE * mean:
+        if own.std().item() > _ALIKE * mean:
             return {}
         found[label] = mean
     middle = sum(found.values()) / max(len(found), 1)
-    return {label: weight / middle for label, weight in found.items()}
+    return {label: weight / middle for label, weight in found.items()} if middle > 0 else {}
