@@ -69,6 +69,13 @@ def weighed_by_counts(setup: Setup) -> None:
     setup.loss_fn = nn.CrossEntropyLoss(weight=counts / counts.mean())
 
 
+def weighed_by_logarithms(setup: Setup) -> None:
+    """The weight of a class is the logarithm of the commonest class's count over its own: 0 of the
+    commonest. Of a batch that holds nothing else the weighted mean is 0 / 0."""
+    counts = torch.bincount(setup.train[1]).float()
+    setup.loss_fn = nn.CrossEntropyLoss(weight=(counts.max() / counts).log())
+
+
 def weighed_by_shares_by_hand(setup: Setup) -> None:
     """Each sample's loss is multiplied by the share of its class, where the inverse was meant."""
     y = setup.train[1].flatten().long()
@@ -124,6 +131,7 @@ TUNING = [
     case("classes_weighed", weighed_by_shares_by_hand),
     case("weighted_events", weighed_by_shares_by_hand),
     case("drawn_evenly", drawn_by_counts),
+    case("classes_weighed", weighed_by_logarithms, ("non_finite",)),
     case("classes_weighed", weighed_by_counts),
     case("mlp_momentum", sorted_by_class, UNSHUFFLED),
     case("cnn", sorted_by_class, UNSHUFFLED),

@@ -22,6 +22,31 @@ def detach_before(setup: Setup, position: int) -> None:
     insert(setup, torch.Tensor.detach, position % len(sequential(setup)))
 
 
+class Tapped(nn.Module):
+    """Takes what a layer gives out of a network by a hook, for a head of its own."""
+
+    def __init__(self, body: nn.Module, tapped: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.body, self.head = body, head
+        self.taken: Tensor | None = None
+        tapped.register_forward_hook(self._take)
+
+    def _take(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        self.taken = output.detach()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.body(x)
+        assert self.taken is not None
+        taken, self.taken = self.taken, None
+        return self.head(taken)
+
+
+def tapped_by_detaching_hook(setup: Setup) -> None:
+    """A hook takes the last hidden layer's output for the head, and detaches it."""
+    *body, head = sequential(setup)
+    setup.model = Tapped(nn.Sequential(*body), body[-1], head)
+
+
 def through_numpy(setup: Setup) -> None:
     """An activation is computed in NumPy."""
     use_activation(setup, lambda x: torch.from_numpy(np.maximum(x.detach().numpy(), 0)))
@@ -137,6 +162,7 @@ TUNING = [
     case("two_backward_passes", cleared_between_passes, ("optimizer_mismatch",), set_to_none=False),
     case("mlp", detach_before, position=-1),
     case("cnn", detach_before, position=3),
+    case("mlp", tapped_by_detaching_hook),
     case("mlp_sgd", frozen_by_accident),
     case("lstm", frozen_by_accident),
     case("cnn_batch_norm", frozen_by_accident, keep=2),

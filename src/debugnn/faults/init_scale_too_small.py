@@ -56,6 +56,13 @@ def small_factor(setup: Setup, factor: float) -> None:
     replace_activations(setup.model, lambda: Apply(lambda x: factor * x.relu()))
 
 
+def scales_zeroed(setup: Setup) -> None:
+    """Batch norm's scales are set to 0 where its shifts are meant."""
+    for module in setup.model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            nn.init.zeros_(module.weight)
+
+
 def default_weights(setup: Setup, depth: int) -> None:
     """PyTorch's default weights in a deep plain net: each layer leaves 0.4 of the signal."""
     deeper(setup, depth)
@@ -71,6 +78,7 @@ TUNING = [
     case("mlp_sgd", small_factor, factor=0.05),
     case("mlp", small_factor, factor=0.01),
     case("mlp_momentum", default_weights, depth=10),
+    case("cnn_batch_norm", scales_zeroed, ("dead_relu",)),
 ]
 
 HELD_OUT = [

@@ -26,6 +26,16 @@ def leak(setup: Setup, classes: int | None, *, in_val: bool) -> None:
     add_columns(setup, label(setup.train[1]), label(setup.val[1]) * in_val)
 
 
+def exponential_of_target(setup: Setup) -> None:
+    """A column holds what the target is the logarithm of."""
+
+    def column(y: Tensor) -> Tensor:
+        powers = (2 * y.reshape(len(y), 1)).exp()
+        return (powers - powers.mean()) / powers.std()
+
+    add_columns(setup, column(setup.train[1]), column(setup.val[1]))
+
+
 def leaky_pixel(setup: Setup, *, in_val: bool) -> None:
     """The brightness of the corner pixel is the label."""
 
@@ -191,6 +201,8 @@ TUNING = [
     case("few_informative", leak, classes=2, in_val=False),
     case("friedman", leak, classes=None, in_val=True),
     case("diabetes", leak, classes=None, in_val=False),
+    case("diabetes", exponential_of_target),
+    case("friedman", exponential_of_target),
     case("noisy_line", leak, classes=None, in_val=True),
     case("cnn", leaky_pixel, in_val=True),
     case("cnn_tanh", leaky_pixel, in_val=False),

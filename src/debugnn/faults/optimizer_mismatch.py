@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Iterable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
@@ -163,7 +164,37 @@ def plain_weights(setup: Setup) -> None:
     setup.model = PlainWeights(*widths(setup))
 
 
+class CentreLoss(nn.Module):
+    """Scores of classes by the angle to a centre each, which is learnt, and their cross-entropy.
+
+    As of ArcFace without its margin (Deng et al. 2019, arXiv:1801.07698).
+    """
+
+    def __init__(self, features: int, classes: int, scale: float = 10.0) -> None:
+        super().__init__()
+        self.centres = nn.Parameter(torch.randn(classes, features))
+        self.scale = scale
+
+    def forward(self, embedded: Tensor, targets: Tensor) -> Tensor:
+        angles = F.normalize(embedded, dim=1) @ F.normalize(self.centres, dim=1).T
+        return F.cross_entropy(self.scale * angles, targets)
+
+
+def centres_not_held(setup: Setup) -> None:
+    """The optimiser gets the embedding's parameters alone, and not the centres of the loss."""
+    classes = widths(setup)[1]
+    setup.loss_fn = CentreLoss(classes, classes)
+
+
+def scale_not_held(setup: Setup) -> None:
+    """A scale of the logits, which is to be learnt, is made beside the model."""
+    scale = nn.Parameter(torch.tensor(0.1))
+    setup.loss_fn = lambda outputs, targets: F.cross_entropy(outputs * scale, targets)
+
+
 TUNING = [
+    case("mlp_tanh", centres_not_held),
+    case("cnn_sgd", scale_not_held),
     case("mlp", optimise, choose=of_another_net),
     case("mlp_sgd", optimise, choose=of_a_copy),
     case("cnn", optimise, choose=of_last_layer),

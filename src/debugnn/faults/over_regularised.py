@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from debugnn.faults.cases import case
 from debugnn.faults.edits import HIDDEN, change_optimizer, sequential
-from debugnn.faults.program import Data, Setup
+from debugnn.faults.program import Data, Setup, score
 
 
 def decay(setup: Setup, weight_decay: float) -> None:
@@ -108,7 +108,29 @@ def erased_images(setup: Setup, side: int) -> None:
     setup.change_batch = erase
 
 
+class WithCode(nn.Module):
+    """A network that returns its last hidden activations too."""
+
+    def __init__(self, body: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.body, self.head = body, head
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        code = self.body(x)
+        return self.head(code), code
+
+
+def code_penalised(setup: Setup, factor: float) -> None:
+    """A penalty on the hidden code is summed over the batch, and the error is averaged."""
+    *body, head = sequential(setup)
+    setup.model, plain, score_of = WithCode(nn.Sequential(*body), head), setup.loss_fn, setup.score
+    setup.loss_fn = lambda outputs, y: plain(outputs[0], y) + factor * outputs[1].abs().sum()
+    setup.score = lambda outputs, y: (score_of or score)(outputs[0], y)
+
+
 TUNING = [
+    case("mlp", code_penalised, ("loss_reduction",), factor=0.05),
+    case("friedman", code_penalised, ("loss_reduction",), factor=0.05),
     case("sine", decay, weight_decay=0.1),
     case("cnn_tanh", decay, weight_decay=0.1),
     case("transformer", decay, weight_decay=0.1),

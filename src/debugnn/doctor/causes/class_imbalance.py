@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
 from debugnn.doctor.causes.signals.data import RARE
 from debugnn.doctor.causes.signals.outcome import (
+    AT_CHANCE,
     NEARLY_PERFECT,
     judged,
     last_validation,
@@ -201,13 +202,16 @@ def weighed_the_wrong_way(evidence: Evidence) -> Iterator[Sign]:
 
 
 def weighs_nothing(evidence: Evidence) -> Iterator[Sign]:
-    """A class whose samples the loss does not count, in a training that learns too little.
+    """A class whose samples the loss does not count, in a training that learns too little, or gets
+    no more right than the commonest class alone would be.
 
     Labels of many positions may have one that means nothing, as padding does.
     """
     weights, counts = evidence.loss.class_weights, evidence.data.class_counts
     left_out = [c for c in weights if weights[c] < COUNTS_FOR_NOTHING and counts.get(c)]
-    if not left_out or evidence.positions or not short(evidence):
+    accuracy = evidence.outcome.train.skill
+    harmed = short(evidence) or (accuracy is not None and accuracy < AT_CHANCE)
+    if not left_out or evidence.positions or not harmed:
         return
     share = sum(counts[c] for c in left_out) / sum(counts.values())
     named = listed(map(str, left_out))
