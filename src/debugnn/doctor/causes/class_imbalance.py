@@ -46,6 +46,9 @@ COUNTS_FOR_NOTHING = 1e-3
 # weights make classes rarer still; and what a rarer one of two classes may weigh more all the same.
 WEIGHED_LESS = 0.6
 NO_ORDER = 0.1
+# Samples of a class that as many labels would hold on average, by its share in the validation, from
+# which none at all is no chance: e^-20.
+EXPECTED = 20.0
 # Share of batches that hold one class alone, of data that are sorted: all but those in which one
 # class ends and the next begins. The share of shuffled batches above which it may be chance.
 ONE_CLASS = 0.5
@@ -228,6 +231,32 @@ def weighs_nothing(evidence: Evidence) -> Iterator[Sign]:
     )
 
 
+def never_trained_on(evidence: Evidence) -> Iterator[Sign]:
+    """A class of the validation that no training sample has had, of so many that it is no chance.
+
+    Samples of a batch that were drawn with copies count as often as they came.
+    """
+    held, counts = evidence.outcome.adjusted, evidence.data.class_counts
+    drawn = sum(counts.values())
+    if held is None or not held.samples or not drawn or evidence.positions:
+        return
+    shares = {c: number / held.samples for c, number in held.counts.items()}
+    never = [c for c, share in shares.items() if not counts.get(c) and share * drawn > EXPECTED]
+    if never:
+        first = never[0]
+        yield Sign(
+            "warning",
+            f"class {listed(map(str, never))} has not come once among {drawn} training labels, and "
+            f"is {100 * shares[first]:.2g} % of the validation",
+            "look at the sampler and the split: weights of a WeightedRandomSampler are one for "
+            "each sample, not one for each class; a file that is sorted by class is shuffled first",
+            evidence={"classes": never, "training_labels": drawn, "validation_shares": shares},
+            confidence="certain",
+            override=None,
+            harm="a class that is never seen is never learnt",
+        )
+
+
 def sorted_batches(evidence: Evidence) -> Iterator[Sign]:
     """Batches of one class each, one class after the other: the data are not shuffled."""
     data = evidence.data
@@ -256,7 +285,15 @@ CAUSE = Cause(
     name="class_imbalance",
     meaning="classes that are too rare to be learnt",
     kind=Kind.SYMPTOM,
-    rules=(first_of(weighs_nothing, weighed_the_wrong_way, sorted_batches, unrecognised_class),),
+    rules=(
+        first_of(
+            weighs_nothing,
+            weighed_the_wrong_way,
+            never_trained_on,
+            sorted_batches,
+            unrecognised_class,
+        ),
+    ),
     fix="weight the loss by class, or sample the rare classes more often",
     harm="the common classes alone bring the loss almost as far down",
     source="Buda et al. 2018, arXiv:1710.05381; the article's claim 14",

@@ -13,6 +13,7 @@ from debugnn.doctor.causes.signals.learning_rate import (
     has_fallen,
     highest_rates,
     largest_update,
+    never_at_its_rate,
     unfinished_rise,
     vanished_rate,
 )
@@ -177,6 +178,30 @@ def never_arrives(evidence: Evidence) -> Iterator[Sign]:
     )
 
 
+def far_below_its_schedule(evidence: Evidence) -> Iterator[Sign]:
+    """A schedule whose highest rate, the first one, is far below the rate that it multiplies, and
+    weights that learn more at ten times this rate."""
+    resumed, rate = goes_on(evidence, RESUMED_FASTER), never_at_its_rate(evidence)
+    if rate is None or resumed is None or diverged(evidence):
+        return
+    scheduled, faster = evidence.optimizer.scheduled, rate * RESUMED_FASTER.lr
+    yield Sign(
+        severity(evidence),
+        f"the learning rate is {rate:.3g} at its highest, where the optimiser was given "
+        f"{scheduled:.3g}{_gained(resumed, f'at {faster:.3g}')}",
+        "let the function of LambdaLR return a factor, 1 at first, and not the rate itself: the "
+        "scheduler multiplies the optimiser's rate by it",
+        evidence={
+            "highest": rate,
+            "scheduled": scheduled,
+            "loss_before": resumed.start,
+            **trial_numbers(evidence, RESUMED_FASTER),
+        },
+        confidence="shown",
+        override=None,
+    )
+
+
 def still_weights(evidence: Evidence) -> Iterator[Sign]:
     """Weights that have hardly moved in the whole training, and a copy learns at a higher rate."""
     movement = evidence.outcome.movement
@@ -301,6 +326,8 @@ def _trials_of_schedules(evidence: Evidence) -> Iterable[Trial]:
     # which the budget would be spent.
     if rise is not None and rise.scheduled is not None and rise.seldom and not failing(evidence):
         yield RESUMED_FASTER
+    if never_at_its_rate(evidence) is not None and not failing(evidence):
+        yield RESUMED_FASTER
 
 
 CAUSE = Cause(
@@ -312,6 +339,7 @@ CAUSE = Cause(
             taken_to_nothing,
             faded,
             never_arrives,
+            far_below_its_schedule,
             still_weights,
             still_and_overtaken,
             higher_rate_learns_more,

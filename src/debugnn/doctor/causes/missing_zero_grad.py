@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from debugnn.doctor.causes.cause import Cause, Kind, Sign
+from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
 from debugnn.doctor.causes.signals.outcome import severity
 from debugnn.doctor.evidence import Evidence
 
@@ -15,6 +15,10 @@ NEARER = 0.1
 # Steps in which it was so, and their share of those compared: a single step may be a coincidence.
 STEPS = 2
 SHARE = 0.3
+# Updates of which all gradients but the last pass's were cleared, at least, and as a share of those
+# looked at.
+UPDATES = 3
+MOST = 0.5
 
 
 def added_gradients(evidence: Evidence) -> Iterator[Sign]:
@@ -35,11 +39,35 @@ def added_gradients(evidence: Evidence) -> Iterator[Sign]:
         )
 
 
+def cleared_too_often(evidence: Evidence) -> Iterator[Sign]:
+    """Updates by the gradient of the last of several passes, which were to be added up."""
+    loop = evidence.loop
+    if loop.last_pass_updates >= max(UPDATES, MOST * loop.looked_for_erased):
+        passes = loop.passes_per_update[-1] if loop.passes_per_update else None
+        yield Sign(
+            severity(evidence),
+            f"{passes or 'several'} backward passes over different samples run before each update, "
+            "and all gradients are cleared before each of them: the update knows the last one's "
+            f"alone, in {loop.last_pass_updates} of {loop.looked_for_erased} updates that were "
+            "looked at",
+            "call optimizer.zero_grad() once for each update, before its first backward pass or "
+            "after optimizer.step()",
+            evidence={
+                "passes": passes,
+                "updates": loop.last_pass_updates,
+                "updates_looked_at": loop.looked_for_erased,
+            },
+            line=loop.update_line,
+            harm="most of the samples are computed for nothing, and steps are as noisy as those of "
+            "a small batch",
+        )
+
+
 CAUSE = Cause(
     name="missing_zero_grad",
-    meaning="gradients that are added to the previous step's",
+    meaning="gradients that are cleared too seldom, or too often",
     kind=Kind.CERTAIN,
-    rules=(added_gradients,),
+    rules=(first_of(added_gradients, cleared_too_often),),
     fix="call optimizer.zero_grad() in every step",
     harm="steps grow, and old gradients point to where the loss was lowered already",
     source="pytorch issue 47175",

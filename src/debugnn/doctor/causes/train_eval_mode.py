@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
 from debugnn.doctor.causes.signals.network import evaluations_differ
 from debugnn.doctor.causes.signals.outcome import last_validation, severity
+from debugnn.doctor.causes.signals.wording import listed
 from debugnn.doctor.evidence import Evidence
 
 # Training steps in evaluation mode that may be looks in passing: two, or this share of the steps.
@@ -83,6 +84,32 @@ def averages_of_few_batches(evidence: Evidence) -> Iterator[Sign]:
         )
 
 
+def averages_of_several_places(evidence: Evidence) -> Iterator[Sign]:
+    """One batch norm that is run at several places, whose averages are those of none of them."""
+    outcome, shared = evidence.outcome, evidence.network.shared_norms
+    by_batch, running = outcome.train_mode.skill, outcome.train.skill
+    if evidence.loop.steps < SETTLED or by_batch is None or running is None or not shared:
+        return
+    last = last_validation(evidence)
+    held = [running] if last is None or last.skill is None else [running, last.skill]
+    if by_batch > LEARNT_BY_BATCH and max(held) < by_batch - GAP_OF_AVERAGES:
+        yield Sign(
+            "warning",
+            f"batch norm {listed(shared)} is run several times in a pass, and has one running "
+            f"average for all of them; on the same training samples the skill is {by_batch:.2f} in "
+            f"training mode, with the statistics of each place, and {running:.2f} in evaluation "
+            "mode, with this average",
+            "give each place a batch norm of its own: make one for each layer in __init__",
+            layer=shared[0],
+            evidence={
+                "layers": shared[:32],
+                "skill_by_batch_statistics": by_batch,
+                "skill_in_evaluation": running,
+            },
+            harm="running averages that are those of no place spoil every evaluation",
+        )
+
+
 def running_statistics_differ(evidence: Evidence) -> Iterator[Sign]:
     """A network that fits its samples with their batch's statistics, and not with running ones."""
     outcome = evidence.outcome
@@ -112,6 +139,7 @@ CAUSE = Cause(
             random_evaluation,
             trained_in_evaluation_mode,
             evaluated_in_training_mode,
+            averages_of_several_places,
             averages_of_few_batches,
             running_statistics_differ,
         ),

@@ -28,6 +28,10 @@ ELSEWHERE = 1.5
 # A simple model loses half of its skill between the sets, whose inputs differ somewhat.
 SIMPLE_LEARNS = 0.4
 LOST = 0.5
+# Validation samples that are of one class alone by no chance, and the share of that class in the
+# training above which it may be.
+SAMPLES = 50
+USUAL = 0.8
 DIFFERS = 0.3
 
 
@@ -48,6 +52,30 @@ def prepared_otherwise(evidence: Evidence) -> Iterator[Sign]:
             "loss_after_change": found.changed,
         },
         confidence="shown",
+    )
+
+
+def one_class_alone(evidence: Evidence) -> Iterator[Sign]:
+    """Validations that hold one class alone, of a training that has several."""
+    scores = [validation.score for validation in evidence.outcome.validations]
+    counts = {c: count for c, count in evidence.data.class_counts.items() if count}
+    seen = {c for score in scores for c in score.recalls}
+    if evidence.task not in ("classes", "binary") or len(seen) != 1 or len(counts) < 2:
+        return
+    (only,), samples = seen, min(score.samples for score in scores)
+    share = counts.get(only, 0) / sum(counts.values())
+    if samples < SAMPLES or share > USUAL or evidence.positions:
+        return
+    yield Sign(
+        "warning",
+        f"all {samples} samples of each validation are of class {only}, and "
+        f"{100 * (1 - share):.0f} % of the training samples are of other classes: the validation "
+        "says nothing of these, and the training may have seen few of its own",
+        "shuffle before the split, or split each class by the same shares (stratify=labels)",
+        evidence={"class": only, "validation_samples": samples, "training_share": share},
+        confidence="certain",
+        override=None,
+        harm="a set that was cut off the end of a sorted file is no sample of the data",
     )
 
 
@@ -114,7 +142,7 @@ CAUSE = Cause(
     name="train_test_mismatch",
     meaning="validation data unlike the training data",
     kind=Kind.INDEPENDENT,
-    rules=(first_of(prepared_otherwise, unlike_inputs, values_at_another_scale),),
+    rules=(first_of(prepared_otherwise, one_class_alone, unlike_inputs, values_at_another_scale),),
     fix="prepare validation inputs exactly as training inputs, with the training statistics",
     harm="the network is asked about inputs unlike those that it has learnt from",
     source="Lopez-Paz & Oquab 2017, arXiv:1610.06545; Rabanser et al. 2019, arXiv:1810.11953",

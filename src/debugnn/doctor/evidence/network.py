@@ -119,6 +119,7 @@ class NetworkFacts:
     second_derivatives: int = 0
     flat_derivatives: int = 0
     flat_layers: int = 0
+    shared_norms: list[str] = field(default_factory=list)  # batch norm run several times in a pass
     # Scales of batch, group and layer norm that are 0 for all units, at the start and at the end.
     zero_scales: list[str] = field(default_factory=list)
     time_gradient: float | None = None  # at a sequence's first tenth over that at its last

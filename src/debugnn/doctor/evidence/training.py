@@ -71,6 +71,9 @@ class LoopFacts:
     looked_for_erased: int = 0
     erased_updates: int = 0
     erased: list[str] = field(default_factory=list)
+    # Of these, updates by the last one of three or more passes over different samples: all
+    # gradients were erased before each pass.
+    last_pass_updates: int = 0
     passes_per_update: list[int] = field(default_factory=list)  # backward passes, the latest 64
     # [step, distance to the sum of the old and the new gradient, distance to the new gradient] of
     # gradients' directions (0 equal, 2 opposite), for the first 1,000 comparisons.

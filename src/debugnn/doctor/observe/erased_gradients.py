@@ -1,14 +1,18 @@
 """Gradients of a first loss that are erased before the backward pass of a second one."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from debugnn.doctor.copies import Relay
 from debugnn.doctor.evidence import LoopFacts
+from debugnn.doctor.observe.calls import Call
 
 _UPDATES = 20  # first updates, whose backward passes are recorded
+_PASSES = 3  # fewest passes of an update that add up what the loop wants
 _LISTED = 32  # most names that are kept
 
 
@@ -35,6 +39,7 @@ class ErasedGradients:
         # Arrived since the last update, or since all was erased: gradient, its version, not zero.
         self._arrived: dict[nn.Parameter, tuple[int, Tensor]] = {}
         self._erased: dict[nn.Parameter, Tensor] = {}
+        self._times = 0  # that all was erased since the last update
         self._handles: list[Any] = []
 
     def watch(self, parameters: Sequence[tuple[str, nn.Parameter]]) -> None:
@@ -56,16 +61,26 @@ class ErasedGradients:
         arrived = self._arrived
         others = [(p, version) for p, (version, _) in arrived.items() if p is not parameter]
         if others and all(_changed(each, version) for each, version in others):
+            self._times += 1
             self._erased |= {each: size for each, (_, size) in arrived.items()}
             arrived.clear()
         arrived[parameter] = (gradient._version, gradient.detach().any())
 
-    def compare(self) -> None:
-        """Note, before an update, which of the erased gradients are still missing."""
+    def compare(self, calls: Sequence[Call]) -> None:
+        """Note, before an update, which of the erased gradients are still missing.
+
+        Args:
+            calls: of the model in the passes since the last update, the latest ones.
+        """
         if self._loop.looked_for_erased >= _UPDATES:  # a checkpoint may say so
             self.release()
         elif self._arrived:
             self._compare()
+            untouched = not any(_changed(p, version) for p, (version, _) in self._arrived.items())
+            # Of another attack on the same samples, or another task of them, each pass has a
+            # gradient of its own, which is put together otherwise.
+            if untouched and self._times >= _PASSES - 1 and _of_other_samples(calls):
+                self._loop.last_pass_updates += 1
 
     def _compare(self) -> None:
         self._loop.looked_for_erased += 1
@@ -83,6 +98,21 @@ class ErasedGradients:
         """Forget an update's gradients, after it."""
         self._arrived.clear()
         self._erased.clear()
+        self._times = 0
+
+
+def _of_other_samples(calls: Sequence[Call]) -> bool:
+    """Return whether three calls or more were each of other samples than the one before, which no
+    gradient is computed of."""
+    given = [call.tensors() for call in calls]
+    if len(given) < _PASSES or not all(given):
+        return False
+    if any(tensor.requires_grad for tensors in given for tensor in tensors):
+        return False
+    return not any(
+        one[0].shape == other[0].shape and torch.equal(one[0], other[0])
+        for one, other in pairwise(given)
+    )
 
 
 def _changed(parameter: nn.Parameter, version: int) -> bool:

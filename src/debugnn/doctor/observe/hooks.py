@@ -258,7 +258,7 @@ class TrainingHooks:
             self._loop.update_line = line_of_caller()
         training.passes.note_update(training.model.training)
         self._stale.compare(reading)
-        self._erased.compare()
+        self._erased.compare([each.call for each in training.passes.pending])
         self.layers.refresh(reading)
         if not self.layers.has_gradients():
             self._loop.empty_steps += 1

@@ -1,12 +1,16 @@
 """What the network is with the weights that it has now, where it differs from its start."""
 
+from collections import Counter
+
+import torch
 from torch import nn
 
 from debugnn.doctor.evidence import NetworkFacts
 from debugnn.doctor.observe.architecture import bend
 from debugnn.doctor.observe.buffer import Batch
+from debugnn.doctor.observe.calls import Call
 from debugnn.doctor.observe.layout import Layout
-from debugnn.doctor.observe.modes import without_dropout
+from debugnn.doctor.observe.modes import BATCH_NORM, without_dropout
 from debugnn.doctor.observe.sample_axis import find_samples
 
 _SAMPLES = 16  # samples of a batch, if they are known to be independent: a dozen passes are made
@@ -35,6 +39,7 @@ def note_trained_network(
         call, targets = layout.take(call, slice(_SAMPLES), targets)
     with without_dropout(model, training=False):
         facts.trained_bend = bend(model, call)
+        facts.shared_norms = _run_several_times(model, call)
         samples = find_samples(model, call, targets, sample_axis)
     if facts.halves_used and samples.halves_used is not None:
         pairs = zip(facts.halves_used, samples.halves_used, strict=True)
@@ -44,3 +49,19 @@ def note_trained_network(
         facts.mixing_by_gradient = samples.mixing_by_gradient
     elif facts.mixing is None and samples.dependence:  # its outputs follow its inputs by now
         facts.mixing_layers = samples.mixing_layers
+
+
+def _run_several_times(model: nn.Module, call: Call) -> list[str]:
+    """Return the names of batch norm layers that one pass of the model runs more than once."""
+    times: Counter[nn.Module] = Counter()
+    norms = {m: name for name, m in model.named_modules() if isinstance(m, BATCH_NORM)}
+    if not norms:
+        return []
+    handles = [m.register_forward_pre_hook(lambda module, _: times.update([module])) for m in norms]
+    try:
+        with torch.no_grad():
+            call(model)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [name for module, name in norms.items() if times[module] > 1]

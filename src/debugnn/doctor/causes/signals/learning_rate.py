@@ -140,6 +140,18 @@ def unfinished_rise(evidence: Evidence) -> Rise | None:
     return Rise(first, highest, None, seldom) if rising else None
 
 
+def never_at_its_rate(evidence: Evidence) -> float | None:
+    """Return the highest rate, where it is the first one and far below that which the scheduler
+    multiplies, in a training that has not learnt all; None where it is not.
+
+    A schedule may also be written as factors of a rate of 1, which rise first.
+    """
+    rates, scheduled = highest_rates(evidence), evidence.optimizer.scheduled
+    if not rates or scheduled is None or not not_all_learnt(evidence):
+        return None
+    return rates[0] if 0 < rates[0] == max(rates) < NEAR * scheduled else None
+
+
 def highest_rates(evidence: Evidence) -> list[float]:
     """Return the highest rate of all parameter groups, at the start and after each change."""
     return [max(rates) for _, *rates in evidence.optimizer.rates if rates]
