@@ -401,6 +401,15 @@ def reversed_on_the_way(critic, states, actions):
     return critic(torch.cat([states, Reversal.apply(actions)], dim=1))
 
 
+def up_to_a_goal(critic, states, actions):
+    return (joined_inputs(critic, states, actions) + 20).square()
+
+
+def of_an_adversary(critic, states, disturbance):
+    adversary = disturbance
+    return critic(torch.cat([states, adversary], dim=1))
+
+
 def of_both(loss_fn):
     return lambda outputs, targets: sum(loss_fn(each, targets) for each in outputs)
 
@@ -515,6 +524,8 @@ def conservative(critic, states, actions):
         (joined_inputs, 1, {"kind": CostCritic}),
         (of_critic_of_costs, 1, {"values": lambda actions: (actions**2).sum(dim=1)}),
         (of_score, 1, {}),  # no word tells whether it is to be high
+        (of_an_adversary, 1, {}),
+        (up_to_a_goal, 1, {}),
         (joined_inputs, 1, {"maximize": True}),
         (reversed_on_the_way, 1, {}),
         (joined_inputs, -1, {"extra": conservative}),
@@ -522,8 +533,8 @@ def conservative(critic, states, actions):
         # Least squares with the labels of made and other samples, and of two kinds.
         (joined_inputs, 1, {"values": lambda actions: (actions[:, :1] > 0).float()}),
         (joined_inputs, 1, {"values": lambda actions: actions[:, :1].sign()}),
-        (joined_inputs, 1, {"fit": lambda scores, signs: (scores * signs).mean(),
-                            "values": lambda actions: actions[:, :1].sign()}),
+        (joined_inputs, 1, {"fit": lambda scores, weights: (scores * weights).mean(),
+                            "values": lambda actions: actions[:, :1]}),
     ],
 )  # fmt: skip
 def test_an_actor_that_may_be_sound_is_not_accused(judge, sign, given):

@@ -128,15 +128,10 @@ class Critic:
         if self._of_values is None and self._training.task is not None and buffer.early:
             loss, targets = self.evidence.loss, buffer.early[0].targets
             fitted = loss.confirmed and loss.link == "identity" and not loss.bernoulli
-            bounded = loss.far is not None and loss.far > 0
             shape = loss.shapes[0] if loss.shapes else []
             alone = len(shape) == 1 or shape[-1:] == [1]
             self._of_values = (
-                fitted
-                and bounded
-                and alone
-                and isinstance(targets, Tensor)
-                and len(targets.unique()) > _TWO
+                fitted and alone and isinstance(targets, Tensor) and len(targets.unique()) > _TWO
             )
         return bool(self._of_values)
 
