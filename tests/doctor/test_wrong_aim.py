@@ -11,6 +11,7 @@ from torch.distributions import Categorical
 from debugnn import Doctor
 from debugnn.doctor.observe.loss_function.policy import policy_facts
 from debugnn.doctor.observe.loss_function.variable_names import variables
+from doctor.watched_programs import undisturbed
 
 BATCH = 16
 BCE = nn.BCEWithLogitsLoss()
@@ -322,3 +323,279 @@ def test_a_clip_and_the_words_of_the_loss_tell_the_wrong_sign_from_a_cost(loss, 
     assert report.healthy is (False if severity == "warning" else None)
     told = [f.severity for f in report.findings if f.cause == "wrong_loss"]
     assert told == ([] if severity is None else [severity])
+
+
+# --- actors ---------------------------------------------------------------------------------------
+
+
+class Twin(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = network(6, 1), network(6, 1)
+
+    def forward(self, states, actions):
+        both = torch.cat([states, actions], dim=1)
+        return self.first(both), self.second(both)
+
+
+class Flat(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = network(6, 1)
+
+    def forward(self, both):
+        return self.layers(both).squeeze(1)
+
+
+class CostCritic(Flat):
+    pass
+
+
+class Reversal(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, inputs):
+        return inputs.view_as(inputs)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return -gradient
+
+
+def network(inputs, outputs):
+    return nn.Sequential(nn.Linear(inputs, 16), nn.ReLU(), nn.Linear(16, outputs))
+
+
+ONE_INPUT = partial(network, 6, 1)
+
+
+def joined_inputs(critic, states, actions):
+    return critic(torch.cat([states, actions], dim=1))
+
+
+def lower_of_twins(critic, states, actions):
+    return torch.min(*critic(states, actions))
+
+
+def first_of_twins(critic, states, actions):
+    return critic(states, actions)[0]
+
+
+def of_q_net(q_net, states, actions):
+    return q_net(torch.cat([states, actions], dim=1))
+
+
+def of_learned_cost(cost_model, states, actions):
+    return cost_model(torch.cat([states, actions], dim=1))
+
+
+def of_critic_of_costs(critic, states, actions):
+    total_cost = critic(torch.cat([states, actions], dim=1))
+    return total_cost.squeeze(1)
+
+
+def of_score(score, states, actions):
+    return score(torch.cat([states, actions], dim=1))
+
+
+def reversed_on_the_way(critic, states, actions):
+    return critic(torch.cat([states, Reversal.apply(actions)], dim=1))
+
+
+def up_to_a_goal(critic, states, actions):
+    return (joined_inputs(critic, states, actions) + 20).square()
+
+
+def of_an_adversary(critic, states, disturbance):
+    adversary = disturbance
+    return critic(torch.cat([states, adversary], dim=1))
+
+
+def of_both(loss_fn):
+    return lambda outputs, targets: sum(loss_fn(each, targets) for each in outputs)
+
+
+def actor_and_critic(
+    judge,
+    sign,
+    kind=ONE_INPUT,
+    fit=F.mse_loss,
+    given=True,
+    maximize=False,
+    values=lambda actions: (1 - actions**2).sum(dim=1, keepdim=True),
+    extra=None,
+    by_hand=False,
+    steps=12,
+    wait=1,
+    doctor=Doctor,
+):
+    """Train a critic and an actor, each with a doctor; return both networks and both doctors.
+
+    Args:
+        judge: what the critic says of states and actions.
+        sign: of that in the actor's loss.
+        kind: makes the critic; a network of one joined input, with outputs (N, 1).
+        fit: the critic's loss.
+        given: the actor's doctor has its loss.
+        values: what the critic is fitted to.
+        extra: another term of the critic's loss, of the critic, states and the actor's actions.
+        by_hand: the actor is moved along derivatives by the actions.
+        wait: steps of the critic between two of the actor.
+    """
+    torch.manual_seed(0)
+    critic, actor = kind(), network(4, 2)
+    moves = torch.optim.Adam(critic.parameters(), lr=1e-2)
+    acts = torch.optim.Adam(actor.parameters(), lr=1e-3, maximize=maximize)
+
+    def aim(actions, states):
+        return sign * judge(critic, states, actions).mean()
+
+    judging = doctor(critic, moves, fit)
+    acting = doctor(actor, acts, aim if given else None)
+    for step in range(steps):
+        states, actions = torch.randn(BATCH, 4), torch.randn(BATCH, 2)
+        targets = values(actions)
+        twin = isinstance(critic, Twin)
+        both = (states, actions) if twin else torch.cat([states, actions], dim=1)
+        outputs = critic(*both) if twin else critic(both)
+        targets = targets if twin else targets.reshape(outputs.shape)
+        loss = fit(outputs, targets)
+        if extra is not None:
+            loss = loss + extra(critic, states, actor(states))
+        moves.zero_grad()
+        loss.backward()
+        moves.step()
+        judging.step(loss, both, targets)
+        if step % wait:
+            continue
+        acts.zero_grad()
+        actions = actor(states)
+        if by_hand:
+            value = judge(critic, states, actions).sum()
+            (slope,) = torch.autograd.grad(value, actions)
+            actions.backward(sign * slope / BATCH)
+            loss = sign * value.detach() / BATCH
+        else:
+            loss = aim(actions, states)
+            loss.backward()
+        acts.step()
+        acting.step(loss, states, states)
+    return actor, critic, acting, judging
+
+
+@pytest.mark.parametrize(
+    ("judge", "given"),
+    [
+        (joined_inputs, {}),
+        (joined_inputs, {"given": False, "wait": 2}),
+        (joined_inputs, {"kind": Flat}),
+        (lower_of_twins, {"kind": Twin, "fit": of_both(F.mse_loss)}),
+        (first_of_twins, {"kind": Twin, "fit": of_both(F.smooth_l1_loss)}),
+        (of_q_net, {"fit": F.huber_loss}),
+        # Costs that count as such are above zero.
+        (of_critic_of_costs, {"values": lambda actions: -(actions**2).sum(dim=1)}),
+    ],
+)
+def test_an_actor_that_lowers_its_critics_values_is_named(judge, given):
+    *_, acting, judging = actor_and_critic(judge, 1, **given)
+    with judging, acting:
+        report, critics = acting.report(), judging.report()
+    assert report.troubles == critics.troubles == []
+    (finding, *_) = report.findings
+    assert (finding.cause, finding.confidence) == ("wrong_loss", "certain")
+    assert finding.evidence["called"] in (["critic"], ["q_net"])
+    assert finding.evidence["looks"] >= 3
+    assert "test_wrong_aim.py:" in finding.line
+    assert critics.healthy is not False
+    *_, acting, judging = actor_and_critic(judge, -1, **given)
+    with judging, acting:
+        report = acting.report()
+    assert report.healthy is not False
+    assert report.evidence.loss.judged[0].seen >= 3
+
+
+def conservative(critic, states, actions):
+    return joined_inputs(critic, states, actions).mean()
+
+
+@pytest.mark.parametrize(
+    ("judge", "sign", "given"),
+    [
+        (of_learned_cost, 1, {}),
+        (joined_inputs, 1, {"kind": CostCritic}),
+        (of_critic_of_costs, 1, {"values": lambda actions: (actions**2).sum(dim=1)}),
+        (of_score, 1, {}),  # no word tells whether it is to be high
+        (of_an_adversary, 1, {}),
+        (up_to_a_goal, 1, {}),
+        (joined_inputs, 1, {"maximize": True}),
+        (reversed_on_the_way, 1, {}),
+        (joined_inputs, -1, {"extra": conservative}),
+        (joined_inputs, -1, {"by_hand": True}),
+        # Least squares with the labels of made and other samples, and of two kinds.
+        (joined_inputs, 1, {"values": lambda actions: (actions[:, :1] > 0).float()}),
+        (joined_inputs, 1, {"values": lambda actions: actions[:, :1].sign()}),
+        (joined_inputs, 1, {"fit": lambda scores, weights: (scores * weights).mean(),
+                            "values": lambda actions: actions[:, :1]}),
+    ],
+)  # fmt: skip
+def test_an_actor_that_may_be_sound_is_not_accused(judge, sign, given):
+    *_, acting, judging = actor_and_critic(judge, sign, **given)
+    with judging, acting:
+        findings = acting.report().findings + judging.report().findings
+    assert "wrong_loss" not in [f.cause for f in findings if f.severity != "note"]
+
+
+def test_two_that_play_against_each_other_are_not_accused():
+    """The second player lowers the value that the first one raises."""
+    torch.manual_seed(0)
+    critic, first, second = network(8, 1), network(4, 2), network(4, 2)
+    nets = (critic, first, second)
+    moves = [torch.optim.Adam(net.parameters(), lr=1e-3) for net in nets]
+    doctors = [Doctor(net, move, loss) for net, move, loss in
+               zip(nets, moves, (F.mse_loss, None, None), strict=True)]  # fmt: skip
+    for _ in range(8):
+        states = torch.randn(BATCH, 4)
+        acted = torch.cat([states, torch.randn(BATCH, 4)], dim=1)
+        values = acted[:, 4:5] - acted[:, 6:7]
+        for player in range(3):
+            moves[player].zero_grad()
+            if player == 0:
+                loss, inputs, targets = F.mse_loss(critic(acted), values), acted, values
+            else:
+                pair = [net(states) for net in nets[1:]]
+                pair[2 - player] = pair[2 - player].detach()
+                value = critic(torch.cat([states, *pair], dim=1)).mean()
+                loss, inputs, targets = (-value if player == 1 else value), states, None
+            loss.backward()
+            moves[player].step()
+            doctors[player].step(loss, inputs, targets)
+    reports = [doctor.report() for doctor in doctors]
+    assert [judged.seen for judged in reports[2].evidence.loss.judged] == [8]
+    assert all(report.healthy is not False for report in reports)
+
+
+def test_an_encoder_that_is_trained_by_the_critics_own_loss_is_not_accused():
+    torch.manual_seed(0)
+    encoder, critic = network(4, 4), network(4, 1)
+    moves = torch.optim.Adam([*encoder.parameters(), *critic.parameters()], lr=1e-3)
+    watching = Doctor(encoder, moves), Doctor(critic, moves, F.smooth_l1_loss)
+    for _ in range(8):
+        states = torch.randn(BATCH, 4)
+        returns = states.sum(dim=1, keepdim=True) - 40  # far below: one slope for all samples
+        codes = encoder(states)
+        loss = F.smooth_l1_loss(critic(codes), returns)
+        moves.zero_grad()
+        loss.backward()
+        moves.step()
+        watching[0].step(loss, states)
+        watching[1].step(loss, codes, returns)
+    for doctor in watching:
+        assert "wrong_loss" not in [f.cause for f in doctor.report().findings]
+
+
+def test_looking_at_a_critic_changes_nothing():
+    def program(doctor):
+        return actor_and_critic(
+            lower_of_twins, 1, kind=Twin, fit=of_both(F.mse_loss), doctor=doctor
+        )[:2]
+
+    assert undisturbed(program).main_cause == "wrong_loss"

@@ -19,6 +19,7 @@ from debugnn.doctor.causes.signals.wrong_aim import (
     policy_clipped_on_wrong_side,
     policy_of_costs,
     rewards_made_rarer,
+    values_lowered,
 )
 from debugnn.doctor.evidence import Evidence
 
@@ -518,6 +519,7 @@ CAUSE = Cause(
             labels_pulled_apart,
             policy_clipped_on_wrong_side,
             rewards_made_rarer,
+            values_lowered,
             _rule(linked_twice, "leave it out of the network's last layer"),
             _rule(squared_error_of_two_classes, may_serve=True),
             _rule(classes_not_compared, may_serve=True),

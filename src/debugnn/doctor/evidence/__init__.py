@@ -25,6 +25,7 @@ from debugnn.doctor.evidence.data import (
     TargetCopyFacts,
 )
 from debugnn.doctor.evidence.loss import (
+    JudgedFacts,
     LabelPull,
     LossCall,
     LossFacts,
@@ -75,6 +76,7 @@ __all__ = [
     "DriftFacts",
     "Evidence",
     "GraphBatchFacts",
+    "JudgedFacts",
     "Jump",
     "LabelPull",
     "LatentFacts",

@@ -24,6 +24,20 @@ class PolicyFacts:
 
 
 @dataclass
+class JudgedFacts:
+    """What is asked of a network of values by the losses of networks that make its inputs."""
+
+    critic: str  # the network of values, as the code calls it
+    seen: int = 0  # its outputs at which a gradient arrived that goes on to such a network
+    lowered: int = 0  # of these, those that a step lowers, by the same number for every sample
+    called: list[str] = field(default_factory=list)  # words for it as one of what is to be high
+    low: bool = False  # the code has words for what judges what is to be low, or an adversary's
+    costs: bool = False  # the code has a word for costs
+    below_zero: float = 0.0  # share of its targets' sizes that is of targets below zero
+    line: str | None = None  # `file:line` of the person's code that called it
+
+
+@dataclass
 class LossCall:
     """What a function of torch.nn.functional was given as part of a loss, at one line of code.
 
@@ -118,6 +132,8 @@ class LossFacts:
     # Cosine, at probes, of its gradient with respect to outputs and of that of the loss of a
     # discriminator which is trained to tell such outputs from other samples.
     beside_discriminator: list[float] = field(default_factory=list)
+    # Networks of values, with a doctor of their own, that are given the outputs.
+    judged: list[JudgedFacts] = field(default_factory=list)
     crossed: list[int] | None = None  # shape in which each output is compared with every target
     # Outputs that it compares with a target, and has no gradient with respect to.
     detached: list[str] = field(default_factory=list)

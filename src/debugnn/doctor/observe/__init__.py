@@ -7,7 +7,7 @@ hooks               what happens between two steps: forward passes, gradients, u
 calls               how a batch becomes a call of the model; tensors in nested arguments
 layout              along which axis samples lie, and how some of them are taken
 devices, modes      GPUs that are waited for; training and evaluation mode, dropout
-callers             the line of the person's code that is running
+callers             the person's code that is running: its line, its names
 module_state        what a model keeps in itself from one pass to the next
 replica             the copy of the model that things are tried out on
 forward_passes      how the model was called between two steps
@@ -16,7 +16,8 @@ layers              gradients, updates and activations at some steps
 stale_gradients     gradients that nobody cleared
 erased_gradients    gradients that are cleared between two backward passes
 graph               tensors that outputs are learnt through and that the model does not list
-rivals              other networks that are trained beside this one
+rivals, opponents   other networks that are trained beside this one; critics: what their
+                    losses ask of it where it judges what they make
 buffer              copies of some batches, fingerprints and labels of more, in tensors that
                     grow, growing, until nothing new comes, known_samples
 windows             whether validation windows overlap with training windows

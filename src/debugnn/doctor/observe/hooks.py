@@ -11,6 +11,7 @@ from debugnn.doctor.nonfinite.replay import NonFiniteReplay
 from debugnn.doctor.observe import transforms
 from debugnn.doctor.observe.callers import line_of_caller
 from debugnn.doctor.observe.calls import Call, map_tensors, scores_of
+from debugnn.doctor.observe.critics import Critic
 from debugnn.doctor.observe.erased_gradients import ErasedGradients
 from debugnn.doctor.observe.forward_passes import ForwardPass
 from debugnn.doctor.observe.graph import UnregisteredLeaves
@@ -53,6 +54,7 @@ class TrainingHooks:
         rivals: other networks.
         loss_parameters: of the loss function itself.
         opponents: other doctors' networks that are given this one's outputs.
+        critic: what other networks' losses ask of the model, where it is one of values.
         state: what the model keeps in itself between steps.
         derivatives: by the inputs, which the loss is made of.
         loss_calls: what functions are given that the loss is computed by.
@@ -80,6 +82,7 @@ class TrainingHooks:
         self.rivals = Rivals(training.model, training.optimizer)
         self.loss_parameters = LossParameters(training.model, training.optimizer)
         self.opponents = Opponents(training)
+        self.critic = Critic(training)
         self.state = StateBetweenSteps(training.model)
         self.loss_calls = LossCalls(training.evidence, lambda: self.outputs)
         self.derivatives = InputDerivatives(training.evidence, training.model)
@@ -132,6 +135,7 @@ class TrainingHooks:
         self.outputs = self.output_gradient = None
         self.volume_gradients = {}
         self.derivatives.clear()
+        self.critic.note_step()
         self.layers.drop()
 
     def release(self) -> None:
@@ -145,6 +149,7 @@ class TrainingHooks:
         self.loss_calls.ignore()
         self.loss_parameters.release()
         self.opponents.release()
+        self.critic.release()
         self.layers.release()
         self.leaves.release()
         self.output_gradient = None
@@ -205,6 +210,8 @@ class TrainingHooks:
         pending = self._training.passes.pending
         if self._training.probe_due and pending:
             self.derivatives.watch(pending[-1].call)
+        if pending:
+            self.critic.note_pass(pending[-1].call, output)
         if self.leaves.looks and pending:
             self.leaves.look(pending[-1].call, output)
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from debugnn.doctor.causes.cause import Sign
 from debugnn.doctor.causes.signals.outcome import severity
 from debugnn.doctor.causes.signals.wording import listed
-from debugnn.doctor.evidence import Evidence
+from debugnn.doctor.evidence import Evidence, JudgedFacts
 
 # Batches that a loss of embeddings is asked of, at least, and how much farther apart it moves those
 # of the same label than those of different ones, in standard errors. Of pairs that depend on each
@@ -21,6 +21,11 @@ ON_WRONG_SIDE = 0.5
 # the discriminator.
 GENERATOR_PROBES = 3
 SAME_AIM = 0.9
+# Gradients that arrived at the outputs of a critic, at least, of which all have one sign.
+JUDGEMENTS = 3
+# Share of the targets' sizes that is of targets below zero, from which they are no costs: these are
+# above zero but for a critic's first guesses.
+NO_COSTS = 0.9
 
 
 def generator_wants_to_be_told(evidence: Evidence) -> Iterator[Sign]:
@@ -98,6 +103,35 @@ def rewards_made_rarer(evidence: Evidence) -> Iterator[Sign]:
         override=None,
         harm="the policy learns to avoid what is rewarded",
     )
+
+
+def values_lowered(evidence: Evidence) -> Iterator[Sign]:
+    """An actor that is trained towards actions of low value, as its critic has it.
+
+    Silent where any critic says otherwise: one of two may be that of costs, or of an opponent.
+    """
+    judged = evidence.loss.judged
+    if any(facts.lowered < facts.seen or _may_be_costs(facts) for facts in judged):
+        return
+    told = [facts for facts in judged if facts.called and facts.seen >= JUDGEMENTS]
+    for facts in told[:1]:
+        yield Sign(
+            severity(evidence),
+            f"a step down the loss lowers what `{facts.critic}` says of the model's outputs, by "
+            f"the same for every sample, at each of {facts.seen} looks; that is a network of "
+            f"values by its own loss, and of what is to be high by its name "
+            f"({listed([f'`{name}`' for name in facts.called])})",
+            f"turn the sign: minimise -{facts.critic}(...).mean(). If its values are costs, call "
+            "them so",
+            evidence={"looks": facts.seen, "lowered": facts.lowered, "called": facts.called},
+            override=None,
+            harm="the policy learns the actions that are worth least",
+            line=facts.line,
+        )
+
+
+def _may_be_costs(facts: JudgedFacts) -> bool:
+    return facts.low or (facts.costs and facts.below_zero < NO_COSTS)
 
 
 def policy_of_costs(evidence: Evidence) -> Iterator[Sign]:
