@@ -107,9 +107,9 @@ class TrialRunner:
             try:
                 others = _without(others, batches, self._watched.layout)
                 if trial.padding is not None:
-                    # Two trials of different lengths cannot be compared.
+                    # Two trials of different lengths cannot be compared; shorter ones may follow.
                     if left < _STEPS_BESIDE:
-                        return None
+                        return TrialOutcome(0, math.nan, math.nan)
                     left, others = _STEPS_BESIDE, self._without_padding(others)
                     batches = batches if trial.padding else self._without_padding(batches)
                 training = self._start(trial, batches)
