@@ -1,20 +1,31 @@
 """Which trials the causes ask for, and which wait to be confirmed."""
 
-from handmade_evidence import HUNDREDFOLD, STEPS, TENFOLD, evidence, outcomes, with_trials
+from handmade_evidence import (
+    HUNDREDFOLD,
+    STEPS,
+    TENFOLD,
+    evidence,
+    found_by,
+    outcomes,
+    score,
+    with_trials,
+)
 
 from debugnn.doctor import causes
-from debugnn.doctor.evidence import PairFacts
+from debugnn.doctor.evidence import PairFacts, TailFacts, TrialOutcome
 from debugnn.doctor.trials import (
     AVERAGED_LOSS,
     CLIPPED,
     HIGHER_RATES,
     LOWER_RATES,
+    PADDED_ON,
     REINITIALISED,
     RESUMED_FASTER,
     STANDARDISED_INPUTS,
     TRIALS,
     UNCHANGED,
     UNFROZEN,
+    UNPADDED_ON,
     UNREGULARISED,
     UNREGULARISED_ON,
 )
@@ -75,13 +86,46 @@ def test_a_slow_warm_up_is_gone_on_from_only_where_something_was_learnt():
     assert set(HIGHER_RATES) <= set(failing)
 
 
+def half_padding(skill):
+    """A training on sequences that are padding by half, at this skill on the other symbols."""
+    given = evidence()
+    given.data.tail = TailFacts(0, 0.5, 1.0, 1.0, 5, can_be_left_out=True, others=score(skill))
+    return given
+
+
+def test_padding_is_left_out_only_where_other_symbols_are_not_learnt_and_the_loss_can():
+    assert {PADDED_ON, UNPADDED_ON} <= set(causes.trials_wanted(half_padding(0.5)))
+    assert list(causes.trials_wanted(half_padding(0.9))) == []
+    for change in ({"share": 0.4}, {"can_be_left_out": False}, {"only_there": 0.5}):
+        given = half_padding(0.5)
+        vars(given.data.tail).update(change)
+        assert list(causes.trials_wanted(given)) == []
+
+
+def test_two_trials_beside_each_other_are_confirmed_together():
+    given = half_padding(0.5)
+    for trial, end in ((PADDED_ON, 0.6), (UNPADDED_ON, 0.55)):
+        given.trials[trial.name] = TrialOutcome(48, 0.7, end)
+    assert list(causes.trials_to_confirm(given)) == []
+    given.trials[UNPADDED_ON.name].end = 0.4
+    assert list(causes.trials_to_confirm(given)) == [PADDED_ON, UNPADDED_ON]
+    for outcome, again in zip(given.trials.values(), (0.6, 0.55), strict=True):
+        outcome.start_again, outcome.end_again = 0.7, again
+    assert found_by("wrong_loss", given)[0].severity == "note"
+    given.trials[UNPADDED_ON.name].end_again = 0.4
+    assert found_by("wrong_loss", given)[0].confidence == "shown"
+    # The other one may have lost what it had learnt, which leaves less to be proud of.
+    given.trials[PADDED_ON.name].end, given.trials[UNPADDED_ON.name].end = 0.9, 0.65
+    assert found_by("wrong_loss", given)[0].severity == "note"
+
+
 def test_each_trial_changes_one_thing_and_is_wanted_by_some_cause():
-    plain = {"name": "", "lr": 1.0, "regularised": True, "clipped": None}
+    plain = {"name": "", "lr": 1.0, "regularised": True, "clipped": None, "padding": None}
     for trial in TRIALS:
         fields = {k: v for k, v in vars(trial).items() if k != "name"}
         changed = [k for k, v in fields.items() if v != plain.get(k, False)]
         # One that goes on from the trained weights is compared with these weights themselves.
-        goes_on = trial in (UNREGULARISED_ON, RESUMED_FASTER)
+        goes_on = trial in (UNREGULARISED_ON, RESUMED_FASTER, PADDED_ON, UNPADDED_ON)
         assert len(changed) == (trial is not UNCHANGED) + goes_on, trial
     given = evidence(0.0)
     given.task = "values"
@@ -106,4 +150,5 @@ def test_each_trial_changes_one_thing_and_is_wanted_by_some_cause():
     wanted |= set(causes.trials_wanted(given))
     wanted |= set(causes.trials_wanted(slow_warm_up(0.7)))
     given.outcome.highest_loss = 1e4
-    assert wanted | set(causes.trials_wanted(given)) == set(TRIALS)
+    wanted |= set(causes.trials_wanted(given))
+    assert wanted | set(causes.trials_wanted(half_padding(0.5))) == set(TRIALS)

@@ -16,6 +16,7 @@ from debugnn.doctor.observe.layout import Layout
 from debugnn.doctor.observe.losses import value_of
 from debugnn.doctor.observe.modes import without_dropout
 from debugnn.doctor.observe.outcome import outputs_of, score_of
+from debugnn.doctor.observe.padding import without_padding
 from debugnn.doctor.observe.samples import fingerprints
 from debugnn.doctor.observe.task import Task
 from debugnn.doctor.observe.watched_training import WatchedTraining
@@ -26,6 +27,8 @@ _BATCHES = 8  # the training's first batches, on which a trial trains
 _LEAST_BATCHES = 4  # fewest batches on which a trial is repeated
 _STEPS = 24  # steps of a trial; at least half of them have to be within the budget
 _STEPS_ON = 72  # steps of a trial that goes on from trained weights, where progress takes longer
+# The same of two that are compared with each other: on two sets of batches they take the budget.
+_STEPS_BESIDE = 48
 
 
 class TrialRunner:
@@ -102,11 +105,17 @@ class TrialRunner:
         """
         with self._seeded():
             try:
+                others = _without(others, batches, self._watched.layout)
+                if trial.padding is not None:
+                    # Two trials of different lengths cannot be compared; shorter ones may follow.
+                    if left < _STEPS_BESIDE:
+                        return TrialOutcome(0, math.nan, math.nan)
+                    left, others = _STEPS_BESIDE, self._without_padding(others)
+                    batches = batches if trial.padding else self._without_padding(batches)
                 training = self._start(trial, batches)
                 task = self._watched.task
                 if training is None or task is None:
                     return None
-                others = _without(others, batches, self._watched.layout)
                 if trial.resumed:
                     return self._gone_on(training, others, min(_STEPS_ON, left))
                 outcome = run(training, task, min(_STEPS, left), self._own_constant(trial))
@@ -124,6 +133,12 @@ class TrialRunner:
         for _ in range(steps):
             training.step()
         return TrialOutcome(steps=steps, start=start, end=self._loss_of(training, others))
+
+    def _without_padding(self, batches: Sequence[Batch]) -> list[Batch]:
+        tail, axis = self.evidence.data.tail, self._watched.layout.axis
+        assert tail is not None
+        found = (without_padding(batch, tail.symbol, axis) for batch in batches)
+        return [batch for batch in found if batch is not None]
 
     def _loss_of(self, training: CopyTraining, batches: Sequence[Batch]) -> float:
         """Return a copy's relative loss of batches, in evaluation mode; of an unknown task the loss

@@ -31,6 +31,8 @@ class Trial:
         main_alone: the loss has no gradient by other outputs than the one that is compared with the
             targets.
         resumed: the copy goes on from the trained weights, at the highest rate that there was.
+        padding: whether the loss counts the padding at the ends of sequences; losses of other
+            batches are measured without it either way. None looks at no padding.
     """
 
     name: str
@@ -50,12 +52,15 @@ class Trial:
     clipped: float | None = None
     main_alone: bool = False
     resumed: bool = False
+    padding: bool | None = None
 
 
 UNCHANGED = Trial("unchanged")
 RESUMED = Trial("goes on", resumed=True)
 RESUMED_FASTER = Trial("goes on at ten times the rate", lr=10.0, resumed=True)
 UNREGULARISED_ON = Trial("goes on unregularised", resumed=True, regularised=False)
+PADDED_ON = Trial("goes on with padding", resumed=True, padding=True)
+UNPADDED_ON = Trial("goes on without padding", resumed=True, padding=False)
 STANDARDISED_INPUTS = Trial("standardised inputs", standardised_inputs=True)
 SCALED_LAYERS = Trial("scaled where layers take data", scaled_layers=True)
 AVERAGED_LOSS = Trial("averaged loss", averaged_loss=True)
@@ -79,8 +84,11 @@ HIGHER_RATES = (
 )
 
 # In the order in which they run while the budget lasts: changes of the data, the loss and the
-# weights come before changes of the rate, which may hide them.
+# weights come before changes of the rate, which may hide them. The two about padding, which
+# take nearly all of the usual budget if they are confirmed, go on from weights as they are.
 TRIALS = (
+    PADDED_ON,
+    UNPADDED_ON,
     UNCHANGED,
     RESUMED,
     RESUMED_FASTER,

@@ -19,6 +19,7 @@ from debugnn.doctor.causes.signals.outcome import (
     short,
     skill,
 )
+from debugnn.doctor.causes.signals.padding import promises_without_padding
 from debugnn.doctor.causes.signals.trials import promises
 from debugnn.doctor.causes.verdict import verdict
 from debugnn.doctor.evidence import Evidence
@@ -171,6 +172,11 @@ def trials_to_confirm(evidence: Evidence) -> Iterator[Trial]:
         yield UNCHANGED
     for trial in TRIALS:
         outcome = evidence.trials.get(trial.name)
+        if trial.padding is not None:
+            unconfirmed = outcome is not None and outcome.end_again is None
+            if unconfirmed and promises_without_padding(evidence):
+                yield trial
+            continue
         if trial.resumed:
             if outcome is not None and outcome.end_again is None and outcome.end < outcome.start:
                 yield trial

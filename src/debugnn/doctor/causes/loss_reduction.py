@@ -10,14 +10,6 @@ from debugnn.doctor.causes.signals.trials import cured, overtakes, shown_by, tri
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.trials import AVERAGED_LOSS, DIVIDED, LOWER_RATES, Trial
 
-# Share of the scored positions above which padding is worth a word, the share of its symbol that
-# must lie at the ends, and the share of the sequences that must end with it: a symbol that stands
-# elsewhere too, or ends few sequences, has a meaning.
-PADDING = 0.1
-ONLY_THERE = 0.99
-MOST = 0.5
-# Lengths of runs at the ends, fewer than which may be a fixed form of the answer.
-LENGTHS = 3
 # Passes whose undivided sum is worth a note where it does no harm: two may be the parts of one
 # loss, as of a discriminator's real and made-up batch.
 SEVERAL = 4
@@ -75,25 +67,6 @@ def undivided_accumulation(evidence: Evidence) -> Iterator[Sign]:
     )
 
 
-def padding_counted(evidence: Evidence) -> Iterator[Sign]:
-    """Padding at the ends of sequences that the loss counts as data. It is easily learnt, and makes
-    the loss look better than it is; it keeps nobody from learning, and so is a note."""
-    tail = evidence.data.tail
-    if tail is None or tail.share < PADDING or tail.only_there < ONLY_THERE:
-        return
-    if tail.sequences < MOST or tail.lengths < LENGTHS:
-        return
-    yield Sign(
-        "note",
-        f"{100 * tail.share:.0f} % of the positions that the loss averages over are padding: "
-        f"symbol {tail.symbol}, at the ends of the sequences alone",
-        f"leave it out: ignore_index={tail.symbol}, or a mask",
-        evidence={"padding_share": tail.share, "symbol": tail.symbol},
-        override=None,
-        harm="the loss and the accuracy of the padding hide those of the data",
-    )
-
-
 def trials(evidence: Evidence) -> Iterable[Trial]:
     """Average a loss that is summed; divide gradients that are added up."""
     if summed(evidence) and not _is_a_bound(evidence):
@@ -106,7 +79,7 @@ CAUSE = Cause(
     name="loss_reduction",
     meaning="a loss or gradients that are summed where a mean is meant",
     kind=Kind.RIVAL,
-    rules=(summed_loss, undivided_accumulation, padding_counted),
+    rules=(summed_loss, undivided_accumulation),
     fix='average the loss over the batch (reduction="mean")',
     harm="gradients grow with the batch size, and with them every step",
     source="TheDeepChecker (Ben Braiek & Khomh 2023): the loss doubles with the batch",

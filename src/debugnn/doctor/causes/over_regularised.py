@@ -176,8 +176,7 @@ def collapsed_posterior(evidence: Evidence) -> Iterator[Sign]:
 
 
 def trials(evidence: Evidence) -> Iterable[Trial]:
-    """Turn weight decay, dropout and other outputs' terms off where there are some; go on without a
-    strong decay."""
+    """Turn weight decay, dropout and other outputs' terms off; go on without a strong decay."""
     if evidence.optimizer.weight_decay > 0 or evidence.network.dropout > 0:
         yield UNREGULARISED
     if may_be_outweighed(evidence):

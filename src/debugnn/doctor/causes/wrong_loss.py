@@ -1,7 +1,7 @@
 """A loss that does not fit the task or the model's output."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Rule, Sign, first_of
 from debugnn.doctor.causes.signals.loss_calls import Breach, breaches
@@ -13,6 +13,7 @@ from debugnn.doctor.causes.signals.loss_function import (
     shift_invariant,
 )
 from debugnn.doctor.causes.signals.outcome import not_all_learnt, severity, short, skill
+from debugnn.doctor.causes.signals.padding import padding_counted, trials_without_padding
 from debugnn.doctor.causes.signals.wrong_aim import (
     generator_wants_to_be_told,
     labels_pulled_apart,
@@ -22,6 +23,7 @@ from debugnn.doctor.causes.signals.wrong_aim import (
     values_lowered,
 )
 from debugnn.doctor.evidence import Evidence
+from debugnn.doctor.trials import Trial
 
 # The loss handed over / the loss function's own value at every probe, within which the loop turned
 # its sign: −1 for a sign alone. A penalty that is added to a loss near 0 gives any ratio, and
@@ -450,6 +452,11 @@ def _rule(
     return rule
 
 
+def trials(evidence: Evidence) -> Iterable[Trial]:
+    """Go on with and without padding, where it is most of what the loss counts."""
+    return trials_without_padding(evidence)
+
+
 CAUSE = Cause(
     name="wrong_loss",
     meaning="a loss that does not fit the task or the model's output",
@@ -533,9 +540,12 @@ CAUSE = Cause(
         ),
         unusual_arguments,
         policy_of_costs,
+        padding_counted,
     ),
     fix="use a loss that falls as the outputs come nearer to the targets",
     harm="the lowest value of this loss is not where the outputs are right",
     source="the article's claims 1 and 2; Bishop 2006, Pattern Recognition, section 4.3",
     override="loss=cross_entropy",
+    trials=trials,
+    trials_if_learning=trials_without_padding,
 )

@@ -1,6 +1,8 @@
 """Symbols and windows of sequences."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from debugnn.doctor.evidence.outcome import Score
 
 
 @dataclass
@@ -32,6 +34,10 @@ class TailFacts:
     only_there: float  # of the positions with this symbol, those in such runs
     sequences: float  # share of the sequences that end with two of it or more
     lengths: int  # how many lengths such runs have
+    # The loss leaves these positions out, and no others, where their targets are -100.
+    can_be_left_out: bool = False
+    # How well outputs fit the training's other symbols; in evaluation mode.
+    others: Score = field(default_factory=Score)
 
 
 @dataclass

@@ -4,7 +4,7 @@ import statistics
 import warnings
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from debugnn.doctor.copies import undisturbed
 from debugnn.doctor.observe.broken_path import note_left
@@ -34,7 +34,7 @@ from debugnn.doctor.observe.outcome import (
 )
 from debugnn.doctor.observe.own_inputs import own_input_facts
 from debugnn.doctor.observe.own_loss import loss_of_values, note_beside_constant, note_own_loss
-from debugnn.doctor.observe.padding import tail_facts
+from debugnn.doctor.observe.padding import can_be_left_out, tail_facts, without_padding
 from debugnn.doctor.observe.pair_labels import pair_facts
 from debugnn.doctor.observe.parts import part_facts
 from debugnn.doctor.observe.preparations import preparation_facts
@@ -215,9 +215,21 @@ class Gatherer:
         model, found = self._training.current_model(), self._scored.of_batch
         if found is not None:
             self.evidence.data.tail = tail_facts(found, self._training.layout.axis)
+            self._try_without_padding(model)
         if model is not None and found is not None:
             with undisturbed():
                 self.evidence.data.sequence = sequence_facts(model, found)
+
+    def _try_without_padding(self, model: nn.Module | None) -> None:
+        training, tail = self._training, self.evidence.data.tail
+        loss_fn, task, early = training.loss_fn, training.task, training.buffer.early
+        if tail is None or model is None or loss_fn is None or task is None or not early:
+            return
+        if task.kind == "classes":
+            with training.undisturbed(), warnings.catch_warnings(action="ignore"):
+                tail.can_be_left_out = can_be_left_out(
+                    model, early[0], tail.symbol, training.layout, loss_fn
+                )
 
     @guarded("which axis of the inputs is that of time")
     def _gather_neighbours(self) -> None:
@@ -284,6 +296,7 @@ class Gatherer:
                 averaged = with_new_averages(model, training.buffer.for_trained)
                 outcome.train_averaged = score_of(averaged, task, rarest)
             self._gather_own_loss(plain, by_batch)
+            self._gather_other_symbols(plain, task)
             if self.evidence.network.recurrence is not None:
                 note_what_is_remembered(
                     self.evidence.network.recurrence, (plain, by_batch), task, training.layout
@@ -307,6 +320,13 @@ class Gatherer:
         note_thawed(self.evidence.weights, training.model, replica.initial)
         self.evidence.network.zero_scales = zero_scales(training.model, replica.initial)
         note_still_equal(self.evidence.weights, training.model, replica.initial)
+
+    def _gather_other_symbols(self, plain: list[Predicted], task: Task) -> None:
+        tail, axis = self.evidence.data.tail, self._training.layout.axis
+        if tail is None or not tail.can_be_left_out:
+            return
+        kept = ((without_padding(p.batch, tail.symbol, axis), p.outputs) for p in plain)
+        tail.others = score_of([Predicted(b, out) for b, out in kept if b is not None], task, [])
 
     @guarded("the training's own loss")
     def _gather_own_loss(self, plain: list[Predicted], by_batch: list[Predicted]) -> None:

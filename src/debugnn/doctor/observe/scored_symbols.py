@@ -45,7 +45,7 @@ def scored(call: Call, outputs: Tensor, gradient: Tensor, targets: Any) -> Score
     """
     if gradient.shape != outputs.shape or outputs.dim() < 2:
         return None
-    axis = _class_axis(outputs, targets)
+    axis = class_axis(outputs, targets)
     if gradient.shape[axis] < 2:
         return None
     positions = gradient.movedim(axis, -1)
@@ -56,7 +56,8 @@ def scored(call: Call, outputs: Tensor, gradient: Tensor, targets: Any) -> Score
     return Scored(call.map(copied), symbols.cpu(), axis, tuple(positions.shape[:-1]))
 
 
-def _class_axis(outputs: Tensor, targets: Any) -> int:
+def class_axis(outputs: Tensor, targets: Any) -> int:
+    """Return the axis of the classes in outputs, the last one where targets do not tell it."""
     last = outputs.dim() - 1
     if not isinstance(targets, Tensor) or outputs.shape[:-1] == targets.shape or last < 2:
         return last

@@ -80,8 +80,12 @@ def _cure(trial: Trial, end: float, unchanged: float) -> float:
         # A change that leaves the rate alone tells enough where it brings a loss far above that of
         # guessing down to it. A lower rate does so without curing anything.
         return 2.0 - end
-    gain, base = progress(end), progress(unchanged)
-    return gain if gain >= min(CURED * base + LEARNT, base + BETTER) else 0.0
+    return progress(end) if _clearly_better(end, unchanged) else 0.0
+
+
+def _clearly_better(end: float, unchanged: float) -> bool:
+    base = progress(unchanged)
+    return progress(end) >= min(CURED * base + LEARNT, base + BETTER)
 
 
 def overtakes(evidence: Evidence, trial: Trial | None) -> bool:
@@ -115,6 +119,34 @@ def _gains_much(start: float, end: float) -> bool:
     before = progress(start)
     gain = progress(end) - before
     return gain > min(GOES_ON, max(GOES_ON_LEAST, GOES_ON_SHARE * before))
+
+
+def goes_on_better(
+    evidence: Evidence, trial: Trial, beside: Trial, confirmed: bool = True
+) -> TrialOutcome | None:
+    """Return a trial that goes on from the trained weights, where it gains twice as much of other
+    batches as another one that goes on too, and clearly more.
+
+    Args:
+        trial: the one that is to be better.
+        beside: the other one.
+        confirmed: on two sets of batches; False asks the first one alone.
+    """
+    outcome, plain = evidence.trials.get(trial.name), evidence.trials.get(beside.name)
+    if outcome is None or plain is None:
+        return None
+    courses = [(outcome.start, outcome.end, plain.end)]
+    if confirmed:
+        if outcome.start_again is None or outcome.end_again is None or plain.end_again is None:
+            return None
+        courses.append((outcome.start_again, outcome.end_again, plain.end_again))
+    return outcome if all(_gains_more(*course) for course in courses) else None
+
+
+def _gains_more(start: float, end: float, other: float) -> bool:
+    # Another course that lost what had been learnt says no more than one that stood still.
+    other = other if other < start else start
+    return start - end > CURED * (start - other) and _clearly_better(end, other)
 
 
 def progress(end: float) -> float:
