@@ -124,3 +124,78 @@ def test_gradients_that_are_meant_to_go_are_left_alone(gradients):
     assert report.evidence.loop.looked_for_erased == STEPS
     assert report.evidence.loop.erased_updates == 0
     assert "frozen_parameters" not in [f.cause for f in report.findings]
+
+
+# --- micro-batches --------------------------------------------------------------------------------
+
+
+def cleared_before_each(model, optimizer, parts):
+    for part in parts:
+        optimizer.zero_grad()
+        sum(map(size, model(part))).backward()
+
+
+def added_up(model, optimizer, parts):
+    optimizer.zero_grad()
+    for part in parts:
+        (sum(map(size, model(part))) / len(parts)).backward()
+
+
+def attacked(model, optimizer, parts):
+    """Steps up the loss of the same samples, and trains on what they lead to."""
+    x = parts[0].clone()
+    for _ in range(3):
+        x = x.detach().requires_grad_()
+        optimizer.zero_grad()
+        sum(map(size, model(x))).backward()
+        x = x + 0.1 * x.grad.sign()
+    optimizer.zero_grad()
+    sum(map(size, model(x.detach()))).backward()
+
+
+def the_same_samples(model, optimizer, parts):
+    """As with a step to where the loss is sharp, and back."""
+    for _ in range(3):
+        optimizer.zero_grad()
+        sum(map(size, model(parts[0]))).backward()
+
+
+def put_together_by_hand(model, optimizer, parts):
+    """Gradients of several samples' sets are taken apart, clipped, and their sum is used."""
+    found = []
+    for part in parts:
+        optimizer.zero_grad()
+        sum(map(size, model(part))).backward()
+        found.append([p.grad.clone() / (1 + p.grad.norm()) for p in model.parameters()])
+    for parameter, *grads in zip(model.parameters(), *found, strict=True):
+        parameter.grad.copy_(sum(grads))
+
+
+@pytest.mark.parametrize(
+    ("loop", "named"),
+    [
+        (cleared_before_each, True),
+        (added_up, False),
+        (attacked, False),
+        (the_same_samples, False),
+        (put_together_by_hand, False),
+    ],
+)
+def test_only_the_last_of_several_micro_batches_counts(loop, named):
+    torch.manual_seed(0)
+    model = TwoHeads()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    with Doctor(model, optimizer) as doctor:
+        for _ in range(STEPS):
+            parts = torch.randn(4, 6, 5).unbind()
+            loop(model, optimizer, parts)
+            optimizer.step()
+            doctor.step(1.0, parts[-1])
+        report = doctor.report()
+    found = [f for f in report.findings if f.cause == "missing_zero_grad"]
+    assert bool(found) is named
+    if named:
+        assert found[0].confidence == "certain"
+        assert found[0].evidence == {
+            "passes": 4, "updates": STEPS, "updates_looked_at": STEPS
+        }  # fmt: skip

@@ -96,3 +96,30 @@ def test_other_normalisations_have_scales_too(norm):
 
     report = train(make, steps=60, size=32)
     assert report.evidence.network.zero_scales == ["1.weight"]
+
+
+class Places(nn.Module):
+    """Three layers, each with a norm of its own, or all with the same one."""
+
+    def __init__(self, shared):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(8, 24), nn.Linear(24, 24), nn.Linear(24, 24)])
+        norms = [nn.BatchNorm1d(24) for _ in range(3)]
+        self.norms = nn.ModuleList([norms[0]] * 3 if shared else norms)
+        self.head = nn.Linear(24, 4)
+
+    def forward(self, x):
+        for number, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
+            x = torch.relu(norm(10.0**number * layer(x) + number))
+        return self.head(x)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_batch_norm_that_is_run_at_several_places_is_named(shared):
+    report = train(lambda: Places(shared), steps=250, size=32)
+    assert report.evidence.network.shared_norms == (["norms.0"] if shared else [])
+    if shared:
+        assert (report.main.cause, report.main.confidence) == ("train_eval_mode", "certain")
+        assert report.main.layer == "norms.0"
+    else:
+        assert report.healthy is True
