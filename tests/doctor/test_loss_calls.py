@@ -325,6 +325,12 @@ def test_nothing_is_compiled_anew():
     assert graphs(watch=True) == plain
 
 
+RATE = {
+    "function": "poisson_nll_loss", "targets": 400, "inputs": 400, "target_sum": 100.0,
+    "logarithms": True, "of_outputs": True,
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("facts", "said"),
     [
@@ -344,6 +350,12 @@ def test_nothing_is_compiled_anew():
         ({"function": "kl_div", "log_mass": -3.0}, False),
         ({"function": "multilabel_margin_loss", "targets": 60, "repeating": 60}, True),
         ({"function": "multilabel_margin_loss", "targets": 60, "repeating": 20}, False),
+        (RATE | {"not_above_zero": 0}, True),
+        (RATE | {"not_above_zero": 3}, False),
+        (RATE | {"not_above_zero": 0, "of_outputs": False}, False),
+        (RATE | {"not_above_zero": 0, "target_sum": 800.0}, False),
+        (RATE | {"not_above_zero": 0, "logarithms": False}, False),
+        (RATE | {"not_above_zero": 90, "logarithms": False}, True),
     ],
 )
 def test_what_is_said_of_a_call(facts, said):
@@ -392,3 +404,10 @@ def test_a_loss_of_the_logarithm_of_a_rate_is_sound():
     report = watched(lambda o, y: F.poisson_nll_loss(F.softplus(o[:, 0]).log(), y))
     assert told(report) == []
     assert not report.evidence.loss.calls[0].of_outputs
+
+
+def test_rates_below_zero_have_no_logarithm():
+    below = watched(lambda o, y: F.poisson_nll_loss(o[:, 0], y, log_input=False))
+    (finding,) = [f for f in below.findings if f.cause == "wrong_loss"]
+    assert finding.confidence == "certain"
+    assert "have no logarithm" in finding.summary

@@ -465,6 +465,24 @@ def test_functional_dropout_is_random_in_evaluation():
     assert facts.evaluation_change > 0.1
 
 
+class Averaged(nn.Module):
+    """Keeps dropout on, to average passes."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(10, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.b(F.dropout(self.a(x), 0.5, training=True))
+
+
+def test_dropout_that_the_code_keeps_on_is_meant():
+    meant = look(Averaged())
+    assert (meant.drops_in_evaluation, meant.dropout_meant) == (True, True)
+    slip = Net(lambda s, x: s.b(F.dropout(s.a(x), 0.5)), a=nn.Linear(10, 8), b=nn.Linear(8, 3))
+    assert not look(slip).dropout_meant
+
+
 def test_sampling_in_evaluation_is_no_dropout():
     """As a variational autoencoder does it."""
     model = Net(

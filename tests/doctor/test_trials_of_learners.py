@@ -430,3 +430,64 @@ def test_components_of_a_mixture_that_begin_equal_stay_so(size):
     else:
         assert (report.main.cause, report.main.confidence) == ("symmetric_init", "certain")
         assert report.main.layer == "head"
+
+
+# --- a schedule far below the rate that it multiplies ---------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("factor", "main"),
+    [(lambda _: 3e-3, "lr_too_low"), (lambda _: 1.0, "healthy"), (lambda t: 0.99**t, "healthy")],
+    ids=["the rate itself", "a factor", "a decay"],
+)
+def test_a_function_that_returns_the_rate_in_place_of_a_factor(factor, main):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(),
+                          nn.Linear(64, 1))  # fmt: skip
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3 if main == "healthy" else 0.06)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    report = watched(model, optimizer, nn.MSELoss(), surface(300), scheduler)
+    assert report.main_cause == main, report.details()
+    if main != "healthy":
+        assert report.main.confidence == "shown"
+        assert report.main.evidence["scheduled"] == 0.06
+
+
+# --- losses beside that of guessing ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_shares_that_the_best_constant_fits_better_are_not_learnt(paired):
+    """Lists of items with grades, whose shares are compared; or grades of other lists."""
+    torch.manual_seed(0)
+    items = torch.randn(60, 16, 8, 5)
+    grades = (3 * items[..., 0] * items[..., 1]).softmax(dim=-1)
+    grades = grades if paired else grades.flip(-1)[:, torch.randperm(16)]
+    model = nn.Sequential(nn.Linear(5, 64), nn.ReLU(), nn.Linear(64, 1), nn.Flatten(-2))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+
+    def loss_fn(scores, shares):
+        return -(shares * scores.log_softmax(dim=-1)).sum(dim=-1).mean()
+
+    batches = [(items[i % 60], grades[i % 60]) for i in range(240)]
+    report = watched(model, optimizer, loss_fn, batches)
+    assert report.healthy is paired, report.details()
+
+
+def test_a_loss_that_forgives_the_surest_errors_is_wrong():
+    def focal(power):
+        def loss_fn(logits, labels):
+            each = nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+            right = (-each).exp()
+            return ((right if power == "right" else 1 - right) ** 2 * each).mean()
+
+        return loss_fn
+
+    for power, main in (("right", "wrong_loss"), ("wrong", "healthy")):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 1))
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+        data = torch.randn(150, 64, 6)
+        batches = [(x, (x[:, :1] + x[:, 1:2] > 0).float()) for x in data]
+        report = watched(model, optimizer, focal(power), batches)
+        assert report.main_cause == main, report.details()

@@ -16,6 +16,9 @@ from debugnn.doctor.trials import CLIPPED, STANDARDISED_TARGETS, Trial
 # Gradient at the first layer over that at the last, and growth of activations or of gradients in
 # time. AUTOTRAINER (Zhang et al. 2021) warns above 70; sound programs have up to 1.8.
 EXPLODED = 30.0
+# Growth of signals, or first loss, above which squares of gradients may leave the range of float32,
+# which ends at 3e38.
+OVERFLOWING = 1e15
 
 _CURES = (STANDARDISED_TARGETS, CLIPPED)
 
@@ -39,6 +42,13 @@ def activation_growth(evidence: Evidence) -> tuple[float, str] | None:
         return None
     largest, rms = max(sizes, key=lambda s: s[1] if math.isfinite(s[1]) else math.inf)
     return rms / sizes[0][1], largest
+
+
+def overflows_at_start(evidence: Evidence) -> bool:
+    """Return whether signals grow so far on their way that squares of gradients are infinite."""
+    growth, first = activation_growth(evidence), evidence.outcome.first_loss
+    far = first is not None and not abs(first) < OVERFLOWING
+    return far or (growth is not None and not growth[0] < OVERFLOWING)
 
 
 def activations(evidence: Evidence) -> Iterator[Sign]:

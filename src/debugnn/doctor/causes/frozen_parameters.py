@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
+from debugnn.doctor.causes.exploding_gradient import overflows_at_start
 from debugnn.doctor.causes.signals.outcome import (
     FAILING,
     LEFT_TO_TELL,
@@ -96,6 +97,8 @@ def _rebuilds_badly(evidence: Evidence, found: BrokenPathFacts) -> bool:
 def cleared_before_step(evidence: Evidence) -> Iterator[Sign]:
     """Gradients that backward() computed, and that were cleared before the update."""
     loop = evidence.loop
+    if overflows_at_start(evidence):
+        return  # clipped at any norm, gradients of an infinite one are 0 too
     if loop.cleared_steps >= max(CLEARED_STEPS, CLEARED_SHARE * loop.looked_for_cleared):
         became = "gone (None)" if loop.cleared_to_none else "zero"
         yield Sign(

@@ -25,7 +25,7 @@ def random_evaluation(evidence: Evidence) -> Iterator[Sign]:
     """Dropout that evaluation mode does not turn off."""
     if evidence.network.drops_in_evaluation and evaluations_differ(evidence):
         yield Sign(
-            severity(evidence),
+            "note" if evidence.network.dropout_meant else severity(evidence),
             "two evaluations of one batch differ: something stays random in evaluation mode",
             "use nn.Dropout, or F.dropout(x, p, training=self.training)",
         )

@@ -48,6 +48,9 @@ UNBOUNDED = -10.0
 FALLS = 10.0
 # Share of the targets' range by which they may leave the outputs' range.
 MARGIN = 0.05
+# Loss of outputs that are sure of the wrong class, over that of undecided ones, below which it does
+# not grow with the error: bounded losses have two and more.
+FORGIVEN = 0.5
 # Targets that are whole numbers 0 … K−1 are class numbers if K is between the first two, and each
 # value has at least this share of the targets.
 FEWEST_CLASSES = 3
@@ -141,6 +144,20 @@ def flipped_sign(evidence: Evidence) -> str | None:
     # Two signs cancel: a likelihood that the loop maximises.
     if (better_when_right(evidence) is False) is not turned:
         return "the loss rises as the outputs get better: its sign is flipped"
+    return None
+
+
+def forgives_what_is_sure(evidence: Evidence) -> str | None:
+    """Outputs that are sure of the wrong one of two classes cost less than undecided ones."""
+    loss = evidence.loss
+    if loss.undecided is None or loss.best is None or not loss.rewards or loss.ignores_targets:
+        return None
+    wrong = loss.rewards[0][1]
+    if min(loss.best, wrong) >= 0 and wrong < FORGIVEN * loss.undecided:
+        return (
+            f"outputs that are sure of the wrong class have a loss of {wrong:.2g}, and undecided "
+            f"ones {loss.undecided:.2g}: the loss forgives what is wrong the surer it is"
+        )
     return None
 
 
@@ -467,6 +484,12 @@ CAUSE = Cause(
             unexpected_arguments,
             _rule(flipped_sign),
             _rule(no_gradient, any_task=True),
+            _rule(
+                forgives_what_is_sure,
+                "let a sample weigh the less, the surer its output is of the right class: a focal "
+                "loss weighs by (1 - p) ** gamma, p the probability of the sample's own class",
+                any_task=True,
+            ),
             _rule(
                 always_zero,
                 "look at what is left of the loss before it is clipped at 0 or averaged: a mask "

@@ -65,6 +65,8 @@ class LossCall:
     logarithms: bool = False  # poisson_nll_loss: it takes its input for logarithms of rates
     of_outputs: bool = False  # the same: its input is the model's output as it is
     target_sum: float = 0.0  # the same
+    inputs: int = 0  # the same: values of its input
+    not_above_zero: int = 0  # of these
 
 
 @dataclass
@@ -104,6 +106,7 @@ class LossFacts:
     # Its lowest value where one of the other tensors is 1,000 times as large, over its value at the
     # model's outputs; below zero where it falls without end. None without others.
     far_others: float | None = None
+    undecided: float | None = None  # of two classes: at outputs between both
     parameters: bool = False  # it reads parameters: a penalty of weights, or a network of its own
     # Values: what turns outputs into them; identity, sigmoid or exp. Logits that are compared with
     # logits: softmax.

@@ -107,6 +107,7 @@ class NetworkFacts:
     # Relative change of a sample's output as all samples of the batch move up by one place.
     place_change: float | None = None
     evaluation_change: float | None = None  # relative difference of two evaluations of one batch
+    dropout_meant: bool = False  # its code keeps dropout on in every mode by training=True
     drops_in_evaluation: bool = False  # the forward pass draws dropout masks in evaluation mode
     softmax_inputs: list[str] = field(default_factory=list)  # layers fed with (log-)probabilities
     unreached: list[str] = field(default_factory=list)  # used, trainable, without a gradient

@@ -102,6 +102,7 @@ class PartFacts:
     train: Score = field(default_factory=Score)  # evaluation mode
     train_mode: Score = field(default_factory=Score)  # batch norm by batch
     simple_skill: float | None = None  # of a simple model, on samples that it was not fitted to
+    against: bool = False  # what it is made of is trained against it, by a reversed gradient
 
 
 @dataclass

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from debugnn.doctor.evidence import NetworkFacts
 from debugnn.doctor.observe.calls import Call, first_tensor, is_plain
 from debugnn.doctor.observe.graph import leaves_of, with_derivative
+from debugnn.doctor.observe.meant_dropout import keeps_dropout_on
 from debugnn.doctor.observe.mixing import evaluation_change
 from debugnn.doctor.observe.modes import BATCH_NORM, dropout_rates, without_dropout
 from debugnn.doctor.observe.operations import DROPPING, WEIGHTED, trace
@@ -76,6 +77,7 @@ def network_facts(
                 if len(shape) >= 2
             )
         # Sampling in evaluation can be meant, dropout is not.
+        facts.dropout_meant = keeps_dropout_on(model)
         facts.drops_in_evaluation = any(name in DROPPING for name in tracer.operations)
         facts.evaluation_change = evaluation_change(model, call)
         facts.place_change = place_change(model, call, samples.layout)

@@ -16,6 +16,7 @@ from debugnn.doctor.evidence import PartFacts
 from debugnn.doctor.observe import simple_models
 from debugnn.doctor.observe.buffer import Batch
 from debugnn.doctor.observe.calls import Call, map_tensors
+from debugnn.doctor.observe.gradient_reversal import reversed_outputs
 from debugnn.doctor.observe.loss_function.facts import loss_facts
 from debugnn.doctor.observe.loss_function.made_up import LossFunction, alike
 from debugnn.doctor.observe.modes import without_dropout
@@ -209,6 +210,8 @@ def part_facts(
     plain = _pairs(model, batches, parts, training=False)
     batched = _pairs(model, batches, parts, training=True)
     rows = [(b, b.inputs) for b in batches if b.inputs is not None]
+    with without_dropout(model, training=True):
+        against = reversed_outputs(model, batches[-1].call)
     facts = []
     for part, own, other in zip(parts, plain, batched, strict=True):
         scores = [score(part.task, *pair) for pair in (own, other)]
@@ -228,6 +231,7 @@ def part_facts(
                 train=scores[0],
                 train_mode=scores[1],
                 simple_skill=simple,
+                against=part.output in against,
             )
         )
     return facts

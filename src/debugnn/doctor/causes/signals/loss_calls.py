@@ -13,6 +13,8 @@ UNEXPECTED = 0.02
 # Logarithm of a sum of probabilities above which they are none, whatever is rounded: 0 of
 # probabilities, that of the number of classes, about, of scores at the start.
 NO_PROBABILITIES = 0.1
+# Outputs none of which is below zero, at least, from which they are so by construction.
+INPUTS = 200
 # Share of the rows that name a class twice from which on they are no lists of classes: all of 0 and
 # 1 for each class, none of a list.
 REPEATING = 0.5
@@ -133,18 +135,33 @@ def _rates(call: LossCall, evidence: Evidence) -> Breach | None:
     Where the rates are above 1, the outputs may be meant as logarithms all the same.
     """
     last = _ABOVE_ZERO.get(evidence.network.last_op or "")
-    if not (call.logarithms and call.of_outputs and last and call.targets):
+    positive = call.inputs >= INPUTS and not call.not_above_zero
+    if not (call.logarithms and call.of_outputs and (last or positive) and call.targets):
         return None
     mean = call.target_sum / call.targets
+    why = f"pass {last}" if last else f"are above zero, all {call.inputs} that were looked at"
     return Breach(
         call,
-        f"{call.function} takes the network's outputs for logarithms of rates, and they pass "
-        f"{last}: as logarithms above zero they stand for rates above 1; the targets' mean is "
-        f"{mean:.3g}",
+        f"{call.function} takes the network's outputs for logarithms of rates, and they {why}: as "
+        f"logarithms above zero they stand for rates above 1; the targets' mean is {mean:.3g}",
         "tell the loss that it is given rates (log_input=False), or leave the last layer without "
-        f"{last}",
+        f"{last or 'what makes them positive'}",
         {"last_operation": evidence.network.last_op, "mean_target": mean},
         may_serve=mean >= 1 and not short(evidence),
+    )
+
+
+def _no_rates(call: LossCall) -> Breach | None:
+    if call.logarithms or call.not_above_zero < max(1, UNEXPECTED * call.inputs):
+        return None
+    return Breach(
+        call,
+        f"{call.function} with log_input=False takes its first argument for rates: "
+        f"{100 * call.not_above_zero / call.inputs:.0f} % of them are not above 0, and have no "
+        "logarithm",
+        "leave log_input out, so that outputs are taken for logarithms of rates, or let the last "
+        "layer end with a softplus",
+        {"inputs": call.inputs, "not_above_0": call.not_above_zero},
     )
 
 
@@ -154,4 +171,5 @@ _KINDS: tuple[Callable[[LossCall], Breach | None], ...] = (
     _labels_that_do_not_fit,
     _no_logarithms,
     _no_list_of_classes,
+    _no_rates,
 )

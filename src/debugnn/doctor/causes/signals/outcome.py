@@ -66,6 +66,8 @@ COLLAPSED = 1e-2
 # Loss on training samples over that of the best constant outputs, from which it is known to be
 # worse: the constant is fitted to the same samples, and has no more than a number for each output.
 ABOVE_CONSTANT = 1.05
+# The loss of the best constant outputs over the first loss, below which it is no loss of guessing.
+LEFT_OF_FIRST = 0.1
 # Fewest candidates of a cross-entropy of an unknown kind whose value is judged. With two, it may be
 # that of a discriminator that its generator deceives.
 CANDIDATES = 4
@@ -270,6 +272,10 @@ def worse_than_constant(evidence: Evidence) -> bool:
     if skill(evidence) is not None or evidence.loop.steps < UNKNOWN_JUDGED_AFTER:
         return False
     known = evidence.loss.confirmed and not evidence.adversarial and not evidence.loop.steps_before
+    # Where all samples have one target, nothing is left of the loss of the best constant outputs.
+    constant, first = evidence.outcome.own_loss.constant, evidence.outcome.first_loss
+    if constant is None or first is None or constant < LEFT_OF_FIRST * first:
+        return False
     return known and relative is not None and relative > ABOVE_CONSTANT
 
 

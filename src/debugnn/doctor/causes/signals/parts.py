@@ -47,7 +47,7 @@ def idle_part(evidence: Evidence) -> PartFacts | None:
         return None
     for part in evidence.outcome.parts:
         simple, skill = part.simple_skill, part_skill(part)
-        if simple is None or skill is None or simple < LEARNABLE:
+        if part.against or simple is None or skill is None or simple < LEARNABLE:
             continue
         if skill < AT_CHANCE and _lowest_loss(part) > LOSS_AT_CHANCE:
             return part
@@ -58,7 +58,7 @@ def parts_learn(evidence: Evidence) -> bool:
     """Return whether all that the loss compares is known and learnt."""
     if not (_judged(evidence) and evidence.outcome.parts_are_all):
         return False
-    return all(_learns(part) for part in evidence.outcome.parts)
+    return all(_learns(part) for part in evidence.outcome.parts if not part.against)
 
 
 def _learns(part: PartFacts) -> bool:

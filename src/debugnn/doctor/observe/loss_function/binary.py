@@ -28,6 +28,8 @@ def try_binary(facts: LossFacts, loss: Loss, outputs: Tensor, task: Task) -> Non
         if facts.squared:
             right, wrong, constant = ones, 1 - ones, torch.full_like(ones, share.item())
     facts.best, facts.constant = loss(right), loss(constant)
+    between = torch.full_like(ones, 0.5) if facts.squared or task.squashed else 0 * ones
+    facts.undecided = loss(between)
     facts.rewards = [[facts.best, loss(wrong)]]
     others = [facts.constant, facts.rewards[0][1]]
     known = all(map(math.isfinite, [facts.best, *others]))
