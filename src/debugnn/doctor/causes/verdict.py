@@ -86,7 +86,7 @@ def _of_unknown_task(evidence: Evidence) -> Verdict:
             f"{idle.simple_skill:.2f}",
         )
     if parts_learn(evidence):
-        skills = (f"{p.name} {part_skill(p):.2f}" for p in evidence.outcome.parts)
+        skills = (f"{p.name} {part_skill(p):.2f}" for p in evidence.outcome.parts if not p.against)
         return Verdict(True, f"it learns: its skill on training samples is {', '.join(skills)}")
     first, last = evidence.outcome.first_loss, evidence.outcome.last_loss
     # A policy that makes rewarded actions rarer lowers its loss all the same.

@@ -1,6 +1,6 @@
 """Fully connected networks that name the digits."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -11,7 +11,15 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
 from debugnn.faults.datasets import digits
 from debugnn.faults.loops import Batch, loss_alone, sharpness_aware, train_on, two_backward_passes
-from debugnn.faults.nets import Functional, Heads, LowRank, mlp, residual_mlp
+from debugnn.faults.nets import (
+    Functional,
+    Heads,
+    KeptDropout,
+    LowRank,
+    Reversed,
+    mlp,
+    residual_mlp,
+)
 from debugnn.faults.program import Build, Loss, MakeObserver, Observer, Setup, score
 
 ce = nn.CrossEntropyLoss
@@ -33,6 +41,24 @@ def several_tasks(seed: int) -> Setup:
     )  # fmt: skip
 
 
+def asked_of_images(
+    asked: Callable[[Tensor, Tensor], dict[str, Tensor]],
+) -> Callable[[Setup, int, MakeObserver], Observer]:
+    """Return a loop whose targets are made from images and labels."""
+
+    def loop(setup: Setup, seed: int, make_observer: MakeObserver) -> Observer:
+        inputs, labels = setup.train
+
+        def batches(shuffle: torch.Generator) -> Iterator[Batch]:
+            for chosen in torch.randperm(len(inputs), generator=shuffle).split(setup.batch_size):
+                yield (inputs[chosen],), asked(inputs[chosen], labels[chosen])
+
+        validation = (setup.val[0],), asked(*setup.val)
+        return train_on(setup, batches, validation, False, seed, make_observer)
+
+    return loop
+
+
 def digit_and_darkness(seed: int) -> Setup:
     """Two heads with a target each: which digit it is, and how dark its image is on average."""
     (x, y), (x_val, y_val) = digits(seed)
@@ -46,18 +72,31 @@ def digit_and_darkness(seed: int) -> Setup:
         named = F.cross_entropy(outputs["digit"], targets["digit"])
         return named + F.mse_loss(outputs["darkness"], targets["darkness"])
 
-    def loop(setup: Setup, seed: int, make_observer: MakeObserver) -> Observer:
-        inputs, labels = setup.train
-
-        def batches(shuffle: torch.Generator) -> Iterator[Batch]:
-            for chosen in torch.randperm(len(inputs), generator=shuffle).split(setup.batch_size):
-                yield (inputs[chosen],), asked(inputs[chosen], labels[chosen])
-
-        validation = (setup.val[0],), asked(*setup.val)
-        return train_on(setup, batches, validation, False, seed, make_observer)
-
     return Setup(
-        Heads(body, heads), loss_fn, partial(Adam, lr=2e-3), (x, y), (x_val, y_val), loop=loop
+        Heads(body, heads), loss_fn, partial(Adam, lr=2e-3), (x, y), (x_val, y_val),
+        loop=asked_of_images(asked),
+    )  # fmt: skip
+
+
+def digit_whatever_the_darkness(seed: int) -> Setup:
+    """Two heads: which digit it is, and whether its image is dark; the body is trained against the
+    second one, so that it learns nothing in the end."""
+    (x, y), (x_val, y_val) = digits(seed)
+    body = nn.Sequential(*mlp(64, 64, 64), nn.ReLU())
+    dark = nn.Sequential(Reversed(1.0), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 2))
+    middle = x.mean(dim=1).median()
+
+    def asked(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        return {"digit": labels, "dark": (images.mean(dim=1) > middle).long()}
+
+    def loss_fn(outputs: dict[str, Tensor], targets: dict[str, Tensor]) -> Tensor:
+        named = F.cross_entropy(outputs["digit"], targets["digit"])
+        return named + F.cross_entropy(outputs["dark"], targets["dark"])
+
+    heads = {"digit": nn.Linear(64, 10), "dark": dark}
+    return Setup(
+        Heads(body, heads), loss_fn, partial(Adam, lr=2e-3), (x, y), (x_val, y_val),
+        loop=asked_of_images(asked),
     )  # fmt: skip
 
 
@@ -104,6 +143,13 @@ TUNING: dict[str, Build] = {
     "two_backward_passes": two_backward_passes,
     "mlp": lambda seed: Setup(mlp(64, 64, 64, 10), ce(), partial(Adam, lr=2e-3), *digits(seed)),
     "digit_and_darkness": digit_and_darkness,
+    "digit_whatever_the_darkness": digit_whatever_the_darkness,
+    "averaged_passes": lambda seed: Setup(
+        nn.Sequential(*mlp(64, 96), nn.ReLU(), KeptDropout(0.1), nn.Linear(96, 10)),
+        ce(),
+        partial(Adam, lr=3e-3),
+        *digits(seed),
+    ),
     "distilled": distilled,
     "mlp_momentum": lambda seed: Setup(
         mlp(64, 64, 10, activation=nn.LeakyReLU),
