@@ -5,8 +5,8 @@ from handmade_evidence import STEPS, diagnosis, evidence, found_by, residues, wi
 
 from debugnn.doctor.causes import CAUSES
 from debugnn.doctor.causes.cause import Kind
-from debugnn.doctor.causes.label_leak import LEAKED
 from debugnn.doctor.causes.non_finite import told
+from debugnn.doctor.causes.signals.telling_features import LEAKED
 from debugnn.doctor.evidence import LayerFacts, OptimizerFacts, PolicyFacts, Score
 
 

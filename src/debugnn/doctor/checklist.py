@@ -12,11 +12,7 @@ from torch import Tensor, nn
 
 from debugnn import lr_curve
 from debugnn.doctor.causes import CAUSES
-from debugnn.doctor.causes.label_leak import (
-    feature_is_target,
-    sees_its_target,
-    windows_cut_before_split,
-)
+from debugnn.doctor.causes.label_leak import sees_its_target, windows_cut_before_split
 from debugnn.doctor.causes.signals.data import (
     RARE,
     inputs_differ,
@@ -26,6 +22,7 @@ from debugnn.doctor.causes.signals.data import (
 )
 from debugnn.doctor.causes.signals.loss_function import summed
 from debugnn.doctor.causes.signals.network import evaluations_differ
+from debugnn.doctor.causes.signals.telling_features import feature_is_target
 from debugnn.doctor.copies import undisturbed
 from debugnn.doctor.evidence import Evidence, Score
 from debugnn.doctor.observe.observer import Observer

@@ -7,12 +7,21 @@ from debugnn.doctor.causes.cause import Cause, Kind, Rule, Sign, first_of
 from debugnn.doctor.causes.signals.loss_calls import Breach, breaches
 from debugnn.doctor.causes.signals.loss_course import always_zero, runs_away
 from debugnn.doctor.causes.signals.loss_function import (
-    UNREACHABLE,
     better_when_right,
     loss_floor,
     shift_invariant,
 )
-from debugnn.doctor.causes.signals.outcome import not_all_learnt, severity, short, skill
+from debugnn.doctor.causes.signals.outcome import severity, short, skill
+from debugnn.doctor.causes.signals.output_links import (
+    TARGET_ENTRY,
+    cut_logits,
+    cut_values,
+    linked_twice,
+    no_log_probabilities,
+    no_logarithm,
+    squashed_before_own,
+    squashed_twice,
+)
 from debugnn.doctor.causes.signals.padding import padding_counted, trials_without_padding
 from debugnn.doctor.causes.signals.wrong_aim import (
     generator_wants_to_be_told,
@@ -30,24 +39,17 @@ from debugnn.doctor.trials import Trial
 # another one at each probe.
 FLIPPED = -0.9
 FLIPPED_AT_MOST = -1.1
-# Share of the gradient on other classes' outputs that is rounding.
-TARGET_ENTRY = 1e-6
 # Relative change of a sample's gradient by other samples' outputs that is no rounding.
 CROSS_GRADIENT = 1e-3
 # Relative change of a loss where the outputs of samples change places below which it does not
 # matter whose output it is, and of a gradient by others' outputs below which there is none.
 UNPAIRED = 1e-5
-# How far a loss of probabilities is from linear, relatively, where it takes no logarithm of them:
-# rounding. A logarithm bends by 0.1 and more.
-NO_LOGARITHM = 1e-4
 # A loss is not bounded below where outputs of size 1,000 bring it below this: a likelihood whose
 # targets are probabilities stays above 0.
 UNBOUNDED = -10.0
 # How far below zero, in sizes of the loss, a loss falls where an output of the autoencoder is 1,000
 # times as large: a divergence or a penalty grows there.
 FALLS = 10.0
-# Share of the targets' range by which they may leave the outputs' range.
-MARGIN = 0.05
 # Loss of outputs that are sure of the wrong class, over that of undecided ones, below which it does
 # not grow with the error: bounded losses have two and more.
 FORGIVEN = 0.5
@@ -58,33 +60,14 @@ MOST_CLASSES = 20
 CLASS_SHARE = 0.02
 # Skill below which class numbers that are fitted as quantities do harm.
 FITTED = 0.9
-
-
 # Share of the samples, as a mean of signs, at which the loss rises with the volume of a flow, and
 # cosine from which on its codes are drawn to one point: 1 of a normal density, about 0.9 of others.
 ALL_SAMPLES = 0.99
 DRAWN = 0.5
-
 # Share of the labels tried that are compared with scores of several positions: all of them.
 EVERY_LABEL = 1.0
 
 _POSITION_BY_POSITION = ("conv", "upsample")  # operations that know nothing of a position's number
-_NO_LOGARITHMS = ("linear", "convolution", "softmax", "sigmoid")  # what gives no logarithms
-_SQUASHED = {
-    "cross_entropy": ("softmax", "softmax"),
-    "binary_cross_entropy_with_logits": ("sigmoid", "sigmoid"),
-    "logsumexp": ("softmax", "softmax, as Categorical(logits=…) does"),
-}  # loss → what it must not be fed with, and what it applies itself
-
-_RANGES = {
-    "sigmoid": (0.0, 1.0),
-    "softmax": (0.0, 1.0),
-    "tanh": (-1.0, 1.0),
-    "relu": (0.0, math.inf),
-    "clamp_min": (0.0, math.inf),
-    "softplus": (0.0, math.inf),
-}
-_CUTTING = ("relu", "tanh", "hardtanh", "clamp_min")  # what no logit should pass
 _PROPER = {
     "classes": "give cross_entropy the logits and the class indices",
     "binary": "give binary_cross_entropy_with_logits the logit",
@@ -256,44 +239,6 @@ def _is_linear_on_each(evidence: Evidence) -> bool:
     return source == "linear" and len(shape) > 2 and last is not None and last.outputs == shape[-1]
 
 
-def no_logarithm(evidence: Evidence) -> str | None:
-    """A likelihood that is given probabilities, and takes them for their logarithms."""
-    loss = evidence.loss
-    linear = loss.linear is not None and loss.linear < NO_LOGARITHM
-    below_zero = any(right < 0 for right, _ in loss.rewards)
-    target_alone = loss.other_entries is None or loss.other_entries <= TARGET_ENTRY
-    if loss.confirmed and linear and below_zero and target_alone:
-        return (
-            "the loss takes probabilities for their logarithms: it is the negative probability "
-            "itself, which falls below zero and hardly punishes what is wrong"
-        )
-    return None
-
-
-def no_log_probabilities(evidence: Evidence) -> str | None:
-    """A likelihood that is fed with scores or probabilities, and takes them for logarithms."""
-    loss, lowest = evidence.loss, evidence.outcome.lowest_loss
-    below_zero = lowest is not None and lowest < 0
-    for name in ("ctc_loss", "nll_loss"):
-        source = loss.sources.get(name)
-        # The sum of a negative score and a logarithm of its own is a likelihood, and stays above 0.
-        if source in _NO_LOGARITHMS and (name == "ctc_loss" or below_zero):
-            seen = f": the loss has been {lowest:.3g}, and no likelihood is below zero"
-            return (
-                f"{name} takes logarithms of probabilities, and is given the output of a {source} "
-                f"operation{seen if below_zero else ''}"
-            )
-    return None
-
-
-def squashed_before_own(evidence: Evidence) -> str | None:
-    """A softmax or sigmoid that the loop applies before a loss that applies its own."""
-    for name, (squashing, own) in _SQUASHED.items():
-        if evidence.loss.sources.get(name) == squashing:
-            return f"a {squashing} is applied before {name}, which makes its own {own}"
-    return None
-
-
 def volume_punished(evidence: Evidence) -> str | None:
     """A flow's change of volume is subtracted from the likelihood, and not added."""
     volume = evidence.loss.volume
@@ -337,33 +282,6 @@ def falls_without_end(evidence: Evidence) -> str | None:
     return None
 
 
-def squashed_twice(evidence: Evidence) -> str | None:
-    """A softmax or sigmoid before a loss that applies its own."""
-    floor = loss_floor(evidence)
-    if evidence.task not in ("classes", "binary") or floor is None or floor <= UNREACHABLE:
-        return None
-    space = evidence.loss.output_space
-    again = {"simplex": "a softmax", "unit": "a sigmoid"}.get(space, "a squashing")
-    return (
-        f"even perfect outputs leave {100 * floor:.0f} % of the loss of guessing: {again} is "
-        "applied before a loss that applies its own"
-    )
-
-
-_NAMED_LINKS = {"sigmoid": "a sigmoid", "exp": "an exponential"}
-
-
-def linked_twice(evidence: Evidence) -> str | None:
-    """A sigmoid or exponential at the end of the network, and the same one again in the loss."""
-    link, operation = evidence.loss.link, evidence.network.last_op
-    if evidence.task != "values" or link not in _NAMED_LINKS or operation != link:
-        return None
-    return (
-        f"the network ends with {_NAMED_LINKS[link]}, and the loss applies it to the outputs once "
-        "more"
-    )
-
-
 def squared_error_of_two_classes(evidence: Evidence) -> str | None:
     """A regression's loss for a 0 or 1."""
     regression = shift_invariant(evidence) is False and better_when_right(evidence)
@@ -391,32 +309,6 @@ def regression_of_probabilities(evidence: Evidence) -> str | None:
     if evidence.task == "classes" and squashed and others is not None and others > TARGET_ENTRY:
         return "the loss is a regression's or a binary one, and the task has classes"
     return None
-
-
-def cut_logits(evidence: Evidence) -> str | None:
-    """An activation at the output cuts the range of the logits, and not all is learnt."""
-    operation = evidence.network.last_op
-    if evidence.task == "classes" and operation in _CUTTING and not_all_learnt(evidence):
-        return f"the logits pass a {operation}, which cuts their range"
-    return None
-
-
-def cut_values(evidence: Evidence) -> str | None:
-    """An activation at the output cannot reach the targets: values, or inputs to be rebuilt."""
-    low, high, loss = evidence.data.target_low, evidence.data.target_high, evidence.loss
-    operation = evidence.network.last_op
-    rebuilt = evidence.reconstruction and loss.confirmed and len(loss.shapes) > 1
-    compared = evidence.task == "values" or (rebuilt and loss.shapes[0] == loss.shapes[1])
-    if not compared or operation not in _RANGES or low is None or high is None:
-        return None
-    bottom, top = _RANGES[operation]
-    margin = MARGIN * (high - low)
-    if low >= bottom - margin and high <= top + margin:
-        return None
-    return (
-        f"the outputs pass a {operation} and cannot leave [{bottom:g}, {top:g}]; the targets reach "
-        f"from {low:.3g} to {high:.3g}"
-    )
 
 
 def class_numbers_as_values(evidence: Evidence) -> str | None:

@@ -1,0 +1,122 @@
+"""What is done to outputs before a loss that expects them otherwise."""
+
+import math
+
+from debugnn.doctor.causes.signals.loss_function import (
+    UNREACHABLE,
+    loss_floor,
+)
+from debugnn.doctor.causes.signals.outcome import not_all_learnt
+from debugnn.doctor.evidence import Evidence
+
+# Share of the gradient on other classes' outputs that is rounding.
+TARGET_ENTRY = 1e-6
+# How far a loss of probabilities is from linear, relatively, where it takes no logarithm of them:
+# rounding. A logarithm bends by 0.1 and more.
+NO_LOGARITHM = 1e-4
+# Share of the targets' range by which they may leave the outputs' range.
+MARGIN = 0.05
+_NO_LOGARITHMS = ("linear", "convolution", "softmax", "sigmoid")  # what gives no logarithms
+_SQUASHED = {
+    "cross_entropy": ("softmax", "softmax"),
+    "binary_cross_entropy_with_logits": ("sigmoid", "sigmoid"),
+    "logsumexp": ("softmax", "softmax, as Categorical(logits=…) does"),
+}  # loss → what it must not be fed with, and what it applies itself
+_RANGES = {
+    "sigmoid": (0.0, 1.0),
+    "softmax": (0.0, 1.0),
+    "tanh": (-1.0, 1.0),
+    "relu": (0.0, math.inf),
+    "clamp_min": (0.0, math.inf),
+    "softplus": (0.0, math.inf),
+}
+_NAMED_LINKS = {"sigmoid": "a sigmoid", "exp": "an exponential"}
+_CUTTING = ("relu", "tanh", "hardtanh", "clamp_min")  # what no logit should pass
+
+
+def no_logarithm(evidence: Evidence) -> str | None:
+    """A likelihood that is given probabilities, and takes them for their logarithms."""
+    loss = evidence.loss
+    linear = loss.linear is not None and loss.linear < NO_LOGARITHM
+    below_zero = any(right < 0 for right, _ in loss.rewards)
+    target_alone = loss.other_entries is None or loss.other_entries <= TARGET_ENTRY
+    if loss.confirmed and linear and below_zero and target_alone:
+        return (
+            "the loss takes probabilities for their logarithms: it is the negative probability "
+            "itself, which falls below zero and hardly punishes what is wrong"
+        )
+    return None
+
+
+def no_log_probabilities(evidence: Evidence) -> str | None:
+    """A likelihood that is fed with scores or probabilities, and takes them for logarithms."""
+    loss, lowest = evidence.loss, evidence.outcome.lowest_loss
+    below_zero = lowest is not None and lowest < 0
+    for name in ("ctc_loss", "nll_loss"):
+        source = loss.sources.get(name)
+        # The sum of a negative score and a logarithm of its own is a likelihood, and stays above 0.
+        if source in _NO_LOGARITHMS and (name == "ctc_loss" or below_zero):
+            seen = f": the loss has been {lowest:.3g}, and no likelihood is below zero"
+            return (
+                f"{name} takes logarithms of probabilities, and is given the output of a {source} "
+                f"operation{seen if below_zero else ''}"
+            )
+    return None
+
+
+def squashed_before_own(evidence: Evidence) -> str | None:
+    """A softmax or sigmoid that the loop applies before a loss that applies its own."""
+    for name, (squashing, own) in _SQUASHED.items():
+        if evidence.loss.sources.get(name) == squashing:
+            return f"a {squashing} is applied before {name}, which makes its own {own}"
+    return None
+
+
+def squashed_twice(evidence: Evidence) -> str | None:
+    """A softmax or sigmoid before a loss that applies its own."""
+    floor = loss_floor(evidence)
+    if evidence.task not in ("classes", "binary") or floor is None or floor <= UNREACHABLE:
+        return None
+    space = evidence.loss.output_space
+    again = {"simplex": "a softmax", "unit": "a sigmoid"}.get(space, "a squashing")
+    return (
+        f"even perfect outputs leave {100 * floor:.0f} % of the loss of guessing: {again} is "
+        "applied before a loss that applies its own"
+    )
+
+
+def linked_twice(evidence: Evidence) -> str | None:
+    """A sigmoid or exponential at the end of the network, and the same one again in the loss."""
+    link, operation = evidence.loss.link, evidence.network.last_op
+    if evidence.task != "values" or link not in _NAMED_LINKS or operation != link:
+        return None
+    return (
+        f"the network ends with {_NAMED_LINKS[link]}, and the loss applies it to the outputs once "
+        "more"
+    )
+
+
+def cut_logits(evidence: Evidence) -> str | None:
+    """An activation at the output cuts the range of the logits, and not all is learnt."""
+    operation = evidence.network.last_op
+    if evidence.task == "classes" and operation in _CUTTING and not_all_learnt(evidence):
+        return f"the logits pass a {operation}, which cuts their range"
+    return None
+
+
+def cut_values(evidence: Evidence) -> str | None:
+    """An activation at the output cannot reach the targets: values, or inputs to be rebuilt."""
+    low, high, loss = evidence.data.target_low, evidence.data.target_high, evidence.loss
+    operation = evidence.network.last_op
+    rebuilt = evidence.reconstruction and loss.confirmed and len(loss.shapes) > 1
+    compared = evidence.task == "values" or (rebuilt and loss.shapes[0] == loss.shapes[1])
+    if not compared or operation not in _RANGES or low is None or high is None:
+        return None
+    bottom, top = _RANGES[operation]
+    margin = MARGIN * (high - low)
+    if low >= bottom - margin and high <= top + margin:
+        return None
+    return (
+        f"the outputs pass a {operation} and cannot leave [{bottom:g}, {top:g}]; the targets reach "
+        f"from {low:.3g} to {high:.3g}"
+    )
