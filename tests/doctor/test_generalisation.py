@@ -42,6 +42,19 @@ def test_overfitting_at_its_edges(held_out, losses, expected):
     assert all(f.severity == "warning" for f in found)
 
 
+@pytest.mark.parametrize(
+    ("same", "distinct", "validated_on", "certain"),
+    [(True, 32, 300, True), (True, 32, 100, False), (False, 32, 300, False)],
+)
+def test_the_same_few_samples_in_every_step_are_said(same, distinct, validated_on, certain):
+    given = validated(0.95, 0.3, 0.3, 0.3)
+    data = given.data
+    data.same_batch, data.distinct, data.validation_size = same, distinct, validated_on
+    (finding,) = found_by("overfitting", given)
+    assert ("the same 32 samples" in finding.summary) is certain
+    assert (finding.confidence == "certain") is certain
+
+
 def test_overfitting_is_dated_by_the_lowest_loss():
     given = validated(0.95, 0.6, 0.7, 0.6, 0.5, losses=[1.0, 0.8, 1.0, 1.2])
     (finding,) = found_by("overfitting", given)

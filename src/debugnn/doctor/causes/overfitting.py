@@ -24,6 +24,8 @@ TURNED_STEEPLY = 1.4
 BEATEN = 0.1
 # How many times as frequent a class is in one set as in the other where their losses differ by it.
 OTHER_SHARES = 3.0
+# How many times as many samples the validation holds as the one batch of all steps.
+MANY_TIMES = 4
 # Validations that a turn is seen in, and samples that a skill is taken of.
 VALIDATIONS = 3
 SAMPLES = 20
@@ -61,10 +63,15 @@ def falls_behind(evidence: Evidence) -> Iterator[Sign]:
     # Where samples compete with the others of their batch, as in contrastive learning, the skill is
     # that of telling the batch's samples apart, among which may be several that fit.
     compete = evidence.network.sample_axis is None and evidence.data.same_batch is False
+    again = _same_few_samples(evidence)
+    seen = f"every step had the same {again} samples, and " if again else ""
     yield Sign(
         "note" if compete else "warning",
-        f"the skill is {trained:.2f} on training and {kept:.2f} on validation samples"
+        f"{seen}the skill is {trained:.2f} on training and {kept:.2f} on validation samples"
         + (f", whose loss has risen to {risen:.2f} times its lowest" if turned else ""),
+        "take another batch in each step: next(iter(loader)) inside the loop begins anew each time"
+        if again
+        else None,
         step=min(values, key=values.__getitem__) if turned else None,
         evidence={
             "train_skill": trained,
@@ -74,8 +81,16 @@ def falls_behind(evidence: Evidence) -> Iterator[Sign]:
         },
         # The counterfactuals: the weights of an earlier step had the lower loss; a simpler model of
         # the same training samples does better.
-        confidence="shown" if turned or beaten else "suspected",
+        confidence="certain" if again else "shown" if turned or beaten else "suspected",
     )
+
+
+def _same_few_samples(evidence: Evidence) -> int | None:
+    """Return how many samples every step had, where these are few beside the validation's; None
+    where steps differ, or the set is as large as a validation set lets expect."""
+    data = evidence.data
+    few = MANY_TIMES * data.distinct <= (data.validation_size or 0)
+    return data.distinct if data.same_batch and few and data.distinct else None
 
 
 def drawn_otherwise(evidence: Evidence) -> bool:
