@@ -96,9 +96,11 @@ class Critic:
             call: how the model was called.
             outputs: as they are.
         """
+        if len(_watched) < _TWO:
+            return
         if all(tensor.grad_fn is None for tensor in call.tensors()):
             self._plain = True
-            if len(_watched) > 1 and not self._own_names:
+            if not self._own_names:
                 self._own_names = names_of_callers()
             return
         self._carried = True
