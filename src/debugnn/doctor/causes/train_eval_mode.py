@@ -61,16 +61,26 @@ def evaluated_in_training_mode(evidence: Evidence) -> Iterator[Sign]:
         )
 
 
+def _lost_in_evaluation(evidence: Evidence, skill: float | None, gap: float) -> float | None:
+    """Return the skill on training samples in evaluation mode, where it is lower than another one
+    by a gap, and that of the validation too; None where not.
+
+    Args:
+        skill: on the same samples, under other statistics; None where it is not known.
+    """
+    running, last = evidence.outcome.train.skill, last_validation(evidence)
+    if evidence.loop.steps < SETTLED or skill is None or running is None:
+        return None
+    held = [running] if last is None or last.skill is None else [running, last.skill]
+    return running if skill > LEARNT_BY_BATCH and max(held) < skill - gap else None
+
+
 def averages_of_few_batches(evidence: Evidence) -> Iterator[Sign]:
     """A network that fits its samples in evaluation mode once batch norm's averages are those of
     several batches, and does worse with the averages that its training left."""
-    outcome = evidence.outcome
-    averaged, running = outcome.train_averaged.skill, outcome.train.skill
-    if evidence.loop.steps < SETTLED or averaged is None or running is None:
-        return
-    last = last_validation(evidence)
-    held = [running] if last is None or last.skill is None else [running, last.skill]
-    if averaged > LEARNT_BY_BATCH and max(held) < averaged - GAP_OF_AVERAGES:
+    averaged = evidence.outcome.train_averaged.skill
+    running = _lost_in_evaluation(evidence, averaged, GAP_OF_AVERAGES)
+    if running is not None:
         yield Sign(
             "warning",
             f"on the same training samples its skill in evaluation mode is {running:.2f} with the "
@@ -86,13 +96,9 @@ def averages_of_few_batches(evidence: Evidence) -> Iterator[Sign]:
 
 def averages_of_several_places(evidence: Evidence) -> Iterator[Sign]:
     """One batch norm that is run at several places, whose averages are those of none of them."""
-    outcome, shared = evidence.outcome, evidence.network.shared_norms
-    by_batch, running = outcome.train_mode.skill, outcome.train.skill
-    if evidence.loop.steps < SETTLED or by_batch is None or running is None or not shared:
-        return
-    last = last_validation(evidence)
-    held = [running] if last is None or last.skill is None else [running, last.skill]
-    if by_batch > LEARNT_BY_BATCH and max(held) < by_batch - GAP_OF_AVERAGES:
+    by_batch, shared = evidence.outcome.train_mode.skill, evidence.network.shared_norms
+    running = _lost_in_evaluation(evidence, by_batch, GAP_OF_AVERAGES)
+    if shared and running is not None:
         yield Sign(
             "warning",
             f"batch norm {listed(shared)} is run several times in a pass, and has one running "
@@ -112,13 +118,9 @@ def averages_of_several_places(evidence: Evidence) -> Iterator[Sign]:
 
 def running_statistics_differ(evidence: Evidence) -> Iterator[Sign]:
     """A network that fits its samples with their batch's statistics, and not with running ones."""
-    outcome = evidence.outcome
-    by_batch, running = outcome.train_mode.skill, outcome.train.skill
-    if evidence.loop.steps < SETTLED or by_batch is None or running is None:
-        return
-    last = last_validation(evidence)
-    held = [running] if last is None or last.skill is None else [running, last.skill]
-    if by_batch > LEARNT_BY_BATCH and max(held) < by_batch - GAP:
+    by_batch = evidence.outcome.train_mode.skill
+    running = _lost_in_evaluation(evidence, by_batch, GAP)
+    if running is not None:
         yield Sign(
             "warning",
             f"on the same training samples its skill is {by_batch:.2f} in training mode, with each "

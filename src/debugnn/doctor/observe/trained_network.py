@@ -2,7 +2,6 @@
 
 from collections import Counter
 
-import torch
 from torch import nn
 
 from debugnn.doctor.evidence import NetworkFacts
@@ -12,6 +11,7 @@ from debugnn.doctor.observe.calls import Call
 from debugnn.doctor.observe.layout import Layout
 from debugnn.doctor.observe.modes import BATCH_NORM, without_dropout
 from debugnn.doctor.observe.sample_axis import find_samples
+from debugnn.doctor.observe.weights import modules_called
 
 _SAMPLES = 16  # samples of a batch, if they are known to be independent: a dozen passes are made
 
@@ -53,15 +53,6 @@ def note_trained_network(
 
 def _run_several_times(model: nn.Module, call: Call) -> list[str]:
     """Return the names of batch norm layers that one pass of the model runs more than once."""
-    times: Counter[nn.Module] = Counter()
     norms = {m: name for name, m in model.named_modules() if isinstance(m, BATCH_NORM)}
-    if not norms:
-        return []
-    handles = [m.register_forward_pre_hook(lambda module, _: times.update([module])) for m in norms]
-    try:
-        with torch.no_grad():
-            call(model)
-    finally:
-        for handle in handles:
-            handle.remove()
+    times = Counter(modules_called(model, call, BATCH_NORM)) if norms else Counter()
     return [name for module, name in norms.items() if times[module] > 1]

@@ -15,15 +15,21 @@ _LEAST_DRAWN = 64
 _ERRORS = 4.0
 
 
-def forward_order(model: nn.Module, call: Call) -> list[str]:
-    """Return the names of the weight tensors (two axes or more) in the order of the forward pass.
+def modules_called(
+    model: nn.Module, call: Call, kinds: type | tuple[type, ...] = nn.Module
+) -> list[nn.Module]:
+    """Return the modules that a pass calls, in their order; one that is called twice comes twice.
 
-    In order of registration where a parameter belongs to no module that is called.
+    Args:
+        model: a copy.
+        call: of a batch.
+        kinds: classes of the modules that are looked at.
     """
     called: list[nn.Module] = []
     handles = [
         module.register_forward_pre_hook(lambda module, args: called.append(module))
         for module in model.modules()
+        if isinstance(module, kinds)
     ]
     try:
         with torch.no_grad():
@@ -31,9 +37,17 @@ def forward_order(model: nn.Module, call: Call) -> list[str]:
     finally:
         for handle in handles:
             handle.remove()
+    return called
+
+
+def forward_order(model: nn.Module, call: Call) -> list[str]:
+    """Return the names of the weight tensors (two axes or more) in the order of the forward pass.
+
+    In order of registration where a parameter belongs to no module that is called.
+    """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     used: list[str] = []
-    for module in called:
+    for module in modules_called(model, call):
         for parameter in module.parameters(recurse=not list(module.children())):
             name = names[id(parameter)]
             if parameter.dim() >= 2 and name not in used:
