@@ -119,6 +119,18 @@ def test_two_trials_beside_each_other_are_confirmed_together():
     assert found_by("wrong_loss", given)[0].severity == "note"
 
 
+def test_a_stuck_warm_up_comes_before_small_weights_once_no_higher_rate_told():
+    given = slow_warm_up(0.0)
+    given.weights[0].gain = given.weights[1].gain = 0.01
+    given.trials = outcomes(
+        {UNCHANGED: 1.0, REINITIALISED: 0.5, **dict.fromkeys(HIGHER_RATES, 1.0)}
+    )
+    main = causes.diagnose(given, 200).main
+    assert (main.cause, main.confidence) == ("lr_too_low", "certain")
+    given.data.simple_skill = 0.05  # labels of chance
+    assert causes.diagnose(given, 200).main.cause == "init_scale_too_small"
+
+
 def test_each_trial_changes_one_thing_and_is_wanted_by_some_cause():
     plain = {"name": "", "lr": 1.0, "regularised": True, "clipped": None, "padding": None}
     for trial in TRIALS:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
 from debugnn.doctor.causes.dead_relu import dead_units
 from debugnn.doctor.causes.init_scale_too_large import KAIMING_GAIN
+from debugnn.doctor.causes.signals.learning_rate import schedule_is_stuck
 from debugnn.doctor.causes.signals.network import (
     FADED,
     SMALL_GAIN,
@@ -16,6 +17,7 @@ from debugnn.doctor.causes.signals.outcome import failing, severity, short
 from debugnn.doctor.causes.signals.trials import cured, shown_by, trial_numbers
 from debugnn.doctor.causes.signals.wording import listed, module_of
 from debugnn.doctor.evidence import Evidence
+from debugnn.doctor.report import Finding
 from debugnn.doctor.trials import RECTIFIED, REINITIALISED, UNIT_SIGNALS, Trial
 
 # Gain, over SMALL_GAIN, at which a failing net needs no trial: a deep net that starts so small may
@@ -92,6 +94,11 @@ def _faded(evidence: Evidence) -> tuple[float, str] | None:
     return None if dead is not None and dead[3] else left
 
 
+def after_its_schedule(evidence: Evidence, finding: Finding) -> int:
+    """At the beginning of a warm-up all along, any weights learn slowly."""
+    return 1 if schedule_is_stuck(evidence) else 0
+
+
 def trials(evidence: Evidence) -> Iterable[Trial]:
     """Draw the weights anew where some start too small; even signals out where they fade."""
     if _faded(evidence):
@@ -116,4 +123,5 @@ CAUSE = Cause(
     source="Glorot & Bengio 2010; He et al. 2015, arXiv:1502.01852",
     override="init=kaiming",
     trials=trials,
+    lateness=after_its_schedule,
 )

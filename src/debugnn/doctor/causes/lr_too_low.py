@@ -14,6 +14,7 @@ from debugnn.doctor.causes.signals.learning_rate import (
     highest_rates,
     largest_update,
     never_at_its_rate,
+    schedule_is_stuck,
     unfinished_rise,
     vanished_rate,
 )
@@ -140,8 +141,10 @@ def never_arrives(evidence: Evidence) -> Iterator[Sign]:
     faster, resumed = cured(evidence, *HIGHER_RATES), goes_on(evidence, RESUMED_FASTER)
     if rise is None or diverged(evidence):
         return
+    stuck = schedule_is_stuck(evidence)
     # Without a loss function nothing can be tried.
-    if faster is None and resumed is None and (evidence.trials or not failing(evidence)):
+    untold = faster is None and resumed is None and (evidence.trials or not failing(evidence))
+    if untold and not stuck:
         return
     # A factor that stays as it is may be the rate itself, of an optimiser's rate of 1.
     known = rise.scheduled is not None and rise.first < rise.highest
@@ -173,7 +176,13 @@ def never_arrives(evidence: Evidence) -> Iterator[Sign]:
             **trial_numbers(evidence, *HIGHER_RATES, RESUMED_FASTER),
         },
         # What goes on is measured on other samples than it trains on.
-        confidence="shown" if resumed else "suspected" if by_heart else shown_by(evidence, faster),
+        confidence="certain"
+        if stuck
+        else "shown"
+        if resumed
+        else "suspected"
+        if by_heart
+        else shown_by(evidence, faster),
         override=None,
     )
 

@@ -6,12 +6,15 @@ from typing import NamedTuple
 from debugnn.doctor.causes.signals.loss_course import unlearns
 from debugnn.doctor.causes.signals.outcome import (
     NEARLY_PERFECT,
+    SIMPLE_FINDS,
     UNKNOWN_JUDGED_AFTER,
     judged,
     not_all_learnt,
     reached,
+    short,
 )
 from debugnn.doctor.evidence import Evidence
+from debugnn.doctor.trials import HIGHER_RATES
 
 # Rate over its highest value below which hardly anything moves: two tenfold decays.
 NOTHING = 0.01
@@ -138,6 +141,17 @@ def unfinished_rise(evidence: Evidence) -> Rise | None:
         return None
     rising = points[-1][0] - changes[-1] <= max(intervals)
     return Rise(first, highest, None, seldom) if rising else None
+
+
+def schedule_is_stuck(evidence: Evidence) -> bool:
+    """Return whether a warm-up that is stepped once in many updates is at its beginning at the end
+    of a training that falls short, though there is something to learn: whatever else is odd was
+    hardly tried out. Higher rates were tried, and do not tell within a trial's few steps."""
+    rise, simple = unfinished_rise(evidence), evidence.data.simple_skill
+    known = rise is not None and rise.scheduled is not None and rise.first < rise.highest
+    tried = all(trial.name in evidence.trials for trial in HIGHER_RATES)
+    learnable = simple is not None and simple > SIMPLE_FINDS
+    return known and rise is not None and rise.seldom and tried and learnable and short(evidence)
 
 
 def never_at_its_rate(evidence: Evidence) -> float | None:
