@@ -491,3 +491,76 @@ def test_a_loss_that_forgives_the_surest_errors_is_wrong():
         batches = [(x, (x[:, :1] + x[:, 1:2] > 0).float()) for x in data]
         report = watched(model, optimizer, focal(power), batches)
         assert report.main_cause == main, report.details()
+
+
+# --- targets that a loss changes, and classes that it leaves out ----------------------------------
+
+
+def in_place(logits, labels):
+    labels.mul_(0.8).add_(0.1)
+    return nn.functional.binary_cross_entropy_with_logits(logits, labels)
+
+
+def smoothed(logits, labels):
+    return nn.functional.binary_cross_entropy_with_logits(logits, labels * 0.8 + 0.1)
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "sliced", "said"),
+    [(in_place, True, "warning"), (in_place, False, "note"), (smoothed, True, None)],
+)
+def test_targets_that_a_loss_changes_in_place(loss_fn, sliced, said):
+    torch.manual_seed(0)
+    data = torch.randn(600, 6)
+    labels = (data[:, :3] + data[:, 3:] > 0).float()
+    model = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 3))
+
+    def batches():
+        for step in range(160):
+            rows = slice(step % 10 * 60, step % 10 * 60 + 60)
+            yield data[rows], labels[rows] if sliced else labels[rows].clone()
+
+    report = watched(model, torch.optim.Adam(model.parameters(), lr=1e-2), loss_fn, batches())
+    found = [f for f in report.findings if f.cause == "wrong_loss"]
+    assert [f.severity for f in found] in ([] if said is None else [said], [said, "note"])
+    if said == "warning":
+        assert report.main.confidence == "certain"
+    if loss_fn is smoothed:
+        assert report.healthy is True
+
+
+@pytest.mark.parametrize("ignored", [0, -100])
+def test_a_class_whose_labels_are_ignored_is_named(ignored):
+    torch.manual_seed(0)
+    data = torch.randn(150, 48, 6)
+    model = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 4))
+    loss_fn = nn.CrossEntropyLoss(ignore_index=ignored)
+    batches = [(x, x[:, :4].argmax(dim=1)) for x in data]
+    report = watched(model, torch.optim.Adam(model.parameters(), lr=1e-2), loss_fn, batches)
+    if ignored == 0:
+        assert (report.main.cause, report.main.confidence) == ("class_imbalance", "certain")
+        assert report.main.evidence["classes"] == [0]
+    else:
+        assert report.healthy is True
+
+
+@pytest.mark.parametrize("padded", [True, False])
+def test_an_ignored_label_of_many_symbols_is_no_padding(padded):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(40, 16), nn.Linear(16, 4))
+
+    def loss_fn(scores, tags):
+        return nn.functional.cross_entropy(scores.transpose(1, 2), tags, ignore_index=0)
+
+    def batches():
+        for _ in range(120):
+            words = torch.randint(1, 40, (16, 9))
+            tags = 1 + words % 3 if padded else words % 4
+            if padded:
+                words[:8, 6:] = 0
+                tags = tags.masked_fill(words == 0, 0)
+            yield words, tags
+
+    report = watched(model, torch.optim.Adam(model.parameters(), lr=1e-2), loss_fn, batches())
+    found = [f for f in report.findings if f.cause == "class_imbalance" and f.severity != "note"]
+    assert bool(found) is not padded

@@ -292,10 +292,43 @@ def test_the_code_of_a_loss_tells_rewards_from_costs(loss, called):
     assert (facts.rises, facts.called) == (True, called)
 
 
+def ratio_to_itself(scores, targets):
+    actions, advantage = targets
+    ratio = (log_probability(scores, actions) - log_probability(scores, actions)).exp()
+    return -(ratio * advantage).mean() - 0.01 * Categorical(logits=scores).entropy().mean()
+
+
+def detached(scores, targets):
+    actions, advantage = targets
+    return -(log_probability(scores.detach(), actions) * advantage).mean() + 0 * scores.sum()
+
+
+def cloned_and_valued(outputs, targets):
+    """Actions are imitated, and returns are predicted beside them."""
+    scores, values = outputs
+    actions, returns = targets
+    return F.cross_entropy(scores, actions) + F.mse_loss(values, returns)
+
+
+@pytest.mark.parametrize(
+    ("loss", "outputs", "deaf"),
+    [
+        (ratio_to_itself, SCORES, True),
+        (detached, SCORES, True),
+        (reinforce(1), SCORES, False),
+        (cloned_and_valued, (SCORES, RETURNS / 2), False),
+    ],
+)
+def test_a_gradient_that_knows_neither_actions_nor_advantages_is_told(loss, outputs, deaf):
+    facts = policy_facts(loss, outputs, (ACTIONS, RETURNS))
+    assert (facts is not None and facts.deaf) is deaf
+
+
 @pytest.mark.parametrize(
     ("loss", "severity"),
     [
         (clipped(-1), "warning"),
+        (ratio_to_itself, "warning"),
         (reinforce(-1), "warning"),
         (of_numbers, "note"),
         (of_costs, "note"),

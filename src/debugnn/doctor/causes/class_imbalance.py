@@ -42,6 +42,9 @@ INFORMED = 0.5
 GIVEN_UP = 0.1
 # Weight of a class over the mean one, below which its samples count for nothing.
 COUNTS_FOR_NOTHING = 1e-3
+# Different symbols of a batch that a class is the label of, from which it fills up no sequence: one
+# symbol does, beside a few with a meaning of their own, as the end of a sentence.
+SYMBOLS = 5
 # Weight of the rarest class's samples over the commonest one's, and their numbers, below which the
 # weights make classes rarer still; and what a rarer one of two classes may weigh more all the same.
 WEIGHED_LESS = 0.6
@@ -205,30 +208,40 @@ def weighed_the_wrong_way(evidence: Evidence) -> Iterator[Sign]:
 
 
 def weighs_nothing(evidence: Evidence) -> Iterator[Sign]:
-    """A class whose samples the loss does not count, in a training that learns too little, or gets
-    no more right than the commonest class alone would be.
+    """A class whose samples the loss does not count, and which is not recognised for it.
 
-    Labels of many positions may have one that means nothing, as padding does.
+    Labels of many positions may have one that means nothing, as padding does: of one symbol alone.
     """
     weights, counts = evidence.loss.class_weights, evidence.data.class_counts
-    left_out = [c for c in weights if weights[c] < COUNTS_FOR_NOTHING and counts.get(c)]
-    accuracy = evidence.outcome.train.skill
-    harmed = short(evidence) or (accuracy is not None and accuracy < AT_CHANCE)
-    if not left_out or evidence.positions or not harmed:
+    left_out = {c for c in weights if weights[c] < COUNTS_FOR_NOTHING} | {*evidence.loss.ignored}
+    left_out = {c for c in left_out if counts.get(c)}
+    if not left_out or not judged(evidence) or not _missed(left_out, evidence):
         return
     share = sum(counts[c] for c in left_out) / sum(counts.values())
-    named = listed(map(str, left_out))
+    named = listed(map(str, sorted(left_out)))
     yield Sign(
         severity(evidence),
-        f"the loss weighs samples of class {named} with 0: {100 * share:.0f} % of the samples "
-        "that were trained on count for nothing",
-        "weight each class by the inverse of its share (total / (classes * count)); a logarithm of "
-        "shares is 0 for the commonest class",
-        evidence={"weights": weights, "share": share},
+        f"the loss leaves out labels of class {named}: {100 * share:.0f} % of those that were "
+        "trained on count for nothing",
+        "leave ignore_index out, or give what is to be ignored a number that is no class (-100); "
+        "weight each class by the inverse of its share (total / (classes * count)): a logarithm "
+        "of shares is 0 for the commonest class",
+        evidence={"classes": sorted(left_out), "weights": weights, "share": share},
         confidence="certain",
         override=None,
         harm="nothing keeps the network from giving these samples another class",
     )
+
+
+def _missed(classes: set[int], evidence: Evidence) -> bool:
+    """Return whether none of some classes is recognised, or all suffers; of positions, whether they
+    are labels of several symbols."""
+    if evidence.positions:
+        return all(evidence.loss.ignored.get(c, 0) >= SYMBOLS for c in classes)
+    train = evidence.outcome.train
+    if short(evidence) or (train.skill is not None and train.skill < AT_CHANCE):
+        return True
+    return all(train.recalls.get(c, 1.0) <= NEVER for c in classes)
 
 
 def never_trained_on(evidence: Evidence) -> Iterator[Sign]:

@@ -54,8 +54,9 @@ def falls_behind(evidence: Evidence) -> Iterator[Sign]:
     transfer = evidence.data.transfer_skill
     beaten = transfer is not None and transfer > kept + BEATEN
     steeply = risen is not None and risen > TURNED_STEEPLY
+    again = _same_few_samples(evidence)
     if not (
-        gap > WITHOUT_TURN * GAP
+        gap > (WITHOUT_TURN if again is None else 1) * GAP
         or (gap > GAP and turned)
         or (gap > WITH_STEEP_TURN * GAP and steeply)
     ):
@@ -63,7 +64,6 @@ def falls_behind(evidence: Evidence) -> Iterator[Sign]:
     # Where samples compete with the others of their batch, as in contrastive learning, the skill is
     # that of telling the batch's samples apart, among which may be several that fit.
     compete = evidence.network.sample_axis is None and evidence.data.same_batch is False
-    again = _same_few_samples(evidence)
     seen = f"every step had the same {again} samples, and " if again else ""
     yield Sign(
         "note" if compete else "warning",

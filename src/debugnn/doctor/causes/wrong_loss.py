@@ -24,6 +24,7 @@ from debugnn.doctor.causes.signals.output_links import (
 )
 from debugnn.doctor.causes.signals.padding import padding_counted, trials_without_padding
 from debugnn.doctor.causes.signals.wrong_aim import (
+    deaf_to_actions,
     generator_wants_to_be_told,
     labels_pulled_apart,
     policy_clipped_on_wrong_side,
@@ -111,6 +112,27 @@ def constant_output(evidence: Evidence) -> Iterator[Sign]:
             "(two of them); where it has several, take the softmax over their axis, dim=1",
             override=None,
             harm="the loss does not depend on the weights, and nothing is learnt",
+        )
+
+
+def changes_its_targets(evidence: Evidence) -> Iterator[Sign]:
+    """A loss that writes to its targets, which a slice of a data set shares with the data set."""
+    if evidence.loss.changes_targets:
+        part = evidence.loss.targets_are_a_part
+        yield Sign(
+            severity(evidence) if part else "note",
+            "the loss function changes its targets in place"
+            + (
+                ", and they share their memory with a larger tensor, such as the data set: they "
+                "are changed once more each time that they come"
+                if part
+                else ""
+            ),
+            "compute new targets, targets = targets * (1 - s) + s / 2, in place of *=, +=, mul_() "
+            "or an assignment to a part of them",
+            evidence={"targets_are_a_part_of_a_larger_tensor": part},
+            override=None,
+            harm="what is asked for changes from epoch to epoch",
         )
 
 
@@ -374,6 +396,8 @@ CAUSE = Cause(
         first_of(
             constant_output,
             unexpected_arguments,
+            changes_its_targets,
+            deaf_to_actions,
             _rule(flipped_sign),
             _rule(no_gradient, any_task=True),
             _rule(

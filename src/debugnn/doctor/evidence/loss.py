@@ -21,6 +21,8 @@ class PolicyFacts:
     held_back: float | None = None
     # The words for them in the code of the loss, where all are words for what is to be high.
     called: list[str] = field(default_factory=list)
+    # The gradient of the scores depends neither on the actions nor on these numbers.
+    deaf: bool = False
 
 
 @dataclass
@@ -107,6 +109,10 @@ class LossFacts:
     # model's outputs; below zero where it falls without end. None without others.
     far_others: float | None = None
     undecided: float | None = None  # of two classes: at outputs between both
+    # It changes the targets that it is given in place; and these are a part of a larger tensor, as
+    # of a whole data set.
+    changes_targets: bool = False
+    targets_are_a_part: bool = False
     parameters: bool = False  # it reads parameters: a penalty of weights, or a network of its own
     # Values: what turns outputs into them; identity, sigmoid or exp. Logits that are compared with
     # logits: softmax.
@@ -119,6 +125,8 @@ class LossFacts:
     opposed: bool = False  # higher at right outputs than elsewhere, for every sample
     # Class → how much it weighs a sample of it, over the mean of the classes.
     class_weights: dict[int, float] = field(default_factory=dict)
+    # Class whose labels it leaves out → how many different inputs of a batch these are labels of.
+    ignored: dict[int, int] = field(default_factory=dict)
     permuted: float | None = None  # relative change where outputs, not targets, change places
     fixed_entries: bool = False  # classes: it reads some outputs only, whatever the labels are
     # Classes of positions: of the labels tried, the share that the loss compares with one score of

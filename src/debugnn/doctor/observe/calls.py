@@ -217,3 +217,10 @@ def in_memory_as(tensor: Tensor, reference: Tensor) -> Tensor:
     back = sorted(range(tensor.dim()), key=order.__getitem__)
     ordered = tensor.permute(order)
     return tensor if ordered.is_contiguous() else ordered.contiguous().permute(back)
+
+
+def is_a_part(value: Any) -> bool:
+    """Return whether a tensor shares its memory with a larger one, as a slice does."""
+    if not isinstance(value, Tensor) or not is_plain(value):
+        return False
+    return value.untyped_storage().nbytes() > value.numel() * value.element_size()

@@ -18,6 +18,7 @@ from debugnn.doctor.observe.buffer import Batch
 from debugnn.doctor.observe.calls import Call, copied, first_tensor, is_plain
 from debugnn.doctor.observe.latent import latent_facts
 from debugnn.doctor.observe.loss_function.facts import loss_facts
+from debugnn.doctor.observe.loss_function.ignored_classes import ignored_classes
 from debugnn.doctor.observe.loss_function.made_up import LossFunction
 from debugnn.doctor.observe.loss_function.policy import policy_facts
 from debugnn.doctor.observe.loss_parameters import LossParameters
@@ -114,6 +115,7 @@ class FirstBatch:
                 training.labels_among_inputs is not None,
             )
             self._look_at_loss_parameters(changes, batch)
+            self._look_for_ignored_classes(model, batch)
             if training.labels_among_inputs is not None:
                 self.evidence.reconstruction = False  # the labels are an input, and not rebuilt
             if training.task.kind == "unknown" and training.loss_fn is not None:
@@ -128,6 +130,18 @@ class FirstBatch:
                 self.evidence.outcome.initial_latent = latent
             self._look_at_recurrence(samples, batch)
             self._look_for_broken_path(samples, batch)
+
+    @guarded("the classes that the loss leaves out")
+    def _look_for_ignored_classes(self, model: nn.Module, batch: Batch) -> None:
+        training = self._training
+        loss_fn, task = training.loss_fn, training.task
+        if loss_fn is None or task is None or not self.evidence.loss.confirmed:
+            return
+        with torch.no_grad(), without_dropout(model, training=False):
+            outputs = batch.call(model)
+        self.evidence.loss.ignored = ignored_classes(
+            loss_fn, outputs, batch.targets, task, batch.call
+        )
 
     @guarded("the parameters of the loss function")
     def _look_at_loss_parameters(self, changes: Changes, batch: Batch) -> None:

@@ -14,7 +14,7 @@ from debugnn.doctor.hopeless import why_hopeless
 from debugnn.doctor.nonfinite.replay import NonFiniteReplay
 from debugnn.doctor.nonfinite.weights import spoilt_by_update
 from debugnn.doctor.observe import devices
-from debugnn.doctor.observe.calls import Call, as_call
+from debugnn.doctor.observe.calls import Call, as_call, is_a_part
 from debugnn.doctor.observe.first_batch import FirstBatch
 from debugnn.doctor.observe.gatherer import Gatherer
 from debugnn.doctor.observe.graph import look_at_copy
@@ -171,6 +171,7 @@ class Observer:
             self._hooks.opponents.note_batch(call, targets)
         if step == 0:
             self.evidence.loss.sources = loss_sources(loss)
+            self.evidence.loss.targets_are_a_part = is_a_part(targets)
             self.evidence.loss.crossed = list(crossed(loss) or ()) or None
         self._losses.add(value, step)
         if self._at_once or not devices.waits(value) or self.training.reading_due:

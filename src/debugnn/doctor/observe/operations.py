@@ -71,7 +71,7 @@ _PASSED = {
     *_VIEWS, "max_pool2d_with_indices", "max_pool1d_with_indices", "avg_pool2d", "avg_pool1d",
     "_adaptive_avg_pool2d", "native_dropout", "mean", "cat",
 }  # fmt: skip
-_PRODUCTS = ("addmm", "mm", "bmm", "convolution", "linear", "_sparse_addmm")
+_PRODUCTS = ("addmm", "mm", "bmm", "baddbmm", "convolution", "linear", "_sparse_addmm")
 _SOFTMAX = ("_softmax", "_log_softmax", "_safe_softmax")
 
 

@@ -87,6 +87,22 @@ def policy_clipped_on_wrong_side(evidence: Evidence) -> Iterator[Sign]:
     )
 
 
+def deaf_to_actions(evidence: Evidence) -> Iterator[Sign]:
+    """A policy's loss whose gradient knows neither the actions taken nor their advantages."""
+    policy = evidence.loss.policy
+    if policy is not None and policy.deaf:
+        yield Sign(
+            severity(evidence),
+            "the gradient of the scores of actions depends neither on the actions that were taken "
+            "nor on the numbers that are given with them: the loss teaches no action",
+            "keep the old log-probabilities of the actions from the time that they were taken, "
+            "without a gradient, and compare them with those of the present policy: ratio = "
+            "exp(log_probability - old_log_probability); do not detach log_probability",
+            override=None,
+            harm="the policy stays what it was, whatever is rewarded",
+        )
+
+
 def rewards_made_rarer(evidence: Evidence) -> Iterator[Sign]:
     """A policy gradient that lowers what its own code calls rewards, returns or advantages."""
     policy = evidence.loss.policy

@@ -11,6 +11,7 @@ from debugnn.doctor.observe.loss_function.made_up import REST, SURE, Loss, rando
 from debugnn.doctor.observe.task import Task
 
 _BINARY_LOGIT = 12.0
+_LESS_SURE = (1.0, 2.0, 3.0, 4.0, 6.0)  # logits that may be best, where the loss smooths labels
 
 
 def try_binary(facts: LossFacts, loss: Loss, outputs: Tensor, task: Task) -> None:
@@ -27,7 +28,9 @@ def try_binary(facts: LossFacts, loss: Loss, outputs: Tensor, task: Task) -> Non
         facts.squared = _is_squared(loss, ones, min(loss(right), loss(constant)))
         if facts.squared:
             right, wrong, constant = ones, 1 - ones, torch.full_like(ones, share.item())
-    facts.best, facts.constant = loss(right), loss(constant)
+    sizes = () if facts.squared or task.squashed else _LESS_SURE
+    surer = [loss(right), *(loss((2 * ones - 1) * size) for size in sizes)]
+    facts.best, facts.constant = min(surer), loss(constant)
     between = torch.full_like(ones, 0.5) if facts.squared or task.squashed else 0 * ones
     facts.undecided = loss(between)
     facts.rewards = [[facts.best, loss(wrong)]]

@@ -57,11 +57,15 @@ def _loss_facts(loss_fn: LossFunction, outputs: Any, targets: Any, task: Task) -
     tensor = first_tensor(outputs)
     if tensor is not None and isinstance(targets, Tensor):
         facts.shapes = [list(tensor.shape), list(targets.shape)]
+    given = targets.clone() if isinstance(targets, Tensor) else None
     try:
         value = loss_fn(outputs, targets)
     except Exception as error:  # whatever the user's function raises
         facts.error = f"{type(error).__name__}: {error}"
         return facts
+    if given is not None and not torch.equal(given, targets):
+        facts.changes_targets = True
+        targets.copy_(given)
     facts.scalar = isinstance(value, Tensor) and value.numel() == 1
     if tensor is None or task.kind == "unknown":
         return facts

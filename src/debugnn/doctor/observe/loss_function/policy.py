@@ -50,14 +50,18 @@ def policy_facts(loss_fn: LossFunction, outputs: Any, targets: Any) -> PolicyFac
         targets: the batch's, a nest that holds the numbers of the actions and their weights.
     """
     outputs = map_tensors(outputs, Tensor.detach)
-    found = []
+    found, deaf = [], []
     for place in _places(outputs, targets):
         try:
-            facts = _Weighted(loss_fn, outputs, targets, place).facts()
+            weighted = _Weighted(loss_fn, outputs, targets, place)
+            facts = weighted.facts()
+            deaf.append(facts is None and weighted.is_deaf())
         except Exception:  # whatever the loss raises of made-up targets
             continue
         if facts is not None:
             found.append(facts)
+    if deaf and all(deaf):
+        return PolicyFacts(rises=False, deaf=True)
     if not found or len({facts.rises for facts in found}) > 1:
         return None
     facts = max(found, key=lambda facts: facts.held_back or 0.0)
@@ -131,6 +135,33 @@ class _Weighted:
             return None
         rises = rising >= _ONE_SIGN
         return PolicyFacts(rises, self._held_back(rises, used) if scores else None)
+
+    def is_deaf(self) -> bool:
+        """Return whether the gradient of the scores, if there is one, is the same for other actions
+        and for other weights, and the loss itself is not."""
+        place = self._place
+        actions, weights = (place.actions + 1) % place.scores.shape[-1], 2 * place.weights + 1
+        kinds = {id(place.actions): actions, id(place.weights): weights}
+
+        def changed(*names: int) -> Any:
+            return map_tensors(self._targets, lambda t: kinds[id(t)] if id(t) in names else t)
+
+        here = self._plain(self._targets)
+        ways = (id(place.actions),), (id(place.weights),)
+        others = [self._plain(changed(*names)) for names in ways]
+        same = all(torch.allclose(here[1], each[1], rtol=_ROUNDING) for each in others)
+        return same and abs(others[1][0] - here[0]) > _ROUNDING * (1 + abs(here[0]))
+
+    def _plain(self, targets: Any) -> tuple[float, Tensor]:
+        """Return the loss beside some targets, and its gradient with respect to the scores."""
+        leaf = self._place.scores.clone().requires_grad_()
+        torch.random.default_generator.manual_seed(0)
+        outputs = map_tensors(self._outputs, lambda t: leaf if t is self._place.scores else t)
+        value = self._loss_fn(outputs, targets).float().mean()
+        if not value.requires_grad:
+            return value.item(), torch.zeros_like(leaf)
+        gradient = torch.autograd.grad(value, leaf, allow_unused=True)[0]
+        return value.item(), torch.zeros_like(leaf) if gradient is None else gradient
 
     def _held_back(self, rises: bool, used: Tensor) -> float:
         """Return the share of samples whose ratio of probabilities is clipped where a descent would
