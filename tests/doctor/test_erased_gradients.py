@@ -160,6 +160,16 @@ def the_same_samples(model, optimizer, parts):
         sum(map(size, model(parts[0]))).backward()
 
 
+def measured_before(model, optimizer, parts):
+    """Gradients of small batches are looked at before that of all samples is used."""
+    for part in parts:
+        optimizer.zero_grad()
+        sum(map(size, model(part))).backward()
+        _ = sum(p.grad.square().sum() for p in model.parameters())
+    optimizer.zero_grad()
+    sum(map(size, model(torch.cat(parts)))).backward()
+
+
 def put_together_by_hand(model, optimizer, parts):
     """Gradients of several samples' sets are taken apart, clipped, and their sum is used."""
     found = []
@@ -178,6 +188,7 @@ def put_together_by_hand(model, optimizer, parts):
         (added_up, False),
         (attacked, False),
         (the_same_samples, False),
+        (measured_before, False),
         (put_together_by_hand, False),
     ],
 )

@@ -355,7 +355,7 @@ RATE = {
         (RATE | {"not_above_zero": 0, "of_outputs": False}, False),
         (RATE | {"not_above_zero": 0, "target_sum": 800.0}, False),
         (RATE | {"not_above_zero": 0, "logarithms": False}, False),
-        (RATE | {"not_above_zero": 90, "logarithms": False}, True),
+        (RATE | {"below_zero": 90, "logarithms": False}, True),
     ],
 )
 def test_what_is_said_of_a_call(facts, said):

@@ -36,6 +36,11 @@ def features(model):
     return lambda outputs, labels: F.cross_entropy(judge(outputs), labels), []
 
 
+def random_network(model):
+    target = nn.Linear(4, 3)
+    return lambda outputs, labels: F.cross_entropy(target(outputs), labels), []
+
+
 def frozen(model):
     head = nn.Linear(4, 3).requires_grad_(False)
     return lambda outputs, labels: F.cross_entropy(head(outputs), labels), []
@@ -82,7 +87,7 @@ def test_those_that_nothing_trains_are_named(make, name):
     assert not train(make, held=True).findings
 
 
-@pytest.mark.parametrize("make", [features, frozen, teacher])
+@pytest.mark.parametrize("make", [features, random_network, frozen, teacher])
 def test_a_network_that_the_loss_reads_is_trained_elsewhere_or_not_at_all(make):
     report = train(make, held=False)
     assert report.evidence.optimizer.of_loss == []

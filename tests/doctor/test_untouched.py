@@ -7,6 +7,7 @@ returns must be the same, bit for bit.
 import copy
 import random
 from collections import deque
+from contextlib import nullcontext
 from functools import partial
 
 import numpy as np
@@ -521,3 +522,60 @@ def test_a_copy_keeps_the_hooks_that_its_own_forward_pass_needs(register):
     with torch.no_grad():
         replica.inner.weight.zero_()
     assert torch.equal(before, again(inputs))
+
+
+class Counted(nn.Module):
+    """A net with a hook of its own that nothing is computed from."""
+
+    passes = 0
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.last = nn.Linear(6, 16), nn.Linear(16, 3)
+        self.inner.register_forward_hook(self.count)
+
+    def count(self, module, inputs, output):
+        Counted.passes += 1
+
+    def forward(self, x):
+        return self.last(self.inner(x).relu())
+
+
+def warmed_up(net):
+    calls = 0
+
+    def hook(module, inputs, output):
+        nonlocal calls
+        if net.training:
+            calls += 1
+        return output * min(1.0, 0.5 + calls / 200)
+
+    net.inner.register_forward_hook(hook)
+    return lambda: calls
+
+
+@pytest.mark.parametrize("warms_up", [False, True])
+def test_hooks_that_count_are_called_by_the_loop_alone(warms_up):
+    def run(doctor_of):
+        torch.manual_seed(0)
+        Counted.passes = 0
+        model, kept = Counted(), []
+        calls = warmed_up(model) if warms_up else None
+        model.last.register_forward_hook(lambda m, i, o: kept.append(model.training))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with doctor_of(model, optimizer) as watching:
+            for _ in range(STEPS):
+                x = torch.randn(16, 6)
+                loss = F.cross_entropy(model(x), x[:, :3].argmax(dim=1))
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                watching.step(loss, x, x[:, :3].argmax(dim=1))
+            watching.report()
+        counted = [len(kept), *([calls()] if warms_up else [Counted.passes])]
+        return bits(dict(model.state_dict())), counted
+
+    plain = run(lambda model, optimizer: nullcontext(Nobody()))
+    watched = run(lambda model, optimizer: Doctor(model, optimizer, F.cross_entropy))
+    assert plain[1] == [STEPS, STEPS]
+    assert watched == plain

@@ -486,11 +486,11 @@ def actor_and_critic(
     acting = doctor(actor, acts, aim if given else None)
     for step in range(steps):
         states, actions = torch.randn(BATCH, 4), torch.randn(BATCH, 2)
-        targets = values(actions)
+        rewards = values(actions)
         twin = isinstance(critic, Twin)
         both = (states, actions) if twin else torch.cat([states, actions], dim=1)
         outputs = critic(*both) if twin else critic(both)
-        targets = targets if twin else targets.reshape(outputs.shape)
+        targets = rewards if twin else rewards.reshape(outputs.shape)
         loss = fit(outputs, targets)
         if extra is not None:
             loss = loss + extra(critic, states, actor(states))
@@ -602,6 +602,8 @@ def test_two_that_play_against_each_other_are_not_accused():
             moves[player].step()
             doctors[player].step(loss, inputs, targets)
     reports = [doctor.report() for doctor in doctors]
+    for doctor in doctors:
+        doctor.close()
     assert [judged.seen for judged in reports[2].evidence.loss.judged] == [8]
     assert all(report.healthy is not False for report in reports)
 
@@ -622,7 +624,8 @@ def test_an_encoder_that_is_trained_by_the_critics_own_loss_is_not_accused():
         watching[0].step(loss, states)
         watching[1].step(loss, codes, returns)
     for doctor in watching:
-        assert "wrong_loss" not in [f.cause for f in doctor.report().findings]
+        with doctor:
+            assert "wrong_loss" not in [f.cause for f in doctor.report().findings]
 
 
 def test_looking_at_a_critic_changes_nothing():
@@ -632,3 +635,30 @@ def test_looking_at_a_critic_changes_nothing():
         )[:2]
 
     assert undisturbed(program).main_cause == "wrong_loss"
+
+
+def test_a_critic_of_ratings_may_be_lowered():
+    """It is called a critic, of numbers above zero that nothing calls a reward."""
+    torch.manual_seed(0)
+    critic, designer = network(4, 1), network(3, 4)
+    moves = [torch.optim.Adam(net.parameters(), lr=1e-3) for net in (critic, designer)]
+    judging, making = Doctor(critic, moves[0], F.mse_loss), Doctor(designer, moves[1])
+    for _ in range(8):
+        sounds = torch.randn(BATCH, 4)
+        ratings = sounds.square().mean(dim=1, keepdim=True)
+        loss = F.mse_loss(critic(sounds), ratings)
+        moves[0].zero_grad()
+        loss.backward()
+        moves[0].step()
+        judging.step(loss, sounds, ratings)
+        briefs = torch.randn(BATCH, 3)
+        loss = critic(designer(briefs)).mean()
+        moves[1].zero_grad()
+        loss.backward()
+        moves[1].step()
+        making.step(loss, briefs)
+    with judging, making:
+        report = making.report()
+    (facts,) = report.evidence.loss.judged
+    assert facts.lowered == facts.seen >= 3
+    assert report.healthy is not False

@@ -128,28 +128,46 @@ def copied_model(model: nn.Module, shared: Mapping[int, Any] | None = None) -> n
     return replica
 
 
-def _parts(model: nn.Module) -> set[int]:
-    """Return the identities of a model's modules and of the containers among their attributes."""
+def own_hooks(model: nn.Module) -> list[tuple[dict[int, Any], int]]:
+    """Return the hooks of forward passes that are not torch's: what holds each, and its key."""
+    return [
+        (hooks, key)
+        for module in model.modules()
+        for hooks in (module._forward_hooks, module._forward_pre_hooks)
+        for key, hook in hooks.items()
+        if not _is_torchs(hook)
+    ]
+
+
+def _parts(model: nn.Module) -> dict[int, bool]:
+    """Return the identities of a model's modules (False) and of their containers (True)."""
     containers = (
         value
         for module in model.modules()
         for name, value in vars(module).items()
         if isinstance(value, dict | list | set | deque) and not name.startswith("_")
     )
-    return {id(part) for part in (*model.modules(), *containers)}
+    return {id(m): False for m in model.modules()} | {id(c): True for c in containers}
 
 
-def _reaches(hook: Any, parts: set[int]) -> bool:
-    """Return whether a hook is a method of a part of a model, or holds one."""
+def _reaches(hook: Any, parts: Mapping[int, bool]) -> bool:
+    """Return whether a hook is a method of a module of a model, or holds one of its containers.
+
+    A hook that merely reads a module, whether it is in training mode say, and collects or counts
+    what it is given, is the loop's.
+
+    Args:
+        parts: the identities of the modules → False, and of the containers → True.
+    """
     if isinstance(hook, partial):
         return _reaches(hook.func, parts) or any(
-            id(value) in parts for value in (*hook.args, *hook.keywords.values())
+            parts.get(id(value), False) for value in (*hook.args, *hook.keywords.values())
         )
     if isinstance(hook, types.MethodType):
         return id(hook.__self__) in parts
     if not isinstance(hook, types.FunctionType):
         return False
-    return any(id(value) in parts for value in _held(hook))
+    return any(parts.get(id(value), False) for value in _held(hook))
 
 
 def _held(function: types.FunctionType) -> Iterator[Any]:
@@ -189,11 +207,10 @@ def _rebound(function: types.FunctionType, copies: Mapping[int, Any]) -> types.F
 
     cells = []
     for cell in function.__closure__ or ():
-        try:
-            known = id(cell.cell_contents) in copies
+        try:  # a cell of its own: the function may assign to the name
+            cells.append(types.CellType(copied(cell.cell_contents)))
         except ValueError:  # an empty cell
-            known = False
-        cells.append(types.CellType(copied(cell.cell_contents)) if known else cell)
+            cells.append(cell)
     defaults = function.__defaults__
     bound = types.FunctionType(
         function.__code__, function.__globals__, function.__name__,

@@ -14,7 +14,14 @@ from debugnn.doctor.causes.signals.outcome import (
     severity,
     short,
 )
-from debugnn.doctor.causes.signals.trials import cured, goes_on, shown_by, trial_numbers
+from debugnn.doctor.causes.signals.trials import (
+    LEARNT,
+    cured,
+    goes_on,
+    progress,
+    shown_by,
+    trial_numbers,
+)
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.trials import MAIN_ALONE, UNREGULARISED, UNREGULARISED_ON, Trial
 
@@ -133,6 +140,9 @@ def other_terms_outweigh(evidence: Evidence) -> Iterator[Sign]:
     relieved = cured(evidence, MAIN_ALONE)
     if not may_be_outweighed(evidence) or relieved is None:
         return
+    others = evidence.trials[MAIN_ALONE.name].others
+    if others is not None and progress(others) < LEARNT:
+        return  # it learns its few batches by heart
     yield Sign(
         severity(evidence),
         "the loss has terms of other outputs than the one that is compared with the targets, and "

@@ -90,7 +90,8 @@ def _same_few_samples(evidence: Evidence) -> int | None:
     where steps differ, or the set is as large as a validation set lets expect."""
     data = evidence.data
     few = MANY_TIMES * data.distinct <= (data.validation_size or 0)
-    return data.distinct if data.same_batch and few and data.distinct else None
+    loaded = data.same_batch and not data.same_tensor  # again and again, as from a loader
+    return data.distinct if loaded and few and data.distinct else None
 
 
 def drawn_otherwise(evidence: Evidence) -> bool:

@@ -100,12 +100,10 @@ def product_of_zeros(evidence: Evidence) -> Iterator[Sign]:
 def moves_together(evidence: Evidence) -> Iterator[Sign]:
     """Units of a layer that began equal, and have stayed so to the end.
 
-    As the components of a mixture whose last layer is zero at first. The classes of a classifier
-    and the values of a regression are told apart by their targets.
+    As the components of a mixture whose last layer is zero at first. The outputs of a known task
+    are told apart by their targets, but for classes that never come, and targets that are equal.
     """
-    if evidence.loop.steps < JUDGED_AFTER:
-        return
-    if evidence.task != "unknown" and not not_all_learnt(evidence):
+    if evidence.loop.steps < JUDGED_AFTER or evidence.task != "unknown":
         return
     for weight in evidence.weights:
         if weight.still_equal >= MOST_UNITS:

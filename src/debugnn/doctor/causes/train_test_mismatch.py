@@ -31,6 +31,7 @@ LOST = 0.5
 # Validation samples that are of one class alone by no chance, and the share of that class in the
 # training above which it may be.
 SAMPLES = 50
+SEVERAL = 3
 USUAL = 0.8
 DIFFERS = 0.3
 
@@ -56,11 +57,14 @@ def prepared_otherwise(evidence: Evidence) -> Iterator[Sign]:
 
 
 def one_class_alone(evidence: Evidence) -> Iterator[Sign]:
-    """Validations that hold one class alone, of a training that has several."""
+    """Validations that hold one class alone, of a training that has several.
+
+    Of two classes one may be validated alone, for the rate of false alarms.
+    """
     scores = [validation.score for validation in evidence.outcome.validations]
     counts = {c: count for c, count in evidence.data.class_counts.items() if count}
     seen = {c for score in scores for c in score.recalls}
-    if evidence.task not in ("classes", "binary") or len(seen) != 1 or len(counts) < 2:
+    if evidence.task != "classes" or len(seen) != 1 or len(counts) < SEVERAL:
         return
     (only,), samples = seen, min(score.samples for score in scores)
     share = counts.get(only, 0) / sum(counts.values())

@@ -158,7 +158,9 @@ def forgives_what_is_sure(evidence: Evidence) -> str | None:
     if loss.undecided is None or loss.best is None or not loss.rewards or loss.ignores_targets:
         return None
     wrong = loss.rewards[0][1]
-    if min(loss.best, wrong) >= 0 and wrong < FORGIVEN * loss.undecided:
+    # Errors beyond a bound may be left out, as those of wrong labels; up to it they cost more.
+    falls = loss.unsure is not None and loss.unsure < loss.undecided
+    if min(loss.best, wrong) >= 0 and wrong < FORGIVEN * loss.undecided and falls:
         return (
             f"outputs that are sure of the wrong class have a loss of {wrong:.2g}, and undecided "
             f"ones {loss.undecided:.2g}: the loss forgives what is wrong the surer it is"

@@ -171,6 +171,7 @@ class DataFacts:
     distinct_targets: int | None = None  # targets that differ; None where they are not known
     constant_batches: float = 0.0  # share of batches whose samples are all equal
     # Every batch that was compared with the first one is the same; None: none was compared.
+    same_tensor: bool = False  # every step was given one tensor, as where all samples are one batch
     same_batch: bool | None = False
     batch_sizes: int = 1  # how many sizes batches came in
     nonfinite_samples: int = 0

@@ -69,6 +69,7 @@ class LossCall:
     target_sum: float = 0.0  # the same
     inputs: int = 0  # the same: values of its input
     not_above_zero: int = 0  # of these
+    below_zero: int = 0  # of these
 
 
 @dataclass
@@ -109,6 +110,7 @@ class LossFacts:
     # model's outputs; below zero where it falls without end. None without others.
     far_others: float | None = None
     undecided: float | None = None  # of two classes: at outputs between both
+    unsure: float | None = None  # of two classes: at outputs that are wrong, and not sure of it
     # It changes the targets that it is given in place; and these are a part of a larger tensor, as
     # of a whole data set.
     changes_targets: bool = False

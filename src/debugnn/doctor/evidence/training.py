@@ -45,6 +45,7 @@ class OptimizerFacts:
     # Parameters of the loss function that it has a gradient by, in no optimiser that moved them.
     of_loss: list[str] = field(default_factory=list)
     frozen_held: list[str] = field(default_factory=list)  # requires_grad=False, and held
+    maximizes: bool = False  # it goes up the gradient
     lr: float | None = None
     weight_decay: float = 0.0
     decay_rescaled: bool = False  # the decay is part of a gradient whose size does not count

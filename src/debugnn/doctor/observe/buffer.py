@@ -1,5 +1,6 @@
 """Memory of a training's data: copies of some batches, fingerprints and labels of more."""
 
+import weakref
 from collections import deque
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -72,7 +73,10 @@ class BatchBuffer:
         labels: the targets of the batches.
         sizes: numbers of samples that batches had.
         same: of batches at probes, whether it is the first one again.
+        same_tensor: every batch so far has been one and the same tensor.
     """
+
+    not_in_state = ("_latest",)
 
     def __init__(self) -> None:
         self.early: list[Batch] = []
@@ -82,6 +86,8 @@ class BatchBuffer:
         self.labels = GrowingTensor()
         self.sizes: set[int] = set()
         self.same: list[bool] = []
+        self.same_tensor = True
+        self._latest: weakref.ref[Tensor] | None = None  # of the samples, as they were given
         self.numbers: list[int] = []
         self.left_out = 0
         self._first: Tensor | None = None  # of the first batch, what fingerprints look at
@@ -112,6 +118,7 @@ class BatchBuffer:
             due: a probe is due. Late batches are copied then, and compared with the first one.
         """
         rows = layout.rows(call, inputs)
+        self._note_identity(layout.inputs(call))
         if rows is not None and rows.shape[0]:
             self._compare(rows, due)
         number, self._taken = self._taken, self._taken + 1
@@ -175,6 +182,13 @@ class BatchBuffer:
             (self.early if early else self.late).append(batch)
             self._bytes += size if early else 0
             self._samples += count if early else 0
+
+    def _note_identity(self, given: Tensor | None) -> None:
+        """Note whether the loop has handed over the same tensor as in the step before."""
+        if self.same_tensor and given is not None:
+            before = None if self._latest is None else self._latest()
+            self.same_tensor = self._latest is None or before is given
+            self._latest = weakref.ref(given)
 
     def _compare(self, rows: Tensor, due: bool) -> None:
         """Note the batch's size, and whether it is the first one again."""

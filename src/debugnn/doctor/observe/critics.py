@@ -32,9 +32,14 @@ _TWO = 2  # values of targets that are labels of two kinds, doctors, samples
 _ROUNDING = 1e-3  # relative, of half precision too
 
 # Words for what is to be high, and those of them that need another one for who acts.
-_HIGH = {"critic", "critics", "reward", "rewards", "return", "returns",
+_HIGH = {"reward", "rewards", "return", "returns",
          "qnet", "qnetwork", "qvalue", "qvalues", "qfunction"}  # fmt: skip
 _Q = {"q", "qs", "qf"}
+# A critic is one of rewards where there is a word for them, or most of its targets are below zero:
+# costs are not.
+_CRITICS = {"critic", "critics"}
+_REWARDS = {"reward", "rewards", "return", "returns"}
+_BELOW_ZERO = 0.5  # share of the targets' sizes
 _ACTING = {"act", "action", "actions", "actor", "agent", "obs", "observation", "observations", "pi",
            "policy", "state", "states"}  # fmt: skip
 # Words for what is to be low and no number below zero, as costs are.
@@ -177,7 +182,14 @@ class Critic:
         facts.line = facts.line or line_of_caller()
         acting = any(not _ACTING.isdisjoint(_words(name)) for name in names | kinds)
         own = [called or "", type(self._training.model).__name__]
-        facts.called = [name for name in own if _is_high(name, acting=acting)]
+        rewarded = facts.below_zero > _BELOW_ZERO or any(
+            not _REWARDS.isdisjoint(_words(name)) for name in names | kinds
+        )
+        facts.called = [
+            name
+            for name in own
+            if _is_high(name, acting=acting) or (rewarded and not _CRITICS.isdisjoint(_words(name)))
+        ]
 
     @guarded("the gradient at the outputs")
     def _note_gradient(

@@ -123,6 +123,7 @@ def _described(kept: KeptSamples, buffer: BatchBuffer, task: Task) -> DataFacts:
     facts.samples, facts.distinct = kept.count, kept.distinct
     facts.distinct_targets = kept.distinct_targets
     facts.same_batch = all(buffer.same) if buffer.same else None
+    facts.same_tensor = buffer.same_tensor
     facts.batch_sizes = len(buffer.sizes)
     early, late = (
         [b.inputs for b in batches if b.inputs is not None]

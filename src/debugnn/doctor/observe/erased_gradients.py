@@ -102,15 +102,16 @@ class ErasedGradients:
 
 
 def _of_other_samples(calls: Sequence[Call]) -> bool:
-    """Return whether three calls or more were each of other samples than the one before, which no
-    gradient is computed of."""
+    """Return whether three calls or more were each of as many samples as the one before and of
+    others, which no gradient is computed of. A larger batch at the end is what is trained on, and
+    the others are looked at."""
     given = [call.tensors() for call in calls]
     if len(given) < _PASSES or not all(given):
         return False
     if any(tensor.requires_grad for tensors in given for tensor in tensors):
         return False
-    return not any(
-        one[0].shape == other[0].shape and torch.equal(one[0], other[0])
+    return all(
+        one[0].shape == other[0].shape and not torch.equal(one[0], other[0])
         for one, other in pairwise(given)
     )
 

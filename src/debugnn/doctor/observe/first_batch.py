@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from debugnn.doctor import troubles
-from debugnn.doctor.copies import copied_model
+from debugnn.doctor.copies import copied_model, own_hooks
 from debugnn.doctor.data_inputs import data_inputs
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.observe.architecture import network_facts
 from debugnn.doctor.observe.broken_path import broken_path_facts
 from debugnn.doctor.observe.buffer import Batch
 from debugnn.doctor.observe.calls import Call, copied, first_tensor, is_plain
+from debugnn.doctor.observe.forward_passes import ForwardPass
 from debugnn.doctor.observe.latent import latent_facts
 from debugnn.doctor.observe.loss_function.facts import loss_facts
 from debugnn.doctor.observe.loss_function.ignored_classes import ignored_classes
@@ -37,6 +38,7 @@ from debugnn.doctor.observe.weights import forward_order, weight_facts
 from debugnn.doctor.reachable import Changes
 from debugnn.doctor.troubles import guarded
 from debugnn.doctor.unit_signals import signal_sizes
+from debugnn.random_state import set_random_state
 
 _AGREES = 1e-3  # relative difference of two losses that are the same but for rounding
 
@@ -69,6 +71,43 @@ class FirstBatch:
         self._rivals = rivals
         self._loss_parameters = loss_parameters
         self._sample_axis = sample_axis
+
+    @guarded("the hooks of the model")
+    def drop_hooks(self, seen: ForwardPass, outputs: Any) -> None:
+        """Take the hooks of the model's own off its copy, unless the copy needs them.
+
+        A hook may count its calls, or write them to a file, which nothing puts back.
+
+        Args:
+            seen: the loop's own pass.
+            outputs: of this pass.
+        """
+        replica = self._training.replica
+        if replica is None or replica.model is None or not own_hooks(replica.model):
+            return
+        bare = copied_model(replica.model)
+        for hooks, key in own_hooks(bare):
+            del hooks[key]
+        with self._training.undisturbed():
+            try:
+                needed = not self._repeats(bare, seen, outputs)
+            except Exception:  # what a hook keeps for the forward pass is missing
+                return
+            # Where neither does as the loop does, another hook has changed what the model computes.
+            needed = needed and self._repeats(copied_model(replica.model), seen, outputs)
+        if not needed:
+            for hooks, key in own_hooks(replica.model):
+                del hooks[key]
+
+    def _repeats(self, model: nn.Module, seen: ForwardPass, outputs: Any) -> bool:
+        """Return whether a copy gives the outputs that the loop's own pass gave."""
+        set_random_state(next(model.parameters()).device, seen.random_state)
+        pairs = zip(
+            Call((seen.call.map(copied)(model),)).tensors(),
+            Call((outputs,)).tensors(),
+            strict=False,
+        )
+        return all(torch.equal(*pair) for pair in pairs)
 
     @guarded("where the samples of a batch lie")
     def find_samples(self, call: Call, targets: Any) -> Samples | None:

@@ -248,6 +248,7 @@ def _read_rates(call: LossCall, arguments: Arguments) -> None:
     call.target_sum += targets.double().sum().item()
     call.inputs += arguments["input"].numel()
     call.not_above_zero += int((arguments["input"] <= 0).sum())
+    call.below_zero += int((arguments["input"] < 0).sum())
 
 
 _READERS: dict[str, Callable[[LossCall, Arguments], None]] = {

@@ -16,14 +16,12 @@ from debugnn.doctor.observe.loss_function.made_up import LossFunction
 from debugnn.doctor.observe.modes import without_dropout
 from debugnn.doctor.reachable import Reached
 
-# Most of them: more are those of a network, as of a discriminator or of one whose features are
-# compared, that is trained elsewhere or not at all.
-_FEW = 4
+_FEW = 4  # most of them: more are those of a network
 
 
 class LossParameters:
     """Follows the few parameters that a loss function has a gradient by, and that belong neither to
-    the model nor to its optimiser.
+    the model, nor to its optimiser, nor to a layer of torch.
 
     Args:
         model: the watched one.
@@ -74,8 +72,14 @@ class LossParameters:
 
 
 def _named(reached: Reached) -> Iterable[tuple[str, nn.Parameter]]:
-    """Yield the parameters that are reached, those of a module by its class and their name."""
+    """Yield the parameters that are reached, those of a module by its class and their name.
+
+    Layers of torch are left out: a discriminator, a network whose features are compared, or a
+    random one that is to be predicted, is trained elsewhere or not at all.
+    """
     for module in reached.modules:
+        if type(module).__module__.startswith("torch.nn."):
+            continue
         for name, parameter in module.named_parameters(recurse=False):
             yield f"{type(module).__name__}.{name}", parameter
     known = {id(p) for module in reached.modules for p in module.parameters()}

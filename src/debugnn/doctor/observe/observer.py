@@ -219,6 +219,8 @@ class Observer:
             training.buffer.take(call, inputs, targets, training.layout, due)
             return
         training.task = Task("unknown")
+        if self._passes.pending and self._hooks.outputs is not None:
+            self._first_batch.drop_hooks(self._passes.pending[-1], self._hooks.outputs)
         samples = self._first_batch.find_samples(call, targets) or Samples(training.layout)
         training.layout = samples.layout
         if training.replica is not None:

@@ -96,6 +96,7 @@ def optimizer_facts(
         ],
         foreign=len(held - own),
         frozen_held=[n for n, p in parameters.items() if not p.requires_grad and id(p) in held],
+        maximizes=any(bool(g.get("maximize")) for g in optimizer.param_groups),
         lr=max((float(g["lr"]) for g in groups), default=None),
         weight_decay=max(decays, default=0.0),
         decay_rescaled=_rescales_decay(optimizer),

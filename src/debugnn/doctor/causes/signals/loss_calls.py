@@ -139,6 +139,8 @@ def _rates(call: LossCall, evidence: Evidence) -> Breach | None:
     if not (call.logarithms and call.of_outputs and (last or positive) and call.targets):
         return None
     mean = call.target_sum / call.targets
+    if not last and mean >= 1:
+        return None  # logarithms of such rates are above zero
     why = f"pass {last}" if last else f"are above zero, all {call.inputs} that were looked at"
     return Breach(
         call,
@@ -152,16 +154,15 @@ def _rates(call: LossCall, evidence: Evidence) -> Breach | None:
 
 
 def _no_rates(call: LossCall) -> Breach | None:
-    if call.logarithms or call.not_above_zero < max(1, UNEXPECTED * call.inputs):
+    if call.logarithms or call.below_zero < max(1, UNEXPECTED * call.inputs):
         return None
     return Breach(
         call,
         f"{call.function} with log_input=False takes its first argument for rates: "
-        f"{100 * call.not_above_zero / call.inputs:.0f} % of them are not above 0, and have no "
-        "logarithm",
+        f"{100 * call.below_zero / call.inputs:.0f} % of them are below 0, and have no logarithm",
         "leave log_input out, so that outputs are taken for logarithms of rates, or let the last "
         "layer end with a softplus",
-        {"inputs": call.inputs, "not_above_0": call.not_above_zero},
+        {"inputs": call.inputs, "below_0": call.below_zero},
     )
 
 

@@ -63,6 +63,7 @@ UNCHANGED_LOSS = 0.03
 # What outputs differ by among samples, over the same at the start, below which they are the same
 # for all inputs: embeddings that collapse to one point leave 0.005 and less.
 COLLAPSED = 1e-2
+BOUNDED = ("tanh", "sigmoid", "hardtanh", "clamp", "softmax")  # what ends in the highest value
 # Loss on training samples over that of the best constant outputs, from which it is known to be
 # worse: the constant is fitted to the same samples, and has no more than a number for each output.
 ABOVE_CONSTANT = 1.05
@@ -260,6 +261,8 @@ def collapsed(evidence: Evidence) -> bool:
     if evidence.task != "unknown" or evidence.loop.steps < UNKNOWN_JUDGED_AFTER:
         return False
     judge = evidence.adversarial and not evidence.loss.parameters
+    # An actor may come to do the most that it can, whatever the state is.
+    judge = judge or (evidence.adversarial and evidence.network.last_op in BOUNDED)
     if judge or evidence.loop.steps_before or not before or now is None:
         return False
     return now < COLLAPSED * before

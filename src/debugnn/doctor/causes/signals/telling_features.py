@@ -14,7 +14,7 @@ SAMPLES = 50
 LEAKED = 0.99
 # Squared rank correlation of a feature with a target of many values, from which both have one
 # order.
-LEAKED_RANKS = 0.999
+LEAKED_RANKS = 0.99999
 RANKED_KINDS = 20
 # A feature of this share stands out where the next one's is lower by DROP.
 STANDS_OUT = 0.8
@@ -67,7 +67,7 @@ def feature_rises_with_target(evidence: Evidence) -> Iterator[Sign]:
         yield Sign(
             "error",
             f"input feature {data.rank_feature} and the target put the samples in the same order "
-            f"(squared rank correlation {share:.4f}): one is a function of the other, such as its "
+            f"(squared rank correlation {share:.6f}): one is a function of the other, such as its "
             "logarithm",
             "leave this feature out if it is made from the target, or is known only after it",
             evidence={"squared_rank_correlation": share, "features": [data.rank_feature]},

@@ -106,7 +106,7 @@ def deaf_to_actions(evidence: Evidence) -> Iterator[Sign]:
 def rewards_made_rarer(evidence: Evidence) -> Iterator[Sign]:
     """A policy gradient that lowers what its own code calls rewards, returns or advantages."""
     policy = evidence.loss.policy
-    if policy is None or not policy.rises or not policy.called:
+    if policy is None or not policy.rises or not policy.called or evidence.optimizer.maximizes:
         return
     yield Sign(
         severity(evidence),
@@ -157,6 +157,7 @@ def policy_of_costs(evidence: Evidence) -> Iterator[Sign]:
     """
     policy = evidence.loss.policy
     told = policy is not None and (policy.called or _clipped_where_it_returns(evidence))
+    told = told or evidence.optimizer.maximizes
     if policy is not None and policy.rises and not told:
         yield Sign(
             "note",

@@ -11,6 +11,7 @@ from debugnn.doctor.observe.loss_function.made_up import REST, SURE, Loss, rando
 from debugnn.doctor.observe.task import Task
 
 _BINARY_LOGIT = 12.0
+_UNSURE = 0.25  # towards the wrong class, of a probability or a logit
 _LESS_SURE = (1.0, 2.0, 3.0, 4.0, 6.0)  # logits that may be best, where the loss smooths labels
 
 
@@ -33,6 +34,7 @@ def try_binary(facts: LossFacts, loss: Loss, outputs: Tensor, task: Task) -> Non
     facts.best, facts.constant = min(surer), loss(constant)
     between = torch.full_like(ones, 0.5) if facts.squared or task.squashed else 0 * ones
     facts.undecided = loss(between)
+    facts.unsure = loss(between + _UNSURE * (between - right) / (between - right).abs())
     facts.rewards = [[facts.best, loss(wrong)]]
     others = [facts.constant, facts.rewards[0][1]]
     known = all(map(math.isfinite, [facts.best, *others]))

@@ -22,9 +22,10 @@ _ALONG = 0.999  # cosine of two directions that are the same but for rounding
 _ROUNDING = 1e-4  # relative
 _ONE_SIGN = 0.99  # share of samples whose gradient has the weight's sign, or the opposite
 # Words for what a policy is to bring up, and for what it is to bring down.
-_HIGH = re.compile(r"(?:^|_)(?:rewards?|returns?|rets?|advantages?|advs?)(?=_|\d|$)", re.I)
+_HIGH = re.compile(r"(?:^|_)(?:rewards?|returns?|advantages?)(?=_|\d|$)|^advs?$", re.I)
 _LOW = re.compile(
-    r"(?:^|_)(?:costs?|penalt|regrets?|lengths?|tours?|distances?|delays?|times?|errors?|energ)",
+    r"(?:^|_)(?:neg|minus|costs?|penalt|regrets?|lengths?|tours?|distances?|delays?|times?|errors?"
+    r"|energ)",
     re.I,
 )
 _SHIFT = 3.0  # change of an action's score that takes its probability beyond any clip
