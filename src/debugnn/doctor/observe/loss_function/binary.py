@@ -30,19 +30,31 @@ def try_binary(facts: LossFacts, loss: Loss, outputs: Tensor, task: Task) -> Non
         if facts.squared:
             right, wrong, constant = ones, 1 - ones, torch.full_like(ones, share.item())
     sizes = () if facts.squared or task.squashed else _LESS_SURE
-    surer = [loss(right), *(loss((2 * ones - 1) * size) for size in sizes)]
-    facts.best, facts.constant = min(surer), loss(constant)
+    sure = loss(right)
+    facts.best = min([sure, *(loss((2 * ones - 1) * size) for size in sizes)])
+    facts.constant = loss(constant)
     between = torch.full_like(ones, 0.5) if facts.squared or task.squashed else 0 * ones
     facts.undecided = loss(between)
     facts.unsure = loss(between + _UNSURE * (between - right) / (between - right).abs())
-    facts.rewards = [[facts.best, loss(wrong)]]
+    facts.rewards = [[sure, loss(wrong)]]
     others = [facts.constant, facts.rewards[0][1]]
-    known = all(map(math.isfinite, [facts.best, *others]))
-    facts.confirmed = known and facts.best < min(others)
-    facts.opposed = known and facts.best > max(others) and min(others) < 0
+    known = all(map(math.isfinite, [sure, *others]))
+    facts.confirmed = known and sure < min(others)
+    if known and sizes and not facts.confirmed:
+        facts.confirmed = _smooths(loss, ones, facts.constant)
+    facts.opposed = known and sure > max(others) and min(others) < 0
     noise = torch.randn(outputs.shape, generator=random_numbers()).sigmoid()
     facts.permuted = permuted(loss, noise.to(outputs))
     facts.cross_gradient = cross_gradient(loss, outputs)
+
+
+def _smooths(loss: Loss, ones: Tensor, constant: float) -> bool:
+    """Return whether fairly sure outputs are best, of a loss that takes both classes alike: labels
+    are smoothed. A loss of distances takes near and far otherwise."""
+    fair = 2 * (2 * ones - 1)
+    turned = loss.at(-fair, (1 - ones).reshape(loss.targets.shape).to(loss.targets.dtype))
+    lower = loss(fair) < min(constant, loss(-fair))
+    return lower and math.isclose(turned, loss(fair), rel_tol=1e-4)
 
 
 def _is_squared(loss: Loss, ones: Tensor, otherwise: float) -> bool:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from debugnn.doctor.observe.calls import Call, first_tensor
+from debugnn.doctor.observe.calls import Call, first_tensor, is_plain
 from debugnn.doctor.observe.loss_function.made_up import Loss, LossFunction
 from debugnn.doctor.observe.task import Task
 
@@ -48,8 +48,10 @@ def ignored_classes(
 
 def _inputs(call: Call, labels: int) -> Tensor | None:
     """Return a row for each label: the symbol beside it, or the sample."""
-    for tensor in call.tensors():
+    for tensor in filter(is_plain, call.tensors()):
         if not tensor.is_floating_point() and tensor.numel() == labels:
             return tensor.detach().reshape(labels, 1)
     main = first_tensor(call.args)
-    return None if main is None or len(main) != labels else main.detach().reshape(labels, -1)
+    if main is None or not is_plain(main) or not main.dim() or len(main) != labels:
+        return None
+    return main.detach().reshape(labels, -1)
