@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
 from debugnn.doctor.causes.exploding_gradient import growing_gradients, overflows_at_start
+from debugnn.doctor.causes.saturated_activation import saturated_values
 from debugnn.doctor.causes.signals.loss_course import learns_late, plateau
 from debugnn.doctor.causes.signals.network import flat_activations, gradient_ratios
 from debugnn.doctor.causes.signals.outcome import (
@@ -76,8 +77,9 @@ def reads_the_first_half(evidence: Evidence) -> Iterator[Sign]:
     that falls short: those of a recurrence at its first position, say, and not at its last."""
     if evidence.network.halves_used != [True, False] or not short(evidence):
         return
-    if overflows_at_start(evidence):
-        return  # the differences that tell what is used are no numbers
+    # The differences that tell what is used are no numbers, or none is left beyond a bound.
+    if overflows_at_start(evidence) or saturated_values(evidence):
+        return
     yield Sign(
         severity(evidence),
         "the outputs depend on the first half of a sequence's positions and not on the second, "

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from debugnn.doctor.observe.loss_function.made_up import Loss
+from debugnn.doctor.observe.loss_function.made_up import Loss, random_numbers
 from debugnn.doctor.observe.task import Task
 
 _LEAST = 3  # fewest samples of a class
@@ -42,9 +42,24 @@ def class_weights(loss: Loss, outputs: Tensor, targets: Tensor, task: Task) -> d
         if len(own) < _LEAST:
             continue
         mean = own.mean().item()
-        # A distance of 0 pulls at none of two labels that mean far and near.
-        if own.std().item() > _ALIKE * mean or (mean == 0 and task.kind == "binary"):
+        if own.std().item() > _ALIKE * mean:
             return {}
         found[label] = mean
+    # What pulls at no score of zero, as a distance or a margin, may pull at others.
+    if 0 in found.values() and not _left_out(loss, outputs, targets, task, found):
+        return {}
     middle = sum(found.values()) / max(len(found), 1)
     return {label: weight / middle for label, weight in found.items()} if middle > 0 else {}
+
+
+def _left_out(
+    loss: Loss, outputs: Tensor, targets: Tensor, task: Task, found: dict[int, float]
+) -> bool:
+    """Return whether samples of the classes without a pull have none at made-up scores either."""
+    noise = torch.randn(outputs.shape, generator=random_numbers()).to(outputs)
+    gradient = loss.gradient(noise)
+    if gradient is None:
+        return False
+    labels, rows = task.labels(targets), gradient.reshape(len(targets), -1)
+    none = [label for label, pull in found.items() if pull == 0]
+    return not any(bool(rows[labels == label].any()) for label in none)

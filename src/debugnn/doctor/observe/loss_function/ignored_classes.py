@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from debugnn.doctor.observe.calls import Call, first_tensor, is_plain
-from debugnn.doctor.observe.loss_function.made_up import Loss, LossFunction
+from debugnn.doctor.observe.loss_function.made_up import Loss, LossFunction, random_numbers
 from debugnn.doctor.observe.task import Task
 
 
@@ -27,13 +27,19 @@ def ignored_classes(
         return {}
     if targets.is_floating_point():
         return {}
-    gradient = Loss(loss_fn, outputs, targets).gradient(torch.zeros_like(tensor))
-    labels = task.labels(targets).flatten()
-    if gradient is None or not torch.isfinite(gradient).all():
-        return {}
-    pulled = gradient.movedim(task.axis, -1).reshape(-1, task.size).abs().sum(dim=1) > 0
+    loss, labels = Loss(loss_fn, outputs, targets), task.labels(targets).flatten()
+    noise = torch.randn(tensor.shape, generator=random_numbers()).to(tensor)
+    gradients = [loss.gradient(scores) for scores in (torch.zeros_like(tensor), noise)]
+    pulled = torch.zeros(len(labels), dtype=torch.bool, device=tensor.device)
+    for gradient in gradients:
+        if gradient is None or not torch.isfinite(gradient).all():
+            return {}
+        rows = gradient.movedim(task.axis, -1).reshape(-1, task.size)
+        if len(rows) != len(labels):
+            return {}
+        pulled |= rows.abs().sum(dim=1) > 0
     known = (labels >= 0) & (labels < task.size)
-    if len(pulled) != len(labels) or not pulled[known].any():
+    if not pulled[known].any():
         return {}
     inputs = _inputs(call, len(labels))
     if inputs is None:
