@@ -160,9 +160,6 @@ def never_arrives(evidence: Evidence) -> Iterator[Sign]:
         mended = f"; at a rate of {rise.highest * faster.lr:.3g} a copy learns"
     elif resumed is not None:
         mended = _gained(resumed, f"at {rise.highest * RESUMED_FASTER.lr:.3g}")
-    simple = evidence.data.simple_skill
-    # A trial learns labels of chance by heart, if its rate is high enough.
-    by_heart = simple is not None and simple < AT_CHANCE
     yield Sign(
         severity(evidence),
         f"in {evidence.loop.steps} steps the learning rate {course}{mended}",
@@ -175,16 +172,25 @@ def never_arrives(evidence: Evidence) -> Iterator[Sign]:
             "rates": evidence.optimizer.rates[:8],
             **trial_numbers(evidence, *HIGHER_RATES, RESUMED_FASTER),
         },
-        # What goes on is measured on other samples than it trains on.
-        confidence="certain"
-        if stuck
-        else "shown"
-        if resumed
-        else "suspected"
-        if by_heart
-        else shown_by(evidence, faster),
+        confidence="certain" if stuck else _shown_by_either(evidence, faster, resumed),
         override=None,
     )
+
+
+def _shown_by_either(evidence: Evidence, faster: Trial | None, resumed: TrialOutcome | None) -> str:
+    """Return how sure a higher rate is of what it mends, from the start or where the weights are.
+
+    Args:
+        faster: the trial that learns from the start.
+        resumed: the one that goes on to learn more, measured on other samples than it trains on.
+    """
+    if resumed is not None:
+        return "shown"
+    simple = evidence.data.simple_skill
+    # A trial learns labels of chance by heart, if its rate is high enough.
+    if simple is not None and simple < AT_CHANCE:
+        return "suspected"
+    return shown_by(evidence, faster)
 
 
 def far_below_its_schedule(evidence: Evidence) -> Iterator[Sign]:
@@ -330,12 +336,13 @@ def trials_if_learning(evidence: Evidence) -> Iterable[Trial]:
 def _trials_of_schedules(evidence: Evidence) -> Iterable[Trial]:
     if faded_rate(evidence) is not None:
         yield RESUMED
-    rise = unfinished_rise(evidence)
     # Of a training that does not learn, higher rates from the start tell it in fewer steps, for
     # which the budget would be spent.
-    if rise is not None and rise.scheduled is not None and rise.seldom and not failing(evidence):
-        yield RESUMED_FASTER
-    if never_at_its_rate(evidence) is not None and not failing(evidence):
+    if failing(evidence):
+        return
+    rise = unfinished_rise(evidence)
+    slow = rise is not None and rise.scheduled is not None and rise.seldom
+    if slow or never_at_its_rate(evidence) is not None:
         yield RESUMED_FASTER
 
 

@@ -3,7 +3,7 @@
 import bisect
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -172,11 +172,9 @@ def note_thawed(
     Args:
         initial: the weights that the training began with.
     """
-    now = dict(model.named_parameters())
-    for weight in weights:
-        if weight.frozen and weight.name in now and weight.name in initial:
-            present = now[weight.name].detach()
-            weight.frozen = torch.equal(present, initial[weight.name].to(present.device))
+    for weight, start, now in _known(weights, model, initial):
+        if weight.frozen:
+            weight.frozen = torch.equal(now, start.to(now.device))
 
 
 def zero_scales(model: nn.Module, initial: Mapping[str, Tensor]) -> list[str]:
@@ -204,12 +202,20 @@ def note_still_equal(
     Args:
         initial: the weights that the training began with.
     """
-    now = dict(model.named_parameters())
+    for weight, start, now in _known(weights, model, initial):
+        if 1 < weight.outputs <= _UNITS:
+            before, rows = (t.float().flatten(1).cpu() for t in (start, now))
+            weight.still_equal = _still_equal(before, rows) / len(rows)
+
+
+def _known(
+    weights: Sequence[WeightFacts], model: nn.Module, initial: Mapping[str, Tensor]
+) -> Iterator[tuple[WeightFacts, Tensor, Tensor]]:
+    """Yield what is known of each weight, its initial values and its present ones."""
+    parameters = dict(model.named_parameters())
     for weight in weights:
-        if weight.name in now and weight.name in initial and 1 < weight.outputs <= _UNITS:
-            rows = now[weight.name].detach().float().flatten(1).cpu()
-            start = initial[weight.name].float().flatten(1).cpu()
-            weight.still_equal = _still_equal(start, rows) / len(rows)
+        if weight.name in parameters and weight.name in initial:
+            yield weight, initial[weight.name], parameters[weight.name].detach()
 
 
 def _still_equal(start: Tensor, rows: Tensor) -> int:

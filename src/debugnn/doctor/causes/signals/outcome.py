@@ -260,10 +260,11 @@ def collapsed(evidence: Evidence) -> bool:
     before, now = evidence.network.output_signal, evidence.outcome.output_signal
     if evidence.task != "unknown" or evidence.loop.steps < UNKNOWN_JUDGED_AFTER:
         return False
-    judge = evidence.adversarial and not evidence.loss.parameters
     # An actor may come to do the most that it can, whatever the state is.
-    judge = judge or (evidence.adversarial and evidence.network.last_op in BOUNDED)
-    if judge or evidence.loop.steps_before or not before or now is None:
+    bounded = evidence.network.last_op in BOUNDED
+    if evidence.adversarial and (bounded or not evidence.loss.parameters):
+        return False
+    if evidence.loop.steps_before or not before or now is None:
         return False
     return now < COLLAPSED * before
 
