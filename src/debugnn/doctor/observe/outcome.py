@@ -121,17 +121,20 @@ def with_new_averages(model: nn.Module, batches: Sequence[Batch]) -> list[Predic
     Args:
         model: a copy, which is left as it is.
     """
-    averaged = copied_model(model)
-    norms = [m for m in averaged.modules() if isinstance(m, BATCH_NORM) and m.track_running_stats]
-    if not norms:
+    if not _averaging_norms(model):
         return []
-    for norm in norms:
+    averaged = copied_model(model)
+    for norm in _averaging_norms(averaged):
         norm.reset_running_stats()
         norm.momentum = None
     with torch.no_grad(), without_dropout(averaged, training=True):
         for batch in batches:
             batch.call(averaged)
     return outputs_of(averaged, batches, training=False)
+
+
+def _averaging_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    return [m for m in model.modules() if isinstance(m, BATCH_NORM) and m.track_running_stats]
 
 
 def note_movement(
