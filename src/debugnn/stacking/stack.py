@@ -210,8 +210,8 @@ class Stack:
         rules = [training.gradient_rule for training in self._trainings]
         if not one_by_one and all(rule is keep for rule in rules):
             return _norms([whole.grad for whole, _ in self._trained if whole.grad is not None])
-        models = [training.model for training in self._trainings]
-        return torch.stack([r(m.parameters()) for r, m in zip(rules, models, strict=True)])
+        pairs = zip(rules, self._trainings, strict=True)
+        return torch.stack([rule(training.parameters) for rule, training in pairs])
 
     # --- forward passes ---------------------------------------------------------------------------
 

@@ -6,22 +6,22 @@ change something are in `debugnn.training.clipping`.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-GradientRule = Callable[[Iterable[Tensor]], Tensor]
+GradientRule = Callable[[Sequence[Tensor]], Tensor]
 
 
-def keep(parameters: Iterable[Tensor]) -> Tensor:
+def keep(parameters: Sequence[Tensor]) -> Tensor:
     """Leave the gradients as they are, and return their global norm."""
-    return global_norm(list(parameters))
+    return global_norm(parameters)
 
 
-def global_norm(parameters: list[Tensor]) -> Tensor:
+def global_norm(parameters: Sequence[Tensor]) -> Tensor:
     """Return the L2 norm of all gradients together, a scalar; 0 if there are none.
 
     The squares of float32 gradients overflow above 1e19 and underflow below 1e-23. The norm is
@@ -57,6 +57,6 @@ def gradient_rule(max_norm: float | None, rescale: bool) -> GradientRule:
     return partial(clip_norm, max_norm=max_norm)
 
 
-def gradients_of(parameters: list[Tensor]) -> list[Tensor]:
+def gradients_of(parameters: Sequence[Tensor]) -> list[Tensor]:
     """Return the gradients of the parameters that have one."""
     return [p.grad for p in parameters if p.grad is not None]

@@ -5,7 +5,7 @@ same, bit for bit, with and without it.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -44,17 +44,17 @@ class LayerProbe:
         """Return whether the step with this index is recorded."""
         return step % self.every == 0
 
-    @contextmanager
-    def watch(self, model: nn.Module, step: int) -> Iterator[Seen | None]:
-        """Wrap the forward and backward pass of one step.
+    def watch(self, model: nn.Module, step: int) -> AbstractContextManager[Seen | None]:
+        """Return what wraps the forward and backward pass of one step.
 
-        Yields:
-            A dict that is filled when the block ends: `gradients`, `parameters` or `activations` →
-            name of the parameter or layer → statistics. None if the step is not recorded.
+        It gives a dict that is filled when the block ends: `gradients`, `parameters` or
+        `activations` → name of the parameter or layer → statistics. None if the step is not
+        recorded.
         """
-        if not self.due(step):
-            yield None
-            return
+        return self._recorded(model) if self.due(step) else nullcontext()
+
+    @contextmanager
+    def _recorded(self, model: nn.Module) -> Iterator[Seen]:
         seen: Seen = {}
         looks: dict[str, Measurement | None] = {}
         copies: dict[str, Tensor] = {}

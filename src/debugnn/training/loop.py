@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -78,6 +79,11 @@ class Training:
         """The device of the data, on which the model is trained."""
         return self.data.train.inputs.device
 
+    @cached_property
+    def parameters(self) -> list[nn.Parameter]:
+        """The model's parameters. To list them takes as long as a small layer."""
+        return list(self.model.parameters())
+
     @property
     def place(self) -> tuple[int, int]:
         """The numbers of completed epochs and steps."""
@@ -96,7 +102,8 @@ class Training:
         Returns:
             The outputs (B, C), float32, and the loss, a scalar.
         """
-        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in self.parameters:
+            parameter.grad = None
         outputs = self.outputs(inputs)
         loss = self.loss(outputs, targets)
         loss.backward()
@@ -108,7 +115,7 @@ class Training:
         Returns:
             The global L2 norm of the gradients before the rule, a scalar.
         """
-        norm = self.gradient_rule(self.model.parameters())
+        norm = self.gradient_rule(self.parameters)
         self.optimizer.step()
         return norm
 
