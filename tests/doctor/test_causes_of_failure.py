@@ -31,6 +31,7 @@ from debugnn.doctor.evidence import ActivationFacts, Pairing, Score, TrialOutcom
 from debugnn.doctor.trials import (
     AVERAGED_LOSS,
     REINITIALISED,
+    SCALED_LAYERS,
     STANDARDISED_INPUTS,
     UNCHANGED,
     UNIT_SIGNALS,
@@ -468,6 +469,18 @@ def test_inputs_that_make_the_loss_are_named_though_a_trial_is_too_short_to_lear
     assert (finding.severity, finding.confidence) == ("error", "shown")
     assert finding.evidence["start: unchanged"] == 1e6
     assert diagnosis(with_huge_inputs(70.0, 20.0)).main_cause == "input_scale"
+
+
+def test_the_same_of_data_that_a_layer_takes_beside_what_was_learnt():
+    given = with_huge_inputs(70.0, 20.0)
+    given.data.floating, given.data.rms = False, None  # ids
+    given.trials[SCALED_LAYERS.name] = given.trials.pop(STANDARDISED_INPUTS.name)
+    assert found_by("input_scale", given) == []
+    given.network.data_inputs = {"deep.0": 1e6, "wide": 10.0}
+    (finding,) = found_by("input_scale", given)
+    assert (finding.severity, finding.confidence, finding.layer) == ("error", "shown", "deep.0")
+    given.trials[SCALED_LAYERS.name].start = 1e6
+    assert found_by("input_scale", given) == []
 
 
 @pytest.mark.parametrize(

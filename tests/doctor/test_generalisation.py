@@ -34,6 +34,9 @@ def validated(train, *held_out, losses=None) -> Evidence:
         ([0.8, 0.8, 0.84], [1.0, 1.0, 1.41], True),
         ([0.8, 0.8, 0.84], [1.0, 1.0, 1.39], False),
         ([0.9, 0.9, 0.9], [1.0, 1.0, 2.0], False),  # no gap
+        # One low loss among others is no steep turn, and several are.
+        ([0.8, 0.8, 0.8, 0.8, 0.84], [1.5, 1.4, 0.9, 1.4, 1.4], False),
+        ([0.8, 0.8, 0.8, 0.8, 0.84], [1.5, 0.9, 0.9, 1.4, 1.4], True),
     ],
 )
 def test_overfitting_at_its_edges(held_out, losses, expected):
@@ -53,6 +56,18 @@ def test_the_same_few_samples_in_every_step_are_said(same, distinct, validated_o
     (finding,) = found_by("overfitting", given)
     assert ("the same 32 samples" in finding.summary) is certain
     assert (finding.confidence == "certain") is certain
+
+
+@pytest.mark.parametrize(
+    ("kept", "training", "severity"),
+    [(0.89, 0.5, "error"), (0.91, 0.5, "note"), (0.89, 0.75, None), (0.39, 0.1, None)],
+)
+def test_wrong_training_labels_do_harm_where_what_is_learnt_does_not_hold(kept, training, severity):
+    given = validated(training, kept)
+    held, trained = given.outcome.validations[-1].score, given.outcome.train
+    held.recalls, trained.recalls = (dict.fromkeys(range(3), skill) for skill in (kept, training))
+    found = [f for f in found_by("bad_labels", given) if "part of the training" in f.summary]
+    assert [f.severity for f in found] == ([severity] if severity else [])
 
 
 def test_overfitting_is_dated_by_the_lowest_loss():

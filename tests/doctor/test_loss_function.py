@@ -680,6 +680,11 @@ def overlap(outputs, targets):
         lambda o, t: F.cross_entropy(o, t) + overlap(o, t),
         lambda o, t: F.cross_entropy(o.permute(0, 2, 3, 1).reshape(-1, CLASSES), t.view(-1)),
         lambda o, t: F.cross_entropy(o[:, :, :, :-1], t[:, :, 1:]),
+        # Both neighbours name a position, whatever its label is.
+        lambda o, t: (
+            F.cross_entropy(o[:, :, :, :-1], t[:, :, 1:])
+            + F.cross_entropy(o[:, :, :, 1:], t[:, :, :-1])
+        ),
     ],
 )
 def test_a_label_that_is_compared_with_the_scores_of_one_position_or_of_all(loss):
@@ -691,8 +696,10 @@ def test_a_view_compares_a_label_with_scores_of_several_positions():
     mixed = (
         of_maps(lambda o, t: F.cross_entropy(o.view(-1, CLASSES), t.view(-1))),
         of_maps(lambda o, t: F.cross_entropy(o.reshape(4, CLASSES, 6, 6), t), last),
+        # Normalised over the classes of each position, and mixed after that.
+        of_maps(lambda o, t: F.nll_loss(o.log_softmax(dim=1).view(-1, CLASSES), t.view(-1))),
     )
-    assert [facts.across_positions for facts in mixed] == [1, 1]
+    assert [facts.across_positions for facts in mixed] == [1, 1, pytest.approx(1, abs=0.2)]
     sound = of_maps(lambda o, t: F.cross_entropy(o.permute(0, 3, 1, 2), t), last)
     assert sound.across_positions == 0
 

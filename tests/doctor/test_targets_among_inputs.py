@@ -37,6 +37,18 @@ class StepAhead(nn.Module):
         return self.out(self.cell(rows)[0]).squeeze(-1)
 
 
+class ConvolvedAhead(nn.Module):
+    """The same from (B, channels, time), by a convolution that is padded on the left, or around."""
+
+    def __init__(self, around=False):
+        super().__init__()
+        self.pad = (2, 2) if around else (4, 0)
+        self.reads, self.out = nn.Conv1d(2, 16, 5), nn.Conv1d(16, 1, 1)
+
+    def forward(self, rows):
+        return self.out(self.reads(F.pad(rows, self.pad)).tanh())
+
+
 def series(length=900):
     """An autoregressive series and another one that says nothing of it, (length, 2)."""
     generator = torch.Generator().manual_seed(0)
@@ -134,6 +146,17 @@ def test_the_next_values_at_each_position_are_a_leak_where_they_are_seen(both_wa
     else:
         assert facts.change == 0.0
         assert "label_leak" not in [f.cause for f in report.findings]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("around", [False, True])
+def test_the_same_of_channels_before_time(around):
+    x = windows(series(), PAST + 1).transpose(1, 2).contiguous()
+    report = trained(ConvolvedAhead(around), x[:, :, :-1], x[:, :1, 1:])
+    facts = report.evidence.data.target_copies
+    assert (facts.shifted, facts.columns, facts.positions) == (1, PAST - 1, PAST)
+    assert ("label_leak" in [f.cause for f in report.findings]) is around, str(report)
+    assert around or facts.change == 0.0
 
 
 def test_one_channel_that_is_rebuilt_from_both_is_no_leak():

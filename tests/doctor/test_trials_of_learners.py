@@ -145,6 +145,30 @@ def test_layers_that_take_data_are_those_without_a_parameter_before_them():
     torch.testing.assert_close(taken[0], expected)
 
 
+class Joined(nn.Module):
+    """Reads words, and amounts behind what it has learnt of these."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.seen = nn.Embedding(10, 3), nn.Linear(2, 2)
+        self.hidden, self.out = nn.Linear(5, 8), nn.Linear(10, 1)
+
+    def forward(self, words, amounts):
+        hidden = self.hidden(torch.cat([self.words(words), amounts], dim=1)).relu()
+        return self.out(torch.cat([hidden, self.seen(amounts)], dim=1))
+
+
+def test_data_stand_beside_what_was_learnt():
+    model = Joined()
+    call = Call((torch.randint(10, (6,)), torch.tensor([[300.0, 0.1]]).repeat(6, 1)), {})
+    assert set(data_inputs(model, call)) == {"hidden", "seen"}  # `out` is given learnt parts alone
+    taken = []
+    scale_data_inputs(model, [call])
+    model.hidden.register_forward_pre_hook(lambda layer, args: taken.append(args[0][:, 3:]))
+    call(model)
+    torch.testing.assert_close(taken[0], torch.tensor([[1.0, 0.1]]).repeat(6, 1))
+
+
 class Prepared(nn.Module):
     """Takes the logarithm of amounts itself, which inputs of mean 0 have none of."""
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.distributions import Categorical
+from torch.distributions import Categorical, Normal
 
 from debugnn import Doctor
 from debugnn.doctor.observe.loss_function.policy import policy_facts
@@ -252,6 +252,97 @@ def test_a_clip_for_costs_is_sound_and_one_that_lets_the_policy_run_is_not():
 )
 def test_of_other_losses_nothing_is_known(loss, targets):
     assert policy_facts(loss, SCORES, targets) is None
+
+
+MEANS = torch.randn(BATCH, 2, generator=torch.Generator().manual_seed(3))
+MOVES = MEANS + torch.randn(BATCH, 2, generator=torch.Generator().manual_seed(4))
+WIDTHS = torch.tensor([0.5, 2.0])
+PROBABLE = (
+    torch.randn(BATCH, generator=torch.Generator().manual_seed(5)) - 4
+)  # all below the values
+
+
+def of_normal(means, moves):
+    return Normal(means, WIDTHS[: means.shape[1]] if means.dim() > 1 else 0.7).log_prob(moves)
+
+
+def in_space(sign):
+    def loss(means, targets):
+        moves, returns = targets
+        return -sign * (of_normal(means, moves).sum(dim=-1) * returns).mean()
+
+    return loss
+
+
+def on_a_line(sign):
+    def loss(means, targets):
+        moves, returns = targets
+        return -sign * (of_normal(means, moves) * returns).mean()
+
+    return loss
+
+
+def squashed(sign):
+    def loss(means, targets):
+        moves, returns = targets
+        return -sign * (of_normal(means.tanh(), moves.tanh()).sum(dim=-1) * returns).mean()
+
+    return loss
+
+
+def clipped_and_valued(sign):
+    """A ratio of probabilities, upside down where the sign is negative."""
+
+    def loss(outputs, targets):
+        (means, values), (moves, before, advantages, returns) = outputs, targets
+        ratio = (sign * (of_normal(means, moves) - before)).exp()
+        gain = torch.minimum(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages).mean()
+        return -gain + 0.5 * F.mse_loss(values, returns)
+
+    return loss
+
+
+BEFORE_ON_A_LINE = of_normal(MEANS[:, 0], MOVES[:, 0])
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize(
+    ("loss", "outputs", "targets"),
+    [
+        (in_space, MEANS, (MOVES, RETURNS)),
+        (in_space, MEANS, (MOVES, RETURNS - 5)),
+        (on_a_line, MEANS[:, 0], (MOVES[:, 0], RETURNS)),
+        (on_a_line, MEANS[:, :1], (MOVES[:, :1], RETURNS[:, None])),
+        (squashed, MEANS, (MOVES, RETURNS)),
+        (
+            clipped_and_valued,
+            (MEANS[:, 0], RETURNS / 2),
+            (MOVES[:, 0], BEFORE_ON_A_LINE, RETURNS, PROBABLE),
+        ),
+        (
+            clipped_and_valued,
+            (MEANS[:, 0], RETURNS / 2),
+            (MOVES[:, 0], BEFORE_ON_A_LINE + PROBABLE / 9, RETURNS, RETURNS.flip(0)),
+        ),
+    ],
+)
+def test_whether_a_loss_makes_rewarded_movements_rarer(loss, outputs, targets, sign):
+    assert policy_facts(loss(sign), outputs, targets).rises is (sign < 0)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda outputs, targets: F.mse_loss(outputs, targets[0]),
+        lambda outputs, targets: (outputs - targets[0]).abs().mean() + targets[1].mean(),
+        lambda outputs, targets: F.mse_loss(outputs, targets[0] + targets[1]),
+        lambda outputs, targets: (targets[0] * outputs * targets[1]).mean(),
+    ],
+)
+@pytest.mark.parametrize("other", [PROBABLE, -PROBABLE, RETURNS])
+def test_values_are_fitted_by_no_policy(loss, other):
+    """What looks like an action and its weight is none: at the output itself the gradient stays."""
+    assert policy_facts(loss, RETURNS / 9, (RETURNS, other)) is None
 
 
 def of_numbers(scores, targets):

@@ -1,7 +1,8 @@
 """Weight layers that take data as they are: how large these are there, and layers that scale them.
 
 A layer takes data if no parameter has had a part in its input, whatever was done to it on the way:
-a time beside an image, coordinates put together in `forward`, the second of a model's arguments.
+a time beside an image, coordinates put together in `forward`, the second of a model's arguments. Or
+if such data stand in its input beside what was learnt: amounts behind the embeddings of words.
 """
 
 from collections.abc import Callable, Sequence
@@ -71,9 +72,9 @@ def _visit(model: nn.Module, call: Call, visit: _Visit) -> None:
     def entering(name: str) -> Callable[[nn.Module, tuple], None]:
         def enter(layer: nn.Module, args: tuple) -> None:
             given = args[0] if args else None
-            if not isinstance(given, Tensor) or given.requires_grad or given.dim() < 2:
+            if not isinstance(given, Tensor) or given.dim() < 2 or not given.is_floating_point():
                 return
-            if given.is_floating_point():
+            if not given.requires_grad or _holds_data(given):
                 visit(name, layer, given)
 
         return enter
@@ -89,6 +90,14 @@ def _visit(model: nn.Module, call: Call, visit: _Visit) -> None:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _holds_data(given: Tensor) -> bool:
+    """Return whether a tensor is a concatenation in which some parts depend on no parameter."""
+    node = given.grad_fn
+    if node is None or not node.name().startswith("CatBackward"):
+        return False
+    return any(part is None for part, _ in node.next_functions)
 
 
 def _feature_axis(layer: nn.Module, given: Tensor) -> int:

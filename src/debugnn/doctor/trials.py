@@ -62,7 +62,7 @@ UNREGULARISED_ON = Trial("goes on unregularised", resumed=True, regularised=Fals
 PADDED_ON = Trial("goes on with padding", resumed=True, padding=True)
 UNPADDED_ON = Trial("goes on without padding", resumed=True, padding=False)
 STANDARDISED_INPUTS = Trial("standardised inputs", standardised_inputs=True)
-SCALED_LAYERS = Trial("scaled where layers take data", scaled_layers=True)
+SCALED_LAYERS = Trial("data scaled where layers take them", scaled_layers=True)
 AVERAGED_LOSS = Trial("averaged loss", averaged_loss=True)
 DIVIDED = Trial("accumulation divided", divided=True)
 REINITIALISED = Trial("reinitialised", reinitialised=True)

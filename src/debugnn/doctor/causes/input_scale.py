@@ -37,6 +37,11 @@ TRANSFORMED = 10.0
 # Batches of one set differ by far less than a factor of two.
 DRIFTED = 100.0
 
+_SCALE_AT_LAYER = (
+    "bring what this layer takes to unit scale: a time or a position divided by its largest value, "
+    "or encoded by sines; counts and amounts standardised"
+)
+
 
 def transformed_again(evidence: Evidence) -> Iterator[Sign]:
     """The same samples come back at another scale, or with another zero."""
@@ -109,30 +114,61 @@ def unscaled_inputs(evidence: Evidence) -> Iterator[Sign]:
 def outsized_by_inputs(evidence: Evidence) -> Iterator[Sign]:
     """The loss is far above that of guessing, from the first step on, and standardised inputs take
     nearly all of it away, though a trial is too short to learn the rest."""
-    odd = odd_inputs(evidence)
-    unchanged = evidence.trials.get(UNCHANGED.name)
-    changed = evidence.trials.get(STANDARDISED_INPUTS.name)
-    if odd is None or not failing(evidence) or unchanged is None or changed is None:
-        return
-    if not unchanged.steps or not changed.steps or not unchanged.end > FAR_WORSE:
-        return
-    # Two runs that diverge differ by any factor in the end, but not at the start.
-    if not (changed.start < CALMED * unchanged.start and changed.end < CALMED * unchanged.end):
+    odd, calmed = odd_inputs(evidence), _calmed(evidence, STANDARDISED_INPUTS)
+    if odd is None or calmed is None:
         return
     yield Sign(
         "error",
-        f"the inputs are not standardised, {odd}, and the loss starts at {unchanged.start:.2g} "
-        f"times that of guessing; with standardised inputs a copy starts at {changed.start:.2g} "
-        f"times, and after {changed.steps} steps it has {changed.end:.2g} in place of "
-        f"{unchanged.end:.2g} times",
+        f"the inputs are not standardised, {odd}, and {calmed}",
         evidence={
             "rms": evidence.data.rms,
-            "start: unchanged": unchanged.start,
-            "start: standardised inputs": changed.start,
+            **_starts(evidence, STANDARDISED_INPUTS),
             **trial_numbers(evidence, STANDARDISED_INPUTS),
         },
         confidence="shown",
     )
+
+
+def outsized_at_layer(evidence: Evidence) -> Iterator[Sign]:
+    """The same of data that a layer takes, alone or beside what was learnt."""
+    large, calmed = large_at_layer(evidence), _calmed(evidence, SCALED_LAYERS)
+    if large is None or calmed is None:
+        return
+    name, rms = large
+    yield Sign(
+        "error",
+        f"{name} takes data whose root mean square is {rms:.3g}, and {calmed}",
+        _SCALE_AT_LAYER,
+        layer=name,
+        evidence={
+            "rms_at_layer": rms,
+            **_starts(evidence, SCALED_LAYERS),
+            **trial_numbers(evidence, SCALED_LAYERS),
+        },
+        confidence="shown",
+    )
+
+
+def _calmed(evidence: Evidence, trial: Trial) -> str | None:
+    """Return, as a clause, that a trial takes away nearly all of a loss far above that of guessing,
+    which there is from the first step on; None where it does not."""
+    unchanged, changed = (evidence.trials.get(each.name) for each in (UNCHANGED, trial))
+    if not failing(evidence) or unchanged is None or changed is None:
+        return None
+    if not unchanged.steps or not changed.steps or not unchanged.end > FAR_WORSE:
+        return None
+    # Two runs that diverge differ by any factor in the end, but not at the start.
+    if not (changed.start < CALMED * unchanged.start and changed.end < CALMED * unchanged.end):
+        return None
+    return (
+        f"the loss starts at {unchanged.start:.2g} times that of guessing; with {trial.name} a "
+        f"copy starts at {changed.start:.2g} times, and after {changed.steps} steps it has "
+        f"{changed.end:.2g} in place of {unchanged.end:.2g} times"
+    )
+
+
+def _starts(evidence: Evidence, trial: Trial) -> dict[str, float]:
+    return {f"start: {each.name}": evidence.trials[each.name].start for each in (UNCHANGED, trial)}
 
 
 def overtaken_with_standardised_inputs(evidence: Evidence) -> Iterator[Sign]:
@@ -180,19 +216,19 @@ def unscaled_at_layer(evidence: Evidence) -> Iterator[Sign]:
     if large is None or cure is None or not judged(evidence):
         return
     name, rms = large
-    beside = "" if odd_inputs(evidence) else ", while the model's first inputs are of unit scale"
+    usual = evidence.data.floating and odd_inputs(evidence) is None
+    beside = ", while the model's first inputs are of unit scale" if usual else ""
     yield Sign(
         severity(evidence),
         f"{name} takes data whose root mean square is {rms:.3g}{beside}; with each feature divided "
         "by its own, a copy learns better (relative loss "
         f"{evidence.trials[SCALED_LAYERS.name].end:.2f} in place of "
         f"{evidence.trials[UNCHANGED.name].end:.2f})",
-        "bring what this layer takes to unit scale: a time or a position divided by its largest "
-        "value, or encoded by sines; counts and amounts standardised",
+        _SCALE_AT_LAYER,
         layer=name,
         evidence={
             "rms_at_layer": rms,
-            "rms": evidence.data.rms,
+            **({"rms": evidence.data.rms} if evidence.data.floating else {}),
             **trial_numbers(evidence, SCALED_LAYERS),
         },
         confidence=shown_by(evidence, cure),
@@ -231,6 +267,7 @@ CAUSE = Cause(
             outsized_by_inputs,
             overtaken_with_standardised_inputs,
             unscaled_at_layer,
+            outsized_at_layer,
         ),
     ),
     fix="subtract the training inputs' mean and divide by their standard deviation",

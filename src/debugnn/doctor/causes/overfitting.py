@@ -1,7 +1,8 @@
 """A network that learns its training samples by heart."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from statistics import median
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign
 from debugnn.doctor.causes.signals.loss_course import overflowed
@@ -48,12 +49,12 @@ def falls_behind(evidence: Evidence) -> Iterator[Sign]:
         if v.loss is not None and math.isfinite(v.loss)
     }
     losses = [] if drawn_otherwise(evidence) else list(values.values())
-    risen = losses[-1] / min(losses) if len(losses) >= VALIDATIONS and min(losses) > 0 else None
+    risen, steadily = _rise(losses), _rise(_without_outliers(losses))
     gap = trained - kept
     turned = risen is not None and risen > TURNED
     transfer = evidence.data.transfer_skill
     beaten = transfer is not None and transfer > kept + BEATEN
-    steeply = risen is not None and risen > TURNED_STEEPLY
+    steeply = steadily is not None and steadily > TURNED_STEEPLY
     again = _same_few_samples(evidence)
     if not (
         gap > (WITHOUT_TURN if again is None else 1) * GAP
@@ -83,6 +84,19 @@ def falls_behind(evidence: Evidence) -> Iterator[Sign]:
         # the same training samples does better.
         confidence="certain" if again else "shown" if turned or beaten else "suspected",
     )
+
+
+def _rise(losses: Sequence[float]) -> float | None:
+    """Return the last loss over the lowest; None of too few, or where that is not positive."""
+    if len(losses) < VALIDATIONS or not min(losses) > 0:
+        return None
+    return losses[-1] / min(losses)
+
+
+def _without_outliers(losses: Sequence[float]) -> list[float]:
+    """Return the medians of three losses that follow each other, but for the first and the last."""
+    inner = [median(losses[place - 1 : place + 2]) for place in range(1, len(losses) - 1)]
+    return [*losses[:1], *inner, *losses[-1:]]
 
 
 def _same_few_samples(evidence: Evidence) -> int | None:

@@ -58,11 +58,13 @@ def target_copy_facts(
         facts.varying = int(_varies(rows).sum())
         if len(copied) == len(places):
             _describe_block(facts, places, shape)
-            if len(names) > 1 and _aligned(places, shape):
-                facts.aligned, facts.positions = True, shape[0]
-        elif (shift := _shift(places, shape)) is not None:
-            facts.shifted, facts.positions = shift, shape[0]
-        else:
+        along = {axis: _shift(places, shape, axis) for axis in {0, len(shape) - 1}}
+        for axis, shift in along.items():
+            if shift == 0 and len(names) > 1:
+                facts.aligned, facts.positions = True, shape[axis]
+            elif shift:
+                facts.shifted, facts.positions = shift, shape[axis]
+        if len(copied) < len(places) and not any(along.values()):
             continue
         with torch.no_grad(), without_dropout(model, training=False):
             facts.change = _change(model, batches[0], index, places, layout)
@@ -134,38 +136,32 @@ def _places_of_copies(rows: Tensor, targets: Tensor) -> Tensor | None:
     return torch.where(copied, places, -1)
 
 
-def _shift(places: Tensor, shape: tuple[int, ...]) -> int | None:
-    """Return how many positions later than its target each copy stands, along a sample's first
-    axis; None unless this is so of all positions but as many at the end.
+def _shift(places: Tensor, shape: tuple[int, ...], axis: int) -> int | None:
+    """Return how many positions later than its target each copy stands, along an axis of a sample.
 
     Args:
         places: see `_places_of_copies`.
         shape: of a sample.
+        axis: of the positions, the sample's first or last one: (positions, features), or (channels,
+            positions). That of the targets is in the same place.
+
+    Returns:
+        0 where each target stands at its own position, as the same one of several features. None
+        where positions differ in that, or others than the last ones have no copy.
     """
-    length = shape[0]
+    length, copied = shape[axis], places >= 0
     if len(places) % length or length < _LEAST_POSITIONS:
         return None
-    of_targets = torch.arange(len(places)) // (len(places) // length)
-    copied = places >= 0
-    of_copies = torch.unravel_index(places[copied], shape)[0]
-    shifts = (of_copies - of_targets[copied]).unique().tolist()
-    if len(shifts) != 1 or not 0 < shifts[0] < length / 2:
+    each = torch.arange(len(places), device=places.device)
+    of_targets = each // (len(places) // length) if axis == 0 else each % length
+    at = torch.unravel_index(places[copied], shape)
+    shifts = (at[axis] - of_targets[copied]).unique().tolist()
+    if len(shifts) != 1 or not 0 <= shifts[0] < length / 2:
         return None
+    if shifts[0] == 0:
+        one_each = len(shape) == 2 and len(places) == length and shape[1 - axis] > 1
+        return 0 if one_each and len(at[1 - axis].unique()) == 1 else None
     return shifts[0] if bool((copied == (of_targets < length - shifts[0])).all()) else None
-
-
-def _aligned(places: Tensor, shape: tuple[int, ...]) -> bool:
-    """Return whether the copy of each position's target is the same one of several features there.
-
-    Args:
-        places: see `_places_of_copies`.
-        shape: of a sample.
-    """
-    if len(shape) != 2 or len(places) != shape[0] or shape[0] < _LEAST_POSITIONS or shape[1] < 2:
-        return False
-    at, features = torch.unravel_index(places, shape)
-    own = torch.arange(len(places), device=at.device)
-    return bool((at == own).all()) and len(features.unique()) == 1
 
 
 def _standardised(columns: Tensor) -> Tensor:

@@ -193,7 +193,7 @@ def _linear(loss: Loss, first: Tensor, second: Tensor) -> float | None:
 
 
 def _across_positions(loss: Loss, noise: Tensor, gradient: Tensor, task: Task) -> float | None:
-    """Return the share of labels that are compared with one score of each of several positions.
+    """Return the share of labels that are compared with scores of several positions.
 
     The gradient follows another label at the scores that the label is compared with: at most all
     of one position. What looks at a whole map, as the overlap of two areas, changes more. Where
@@ -205,19 +205,51 @@ def _across_positions(loss: Loss, noise: Tensor, gradient: Tensor, task: Task) -
     axes = [axis for axis in range(1, noise.dim()) if noise.shape[axis] == task.size]
     labels = targets.reshape(-1)
     known = ((labels >= 0) & (labels < task.size)).nonzero()[:, 0]
+
+    def changed(place: int, by: int) -> Tensor | None:
+        other = labels.clone()
+        other[place] = (other[place] + by) % task.size
+        after = loss.gradient(noise, other.reshape(targets.shape))
+        return None if after is None else after != gradient
+
     found = []
     for place in known[:: max(len(known) // _PLACES, 1)][:_PLACES].tolist():
-        other = labels.clone()
-        other[place] = (other[place] + 1) % task.size
-        after = loss.gradient(noise, other.reshape(targets.shape))
-        if after is None:
+        first, second = (changed(place, by) for by in (1, 2))
+        if first is None or second is None:
             return None
-        changed = after != gradient
-        count = int(changed.sum())
-        if count:
-            most = [int(changed.sum(dim=axis).max()) for axis in axes]  # of one position
-            found.append(1 < count <= task.size and all(each == 1 for each in most))
+        if first.any():
+            found.append(
+                all(
+                    _one_of_each(first, axis, task.size) or _moves_on(first, second, axis)
+                    for axis in axes
+                )
+            )
     return sum(found) / len(found) if found else None
+
+
+def _one_of_each(changed: Tensor, axis: int, classes: int) -> bool:
+    """Return whether a label is compared with one score of each of several positions, as it is in a
+    softmax over them.
+
+    Args:
+        changed: which scores' gradient follows another label.
+        axis: of the classes.
+        classes: their number.
+    """
+    return 1 < int(changed.sum()) <= classes and int(changed.sum(dim=axis).max()) == 1
+
+
+def _moves_on(first: Tensor, second: Tensor, axis: int) -> bool:
+    """Return whether a label's class chooses the position that it is compared with: scores were
+    normalised over the classes of each position, and then taken for another order.
+
+    Args:
+        first, second: which scores' gradient follows a label of the next class, and of the one
+            after it.
+        axis: of the classes.
+    """
+    one, other = (each.any(dim=axis) for each in (first, second))
+    return int(one.sum()) == int(other.sum()) == 2 and not torch.equal(one, other)
 
 
 def _reads_fixed_entries(loss: Loss, noise: Tensor, gradient: Tensor, task: Task) -> bool:

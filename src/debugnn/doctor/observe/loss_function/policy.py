@@ -32,11 +32,20 @@ _SHIFT = 3.0  # change of an action's score that takes its probability beyond an
 
 
 class _Place(NamedTuple):
-    """Tensors of outputs and targets: scores (…, actions), actions (…), and numbers, (…) too."""
+    """Tensors of outputs and targets: scores (…, actions), numbers of actions (…), and weights (…).
+
+    Where actions are vectors of real numbers: means (…, size) of their distributions, actions of
+    the same shape, and weights (…).
+    """
 
     scores: Tensor
     actions: Tensor
     weights: Tensor
+
+    @property
+    def numbered(self) -> bool:
+        """True where there are so many actions as scores, and each has a number."""
+        return not self.actions.is_floating_point()
 
 
 @torch.enable_grad()
@@ -54,9 +63,12 @@ def policy_facts(loss_fn: LossFunction, outputs: Any, targets: Any) -> PolicyFac
     found, deaf = [], []
     for place in _places(outputs, targets):
         try:
-            weighted = _Weighted(loss_fn, outputs, targets, place)
-            facts = weighted.facts()
-            deaf.append(facts is None and weighted.is_deaf())
+            if place.numbered:
+                weighted = _NumberedActions(loss_fn, outputs, targets, place)
+                facts = weighted.facts()
+                deaf.append(facts is None and weighted.is_deaf())
+            else:
+                facts = _RealActions(loss_fn, outputs, targets, place).facts()
         except Exception:  # whatever the loss raises of made-up targets
             continue
         if facts is not None:
@@ -85,18 +97,22 @@ def _places(outputs: Any, targets: Any) -> Iterator[_Place]:
     given, wanted = Call((outputs,)).tensors(), Call((targets,)).tensors()
     if not (len(given) <= _MOST and 1 < len(wanted) <= _MOST):
         return
-    for scores in given:
-        if not scores.is_floating_point() or scores.dim() < 2 or scores.shape[-1] < 2:
-            continue
+    for scores in (tensor for tensor in given if tensor.is_floating_point()):
         for actions in wanted:
-            if not _numbers_actions(actions, scores):
+            real = actions.is_floating_point() and actions.shape == scores.shape
+            if not (real or _numbers_actions(actions, scores)):
                 continue
             for weights in wanted:
-                if weights.is_floating_point() and weights.numel() == actions.numel() > 1:
+                if not weights.is_floating_point() or weights.numel() < 2 or weights is actions:
+                    continue
+                fits = weights.shape in (scores.shape, scores.shape[:-1])
+                if fits if real else weights.numel() == actions.numel():
                     yield _Place(scores, actions, weights)
 
 
 def _numbers_actions(actions: Tensor, scores: Tensor) -> bool:
+    if scores.dim() < 2 or scores.shape[-1] < 2:
+        return False
     if actions.dtype not in (torch.int64, torch.int32) or not actions.numel():
         return False
     fits = actions.numel() * scores.shape[-1] == scores.numel() and len(actions) == len(scores)
@@ -109,14 +125,14 @@ class _Weighted:
     def __init__(self, loss_fn: LossFunction, outputs: Any, targets: Any, place: _Place) -> None:
         self._loss_fn = loss_fn
         self._outputs, self._targets, self._place = outputs, targets, place
-        self._taken = torch.zeros_like(self._rows(place.scores)).scatter_(
-            1, place.actions.reshape(-1, 1).long(), 1.0
-        )
         weights = torch.ones_like(place.weights)
-        weights[1::2] = -1.0
+        weights.view(-1)[1::2] = -1.0
         self._weights, self._signs = weights, weights.reshape(-1, 1)
+        self._actions = place.actions
 
-    def facts(self) -> PolicyFacts | None:
+    def _responses(self) -> tuple[Tensor, Tensor] | None:
+        """Return by how much the weights turn each sample's gradient, (weights, size), and where
+        they do, (weights,); None where the loss does not weight positive and negative ones."""
         once, twice = self._turned(self._weights), self._turned(2 * self._weights)
         used = once.abs().sum(dim=1) > 0
         size = once.norm()
@@ -125,6 +141,76 @@ class _Weighted:
         # A loss that brings the weights to one scale is the same of twice the weights.
         if not any((twice - k * once).norm() <= _ROUNDING * size for k in (1, 2)):
             return None
+        return once, used
+
+    def _turned(self, weights: Tensor) -> Tensor:
+        """Return by how much the weights turn each sample's gradient."""
+        scores = self._place.scores
+        there, back = self._gradient(weights, scores), self._gradient(-weights, scores)
+        turned, unit = (there - back) / 2, there.norm(dim=1) + back.norm(dim=1)
+        return turned.where(turned.norm(dim=1, keepdim=True) > _ROUNDING * unit[:, None], 0.0)
+
+    def _gradient(self, weights: Tensor, scores: Tensor) -> Tensor:
+        leaf = scores.clone().requires_grad_()
+        torch.random.default_generator.manual_seed(0)
+        outputs = map_tensors(self._outputs, lambda t: leaf if t is self._place.scores else t)
+        made_up = {id(self._place.weights): weights, id(self._place.actions): self._actions}
+        targets = map_tensors(self._targets, lambda t: made_up.get(id(t), t))
+        value = self._loss_fn(outputs, targets).float().mean()
+        gradient = torch.autograd.grad(value, leaf)[0]
+        if not torch.isfinite(gradient).all():
+            raise ValueError("the gradient is not finite")
+        return self._rows(gradient).double()
+
+    def _rows(self, tensor: Tensor) -> Tensor:
+        return tensor.reshape(self._weights.numel(), -1).double()
+
+
+class _RealActions(_Weighted):
+    """Actions that are numbers, whose probability rises as the mean comes closer to them."""
+
+    def facts(self) -> PolicyFacts | None:
+        """Return whether the loss makes actions of positive weight rarer, None where some of them
+        are made so and others not, by whichever of their components.
+
+        Actions on the other side of the mean have to turn the response round, and the mean itself
+        has none: numbers that a value is fitted to, and others beside them, or factors of a
+        product, look like weights and actions otherwise.
+        """
+        rising = []
+        self._actions = self._place.scores
+        if self._turned(self._weights).any():
+            return None
+        for side in (1, -1):
+            self._actions = self._place.scores + side * (self._place.actions - self._place.scores)
+            found = self._responses()
+            if found is None:
+                return None
+            once, used = found
+            away = self._rows(self._actions) - self._rows(self._place.scores)
+            along = (once * away * self._signs)[used]
+            rising.append((along[along != 0] > 0).float().mean().item())
+        if min(rising) >= _ONE_SIGN:
+            return PolicyFacts(rises=True)
+        return PolicyFacts(rises=False) if max(rising) <= 1 - _ONE_SIGN else None
+
+
+class _NumberedActions(_Weighted):
+    """Actions of which each has a score."""
+
+    def __init__(self, loss_fn: LossFunction, outputs: Any, targets: Any, place: _Place) -> None:
+        super().__init__(loss_fn, outputs, targets, place)
+        self._taken = torch.zeros_like(self._rows(place.scores)).scatter_(
+            1, place.actions.reshape(-1, 1).long(), 1.0
+        )
+
+    def facts(self) -> PolicyFacts | None:
+        """Return whether the loss makes actions of positive weight rarer, and where it is clipped;
+        None where some actions are made so and others not."""
+        found = self._responses()
+        if found is None:
+            return None
+        once, used = found
         along = self._along(once)[used]
         scores = bool((along.abs() >= _ALONG).all())
         if not scores:  # it may be given probabilities
@@ -188,28 +274,7 @@ class _Weighted:
         sizes, unit = (weighted - plain).norm(dim=1), plain.norm(dim=1) + weighted.norm(dim=1)
         return sizes.where(sizes > _ROUNDING * unit, 0.0)
 
-    def _turned(self, weights: Tensor) -> Tensor:
-        """Return by how much the weights turn each sample's gradient."""
-        scores = self._place.scores
-        there, back = self._gradient(weights, scores), self._gradient(-weights, scores)
-        turned, unit = (there - back) / 2, there.norm(dim=1) + back.norm(dim=1)
-        return turned.where(turned.norm(dim=1, keepdim=True) > _ROUNDING * unit[:, None], 0.0)
-
     def _along(self, gradient: Tensor) -> Tensor:
         """Return the cosine with that of the logarithm of the probability of the action taken."""
         direction = self._taken - self._rows(self._place.scores).softmax(dim=1)
         return torch.cosine_similarity(gradient, direction, dim=1, eps=1e-30)
-
-    def _gradient(self, weights: Tensor, scores: Tensor) -> Tensor:
-        leaf = scores.clone().requires_grad_()
-        torch.random.default_generator.manual_seed(0)
-        outputs = map_tensors(self._outputs, lambda t: leaf if t is self._place.scores else t)
-        targets = map_tensors(self._targets, lambda t: weights if t is self._place.weights else t)
-        value = self._loss_fn(outputs, targets).float().mean()
-        gradient = torch.autograd.grad(value, leaf)[0]
-        if not torch.isfinite(gradient).all():
-            raise ValueError("the gradient is not finite")
-        return self._rows(gradient).double()
-
-    def _rows(self, tensor: Tensor) -> Tensor:
-        return tensor.reshape(-1, self._place.scores.shape[-1]).double()
