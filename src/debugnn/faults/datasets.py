@@ -412,6 +412,27 @@ def waves(seed: int, *, samples: int = 1400, length: int = 32) -> Split:
     return (x, x.clone()), (x_val, x_val.clone())
 
 
+def pressures(seed: int, *, samples: int = 900, length: int = 40) -> Split:
+    """Pressures (1, length) that come back after six steps, with new noise; the targets are the
+    next ones."""
+    rng = np.random.default_rng(seed)
+    heard = rng.normal(size=(samples, length + 7))
+    for time in range(6, length + 7):
+        heard[:, time] = 0.75 * heard[:, time - 6] - 0.4 * heard[:, time - 1] + 0.5 * heard[:, time]
+    heard = heard[:, 6:, None].transpose(0, 2, 1)
+    return split(heard[:, :, :-1], heard[:, :, 1:].astype(np.float32), seed, standardise="none")
+
+
+def bids(seed: int, *, words: int = 60, samples: int = 2400) -> Split:
+    """Rows of a word's number, what it has cost and how often it was shown, on logarithmic scales;
+    and whether it was bought: a column of 0 and 1."""
+    rng = np.random.default_rng(seed)
+    word, cost, shown = rng.integers(words, size=samples), *rng.normal(size=(2, samples))
+    liking = rng.normal(size=words)[word] + 1.5 * cost - np.abs(shown)
+    bought = (rng.random(samples) < 1 / (1 + np.exp(-2 * liking))).astype(np.float32)[:, None]
+    return split(np.stack([word, cost, shown], axis=1), bought, seed, standardise="none")
+
+
 def in_front(seed: int, *, samples: int = 1600) -> Split:
     """Images (3, 8, 8) with a digit in the first channel, which is the class, another one in the
     last, and noise between them."""

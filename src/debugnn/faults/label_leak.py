@@ -15,6 +15,7 @@ from debugnn.faults.nets import (
     Reader,
 )
 from debugnn.faults.program import Data, Setup
+from debugnn.faults.sequence_loops import Echo
 
 
 def leak(setup: Setup, classes: int | None, *, in_val: bool) -> None:
@@ -187,7 +188,16 @@ def values_ahead_not_blanked(setup: Setup) -> None:
     change_data(setup, filled)
 
 
+def padded_around(setup: Setup) -> None:
+    """A convolution is padded on both sides, as images are: half of what it reads comes later."""
+    model = setup.model
+    assert isinstance(model, Echo)
+    model.after = model.before // 2
+    model.before -= model.after
+
+
 TUNING = [
+    case("echo", padded_around),
     case("forecaster", values_ahead_not_blanked),
     case("pixel_by_pixel", centre_unmasked),
     case("next_symbol_attention", sees_what_follows),

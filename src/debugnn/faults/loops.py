@@ -18,6 +18,7 @@ from debugnn.faults.nets import ConditionalAutoencoder, Heads, mlp
 from debugnn.faults.program import MakeObserver, Observer, Setup, begin, score
 
 Batch = tuple[Any, Any]  # the model's arguments, a tuple, and the targets
+Loop = Callable[[Setup, int, MakeObserver], Observer]
 
 
 def train_on(
@@ -52,6 +53,29 @@ def train_on(
             model.eval()
             observer.validate(*validation)
     return observer
+
+
+def taking(arguments: Callable[[Tensor], tuple[Tensor, ...]]) -> Loop:
+    """Return the plain loop of a model that takes several arguments.
+
+    Args:
+        arguments: makes them of the rows of a batch.
+    """
+
+    def loop(setup: Setup, seed: int, make_observer: MakeObserver) -> Observer:
+        rows, targets = setup.train
+
+        def batches(shuffle: torch.Generator) -> Iterator[Batch]:
+            for chosen in torch.randperm(len(rows), generator=shuffle).split(setup.batch_size):
+                yield arguments(rows[chosen]), targets[chosen]
+
+        validation = arguments(setup.val[0]), setup.val[1]
+        observer = train_on(setup, batches, validation, False, seed, make_observer)
+        with torch.no_grad():
+            setup.scores.append(score(setup.model(*validation[0]), validation[1]))
+        return observer
+
+    return loop
 
 
 # --- pairs ----------------------------------------------------------------------------------------

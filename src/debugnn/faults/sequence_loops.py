@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.optim import Adam, AdamW
 
-from debugnn.faults.datasets import ageing_machines, digits
-from debugnn.faults.loops import Batch, train_on
+from debugnn.faults.datasets import ageing_machines, digits, pressures
+from debugnn.faults.loops import Batch, taking, train_on
 from debugnn.faults.nets import Forecaster
-from debugnn.faults.program import MakeObserver, Observer, Setup, begin, score
+from debugnn.faults.program import MakeObserver, Observer, Setup, begin
 
 # --- sequences, time first ------------------------------------------------------------------------
 
@@ -95,23 +95,31 @@ def forecaster(seed: int, ahead: int = 5) -> Setup:
     def arguments(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return rows[:, :-ahead, :2], rows[:, -ahead:, :2], rows[:, -1, 2:]
 
-    def loop(setup: Setup, seed: int, make_observer: MakeObserver) -> Observer:
-        rows, targets = setup.train
-
-        def batches(shuffle: torch.Generator) -> Iterator[Batch]:
-            for chosen in torch.randperm(len(rows), generator=shuffle).split(setup.batch_size):
-                yield arguments(rows[chosen]), targets[chosen]
-
-        validation = arguments(setup.val[0]), setup.val[1]
-        observer = train_on(setup, batches, validation, False, seed, make_observer)
-        with torch.no_grad():
-            setup.scores.append(score(setup.model(*validation[0]), validation[1]))
-        return observer
-
     return Setup(
         Forecaster(2, 24), nn.MSELoss(), partial(AdamW, lr=1e-2),
-        *ageing_machines(seed, ahead=ahead), epochs=12, loop=loop,
+        *ageing_machines(seed, ahead=ahead), epochs=12, loop=taking(arguments),
     )  # fmt: skip
+
+
+class Echo(nn.Module):
+    """Says the next value of (B, 1, T) at each position, from a convolution of what came before.
+
+    Attributes:
+        before, after: zeros that the sequence is padded with.
+    """
+
+    def __init__(self, width: int, reach: int) -> None:
+        super().__init__()
+        self.before, self.after = reach - 1, 0
+        self.reads, self.says = nn.Conv1d(1, width, reach), nn.Conv1d(width, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.says(F.relu(self.reads(F.pad(x, (self.before, self.after)))))
+
+
+def echo(seed: int) -> Setup:
+    """The next pressure in a pipe with an echo, channels before time."""
+    return Setup(Echo(24, 9), nn.SmoothL1Loss(), partial(Adam, lr=1e-2), *pressures(seed), epochs=8)
 
 
 # --- sequences of several lengths -----------------------------------------------------------------

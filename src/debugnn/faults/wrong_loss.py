@@ -11,6 +11,7 @@ from debugnn.faults.cases import case
 from debugnn.faults.edits import Apply, change_data, sequential, use_loss
 from debugnn.faults.nets import LineReader
 from debugnn.faults.program import Setup, score
+from debugnn.faults.sound.policies import log_likelihood
 from debugnn.faults.sound.sequences import line_loss_of
 from debugnn.faults.sound.survival import partial_likelihood
 
@@ -62,6 +63,16 @@ def viewed_without_permuting(setup: Setup) -> None:
     setup.loss_fn = _of_pixels_by_view
 
 
+def _of_pixels_by_view_after_softmax(outputs: Tensor, labels: Tensor) -> Tensor:
+    logarithms = outputs.log_softmax(dim=1)
+    return F.nll_loss(logarithms.view(-1, outputs.shape[1]), labels.view(-1))
+
+
+def normalised_and_viewed(setup: Setup) -> None:
+    """The same behind a softmax over the classes of each pixel, which is right."""
+    setup.loss_fn = _of_pixels_by_view_after_softmax
+
+
 def _classes_second_by_reshape(outputs: Tensor, labels: Tensor) -> Tensor:
     batch, height, width, classes = outputs.shape
     return F.cross_entropy(outputs.reshape(batch, classes, height, width), labels)
@@ -76,6 +87,16 @@ def reshaped_without_permuting(setup: Setup) -> None:
     append(setup, lambda: Apply(_classes_last))
     setup.loss_fn = _classes_second_by_reshape
     setup.score = lambda outputs, labels: score(outputs.permute(0, 3, 1, 2), labels)
+
+
+def _rarer_if_rewarded(outputs: tuple[Tensor, Tensor], targets: tuple[Tensor, Tensor]) -> Tensor:
+    actions, advantages = targets
+    return (log_likelihood(outputs, actions) * advantages).mean()
+
+
+def rewards_avoided(setup: Setup) -> None:
+    """A policy gradient without its minus: what is rewarded becomes rarer."""
+    setup.loss_fn = _rarer_if_rewarded
 
 
 def flipped_sign(setup: Setup) -> None:
@@ -236,6 +257,8 @@ TUNING = [
     case("triplet_net", positive_and_negative_exchanged),
     case("survival", risk_sets_reversed),
     case("cnn_of_textures", viewed_without_permuting),
+    case("cnn_of_textures", normalised_and_viewed),
+    case("steering", rewards_avoided),
     case("rare_counts", append, make=exponential),
     case("mlp_sgd", append, make=softmax),
     case("cancer_one_logit", append, make=nn.Sigmoid),

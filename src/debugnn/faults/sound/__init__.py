@@ -18,6 +18,7 @@ from debugnn.faults.sound import (
     generative,
     graphs,
     metric_learning,
+    policies,
     rare_classes,
     regression,
     sequences,
@@ -27,7 +28,7 @@ from debugnn.faults.sound import (
 
 _KINDS = (
     dense, convolutional, fine_tuning, sequences, graphs, tables, regression, generative,
-    metric_learning, distillation, rare_classes, survival,
+    metric_learning, distillation, rare_classes, survival, policies,
 )  # fmt: skip
 
 TUNING: dict[str, Build] = {name: build for kind in _KINDS for name, build in kind.TUNING.items()}

@@ -38,7 +38,7 @@ from debugnn.faults.nets import (
     Transformer,
 )
 from debugnn.faults.program import Build, Data, Setup
-from debugnn.faults.sequence_loops import carrying, forecaster, packed, sentences
+from debugnn.faults.sequence_loops import carrying, echo, forecaster, packed, sentences
 
 ce = nn.CrossEntropyLoss
 
@@ -184,6 +184,7 @@ TUNING: dict[str, Build] = {
     "carried_lstm": partial(carrying, cell=nn.LSTM, flat=False),
     "packed": packed,
     "forecaster": forecaster,
+    "echo": echo,
     "written_lines": written_lines,
     "tracker": tracker,
     "tracker_in_order": tracker_in_order,

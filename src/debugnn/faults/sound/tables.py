@@ -9,6 +9,7 @@ from torch.optim import SGD, Adam, AdamW
 
 from debugnn.faults.datasets import (
     Split,
+    bids,
     binary,
     events,
     few_informative,
@@ -17,6 +18,7 @@ from debugnn.faults.datasets import (
     table,
     toy,
 )
+from debugnn.faults.loops import taking
 from debugnn.faults.nets import Functional, Products, mlp
 from debugnn.faults.program import Build, Setup
 
@@ -53,7 +55,29 @@ def numbered(data: Split) -> Split:
     return (torch.cat([x, train], dim=1), y), (torch.cat([x_val, val], dim=1), y_val)
 
 
+class Bidder(nn.Module):
+    """Reads words' numbers (B,), and amounts (B, 2) beside what it knows of the words."""
+
+    def __init__(self, words: int, hidden: int) -> None:
+        super().__init__()
+        self.known = nn.Embedding(words, 8)
+        nn.init.normal_(self.known.weight, std=0.3)
+        self.joined = mlp(10, hidden, 1)
+
+    def forward(self, words: Tensor, amounts: Tensor) -> Tensor:
+        return self.joined(torch.cat([self.known(words), amounts], dim=1))
+
+
+def bidder(seed: int) -> Setup:
+    """What is bought, from a word and two amounts, each an argument of its own."""
+    return Setup(
+        Bidder(60, 32), nn.BCEWithLogitsLoss(), partial(Adam, lr=5e-3), *bids(seed), epochs=10,
+        loop=taking(lambda rows: (rows[:, 0].long(), rows[:, 1:])),
+    )  # fmt: skip
+
+
 TUNING: dict[str, Build] = {
+    "bidder": bidder,
     "recommender": lambda seed: Setup(
         Products(200, 120, 24, std=0.1),
         nn.BCEWithLogitsLoss(),

@@ -1,0 +1,76 @@
+"""Policies of real actions that are trained by a policy gradient."""
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Independent, Normal
+from torch.optim import Adam
+
+from debugnn.faults.nets import mlp
+from debugnn.faults.program import Build, MakeObserver, Observer, Setup, begin
+
+_STEPS = 240
+_BATCH = 128
+
+
+class Helm(nn.Module):
+    """Means (B, 2) of the actions in some states (B, 4), and their deviations (2,)."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.mean = mlp(4, hidden, 2)
+        self.log_std = nn.Parameter(torch.full((2,), -0.7))
+
+    def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        return self.mean(states), self.log_std.exp()
+
+
+def log_likelihood(outputs: tuple[Tensor, Tensor], actions: Tensor) -> Tensor:
+    """Return the logarithm of the density of actions (B, 2), as (B,)."""
+    return Independent(Normal(*outputs), 1).log_prob(actions)
+
+
+def policy_loss(outputs: tuple[Tensor, Tensor], targets: tuple[Tensor, Tensor]) -> Tensor:
+    """The policy gradient's (Williams 1992) of actions and their advantages."""
+    actions, advantages = targets
+    return -(log_likelihood(outputs, actions) * advantages).mean()
+
+
+def _rewards(states: Tensor, actions: Tensor) -> Tensor:
+    """Return minus the squared distance to the action that a state asks for, (B,)."""
+    asked = torch.stack([states[:, 0] * states[:, 1], states[:, 2].sin() - states[:, 3]], dim=1)
+    return -(actions - asked).square().sum(dim=1)
+
+
+def _loop(setup: Setup, seed: int, make_observer: MakeObserver) -> Observer:
+    model, optimizer, observer = begin(setup, make_observer)
+    draws = torch.Generator().manual_seed(seed)
+    for _ in range(_STEPS):
+        states = torch.randn(_BATCH, 4, generator=draws)
+        with torch.no_grad():
+            mean, deviation = model(states)
+            actions = mean + deviation * torch.randn(_BATCH, 2, generator=draws)
+        rewards = _rewards(states, actions)
+        targets = actions, (rewards - rewards.mean()) / rewards.std()
+        optimizer.zero_grad()
+        loss = setup.loss_fn(model(states), targets)
+        loss.backward()
+        optimizer.step()
+        observer.step(loss, states, targets)
+    states = setup.val[0]
+    with torch.no_grad():
+        setup.scores.append(_rewards(states, model(states)[0]).mean().item())
+    return observer
+
+
+def steering(seed: int) -> Setup:
+    """Two rudders that learn which angles are rewarded, from single actions."""
+    states = torch.randn(400, 4, generator=torch.Generator().manual_seed(seed))
+    unused = states, torch.zeros(len(states))
+    return Setup(Helm(32), policy_loss, partial(Adam, lr=1e-2), unused, unused, loop=_loop)
+
+
+TUNING: dict[str, Build] = {"steering": steering}
+
+HELD_OUT: dict[str, Build] = {}
