@@ -9,8 +9,9 @@ from torch import nn
 
 from debugnn import Doctor
 from debugnn.doctor.causes.signals.data import SHIFTED, TOLD_APART
+from debugnn.doctor.causes.signals.outcome import skill
 from debugnn.doctor.causes.verdict import verdict
-from debugnn.doctor.evidence import AdjustedFacts, Evidence, Validation
+from debugnn.doctor.evidence import AdjustedFacts, Evidence, Pairing, Validation
 from debugnn.doctor.observe.rescaled import rescaled_skill
 
 
@@ -68,6 +69,66 @@ def test_wrong_training_labels_do_harm_where_what_is_learnt_does_not_hold(kept, 
     held.recalls, trained.recalls = (dict.fromkeys(range(3), skill) for skill in (kept, training))
     found = [f for f in found_by("bad_labels", given) if "part of the training" in f.summary]
     assert [f.severity for f in found] == ([severity] if severity else [])
+
+
+@pytest.mark.parametrize(
+    ("others", "ratios", "named"),
+    [(0.5, (1.0, 1.0), True), (0.0, (1.0, 1.0), False), (0.5, (1.0, 2.1), False),
+     (0.5, (None, None), False)],
+)  # fmt: skip
+def test_one_target_alone_is_named_where_the_loss_is_of_nothing_else(others, ratios, named):
+    given = validated(0.5, 0.5)
+    given.task, given.data.one_target, given.data.other_targets = "unknown", 1.0, others
+    given.loop.loss_ratio_low, given.loop.loss_ratio_high = ratios
+    found = [f for f in found_by("class_imbalance", given) if "every target" in f.summary]
+    assert [(f.severity, f.confidence) for f in found] == [("error", "certain")] * named
+
+
+@pytest.mark.parametrize(
+    ("seen", "held", "expected"),
+    [(1.0, [1.0, 0.0], (1.0, 0.5)), (1.0, [1.0, 1.0], (1.0, 0.0)), (None, [1.0, 0.0], (None, 0))],
+)
+def test_all_targets_that_were_trained_on_are_looked_at(seen, held, expected):
+    torch.manual_seed(0)
+    model, loss_fn = nn.Sequential(nn.Embedding(20, 1), nn.Flatten(0)), nn.BCEWithLogitsLoss()
+    nn.init.zeros_(model[0].weight)  # a row of a table is no unit: equal ones may stay so
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    with Doctor(model, optimizer, loss_fn) as doctor:
+        for step in range(45):
+            x = torch.randint(20, (16, 1))
+            # One other target, late, is not among the batches that are kept.
+            y = torch.full((16,), 1.0 if seen is not None or step != 33 else 0.0)
+            optimizer.zero_grad()
+            loss = loss_fn(model(x), y)
+            loss.backward()
+            optimizer.step()
+            doctor.step(loss, x, y)
+        doctor.validate(torch.arange(2)[:, None], torch.tensor(held))
+        report = doctor.report()
+    data = report.evidence.data
+    assert (data.one_target, data.other_targets) == expected
+    assert "symmetric_init" not in [f.cause for f in report.findings]
+
+
+def misread_values(own, best=0.7, constant=2.7):
+    given = evidence(-300.0)
+    given.task, given.loss.best, given.loss.constant = "values", best, constant
+    given.outcome.own_loss.train = Pairing(32, 1.0, own, 3.0, 0.1)
+    given.outcome.validations = [
+        Validation(s, 0.1, score(-300.0, samples=300)) for s in (20, 40, 60)
+    ]
+    return given
+
+
+@pytest.mark.parametrize(
+    ("own", "best", "misread"),
+    [(0.04, 0.7, True), (0.3, 0.7, False), (0.0, 0.0, False), (-5.0, -2.0, False)],
+)
+def test_a_loss_far_below_that_of_right_values_compares_something_else(own, best, misread):
+    """What a detector's loss makes of its boxes is not how far they are from the targets."""
+    given = misread_values(own, best)
+    assert (skill(given) is None) is misread
+    assert (verdict(given).healthy is None) is misread
 
 
 def test_overfitting_is_dated_by_the_lowest_loss():

@@ -127,7 +127,14 @@ def folder_by_folder(setup: Setup) -> None:
 
 UNSHUFFLED = ("bad_labels", "train_test_mismatch")
 
+
+def without_negatives(setup: Setup) -> None:
+    """Trained on what is liked alone, as where no others are drawn beside it."""
+    keep_samples(setup, setup.train[1].flatten() == 1)
+
+
 TUNING = [
+    case("recommender", without_negatives, ("bad_labels",)),
     case("classes_weighed", weighed_by_shares_by_hand),
     case("weighted_events", weighed_by_shares_by_hand),
     case("drawn_evenly", drawn_by_counts),

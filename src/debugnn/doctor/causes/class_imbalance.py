@@ -8,6 +8,7 @@ from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
 from debugnn.doctor.causes.signals.data import RARE
 from debugnn.doctor.causes.signals.outcome import (
     AT_CHANCE,
+    JUDGED_AFTER,
     NEARLY_PERFECT,
     judged,
     last_validation,
@@ -52,6 +53,10 @@ NO_ORDER = 0.1
 # Samples of a class that as many labels would hold on average, by its share in the validation, from
 # which none at all is no chance: e^-20.
 EXPECTED = 20.0
+# Share of the validation's targets that are others than the only one that was trained on; and how
+# far the loss may be from the loss function's value, where that is all of it.
+OTHERS = 0.05
+WHOLE_LOSS = 0.01
 # Share of batches that hold one class alone, of data that are sorted: all but those in which one
 # class ends and the next begins. The share of shuffled batches above which it may be chance.
 ONE_CLASS = 0.5
@@ -244,6 +249,31 @@ def _missed(classes: set[int], evidence: Evidence) -> bool:
     return all(train.recalls.get(c, 1.0) <= NEVER for c in classes)
 
 
+def one_target_alone(evidence: Evidence) -> Iterator[Sign]:
+    """All training targets are one number, and validation has others.
+
+    A discriminator may be handed the labels of real samples alone: its loss has another part too.
+    """
+    data, loop = evidence.data, evidence.loop
+    ratios = loop.loss_ratio_low, loop.loss_ratio_high
+    if data.one_target is None or data.other_targets < OTHERS or loop.steps < JUDGED_AFTER:
+        return
+    if any(ratio is None or abs(ratio - 1) > WHOLE_LOSS for ratio in ratios):
+        return
+    yield Sign(
+        "error",
+        f"every target that was trained on is {data.one_target:g}, while "
+        f"{100 * data.other_targets:.0f} % of the validation's are others: one constant output is "
+        "right for all of them",
+        "train on samples of the other kind too: draw negative samples beside those that were "
+        "seen, and see how the targets are made",
+        evidence={"target": data.one_target, "others_in_validation": data.other_targets},
+        confidence="certain",
+        override=None,
+        harm="nothing of the inputs has to be learnt",
+    )
+
+
 def never_trained_on(evidence: Evidence) -> Iterator[Sign]:
     """A class of the validation that no training sample has had, of so many that it is no chance.
 
@@ -302,6 +332,7 @@ CAUSE = Cause(
         first_of(
             weighs_nothing,
             weighed_the_wrong_way,
+            one_target_alone,
             never_trained_on,
             sorted_batches,
             unrecognised_class,

@@ -192,6 +192,8 @@ class DataFacts:
     target_rarest: float | None = None  # share of the rarest value
     target_std: float | None = None
     target_rms: float | None = None
+    one_target: float | None = None  # that all targets are which were trained on
+    other_targets: float = 0.0  # share of the validation's that are not, where there is one
     target_low: float | None = None
     target_high: float | None = None
     # Share of each feature's variance that the target explains, in descending order, for the first

@@ -117,6 +117,25 @@ def note_data(
             evaluate_changed(evidence.data, buffer.early, layout, validation, task, replica, steps)
 
 
+def note_one_target(
+    facts: DataFacts, buffer: BatchBuffer, validation: ValidationBatch | None
+) -> None:
+    """Fill in whether all training targets are one real number, and the validation's are not.
+
+    Args:
+        buffer: training batches.
+        validation: the latest.
+    """
+    if not buffer.labels or validation is None or not isinstance(validation.targets, Tensor):
+        return
+    targets, held = buffer.labels.together(), validation.targets
+    if targets.is_floating_point() and held.is_floating_point() and held.numel():
+        first = targets[0].item()
+        if bool((targets == first).all()):
+            facts.one_target = first
+            facts.other_targets = (held != first).double().mean().item()
+
+
 def _described(kept: KeptSamples, buffer: BatchBuffer, task: Task) -> DataFacts:
     """Return what the kept samples and batches tell by themselves."""
     facts = samples.data_facts(kept.inputs, kept.targets, task)

@@ -14,6 +14,7 @@ from debugnn.doctor.evidence import Evidence, OutcomeFacts, Score, WeightFacts
 from debugnn.doctor.observe.buffer import Batch
 from debugnn.doctor.observe.calls import first_tensor
 from debugnn.doctor.observe.modes import BATCH_NORM, NORMALISATIONS, without_dropout
+from debugnn.doctor.observe.operations import TABLES
 from debugnn.doctor.observe.task import Task, score
 
 _SCORED = 2048  # samples that a score is computed from
@@ -202,11 +203,14 @@ def note_still_equal(
 ) -> None:
     """Note how many units of each weight began equal to another one, and have moved with it.
 
+    The rows of a table are no units: of two words that come alike they may be equal by right.
+
     Args:
         initial: the weights that the training began with.
     """
+    tables = {f"{n}.weight" for n, module in model.named_modules() if isinstance(module, TABLES)}
     for weight, start, now in _known(weights, model, initial):
-        if 1 < weight.outputs <= _UNITS:
+        if 1 < weight.outputs <= _UNITS and weight.name not in tables:
             before, rows = (t.float().flatten(1).cpu() for t in (start, now))
             weight.still_equal = _still_equal(before, rows) / len(rows)
 

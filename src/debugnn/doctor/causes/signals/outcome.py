@@ -69,6 +69,10 @@ BOUNDED = ("tanh", "sigmoid", "hardtanh", "clamp", "softmax")  # what ends in th
 ABOVE_CONSTANT = 1.05
 # The loss of the best constant outputs over the first loss, below which it is no loss of guessing.
 LEFT_OF_FIRST = 0.1
+# How far below that of outputs which equal the targets a loss is, as a share of it, and of the way
+# up to that of constant outputs, where the outputs are meant otherwise.
+BETTER_THAN_RIGHT = 0.5
+OF_THE_WAY = 0.25
 # Fewest candidates of a cross-entropy of an unknown kind whose value is judged. With two, it may be
 # that of a discriminator that its generator deceives.
 CANDIDATES = 4
@@ -99,16 +103,30 @@ def skill(evidence: Evidence) -> float | None:
     """Return how well the training samples are fitted: 0 as by guessing, 1 perfectly.
 
     The better of evaluation mode and batch statistics counts, because early running averages are
-    far off. −∞ after a loss that was not finite. None where the task is unknown.
+    far off. −∞ after a loss that was not finite. None where the task is unknown, or was misread.
     """
     outcome = evidence.outcome
     if outcome.nonfinite_step is not None:
         return -math.inf
+    if misread(evidence):
+        return None
     scores = [fitted(score, evidence) for score in (outcome.train, outcome.train_mode)]
     known = [value for value in scores if value is not None]
     if known:
         return max(known)
     return None
+
+
+def misread(evidence: Evidence) -> bool:
+    """Return whether the outputs are no values that are to equal the targets, as it had seemed: the
+    training has a far lower loss than outputs that do. A detector's logits are compared with 0 and
+    1, say, and its boxes only where there is one."""
+    best, constant, own = evidence.loss.best, evidence.loss.constant, evidence.outcome.own_loss
+    if evidence.task != "values" or best is None or constant is None or own.train.own is None:
+        return False
+    if best <= 0:
+        return False
+    return own.train.own < best - max(BETTER_THAN_RIGHT * best, OF_THE_WAY * abs(constant - best))
 
 
 def fitted(score: Score, evidence: Evidence) -> float | None:
