@@ -28,16 +28,18 @@ def validated(train, *held_out, losses=None) -> Evidence:
 @pytest.mark.parametrize(
     ("held_out", "losses", "expected"),
     [
-        ([0.5, 0.5, 0.54], [1.0, 1.0, 1.0], True),  # the gap alone is large enough
-        ([0.5, 0.5, 0.56], [1.0, 1.0, 1.0], False),
-        ([0.7, 0.7, 0.74], [1.0, 1.0, 1.11], True),  # a gap, and the loss has turned
-        ([0.7, 0.7, 0.74], [1.0, 1.0, 1.09], False),
-        ([0.8, 0.8, 0.84], [1.0, 1.0, 1.41], True),
-        ([0.8, 0.8, 0.84], [1.0, 1.0, 1.39], False),
+        # Of 300 samples chance makes up to 0.03.
+        ([0.5, 0.5, 0.51], [1.0, 1.0, 1.0], True),  # the gap alone is large enough
+        ([0.5, 0.5, 0.53], [1.0, 1.0, 1.0], False),
+        ([0.7, 0.7, 0.71], [1.0, 1.0, 1.11], True),  # a gap, and the loss has turned
+        ([0.7, 0.7, 0.71], [1.0, 1.0, 1.09], False),
+        ([0.7, 0.7, 0.73], [1.0, 1.0, 1.11], False),
+        ([0.8, 0.8, 0.81], [1.0, 1.0, 1.41], True),
+        ([0.8, 0.8, 0.81], [1.0, 1.0, 1.39], False),
         ([0.9, 0.9, 0.9], [1.0, 1.0, 2.0], False),  # no gap
         # One low loss among others is no steep turn, and several are.
-        ([0.8, 0.8, 0.8, 0.8, 0.84], [1.5, 1.4, 0.9, 1.4, 1.4], False),
-        ([0.8, 0.8, 0.8, 0.8, 0.84], [1.5, 0.9, 0.9, 1.4, 1.4], True),
+        ([0.8, 0.8, 0.8, 0.8, 0.81], [1.5, 1.4, 0.9, 1.4, 1.4], False),
+        ([0.8, 0.8, 0.8, 0.8, 0.81], [1.5, 0.9, 0.9, 1.4, 1.4], True),
     ],
 )
 def test_overfitting_at_its_edges(held_out, losses, expected):
@@ -67,8 +69,10 @@ def test_wrong_training_labels_do_harm_where_what_is_learnt_does_not_hold(kept, 
     given = validated(training, kept)
     held, trained = given.outcome.validations[-1].score, given.outcome.train
     held.recalls, trained.recalls = (dict.fromkeys(range(3), skill) for skill in (kept, training))
-    found = [f for f in found_by("bad_labels", given) if "part of the training" in f.summary]
-    assert [f.severity for f in found] == ([severity] if severity else [])
+    for repeated, expected in ((200, severity), (0, severity and "note")):  # crops never repeat
+        given.data.repeated = repeated
+        found = [f for f in found_by("bad_labels", given) if "part of the training" in f.summary]
+        assert [f.severity for f in found] == ([expected] if expected else [])
 
 
 @pytest.mark.parametrize(

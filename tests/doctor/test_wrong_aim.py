@@ -322,7 +322,7 @@ BEFORE_ON_A_LINE = of_normal(MEANS[:, 0], MOVES[:, 0])
         (
             clipped_and_valued,
             (MEANS[:, 0], RETURNS / 2),
-            (MOVES[:, 0], BEFORE_ON_A_LINE + PROBABLE / 9, RETURNS, RETURNS.flip(0)),
+            (MOVES[:, 0], BEFORE_ON_A_LINE + PROBABLE / 90, RETURNS, RETURNS.flip(0)),
         ),
     ],
 )
@@ -337,6 +337,9 @@ def test_whether_a_loss_makes_rewarded_movements_rarer(loss, outputs, targets, s
         lambda outputs, targets: (outputs - targets[0]).abs().mean() + targets[1].mean(),
         lambda outputs, targets: F.mse_loss(outputs, targets[0] + targets[1]),
         lambda outputs, targets: (targets[0] * outputs * targets[1]).mean(),
+        # A mask of what is left out, and a choice by the sign, draw to actions and push from none.
+        lambda outputs, targets: ((1 - targets[1]) * (outputs - targets[0]).square()).mean(),
+        lambda outputs, targets: ((targets[1] < 0) * (outputs - targets[0]).square()).mean(),
     ],
 )
 @pytest.mark.parametrize("other", [PROBABLE, -PROBABLE, RETURNS])

@@ -289,9 +289,11 @@ def wrong_training_labels(evidence: Evidence) -> Iterator[Sign]:
     better = fmean(last.recalls[c] - trained[c] for c in both)
     if better > BETTER_THAN_TRAINING and last.skill > VALIDATION_SKILL:
         found = reached(evidence)
+        # What holds for others all the same was learnt in spite of them, as it may be meant to; and
+        # samples that never come again as they were may be harder in training, by a crop say.
+        harmless = last.skill > IN_SPITE or not evidence.data.repeated
         yield Sign(
-            # What holds for others all the same was learnt in spite of them, as it may be meant to.
-            "note" if last.skill > IN_SPITE else "error",
+            "note" if harmless else "error",
             f"validation labels are met far better (skill {last.skill:.2f}) than training labels "
             f"({found:.2f}): part of the training labels are wrong",
             "look through the training samples with the largest loss",

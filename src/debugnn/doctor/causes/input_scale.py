@@ -9,7 +9,6 @@ from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
 from debugnn.doctor.causes.signals.data import FAR_SCALE, odd_inputs
 from debugnn.doctor.causes.signals.outcome import (
     failing,
-    judged,
     not_all_learnt,
     severity,
     short,
@@ -213,7 +212,7 @@ def unscaled_at_layer(evidence: Evidence) -> Iterator[Sign]:
     """A layer takes data that are large: beside others, in an argument of their own, or as the
     model prepares them; and a copy learns better where it divides them."""
     large, cure = large_at_layer(evidence), cured(evidence, SCALED_LAYERS)
-    if large is None or cure is None or not judged(evidence):
+    if large is None or cure is None or not (short(evidence) or overtakes(evidence, cure)):
         return
     name, rms = large
     usual = evidence.data.floating and odd_inputs(evidence) is None

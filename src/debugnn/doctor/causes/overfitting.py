@@ -50,7 +50,7 @@ def falls_behind(evidence: Evidence) -> Iterator[Sign]:
     }
     losses = [] if drawn_otherwise(evidence) else list(values.values())
     risen, steadily = _rise(losses), _rise(_without_outliers(losses))
-    gap = trained - kept
+    gap = trained - kept - 0.5 / math.sqrt(last.samples)  # less what chance makes of so few
     turned = risen is not None and risen > TURNED
     transfer = evidence.data.transfer_skill
     beaten = transfer is not None and transfer > kept + BEATEN

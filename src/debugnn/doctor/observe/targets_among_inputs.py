@@ -24,6 +24,7 @@ _COLUMNS = 256  # target columns: maps have more, and every one is compared with
 _VALUES = 8192  # most values of an input that are compared
 _KINDS = 8  # values that a column takes, at least: a column of few values agrees by chance
 _PROBES = 4  # columns whose copies change places
+_LONG = 16  # fewest positions behind channels, which may be a few frames of one state otherwise
 _LEAST_POSITIONS = 4  # fewest positions of a sequence whose targets are its next values
 _ROUNDING = 1e-9  # of 1 − r² for a correlation r of numbers that were computed in float32
 
@@ -58,7 +59,7 @@ def target_copy_facts(
         facts.varying = int(_varies(rows).sum())
         if len(copied) == len(places):
             _describe_block(facts, places, shape)
-        along = {axis: _shift(places, shape, axis) for axis in {0, len(shape) - 1}}
+        along = {axis: _shift(places, shape, axis) for axis in _time_axes(shape)}
         for axis, shift in along.items():
             if shift == 0 and len(names) > 1:
                 facts.aligned, facts.positions = True, shape[axis]
@@ -134,6 +135,13 @@ def _places_of_copies(rows: Tensor, targets: Tensor) -> Tensor | None:
     if not bool(positive[copied].all()) or len(places[copied].unique()) < int(copied.sum()):
         return None
     return torch.where(copied, places, -1)
+
+
+def _time_axes(shape: tuple[int, ...]) -> set[int]:
+    """Return the axes of a sample that may be of time: the first one, and the last one of a long
+    sequence of channels. That of images is of space, where anything may move as a whole."""
+    long = len(shape) == 2 and shape[1] >= _LONG
+    return {0, 1} if long else {0}
 
 
 def _shift(places: Tensor, shape: tuple[int, ...], axis: int) -> int | None:

@@ -24,6 +24,7 @@ from debugnn.doctor.observe.task import Task, space
 # error punishes distance: the best of these counts. The last ones are for losses that divide them.
 _LOGITS = (1.0, 2.0, 4.0, 6.0, 8.0, 12.0, 30.0, 300.0)
 _SHIFTED = 1e-4  # relative difference of losses that a shift of all logits leaves as they are
+_UNSURE = 0.1  # size of scores of which no class has nearly all of the probability
 _PLACES = 8  # labels that are changed, one after the other, to see what they are compared with
 _RIGHT = 3  # the index of those that stand for right outputs
 
@@ -52,7 +53,7 @@ def try_classes(facts: LossFacts, loss: Loss, outputs: Tensor, task: Task) -> No
         # loss looks for the outputs to leave out where others lie.
         gradient = loss.gradient(noise)
         if gradient is not None:
-            facts.across_positions = _across_positions(loss, noise, gradient, task)
+            facts.across_positions = _across_positions(loss, noise, task)
         return
     hot = F.one_hot(labels.where(known, 0), task.size).to(outputs.dtype)
     if facts.output_space == "real":
@@ -183,7 +184,7 @@ def _try_noise(facts: LossFacts, loss: Loss, noise: Tensor, hot: Tensor, task: T
     facts.opposed = bool(((by_row * hot).sum(dim=1) > 0).all())
     facts.fixed_entries = _reads_fixed_entries(loss, noise, gradient, task)
     facts.cross_gradient = cross_gradient(loss, noise)
-    facts.across_positions = _across_positions(loss, noise, gradient, task)
+    facts.across_positions = _across_positions(loss, noise, task)
 
 
 def _linear(loss: Loss, first: Tensor, second: Tensor) -> float | None:
@@ -192,7 +193,7 @@ def _linear(loss: Loss, first: Tensor, second: Tensor) -> float | None:
     return abs(loss((first + second) / 2) - ends) / max(abs(ends), ZERO_LOSS)
 
 
-def _across_positions(loss: Loss, noise: Tensor, gradient: Tensor, task: Task) -> float | None:
+def _across_positions(loss: Loss, noise: Tensor, task: Task) -> float | None:
     """Return the share of labels that are compared with scores of several positions.
 
     The gradient follows another label at the scores that the label is compared with: at most all
@@ -203,24 +204,24 @@ def _across_positions(loss: Loss, noise: Tensor, gradient: Tensor, task: Task) -
     if targets.is_floating_point() or targets.dim() < 2 or noise.dim() < 3:
         return None
     axes = [axis for axis in range(1, noise.dim()) if noise.shape[axis] == task.size]
-    labels = targets.reshape(-1)
+    scores = _UNSURE * noise
+    gradient, labels = loss.gradient(scores), targets.reshape(-1)
+    if gradient is None:
+        return None
     known = ((labels >= 0) & (labels < task.size)).nonzero()[:, 0]
-
-    def changed(place: int, by: int) -> Tensor | None:
-        other = labels.clone()
-        other[place] = (other[place] + by) % task.size
-        after = loss.gradient(noise, other.reshape(targets.shape))
-        return None if after is None else after != gradient
 
     found = []
     for place in known[:: max(len(known) // _PLACES, 1)][:_PLACES].tolist():
-        first, second = (changed(place, by) for by in (1, 2))
-        if first is None or second is None:
+        other = labels.clone()
+        other[place] = (other[place] + 1) % task.size
+        after = loss.gradient(scores, other.reshape(targets.shape))
+        if after is None:
             return None
-        if first.any():
+        moved, by = after - gradient, int(other[place] - labels[place])
+        if moved.any():
             found.append(
                 all(
-                    _one_of_each(first, axis, task.size) or _moves_on(first, second, axis)
+                    _one_of_each(moved != 0, axis, task.size) or _moves_on(moved, axis, by)
                     for axis in axes
                 )
             )
@@ -239,17 +240,18 @@ def _one_of_each(changed: Tensor, axis: int, classes: int) -> bool:
     return 1 < int(changed.sum()) <= classes and int(changed.sum(dim=axis).max()) == 1
 
 
-def _moves_on(first: Tensor, second: Tensor, axis: int) -> bool:
-    """Return whether a label's class chooses the position that it is compared with: scores were
-    normalised over the classes of each position, and then taken for another order.
+def _moves_on(moved: Tensor, axis: int, by: int) -> bool:
+    """Return whether a label's class is read from what lies in memory, whichever position that is
+    of: scores were normalised over the classes of each position, and then taken for another order.
 
     Args:
-        first, second: which scores' gradient follows a label of the next class, and of the one
-            after it.
+        moved: what the gradient of each score moves by with a label.
         axis: of the classes.
+        by: how much larger the label is.
     """
-    one, other = (each.any(dim=axis) for each in (first, second))
-    return int(one.sum()) == int(other.sum()) == 2 and not torch.equal(one, other)
+    positions = int((moved != 0).any(dim=axis).sum())
+    # The score of the label is pulled up, and that of the one before no more.
+    return positions == 2 and int(moved.argmin()) - int(moved.argmax()) == by
 
 
 def _reads_fixed_entries(loss: Loss, noise: Tensor, gradient: Tensor, task: Task) -> bool:

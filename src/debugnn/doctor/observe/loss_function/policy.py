@@ -175,7 +175,8 @@ class _RealActions(_Weighted):
 
         Actions on the other side of the mean have to turn the response round, and the mean itself
         has none: numbers that a value is fitted to, and others beside them, or factors of a
-        product, look like weights and actions otherwise.
+        product, look like weights and actions otherwise. And the loss has to push the mean away
+        from some actions: a mask, of what is left out, draws it to all others.
         """
         rising = []
         self._actions = self._place.scores
@@ -188,8 +189,14 @@ class _RealActions(_Weighted):
                 return None
             once, used = found
             away = self._rows(self._actions) - self._rows(self._place.scores)
-            along = (once * away * self._signs)[used]
-            rising.append((along[along != 0] > 0).float().mean().item())
+            plain = self._gradient(self._weights, self._place.scores)
+            for gradient in (once, plain):
+                along = (gradient * away * self._signs)[used]
+                rising.append((along[along != 0] > 0).float().mean().item())
+            if not all(
+                ((plain * away)[used & (self._signs[:, 0] == s)] != 0).any() for s in (1, -1)
+            ):
+                return None
         if min(rising) >= _ONE_SIGN:
             return PolicyFacts(rises=True)
         return PolicyFacts(rises=False) if max(rising) <= 1 - _ONE_SIGN else None
