@@ -155,7 +155,9 @@ def test_what_is_worse_than_guessing_on_training_samples_is_not_learnt_by_heart(
         (0.05, [0.0, 0.0], [1.02, 1.1], False),
         (0.05, [0.0, 0.0], [0.99, 1.1], True),  # at one validation it was better than guessing
         (0.05, [0.05, 0.05], [1.02, 1.1], True),
-        (0.2, [0.0, 0.0], [1.02, 1.1], True),
+        (0.2, [0.0, 0.0], [1.02, 1.1], False),
+        (0.2, [0.0, 0.0], [0.98, 1.1], True),
+        (0.6, [0.0, 0.0], [1.02, 1.1], True),  # which is overfitting
         (0.05, [0.0], [1.1], True),
     ],
 )
@@ -170,6 +172,8 @@ def test_what_holds_for_no_new_sample_is_learnt_by_heart(train, held_out, losses
     found = verdict(given)
     assert found.healthy is learns
     assert learns or "by heart" in found.reason
+    given.outcome.own_loss.validation = Pairing(20, 0.9, 1.0, 0.5, 0.05)  # a relation was found
+    assert verdict(given).healthy is (learns or train > 0.1)
 
 
 def test_a_mismatch_needs_inputs_that_differ_and_a_skill_that_falls():

@@ -34,6 +34,10 @@ FAR_BEHIND = 0.25
 # that is none: the standard error of an accuracy over 1,000 samples is 0.015.
 VALIDATIONS = 2
 KNOWS_NOTHING = 0.02
+# The least loss of validation samples over that of guessing, of which chance may make a little less
+# than 1; and the skill on training samples below which it is no overfitting by its gap.
+NO_BETTER = 0.99
+HALF_LEARNT = 0.5
 # Groups of samples whose targets changed places, at least, for a word about whether outputs belong
 # to their samples; of one group the scatter is not known.
 GROUPS = 8
@@ -229,7 +233,14 @@ def learns_by_heart_alone(evidence: Evidence) -> bool:
     if evidence.classes is not None and 0 < last.samples < evidence.classes:
         return False  # what guessing costs cannot be measured on fewer labels than classes
     nothing = max(last.skill, matched or 0.0) < KNOWS_NOTHING
-    return nothing and min(known) > 1 and reached(evidence) < AT_CHANCE
+    if not nothing:
+        return False
+    if reached(evidence) < AT_CHANCE:
+        return min(known) > 1
+    # A loss that weights rare events is above that of guessing by right.
+    if evidence.task != "classes" or outputs_belong_to_new_samples(evidence):
+        return False
+    return min(known) > NO_BETTER and reached(evidence) < HALF_LEARNT
 
 
 def outputs_belong(evidence: Evidence) -> bool:
