@@ -128,7 +128,7 @@ def misread(evidence: Evidence) -> bool:
     best, constant, own = evidence.loss.best, evidence.loss.constant, evidence.outcome.own_loss
     if evidence.task != "values" or best is None or constant is None or own.train.own is None:
         return False
-    if best <= 0:
+    if best <= 0:  # the share of it says nothing
         return False
     return own.train.own < best - max(BETTER_THAN_RIGHT * best, OF_THE_WAY * abs(constant - best))
 

@@ -51,9 +51,7 @@ def try_classes(facts: LossFacts, loss: Loss, outputs: Tensor, task: Task) -> No
     if not known.any() or not (known.all() or _leaves_out(loss, noise, ~known, task)):
         # Some labels are impossible: no outputs are right for them. Or they are left out, and the
         # loss looks for the outputs to leave out where others lie.
-        gradient = loss.gradient(noise)
-        if gradient is not None:
-            facts.across_positions = _across_positions(loss, noise, task)
+        facts.across_positions = _across_positions(loss, noise, task)
         return
     hot = F.one_hot(labels.where(known, 0), task.size).to(outputs.dtype)
     if facts.output_space == "real":
@@ -209,7 +207,6 @@ def _across_positions(loss: Loss, noise: Tensor, task: Task) -> float | None:
     if gradient is None:
         return None
     known = ((labels >= 0) & (labels < task.size)).nonzero()[:, 0]
-
     found = []
     for place in known[:: max(len(known) // _PLACES, 1)][:_PLACES].tolist():
         other = labels.clone()

@@ -68,7 +68,7 @@ def policy_facts(loss_fn: LossFunction, outputs: Any, targets: Any) -> PolicyFac
                 facts = weighted.facts()
                 deaf.append(facts is None and weighted.is_deaf())
             else:
-                facts = _RealActions(loss_fn, outputs, targets, place).facts()
+                facts = _facts_of_real(loss_fn, outputs, targets, place)
         except Exception:  # whatever the loss raises of made-up targets
             continue
         if facts is not None:
@@ -119,16 +119,54 @@ def _numbers_actions(actions: Tensor, scores: Tensor) -> bool:
     return fits and bool((actions >= 0).all() and (actions < scores.shape[-1]).all())
 
 
-class _Weighted:
-    """A loss under made-up weights, half of them positive."""
+def _facts_of_real(
+    loss_fn: LossFunction, outputs: Any, targets: Any, place: _Place
+) -> PolicyFacts | None:
+    """Return whether a loss makes real actions of positive weight rarer, None where some of them
+    are made so and others not, by whichever of their components.
 
-    def __init__(self, loss_fn: LossFunction, outputs: Any, targets: Any, place: _Place) -> None:
+    Actions on the other side of the mean have to turn the response round, and the mean itself has
+    none: numbers that a value is fitted to, and others beside them, or factors of a product, look
+    like weights and actions otherwise.
+    """
+
+    def taken(actions: Tensor) -> _RealActions:
+        return _RealActions(loss_fn, outputs, targets, place, actions)
+
+    if taken(place.scores).responds():
+        return None
+    rising: list[float] = []
+    for actions in (place.actions, 2 * place.scores - place.actions):
+        found = taken(actions).rising()
+        if found is None:
+            return None
+        rising += found
+    if min(rising) >= _ONE_SIGN:
+        return PolicyFacts(rises=True)
+    return PolicyFacts(rises=False) if max(rising) <= 1 - _ONE_SIGN else None
+
+
+class _Weighted:
+    """A loss under made-up weights, half of them positive.
+
+    Args:
+        actions: what stands in the place of the actions taken; None leaves them.
+    """
+
+    def __init__(
+        self,
+        loss_fn: LossFunction,
+        outputs: Any,
+        targets: Any,
+        place: _Place,
+        actions: Tensor | None = None,
+    ) -> None:
         self._loss_fn = loss_fn
         self._outputs, self._targets, self._place = outputs, targets, place
         weights = torch.ones_like(place.weights)
         weights.view(-1)[1::2] = -1.0
         self._weights, self._signs = weights, weights.reshape(-1, 1)
-        self._actions = place.actions
+        self._actions = place.actions if actions is None else actions
 
     def _responses(self) -> tuple[Tensor, Tensor] | None:
         """Return by how much the weights turn each sample's gradient, (weights, size), and where
@@ -169,37 +207,29 @@ class _Weighted:
 class _RealActions(_Weighted):
     """Actions that are numbers, whose probability rises as the mean comes closer to them."""
 
-    def facts(self) -> PolicyFacts | None:
-        """Return whether the loss makes actions of positive weight rarer, None where some of them
-        are made so and others not, by whichever of their components.
+    def responds(self) -> bool:
+        """Return whether any gradient turns with the weights."""
+        return bool(self._turned(self._weights).any())
 
-        Actions on the other side of the mean have to turn the response round, and the mean itself
-        has none: numbers that a value is fitted to, and others beside them, or factors of a
-        product, look like weights and actions otherwise. And the loss has to push the mean away
-        from some actions: a mask, of what is left out, draws it to all others.
+    def rising(self) -> list[float] | None:
+        """Return the share of actions of positive weight, or of negative weight turned round, that
+        become rarer: by what the weights turn of the gradient, and by all of it.
+
+        None of a loss that pushes the mean away from no action: a mask, of what is left out, draws
+        it to all others.
         """
-        rising = []
-        self._actions = self._place.scores
-        if self._turned(self._weights).any():
+        found = self._responses()
+        if found is None:
             return None
-        for side in (1, -1):
-            self._actions = self._place.scores + side * (self._place.actions - self._place.scores)
-            found = self._responses()
-            if found is None:
-                return None
-            once, used = found
-            away = self._rows(self._actions) - self._rows(self._place.scores)
-            plain = self._gradient(self._weights, self._place.scores)
-            for gradient in (once, plain):
-                along = (gradient * away * self._signs)[used]
-                rising.append((along[along != 0] > 0).float().mean().item())
-            if not all(
-                ((plain * away)[used & (self._signs[:, 0] == s)] != 0).any() for s in (1, -1)
-            ):
-                return None
-        if min(rising) >= _ONE_SIGN:
-            return PolicyFacts(rises=True)
-        return PolicyFacts(rises=False) if max(rising) <= 1 - _ONE_SIGN else None
+        turned, used = found
+        away = self._rows(self._actions) - self._rows(self._place.scores)
+        along = self._gradient(self._weights, self._place.scores) * away
+        signs = self._signs[used]
+        moved = (along[used] != 0).any(dim=1)
+        if not all(bool(moved[signs[:, 0] == sign].any()) for sign in (1, -1)):
+            return None
+        courses = ((each[used] * signs) for each in (turned * away, along))
+        return [(course[course != 0] > 0).float().mean().item() for course in courses]
 
 
 class _NumberedActions(_Weighted):
