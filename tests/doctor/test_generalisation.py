@@ -95,7 +95,7 @@ def test_one_target_alone_is_named_where_the_loss_is_of_nothing_else(others, rat
 def test_all_targets_that_were_trained_on_are_looked_at(seen, held, expected):
     torch.manual_seed(0)
     model, loss_fn = nn.Sequential(nn.Embedding(20, 1), nn.Flatten(0)), nn.BCEWithLogitsLoss()
-    nn.init.zeros_(model[0].weight)  # a row of a table is no unit: equal ones may stay so
+    nn.init.zeros_(model[0].weight)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     with Doctor(model, optimizer, loss_fn) as doctor:
         for step in range(45):
@@ -111,6 +111,24 @@ def test_all_targets_that_were_trained_on_are_looked_at(seen, held, expected):
         report = doctor.report()
     data = report.evidence.data
     assert (data.one_target, data.other_targets) == expected
+
+
+def test_rows_of_a_table_are_no_units_that_stay_equal():
+    """All words come alike, so that they are equal by right."""
+    model, loss_fn = nn.Sequential(nn.Embedding(20, 1), nn.Flatten(0)), nn.BCEWithLogitsLoss()
+    nn.init.zeros_(model[0].weight)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    x, y = torch.arange(20)[:, None], torch.ones(20)
+    with Doctor(model, optimizer, loss_fn) as doctor:
+        for _ in range(45):
+            optimizer.zero_grad()
+            loss = loss_fn(model(x), y)
+            loss.backward()
+            optimizer.step()
+            doctor.step(loss, x, y)
+        report = doctor.report()
+    assert len(model[0].weight.unique()) == 1
+    assert [w.still_equal for w in report.evidence.weights] == [0.0]
     assert "symmetric_init" not in [f.cause for f in report.findings]
 
 
