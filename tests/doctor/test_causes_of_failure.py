@@ -26,7 +26,8 @@ from debugnn.doctor.causes.saturated_activation import SATURATED
 from debugnn.doctor.causes.signals.data import FAR_SCALE
 from debugnn.doctor.causes.signals.learning_rate import STILL
 from debugnn.doctor.causes.signals.network import LARGE_GAIN, SMALL_GAIN
-from debugnn.doctor.causes.signals.outcome import AT_CHANCE, GROUPS
+from debugnn.doctor.causes.signals.outcome import AT_CHANCE
+from debugnn.doctor.causes.signals.own_samples import GROUPS
 from debugnn.doctor.evidence import ActivationFacts, Pairing, Score, TrialOutcome
 from debugnn.doctor.trials import (
     AVERAGED_LOSS,

@@ -9,7 +9,7 @@ from torch import nn
 
 from debugnn import Doctor
 from debugnn.doctor.causes.signals.data import SHIFTED, TOLD_APART
-from debugnn.doctor.causes.signals.outcome import skill
+from debugnn.doctor.causes.signals.skill import skill
 from debugnn.doctor.causes.verdict import verdict
 from debugnn.doctor.evidence import AdjustedFacts, Evidence, Pairing, Validation
 from debugnn.doctor.observe.rescaled import rescaled_skill

@@ -9,15 +9,13 @@ from handmade_evidence import diagnosis, evidence
 from torch import nn
 
 from debugnn import Doctor
-from debugnn.doctor.causes.signals.outcome import (
-    BEHIND,
+from debugnn.doctor.causes.signals.outcome import BEHIND, learns, learns_by_heart_alone
+from debugnn.doctor.causes.signals.own_samples import (
     GROUPS,
     NO_GAP,
     UNKNOWN_JUDGED_AFTER,
     below_constant,
     inputs_unused,
-    learns,
-    learns_by_heart_alone,
     unused_by_new_samples,
 )
 from debugnn.doctor.evidence import (

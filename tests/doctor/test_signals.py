@@ -7,6 +7,7 @@ from handmade_evidence import TENTH, diagnosis, evidence, score, with_nan, with_
 
 from debugnn.doctor.causes.over_regularised import strong_decay
 from debugnn.doctor.causes.signals import data, loss_course, loss_function, outcome, trials
+from debugnn.doctor.causes.signals.skill import JUDGED_AFTER, fitted, judged, skill
 from debugnn.doctor.evidence import Score, TrialOutcome
 from debugnn.doctor.trials import (
     AVERAGED_LOSS,
@@ -19,11 +20,11 @@ from debugnn.doctor.trials import (
 
 def test_skill_is_the_better_of_both_modes_and_minus_infinity_after_a_nan():
     given = evidence(0.3)
-    assert outcome.skill(given) == 0.3
+    assert skill(given) == 0.3
     given.outcome.train_mode = score(0.6)
-    assert outcome.skill(given) == 0.6
+    assert skill(given) == 0.6
     given.outcome.nonfinite_step = 17
-    assert outcome.skill(given) == -math.inf
+    assert skill(given) == -math.inf
 
 
 def test_a_loss_that_falls_says_nothing_about_an_unknown_task():
@@ -31,8 +32,8 @@ def test_a_loss_that_falls_says_nothing_about_an_unknown_task():
     given.task = "unknown"
     given.outcome.train = given.outcome.train_mode = Score()
     given.outcome.first_loss, given.outcome.last_loss = 4.0, 1.0
-    assert outcome.skill(given) is None
-    assert not outcome.judged(given)
+    assert skill(given) is None
+    assert not judged(given)
     assert diagnosis(given).healthy is None
     assert "not known what the loss compares" in diagnosis(given).reason
 
@@ -40,22 +41,20 @@ def test_a_loss_that_falls_says_nothing_about_an_unknown_task():
 def test_skill_counts_recall_where_it_is_higher_than_accuracy():
     given = evidence()
     mean_recall = Score(0.5, 0.2, balanced=0.82)
-    assert outcome.fitted(mean_recall, given) == pytest.approx((0.82 - 0.1) / 0.9)
+    assert fitted(mean_recall, given) == pytest.approx((0.82 - 0.1) / 0.9)
     given.classes = None
-    assert outcome.fitted(mean_recall, given) == 0.2
+    assert fitted(mean_recall, given) == 0.2
 
 
 def test_too_few_steps_are_not_judged_but_for_a_nan():
     given = evidence(0.0)
-    given.loop.steps = outcome.JUDGED_AFTER
-    assert outcome.judged(given)
+    given.loop.steps = JUDGED_AFTER
+    assert judged(given)
     assert outcome.failing(given)
-    given.loop.steps = outcome.JUDGED_AFTER - 1
-    assert not any(
-        f(given) for f in (outcome.judged, outcome.failing, outcome.short, outcome.at_chance)
-    )
+    given.loop.steps = JUDGED_AFTER - 1
+    assert not any(f(given) for f in (judged, outcome.failing, outcome.short, outcome.at_chance))
     given.outcome.nonfinite_step = 3
-    assert outcome.judged(given)
+    assert judged(given)
     assert outcome.failing(given)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from debugnn.doctor import Doctor
-from debugnn.doctor.causes.signals.outcome import COLLAPSED
+from debugnn.doctor.causes.signals.without_skill import COLLAPSED
 from debugnn.doctor.data_inputs import data_inputs, scale_data_inputs
 from debugnn.doctor.observe.calls import Call
 

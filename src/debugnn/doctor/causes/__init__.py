@@ -12,14 +12,9 @@ from importlib import import_module
 from debugnn.doctor.causes.cause import Cause, Kind
 from debugnn.doctor.causes.signals.learning_rate import vanished_rate
 from debugnn.doctor.causes.signals.loss_course import learns_late
-from debugnn.doctor.causes.signals.outcome import (
-    doubtful,
-    last_validation,
-    rough_start,
-    short,
-    skill,
-)
+from debugnn.doctor.causes.signals.outcome import doubtful, rough_start, short
 from debugnn.doctor.causes.signals.padding import promises_without_padding
+from debugnn.doctor.causes.signals.skill import last_validation, skill
 from debugnn.doctor.causes.signals.trials import promises
 from debugnn.doctor.causes.verdict import verdict
 from debugnn.doctor.evidence import Evidence

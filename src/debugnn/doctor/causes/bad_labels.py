@@ -19,19 +19,17 @@ from debugnn.doctor.causes.signals.learning_rate import LEFT_OVER, STILL
 from debugnn.doctor.causes.signals.loss_course import diverged, overflowed
 from debugnn.doctor.causes.signals.loss_spike import loss_spike
 from debugnn.doctor.causes.signals.network import MIXED
-from debugnn.doctor.causes.signals.outcome import (
-    AT_CHANCE,
+from debugnn.doctor.causes.signals.outcome import AT_CHANCE, SIMPLE_FINDS, at_chance
+from debugnn.doctor.causes.signals.own_samples import outputs_belong_to_new_samples
+from debugnn.doctor.causes.signals.preparations import TURNED, moved_apart, other_preparation
+from debugnn.doctor.causes.signals.skill import (
     JUDGED_AFTER,
-    SIMPLE_FINDS,
-    at_chance,
     held_out,
     judged,
     last_validation,
-    outputs_belong_to_new_samples,
     reached,
     scaled_otherwise,
 )
-from debugnn.doctor.causes.signals.preparations import TURNED, moved_apart, other_preparation
 from debugnn.doctor.causes.signals.trials import cured, learns_better, trial_numbers
 from debugnn.doctor.causes.wrong_loss import unbounded
 from debugnn.doctor.evidence import Evidence, PairFacts

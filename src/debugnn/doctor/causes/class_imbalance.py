@@ -6,15 +6,13 @@ from typing import Any, NamedTuple
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
 from debugnn.doctor.causes.signals.data import RARE
-from debugnn.doctor.causes.signals.outcome import (
-    AT_CHANCE,
+from debugnn.doctor.causes.signals.outcome import AT_CHANCE, severity, short
+from debugnn.doctor.causes.signals.skill import (
     JUDGED_AFTER,
     NEARLY_PERFECT,
     judged,
     last_validation,
     reached,
-    severity,
-    short,
 )
 from debugnn.doctor.causes.signals.wording import IMAGE_AXES, listed
 from debugnn.doctor.evidence import Evidence, Score

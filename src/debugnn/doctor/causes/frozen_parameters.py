@@ -4,19 +4,11 @@ from collections.abc import Iterable, Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
 from debugnn.doctor.causes.exploding_gradient import overflows_at_start
-from debugnn.doctor.causes.signals.outcome import (
-    FAILING,
-    LEFT_TO_TELL,
-    NEARLY_PERFECT,
-    UNKNOWN_JUDGED_AFTER,
-    code_ignored,
-    failing,
-    judged,
-    reached,
-    severity,
-    short,
-)
+from debugnn.doctor.causes.signals.outcome import failing, severity, short
+from debugnn.doctor.causes.signals.own_samples import UNKNOWN_JUDGED_AFTER
+from debugnn.doctor.causes.signals.skill import FAILING, NEARLY_PERFECT, judged, reached
 from debugnn.doctor.causes.signals.trials import cured, shown_by, trial_numbers
+from debugnn.doctor.causes.signals.without_skill import LEFT_TO_TELL, code_ignored
 from debugnn.doctor.causes.signals.wording import listed, module_of
 from debugnn.doctor.evidence import BrokenPathFacts, Evidence
 from debugnn.doctor.trials import UNCHANGED, UNFROZEN, Trial

@@ -4,13 +4,8 @@ from collections.abc import Iterable, Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
 from debugnn.doctor.causes.signals.network import extreme_gain, outsized_constant
-from debugnn.doctor.causes.signals.outcome import (
-    ROUGH,
-    not_all_learnt,
-    rough_start,
-    severity,
-    short,
-)
+from debugnn.doctor.causes.signals.outcome import ROUGH, rough_start, severity, short
+from debugnn.doctor.causes.signals.skill import not_all_learnt
 from debugnn.doctor.causes.signals.trials import cured, overtakes, shown_by, trial_numbers
 from debugnn.doctor.causes.signals.wording import module_of
 from debugnn.doctor.evidence import Evidence

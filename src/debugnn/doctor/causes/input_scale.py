@@ -7,12 +7,8 @@ from typing import Any
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
 from debugnn.doctor.causes.signals.data import FAR_SCALE, odd_inputs
-from debugnn.doctor.causes.signals.outcome import (
-    failing,
-    not_all_learnt,
-    severity,
-    short,
-)
+from debugnn.doctor.causes.signals.outcome import failing, severity, short
+from debugnn.doctor.causes.signals.skill import not_all_learnt
 from debugnn.doctor.causes.signals.trials import (
     FAR_WORSE,
     cured,

@@ -19,17 +19,9 @@ from debugnn.doctor.causes.signals.learning_rate import (
     vanished_rate,
 )
 from debugnn.doctor.causes.signals.loss_course import diverged
-from debugnn.doctor.causes.signals.outcome import (
-    AT_CHANCE,
-    FAILING,
-    UNKNOWN_JUDGED_AFTER,
-    failing,
-    judged,
-    reached,
-    severity,
-    short,
-    stays_where_it_began,
-)
+from debugnn.doctor.causes.signals.outcome import AT_CHANCE, failing, severity, short
+from debugnn.doctor.causes.signals.own_samples import UNKNOWN_JUDGED_AFTER
+from debugnn.doctor.causes.signals.skill import FAILING, judged, reached
 from debugnn.doctor.causes.signals.trials import (
     LEARNT,
     cured,
@@ -40,6 +32,7 @@ from debugnn.doctor.causes.signals.trials import (
     shown_by,
     trial_numbers,
 )
+from debugnn.doctor.causes.signals.without_skill import stays_where_it_began
 from debugnn.doctor.evidence import Evidence, TrialOutcome
 from debugnn.doctor.trials import HIGHER_RATES, RESUMED, RESUMED_FASTER, UNCHANGED, Trial
 

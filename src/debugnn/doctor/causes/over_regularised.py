@@ -4,16 +4,8 @@ from collections.abc import Iterable, Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
 from debugnn.doctor.causes.signals.loss_course import diverged, stands_still, unlearns
-from debugnn.doctor.causes.signals.outcome import (
-    NEARLY_PERFECT,
-    chooses_candidate,
-    code_ignored,
-    doubtful,
-    judged,
-    reached,
-    severity,
-    short,
-)
+from debugnn.doctor.causes.signals.outcome import doubtful, severity, short
+from debugnn.doctor.causes.signals.skill import NEARLY_PERFECT, judged, reached
 from debugnn.doctor.causes.signals.trials import (
     LEARNT,
     cured,
@@ -22,6 +14,7 @@ from debugnn.doctor.causes.signals.trials import (
     shown_by,
     trial_numbers,
 )
+from debugnn.doctor.causes.signals.without_skill import chooses_candidate, code_ignored
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.trials import MAIN_ALONE, UNREGULARISED, UNREGULARISED_ON, Trial
 

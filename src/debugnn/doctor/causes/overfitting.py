@@ -7,7 +7,7 @@ from statistics import median
 from debugnn.doctor.causes.cause import Cause, Kind, Sign
 from debugnn.doctor.causes.signals.loss_course import overflowed
 from debugnn.doctor.causes.signals.loss_function import summed
-from debugnn.doctor.causes.signals.outcome import fitted, held_out, judged
+from debugnn.doctor.causes.signals.skill import fitted, held_out, judged
 from debugnn.doctor.evidence import Evidence
 
 # Skill on training samples below which nothing was learnt by heart.

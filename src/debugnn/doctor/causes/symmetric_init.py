@@ -5,13 +5,8 @@ from collections.abc import Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
 from debugnn.doctor.causes.signals.network import outsized_constant
-from debugnn.doctor.causes.signals.outcome import (
-    JUDGED_AFTER,
-    failing,
-    not_all_learnt,
-    severity,
-    short,
-)
+from debugnn.doctor.causes.signals.outcome import failing, severity, short
+from debugnn.doctor.causes.signals.skill import JUDGED_AFTER, not_all_learnt
 from debugnn.doctor.causes.signals.wording import listed, module_of
 from debugnn.doctor.evidence import Evidence, WeightFacts
 from debugnn.doctor.report import Finding

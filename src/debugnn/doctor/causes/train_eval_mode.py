@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
 from debugnn.doctor.causes.signals.network import evaluations_differ
-from debugnn.doctor.causes.signals.outcome import last_validation, severity
+from debugnn.doctor.causes.signals.outcome import severity
+from debugnn.doctor.causes.signals.skill import last_validation
 from debugnn.doctor.causes.signals.wording import listed
 from debugnn.doctor.evidence import Evidence
 

@@ -9,14 +9,14 @@ from debugnn.doctor.causes.signals.data import (
     shift,
     transfer_skill,
 )
-from debugnn.doctor.causes.signals.outcome import (
+from debugnn.doctor.causes.signals.preparations import other_preparation
+from debugnn.doctor.causes.signals.skill import (
     held_out,
     judged,
     last_validation,
     reached,
     scaled_otherwise,
 )
-from debugnn.doctor.causes.signals.preparations import other_preparation
 from debugnn.doctor.evidence import Evidence
 
 # Skill on training samples below which there is nothing to lose on validation.

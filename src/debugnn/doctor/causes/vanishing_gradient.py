@@ -7,14 +7,8 @@ from debugnn.doctor.causes.exploding_gradient import growing_gradients, overflow
 from debugnn.doctor.causes.saturated_activation import saturated_values
 from debugnn.doctor.causes.signals.loss_course import learns_late, plateau
 from debugnn.doctor.causes.signals.network import flat_activations, gradient_ratios
-from debugnn.doctor.causes.signals.outcome import (
-    BEHIND,
-    FAR_BEHIND,
-    judged,
-    reached,
-    severity,
-    short,
-)
+from debugnn.doctor.causes.signals.outcome import BEHIND, FAR_BEHIND, severity, short
+from debugnn.doctor.causes.signals.skill import judged, reached
 from debugnn.doctor.causes.signals.trials import cured, shown_by, trial_numbers
 from debugnn.doctor.causes.signals.wording import module_of, relu_override
 from debugnn.doctor.evidence import Evidence, RecurrenceFacts

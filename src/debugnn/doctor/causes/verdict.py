@@ -6,24 +6,25 @@ from typing import NamedTuple
 from debugnn.doctor.causes.signals.loss_course import diverged
 from debugnn.doctor.causes.signals.outcome import (
     AT_CHANCE,
-    JUDGED_AFTER,
     at_chance,
     behind,
+    learns,
+    learns_by_heart_alone,
+)
+from debugnn.doctor.causes.signals.own_samples import (
+    inputs_unused,
+    outputs_belong,
+    unused_by_new_samples,
+)
+from debugnn.doctor.causes.signals.parts import fell, idle_part, part_skill, parts_learn
+from debugnn.doctor.causes.signals.skill import JUDGED_AFTER, guessing_known, reached, skill
+from debugnn.doctor.causes.signals.without_skill import (
     chooses_candidate,
     code_ignored,
     collapsed,
-    guessing_known,
-    inputs_unused,
-    learns,
-    learns_by_heart_alone,
-    outputs_belong,
-    reached,
-    skill,
     stays_where_it_began,
-    unused_by_new_samples,
     worse_than_constant,
 )
-from debugnn.doctor.causes.signals.parts import fell, idle_part, part_skill, parts_learn
 from debugnn.doctor.evidence import Evidence
 
 

@@ -11,7 +11,7 @@ from debugnn.doctor.causes.signals.loss_function import (
     loss_floor,
     shift_invariant,
 )
-from debugnn.doctor.causes.signals.outcome import severity, short, skill
+from debugnn.doctor.causes.signals.outcome import severity, short
 from debugnn.doctor.causes.signals.output_links import (
     TARGET_ENTRY,
     cut_logits,
@@ -23,6 +23,7 @@ from debugnn.doctor.causes.signals.output_links import (
     squashed_twice,
 )
 from debugnn.doctor.causes.signals.padding import padding_counted, trials_without_padding
+from debugnn.doctor.causes.signals.skill import skill
 from debugnn.doctor.causes.signals.wrong_aim import (
     deaf_to_actions,
     generator_wants_to_be_told,

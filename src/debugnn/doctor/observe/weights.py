@@ -76,7 +76,8 @@ def weight_facts(
 
     `gain` is RMS · √fan_in. fan_in is the number of inputs of a unit (all axes but the first); of
     recurrent layers the number of hidden units, as in PyTorch's initialisation of them. Embeddings
-    and other parameters that multiply no input have no fan-in, and are left out.
+    and other parameters that multiply no input have no fan-in: they are left out, unless the model
+    has no other weights.
 
     Args:
         order: names of weight tensors in the order of the forward pass.

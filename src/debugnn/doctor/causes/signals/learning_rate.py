@@ -4,15 +4,9 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from debugnn.doctor.causes.signals.loss_course import unlearns
-from debugnn.doctor.causes.signals.outcome import (
-    NEARLY_PERFECT,
-    SIMPLE_FINDS,
-    UNKNOWN_JUDGED_AFTER,
-    judged,
-    not_all_learnt,
-    reached,
-    short,
-)
+from debugnn.doctor.causes.signals.outcome import SIMPLE_FINDS, short
+from debugnn.doctor.causes.signals.own_samples import UNKNOWN_JUDGED_AFTER
+from debugnn.doctor.causes.signals.skill import NEARLY_PERFECT, judged, not_all_learnt, reached
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.trials import HIGHER_RATES
 

@@ -6,7 +6,7 @@ from debugnn.doctor.causes.signals.loss_function import (
     UNREACHABLE,
     loss_floor,
 )
-from debugnn.doctor.causes.signals.outcome import not_all_learnt
+from debugnn.doctor.causes.signals.skill import not_all_learnt
 from debugnn.doctor.evidence import Evidence
 
 # Share of the gradient on other classes' outputs that is rounding.

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Iterator
 
 from debugnn.doctor.causes.cause import Sign
 from debugnn.doctor.causes.signals.loss_course import diverged
-from debugnn.doctor.causes.signals.outcome import judged, severity
+from debugnn.doctor.causes.signals.outcome import severity
+from debugnn.doctor.causes.signals.skill import judged
 from debugnn.doctor.causes.signals.trials import goes_on_better
 from debugnn.doctor.evidence import Evidence, TailFacts
 from debugnn.doctor.trials import PADDED_ON, UNPADDED_ON, Trial

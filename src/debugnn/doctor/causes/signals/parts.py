@@ -2,13 +2,8 @@
 
 import math
 
-from debugnn.doctor.causes.signals.outcome import (
-    AT_CHANCE,
-    FAR_BEHIND,
-    JUDGED_AFTER,
-    LOSS_AT_CHANCE,
-    fitted,
-)
+from debugnn.doctor.causes.signals.outcome import AT_CHANCE, FAR_BEHIND, LOSS_AT_CHANCE
+from debugnn.doctor.causes.signals.skill import JUDGED_AFTER, fitted
 from debugnn.doctor.evidence import Evidence, PartFacts
 
 # Skill of a simple model that shows that a part can be learnt. Beside other parts one may be left

@@ -3,7 +3,7 @@
 from statistics import fmean
 from typing import NamedTuple
 
-from debugnn.doctor.causes.signals.outcome import JUDGED_AFTER
+from debugnn.doctor.causes.signals.skill import JUDGED_AFTER
 from debugnn.doctor.evidence import Evidence
 
 # Own loss on validation over that on training samples from which there is something to explain,

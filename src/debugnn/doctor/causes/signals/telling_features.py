@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from debugnn.doctor.causes.cause import Sign
-from debugnn.doctor.causes.signals.outcome import held_out, judged, reached
+from debugnn.doctor.causes.signals.skill import held_out, judged, reached
 from debugnn.doctor.evidence import Evidence
 
 # Samples below which a share is too uncertain to accuse anybody.
