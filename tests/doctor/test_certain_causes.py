@@ -75,6 +75,9 @@ def edges():
     def data(**values):
         return lambda e: [setattr(e.data, k, v) for k, v in values.items()]
 
+    def again(epochs=2.0, **values):
+        return lambda e: [setattr(e.outcome, "epochs", epochs), data(**values)(e)]
+
     def loop(**values):
         return lambda e: [setattr(e.loop, k, v) for k, v in values.items()]
 
@@ -143,10 +146,13 @@ def edges():
         ("wrong_loss", loss(policy=PolicyFacts(True, 0.51)), loss(policy=PolicyFacts(False, 0.49))),
         ("bad_labels", data(out_of_range=1), data(out_of_range=0)),
         ("bad_labels", data(out_of_range=1), data(out_of_range=1, void_labels=True)),
-        ("bad_labels", data(conflicting=0.31, repeated=20), data(conflicting=0.3, repeated=20)),
-        ("bad_labels", data(conflicting=0.9, repeated=20), data(conflicting=0.9, repeated=19)),
-        ("bad_labels", data(conflicting=0.9, repeated=20, repeats_within=0.2),
-         data(conflicting=0.9, repeated=20, repeats_within=0.21)),
+        ("bad_labels", again(conflicting=0.31, repeated=20), again(conflicting=0.3, repeated=20)),
+        ("bad_labels", again(conflicting=0.9, repeated=20), again(conflicting=0.9, repeated=19)),
+        ("bad_labels", again(conflicting=0.9, repeated=20, repeats_within=0.2),
+         again(conflicting=0.9, repeated=20, repeats_within=0.21)),
+        # Texts that have lost most of their words are the same by chance.
+        ("bad_labels", again(1.1, conflicting=0.9, repeated=20),
+         again(1.09, conflicting=0.9, repeated=20)),
         ("non_finite", data(nonfinite_samples=1), data(nonfinite_samples=0)),
     ]  # fmt: skip
 

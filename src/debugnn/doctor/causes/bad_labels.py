@@ -41,6 +41,12 @@ CONFLICTING = 0.3
 # within them above which samples come again by nature, in a small domain.
 REPEATED = 20
 SMALL_DOMAIN = 0.2
+# Times that a sample came, on average, below which those that came again are the same by chance: a
+# text that has lost most of its words, say.
+BY_COINCIDENCE = 1.1
+# The same, below which most samples never came again as they were, as where they are cropped at
+# random: they may be harder than the validation's.
+CHANGED_EACH_TIME = 2.0
 # Values of targets that are two classes; classes that a comparison is made of, at least.
 TWO = 2
 # The larger one of two targets of a cross-entropy, the other one being 0, below which it is no
@@ -109,7 +115,9 @@ def conflicting(evidence: Evidence) -> Iterator[Sign]:
     if evidence.task not in ("classes", "binary") or constant_inputs(evidence):
         return
     enough = data.repeated >= REPEATED and data.repeats_within <= SMALL_DOMAIN
-    if enough and data.conflicting > CONFLICTING:
+    if not enough or (evidence.outcome.epochs or 1.0) < BY_COINCIDENCE:
+        return
+    if data.conflicting > CONFLICTING:
         yield Sign(
             "error",
             f"of the samples that came again, {100 * data.conflicting:.0f} % came with another "
@@ -287,9 +295,9 @@ def wrong_training_labels(evidence: Evidence) -> Iterator[Sign]:
     better = fmean(last.recalls[c] - trained[c] for c in both)
     if better > BETTER_THAN_TRAINING and last.skill > VALIDATION_SKILL:
         found = reached(evidence)
-        # What holds for others all the same was learnt in spite of them, as it may be meant to; and
-        # samples that never come again as they were may be harder in training, by a crop say.
-        harmless = last.skill > IN_SPITE or not evidence.data.repeated
+        # What holds for others all the same was learnt in spite of them, as it may be meant to.
+        changed = (evidence.outcome.epochs or 1.0) < CHANGED_EACH_TIME
+        harmless = last.skill > IN_SPITE or changed
         yield Sign(
             "note" if harmless else "error",
             f"validation labels are met far better (skill {last.skill:.2f}) than training labels "
