@@ -75,6 +75,28 @@ def test_targets_that_are_no_plain_tensors_are_left_out():
     assert len(buffer.early) == 3
 
 
+@pytest.mark.parametrize(
+    ("targets", "moved"),
+    [
+        (lambda step, noise: noise, False),
+        (lambda step, noise: noise + 3 * (step > 20), True),
+        (lambda step, noise: noise * (4 if step > 20 else 1), True),
+        (lambda step, noise: noise / (4 if step > 20 else 1), True),
+        (lambda step, noise: noise + 0.5 * (step > 20), False),
+        (lambda step, noise: (noise > 2 * (step < 20)).long(), False),  # classes may be rarer
+    ],
+)
+def test_a_trained_model_is_scored_on_late_batches_where_targets_have_moved(targets, moved):
+    generator = torch.Generator().manual_seed(0)
+    buffer = BatchBuffer()
+    for step in range(60):
+        inputs = torch.randn(64, 3, generator=generator)
+        given = targets(step, torch.randn(64, 1, generator=generator))
+        buffer.take(as_call(inputs), inputs, given, Layout(), due=step >= 30 and step % 5 == 0)
+    assert buffer.targets_moved is moved
+    assert len(buffer.for_trained) == (len(buffer.late) if moved else len(buffer.batches))
+
+
 def test_samples_of_the_second_axis_are_kept_as_rows():
     buffer, inputs = BatchBuffer(), torch.arange(12).reshape(3, 4)
     buffer.take(as_call(inputs), None, None, Layout(1), due=True)

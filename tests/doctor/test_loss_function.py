@@ -563,6 +563,22 @@ def test_one_term_of_a_divergence_may_fall_without_end(sign):
     assert facts.far_others > 0 if sign > 0 else facts.far_others < -10
 
 
+@pytest.mark.parametrize(("sign", "each"), [(1, True), (1, False), (-1, True)])
+def test_a_divergence_that_the_model_returns_is_never_negative(sign, each):
+    kl = normal(BATCH, 2, seed=1).square().sum(dim=1)
+    outputs, targets = (normal(BATCH, 6), kl if each else kl.mean()), normal(BATCH, 6, seed=3)
+
+    def loss(o, t):
+        return (o[0] - t).square().mean() + sign * o[1].mean()
+
+    facts = loss_facts(loss, outputs, targets, read(outputs, targets))
+    assert facts.other_outputs
+    if each:
+        assert facts.far_others > 1 if sign > 0 else facts.far_others < -10
+    else:
+        assert facts.far_others is None
+
+
 # --- losses that compare no output with its target ------------------------------------------------
 
 
@@ -777,6 +793,16 @@ def test_a_broadcast_loss_does_not_care_whose_output_it_is(low):
     assert facts.cross_gradient < 1e-6
     assert not facts.ignores_targets
     assert of_values(lambda o, t: loss(o.squeeze(1), t), targets).permuted > 1e-3
+
+
+def test_a_loss_of_many_pixels_cares_whose_output_it_is_whatever_the_targets_are():
+    """One exchange of outputs may leave the mean over so many as it is, by chance."""
+    outputs = torch.zeros(8, 1, 24, 24)
+    for seed in range(40):
+        targets = (normal(8, 1, 24, 24, seed=seed) > 0.5).float()
+        task = read(outputs, targets)
+        facts = loss_facts(F.binary_cross_entropy_with_logits, outputs, targets, task)
+        assert facts.permuted > 1e-4
 
 
 def test_probabilities_for_logarithms_are_linear():

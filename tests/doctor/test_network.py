@@ -100,6 +100,49 @@ def test_the_last_operation_is_told_through_views_and_dropout(name, view):
     assert look(model).last_op == name
 
 
+class LastState(nn.Module):
+    """The hidden state after the last step, of a layer or of a cell."""
+
+    def __init__(self, kind, **options):
+        super().__init__()
+        self.cell = kind(3, 4, **options)
+
+    def forward(self, x):
+        if isinstance(self.cell, nn.RNNBase):
+            return self.cell(x)[0][:, -1]
+        state = None
+        for step in range(x.shape[1]):
+            state = self.cell(x[:, step], state)
+        return state[0] if isinstance(state, tuple) else state
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "name"),
+    [
+        (nn.LSTM, {"batch_first": True}, "lstm"),
+        (nn.GRU, {"batch_first": True, "num_layers": 2}, "gru"),
+        (nn.RNN, {"batch_first": True}, "tanh"),
+        (nn.LSTMCell, {}, "lstm"),
+        (nn.GRUCell, {}, "gru"),
+        (nn.RNNCell, {}, "tanh"),
+    ],
+)
+def test_a_hidden_state_is_known_as_the_outputs(kind, options, name):
+    sequences = torch.randn(8, 5, 3)
+    model = LastState(kind, **options)
+    outputs, tracer = traced(model, sequences)
+    assert tracer.made(outputs) == name
+    headed, tracer = traced(nn.Sequential(model, nn.Linear(4, 1)), sequences)
+    assert tracer.made(headed) == "addmm"
+
+
+@pytest.mark.parametrize("options", [{"nonlinearity": "relu"}, {"proj_size": 2}])
+def test_a_hidden_state_without_bounds_is_not_taken_for_one(options):
+    kind = nn.RNN if "nonlinearity" in options else nn.LSTM
+    outputs, tracer = traced(LastState(kind, batch_first=True, **options), torch.randn(8, 5, 3))
+    assert tracer.made(outputs) not in ("lstm", "tanh")
+
+
 def test_squashed_outputs_are_known_by_their_last_operation():
     for name in ("sigmoid", "softmax"):
         assert look(mlp(end=ENDS[name])).last_op in SQUASHING

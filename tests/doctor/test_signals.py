@@ -80,6 +80,17 @@ def test_failing_and_short(reached, simple, failing, short):
     assert outcome.short(given) is short
 
 
+@pytest.mark.parametrize(("reached", "learns"), [(0.05, None), (0.45, None), (0.55, True)])
+def test_a_critic_that_runs_after_its_targets_is_not_accused(reached, learns):
+    given = evidence(reached, simple=0.7)
+    given.task, given.classes, given.data.targets_moved = "values", None, True
+    assert outcome.learns(given) is learns
+    assert outcome.short(given) is bool(learns)  # so far behind a simple model it is looked into
+    assert diagnosis(given).healthy is learns
+    given.outcome.nonfinite_step = 17
+    assert outcome.failing(given)
+
+
 def test_a_bottleneck_is_not_short_of_a_model_that_copies_its_inputs():
     given = evidence(0.79, simple=0.96)
     assert outcome.short(given)

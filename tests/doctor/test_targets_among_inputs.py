@@ -166,6 +166,15 @@ def test_one_channel_that_is_rebuilt_from_both_is_no_leak():
     assert "label_leak" not in [f.cause for f in report.findings]
 
 
+def test_one_channel_at_each_position_is_a_leak_where_nothing_later_is_seen():
+    x = windows(series(), PAST)
+    report = trained(StepAhead(), x, x[:, :, 0])
+    assert report.evidence.data.target_copies.aligned
+    assert report.main_cause == "label_leak", str(report)
+    both = trained(StepAhead(both_ways=True), x, x[:, :, 0])
+    assert not both.evidence.data.target_copies.aligned
+
+
 @pytest.mark.parametrize("period", [12, 16, 24])
 def test_a_season_without_noise_is_no_leak(period):
     time = torch.arange(900.0)

@@ -30,7 +30,12 @@ from debugnn.doctor.observe.calls import Call
 from debugnn.doctor.observe.labels_among_inputs import find_labels
 from debugnn.doctor.observe.layout import Layout
 from debugnn.doctor.observe.loss_function.facts import loss_facts
-from debugnn.doctor.observe.loss_function.graph import candidates, crossed, loss_sources
+from debugnn.doctor.observe.loss_function.graph import (
+    candidates,
+    crossed,
+    loss_sources,
+    multiplied,
+)
 from debugnn.doctor.observe.parts import find_parts, without_gradient
 from debugnn.doctor.observe.task import read
 
@@ -202,6 +207,30 @@ def test_outputs_that_are_compared_with_each_other_are_meant():
     kernel = (-((values - wanted) ** 2)).exp().mean()  # distance of two distributions
     assert crossed(kernel) is None
     assert crossed((values - wanted).abs().min(dim=0).values.mean()) is None
+
+
+@pytest.mark.parametrize("shape", [COLUMN, ROW])
+@pytest.mark.parametrize(
+    "loss_fn",
+    [
+        lambda r, a: -(r * a).mean(),
+        lambda r, a: -torch.min(r * a, r.clamp(0.8, 1.2) * a).mean() + 0.5 * r.square().mean(),
+        lambda r, a: (-(r * a)).sum() / BATCH - 0.01 * r.exp().mean(),
+    ],
+)
+def test_outputs_that_are_multiplied_with_all_factors_are_found_in_the_loss(loss_fn, shape):
+    ratios = nn.Linear(FEATURES, 1)(torch.randn(BATCH, FEATURES)).exp().squeeze(1)
+    loss = loss_fn(ratios, torch.randn(shape))
+    loss.backward(retain_graph=True)
+    assert multiplied(loss) == (None if shape == ROW else (BATCH, BATCH))
+
+
+def test_outputs_that_are_weighed_before_a_sum_over_some_are_meant():
+    risks = nn.Linear(FEATURES, 1)(torch.randn(BATCH, FEATURES)).exp().squeeze(1)
+    at_risk = (torch.rand(BATCH, BATCH) < 0.5).float()
+    assert multiplied((risks * at_risk).sum(dim=1).log().mean()) is None
+    pairs = (risks[:, None] - risks) * at_risk
+    assert multiplied(pairs.mean()) is None
 
 
 def scores(*shape):
@@ -787,10 +816,10 @@ def test_outputs_are_joined_along_the_axis_of_their_samples():
 class Scaled(nn.Module):
     """Scales and shifts each half of the features by functions of the other half."""
 
-    def __init__(self, sign=1, zero=False):
+    def __init__(self, sign=1, zero=False, last_alone=False, plus=0.0):
         super().__init__()
         self.parts = nn.ModuleList([nn.Linear(3, 6), nn.Linear(3, 6)])
-        self.sign = sign
+        self.sign, self.last_alone, self.plus = sign, last_alone, plus
         if zero:
             for part in self.parts:
                 nn.init.zeros_(part.weight)
@@ -802,8 +831,8 @@ class Scaled(nn.Module):
             kept, moved = x.chunk(2, dim=1)
             scale, shift = part(kept.tanh()).tanh().chunk(2, dim=1)
             x = torch.cat([moved * scale.exp() + shift, kept], dim=1)
-            volume = volume + scale.sum(dim=1)
-        return {"codes": x, "volume": self.sign * volume}
+            volume = scale.sum(dim=1) + (0 if self.last_alone else volume)
+        return {"codes": x, "volume": self.sign * volume + self.plus}
 
 
 def flow_report(model, weight):
@@ -829,6 +858,20 @@ def test_a_flow_whose_volume_is_rewarded_is_sound(sign):
     report = flow_report(Scaled(sign), weight=-sign)
     assert report.evidence.loss.volume.gradient < 0
     assert "wrong_loss" not in named(report)
+
+
+def test_a_flow_whose_volume_is_not_read_has_a_wrong_loss():
+    report = flow_report(Scaled(), weight=0)
+    assert report.main_cause == "wrong_loss", report.details()
+    assert "does not read the logarithm" in report.main.summary
+
+
+def test_a_flow_that_tells_another_volume_has_a_wrong_loss():
+    report = flow_report(Scaled(last_alone=True), weight=-1)
+    assert report.main_cause == "wrong_loss", report.details()
+    assert "not the logarithm of the determinant" in report.main.summary
+    # A constant, as of inputs that were brought to another unit, changes nothing.
+    assert "wrong_loss" not in named(flow_report(Scaled(plus=2.5), weight=-1))
 
 
 def test_a_number_for_each_sample_is_no_volume():
@@ -949,3 +992,52 @@ def test_one_input_of_a_loop_that_is_made_for_it_accuses_nobody(program):
 
 def test_one_input_beside_targets_that_differ_is_constant():
     assert picture_from_noise(0, varied=True).main_cause == "constant_input"
+
+
+class Squashed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(FEATURES, 8), nn.ReLU(), nn.Linear(8, FEATURES))
+
+    def forward(self, x):
+        return self.net(x).sigmoid(), self.net[0](x)
+
+
+@pytest.mark.parametrize(("low", "power", "accused"), [(-1, 2, True), (0, 2, False), (-1, 4, None)])
+def test_a_squared_error_is_known_by_its_gradient_alone(low, power, accused):
+    model = Squashed()
+    with Doctor(model, (optimizer := torch.optim.Adam(model.parameters(), lr=1e-2))) as doctor:
+        for _ in range(60):
+            x = torch.rand(BATCH, FEATURES) * (1 - low) + low
+            rebuilt, hidden = model(x)
+            loss = (rebuilt - x).pow(power).sum(dim=1).mean() + 1e-3 * hidden.square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            doctor.step(loss, x, x)
+        report = doctor.report()
+    assert (report.evidence.loss.towards_targets > 0.999) is (power == 2)
+    assert ("wrong_loss" in named(report)) is bool(accused), report.details()
+
+
+def test_outputs_without_a_tensor_are_said_in_plain_words():
+    class Policy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mean = nn.Linear(FEATURES, 2)
+
+        def forward(self, x):
+            return torch.distributions.Normal(self.mean(x), 1.0)
+
+    model = Policy()
+    with Doctor(model, (optimizer := torch.optim.Adam(model.parameters(), lr=1e-2))) as doctor:
+        for _ in range(45):
+            x = torch.randn(BATCH, FEATURES)
+            loss = -model(x).log_prob(x[:, :2]).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            doctor.step(loss, x)
+        report = doctor.report()
+    assert report.evidence.troubles == ["the outputs are not looked at: a Normal holds no tensor"]
+    assert report.evidence.weights

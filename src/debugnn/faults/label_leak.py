@@ -13,6 +13,7 @@ from debugnn.faults.nets import (
     MaskedMlp,
     NextSymbol,
     Reader,
+    mlp,
 )
 from debugnn.faults.program import Data, Setup
 from debugnn.faults.sequence_loops import Echo
@@ -188,6 +189,17 @@ def values_ahead_not_blanked(setup: Setup) -> None:
     change_data(setup, filled)
 
 
+def own_value_among_features(setup: Setup) -> None:
+    """A net that reads each position by itself is given its own target as one more feature."""
+
+    def beside(x: Tensor, y: Tensor) -> Data:
+        return torch.cat([x, y], dim=2), y
+
+    change_data(setup, beside)
+    setup.model = mlp(setup.train[0].shape[2], 24, setup.train[1].shape[2])
+    setup.change_batch = None
+
+
 def padded_around(setup: Setup) -> None:
     """A convolution is padded on both sides, as images are: half of what it reads comes later."""
     model = setup.model
@@ -198,6 +210,7 @@ def padded_around(setup: Setup) -> None:
 
 TUNING = [
     case("echo", padded_around),
+    case("tracker_in_order", own_value_among_features),
     case("forecaster", values_ahead_not_blanked),
     case("pixel_by_pixel", centre_unmasked),
     case("next_symbol_attention", sees_what_follows),

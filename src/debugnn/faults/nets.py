@@ -546,10 +546,14 @@ class Flow(nn.Module):
     """Returns codes of points in the plane, and the logarithm of the determinant of its map.
 
     Each of its layers scales and shifts one coordinate by functions of the other one.
+
+    Args:
+        last_alone: the logarithm is that of the last layer, and not the sum of all.
     """
 
-    def __init__(self, depth: int, width: int) -> None:
+    def __init__(self, depth: int, width: int, *, last_alone: bool = False) -> None:
         super().__init__()
+        self.last_alone = last_alone
         self.layers = nn.ModuleList(
             mlp(1, width, width, 2, activation=nn.Tanh) for _ in range(depth)
         )
@@ -560,7 +564,7 @@ class Flow(nn.Module):
             kept, moved = x[:, :1], x[:, 1:]
             scale, shift = layer(kept).tanh().chunk(2, dim=1)
             x = torch.cat([moved * scale.exp() + 2 * shift, kept], dim=1)
-            volume = volume + scale[:, 0]
+            volume = scale[:, 0] if self.last_alone else volume + scale[:, 0]
         return x, volume
 
 

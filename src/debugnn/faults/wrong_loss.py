@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from debugnn.faults.cases import case
 from debugnn.faults.edits import Apply, change_data, sequential, use_loss
-from debugnn.faults.nets import LineReader
+from debugnn.faults.nets import Flow, LineReader, Recurrent
 from debugnn.faults.program import Setup, score
 from debugnn.faults.sound.policies import log_likelihood
 from debugnn.faults.sound.sequences import line_loss_of
@@ -233,6 +233,38 @@ def volume_subtracted(setup: Setup) -> None:
     setup.loss_fn = _shrinking
 
 
+def _codes_alone(outputs: tuple[Tensor, Tensor], _: Tensor) -> Tensor:
+    return 0.5 * outputs[0].square().sum(dim=1).mean()
+
+
+def volume_left_out(setup: Setup) -> None:
+    """A flow's likelihood is that of its codes alone."""
+    setup.loss_fn = _codes_alone
+
+
+def volume_of_last_layer(setup: Setup) -> None:
+    """Each layer's change of volume takes the place of those before it."""
+    setup.model = Flow(6, 32, last_alone=True)
+
+
+def _by_all_advantages(outputs: tuple[Tensor, Tensor], targets: tuple[Tensor, Tensor]) -> Tensor:
+    actions, advantages = targets
+    return -(log_likelihood(outputs, actions) * advantages[:, None]).mean()
+
+
+def advantages_in_a_column(setup: Setup) -> None:
+    """Advantages (B, 1) beside likelihoods (B,): each action is weighed with all advantages."""
+    setup.loss_fn = _by_all_advantages
+
+
+def bare_state(setup: Setup, cell: Callable[..., nn.RNNBase]) -> None:
+    """The outputs are the state of a recurrent layer, and no linear layer is behind it."""
+    rows, targets = setup.train
+    model = Recurrent(cell, rows.shape[2], targets.shape[1], targets.shape[1])
+    model.head = nn.Identity()  # type: ignore[assignment]
+    setup.model = model
+
+
 def _other_way_round(embedded: Tensor, _: Tensor) -> Tensor:
     anchor, own, other = embedded.unbind(dim=1)
     return F.triplet_margin_loss(anchor, other, own)
@@ -287,6 +319,10 @@ TUNING = [
     case("cnn", nll_of_probabilities),
     case("forty_classes", append, make=softmax),
     case("flow", volume_subtracted),
+    case("flow", volume_of_last_layer),
+    case("flow", volume_left_out),
+    case("steering", advantages_in_a_column),
+    case("gru_vibrations", bare_state, cell=nn.LSTM),
     case("written_lines", scores_as_logarithms),
     case("variational_autoencoder", rewarded_divergence, ("non_finite",)),
     # That the labels have the wrong code is a correct diagnosis too.

@@ -10,6 +10,7 @@ from debugnn.doctor.causes.signals.outcome import (
     behind,
     learns,
     learns_by_heart_alone,
+    runs_after_targets,
 )
 from debugnn.doctor.causes.signals.own_samples import (
     inputs_unused,
@@ -49,6 +50,13 @@ def verdict(evidence: Evidence) -> Verdict:
     if evidence.task == "unknown" and learns(evidence) is None:
         return _of_unknown_task(evidence)
     learning = learns(evidence)
+    if learning is None and runs_after_targets(evidence):
+        return Verdict(
+            None,
+            "the targets have moved in the course of the training, as those of a critic do whose "
+            f"actor gets better: its skill on the latest ones is {reached(evidence):.2f} (0 is "
+            "guessing, 1 is perfect), which says little of how well it follows them",
+        )
     if learning is None and at_chance(evidence) and guessing_known(evidence):
         return Verdict(
             None,
@@ -87,8 +95,9 @@ def _of_unknown_task(evidence: Evidence) -> Verdict:
             f"{idle.simple_skill:.2f}",
         )
     if parts_learn(evidence):
-        skills = (f"{p.name} {part_skill(p):.2f}" for p in evidence.outcome.parts if not p.against)
-        return Verdict(True, f"it learns: its skill on training samples is {', '.join(skills)}")
+        parts = [part for part in evidence.outcome.parts if not part.against]
+        skills = ", ".join(f"{part_skill(part):.2f} at its output {part.name}" for part in parts)
+        return Verdict(True, f"it learns: its skill on training samples is {skills}")
     first, last = evidence.outcome.first_loss, evidence.outcome.last_loss
     # A policy that makes rewarded actions rarer lowers its loss all the same.
     policy = evidence.loss.policy

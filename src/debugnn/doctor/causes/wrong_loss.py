@@ -66,6 +66,8 @@ FITTED = 0.9
 # cosine from which on its codes are drawn to one point: 1 of a normal density, about 0.9 of others.
 ALL_SAMPLES = 0.99
 DRAWN = 0.5
+# The same, from which the codes' density is the normal one.
+NORMAL = 0.99
 # Share of the labels tried that are compared with scores of several positions: all of them.
 EVERY_LABEL = 1.0
 
@@ -217,6 +219,12 @@ def broadcast_shapes(evidence: Evidence) -> str | None:
             f"outputs and targets of {loss.crossed[0]} samples are broadcast against each other, "
             f"to {tuple(loss.crossed)}: every output is compared with every target"
         )
+    if loss.multiplied is not None:
+        return (
+            f"a number of each of {loss.multiplied[0]} samples, as the ratio of its action's "
+            "probabilities, is multiplied with the factors of all samples, as their advantages, "
+            f"for they are broadcast to {tuple(loss.multiplied)}"
+        )
     return None
 
 
@@ -267,11 +275,32 @@ def _is_linear_on_each(evidence: Evidence) -> bool:
 def volume_punished(evidence: Evidence) -> str | None:
     """A flow's change of volume is subtracted from the likelihood, and not added."""
     volume = evidence.loss.volume
-    if volume is None or volume.gradient < ALL_SAMPLES or volume.towards_centre < DRAWN:
+    if volume is None or volume.towards_centre < DRAWN or not volume.exact:
+        return None
+    if volume.gradient == 0:
+        return (
+            "the loss draws the model's codes to one point, and does not read the logarithm of the "
+            "determinant that the model returns: it is lowest where all inputs shrink to that point"
+        )
+    if volume.gradient < ALL_SAMPLES:
         return None
     return (
         "the loss rises with the logarithm of the determinant of the model's map, and with the "
         "size of its codes: it is lowest where all inputs shrink to one point"
+    )
+
+
+def another_volume(evidence: Evidence) -> str | None:
+    """A flow's likelihood with another number than its change of volume."""
+    volume = evidence.loss.volume
+    if volume is None or volume.exact or volume.gradient > -ALL_SAMPLES:
+        return None
+    if volume.towards_centre < NORMAL:
+        return None
+    return (
+        "the loss is the likelihood of codes under a normal density and of a change of volume, but "
+        "the number that the model returns for this is not the logarithm of the determinant of "
+        "its map"
     )
 
 
@@ -457,6 +486,12 @@ CAUSE = Cause(
                 "minimise the negative sum",
                 any_task=True,
             ),
+            _rule(
+                another_volume,
+                "add up the logarithms of all layers' determinants, each summed over the features "
+                "of a sample",
+                any_task=True,
+            ),
             reversed_risk_sets,
             _rule(
                 runs_away,
@@ -474,7 +509,12 @@ CAUSE = Cause(
             _rule(classes_not_compared, may_serve=True),
             _rule(regression_of_probabilities, may_serve=True),
             _rule(cut_logits),
-            _rule(cut_values, "leave the last layer without an activation", any_task=True),
+            _rule(
+                cut_values,
+                "end with a linear layer, without an activation behind it, or scale the targets "
+                "into this range",
+                any_task=True,
+            ),
             _rule(
                 class_numbers_as_values,
                 "give the model an output for each class, and cross_entropy the class indices",

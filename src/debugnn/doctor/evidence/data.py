@@ -215,6 +215,7 @@ class DataFacts:
     neighbours: NeighbourFacts | None = None  # None: it is clear which axis holds the samples
     target_copies: TargetCopyFacts | None = None  # None: an input does not hold all target values
     own_inputs: OwnInputFacts | None = None  # None: the targets are no inputs
+    targets_moved: bool = False  # late real targets have another size or spread than early ones
     simple_skill: float | None = None  # of a simple model, on samples that it was not fitted to
     # The same of samples with many labels each: R² of the labels at each place.
     skill_of_maps: float | None = None

@@ -7,8 +7,12 @@ from dataclasses import dataclass, field
 class VolumeFacts:
     """How a loss pulls at a flow's outputs, its codes and the logarithm of its change of volume."""
 
-    gradient: float  # mean sign, over samples, of the loss's gradient by log |det dz/dx|
+    # Mean sign, over samples, of the loss's gradient by log |det dz/dx|; 0 where it is not read.
+    gradient: float
     towards_centre: float  # cosine of the codes and of the loss's gradient by them
+    # The number that the model returns is this logarithm; False where it is another one, of which
+    # each sample's has the same gradient.
+    exact: bool = True
 
 
 @dataclass
@@ -121,9 +125,8 @@ class LossFacts:
     link: str = "identity"
     # Values: it is the cross-entropy of targets that are probabilities, each side times a factor.
     bernoulli: bool = False
-    confirmed: bool = (
-        False  # lower at outputs that are right, as the shapes have it, than elsewhere
-    )
+    # Lower at outputs that are right, as the shapes have it, than elsewhere.
+    confirmed: bool = False
     opposed: bool = False  # higher at right outputs than elsewhere, for every sample
     # Class → how much it weighs a sample of it, over the mean of the classes.
     class_weights: dict[int, float] = field(default_factory=dict)
@@ -147,7 +150,11 @@ class LossFacts:
     beside_discriminator: list[float] = field(default_factory=list)
     # Networks of values, with a doctor of their own, that are given the outputs.
     judged: list[JudgedFacts] = field(default_factory=list)
+    # Highest cosine, of the probes, of the loss's gradient by the outputs and of outputs less
+    # targets, where no loss function is known: 1 of a squared error.
+    towards_targets: float | None = None
     crossed: list[int] | None = None  # shape in which each output is compared with every target
+    multiplied: list[int] | None = None  # the same, multiplied with every sample's factor
     # Outputs that it compares with a target, and has no gradient with respect to.
     detached: list[str] = field(default_factory=list)
     # Operation of the loss that the loop computed → the one that made its input, views left out.

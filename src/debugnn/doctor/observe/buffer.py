@@ -1,7 +1,9 @@
 """Memory of a training's data: copies of some batches, fingerprints and labels of more."""
 
+import math
 import weakref
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -26,6 +28,11 @@ _RAREST = 64  # classes whose recall is noted
 # Batches that are looked at together: a small tensor for each would take longer, and memory.
 _TOGETHER = 20
 _AT_A_PROBE = 200  # the same of batches on a GPU, where no probe comes before
+# How far the mean of late targets is from that of early ones, in their standard deviations, and the
+# ratio of these, from which the targets have moved. Means and deviations of the 100 samples and
+# more of either kind scatter by a tenth.
+_MOVED = 1.0
+_SPREAD = 2.0
 
 
 class Batch(NamedTuple):
@@ -104,10 +111,26 @@ class BatchBuffer:
 
     @property
     def for_trained(self) -> list[Batch]:
-        """Copies that a trained model is scored on: all, or the late ones where calls begin with a
-        state that the model made, which the untrained model made otherwise."""
+        """Copies that a trained model is scored on: all, or the late ones alone.
+
+        These where calls begin with a state that the model made, which the untrained model made
+        otherwise; and where the targets have moved since the first batches, as those of a critic
+        do: its actor comes to get other returns.
+        """
         stateful = any(batch.call.prepare is not None for batch in self.late)
-        return list(self.late) if stateful else self.batches
+        return list(self.late) if stateful or self.targets_moved else self.batches
+
+    @property
+    def targets_moved(self) -> bool:
+        """True if real targets have another size or spread than at first."""
+        values = [_values(batches) for batches in (self.early, self.late)]
+        if any(v.numel() < 2 for v in values):
+            return False
+        (first, spread), (now, width) = ((v.mean().item(), v.std().item()) for v in values)
+        if not all(map(math.isfinite, (first, spread, now, width))):
+            return False
+        least, most = sorted((spread, width))
+        return abs(now - first) > _MOVED * most or most > _SPREAD * least
 
     def take(self, call: Call, inputs: Any, targets: Any, layout: Layout, due: bool) -> None:
         """Note a batch.
@@ -245,6 +268,13 @@ class BatchBuffer:
         self.early.clear()
         self.late.clear()
         self._first = None
+
+
+def _values(batches: Iterable[Batch]) -> Tensor:
+    """Return the real targets of some batches, (N,); empty where they are no real numbers."""
+    found = [b.targets for b in batches if isinstance(b.targets, Tensor)]
+    real = [t.detach().flatten().double() for t in found if is_plain(t) and t.is_floating_point()]
+    return torch.cat(real) if real else torch.empty(0)
 
 
 def _of_each(labels: Tensor | None, size: int) -> Tensor | None:

@@ -316,12 +316,15 @@ def examine(
         if loss_fn is not None and usable:
             return loss_fn(value, targets).float().mean()
         tensor = first_tensor(value)
-        if tensor is None:
-            raise TypeError("the outputs hold no tensor")
+        assert tensor is not None
         return tensor.float().square().mean()
 
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    evidence.network = network_facts(model, call, samples, loss)
+    if first is None and not usable:
+        kind = type(outputs).__name__
+        troubles.note(evidence, f"the outputs are not looked at: a {kind} holds no tensor")
+    else:
+        evidence.network = network_facts(model, call, samples, loss)
     with torch.no_grad():
         for name, buffer in model.named_buffers():
             buffer.copy_(buffers[name])

@@ -14,14 +14,19 @@ from debugnn.doctor.hopeless import why_hopeless
 from debugnn.doctor.nonfinite.replay import NonFiniteReplay
 from debugnn.doctor.nonfinite.weights import spoilt_by_update
 from debugnn.doctor.observe import devices
-from debugnn.doctor.observe.calls import Call, as_call, is_a_part
+from debugnn.doctor.observe.calls import Call, as_call, is_a_part, scores_of
 from debugnn.doctor.observe.first_batch import FirstBatch
 from debugnn.doctor.observe.gatherer import Gatherer
 from debugnn.doctor.observe.graph import look_at_copy
 from debugnn.doctor.observe.hooks import TrainingHooks
 from debugnn.doctor.observe.labels_among_inputs import find_labels
 from debugnn.doctor.observe.layout import Layout
-from debugnn.doctor.observe.loss_function.graph import candidates, crossed, loss_sources
+from debugnn.doctor.observe.loss_function.graph import (
+    candidates,
+    crossed,
+    loss_sources,
+    multiplied,
+)
 from debugnn.doctor.observe.loss_jumps import LossJumps
 from debugnn.doctor.observe.losses import LossCurve, gradient_of, value_of
 from debugnn.doctor.observe.sample_axis import FIND, Samples
@@ -173,6 +178,7 @@ class Observer:
             self.evidence.loss.sources = loss_sources(loss)
             self.evidence.loss.targets_are_a_part = is_a_part(targets)
             self.evidence.loss.crossed = list(crossed(loss) or ()) or None
+            self.evidence.loss.multiplied = list(multiplied(loss) or ()) or None
         self._losses.add(value, step)
         if self._at_once or not devices.waits(value) or self.training.reading_due:
             self._losses.read()
@@ -187,6 +193,7 @@ class Observer:
             if count is not None:
                 self.evidence.loss.candidates = max(count, self.evidence.loss.candidates or 0)
             self._compare_loss(value, targets)
+            self._compare_gradient(targets)
             self._note_derivatives()
             self._hooks.opponents.compare(self._hooks.outputs, targets)
             if call is not None:
@@ -295,6 +302,18 @@ class Observer:
                 plain = gradient_of(loss_fn, outputs, targets)
         if gradient is not None and plain is not None:
             self._losses.compare_gradients(gradient, plain)
+
+    @guarded("the loss's gradient beside the targets")
+    def _compare_gradient(self, targets: Any) -> None:
+        gradient, outputs = self._hooks.output_gradient, scores_of(self._hooks.outputs)
+        if self.training.loss_fn is not None or gradient is None or outputs is None:
+            return
+        if not isinstance(targets, Tensor) or targets.shape != outputs.shape:
+            return
+        errors = (outputs - targets).flatten().double()
+        found = torch.nn.functional.cosine_similarity(errors, gradient.flatten().double(), dim=0)
+        facts = self.evidence.loss
+        facts.towards_targets = max(found.item(), facts.towards_targets or -1.0)
 
     # --- validation -------------------------------------------------------------------------------
 

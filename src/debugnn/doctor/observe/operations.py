@@ -75,6 +75,18 @@ _PRODUCTS = ("addmm", "mm", "bmm", "baddbmm", "convolution", "linear", "_sparse_
 _SOFTMAX = ("_softmax", "_log_softmax", "_safe_softmax")
 
 
+# Recurrent layers whose hidden state stays between −1 and 1, as Tracer names them.
+_RECURRENT = {
+    nn.LSTM: "lstm", nn.LSTMCell: "lstm", nn.GRU: "gru", nn.GRUCell: "gru", nn.RNN: "tanh",
+}  # fmt: skip
+
+
+def _is_bounded(module: nn.Module) -> bool:
+    plain_rnn = type(module) is nn.RNN and module.nonlinearity != "tanh"
+    projected = bool(getattr(module, "proj_size", 0))
+    return type(module) in _RECURRENT and not plain_rnn and not projected
+
+
 class PassWatcher(TorchDispatchMode):
     """Sees each operation of a forward pass, and which weight layer was entered last."""
 
@@ -202,8 +214,23 @@ class Tracer(PassWatcher):
             self.softmax_axes.append((args[1] % output.dim(), tuple(output.shape)))
         return result
 
+    def watch(self, model: nn.Module, call: Call) -> Any:
+        def leaving(module: nn.Module, inputs: tuple, outputs: Any) -> None:
+            states = (t for t in tree_leaves(outputs) if isinstance(t, Tensor))
+            self._makers.update((_place(state), _RECURRENT[type(module)]) for state in states)
+
+        handles = [m.register_forward_hook(leaving) for m in model.modules() if _is_bounded(m)]
+        try:
+            return super().watch(model, call)
+        finally:
+            for handle in handles:
+                handle.remove()
+
     def made(self, tensor: Tensor) -> str | None:
-        """Return the operation that produced a tensor; views of it do not count."""
+        """Return the operation that produced a tensor; views of it do not count.
+
+        Recurrent layers, which are made of other operations on each device, count as one.
+        """
         name = self._maker(tensor)
         return name.strip("_") if name else None
 

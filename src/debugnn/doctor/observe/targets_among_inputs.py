@@ -61,7 +61,9 @@ def target_copy_facts(
             _describe_block(facts, places, shape)
         along = {axis: _shift(places, shape, axis) for axis in _time_axes(shape)}
         for axis, shift in along.items():
-            if shift == 0 and len(names) > 1:
+            if shift == 0 and (
+                len(names) > 1 or not _sees_later(model, batches[0], index, axis, layout)
+            ):
                 facts.aligned, facts.positions = True, shape[axis]
             elif shift:
                 facts.shifted, facts.positions = shift, shape[axis]
@@ -221,6 +223,23 @@ def _change(
         moved = (after - before)[:, own].square().mean(dim=0).sqrt()
         changes.append((moved / spread).min().item())
     return min(changes)
+
+
+def _sees_later(model: nn.Module, batch: Batch, index: int, axis: int, layout: Layout) -> bool:
+    """Return whether the first position's output changes with what the last position is given.
+
+    One that rebuilds a part of its only input from all of it may be meant to.
+    """
+    given = batch.call.tensors()[index]
+    changed = given.clone()
+    last = changed.select(axis + 1, -1)
+    last.copy_(last.roll(1, dims=0))
+    with torch.no_grad(), without_dropout(model, training=False):
+        before, after = (
+            _outputs(model, call, layout)
+            for call in (batch.call, batch.call.exchanged(given, changed))
+        )
+    return before is None or after is None or not torch.equal(before[:, 0], after[:, 0])
 
 
 def _exchanged(call: Call, index: int, place: int) -> Call:

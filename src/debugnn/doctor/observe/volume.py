@@ -14,13 +14,19 @@ from debugnn.doctor.evidence import VolumeFacts
 from debugnn.doctor.observe.calls import Call
 from debugnn.doctor.observe.modes import without_dropout
 
-_SAMPLES = 6
+_SAMPLES = 12
 _FEATURES = 64  # most values of a sample: each takes a backward pass
 _TENSORS = 4  # most tensors of the outputs
 # Numerical tolerances: of a determinant that is computed in single precision, and of one that is
 # told from 1.
 _EQUAL = 1e-2
 _MOVED = 1e-2
+# Spread of what the model returns less the true logarithm, over the spread of this, from which it
+# is another number: a constant, as of a change of units before the model, takes nothing away.
+_OTHER = 0.2
+# Relative difference of the gradients by the number of each sample, and of that by the codes over
+# the codes: all are one number where the loss is half of the codes' squares less the number.
+_EVEN = 1e-3
 
 
 class Volume(NamedTuple):
@@ -59,15 +65,18 @@ def volume_facts(
         outputs: of the model at that step.
 
     Returns:
-        None where the output is neither the logarithm nor its negative, or no volume changes yet.
+        None where no volume changes yet; where the output is neither the logarithm nor its
+        negative, unless the loss is a likelihood of which it is to be the logarithm.
     """
-    inputs = next((t for t in call.tensors() if t.is_floating_point() and t.dim() > 1), None)
-    if inputs is None or not 2 <= inputs[0].numel() <= _FEATURES or set(volume) - set(gradients):
+    given = [t for t in call.tensors() if t.is_floating_point() and t.dim() > 1]
+    inputs = next(iter(given), None)
+    if inputs is None or not 2 <= inputs[0].numel() <= _FEATURES or volume.codes not in gradients:
         return None
     with torch.enable_grad(), without_dropout(model, training=False):
         leaf = inputs.detach().clone().requires_grad_()
         made = call.exchanged(inputs, leaf)
         tensors = Call((model(*made.args, **made.kwargs),)).tensors()
+        again = Call((model(*made.args, **made.kwargs),)).tensors()[volume.logarithm].flatten()
         codes, said = tensors[volume.codes], tensors[volume.logarithm].detach().flatten()
         if (
             not codes.requires_grad
@@ -88,18 +97,35 @@ def volume_facts(
     if not torch.isfinite(true).all() or true.abs().max() < _MOVED:
         return None
     sign = next((s for s in (1, -1) if _same(s * said, true)), None)
+    pull = gradients.get(volume.logarithm)
     if sign is None:
+        random = not torch.equal(said, again[: len(said)].double())
+        # Which of several inputs is mapped is not known.
+        if pull is None or random or len(given) > 1 or not _is_other(said, true):
+            return None
+    where = Call((outputs,)).tensors()[volume.codes].flatten().double()
+    drawn = gradients[volume.codes].flatten().double()
+    if sign is None and not _is_likelihood(pull, where, drawn):
         return None
-    pull = gradients[volume.logarithm].flatten()
-    where = Call((outputs,)).tensors()[volume.codes].flatten()
-    towards = torch.nn.functional.cosine_similarity(
-        where.double(), gradients[volume.codes].flatten().double(), dim=0
-    )
+    towards = torch.nn.functional.cosine_similarity(where, drawn, dim=0)
     return VolumeFacts(
-        gradient=sign * pull.sign().mean().item(),
+        gradient=0.0 if pull is None else (sign or 1) * pull.sign().mean().item(),
         towards_centre=towards.item() if math.isfinite(towards.item()) else 0.0,
+        exact=sign is not None,
     )
 
 
 def _same(first: Tensor, second: Tensor) -> bool:
     return bool((first - second).abs().max() <= _EQUAL * second.abs().max().clamp_min(1.0))
+
+
+def _is_other(said: Tensor, true: Tensor) -> bool:
+    return len(true) > 1 and bool((said - true).std() > _OTHER * true.std().clamp_min(_MOVED))
+
+
+def _is_likelihood(pull: Tensor | None, codes: Tensor, drawn: Tensor) -> bool:
+    """Return whether gradients are those of half of the codes' squares less a number."""
+    if pull is None:
+        return False
+    scale = (drawn @ codes / (codes @ codes)).item()
+    return scale > 0 and bool((pull + scale).abs().max() <= _EVEN * scale)

@@ -1,5 +1,6 @@
-"""Policies of real actions that are trained by a policy gradient."""
+"""Policies of real actions that are trained by a policy gradient, and the critic of one."""
 
+import math
 from functools import partial
 
 import torch
@@ -71,6 +72,41 @@ def steering(seed: int) -> Setup:
     return Setup(Helm(32), policy_loss, partial(Adam, lr=1e-2), unused, unused, loop=_loop)
 
 
-TUNING: dict[str, Build] = {"steering": steering}
+def _value(states: Tensor, step: int) -> Tensor:
+    """Return what states (B, 4) are worth to a policy that has been getting better, (B, 1)."""
+    level = -8 * math.exp(-step / 60) - 0.5
+    return level * (1 + 0.05 * states[:, :1].sin() * states[:, 1:2])
+
+
+def _loop_of_critic(setup: Setup, seed: int, make_observer: MakeObserver) -> Observer:
+    model, optimizer, observer = begin(setup, make_observer)
+    draws = torch.Generator().manual_seed(seed)
+    for step in range(_STEPS):
+        states = torch.randn(_BATCH, 4, generator=draws)
+        noise = torch.randn(_BATCH, 1, generator=draws)
+        returns = _value(states, step) + 0.1 * noise
+        optimizer.zero_grad()
+        loss = setup.loss_fn(model(states), returns)
+        loss.backward()
+        optimizer.step()
+        observer.step(loss, states, returns)
+    states = setup.val[0]
+    with torch.no_grad():
+        error = (model(states) - _value(states, _STEPS)).square().mean()
+    setup.scores.append(1 - error.item() / _value(states, 0).square().mean().item())
+    return observer
+
+
+def critic(seed: int) -> Setup:
+    """The critic of a policy that gets better: what it learns first is how much better."""
+    states = torch.randn(400, 4, generator=torch.Generator().manual_seed(seed))
+    unused = states, torch.zeros(len(states), 1)
+    model = mlp(4, 48, 48, 1, activation=nn.Tanh)
+    return Setup(
+        model, nn.SmoothL1Loss(), partial(Adam, lr=4e-3), unused, unused, loop=_loop_of_critic
+    )
+
+
+TUNING: dict[str, Build] = {"steering": steering, "critic": critic}
 
 HELD_OUT: dict[str, Build] = {}

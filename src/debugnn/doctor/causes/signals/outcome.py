@@ -76,9 +76,9 @@ def learns(evidence: Evidence) -> bool | None:
     """Return whether it learns its training samples at all; None where that cannot be told.
 
     That is so too where it seems to guess, but there are more classes than labels to measure by, or
-    there is little to be learnt. It does not learn where its skill and its loss are those of
-    guessing, where it makes no use of its inputs, where its loss diverged or is worse than that of
-    guessing, and where it stays far behind a simple model.
+    there is little to be learnt; and where it runs after targets that move. It does not learn where
+    its skill and its loss are those of guessing, where it makes no use of its inputs, where its
+    loss diverged or is worse than that of guessing, and where it stays far behind a simple model.
     """
     if not judged(evidence):
         ways = (
@@ -92,11 +92,24 @@ def learns(evidence: Evidence) -> bool | None:
         return False if any(way(evidence) for way in ways) else None
     if evidence.outcome.nonfinite_step is not None:
         return False
-    if ran_off(evidence) or behind(evidence) or learns_by_heart_alone(evidence):
+    if ran_off(evidence):
+        return False
+    if runs_after_targets(evidence):
+        return None
+    if behind(evidence) or learns_by_heart_alone(evidence):
         return False
     if at_chance(evidence) and (not guessing_known(evidence) or little_to_learn(evidence)):
         return None
     return not (at_chance(evidence) or worse_than_guessing(evidence) or inputs_unused(evidence))
+
+
+def runs_after_targets(evidence: Evidence) -> bool:
+    """Return whether the targets have moved, and the outputs do not fit the latest ones well.
+
+    A critic learns how far its actor has come, batch after batch, before it can learn what tells
+    one state from another.
+    """
+    return evidence.data.targets_moved and judged(evidence) and reached(evidence) < FAILING
 
 
 def learns_by_heart_alone(evidence: Evidence) -> bool:
@@ -200,7 +213,7 @@ def short(evidence: Evidence) -> bool:
     """
     if failing(evidence):
         return True
-    if not judged(evidence) or evidence.reconstruction:
+    if not judged(evidence) or evidence.reconstruction or runs_after_targets(evidence):
         return False
     simple = evidence.data.simple_skill
     return simple is not None and reached(evidence) < simple - BEHIND

@@ -19,6 +19,8 @@ NO_LOGARITHM = 1e-4
 UNREACHABLE_OF_TWO = 0.6
 # Share of the targets' range by which they may leave the outputs' range.
 MARGIN = 0.05
+# Cosine from which the gradient by the outputs is that of a squared error beside the targets.
+SQUARED_ERROR = 0.999
 _NO_LOGARITHMS = ("linear", "convolution", "softmax", "sigmoid")  # what gives no logarithms
 _SQUASHED = {
     "cross_entropy": ("softmax", "softmax"),
@@ -29,12 +31,15 @@ _RANGES = {
     "sigmoid": (0.0, 1.0),
     "softmax": (0.0, 1.0),
     "tanh": (-1.0, 1.0),
+    "lstm": (-1.0, 1.0),
+    "gru": (-1.0, 1.0),
     "relu": (0.0, math.inf),
     "clamp_min": (0.0, math.inf),
     "softplus": (0.0, math.inf),
 }
 _NAMED_LINKS = {"sigmoid": "a sigmoid", "exp": "an exponential"}
-_CUTTING = ("relu", "tanh", "hardtanh", "clamp_min")  # what no logit should pass
+_CUTTING = ("relu", "tanh", "hardtanh", "clamp_min", "lstm", "gru")  # what no logit should pass
+_STATES = {"lstm": "an LSTM", "gru": "a GRU"}  # layers whose hidden state is no activation's output
 
 
 def no_logarithm(evidence: Evidence) -> str | None:
@@ -104,6 +109,8 @@ def cut_logits(evidence: Evidence) -> str | None:
     """An activation at the output cuts the range of the logits, and not all is learnt."""
     operation = evidence.network.last_op
     if evidence.task == "classes" and operation in _CUTTING and not_all_learnt(evidence):
+        if operation in _STATES:
+            return f"the logits are the hidden state of {_STATES[operation]}, within -1 and 1"
         return f"the logits pass a {operation}, which cuts their range"
     return None
 
@@ -113,14 +120,19 @@ def cut_values(evidence: Evidence) -> str | None:
     low, high, loss = evidence.data.target_low, evidence.data.target_high, evidence.loss
     operation = evidence.network.last_op
     rebuilt = evidence.reconstruction and loss.confirmed and len(loss.shapes) > 1
+    squared = loss.towards_targets is not None and loss.towards_targets > SQUARED_ERROR
     compared = evidence.task == "values" or (rebuilt and loss.shapes[0] == loss.shapes[1])
+    compared = compared or squared
     if not compared or operation not in _RANGES or low is None or high is None:
         return None
     bottom, top = _RANGES[operation]
     margin = MARGIN * (high - low)
     if low >= bottom - margin and high <= top + margin:
         return None
+    made = f"pass a {operation}"
+    if operation in _STATES:
+        made = f"are the hidden state of {_STATES[operation]}"
     return (
-        f"the outputs pass a {operation} and cannot leave [{bottom:g}, {top:g}]; the targets reach "
-        f"from {low:.3g} to {high:.3g}"
+        f"the outputs {made} and cannot leave [{bottom:g}, {top:g}]; the targets reach from "
+        f"{low:.3g} to {high:.3g}"
     )

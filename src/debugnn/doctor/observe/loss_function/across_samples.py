@@ -8,6 +8,8 @@ from torch import Tensor
 from debugnn.doctor.observe.calls import map_tensors, with_first
 from debugnn.doctor.observe.loss_function.made_up import ZERO_LOSS, Loss, equal, ratio
 
+_EXCHANGES = 8  # at most, of outputs among samples
+
 
 def doubling(loss: Loss, tensor: Tensor) -> float | None:
     """Return the loss of every sample twice over that of each once: 1 of a mean, 2 of a sum.
@@ -49,15 +51,21 @@ def exchangeable(loss: Loss, tensor: Tensor) -> bool:
 def permuted(loss: Loss, outputs: Tensor) -> float | None:
     """Return the relative change of the loss where samples' outputs, not targets, change places.
 
-    None where the targets are equal, so that it does not matter.
+    The largest one of several exchanges: the mean over the many pixels of a map changes so little
+    at each of them that it may be nothing by chance.
+
+    Returns:
+        None where the targets are equal, so that it does not matter.
     """
     targets = loss.targets
     if len(outputs) < 2 or not targets.dim() or torch.equal(targets, targets.roll(1, dims=0)):
         return None
-    here, there = loss.within(outputs), loss.within(outputs.roll(1, dims=0))
-    if not (math.isfinite(here) and math.isfinite(there)):
+    here = loss.within(outputs)
+    moved = range(1, min(len(outputs), _EXCHANGES + 1))
+    there = [loss.within(outputs.roll(places, dims=0)) for places in moved]
+    if not all(map(math.isfinite, (here, *there))):
         return None
-    return abs(here - there) / max(abs(here), ZERO_LOSS)
+    return max(abs(here - value) for value in there) / max(abs(here), ZERO_LOSS)
 
 
 def cross_gradient(loss: Loss, noise: Tensor) -> float | None:

@@ -27,18 +27,24 @@ def reads_other_outputs(loss: Loss, tensor: Tensor) -> bool:
 def far_others(loss: Loss, tensor: Tensor) -> float | None:
     """Return the lowest loss where one of the outputs' other tensors is far out, over the loss.
 
-    None where it is not finite there, or 0.
+    A number is left out: a term of the loss that the model computes, as a codebook's. Values of one
+    sign keep it: a divergence of each sample, as the model returns it, is never negative.
+
+    Returns:
+        None where it is not finite there, or 0.
     """
     _, *others = Call((loss.outputs,)).tensors() or [tensor]
     own = abs(loss(tensor))
     values = []
     for chosen in others:
-        if not chosen.is_floating_point():
+        if not chosen.is_floating_point() or not chosen.dim():
             continue
-        # Times a number, the values have either sign. All on one side, none of them outweighs the
-        # others: the exponential of a logarithm does that to the logarithm itself.
-        sides = [torch.full_like(chosen, side) for side in (FAR, -FAR)]
-        for far in (FAR * chosen, -FAR * chosen, *sides):
+        signs = [sign for sign in (1, -1) if bool((sign * chosen > 0).any())]
+        # Times a number, the values have their own signs, or the other ones. All on one side, none
+        # of them outweighs the others: the exponential of a logarithm does that to the logarithm.
+        factors = [1, -1] if len(signs) > 1 else [1]
+        sides = [torch.full_like(chosen, sign * FAR) for sign in signs]
+        for far in (*(factor * FAR * chosen for factor in factors), *sides):
             moved = map_tensors(loss.outputs, partial(_replaced, chosen, far))
             values.append(loss.at(with_first(moved, tensor)))
     known = [value for value in values if math.isfinite(value)]

@@ -1,7 +1,7 @@
 """What a loss is computed from, as the graph of its computation tells; needs no loss function."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor
@@ -103,6 +103,10 @@ def candidates(loss: Any) -> int | None:
 # What compares outputs with targets, entry by entry, and what may stand between it and the loss.
 _COMPARISONS = frozenset({"MseLoss", "SmoothL1Loss", "HuberLoss", "Pow", "Abs"})
 _REDUCED = _VIEWS | {"Mean", "Sum", "Add", "Sub", "Mul", "Div", "Neg", "Stack"}
+# What may stand between the loss and a product of each sample's output with its factor, as the
+# ratio of an action's probabilities with its advantage.
+_OF_PRODUCTS = frozenset({"Mean", "Neg", "Add", "Sub", "Minimum", "Maximum"})
+_OF_NUMBERS = ("Sum", "Mul", "Div")  # the same, where they give a number
 
 
 def crossed(loss: Any) -> tuple[int, ...] | None:
@@ -114,22 +118,55 @@ def crossed(loss: Any) -> tuple[int, ...] | None:
     Args:
         loss: as the loop computed it, after `backward` too.
     """
+    return _first_shape(loss, _COMPARISONS, _REDUCED, _crossed_below)
+
+
+def multiplied(loss: Any) -> tuple[int, ...] | None:
+    """Return the shape in which each output is multiplied with every sample's factor, None where
+    none is.
+
+    The mean over all such products is that of the outputs times that of the factors.
+
+    Args:
+        loss: as the loop computed it, after `backward` too.
+    """
+    return _first_shape(loss, frozenset({"Mul"}), _OF_PRODUCTS, _multiplied_below)
+
+
+def _first_shape(
+    loss: Any,
+    wanted: frozenset[str],
+    passed: frozenset[str],
+    shape_of: Callable[[Any, list[Any]], tuple[int, ...] | None],
+) -> tuple[int, ...] | None:
+    """Return the first shape that a wanted operation has, below operations that are passed."""
     pending = [loss.grad_fn] if isinstance(loss, Tensor) and loss.grad_fn is not None else []
     for _ in range(_NODES):
         if not pending:
             return None
         node = pending.pop()
         following = [each for each, _ in node.next_functions if each is not None]
-        if _name(node) in _COMPARISONS:
-            shape = _crossed_below(following)
+        if _name(node) in wanted:
+            shape = shape_of(node, following)
             if shape is not None:
                 return shape
-        elif _name(node) in _REDUCED:
+        scaled = _name(node) in _OF_NUMBERS and not node._input_metadata[0].shape
+        if _name(node) in passed or scaled:
             pending += following
     return None
 
 
-def _crossed_below(nodes: list[Any]) -> tuple[int, ...] | None:
+def _multiplied_below(product: Any, nodes: list[Any]) -> tuple[int, ...] | None:
+    """Return the shape to which the one factor that has a gradient is broadcast, (B, B)."""
+    if len(nodes) != 1 or hasattr(nodes[0], "variable"):
+        return None
+    shape = tuple(product._input_metadata[0].shape)
+    own = tuple(nodes[0]._input_metadata[0].shape)
+    square = len(shape) == 2 and shape[0] == shape[1] > 1
+    return shape if square and math.prod(own) == shape[0] else None
+
+
+def _crossed_below(comparison: Any, nodes: list[Any]) -> tuple[int, ...] | None:
     """Return the shape to which the one input of a comparison that has a gradient is broadcast."""
     while len(nodes) == 1 and _name(nodes[0]) in ("Expand", "Sub"):
         shape = tuple(nodes[0]._input_metadata[0].shape)
