@@ -16,12 +16,13 @@ from handmade_evidence import (
     outcomes,
     probe,
     residues,
+    score,
     weight,
 )
 
 from debugnn.doctor import causes
 from debugnn.doctor.causes.dead_relu import DEAD
-from debugnn.doctor.causes.input_scale import CALMED
+from debugnn.doctor.causes.input_scale import CALMED, RAW
 from debugnn.doctor.causes.saturated_activation import SATURATED
 from debugnn.doctor.causes.signals.data import FAR_SCALE
 from debugnn.doctor.causes.signals.learning_rate import STILL
@@ -253,7 +254,10 @@ def test_a_rate_is_too_low_where_a_higher_one_learns_more_in_a_few_steps():
 @pytest.mark.parametrize(
     ("name", "quieten"),
     [
-        ("input_scale", lambda e: e.trials.pop(STANDARDISED_INPUTS.name)),
+        (
+            "input_scale",
+            lambda e: (e.trials.pop(STANDARDISED_INPUTS.name), setattr(e.data, "rms", RAW - 1)),
+        ),
         ("input_scale", lambda e: setattr(e.data, "rms", FAR_SCALE)),
         ("init_scale_too_large", lambda e: e.trials.pop(REINITIALISED.name)),
         ("init_scale_too_large", lambda e: setattr(e.weights[1], "gain", LARGE_GAIN)),
@@ -488,8 +492,24 @@ def test_the_same_of_data_that_a_layer_takes_beside_what_was_learnt():
     ("start", "end"),
     [(1e6, 20.0), (70.0, 1e4 * CALMED), (70.0, math.nan)],
 )
-def test_a_loss_that_the_inputs_did_not_make_says_nothing_of_them(start, end):
-    assert found_by("input_scale", with_huge_inputs(start, end)) == []
+def test_a_loss_that_the_inputs_did_not_make_proves_nothing_of_them(start, end):
+    (finding,) = found_by("input_scale", with_huge_inputs(start, end))
+    assert finding.confidence == "suspected"
+
+
+def test_raw_pixels_are_suspected_before_the_rate_at_which_they_fail():
+    given = evidence(0.02)
+    gated()["lr_too_high"](given)
+    given.trials = {
+        trial.name: TrialOutcome(24, 1.5, end)  # on one set of batches alone
+        for trial, end in ((UNCHANGED, 1.0), (TENTH, 0.9), (STANDARDISED_INPUTS, 1.0))
+    }
+    assert [f.confidence for f in found_by("lr_too_high", given)] == ["suspected"]
+    for rms, named in ((RAW - 1, "lr_too_high"), (RAW, "input_scale")):
+        given.data.rms = rms
+        assert diagnosis(given).main_cause == named
+    given.outcome.train = given.outcome.train_mode = score(0.9)  # it learns all the same
+    assert found_by("input_scale", given) == []
 
 
 def test_usual_inputs_did_not_make_a_high_loss():

@@ -31,6 +31,9 @@ TRANSFORMED = 10.0
 # Root mean square of late inputs over early ones of which a training that fails may be the result.
 # Batches of one set differ by far less than a factor of two.
 DRIFTED = 100.0
+# Root mean square of inputs that a failing training is suspected of first: raw pixels have 80 to
+# 130. A trial may be too short to show it, for a deep net learns nothing in its steps.
+RAW = 30.0
 
 _SCALE_AT_LAYER = (
     "bring what this layer takes to unit scale: a time or a position divided by its largest value, "
@@ -189,6 +192,19 @@ def overtaken_with_standardised_inputs(evidence: Evidence) -> Iterator[Sign]:
     )
 
 
+def raw_inputs(evidence: Evidence) -> Iterator[Sign]:
+    """The inputs are as large as raw pixels are, and the training fails."""
+    odd, rms = odd_inputs(evidence), evidence.data.rms
+    if odd is None or rms is None or rms < RAW or not failing(evidence):
+        return
+    yield Sign(
+        "error",
+        f"the inputs are not standardised, {odd}",
+        evidence={"rms": rms},
+        confidence="suspected",
+    )
+
+
 def likeliest(evidence: Evidence) -> Iterator[Sign]:
     """The inputs' scale is unusual in a training that nothing else seems to be wrong with."""
     odd = odd_inputs(evidence)
@@ -263,6 +279,7 @@ CAUSE = Cause(
             overtaken_with_standardised_inputs,
             unscaled_at_layer,
             outsized_at_layer,
+            raw_inputs,
         ),
     ),
     fix="subtract the training inputs' mean and divide by their standard deviation",
