@@ -31,8 +31,9 @@ TRANSFORMED = 10.0
 # Root mean square of late inputs over early ones of which a training that fails may be the result.
 # Batches of one set differ by far less than a factor of two.
 DRIFTED = 100.0
-# Root mean square of inputs that a failing training is suspected of first: raw pixels have 80 to
-# 130. A trial may be too short to show it, for a deep net learns nothing in its steps.
+# Root mean square of inputs, or one over it, that a failing training is suspected of first: raw
+# pixels have 80 to 130, and such that were divided by 255 twice 0.002. A trial may be too short to
+# show it, for a deep net learns nothing in its steps.
 RAW = 30.0
 
 _SCALE_AT_LAYER = (
@@ -193,9 +194,10 @@ def overtaken_with_standardised_inputs(evidence: Evidence) -> Iterator[Sign]:
 
 
 def raw_inputs(evidence: Evidence) -> Iterator[Sign]:
-    """The inputs are as large as raw pixels are, and the training fails."""
+    """The inputs are as large as raw pixels are, or as small as such that were divided too often,
+    and the training fails."""
     odd, rms = odd_inputs(evidence), evidence.data.rms
-    if odd is None or rms is None or rms < RAW or not failing(evidence):
+    if odd is None or not rms or max(rms, 1 / rms) < RAW or not failing(evidence):
         return
     yield Sign(
         "error",
