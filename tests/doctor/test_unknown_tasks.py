@@ -233,6 +233,27 @@ def test_outputs_that_are_weighed_before_a_sum_over_some_are_meant():
     assert multiplied(pairs.mean()) is None
 
 
+@pytest.mark.parametrize(("column", "accused"), [(True, True), (False, False), (None, False)])
+def test_advantages_in_a_column_weigh_every_action(column, accused):
+    """None: the numbers are those of classes, beside a matrix of costs."""
+    model, costs = nn.Linear(FEATURES, SYMBOLS), torch.rand(SYMBOLS, SYMBOLS)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    with Doctor(model, optimizer) as doctor:
+        for _ in range(45):
+            x, actions = torch.randn(BATCH, FEATURES), torch.randint(SYMBOLS, (BATCH,))
+            advantages = torch.randn(BATCH, 1) if column else torch.randn(BATCH)
+            logarithms = model(x).log_softmax(dim=1)
+            loss = -(logarithms[torch.arange(BATCH), actions] * advantages).mean()
+            if column is None:
+                loss = (logarithms.exp().mean(dim=0) * costs).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            doctor.step(loss, x)
+        report = doctor.report()
+    assert ("wrong_loss" in named(report)) is accused, report.details()
+
+
 def scores(*shape):
     return nn.Linear(FEATURES, SYMBOLS)(torch.randn(*shape, FEATURES))
 

@@ -178,7 +178,11 @@ class Observer:
             self.evidence.loss.sources = loss_sources(loss)
             self.evidence.loss.targets_are_a_part = is_a_part(targets)
             self.evidence.loss.crossed = list(crossed(loss) or ()) or None
-            self.evidence.loss.multiplied = list(multiplied(loss) or ()) or None
+            products = multiplied(loss)
+            given = call.tensors() if call is not None else ()
+            # A number of each class beside a matrix of costs is no broadcast of samples.
+            if products is not None and any(t.dim() and len(t) == products[0] for t in given):
+                self.evidence.loss.multiplied = list(products)
         self._losses.add(value, step)
         if self._at_once or not devices.waits(value) or self.training.reading_due:
             self._losses.read()
