@@ -358,3 +358,23 @@ def test_an_embedding_that_is_learnt_from_classes_is_no_wrong_loss():
             doctor.step(loss, x, t)
         report = doctor.report()
     assert "wrong_loss" not in accused(report)
+
+
+def test_targets_of_one_pass_beside_another_of_other_samples_are_no_trouble():
+    """As measurements of an oscillator, and times at which its equation is to hold."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(1, 16), nn.Tanh(), nn.Linear(16, 1))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    times = torch.linspace(0, 3, 40)[:, None]
+    with Doctor(model, optimizer) as doctor:
+        for _ in range(60):
+            measured = F.mse_loss(model(times), times.sin())
+            elsewhere = 3 * torch.rand(64, 1)
+            loss = measured + 0.1 * (model(elsewhere) - elsewhere.sin()).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            doctor.step(loss, times, times.sin())
+        report = doctor.report()
+    assert report.evidence.troubles == []
+    assert not accused(report)
