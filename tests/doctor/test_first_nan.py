@@ -274,3 +274,37 @@ def test_only_the_first_nonfinite_number_is_told():
     assert finding.step == 4
     assert doctor.evidence.nonfinite.step == 4
     assert len([f for f in doctor.report().findings if f.cause == "non_finite"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("loss_of", "operation"),
+    [
+        (lambda o, t: (o - t).square().mean().sqrt(), "sqrt"),
+        (lambda o, t: torch.linalg.vector_norm(o - t), None),  # its derivative at 0 is set to 0
+        (lambda o, t: (o - t).abs().pow(0.5).mean(), "pow"),
+        (lambda o, t: torch.where(o == t, 0.0, (o - t).abs().log()).sum(), "log"),
+    ],
+)
+def test_a_gradient_without_bounds_of_a_finite_loss_is_said(loss_of, operation):
+    """The loop computes the loss itself; in the fourth step the outputs are the targets."""
+    torch.manual_seed(0)
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    with Doctor(model, optimizer) as doctor:
+        for step in range(60):
+            inputs = torch.randn(8, 3)
+            outputs = model(inputs)
+            targets = outputs.detach() if step == 3 else inputs.sum(dim=1, keepdim=True)
+            optimizer.zero_grad()
+            loss = loss_of(outputs, targets)
+            loss.backward()
+            optimizer.step()
+            doctor.step(loss, inputs)
+        report = doctor.report()
+    if operation is None:
+        assert report.evidence.nonfinite is None
+        return
+    found = report.evidence.nonfinite
+    assert (found.step, found.where, found.name) == (3, "gradient", operation)
+    assert (report.main_cause, report.main.confidence) == ("non_finite", "certain")
+    assert "the step's loss is finite" in report.main.summary

@@ -19,6 +19,8 @@ _PLACES = {
     "forward": "the operation {name} of the forward pass produced it",
     "loss": "the operation {name} of the loss function produced it",
     "backward": "the backward pass of {name} produced it",
+    "gradient": "the step's loss is finite and its gradients are not, as the backward pass of "
+    "{name} in the loss makes them where a derivative is infinite",
     "update": "the optimiser's update of {name} produced it",
 }
 _FIXES = {
@@ -27,6 +29,10 @@ _FIXES = {
     "parameter": "look at how this parameter is initialised or loaded",
     "backward": "keep the argument away from where the derivative is infinite (sqrt(x + eps))",
 }
+_FIXES["gradient"] = (
+    f"{_FIXES['backward']}; the branch that `where` does not take has a gradient too: give it an "
+    "argument that does no harm"
+)
 _DIVISIONS = "the divisor is 0: clamp it, or leave out what is divided by nothing"
 _MASKED = (
     "no entry of a row is left by the mask, and attention over nothing is NaN: drop samples that "

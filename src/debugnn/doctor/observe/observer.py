@@ -26,6 +26,7 @@ from debugnn.doctor.observe.loss_function.graph import (
     crossed,
     loss_sources,
     multiplied,
+    singular_operations,
 )
 from debugnn.doctor.observe.loss_jumps import LossJumps
 from debugnn.doctor.observe.losses import LossCurve, gradient_of, value_of
@@ -38,6 +39,7 @@ from debugnn.doctor.observe.watched_training import WatchedTraining
 from debugnn.doctor.state import flattened, put_back
 from debugnn.doctor.troubles import guarded
 
+_NAMED = 3  # operations that may have made a gradient infinite
 _VOLUME_TRIES = 6  # probes at which outputs are compared with a change of volume
 
 
@@ -187,7 +189,7 @@ class Observer:
         if self._at_once or not devices.waits(value) or self.training.reading_due:
             self._losses.read()
             self._look_for_jump(step, call, inputs, targets)
-            self._look_for_nonfinite(value, call, targets)
+            self._look_for_nonfinite(loss, value, call, targets)
             if self._at_once and self.evidence.nonfinite is None:
                 self.evidence.nonfinite = spoilt_by_update(
                     self.training.model, step, self._loop.update_line
@@ -242,14 +244,22 @@ class Observer:
             handed = self._hooks.outputs, loss.float().item()
         self._first_batch.try_out(samples, handed)
 
-    def _look_for_nonfinite(self, loss: Tensor, call: Call | None, targets: Any) -> None:
-        """Repeat this step on a copy, where it is the first that broke."""
+    def _look_for_nonfinite(
+        self, loss: Any, value: Tensor, call: Call | None, targets: Any
+    ) -> None:
+        """Repeat this step on a copy, where it is the first that broke.
+
+        Args:
+            loss: as it was handed over.
+            value: without its graph.
+        """
         step, broke = self._loop.steps, self._losses.broke_at
-        if not self.nonfinite.pending and math.isfinite(self._losses.values[-1]):
+        finite = math.isfinite(self._losses.values[-1])
+        if not self.nonfinite.pending and finite:
             return
         # A loss that is read late, on a GPU, has reached the weights: they no longer tell where it
         # came from.
-        late = devices.waits(loss) and broke is not None and broke < step
+        late = devices.waits(value) and broke is not None and broke < step
         if self.evidence.nonfinite is not None or late:
             return
         if not self.nonfinite.pending:
@@ -259,6 +269,9 @@ class Observer:
         found = self.nonfinite.repeat(
             step, call or Call(), targets, replica, self.training.loss_fn, self.training.layout
         )
+        if found.where == "unknown" and finite:
+            found.where, found.overflow = "gradient", False
+            found.name = " or ".join(singular_operations(loss)[:_NAMED]) or "an operation"
         if found.where == "parameter":
             found.layer = found.name.rpartition(".")[0]
             if step > 0:

@@ -156,6 +156,31 @@ def _first_shape(
     return None
 
 
+# Operations whose derivative is infinite somewhere, zero most often.
+_SINGULAR = {
+    "Sqrt": "sqrt", "Rsqrt": "rsqrt", "Pow": "pow", "LinalgVectorNorm": "norm", "Norm": "norm",
+    "Std": "std", "StdMean": "std", "Log": "log", "Div": "div", "Acos": "acos", "Asin": "asin",
+    "Reciprocal": "reciprocal", "Cdist": "cdist",
+}  # fmt: skip
+
+
+def singular_operations(loss: Any) -> list[str]:
+    """Return the operations near the loss whose derivative may be infinite, the nearest first.
+
+    Args:
+        loss: as the loop computed it, after `backward` too.
+    """
+    if not isinstance(loss, Tensor) or loss.grad_fn is None:
+        return []
+    names = (_SINGULAR.get(_name(node)) for node in _near(loss.grad_fn) if not _is_smooth(node))
+    return list(dict.fromkeys(name for name in names if name is not None))
+
+
+def _is_smooth(node: Any) -> bool:
+    """Return whether an operation is a power that has a derivative everywhere, as a square."""
+    return _name(node) == "Pow" and getattr(node, "_saved_exponent", 0) >= 1
+
+
 def _multiplied_below(product: Any, nodes: list[Any]) -> tuple[int, ...] | None:
     """Return the shape to which the one factor that has a gradient is broadcast, (B, B)."""
     if len(nodes) != 1 or hasattr(nodes[0], "variable"):
