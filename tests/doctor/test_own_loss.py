@@ -458,6 +458,39 @@ def test_a_code_that_tells_something_or_need_not_is_left_alone(weight, told):
     assert now.loss_reads_input
 
 
+class Parts(Autoencoder):
+    """Returns what the loop makes the bound of, and draws its code in training alone."""
+
+    def forward(self, x):
+        mean, logvar = self.encoder(x).chunk(2, dim=1)
+        noise = torch.randn_like(mean) if self.training else torch.zeros_like(mean)
+        code = mean + noise * (0.5 * logvar).exp()
+        rebuilt = self.decoder(torch.cat([code, torch.zeros_like(x)], dim=1))
+        return rebuilt, mean, logvar
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("weight", "collapses"), [(80.0, True), (0.2, False)])
+def test_a_code_is_looked_at_where_the_loop_makes_the_bound(weight, collapses):
+    torch.manual_seed(0)
+    rows = numbers(1000, 2) @ numbers(2, 8, seed=1)
+    model = Parts(weight)
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    with Doctor(model, optimizer) as doctor:
+        for step in range(500):
+            x = rows[torch.arange(step * 32, step * 32 + 32) % len(rows)]
+            optimizer.zero_grad()
+            rebuilt, mean, logvar = model(x)
+            divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(1).mean()
+            loss = (x - rebuilt).square().sum(1).mean() + weight * divergence
+            loss.backward()
+            optimizer.step()
+            doctor.step(loss, x, x)
+        report = doctor.report()
+    assert (report.healthy is False) is collapses, str(report)
+    assert not collapses or report.main_cause == "over_regularised"
+
+
 def test_a_net_without_noise_has_no_latent_facts():
     report = watched(net(), nn.MSELoss(), drawn(plane()), 45)
     assert report.evidence.outcome.initial_latent is report.evidence.outcome.latent is None

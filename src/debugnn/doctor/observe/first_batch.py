@@ -163,7 +163,10 @@ class FirstBatch:
             found = outputs_of(model, [batch], training=True)
             rarest = buffer.rarest(training.task)
             self.evidence.outcome.initial = score_of(found, training.task, rarest)
-            bound = self.evidence.reconstruction and self.evidence.loss.other_outputs
+            # A variational bound reads more than the rebuilt inputs: means and variances of a code.
+            several = training.loss_fn is None and len(Call((handed or (),)).tensors()) > 1
+            more = self.evidence.loss.other_outputs or several
+            bound = self.evidence.reconstruction and more
             if self.evidence.network.evaluation_change or bound:
                 latent = latent_facts(model, batch.call, samples.layout)
                 self.evidence.outcome.initial_latent = latent
