@@ -225,6 +225,8 @@ def test_outputs_that_cannot_reach_the_targets():
     assert found_by("wrong_loss", given) == []
     given.data.target_high = 2.0
     assert "sigmoid" in found_by("wrong_loss", given)[0].summary
+    given.data.target_tenth, given.data.target_nine_tenths = 0.1, 1.0  # a few of them alone
+    assert found_by("wrong_loss", given) == []
 
 
 def test_evaluation_in_training_mode_is_a_warning_where_modes_differ():

@@ -247,14 +247,9 @@ def volume_of_last_layer(setup: Setup) -> None:
     setup.model = Flow(6, 32, last_alone=True)
 
 
-def _by_all_advantages(outputs: tuple[Tensor, Tensor], targets: tuple[Tensor, Tensor]) -> Tensor:
-    actions, advantages = targets
-    return -(log_likelihood(outputs, actions) * advantages[:, None]).mean()
-
-
 def advantages_in_a_column(setup: Setup) -> None:
     """Advantages (B, 1) beside likelihoods (B,): each action is weighed with all advantages."""
-    setup.loss_fn = _by_all_advantages
+    setup.change_batch = lambda actions, advantages: (actions, advantages[:, None])
 
 
 def bare_state(setup: Setup, cell: Callable[..., nn.RNNBase]) -> None:

@@ -199,6 +199,10 @@ def raw_inputs(evidence: Evidence) -> Iterator[Sign]:
     odd, rms = odd_inputs(evidence), evidence.data.rms
     if odd is None or not rms or max(rms, 1 / rms) < RAW or not failing(evidence):
         return
+    # The model may bring them to unit scale itself.
+    taken = evidence.network.data_inputs.values()
+    if not taken or max(max(each, 1 / each) if each else RAW for each in taken) < RAW:
+        return
     yield Sign(
         "error",
         f"the inputs are not standardised, {odd}",

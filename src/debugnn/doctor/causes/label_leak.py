@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
 from debugnn.doctor.causes.signals.data import MATCH, OTHER_MATCH
 from debugnn.doctor.causes.signals.outcome import short
+from debugnn.doctor.causes.signals.skill import judged, reached
 from debugnn.doctor.causes.signals.telling_features import (
     SAMPLES,
     counter_tells_class,
@@ -32,6 +33,8 @@ END = 0.5
 # Change of an output as the copy of its target is exchanged, over the outputs' deviation: 1.4 where
 # the output is that copy. What a mean over a long window lets through is less.
 FOLLOWS = 0.1
+# Skill above which a part of the only input is copied, and not rebuilt through fewer numbers.
+ALL_BUT_COPIED = 0.99
 # The same above which an output sees that value at all: causal networks have 0, but for rounding.
 SEES = 1e-3
 # Outputs whose gradient was looked at, at least; and the share of its square that goes to the own
@@ -139,7 +142,9 @@ def targets_among_inputs(evidence: Evidence) -> Iterator[Sign]:
     if facts.shifted and change > SEES:
         harmed = change >= FOLLOWS or short(evidence)
         yield _sees_next_value(facts, "error" if harmed else "note")
-    if facts.aligned and change >= FOLLOWS:
+    # One that rebuilds its only input through a bottleneck does not copy it exactly.
+    copied = not facts.alone or (judged(evidence) and reached(evidence) > ALL_BUT_COPIED)
+    if facts.aligned and change >= FOLLOWS and copied:
         yield _given_its_targets(facts)
         return
     if facts.last_of_axis is None or change < FOLLOWS:

@@ -54,7 +54,7 @@ def verdict(evidence: Evidence) -> Verdict:
         return Verdict(
             None,
             "the targets have moved in the course of the training, as those of a critic do whose "
-            f"actor gets better: its skill on the latest ones is {reached(evidence):.2f} (0 is "
+            f"actor gets better: its skill on all of them is {reached(evidence):.2f} (0 is "
             "guessing, 1 is perfect), which says little of how well it follows them",
         )
     if learning is None and at_chance(evidence) and guessing_known(evidence):

@@ -449,12 +449,6 @@ CAUSE = Cause(
                 "minimise the negative sum",
                 any_task=True,
             ),
-            _rule(
-                another_volume,
-                "add up the logarithms of all layers' determinants, each summed over the features "
-                "of a sample",
-                any_task=True,
-            ),
             reversed_risk_sets,
             _rule(
                 runs_away,
@@ -483,6 +477,7 @@ CAUSE = Cause(
                 "give the model an output for each class, and cross_entropy the class indices",
             ),
         ),
+        another_volume,
         unusual_arguments,
         policy_of_costs,
         padding_counted,

@@ -113,6 +113,7 @@ class TargetCopyFacts:
     # Each copy is one feature of several, at its target's own position, in an input that is handed
     # over beside another one: what a decoder is given, and an encoder not.
     aligned: bool = False
+    alone: bool = False  # there is no other input: each is one feature of several in the only one
     shifted: int = 0  # positions that a copy stands behind its target, where it does so everywhere
     # Change of an output as the copy of its own target changes places among the samples, over the
     # outputs' standard deviation; the least of some outputs.
@@ -194,6 +195,8 @@ class DataFacts:
     target_rms: float | None = None
     one_target: float | None = None  # that all targets are which were trained on
     other_targets: float = 0.0  # share of the validation's that are not, where there is one
+    target_tenth: float | None = None  # a tenth of the targets are below it
+    target_nine_tenths: float | None = None  # a tenth are above it
     target_low: float | None = None
     target_high: float | None = None
     # Share of each feature's variance that the target explains, in descending order, for the first

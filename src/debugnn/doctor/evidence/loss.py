@@ -150,7 +150,7 @@ class LossFacts:
     beside_discriminator: list[float] = field(default_factory=list)
     # Networks of values, with a doctor of their own, that are given the outputs.
     judged: list[JudgedFacts] = field(default_factory=list)
-    # Highest cosine, of the probes, of the loss's gradient by the outputs and of outputs less
+    # Lowest cosine, of the probes, of the loss's gradient by the outputs and of outputs less
     # targets, where no loss function is known: 1 of a squared error.
     towards_targets: float | None = None
     crossed: list[int] | None = None  # shape in which each output is compared with every target

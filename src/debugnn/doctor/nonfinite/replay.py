@@ -92,6 +92,10 @@ class NonFiniteReplay:
             return NonFinite(step, "unknown", "", None, "nan", [], 0, 0.0, overflow=True)
         return NonFinite(step, **asdict(found))
 
+    def drop(self) -> None:
+        """Let go of the weights, of a step that turned out to be none that broke."""
+        self._state = None
+
     def save(self, folder: Path, step: int) -> Path:
         """Write `saved` to a file that the step names, and return its path."""
         folder.mkdir(parents=True, exist_ok=True)

@@ -111,18 +111,15 @@ class BatchBuffer:
 
     @property
     def for_trained(self) -> list[Batch]:
-        """Copies that a trained model is scored on: all, or the late ones alone.
-
-        These where calls begin with a state that the model made, which the untrained model made
-        otherwise; and where the targets have moved since the first batches, as those of a critic
-        do: its actor comes to get other returns.
-        """
+        """Copies that a trained model is scored on: all, or the late ones where calls begin with a
+        state that the model made, which the untrained model made otherwise."""
         stateful = any(batch.call.prepare is not None for batch in self.late)
-        return list(self.late) if stateful or self.targets_moved else self.batches
+        return list(self.late) if stateful else self.batches
 
     @property
     def targets_moved(self) -> bool:
-        """True if real targets have another size or spread than at first."""
+        """True if late real targets have another size or spread than the first ones, as those of a
+        critic do whose actor comes to get other returns."""
         values = [_values(batches) for batches in (self.early, self.late)]
         if any(v.numel() < 2 for v in values):
             return False

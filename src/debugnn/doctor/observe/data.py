@@ -1,6 +1,6 @@
 """The samples that were kept of a training, and how the latest validation's differ from them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from debugnn.doctor.evidence import DataFacts, Evidence
 from debugnn.doctor.observe import samples, simple_models
-from debugnn.doctor.observe.buffer import Batch, BatchBuffer, ValidationBatch
+from debugnn.doctor.observe.buffer import BatchBuffer, ValidationBatch
 from debugnn.doctor.observe.counters import counter_facts
 from debugnn.doctor.observe.drift import drift_facts
 from debugnn.doctor.observe.graph_batches import graph_batch_facts
@@ -43,14 +43,14 @@ class KeptSamples:
         return self.inputs[keep], None if self.targets is None else self.targets[keep]
 
 
-def kept_samples(batches: Sequence[Batch], layout: Layout) -> KeptSamples | None:
+def kept_samples(buffer: BatchBuffer, layout: Layout) -> KeptSamples | None:
     """Return the samples of the batches that have the first one's shape; None without inputs.
 
     Args:
-        batches: of the training.
+        buffer: training batches.
         layout: where their samples lie.
     """
-    kept = [(b, b.inputs) for b in batches if b.inputs is not None]
+    kept = [(b, b.inputs) for b in buffer.batches if b.inputs is not None]
     if not kept:
         return None
     kept = [(b, rows) for b, rows in kept if rows.shape[1:] == kept[0][1].shape[1:]]
@@ -95,7 +95,7 @@ def note_data(
     """
     if task is None:
         return
-    kept = kept_samples(buffer.batches, layout)
+    kept = kept_samples(buffer, layout)
     if kept is None:  # what the samples are is not known, but what they are called
         counts = buffer.class_counts(task)
         evidence.data.class_counts = {} if counts is None else dict(enumerate(counts.tolist()))
@@ -103,9 +103,7 @@ def note_data(
     evidence.data = _described(kept, buffer, task)
     _note_fingerprints(evidence, buffer, layout, task)
     if layout.axis is not None:  # simple models see each sample alone
-        # They are compared with the trained model, and so given the samples that it is scored on.
-        moved = kept_samples(buffer.for_trained, layout) if evidence.data.targets_moved else None
-        _note_simple_models(evidence, moved or kept, buffer.rarest(task), task, beside_constant)
+        _note_simple_models(evidence, kept, buffer.rarest(task), task, beside_constant)
     # Of a graph, or of one set at every step, validation has the same entries by right.
     one_set = evidence.network.mixing and evidence.data.same_batch is not False
     if validation is None or layout.axis is None or one_set:

@@ -39,6 +39,7 @@ from debugnn.doctor.observe.watched_training import WatchedTraining
 from debugnn.doctor.state import flattened, put_back
 from debugnn.doctor.troubles import guarded
 
+_COMPARED = 16  # fewest outputs whose gradient is compared with their errors
 _NAMED = 3  # operations that may have made a gradient infinite
 _VOLUME_TRIES = 6  # probes at which outputs are compared with a change of volume
 
@@ -181,9 +182,9 @@ class Observer:
             self.evidence.loss.targets_are_a_part = is_a_part(targets)
             self.evidence.loss.crossed = list(crossed(loss) or ()) or None
             products = multiplied(loss)
-            given = call.tensors() if call is not None else ()
-            # A number of each class beside a matrix of costs is no broadcast of samples.
-            if products is not None and any(t.dim() and len(t) == products[0] for t in given):
+            # A matrix that is made for it weighs each pair on purpose: a column is none.
+            given = Call((targets,)).tensors()
+            if products is not None and any(t.shape == (products[0], 1) for t in given):
                 self.evidence.loss.multiplied = list(products)
         self._losses.add(value, step)
         if self._at_once or not devices.waits(value) or self.training.reading_due:
@@ -270,6 +271,9 @@ class Observer:
             step, call or Call(), targets, replica, self.training.loss_fn, self.training.layout
         )
         if found.where == "unknown" and finite:
+            if all(bool(torch.isfinite(p).all()) for p in self.training.model.parameters()):
+                self.nonfinite.drop()  # the optimiser, or a hook on it, left these gradients out
+                return
             found.where, found.overflow = "gradient", False
             found.name = " or ".join(singular_operations(loss)[:_NAMED]) or "an operation"
         if found.where == "parameter":
@@ -294,7 +298,9 @@ class Observer:
     @guarded("the volume that a flow changes")
     def _note_volume(self, call: Call) -> None:
         volume, gradients = self._hooks.volume, self._hooks.volume_gradients
-        known = self.evidence.loss.volume is not None
+        facts = self.evidence.loss.volume
+        # A flow may begin with its codes alone, and read its change of volume later.
+        known = facts is not None and facts.gradient != 0
         if volume is None or not gradients or known or self._volume_tries >= _VOLUME_TRIES:
             return
         self._volume_tries += 1
@@ -327,10 +333,14 @@ class Observer:
             return
         if not isinstance(targets, Tensor) or targets.shape != outputs.shape:
             return
+        # The cosine of few numbers is near 1 by chance.
+        if not targets.is_floating_point() or targets.numel() < _COMPARED:
+            return
         errors = (outputs - targets).flatten().double()
         found = torch.nn.functional.cosine_similarity(errors, gradient.flatten().double(), dim=0)
         facts = self.evidence.loss
-        facts.towards_targets = max(found.item(), facts.towards_targets or -1.0)
+        least = 1.0 if facts.towards_targets is None else facts.towards_targets
+        facts.towards_targets = min(found.item(), least)
 
     # --- validation -------------------------------------------------------------------------------
 

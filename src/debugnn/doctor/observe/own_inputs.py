@@ -45,7 +45,7 @@ def own_input_facts(
     same = torch.equal(wanted.to(rows.dtype), rows)
     if not same and not _rises_with(rows, wanted):
         return None
-    noisy = _is_noisy(model, batch)
+    noisy = is_noisy(model, batch)
     leaf = given.detach().clone().requires_grad_()
     with torch.enable_grad(), without_dropout(model, training=False):
         outputs = first_tensor(batch.call.exchanged(given, leaf)(model))
@@ -72,7 +72,7 @@ def own_input_facts(
     return facts
 
 
-def _is_noisy(model: nn.Module, batch: Batch) -> bool:
+def is_noisy(model: nn.Module, batch: Batch) -> bool:
     """Return whether two passes in training mode differ."""
     training = model.training
     with torch.no_grad():

@@ -26,6 +26,7 @@ _BATCHES = 8  # fewest such batches
 _OF_CLASS = 20  # fewest samples of a class for a share
 _IGNORED = -100  # PyTorch's own mark of a target that is left out
 
+_TARGETS = 2**16  # most targets of which tenths are taken
 _LEAST_FEATURES = {"classes": 2, "values": 3}  # columns of which one can stand out
 _ROUNDING = 1e-9  # a deviation below it, relative to the inputs' root mean square, is rounding
 
@@ -214,8 +215,12 @@ def data_facts(inputs: Tensor, targets: Tensor | None, task: Task) -> DataFacts:
     if facts.floating and finite.sum() > 1:
         _describe_scale(facts, rows[finite])
     if targets is not None and targets.numel() and not targets.is_complex():
-        ends = targets.detach().double().aminmax()
-        facts.target_low, facts.target_high = (end.item() for end in ends)
+        values = targets.detach().double().flatten()
+        facts.target_low, facts.target_high = (end.item() for end in values.aminmax())
+        values = values[:: -(-values.numel() // _TARGETS)].cpu()
+        facts.target_tenth, facts.target_nine_tenths = (
+            values.quantile(rank).item() for rank in (0.1, 0.9)
+        )
     if targets is None or task.kind == "unknown":
         return facts
     if task.kind == "values":

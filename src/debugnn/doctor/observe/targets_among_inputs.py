@@ -17,6 +17,7 @@ from debugnn.doctor.observe.buffer import Batch
 from debugnn.doctor.observe.calls import Call, first_tensor, is_plain
 from debugnn.doctor.observe.layout import Layout
 from debugnn.doctor.observe.modes import without_dropout
+from debugnn.doctor.observe.own_inputs import is_noisy
 from debugnn.doctor.observe.sequences import named_tensors
 
 _SAMPLES = 256  # most samples that are compared
@@ -61,10 +62,14 @@ def target_copy_facts(
             _describe_block(facts, places, shape)
         along = {axis: _shift(places, shape, axis) for axis in _time_axes(shape)}
         for axis, shift in along.items():
-            if shift == 0 and (
-                len(names) > 1 or not _sees_later(model, batches[0], index, axis, layout)
-            ):
+            if shift == 0:
+                facts.alone = len(names) == 1
                 facts.aligned, facts.positions = True, shape[axis]
+                # A part of the only input may be rebuilt from all positions, or without noise.
+                if facts.alone:
+                    noisy = is_noisy(model, batches[0])
+                    later = _sees_later(model, batches[0], index, axis, layout)
+                    facts.aligned = not (noisy or later)
             elif shift:
                 facts.shifted, facts.positions = shift, shape[axis]
         if len(copied) < len(places) and not any(along.values()):

@@ -54,6 +54,8 @@ def _loop(setup: Setup, seed: int, make_observer: MakeObserver) -> Observer:
             actions = mean + deviation * torch.randn(_BATCH, 2, generator=draws)
         rewards = _rewards(states, actions)
         targets = actions, (rewards - rewards.mean()) / rewards.std()
+        if setup.change_batch:
+            targets = setup.change_batch(*targets)
         optimizer.zero_grad()
         loss = setup.loss_fn(model(states), targets)
         loss.backward()

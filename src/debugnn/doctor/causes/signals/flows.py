@@ -1,5 +1,8 @@
 """A flow's change of volume in its likelihood."""
 
+from collections.abc import Iterator
+
+from debugnn.doctor.causes.cause import Sign
 from debugnn.doctor.evidence import Evidence
 
 # Share of the samples, as a mean of signs, at which the loss rises with the volume of a flow, and
@@ -16,6 +19,8 @@ def volume_punished(evidence: Evidence) -> str | None:
     if volume is None or volume.towards_centre < DRAWN or not volume.exact:
         return None
     if volume.gradient == 0:
+        if volume.towards_centre < NORMAL:
+            return None
         return (
             "the loss draws the model's codes to one point, and does not read the logarithm of the "
             "determinant that the model returns: it is lowest where all inputs shrink to that point"
@@ -28,15 +33,25 @@ def volume_punished(evidence: Evidence) -> str | None:
     )
 
 
-def another_volume(evidence: Evidence) -> str | None:
-    """A flow's likelihood with another number than its change of volume."""
+def another_volume(evidence: Evidence) -> Iterator[Sign]:
+    """A likelihood of codes and of a number that is not the map's change of volume.
+
+    It may be meant: the scales of an autoencoder's errors, an estimate of a trace, or a part of the
+    change that has no parameters and is left out.
+    """
     volume = evidence.loss.volume
     if volume is None or volume.exact or volume.gradient > -ALL_SAMPLES:
-        return None
+        return
     if volume.towards_centre < NORMAL:
-        return None
-    return (
-        "the loss is the likelihood of codes under a normal density and of a change of volume, but "
-        "the number that the model returns for this is not the logarithm of the determinant of "
-        "its map"
+        return
+    yield Sign(
+        "note",
+        "the loss is the likelihood of codes under a normal density and of a number for each "
+        "sample, and if that is to be a flow's change of volume: it is not the logarithm of the "
+        "determinant of the model's map",
+        "add up the logarithms of all layers' determinants, each summed over the features of a "
+        "sample",
+        evidence={"towards_centre": volume.towards_centre},
+        override=None,
+        confidence="certain",
     )

@@ -104,10 +104,10 @@ def learns(evidence: Evidence) -> bool | None:
 
 
 def runs_after_targets(evidence: Evidence) -> bool:
-    """Return whether the targets have moved, and the outputs do not fit the latest ones well.
+    """Return whether the targets have moved, and the outputs fit those of the training badly.
 
     A critic learns how far its actor has come, batch after batch, before it can learn what tells
-    one state from another.
+    one state from another; and it forgets what earlier targets were.
     """
     return evidence.data.targets_moved and judged(evidence) and reached(evidence) < FAILING
 
