@@ -197,11 +197,10 @@ def raw_inputs(evidence: Evidence) -> Iterator[Sign]:
     """The inputs are as large as raw pixels are, or as small as such that were divided too often,
     and the training fails."""
     odd, rms = odd_inputs(evidence), evidence.data.rms
-    if odd is None or not rms or max(rms, 1 / rms) < RAW or not failing(evidence):
+    if odd is None or not rms or not _is_raw(rms) or not failing(evidence):
         return
     # The model may bring them to unit scale itself.
-    taken = evidence.network.data_inputs.values()
-    if not taken or max(max(each, 1 / each) if each else RAW for each in taken) < RAW:
+    if not any(map(_is_raw, evidence.network.data_inputs.values())):
         return
     yield Sign(
         "error",
@@ -209,6 +208,10 @@ def raw_inputs(evidence: Evidence) -> Iterator[Sign]:
         evidence={"rms": rms},
         confidence="suspected",
     )
+
+
+def _is_raw(rms: float) -> bool:
+    return rms >= RAW or rms * RAW <= 1
 
 
 def likeliest(evidence: Evidence) -> Iterator[Sign]:

@@ -23,16 +23,15 @@ _PLACES = {
     "{name} in the loss makes them where a derivative is infinite",
     "update": "the optimiser's update of {name} produced it",
 }
+_DERIVATIVE = "keep the argument away from where the derivative is infinite (sqrt(x + eps))"
 _FIXES = {
     "input": "remove or fill these samples before training",
     "target": "remove or fill these targets before training",
     "parameter": "look at how this parameter is initialised or loaded",
-    "backward": "keep the argument away from where the derivative is infinite (sqrt(x + eps))",
+    "backward": _DERIVATIVE,
+    "gradient": f"{_DERIVATIVE}; the branch that `where` does not take has a gradient too: give it "
+    "an argument that does no harm",
 }
-_FIXES["gradient"] = (
-    f"{_FIXES['backward']}; the branch that `where` does not take has a gradient too: give it an "
-    "argument that does no harm"
-)
 _DIVISIONS = "the divisor is 0: clamp it, or leave out what is divided by nothing"
 _MASKED = (
     "no entry of a row is left by the mask, and attention over nothing is NaN: drop samples that "

@@ -63,13 +63,12 @@ def target_copy_facts(
         along = {axis: _shift(places, shape, axis) for axis in _time_axes(shape)}
         for axis, shift in along.items():
             if shift == 0:
-                facts.alone = len(names) == 1
-                facts.aligned, facts.positions = True, shape[axis]
+                facts.alone, facts.positions = len(names) == 1, shape[axis]
                 # A part of the only input may be rebuilt from all positions, or without noise.
-                if facts.alone:
-                    noisy = is_noisy(model, batches[0])
-                    later = _sees_later(model, batches[0], index, axis, layout)
-                    facts.aligned = not (noisy or later)
+                facts.aligned = not facts.alone or not (
+                    is_noisy(model, batches[0])
+                    or _sees_later(model, batches[0], index, axis, layout)
+                )
             elif shift:
                 facts.shifted, facts.positions = shift, shape[axis]
         if len(copied) < len(places) and not any(along.values()):

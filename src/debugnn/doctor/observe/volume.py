@@ -76,7 +76,6 @@ def volume_facts(
         leaf = inputs.detach().clone().requires_grad_()
         made = call.exchanged(inputs, leaf)
         tensors = Call((model(*made.args, **made.kwargs),)).tensors()
-        again = Call((model(*made.args, **made.kwargs),)).tensors()[volume.logarithm].flatten()
         codes, said = tensors[volume.codes], tensors[volume.logarithm].detach().flatten()
         if (
             not codes.requires_grad
@@ -98,15 +97,16 @@ def volume_facts(
         return None
     sign = next((s for s in (1, -1) if _same(s * said, true)), None)
     pull = gradients.get(volume.logarithm)
-    if sign is None:
-        random = not torch.equal(said, again[: len(said)].double())
-        # Which of several inputs is mapped is not known.
-        if pull is None or random or len(given) > 1 or not _is_other(said, true):
-            return None
     where = Call((outputs,)).tensors()[volume.codes].flatten().double()
     drawn = gradients[volume.codes].flatten().double()
-    if sign is None and not _is_likelihood(pull, where, drawn):
-        return None
+    if sign is None:
+        # Which of several inputs is mapped is not known.
+        if pull is None or len(given) > 1 or not _is_likelihood(pull, where, drawn):
+            return None
+        with torch.no_grad(), without_dropout(model, training=False):
+            again = Call((call(model),)).tensors()[volume.logarithm].flatten()[: len(said)]
+        if not torch.equal(said, again.double()) or not _is_other(said, true):
+            return None
     towards = torch.nn.functional.cosine_similarity(where, drawn, dim=0)
     return VolumeFacts(
         gradient=0.0 if pull is None else (sign or 1) * pull.sign().mean().item(),
@@ -123,9 +123,7 @@ def _is_other(said: Tensor, true: Tensor) -> bool:
     return len(true) > 1 and bool((said - true).std() > _OTHER * true.std().clamp_min(_MOVED))
 
 
-def _is_likelihood(pull: Tensor | None, codes: Tensor, drawn: Tensor) -> bool:
+def _is_likelihood(pull: Tensor, codes: Tensor, drawn: Tensor) -> bool:
     """Return whether gradients are those of half of the codes' squares less a number."""
-    if pull is None:
-        return False
     scale = (drawn @ codes / (codes @ codes)).item()
     return scale > 0 and bool((pull + scale).abs().max() <= _EVEN * scale)
