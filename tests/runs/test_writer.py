@@ -1,4 +1,5 @@
 import threading
+import time
 
 import pytest
 
@@ -29,8 +30,37 @@ def test_an_error_is_raised_where_the_next_call_is_handed_over_and_nothing_is_do
             writer.drain()
         with pytest.raises(ZeroDivisionError):
             writer.submit(done.append, 3)
-        writer.settle()
-        assert done == [1]
-        writer.submit(done.append, 4)
+        assert writer.wait()  # as at the end of a run that failed
+    assert done == [1]
+
+
+def test_the_calls_of_a_while_are_made_in_a_turn_for_which_the_caller_waits():
+    """Beside it, the thread makes none: two threads of Python hold each other up."""
+    made, seen = [], []
+    with Writer() as writer:
+        writer.submit(made.append, 0)
         writer.drain()
-    assert done == [1, 4]
+        until = time.monotonic() + 0.55
+        while time.monotonic() < until:
+            writer.submit(made.append, len(seen) + 1)
+            seen.append(len(made))
+            time.sleep(0.001)  # a training's step
+    assert made == [*range(len(seen) + 1)]
+    # A turn ends when all calls are made, with the one that it began with.
+    turns = [number for number in range(1, len(seen)) if seen[number] > seen[number - 1]]
+    assert 2 <= len(turns) <= 5
+    assert all(seen[number] == number + 2 for number in turns)
+
+
+def test_a_disk_that_stands_still_holds_the_caller_up_once_and_not_again(monkeypatch):
+    gate, waited = threading.Event(), []
+    with Writer() as writer:
+        wait = writer.wait
+        monkeypatch.setattr(writer, "wait", lambda seconds: waited.append(wait(seconds)))
+        writer.submit(gate.wait, 30)
+        until = time.monotonic() + 0.5
+        while time.monotonic() < until:
+            writer.submit(int)
+            time.sleep(0.001)
+        gate.set()
+    assert waited == [False]

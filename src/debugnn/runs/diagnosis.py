@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 
 from debugnn.build import build
@@ -14,6 +15,7 @@ from debugnn.errors import CheckFailedError
 from debugnn.records import Diagnosis, Evaluating, Pause, Pruned, Record
 from debugnn.runs.pauses import Pauses
 from debugnn.runs.pruning import pause_for_looks, until_hopeless
+from debugnn.training import process
 from debugnn.training.layer_stats import LayerProbe
 from debugnn.training.loop import Training, fit
 
@@ -31,6 +33,8 @@ def doctor_of(
         save_to: folder for the batch and the weights of a first non-finite number.
         state: what the doctor of the steps before knew; None without one.
     """
+
+    process.leave_dynamo_out(torch.optim.Adam)  # by which the doctor fits the best constant outputs
 
     def new() -> Doctor:
         return Doctor(

@@ -275,7 +275,7 @@ def open_run(run: Run, **more_facts: object) -> Iterator[Write]:
             facts["error"] = f"{type(error).__name__}: {error}"
             raise
         finally:
-            writer.settle()
+            writer.wait()
             for sink in sinks:
                 with suppress(OSError):  # of a full disk, which the run has failed on already
                     sink.close(failed=status == "failed")

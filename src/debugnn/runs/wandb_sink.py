@@ -4,7 +4,6 @@ import atexit
 import logging
 import math
 import os
-import queue
 import secrets
 import shutil
 import threading
@@ -35,9 +34,14 @@ from debugnn.records import (
 )
 from debugnn.runs.directory import RunDirectory
 from debugnn.runs.naming import article_run, label
+from debugnn.runs.writer import Writer
 from debugnn.training.loop import Training
 
 log = logging.getLogger(__name__)
+
+# W&B would import pandas, in 0.2 s, to ask whether a histogram is one of its tables. Without it W&B
+# asks for the name of the value's type.
+wandb.util.pd_available = False
 
 # Most rows of single steps in a run: a curve is about as many pixels wide. W&B takes 0.2 ms of the
 # processor for a row, as long as a step of a small net.
@@ -192,32 +196,26 @@ class WandB:
             ),
         }
         WandB._environment_saved = True
-        self._calls: queue.SimpleQueue[tuple[Callable, tuple] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
-        self._thread.start()
-        self._wait_for(self._start, options)  # what is logged before it has started waits for it
+        self._writer = Writer("wandb", most=math.inf)
+        self._call(self._start, options)
+        self._writer.wait(self._seconds)  # what is logged before it has started waits for it
 
     # --- the thread -------------------------------------------------------------------------------
 
-    def _work(self) -> None:
-        while (item := self._calls.get()) is not None:
-            call, arguments = item
-            with self._sparing_the_run():
-                call(*arguments)
+    def _call(self, call: Callable, *arguments: Any) -> None:
+        """Let the thread make a call, whose errors are said and end nothing."""
+        self._writer.submit(self._spared, call, *arguments)
 
-    def _wait_for(self, call: Callable, *arguments: Any) -> bool:
-        """Let the thread make a call; return whether it has, after `wandb.init_timeout` at most."""
-        done = threading.Event()
-        self._calls.put((call, arguments))
-        self._calls.put((done.set, ()))
-        return done.wait(self._seconds)
+    def _spared(self, call: Callable, *arguments: Any) -> None:
+        with self._sparing_the_run():
+            call(*arguments)
 
     @contextmanager
     def _sparing_the_run(self) -> Iterator[None]:
         """Let no error of W&B out of the block; the first one is said."""
         try:
             yield
-        except Exception as error:  # a dead process, a full disk, whatever W&B raises
+        except BaseException as error:  # a dead process, a full disk, whatever W&B raises
             self._lost_service |= isinstance(error, ConnectionError)
             self._give_up(first_line(error))
 
@@ -314,7 +312,7 @@ class WandB:
 
     def _submit(self, record: Record | Diagnosis) -> None:
         if not self._failed:
-            self._calls.put((self._log, (record,)))
+            self._call(self._log, record)
 
     def log_kept(self) -> None:
         """Log the records in the directory's files, of a run that goes on; before all others.
@@ -323,7 +321,7 @@ class WandB:
         the checkpoint, which are made again. Which ones these are is known when the run has begun
         at W&B, which may be later than this call.
         """
-        self._calls.put((self._begin_kept, ()))
+        self._call(self._begin_kept)
         layers = json_lines.read(self._directory / "layers.jsonl")
         early = next(layers, None)
         for row in json_lines.read(self._directory / "metrics.jsonl"):
@@ -331,7 +329,7 @@ class WandB:
                 self.write(json_lines.decode(early))
                 early = next(layers, None)
             self.write(json_lines.decode(row))
-        self._calls.put((self._end_kept, ()))
+        self._call(self._end_kept)
 
     def _begin_kept(self) -> None:
         self._left_out = self._on_server if self._incomplete else math.inf
@@ -359,9 +357,10 @@ class WandB:
     def close(self, failed: bool) -> None:
         """Upload the checkpoint if asked, and finish the run."""
         self._submit_layers(math.inf)
-        if not self._wait_for(self._finish, failed):
+        self._call(self._finish, failed)
+        if not self._writer.wait(self._seconds):
             self._give_up(f"it did not end within wandb.init_timeout={self._seconds}")
-        self._calls.put(None)
+        self._writer.end()
 
     def _finish(self, failed: bool) -> None:
         if not self._failed and self._save_checkpoint:
