@@ -742,6 +742,18 @@ def test_the_same_of_sequences_with_padding_that_the_loss_leaves_out(turned, exp
     assert facts.across_positions == expected
 
 
+@pytest.mark.parametrize(
+    ("turned", "expected"), [(lambda o: o.reshape(4, CLASSES, 7), 1), (lambda o: o.mT, 0)]
+)
+def test_the_same_of_labels_that_the_loss_counts_from_1(turned, expected):
+    """It raises for a label of 0: none is made up that does not occur."""
+    outputs, labels = normal(4, 7, CLASSES), 1 + MAPS.reshape(-1)[:28].reshape(4, 7)
+    facts = loss_facts(
+        lambda o, t: F.cross_entropy(turned(o), t - 1), outputs, labels, read(outputs, labels)
+    )
+    assert facts.across_positions == expected
+
+
 def test_as_many_positions_as_classes_are_no_mixture():
     """Of (B, N, N), as a pointer's choices among N places, either axis may hold the classes."""
     outputs, labels = normal(6, CLASSES, CLASSES), MAPS.reshape(-1)[: 6 * CLASSES]

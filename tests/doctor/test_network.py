@@ -785,3 +785,28 @@ def test_a_network_that_takes_no_part_of_its_input_is_looked_at_all_the_same(sha
     assert report.troubles == []
     assert report.evidence.network.parameters == 114
     assert report.evidence.network.bend is None
+
+
+def test_a_model_that_returns_its_loss_alone_is_looked_at():
+    class Denoiser(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(3, 8), nn.SiLU(), nn.Linear(8, 3))
+
+        def forward(self, x):
+            noise = torch.randn_like(x)
+            return (self.net(x + noise) - noise).square().mean()
+
+    torch.manual_seed(0)
+    model = Denoiser()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    with Doctor(model, optimizer) as doctor:
+        for _ in range(5):
+            optimizer.zero_grad()
+            loss = model(torch.randn(16, 3))
+            loss.backward()
+            optimizer.step()
+            doctor.step(loss)
+        report = doctor.report()
+    assert report.troubles == []
+    assert report.evidence.network.nonlinear

@@ -313,6 +313,32 @@ def test_samples_that_mix_are_seen(name):
     assert found.mixing > 0.01
 
 
+READERS = {
+    "recurrence over the batch": (lambda x: x.permute(2, 0, 1), True),
+    "recurrence over time": (lambda x: x.permute(2, 0, 1), False),
+    "reshape for permute": (lambda x: x.reshape(x.shape[2], len(x), -1), False),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("labels", [T, 3])  # one for each step, and fewer, as ctc_loss takes them
+def test_samples_that_mix_are_seen_in_outputs_with_time_first(name, labels):
+    """Images are batch-first, and so are their labels; the scores are (T, B, classes)."""
+    arrange, over_batch = READERS[name]
+    model = Net(
+        lambda s, x: s.out(s.cell(arrange(s.conv(x).flatten(1, 2)))[0]),
+        conv=nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(inplace=True)),
+        cell=nn.GRU(2 * E, 8, batch_first=over_batch), out=nn.Linear(8, CLASSES),
+    )  # fmt: skip
+    found = look(model, torch.randn(B, 1, E, T), targets=tokens(B, labels))
+    assert found.layout.axis == 0
+    if name == "recurrence over time":
+        assert found.mixing == 0
+        return
+    assert found.mixing > 0.01
+    assert next(layer for layer, change in found.mixing_layers.items() if change > 0.01) == "cell"
+
+
 @pytest.mark.parametrize(
     ("read", "used"),
     [

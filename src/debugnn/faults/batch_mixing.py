@@ -24,6 +24,12 @@ def reshape_for_transpose(setup: Setup) -> None:
     setup.model = nn.Sequential(mix, setup.model)
 
 
+def reshape_for_permute(setup: Setup) -> None:
+    """reshape where permute was meant, before a head whose scores have their time axis first."""
+    model: Any = setup.model
+    model.reshaped = True
+
+
 def normalised_by_hand(setup: Setup, position: int) -> None:
     """Normalisation by the batch's statistics, in training and in evaluation."""
     insert(setup, lambda x: (x - x.mean(dim=0)) / (x.std(dim=0) + 1e-5), position)
@@ -109,6 +115,7 @@ TUNING = [
     case("packed", weighed_over_batch),
     case("tracker", never_reset),
     case("small_graphs", edges_not_shifted),
+    case("written_lines", reshape_for_permute),
 ]
 
 HELD_OUT = [

@@ -528,10 +528,15 @@ class Heads(nn.Module):
 
 
 class LineReader(nn.Module):
-    """Scores of symbols (T, B, symbols) along the columns of images (B, rows, columns)."""
+    """Scores of symbols (T, B, symbols) along the columns of images (B, rows, columns).
+
+    Attributes:
+        reshaped: the features (B, width, T) are reshaped to (T, B, width), and not permuted.
+    """
 
     def __init__(self, rows: int, width: int, symbols: int) -> None:
         super().__init__()
+        self.reshaped = False
         self.columns = nn.Sequential(
             nn.Conv1d(rows, width, 9, padding=4), nn.ReLU(),
             nn.Conv1d(width, width, 5, stride=2, padding=2), nn.ReLU(),
@@ -539,7 +544,10 @@ class LineReader(nn.Module):
         self.head = nn.Linear(width, symbols)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.columns(x).permute(2, 0, 1))
+        found = self.columns(x)
+        if self.reshaped:
+            return self.head(found.reshape(found.shape[2], len(x), -1))
+        return self.head(found.permute(2, 0, 1))
 
 
 class Flow(nn.Module):

@@ -183,7 +183,8 @@ def _bend_at(model: nn.Module, call: Call, inputs: Tensor) -> float | None:
         found = [of(rows) for rows in (first, second, (first + second) / 2)]
     except Exception:  # whatever a model raises of batches of another size
         return None
-    ends = [tensor.double() for tensor in found if tensor is not None]
+    # A model that returns its loss alone gives a scalar.
+    ends = [torch.atleast_1d(tensor.double()) for tensor in found if tensor is not None]
     if len(ends) < 3 or len({tensor.shape for tensor in ends}) > 1:
         return None
     middle, mean = ends[2], (ends[0] + ends[1]) / 2

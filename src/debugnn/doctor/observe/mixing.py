@@ -106,12 +106,15 @@ def _changes(
 
     def staying(value: Any) -> Tensor | None:
         tensor = first_tensor(value)
-        if tensor is None or not is_plain(tensor) or tensor.dim() <= axis:
+        if tensor is None or not is_plain(tensor) or not tensor.dim():
             return None  # nested tensors, of a transformer that skips padding, have no sizes
         tensor = tensor.detach().float()
         if axis == 0 and len(tensor) % count == 0:
             return tensor.unflatten(0, (count, len(tensor) // count))[rows].flatten(0, 1)
-        return tensor.movedim(axis, 0)[rows] if tensor.shape[axis] == count else None
+        # As in the inputs; or as in the outputs, whose first axis may be that of time.
+        places = [axis] if view is None else [axis, view.axis]
+        own = next((a for a in places if tensor.shape[a : a + 1] == (count,)), None)
+        return None if own is None else tensor.movedim(own, 0)[rows]
 
     before: dict[str, list[Tensor | None]] = {}  # module → its output at each call
     changes: dict[str, float] = {}
@@ -121,7 +124,8 @@ def _changes(
         def hook(module: nn.Module, args: tuple, output: Any) -> None:
             value = staying(output)
             if not replaced:
-                before.setdefault(name, []).append(value)
+                # A copy, because a later layer may change this output in place.
+                before.setdefault(name, []).append(None if value is None else value.clone())
                 return
             earlier = before[name].pop(0) if before.get(name) else None
             if value is not None and earlier is not None:

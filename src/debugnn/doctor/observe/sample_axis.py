@@ -235,11 +235,15 @@ def _is_samples_axis(
 ) -> bool:
     """True if an axis along which entries mix can be nothing but that of the samples.
 
-    It is the targets' first axis and the outputs' first axis; and the other one is not apart, or is
-    not the targets'. Where no other axis can be that of time, order does not matter either.
+    It is the targets' first axis and the outputs' first axis, or their second one behind that of
+    time; and the other one is not apart, or is not the targets'. Where no other axis can be that of
+    time, order does not matter either.
     """
-    count, output = inputs.shape[axis], passes.output
-    if output is None or influence.view.axis != 0 or influence.view.parts:
+    count, output, view = inputs.shape[axis], passes.output, influence.view
+    if output is None or view.parts:
+        return False
+    first = view.axis == 0
+    if not first and (view.axis != 1 or output.shape[0] == count):
         return False
     if not isinstance(targets, Tensor) or not targets.dim() or len(targets) != count:
         return False
@@ -250,7 +254,7 @@ def _is_samples_axis(
     del others[axis : axis + 1]
     if any(size > 1 for size in others):
         return True
-    return influence.name == "all" and in_any_order(passes, inputs, axis)
+    return first and influence.name == "all" and in_any_order(passes, inputs, axis)
 
 
 def _verified(passes: Passes, layout: Layout, found: dict[int, Influence | None]) -> Layout:

@@ -207,10 +207,15 @@ def _across_positions(loss: Loss, noise: Tensor, task: Task) -> float | None:
     if gradient is None:
         return None
     known = ((labels >= 0) & (labels < task.size)).nonzero()[:, 0]
+    # Labels of the batch alone: a loss that counts them from 1, say, raises for others.
+    present = labels[known].unique()
+    if len(present) < 2:
+        return None
     found = []
     for place in known[:: max(len(known) // _PLACES, 1)][:_PLACES].tolist():
         other = labels.clone()
-        other[place] = (other[place] + 1) % task.size
+        following = int(torch.searchsorted(present, labels[place])) + 1
+        other[place] = present[following % len(present)]
         after = loss.gradient(scores, other.reshape(targets.shape))
         if after is None:
             return None
