@@ -165,10 +165,19 @@ def hooks_of(model: nn.Module) -> int:
     )
 
 
-@pytest.mark.parametrize(("every", "due"), [(1, [0, 1, 2, 3, 4]), (3, [0, 3])])
-def test_a_probe_is_due_at_every_nth_step(small_training, every, due):
+@pytest.mark.parametrize(
+    ("every", "dense", "due"),
+    [
+        (1, None, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]),
+        (3, None, [0, 3, 6, 9]),
+        (1, 2, [0, 1, 2, 4, 8]),
+        (1, 4, [0, 1, 2, 3, 4, 6, 8]),
+        (2, 20, [0, 2, 4, 6, 8]),
+    ],
+)
+def test_a_probe_is_due_at_every_nth_step_or_further_apart_later(small_training, every, dense, due):
     training = small_training(steps_per_epoch=5, batch_size=8)
-    records = fit(training, 1, LayerProbe(every=every))
+    records = fit(training, 2, LayerProbe(every=every, dense=dense))
     assert [record.step for record in records if isinstance(record, Layers)] == due
 
 

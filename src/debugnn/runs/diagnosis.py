@@ -68,7 +68,8 @@ def diagnosed(
     Raises:
         Interrupted: a signal came during the doctor's trials, which the last checkpoint precedes.
     """
-    probe, epochs = LayerProbe(config.doctor.every, config.doctor.bins), config.trainer.epochs
+    settings, epochs = config.doctor, config.trainer.epochs
+    probe = LayerProbe(settings.every, settings.bins, settings.dense)
     if config.prune_on == "doctor":
         looks = pause_for_looks(training, pauses)
         records = fit(training, epochs, probe, doctor, looks)

@@ -16,9 +16,8 @@ class Writer:
     """Makes the calls that it is given in its own thread, one after the other, in order.
 
     The calls of a tenth of a second are made together, in a turn for which `submit` waits. Python
-    runs one thread at a time, and two hold each other up: a row of W&B takes 0.1 ms of the
-    processor in a turn, and 0.3 ms beside a training of short steps. Where a disk or a network
-    stands still, a turn ends after 50 ms, and the next one comes seconds later.
+    runs one thread at a time, and two hold each other up: a row of W&B takes 0.1 ms in a turn, and
+    0.3 ms beside short steps. Where a disk stands still, a turn ends after 50 ms.
 
     After a call that failed, no other is made. The next `submit` or `drain` raises its error.
 

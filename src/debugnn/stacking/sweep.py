@@ -181,7 +181,7 @@ def _train(stack: Stack, runs: Sequence[Run]) -> None:
         log.info("  continue from epoch %d", runs[0].training.epoch)
     console = StackConsole(config.trainer.epochs, len(runs))
     doctor = config.doctor
-    probe = LayerProbe(doctor.every, doctor.bins) if doctor.enabled else None
+    probe = LayerProbe(doctor.every, doctor.bins, doctor.dense) if doctor.enabled else None
     pauses = runs[0].pauses
     for run in runs:
         run.pauses = pauses

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from debugnn.cadence import is_due
 from debugnn.tensor_stats import Measurement, measure, summarise
 from debugnn.training.loop import Seen
 
@@ -29,20 +30,21 @@ _SMALL = 2**13  # values of an output that is copied on a CPU, too
 
 
 class LayerProbe:
-    """Records statistics of every layer at every `every`-th step.
+    """Records statistics of every layer at some steps.
 
     Args:
-        every: number of steps between two records.
+        every, dense: at which steps, see `cadence.is_due`.
         bins: number of histogram bins.
     """
 
-    def __init__(self, every: int, bins: int = 64) -> None:
+    def __init__(self, every: int, bins: int = 64, dense: int | None = None) -> None:
         self.every = every
         self.bins = bins
+        self.dense = dense
 
     def due(self, step: int) -> bool:
         """Return whether the step with this index is recorded."""
-        return step % self.every == 0
+        return is_due(step, self.every, self.dense)
 
     def watch(self, model: nn.Module, step: int) -> AbstractContextManager[Seen | None]:
         """Return what wraps the forward and backward pass of one step.

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from debugnn.cadence import is_due
 from debugnn.doctor import troubles
 from debugnn.doctor.copies import undisturbed
 from debugnn.doctor.evidence import Evidence
@@ -22,9 +23,6 @@ from debugnn.errors import one_line
 from debugnn.random_state import random_state
 
 _EARLY_PROBES = (3, 8)  # steps
-# Probes as far apart as they are at the beginning. After them the distance doubles as often as the
-# number of steps does: a later probe comes at most a tenth of the steps before it later.
-_DENSE = 20
 
 
 class WatchedTraining:
@@ -126,8 +124,7 @@ class WatchedTraining:
         return self._due
 
     def _is_of_probe(self, step: int) -> bool:
-        doublings = max(0, (2 * step // (_DENSE * self.every)).bit_length() - 1)
-        return step % (self.every << doublings) == 0 or step in _EARLY_PROBES
+        return is_due(step, self.every) or step in _EARLY_PROBES
 
     @property
     def reading_due(self) -> bool:
