@@ -92,7 +92,7 @@ def test_the_doctor_works_with_torch_and_numpy_alone():
         PLAIN_LOOP, "hydra", "omegaconf", "wandb", "torchvision", "sklearn", "pandas",
         "matplotlib", "scipy", "joblib",
     )  # fmt: skip
-    leaves = {"errors", "records", "random_state", "tensor_stats", "lr_curve"}
+    leaves = {"cadence", "errors", "records", "random_state", "tensor_stats", "lr_curve"}
     rooms = {name.split(".")[1] for name in found["modules"]}
     assert rooms <= {"doctor"} | leaves
     assert (found["passed"], found["healthy"], found["steps"]) == (True, True, 64)

@@ -56,7 +56,11 @@ class LayerProbes:
 
     def has_gradients(self) -> bool:
         """Return True if any parameter has a gradient."""
-        return any(p.grad is not None for p in self._parameters)
+        # No generator: its start takes as long as a comparison, in every step.
+        for parameter in self._parameters:  # noqa: SIM110
+            if parameter.grad is not None:
+                return True
+        return False
 
     def has_nonfinite_gradients(self, thorough: bool) -> bool:
         """Return True if a gradient holds NaN or infinity.
@@ -71,7 +75,7 @@ class LayerProbes:
         gradients = [g for p in parameters if (g := p.grad) is not None]
         if not gradients:
             return False
-        if any(g.is_sparse or g.requires_grad for g in gradients):
+        if True in [g.is_sparse or g.requires_grad for g in gradients]:
             gradients = [(g.coalesce().values() if g.is_sparse else g).detach() for g in gradients]
         total = sum(read_together(torch._foreach_norm(gradients)))
         # Norms of finite numbers can overflow.
@@ -117,8 +121,8 @@ class LayerProbes:
         self._before = {}
 
     @property
-    def wants_activations(self) -> bool:
-        """True if this probe measures activations."""
+    def is_thorough(self) -> bool:
+        """True if this probe measures activations, and compares the loss with the loss function."""
         taken = len(self._evidence.probes)
         return taken < _THOROUGH or taken % _EVERY_LATER == 0
 

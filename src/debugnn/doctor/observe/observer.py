@@ -199,7 +199,8 @@ class Observer:
             count = candidates(loss)
             if count is not None:
                 self.evidence.loss.candidates = max(count, self.evidence.loss.candidates or 0)
-            self._compare_loss(value, targets)
+            if self._layers.is_thorough:
+                self._compare_loss(value, targets)
             self._compare_gradient(targets)
             self._note_derivatives()
             self._hooks.opponents.compare(self._hooks.outputs, targets)
@@ -207,7 +208,7 @@ class Observer:
                 self._scored.note_step(call, targets)
                 self._note_volume(call)
             model, replica = None, self.training.replica
-            if replica is not None and self._layers.wants_activations:
+            if replica is not None and self._layers.is_thorough:
                 model = replica.current() if step > 0 else replica.model
             self._layers.finish(model, call, self.training.layout)
 

@@ -46,6 +46,9 @@ class RateCurve:
         rates = [float(group["lr"]) for group in optimizer.param_groups]
         changed = rates != self._latest
         last = self._points[-1] if self._points else None
+        if not changed and last is not None and rates == last[1:]:
+            self.updates += 1
+            return False
         far_enough = last is None or self.updates - last[0] >= self._spacing
         if far_enough and (last is None or rates != last[1:]):
             self._points.append([float(self.updates), *rates])
