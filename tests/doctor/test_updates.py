@@ -11,7 +11,12 @@ from torch.optim.lr_scheduler import LambdaLR
 from debugnn import Doctor
 from debugnn.doctor import causes
 from debugnn.doctor.causes import CAUSES
-from debugnn.doctor.causes.lr_too_low import faded, never_arrives, taken_to_nothing
+from debugnn.doctor.causes.lr_too_low import (
+    cut_before_the_update,
+    faded,
+    never_arrives,
+    taken_to_nothing,
+)
 from debugnn.doctor.causes.signals.learning_rate import (
     faded_rate,
     unfinished_rise,
@@ -459,6 +464,52 @@ def test_a_copy_goes_on_at_the_highest_rate_where_half_of_the_training_had_none(
 def test_one_group_of_two_may_be_frozen_by_its_rate():
     given = trained(0.3, [[float(u), 0.1**u, 1.0] for u in range(0, 400, 7)])
     assert vanished_rate(given) is None
+
+
+# --- gradients that are cut before the update -----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shares", "end", "again", "said"),
+    [
+        ([0.01] * 20, 0.5, 0.55, True),
+        ([0.01] * 20, 0.5, 0.97, False),  # on one set of batches alone
+        ([0.01] * 20, 0.5, None, False),
+        ([0.01] * 4, 0.5, 0.55, False),  # too few comparisons
+        ([0.3] * 20, 0.5, 0.55, False),  # a threshold at a usual norm
+        ([0.01, 1.0, 1.0] * 7, 0.5, 0.55, False),  # in some steps alone
+        ([], 0.5, 0.55, False),
+    ],
+)
+def test_gradients_cut_to_a_small_part_make_steps_too_small_where_whole_ones_learn(
+    shares, end, again, said
+):
+    given = trained(0.02, points(lambda u: 0.01, 400))
+    given.loop.gradient_shares = shares
+    given.trials[UNCHANGED.name] = TrialOutcome(24, 1.0, end, again)
+    asked = again is None and len(shares) >= 5
+    assert (UNCHANGED in causes.trials_to_confirm(given)) == asked
+    signs = list(cut_before_the_update(given))
+    assert [(sign.severity, sign.confidence) for sign in signs] == [("error", "shown")] * said
+
+
+@pytest.mark.parametrize("passes", [1, 3])
+def test_what_is_left_of_the_gradients_is_measured_around_a_clipping(passes):
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    doctor = Doctor(model, optimizer)
+    for step in range(12):
+        optimizer.zero_grad()
+        for _ in range(passes):
+            loss = model(torch.randn(8, 8)).square().mean()
+            loss.backward()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), 0.01)
+        optimizer.step()
+        doctor.step(loss)
+        if step > 0:  # the first gradients have none before them to be compared with
+            (*_, left) = doctor.evidence.loop.gradient_shares
+            assert left == pytest.approx(0.01 / norm.item(), rel=1e-3)
+    doctor.close()
 
 
 # --- accumulation ---------------------------------------------------------------------------------

@@ -55,6 +55,11 @@ def plateaus_of_what_rises(setup: Setup, lr: float, factor: float) -> None:
     setup.make_scheduler = Lowering
 
 
+def clipped_to_nothing(setup: Setup, norm: float) -> None:
+    """The threshold for the gradients' norm is far below what they have."""
+    setup.clip = norm
+
+
 class FallingFromWhatItWas:
     """Multiplies each rate by a power of the epoch's number, on top of the powers of the epochs
     before."""
@@ -105,6 +110,10 @@ TUNING = [
     case("transformer", scale_lr, factor=1e-3),
     case("mlp", switched_to_sgd, lr=1e-4),
     case("gru_clipped", switched_to_sgd, lr=1e-3),
+    case("mlp_sgd", clipped_to_nothing, norm=1e-3),
+    case("cnn_sgd", clipped_to_nothing, norm=1e-3),
+    case("rnn_sgd_clipped", clipped_to_nothing, norm=1e-4),
+    case("friedman_sgd", clipped_to_nothing, norm=1e-3),
     case("mlp", warm_up_stepped_once_an_epoch, warm_up=150),
     case("transformer", warm_up_stepped_once_an_epoch, warm_up=200),
     case("cnn_batch_norm", warm_up_stepped_once_an_epoch, warm_up=100),

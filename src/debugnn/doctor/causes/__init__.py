@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from importlib import import_module
 
 from debugnn.doctor.causes.cause import Cause, Kind
-from debugnn.doctor.causes.signals.learning_rate import vanished_rate
+from debugnn.doctor.causes.signals.learning_rate import cut_share, vanished_rate
 from debugnn.doctor.causes.signals.loss_course import learns_late
 from debugnn.doctor.causes.signals.outcome import doubtful, rough_start, short
 from debugnn.doctor.causes.signals.padding import promises_without_padding
@@ -163,7 +163,8 @@ def trials_to_confirm(evidence: Evidence) -> Iterator[Trial]:
     The unchanged one comes first, which they are compared with.
     """
     unchanged = evidence.trials.get(UNCHANGED.name)
-    if vanished_rate(evidence) and unchanged is not None and unchanged.end_again is None:
+    slowed = vanished_rate(evidence) is not None or cut_share(evidence) is not None
+    if slowed and unchanged is not None and unchanged.end_again is None:
         yield UNCHANGED
     for trial in TRIALS:
         outcome = evidence.trials.get(trial.name)

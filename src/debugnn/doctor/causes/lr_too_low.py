@@ -9,6 +9,7 @@ from debugnn.doctor.causes.signals.learning_rate import (
     NOTHING,
     STILL,
     Fall,
+    cut_share,
     faded_rate,
     has_fallen,
     highest_rates,
@@ -109,6 +110,27 @@ def faded(evidence: Evidence) -> Iterator[Sign]:
         confidence="shown",
         override=None,
         harm="the weights stand still while there is more to learn",
+    )
+
+
+def cut_before_the_update(evidence: Evidence) -> Iterator[Sign]:
+    """Gradients that are cut to a small part after the backward pass, and a copy that leaves them
+    as they are gets farther in its few steps than the whole training did."""
+    left, whole = cut_share(evidence), constant_rate_learns_more(evidence)
+    if left is None or whole is None or diverged(evidence):
+        return
+    yield Sign(
+        severity(evidence),
+        f"between the backward pass and the update the gradients are cut to {100 * left:.2g} % of "
+        f"their size; with whole gradients a copy gets farther in {whole.steps} steps (relative "
+        f"loss {whole.end:.2f}) than the training in {evidence.loop.steps}",
+        "raise the threshold that they are clipped at above their usual norm, or leave the "
+        "clipping out",
+        evidence={"share": left, **trial_numbers(evidence)},
+        confidence="shown",
+        override="clip=off",
+        harm="the steps are as small as with a learning rate that is divided by as much",
+        line=evidence.loop.update_line,
     )
 
 
@@ -347,6 +369,7 @@ CAUSE = Cause(
         first_of(
             taken_to_nothing,
             faded,
+            cut_before_the_update,
             never_arrives,
             far_below_its_schedule,
             still_weights,

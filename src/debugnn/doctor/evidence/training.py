@@ -79,6 +79,8 @@ class LoopFacts:
     # [step, distance to the sum of the old and the new gradient, distance to the new gradient] of
     # gradients' directions (0 equal, 2 opposite), for the first 1,000 comparisons.
     residues: list[list[float]] = field(default_factory=list)
+    # Norm of such a gradient at the update / its norm as it arrived, of the same comparisons.
+    gradient_shares: list[float] = field(default_factory=list)
     training_forwards: int = 0
     eval_mode_forwards: int = 0  # training forwards of a model in evaluation mode
     first_eval_mode: int | None = None

@@ -20,7 +20,8 @@ class StaleGradients:
     """Compares the gradients of a few small parameters from one update to the next.
 
     Args:
-        loop: where the distances are noted, as `residues`; how many updates found none of the
+        loop: where the distances are noted, as `residues`, and what is left of the gradients' size,
+            as `gradient_shares`; how many updates found none of the
             gradients that had arrived, as `cleared_steps`; and how many backward passes there were
             before an update, as `passes_per_update`.
         optimizer: whose gradients are looked at.
@@ -115,6 +116,8 @@ class StaleGradients:
             if not torch.isfinite(both).all() or not used.any():
                 continue
             loop.residues.append([loop.steps, _distance(used, both), _distance(used, clean)])
+            if clean.any():
+                loop.gradient_shares.append((used.norm() / clean.norm()).item())
 
     def _note_cleared(self, reading: bool) -> None:
         """Note whether gradients that arrived are gone, of all parameters, or are zero."""

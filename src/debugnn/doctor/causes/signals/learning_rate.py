@@ -1,5 +1,6 @@
 """The learning rate, and how far it moves the weights."""
 
+import statistics
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -17,6 +18,8 @@ NOTHING = 0.01
 MOST = 0.8
 # The same from which a trial tells whether the training was over by then.
 HALF = 0.5
+# Skill above which it is not tried out whether there is more to learn.
+ALL_LEARNT = 0.97
 # Last loss over the first of an unknown task, above which it is not taken for learnt: sound
 # programs whose loss has no floor but 0 end below.
 LEFT_OVER = 0.3
@@ -43,6 +46,11 @@ FELL = 0.3
 # ‖w − w₀‖ / ‖w₀‖ after the whole training below which the weights have stayed where they were:
 # sound programs have 0.5 and more, rates that are 1,000 times too low 0.016 and less.
 STILL = 0.03
+# Norm of the gradients at an update over their norm as they arrived, below which they are cut: a
+# threshold for the norm stands at a usual one, or above.
+CUT = 0.1
+# Fewest comparisons of which a median tells.
+COMPARED = 5
 
 
 class Fall(NamedTuple):
@@ -64,17 +72,17 @@ def vanished_rate(evidence: Evidence) -> Fall | None:
     What an unknown task's loss may come to is not known: it is taken to be far from there as long
     as it is a good part of the first loss.
     """
-    return _fall_to_nothing(evidence, MOST)
+    return _fall_to_nothing(evidence, MOST, NEARLY_PERFECT)
 
 
 def faded_rate(evidence: Evidence) -> Fall | None:
     """Return the same of a rate that is next to nothing for half of the training, or longer."""
-    return _fall_to_nothing(evidence, HALF)
+    return _fall_to_nothing(evidence, HALF, ALL_LEARNT)
 
 
-def _fall_to_nothing(evidence: Evidence, share: float) -> Fall | None:
+def _fall_to_nothing(evidence: Evidence, share: float, skill: float) -> Fall | None:
     points = evidence.optimizer.rates
-    if len(points) < 2 or not _more_to_learn(evidence):
+    if len(points) < 2 or not _more_to_learn(evidence, skill):
         return None
     if len({len(point) for point in points}) > 1:
         return None  # groups were added
@@ -94,9 +102,10 @@ def _fall_to_nothing(evidence: Evidence, share: float) -> Fall | None:
     return Fall(start, updates, highest[group], points[-1][1 + group])
 
 
-def _more_to_learn(evidence: Evidence) -> bool:
+def _more_to_learn(evidence: Evidence, skill: float) -> bool:
+    """Return whether a skill is not exceeded, or an unknown task's loss is far from nothing."""
     if judged(evidence):
-        return reached(evidence) <= NEARLY_PERFECT
+        return reached(evidence) <= skill
     first, last = evidence.outcome.first_loss, evidence.outcome.last_loss
     if first is None or last is None or evidence.loop.steps < UNKNOWN_JUDGED_AFTER:
         return False
@@ -163,6 +172,13 @@ def never_at_its_rate(evidence: Evidence) -> float | None:
 def highest_rates(evidence: Evidence) -> list[float]:
     """Return the highest rate of all parameter groups, at the start and after each change."""
     return [max(rates) for _, *rates in evidence.optimizer.rates if rates]
+
+
+def cut_share(evidence: Evidence) -> float | None:
+    """Return what is left of the gradients' size at an update, the median, where it is little."""
+    shares = evidence.loop.gradient_shares
+    left = statistics.median(shares) if len(shares) >= COMPARED else 1.0
+    return left if left < CUT else None
 
 
 def has_fallen(rates: list[float]) -> bool:
