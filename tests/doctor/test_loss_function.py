@@ -382,6 +382,32 @@ def test_a_flipped_sign_of_two_classes():
     assert not falls(flipped)
 
 
+SEVERAL = (normal(BATCH, CLASSES, seed=4) > 0.4).float()
+SEVERAL_SHARE = (SEVERAL.sum(dim=1) != 1).float().mean().item()
+
+
+@pytest.mark.parametrize(
+    ("loss", "squash", "expected"),
+    [
+        (F.binary_cross_entropy_with_logits, None, None),
+        (F.binary_cross_entropy, "sigmoid", None),
+        (F.multilabel_soft_margin_loss, None, None),
+        (F.mse_loss, None, None),
+        (F.cross_entropy, None, SEVERAL_SHARE),
+        (lambda o, t: -(o.log_softmax(dim=1) * t).mean(), None, SEVERAL_SHARE),
+        (F.binary_cross_entropy, "softmax", SEVERAL_SHARE),
+    ],
+)
+def test_several_labels_of_a_sample_compete_in_a_softmax(loss, squash, expected):
+    outputs = normal(BATCH, CLASSES)
+    task = read(outputs, SEVERAL)
+    if squash is not None:
+        outputs = outputs.sigmoid() if squash == "sigmoid" else outputs.softmax(dim=1)
+        task = Task("binary", squashed=True)
+    facts = loss_facts(loss, outputs, SEVERAL, task)
+    assert facts.competing == (None if expected is None else pytest.approx(expected))
+
+
 # --- regression ---------------------------------------------------------------------------------
 
 VALUES = 3 * normal(BATCH, 1, seed=2) + 1

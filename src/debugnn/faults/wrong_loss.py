@@ -23,6 +23,12 @@ def append(setup: Setup, make: Callable[[], nn.Module]) -> None:
     setup.model = nn.Sequential(*sequential(setup), make())
 
 
+def softmax_of_labels(setup: Setup) -> None:
+    """A softmax over labels of which a sample may have several, and a binary loss of each."""
+    append(setup, partial(nn.Softmax, dim=1))
+    setup.loss_fn = F.binary_cross_entropy
+
+
 def softmax_of_one_output(setup: Setup, last: Callable[[], nn.Module]) -> None:
     """A softmax over a single output, which is 1 for every input."""
     append(setup, last)
@@ -325,6 +331,8 @@ TUNING = [
     case("rare_counts", softplus_of_logarithms),
     case("written_lines", first_symbol_is_blank, ("bad_labels",)),
     case("student", divergence_of_scores),
+    case("properties", use_loss, loss_fn=F.cross_entropy),
+    case("properties", softmax_of_labels),
 ]
 
 HELD_OUT = [

@@ -63,6 +63,9 @@ MOST_CLASSES = 20
 CLASS_SHARE = 0.02
 # Skill below which class numbers that are fitted as quantities do harm.
 FITTED = 0.9
+# Share of the samples with several labels or none from which labels do not exclude each other.
+SEVERAL = 0.2
+MOST_LABELS = 50
 # Share of the labels tried that are compared with scores of several positions: all of them.
 EVERY_LABEL = 1.0
 
@@ -319,6 +322,20 @@ def classes_not_compared(evidence: Evidence) -> str | None:
     return None
 
 
+def labels_compete(evidence: Evidence) -> str | None:
+    """A softmax over labels of which a sample may have several, or none."""
+    loss, share = evidence.loss, evidence.loss.competing
+    if share is None or share < SEVERAL or loss.ignores_targets:
+        return None
+    # Of what a person chose among many things, a softmax tells the likelihood of each choice.
+    if evidence.reconstruction or loss.shapes[0][1] > MOST_LABELS:
+        return None
+    return (
+        f"{100 * share:.0f} % of the samples have several labels, or none, and a softmax lets the "
+        f"{loss.shapes[0][1]} labels of a sample compete: each can get only what the others leave"
+    )
+
+
 def regression_of_probabilities(evidence: Evidence) -> str | None:
     """The loss asks all entries of a distribution, where the likelihood asks the target's alone."""
     others = evidence.loss.other_entries
@@ -462,6 +479,11 @@ CAUSE = Cause(
             rewards_made_rarer,
             values_lowered,
             _rule(linked_twice, "leave it out of the network's last layer"),
+            _rule(
+                labels_compete,
+                "give binary_cross_entropy_with_logits the scores, without a softmax: each label "
+                "is a question of its own",
+            ),
             _rule(squared_error_of_two_classes, may_serve=True),
             _rule(classes_not_compared, may_serve=True),
             _rule(regression_of_probabilities, may_serve=True),

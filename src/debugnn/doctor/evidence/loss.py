@@ -103,6 +103,9 @@ class LossFacts:
     constant: float | None = None  # its value at the best constant outputs
     confident: float | None = None  # classes: its value at the most confident right outputs
     far: float | None = None  # values: its lowest value at outputs of size 1,000
+    # Several labels: those of a sample compete, because its outputs sum to 1 or the loss takes a
+    # softmax of them. Then the share of the samples that have no label or several, else None.
+    competing: float | None = None
     squared: bool = False  # binary: outputs of 0 and 1 are better than confident logits
     shift_change: float | None = None  # relative change as 3 is added to all outputs of a sample
     other_entries: float | None = None  # share of the gradient on outputs of other classes

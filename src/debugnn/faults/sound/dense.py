@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, RMSprop
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
-from debugnn.faults.datasets import digits
+from debugnn.faults.datasets import digit_properties, digits
 from debugnn.faults.loops import Batch, loss_alone, sharpness_aware, train_on, two_backward_passes
 from debugnn.faults.nets import (
     Functional,
@@ -214,6 +214,9 @@ TUNING: dict[str, Build] = {
     ),
     "sharpness_aware": sharpness_aware,
     "loss_alone": loss_alone,
+    "properties": lambda seed: Setup(
+        mlp(64, 64, 5), nn.BCEWithLogitsLoss(), partial(Adam, lr=3e-3), *digit_properties(seed)
+    ),
 }
 
 HELD_OUT: dict[str, Build] = {

@@ -7,8 +7,14 @@ from torch import Tensor
 
 from debugnn.doctor.evidence import LossFacts
 from debugnn.doctor.observe.loss_function.across_samples import cross_gradient, permuted
-from debugnn.doctor.observe.loss_function.made_up import REST, SURE, Loss, random_numbers
-from debugnn.doctor.observe.task import Task
+from debugnn.doctor.observe.loss_function.made_up import (
+    REST,
+    SURE,
+    Loss,
+    equal,
+    random_numbers,
+)
+from debugnn.doctor.observe.task import Task, space
 
 _BINARY_LOGIT = 12.0
 _UNSURE = 0.25  # towards the wrong class, of a probability or a logit
@@ -46,6 +52,24 @@ def try_binary(facts: LossFacts, loss: Loss, outputs: Tensor, task: Task) -> Non
     noise = torch.randn(outputs.shape, generator=random_numbers()).sigmoid()
     facts.permuted = permuted(loss, noise.to(outputs))
     facts.cross_gradient = cross_gradient(loss, outputs)
+    if ones.dim() == 2 and _compete(loss, outputs, task.squashed):
+        facts.competing = (ones.sum(dim=1) != 1).float().mean().item()
+
+
+def _compete(loss: Loss, outputs: Tensor, squashed: bool) -> bool:
+    """Return whether a sample's outputs (B, labels) sum to 1, or the loss takes a softmax of them:
+    then it stays as it is when all outputs of a sample are shifted alike, and not one alone."""
+    if outputs.shape[1] < 2:
+        return False
+    if squashed:
+        return space(outputs) == "simplex"
+    generator = random_numbers()
+    scores = torch.randn(outputs.shape, generator=generator).to(outputs)
+    shift = torch.randn(len(outputs), 1, generator=generator).to(outputs)
+    value = loss.within(scores)
+    alone = scores.clone()
+    alone[:, :1] += shift
+    return equal(value, loss.within(scores + shift)) and not equal(value, loss.within(alone))
 
 
 def _smooths(loss: Loss, ones: Tensor, constant: float) -> bool:
