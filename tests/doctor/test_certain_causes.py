@@ -91,6 +91,8 @@ def edges():
         ("label_leak", data(feature_shares=[LEAKED + 1e-3]), data(feature_shares=[LEAKED])),
         ("label_leak", data(feature_shares=[1.0], samples=50),
          data(feature_shares=[1.0], samples=49)),
+        ("label_leak", data(feature_shares=[1.0], distinct=50),
+         data(feature_shares=[1.0], distinct=49)),
         ("label_leak", data(feature_shares=[1.0]),
          data(feature_shares=[1.0], feature_share_median=0.81)),
         ("label_leak", data(overlap=0.51), data(overlap=0.5)),

@@ -408,6 +408,37 @@ def test_several_labels_of_a_sample_compete_in_a_softmax(loss, squash, expected)
     assert facts.competing == (None if expected is None else pytest.approx(expected))
 
 
+def dice(outputs, targets):
+    both, all_of_it = (outputs * targets).sum(), outputs.sum() + targets.sum()
+    return 1 - (2 * both + 1) / (all_of_it + 1)
+
+
+def jaccard(outputs, targets):
+    both = (outputs * targets).sum(dim=(1, 2, 3))
+    either = (outputs + targets - outputs * targets).sum(dim=(1, 2, 3))
+    return (1 - both / either).mean()
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [
+        (dice, True),
+        (jaccard, True),
+        (lambda o, t: dice(o.sigmoid(), t), False),
+        (lambda o, t: jaccard(o.sigmoid(), t), False),
+        (lambda o, t: F.binary_cross_entropy_with_logits(o, t) + dice(o.sigmoid(), t), False),
+        (F.binary_cross_entropy_with_logits, False),
+        (F.mse_loss, False),
+        (lambda o, t: F.hinge_embedding_loss(o, 2 * t - 1), False),
+    ],
+)
+def test_an_overlap_of_areas_takes_real_outputs_for_probabilities(loss, expected):
+    outputs, areas = normal(4, 1, 6, 6), (normal(4, 1, 6, 6, seed=3) > 0.3).float()
+    assert loss_facts(loss, outputs, areas, read(outputs, areas)).overlap == expected
+    inside = outputs.sigmoid()  # by the network, in a way that nobody sees
+    assert not loss_facts(loss, inside, areas, read(inside, areas)).overlap
+
+
 # --- regression ---------------------------------------------------------------------------------
 
 VALUES = 3 * normal(BATCH, 1, seed=2) + 1

@@ -63,6 +63,14 @@ def sampler_by_frequency(setup: Setup, rare: tuple[int, ...], keep: float) -> No
     setup.train = x[drawn], y[drawn]
 
 
+def one_weight_a_class(setup: Setup) -> None:
+    """A weighted sampler is given a weight for each class, where it takes one for each sample: it
+    draws the first samples alone, as many as there are classes."""
+    _, y = setup.train
+    count = len(y)
+    keep_samples(setup, torch.arange(count) % (int(y.max()) + 1))
+
+
 def weighed_by_counts(setup: Setup) -> None:
     """The loss weighs each class by its share, where the inverse was meant."""
     counts = torch.bincount(setup.train[1]).float()
@@ -144,6 +152,8 @@ TUNING = [
     case("cnn", sorted_by_class, UNSHUFFLED),
     case("few_informative", thin_out, classes=(1,), keep=0.02),
     case("ten_prototypes", thin_out, classes=(1, 2, 3, 4, 5, 6, 7, 8, 9), keep=0.02),
+    case("mlp_momentum", one_weight_a_class, ("overfitting",)),
+    case("cnn", one_weight_a_class, ("overfitting",)),
     case("moons", thin_out, classes=(0,), keep=0.02),
     case("mlp_sgd", thin_out, classes=(5, 6, 7, 8, 9), keep=0.02),
     case("circles_one_logit", thin_out, classes=(1,), keep=0.03),

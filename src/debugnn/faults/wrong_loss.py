@@ -23,6 +23,12 @@ def append(setup: Setup, make: Callable[[], nn.Module]) -> None:
     setup.model = nn.Sequential(*sequential(setup), make())
 
 
+def overlap_of_scores(outputs: Tensor, targets: Tensor) -> Tensor:
+    """A Dice loss that is given scores, without a sigmoid."""
+    both = (outputs * targets).sum()
+    return 1 - (2 * both + 1) / (outputs.sum() + targets.sum() + 1)
+
+
 def softmax_of_labels(setup: Setup) -> None:
     """A softmax over labels of which a sample may have several, and a binary loss of each."""
     append(setup, partial(nn.Softmax, dim=1))
@@ -331,6 +337,7 @@ TUNING = [
     case("rare_counts", softplus_of_logarithms),
     case("written_lines", first_symbol_is_blank, ("bad_labels",)),
     case("student", divergence_of_scores),
+    case("cnn_of_pixels", use_loss, loss_fn=overlap_of_scores),
     case("properties", use_loss, loss_fn=F.cross_entropy),
     case("properties", softmax_of_labels),
 ]

@@ -322,6 +322,16 @@ def classes_not_compared(evidence: Evidence) -> str | None:
     return None
 
 
+def overlap_of_scores(evidence: Evidence) -> str | None:
+    """A Dice or Jaccard loss of real outputs, which it takes for probabilities."""
+    if not evidence.loss.overlap:
+        return None
+    return (
+        "the loss is the overlap of two areas, of outputs between 0 and 1, and is given real "
+        "outputs: it falls below 0, its least value for probabilities, as outputs grow"
+    )
+
+
 def labels_compete(evidence: Evidence) -> str | None:
     """A softmax over labels of which a sample may have several, or none."""
     loss, share = evidence.loss, evidence.loss.competing
@@ -479,6 +489,11 @@ CAUSE = Cause(
             rewards_made_rarer,
             values_lowered,
             _rule(linked_twice, "leave it out of the network's last layer"),
+            _rule(
+                overlap_of_scores,
+                "give it outputs.sigmoid(), or outputs.softmax(dim=1) of several classes",
+                any_task=True,
+            ),
             _rule(
                 labels_compete,
                 "give binary_cross_entropy_with_logits the scores, without a softmax: each label "

@@ -107,6 +107,8 @@ class LossFacts:
     # softmax of them. Then the share of the samples that have no label or several, else None.
     competing: float | None = None
     squared: bool = False  # binary: outputs of 0 and 1 are better than confident logits
+    # Binary: it is the overlap of areas (Dice, Jaccard), and takes outputs for probabilities.
+    overlap: bool = False
     shift_change: float | None = None  # relative change as 3 is added to all outputs of a sample
     other_entries: float | None = None  # share of the gradient on outputs of other classes
     cross_gradient: float | None = None  # relative change of a sample's gradient by other samples

@@ -7,7 +7,7 @@ from debugnn.doctor.causes.cause import Sign
 from debugnn.doctor.causes.signals.skill import held_out, judged, reached
 from debugnn.doctor.evidence import Evidence
 
-# Samples below which a share is too uncertain to accuse anybody.
+# Different samples below which a share is too uncertain to accuse anybody.
 SAMPLES = 50
 # Share of a feature's variance that the target explains: 1 for a copy of the label; sound programs
 # have up to 0.78, the petals of scikit-learn's iris 0.93 to 0.95.
@@ -61,7 +61,7 @@ def feature_rises_with_target(evidence: Evidence) -> Iterator[Sign]:
     along."""
     data = evidence.data
     share = data.rank_share
-    if share is None or data.features < FEATURES or data.samples < SAMPLES:
+    if share is None or data.features < FEATURES or _are_few(evidence):
         return
     if share > LEAKED_RANKS and (data.target_kinds or 0) > RANKED_KINDS:
         yield Sign(
@@ -137,7 +137,7 @@ def counter_tells_class(evidence: Evidence) -> Iterator[Sign]:
     facts = evidence.data.counter
     if facts is None or facts.counting > 1 or facts.told > COORDINATE:
         return
-    if evidence.data.samples < SAMPLES:
+    if _are_few(evidence):
         return
     pairs = facts.values * (facts.values - 1) / (2 * (facts.steps + 1))
     explained = facts.skill - facts.skill_of_others
@@ -163,11 +163,17 @@ def counter_tells_class(evidence: Evidence) -> Iterator[Sign]:
     )
 
 
+def _are_few(evidence: Evidence) -> bool:
+    """Return whether there are too few samples, or the same few come again and again."""
+    data = evidence.data
+    return data.samples < SAMPLES or 0 < data.distinct < SAMPLES
+
+
 def _share(evidence: Evidence) -> float | None:
     """The largest share of a feature's variance that the target explains; None where it proves
     nothing."""
     data = evidence.data
-    if not data.feature_shares or data.samples < SAMPLES:
+    if not data.feature_shares or _are_few(evidence):
         return None
     median = data.feature_share_median
     apart = data.features >= FEATURES and median is not None and median > ALL_TELL

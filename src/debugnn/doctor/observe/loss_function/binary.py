@@ -17,6 +17,10 @@ from debugnn.doctor.observe.loss_function.made_up import (
 from debugnn.doctor.observe.task import Task, space
 
 _BINARY_LOGIT = 12.0
+_WHOLE = 0.05  # what an overlap may differ by from that of equal areas, and of areas apart
+# Outputs of 3 in place of 1 have a Dice loss of 1 - 2 * 3 / (3 + 1) = -0.5, and more of Jaccard's.
+_BEYOND = 0.2
+_OUTSIDE = 1e-3  # how far outside of 0 to 1 an output is no probability
 _UNSURE = 0.25  # towards the wrong class, of a probability or a logit
 _LESS_SURE = (1.0, 2.0, 3.0, 4.0, 6.0)  # logits that may be best, where the loss smooths labels
 
@@ -33,6 +37,8 @@ def try_binary(facts: LossFacts, loss: Loss, outputs: Tensor, task: Task) -> Non
         right = (2 * ones - 1) * _BINARY_LOGIT
         wrong, constant = -right, torch.full_like(ones, share.logit().item())
         facts.squared = _is_squared(loss, ones, min(loss(right), loss(constant)))
+        outside = (outputs < -_OUTSIDE) | (outputs > 1 + _OUTSIDE)
+        facts.overlap = bool(outside.any()) and _is_overlap(loss, ones)
         if facts.squared:
             right, wrong, constant = ones, 1 - ones, torch.full_like(ones, share.item())
     sizes = () if facts.squared or task.squashed else _LESS_SURE
@@ -70,6 +76,16 @@ def _compete(loss: Loss, outputs: Tensor, squashed: bool) -> bool:
     alone = scores.clone()
     alone[:, :1] += shift
     return equal(value, loss.within(scores + shift)) and not equal(value, loss.within(alone))
+
+
+def _is_overlap(loss: Loss, ones: Tensor) -> bool:
+    """Return whether outputs are taken for the degree to which a position belongs to an area.
+
+    The areas themselves cost next to nothing, and all that is outside of them the most that there
+    is, 1. Larger outputs cost less than nothing, which is how it differs from a distance.
+    """
+    same, others, larger = loss(ones), loss(1 - ones), loss(3 * ones)
+    return abs(same) < _WHOLE and abs(others - 1) < _WHOLE and larger < same - _BEYOND
 
 
 def _smooths(loss: Loss, ones: Tensor, constant: float) -> bool:
