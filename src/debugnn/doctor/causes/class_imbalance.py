@@ -284,11 +284,12 @@ def never_trained_on(evidence: Evidence) -> Iterator[Sign]:
     shares = {c: number / held.samples for c, number in held.counts.items()}
     never = [c for c, share in shares.items() if not counts.get(c) and share * drawn > EXPECTED]
     if never:
-        first = never[0]
+        named, share = listed(map(str, never)), 100 * sum(shares[c] for c in never)
+        what = f"class {named} has" if len(never) == 1 else f"classes {named} have"
         yield Sign(
             "warning",
-            f"class {listed(map(str, never))} has not come once among {drawn} training labels, and "
-            f"is {100 * shares[first]:.2g} % of the validation",
+            f"{what} not come once among {drawn} training labels, and "
+            f"{'is' if len(never) == 1 else 'are'} {share:.2g} % of the validation",
             "look at the sampler and the split: weights of a WeightedRandomSampler are one for "
             "each sample, not one for each class; a file that is sorted by class is shuffled first",
             evidence={"classes": never, "training_labels": drawn, "validation_shares": shares},
