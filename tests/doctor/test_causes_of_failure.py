@@ -371,6 +371,16 @@ def test_a_higher_rate_that_learns_its_batches_by_heart_shows_nothing():
     assert found_by("lr_too_low", given) == []
 
 
+def test_a_copy_without_regularisers_that_learns_its_batches_by_heart_shows_nothing():
+    given = evidence(0.02, simple=0.5)
+    given.optimizer.weight_decay, given.outcome.shrinkage = 1e-3, 1.1
+    tried(given, {UNCHANGED: 1.0, UNREGULARISED: 0.8})
+    (finding,) = found_by("over_regularised", given)
+    assert "shrinks" not in finding.summary
+    given.trials[UNREGULARISED.name].others = 1.02
+    assert found_by("over_regularised", given) == []
+
+
 def test_a_sum_does_harm_where_a_copy_of_the_average_overtakes_the_training():
     given = evidence(0.52, simple=0.5)
     given.loss.doubling = 2.0

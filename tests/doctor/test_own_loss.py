@@ -518,6 +518,25 @@ def test_what_an_ignored_code_rests_on(before, now, steps, expected):
     assert diagnosis(given).healthy is expected
 
 
+@pytest.mark.parametrize(
+    ("now", "rebuilds", "terms", "expected"),
+    [
+        (LatentFacts(4e-5, 0.0, False, 1.02), True, True, False),
+        (LatentFacts(4e-5, 0.0, False, 1.02), True, False, None),  # of one term: no code is pulled
+        (LatentFacts(4e-5, 0.0, False, 1.02), False, True, None),
+        (LatentFacts(4e-5, 0.0, False, 0.8), True, True, None),  # more than the mean input is told
+        (LatentFacts(2e-3, 0.0, False, 1.02), True, True, None),
+    ],
+)
+def test_a_code_is_ignored_too_that_never_told_anything(now, rebuilds, terms, expected):
+    given = evidence()
+    given.task, given.classes, given.loop.steps = "unknown", None, 300
+    given.outcome.train = given.outcome.train_mode = type(given.outcome.train)()
+    given.reconstruction, given.loss.other_outputs = rebuilds, terms
+    given.outcome.initial_latent, given.outcome.latent = LatentFacts(2e-5, 0.0, False, 3.4), now
+    assert diagnosis(given).healthy is expected
+
+
 # --- many labels a sample -------------------------------------------------------------------------
 
 

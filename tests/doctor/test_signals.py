@@ -91,6 +91,20 @@ def test_a_critic_that_runs_after_its_targets_is_not_accused(reached, learns):
     assert outcome.failing(given)
 
 
+@pytest.mark.parametrize(("moved", "last", "failing"), [
+    (True, 0.1, False),  # its actor's returns grew on the way
+    (True, 90.0, True),
+    (False, 0.1, True),
+])  # fmt: skip
+def test_a_critic_whose_loss_was_high_on_the_way_has_not_diverged(moved, last, failing):
+    given = evidence(0.3, simple=0.1)
+    given.task, given.classes, given.data.targets_moved = "values", None, moved
+    losses = given.outcome
+    losses.first_loss, losses.highest_loss, losses.last_loss = 20.0, 100.0, last
+    losses.own_loss.relative = 0.7
+    assert outcome.failing(given) is failing
+
+
 def test_a_bottleneck_is_not_short_of_a_model_that_copies_its_inputs():
     given = evidence(0.79, simple=0.96)
     assert outcome.short(given)

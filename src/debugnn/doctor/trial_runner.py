@@ -120,7 +120,8 @@ class TrialRunner:
                     return self._gone_on(training, others, min(_STEPS_ON, left))
                 outcome = run(training, task, min(_STEPS, left), self._own_constant(trial))
                 # A few batches may be learnt by heart.
-                if others and (trial.lr != 1 or trial.main_alone or task.kind == "unknown"):
+                by_heart = trial.lr != 1 or trial.main_alone or not trial.regularised
+                if others and (by_heart or task.kind == "unknown"):
                     outcome.others = self._loss_of(training, others)
                 return outcome
             except Exception as error:  # whatever model, loss or optimiser raise under the change

@@ -35,7 +35,8 @@ def mixed_samples(evidence: Evidence) -> Iterator[Sign]:
     network = evidence.network
     if network.mixing is None or network.mixing <= MIXED:
         return
-    if network.batch_softmax or evaluations_differ(evidence):
+    # A last softmax over the samples is a loss that does not fit, where the task is known.
+    if (network.batch_softmax and evidence.task != "unknown") or evaluations_differ(evidence):
         return
     passed = network.mixing_by_gradient is not False
     certain = passed and (network.sample_axis_told or not _may_be_one_set(evidence))

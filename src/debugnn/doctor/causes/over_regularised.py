@@ -51,13 +51,16 @@ def strong_regulariser(evidence: Evidence) -> Iterator[Sign]:
     penalty, decay = penalty_share(evidence), evidence.optimizer.weight_decay
     dropout, shrunk = evidence.network.dropout, evidence.outcome.shrinkage
     relieved = cured(evidence, UNREGULARISED)
+    if relieved is not None and _by_heart(evidence, relieved):
+        relieved = None
     # Where no gradient comes any more, Adam takes weights down by any decay within it.
     shrinks = not evidence.optimizer.decay_rescaled or decay >= STRONG_DECAY
     gone = decay > 0 and shrunk is not None and shrunk < GONE
     if penalty > MOSTLY_PENALTY:
         what, fix = f"{100 * penalty:.0f} % of the loss is a penalty", "weaken the penalty"
     elif decay > 0 and ((shrinks and shrunk is not None and shrunk < SHRUNK) or relieved):
-        to = f" shrinks the weights to {100 * shrunk:.2g} %" if shrunk is not None else ""
+        fewer = shrunk is not None and shrunk < 1
+        to = f" shrinks the weights to {100 * (shrunk or 0):.2g} %" if fewer else ""
         what = f"a weight decay of {decay:g}{to}"
         fix = "lower the weight decay (1e-4 to 1e-2 are usual)"
     elif dropout >= HIGH_DROPOUT and relieved:
@@ -77,6 +80,13 @@ def strong_regulariser(evidence: Evidence) -> Iterator[Sign]:
         },
         confidence="certain" if gone else shown_by(evidence, relieved),
     )
+
+
+def _by_heart(evidence: Evidence, trial: Trial) -> bool:
+    """Return whether a trial learns its few batches, and nothing that holds for others."""
+    outcome = evidence.trials[trial.name]
+    measured = [end for end in (outcome.others, outcome.others_again) if end is not None]
+    return any(progress(end) < LEARNT for end in measured)
 
 
 def strong_decay(evidence: Evidence) -> bool:
@@ -133,9 +143,8 @@ def other_terms_outweigh(evidence: Evidence) -> Iterator[Sign]:
     relieved = cured(evidence, MAIN_ALONE)
     if not may_be_outweighed(evidence) or relieved is None:
         return
-    others = evidence.trials[MAIN_ALONE.name].others
-    if others is not None and progress(others) < LEARNT:
-        return  # it learns its few batches by heart
+    if _by_heart(evidence, MAIN_ALONE):
+        return
     yield Sign(
         severity(evidence),
         "the loss has terms of other outputs than the one that is compared with the targets, and "
@@ -162,9 +171,9 @@ def collapsed_posterior(evidence: Evidence) -> Iterator[Sign]:
         return
     yield Sign(
         "error",
-        "what the outputs are made from tells nothing of the inputs any more: as inputs change "
-        f"places, outputs change by {100 * (now.by_input or 0):.1g} % of their size "
-        f"({100 * (before.by_input or 0):.0f} % at the start)",
+        "what the outputs are made from tells nothing of the inputs: as inputs change places, "
+        f"outputs change by {100 * (now.by_input or 0):.1g} % of their size "
+        f"({100 * (before.by_input or 0):.1g} % at the start)",
         "give the divergence of the code from its prior a smaller weight, or let it grow from 0 "
         "to 1 and no further; both terms must be summed, or averaged, over the same axes",
         evidence={

@@ -126,7 +126,7 @@ def _why_it_does_not_learn(evidence: Evidence) -> str:
     latent = evidence.outcome.latent
     if code_ignored(evidence) and latent is not None:
         return (
-            "its outputs tell nothing of its inputs any more: they change by "
+            "it does not learn, for its outputs tell nothing of its inputs: they change by "
             f"{100 * (latent.by_input or 0.0):.1g} % of their size where inputs change places"
         )
     if inputs_unused(evidence):

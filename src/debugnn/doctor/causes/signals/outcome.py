@@ -177,8 +177,14 @@ def worse_than_guessing(evidence: Evidence) -> bool:
 
 
 def ran_off(evidence: Evidence) -> bool:
-    """Return whether the loss diverged, and the training did not come back to fit half."""
-    back = reached(evidence) >= FAILING or below_constant(evidence, FAILING)
+    """Return whether the loss diverged, and the training did not come back to fit half.
+
+    Where targets move, a loss that is high on the way tells of them, as long as it ends lower than
+    it began.
+    """
+    first, last = evidence.outcome.first_loss, evidence.outcome.last_loss
+    moved = evidence.data.targets_moved and first is not None and last is not None and last < first
+    back = reached(evidence) >= FAILING or below_constant(evidence, FAILING) or moved
     return judged(evidence) and diverged(evidence) and not back
 
 

@@ -39,6 +39,10 @@ TOLD_SOMETHING = 0.005
 # Share of the inputs' variance that a code could have told of: less is left where a condition, as
 # the class, tells what an input is.
 LEFT_TO_TELL = 0.25
+# Change of the outputs, over their size, below which they are the same for all inputs, and the
+# share of the inputs' variance that outputs leave then, with some room for a part of a batch.
+SAME = 0.001
+MEAN_LEAVES = 0.9
 
 
 def collapsed(evidence: Evidence) -> bool:
@@ -85,8 +89,9 @@ def stays_where_it_began(evidence: Evidence) -> bool:
 
 
 def code_ignored(evidence: Evidence) -> bool:
-    """Return whether outputs that were made from a random code of the inputs, and are to be like
-    these, have lost all that they told of them: a posterior collapse (arXiv:1511.06349)."""
+    """Return whether outputs that are made from a code of the inputs, and are to be like these,
+    have lost all that they told of them, or never told anything: a posterior collapse
+    (arXiv:1511.06349)."""
     before, now = evidence.outcome.initial_latent, evidence.outcome.latent
     if before is None or now is None or before.by_input is None or now.by_input is None:
         return False
@@ -96,7 +101,11 @@ def code_ignored(evidence: Evidence) -> bool:
     lost = now.by_input < min(TELLS_NOTHING, LOST_SINCE_START * before.by_input)
     long = evidence.loop.steps >= UNKNOWN_JUDGED_AFTER
     needed = now.left is not None and now.left > LEFT_TO_TELL
-    return rebuilds and long and lost and needed and before.by_input >= TOLD_SOMETHING
+    if rebuilds and long and lost and needed and before.by_input >= TOLD_SOMETHING:
+        return True
+    # The best output that is the same for all inputs leaves their whole variance.
+    same = now.by_input < SAME and now.left is not None and now.left > MEAN_LEAVES
+    return long and same and evidence.reconstruction and evidence.loss.other_outputs
 
 
 def chooses_candidate(evidence: Evidence) -> bool | None:
