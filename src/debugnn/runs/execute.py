@@ -213,7 +213,7 @@ def open_run(run: Run, **more_facts: object) -> Iterator[Write]:
     status = "failed"
     ahead: dict[str, Any] | None = None  # the training's state during an evaluation
     with directory.claimed(), Writer() as writer:
-        rows = JsonLines(directory.path, training.step)
+        rows = JsonLines(directory.path, training.place)
         sinks: list[Sink] = [rows]
         if directory.status is not None:
             from debugnn.runs import kept

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from debugnn import json_lines, records, settings
 from debugnn.errors import START_OVER, ConfigError, RunError
 from debugnn.files import replace_text
-from debugnn.records import BOOKKEEPING, Step
+from debugnn.records import BOOKKEEPING, Epoch, Step
 from debugnn.runs.directory import RunDirectory
 
 log = logging.getLogger(__name__)
@@ -104,8 +104,11 @@ def _compare(directory: RunDirectory, kept: dict[str, Any]) -> None:
         raise RunError(f"{directory.metrics}: missing, of a finished run; {START_OVER}")
 
 
-def keep_rows_before(path: Path, step: int) -> None:
-    """Rewrite a JSONL file with only the rows of the steps before `step`, atomically.
+def keep_rows_before(path: Path, epoch: int, step: int) -> None:
+    """Rewrite a JSONL file with only the rows of steps and of epochs before a place, atomically.
+
+    A run may be killed between the row of an epoch and its checkpoint: the one before may be of the
+    epoch's last step, and the row comes again.
 
     Raises:
         RunError: a row is damaged, or there are rows of steps and not of all steps before `step`.
@@ -113,7 +116,12 @@ def keep_rows_before(path: Path, step: int) -> None:
     # A range test's rows have no step. It precedes the training, and is repeated with step 0.
     without_step = -1 if step > 0 else step
     try:
-        rows = [row for row in json_lines.read(path) if row.get("step", without_step) < step]
+        rows = [
+            row
+            for row in json_lines.read(path)
+            if row.get("step", without_step) < step
+            and not (row.get("kind") == Epoch.kind and row["epoch"] >= epoch)
+        ]
     except ValueError as error:
         raise RunError(f"{path}, {error}; {START_OVER}") from None
     told = {row["step"] for row in rows if row.get("kind") == Step.kind}

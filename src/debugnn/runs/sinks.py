@@ -40,14 +40,14 @@ class JsonLines:
 
     Args:
         directory: the run's directory.
-        first_step: the first step that will be written. Rows of later steps, which a run wrote
-            after its last checkpoint, are dropped.
+        begin: numbers of epochs and steps that are completed. Later rows, which a run wrote after
+            its last checkpoint, are dropped.
 
     Raises:
         RunError: a file is damaged, or rows of earlier steps are missing.
     """
 
-    def __init__(self, directory: Path, first_step: int = 0) -> None:
+    def __init__(self, directory: Path, begin: tuple[int, int] = (0, 0)) -> None:
         self._directory = directory
         self._files = {}
         for name in ("metrics", "layers"):
@@ -55,7 +55,7 @@ class JsonLines:
             if path.exists():
                 from debugnn.runs.kept import keep_rows_before  # a new run has none
 
-                keep_rows_before(path, first_step)
+                keep_rows_before(path, *begin)
             self._files[name] = path.open("a", encoding="utf-8")
 
     def write(self, record: Record | Diagnosis) -> None:
