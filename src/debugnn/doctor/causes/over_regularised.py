@@ -59,8 +59,9 @@ def strong_regulariser(evidence: Evidence) -> Iterator[Sign]:
     if penalty > MOSTLY_PENALTY:
         what, fix = f"{100 * penalty:.0f} % of the loss is a penalty", "weaken the penalty"
     elif decay > 0 and ((shrinks and shrunk is not None and shrunk < SHRUNK) or relieved):
-        fewer = shrunk is not None and shrunk < 1
-        to = f" shrinks the weights to {100 * (shrunk or 0):.2g} %" if fewer else ""
+        to = ""
+        if shrunk is not None and shrunk < 1:
+            to = f" shrinks the weights to {100 * shrunk:.2g} %"
         what = f"a weight decay of {decay:g}{to}"
         fix = "lower the weight decay (1e-4 to 1e-2 are usual)"
     elif dropout >= HIGH_DROPOUT and relieved:

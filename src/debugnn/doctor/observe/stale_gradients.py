@@ -21,9 +21,9 @@ class StaleGradients:
 
     Args:
         loop: where the distances are noted, as `residues`, and what is left of the gradients' size,
-            as `gradient_shares`; how many updates found none of the
-            gradients that had arrived, as `cleared_steps`; and how many backward passes there were
-            before an update, as `passes_per_update`.
+            as `gradient_shares`; how many updates found none of the gradients that had arrived, as
+            `cleared_steps`; and how many backward passes there were before an update, as
+            `passes_per_update`.
         optimizer: whose gradients are looked at.
     """
 
