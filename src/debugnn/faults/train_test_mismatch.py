@@ -52,6 +52,14 @@ def split_without_shuffling(setup: Setup, feature: int) -> None:
     setup.train, setup.val = (x[first], y[first]), (x[last], y[last])
 
 
+def scaler_fitted_twice(setup: Setup, feature: int) -> None:
+    """A table that is sorted by a feature is cut, and a scaler is fitted to either part."""
+    split_without_shuffling(setup, feature)
+    (x, y), (new_x, new_y) = setup.train, setup.val
+    setup.train = (x - x.mean(dim=0)) / x.std(dim=0), y
+    setup.val = (new_x - new_x.mean(dim=0)) / new_x.std(dim=0), new_y
+
+
 TUNING = [
     case("mlp", val_scaled, offset=-3.0),
     case("friedman", val_scaled, factor=0.1),
@@ -59,6 +67,8 @@ TUNING = [
     case("mlp_raw_pixels", val_scaled, factor=1 / 16),
     case("cnn", val_inverted),
     case("cnn_in_colours", val_channels_reversed),
+    case("friedman", scaler_fitted_twice, feature=3),
+    case("cancer", scaler_fitted_twice, feature=0),
 ]
 
 HELD_OUT = [

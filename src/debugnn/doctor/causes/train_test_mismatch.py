@@ -118,6 +118,27 @@ def unlike_inputs(evidence: Evidence) -> Iterator[Sign]:
     )
 
 
+def standardised_alone(evidence: Evidence) -> Iterator[Sign]:
+    """The scaler was fitted to the validation samples too, and what it took away is missed."""
+    last = last_validation(evidence)
+    if not evidence.data.standardised_alone or last is None or not judged(evidence):
+        return
+    kept = last.skill  # as it is: a shift of the classes' outputs would undo the offset
+    found = reached(evidence)
+    lost = kept is not None and found >= LEARNT and found - kept > BEHIND
+    yield Sign(
+        "warning" if lost else "note",
+        "features of the validation samples have mean 0 and deviation 1 by these samples' own "
+        "numbers: they were standardised apart from the training samples"
+        + (f", and the skill falls from {found:.2f} to {kept:.2f}" if lost else ""),
+        fix="scale both sets by the numbers of the training set: scaler.fit on it alone, and "
+        "scaler.transform for both",
+        evidence={"train_skill": found, "validation_skill": kept},
+        confidence="certain",
+        harm="one value of a feature is given to the network as another number than in training",
+    )
+
+
 def values_at_another_scale(evidence: Evidence) -> Iterator[Sign]:
     """Validation outputs follow their targets, and are far off: a linear map brings them there."""
     rescaled, last = scaled_otherwise(evidence), last_validation(evidence)
@@ -146,7 +167,15 @@ CAUSE = Cause(
     name="train_test_mismatch",
     meaning="validation data unlike the training data",
     kind=Kind.INDEPENDENT,
-    rules=(first_of(prepared_otherwise, one_class_alone, unlike_inputs, values_at_another_scale),),
+    rules=(
+        first_of(
+            prepared_otherwise,
+            one_class_alone,
+            unlike_inputs,
+            standardised_alone,
+            values_at_another_scale,
+        ),
+    ),
     fix="prepare validation inputs exactly as training inputs, with the training statistics",
     harm="the network is asked about inputs unlike those that it has learnt from",
     source="Lopez-Paz & Oquab 2017, arXiv:1610.06545; Rabanser et al. 2019, arXiv:1810.11953",

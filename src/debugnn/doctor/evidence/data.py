@@ -237,6 +237,7 @@ class DataFacts:
     natural_repeats: float = 0.0  # share of validation samples that repeat another of them
     shift: float | None = None  # skill at telling validation inputs from training inputs, 0 to 1
     scale_shift: float | None = None  # median over features of |Δmean|/std and |log₂ σ ratio|
+    standardised_alone: bool = False  # all validation samples, by their own mean and deviation
     transfer_skill: float | None = None  # of a simple model from training to validation samples
     same_shares: SameShares | None = None  # None: no classes, or none that both sets hold
     matched_skill: float | None = None  # on validation inputs brought to the training scale
