@@ -184,9 +184,11 @@ def test_what_is_worse_than_guessing_on_training_samples_is_not_learnt_by_heart(
         (0.05, [0.0], [1.1], True),
     ],
 )
-def test_what_holds_for_no_new_sample_is_learnt_by_heart(train, held_out, losses, learns):
+@pytest.mark.parametrize("task", ["classes", "binary"])
+def test_what_holds_for_no_new_sample_is_learnt_by_heart(task, train, held_out, losses, learns):
     """Of training samples the loss is that of half a guess, and few outputs are right."""
     given = validated(train, *held_out)
+    given.task = task
     given.data.simple_skill = None
     for each in (given.outcome.train, given.outcome.train_mode):
         each.relative_loss = 0.5

@@ -616,6 +616,18 @@ def test_what_maps_without_a_relation_to_their_images_rest_on(change, named):
         assert report.main.confidence == "suspected"
 
 
+@pytest.mark.parametrize("validated", [True, False])
+def test_several_labels_a_sample_that_are_learnt_by_heart(validated):
+    given = evidence(0.2, simple=None)
+    given.task, given.data.skill_of_maps = "binary", 0.0
+    given.outcome.train.relative_loss = given.outcome.train_mode.relative_loss = 0.8
+    scores = [Score(ratio, 0.0, 0.5, samples=400) for ratio in (1.1, 1.2)]
+    given.outcome.validations = [Validation(9 * i, 1.0, s) for i, s in enumerate(scores)][
+        : 2 * validated
+    ]
+    assert (diagnosis(given).main_cause == "bad_labels") is validated
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("base", "named"), [("cnn_of_textures", "bad_labels"), ("cnn_of_pixels", "bad_labels")]

@@ -138,6 +138,21 @@ def test_loops_that_clear_gradients_on_purpose_are_not_accused(loop):
         assert cleared(doctor.report()) == []
 
 
+def test_gradients_clipped_by_a_norm_that_overflows_are_not_cleared():
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Doctor(model, optimizer) as doctor:
+        for x, y in batches(24):
+            optimizer.zero_grad()
+            loss = 1e24 * F.cross_entropy(model(x), y)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            assert not any(p.grad.any() for p in model.parameters())
+            optimizer.step()
+            doctor.step(loss, x, y)
+        assert cleared(doctor.report()) == []
+
+
 def test_a_network_without_any_gradient_has_nothing_that_could_be_cleared():
     model = net()
     nn.init.constant_(model[0].bias, -100.0)  # dead

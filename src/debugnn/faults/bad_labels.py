@@ -100,6 +100,7 @@ TUNING = [
     case("cnn_of_pixels", images_flipped_alone),
     case("cnn_of_pixels", images_turned_alone),
     case("mlp", shuffled_labels),
+    case("properties", shuffled_labels),
     case("mlp_sgd", shuffled_labels, share=0.5),
     case("lstm", shuffled_labels),
     case("cnn", shifted_labels),

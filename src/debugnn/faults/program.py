@@ -30,7 +30,7 @@ class Observer(Protocol):
 
 
 AnyObserver = TypeVar("AnyObserver", bound=Observer)
-MakeObserver = Callable[[nn.Module, Optimizer, Loss], AnyObserver]
+MakeObserver = Callable[[nn.Module, Optimizer, Loss | None], AnyObserver]
 
 
 def zero_grad(optimizer: Optimizer, batch_number: int) -> None:
@@ -109,7 +109,8 @@ def train(
     Args:
         setup: the training; the plain loop fills its `scores`.
         seed: of PyTorch's generator and of the order of the samples.
-        make_observer: called once with the model, the optimiser and the loss function.
+        make_observer: called once with the model, the optimiser and the loss function; None where
+            the loop computes its loss itself.
 
     Returns:
         The observer, which is not closed.

@@ -298,6 +298,7 @@ TUNING = [
     case("cnn_of_textures", viewed_without_permuting),
     case("cnn_of_textures", normalised_and_viewed),
     case("steering", rewards_avoided),
+    case("adverts", flipped_sign),
     case("rare_counts", append, make=exponential),
     case("mlp_sgd", append, make=softmax),
     case("cancer_one_logit", append, make=nn.Sigmoid),

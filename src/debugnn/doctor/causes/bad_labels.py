@@ -19,7 +19,12 @@ from debugnn.doctor.causes.signals.learning_rate import LEFT_OVER, STILL
 from debugnn.doctor.causes.signals.loss_course import diverged, overflowed
 from debugnn.doctor.causes.signals.loss_spike import loss_spike
 from debugnn.doctor.causes.signals.network import MIXED
-from debugnn.doctor.causes.signals.outcome import AT_CHANCE, SIMPLE_FINDS, at_chance
+from debugnn.doctor.causes.signals.outcome import (
+    AT_CHANCE,
+    SIMPLE_FINDS,
+    at_chance,
+    learns_by_heart_alone,
+)
 from debugnn.doctor.causes.signals.own_samples import outputs_belong_to_new_samples
 from debugnn.doctor.causes.signals.preparations import TURNED, moved_apart, other_preparation
 from debugnn.doctor.causes.signals.skill import (
@@ -353,7 +358,8 @@ def no_relation_of_maps(evidence: Evidence) -> Iterator[Sign]:
     The simple models are those of whole images, and one of single pixels and what is around them.
     """
     data, facts = evidence.data, evidence.data.alignment
-    if data.skill_of_maps is None or data.distinct < SAMPLES or not at_chance(evidence):
+    finds_nothing = at_chance(evidence) or learns_by_heart_alone(evidence)
+    if data.skill_of_maps is None or data.distinct < SAMPLES or not finds_nothing:
         return
     local = facts is not None and (facts.training_gap or 0.0) > ALIGNED
     if (

@@ -4,12 +4,15 @@ import linecache
 import os
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from types import CodeType, FrameType
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from torch import Tensor
 
 _PACKAGE = Path(__file__).parents[2]
 # Code of nobody's loop: the standard library, installed packages, torch and the doctor itself.
@@ -24,6 +27,7 @@ _FOREIGN = (
     f"{_PACKAGE / 'integrations'}{os.sep}",
     "<",  # code without a file
 )
+_NUMBERS = (Tensor, np.ndarray, np.number, float, int)
 _INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
 
 
@@ -45,11 +49,70 @@ def line_of_caller(below: CodeType | None = None) -> str | None:
 
 def names_of_callers() -> set[str]:
     """Return the names in the person's code that is running: variables, attributes, functions."""
-    found: set[str] = set()
+    return set().union(*(_names(frame) for frame in _own_frames()))
+
+
+class Scope(NamedTuple):
+    """What a piece of the person's code that is running knows by name.
+
+    Attributes:
+        variables: names of local variables, and of the attributes of `self`.
+        others: names of functions, of attributes and of what is global.
+        values: of the variables so far.
+    """
+
+    variables: set[str]
+    others: set[str]
+    values: dict[str, Any]
+
+    def numbers(self, count: int) -> dict[str, Tensor]:
+        """Return the variables that hold so many numbers, (count,), float64 or int64, on the CPU.
+
+        A list counts where each of its entries is a number or a tensor.
+        """
+        found = {name: _numbers(value, count) for name, value in self.values.items()}
+        return {name: numbers for name, numbers in found.items() if numbers is not None}
+
+
+def scope_with(wanted: Callable[[str], bool]) -> Scope | None:
+    """Return the innermost function that has such a variable, with all that it is within.
+
+    Functions that it calls, and that are running, count as part of it.
+    """
+    variables: set[str] = set()
+    names: set[str] = set()
+    values: dict[str, Any] = {}
     for frame in _own_frames():
+        own = dict(frame.f_locals)
+        own = getattr(own.get("self"), "__dict__", {}) | own
+        values = own | values
         code = frame.f_code
-        found.update(code.co_varnames, code.co_names, code.co_freevars, code.co_cellvars)
-    return found
+        variables |= {*code.co_varnames, *code.co_freevars, *code.co_cellvars, *own}
+        names |= _names(frame)
+        if any(map(wanted, variables)):
+            return Scope(variables, names - variables, values)
+    return None
+
+
+def _names(frame: FrameType) -> set[str]:
+    code = frame.f_code
+    return {*code.co_varnames, *code.co_names, *code.co_freevars, *code.co_cellvars}
+
+
+def _numbers(value: object, count: int) -> Tensor | None:
+    """Return `count` numbers that a variable holds as (count,); None where it holds others."""
+    parts = value if isinstance(value, list | tuple) else [value]
+    if not 0 < len(parts) <= count or not all(isinstance(part, _NUMBERS) for part in parts):
+        return None
+    try:
+        tensors = [torch.as_tensor(part).detach() for part in parts]
+    except (TypeError, ValueError):  # an array of objects
+        return None
+    if sum(t.numel() for t in tensors) != count or any(t.is_complex() for t in tensors):
+        return None
+    whole = not any(t.is_floating_point() for t in tensors)
+    flat = [t.flatten().cpu() for t in tensors]
+    return torch.cat([t.long() if whole else t.double() for t in flat])
 
 
 def what_is_called() -> str | None:

@@ -124,6 +124,8 @@ class Gatherer:
             training.model, training.optimizer, groups, initial, self._hooks.rates.points()
         )
         self.evidence.optimizer.of_loss = self._hooks.loss_parameters.unmoved()
+        loss = self.evidence.loss
+        loss.policy = loss.policy or self._hooks.policy.facts()
         network.unreached = still_unreached(network.unreached, self._hooks.layers.graded)
         network.unused = still_unreached(network.unused, self._hooks.layers.graded)
         network.unregistered = self._hooks.leaves.facts()

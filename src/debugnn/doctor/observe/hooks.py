@@ -22,6 +22,7 @@ from debugnn.doctor.observe.loss_parameters import LossParameters
 from debugnn.doctor.observe.module_state import StateBetweenSteps
 from debugnn.doctor.observe.opponents import Opponents
 from debugnn.doctor.observe.optimizer import RateCurve
+from debugnn.doctor.observe.policy_in_loop import PolicyInLoop
 from debugnn.doctor.observe.rivals import Rivals
 from debugnn.doctor.observe.stale_gradients import StaleGradients
 from debugnn.doctor.observe.volume import Volume, volume_like
@@ -57,6 +58,7 @@ class TrainingHooks:
         critic: what other networks' losses ask of the model, where it is one of values.
         state: what the model keeps in itself between steps.
         derivatives: by the inputs, which the loss is made of.
+        policy: what the loop's own loss does to the actions of a policy.
         loss_calls: what functions are given that the loss is computed by.
 
     Raises:
@@ -86,6 +88,7 @@ class TrainingHooks:
         self.state = StateBetweenSteps(training.model)
         self.loss_calls = LossCalls(training.evidence, lambda: self.outputs)
         self.derivatives = InputDerivatives(training.evidence, training.model)
+        self.policy = PolicyInLoop()
         self._training = training
         self._replay = replay
         self._at_once = at_once
@@ -136,6 +139,7 @@ class TrainingHooks:
         self.volume_gradients = {}
         self.derivatives.clear()
         self.critic.note_step()
+        self.policy.clear()
         self.layers.drop()
 
     def release(self) -> None:
@@ -206,6 +210,8 @@ class TrainingHooks:
             if scores is not None and scores.requires_grad and not scores.is_leaf:
                 note = Relay(self, "_note_output_gradient")
                 scores.register_hook(partial(_with_place, note, self._forwards))
+                if self._training.loss_fn is None:
+                    self.policy.note_pass(self._forwards, scores)
             self._watch_volume(output)
         pending = self._training.passes.pending
         if self._training.probe_due and pending:
@@ -226,6 +232,7 @@ class TrainingHooks:
         self.volume_gradients[place] = gradient.detach()
 
     def _note_output_gradient(self, forward: int, gradient: Tensor) -> None:
+        self.policy.note_gradient(forward, gradient)
         if forward == self._forwards:  # an earlier pass may be gone back through later
             self.output_gradient = gradient.detach()
 
@@ -276,6 +283,7 @@ class TrainingHooks:
         if self.evidence.nonfinite is None and self.layers.has_nonfinite_gradients(thorough):
             self._replay.keep(training.model, state)
         if due:
+            self.policy.compare()
             self.layers.measure_gradients(replica)
 
     @guarded("the weights after an update")

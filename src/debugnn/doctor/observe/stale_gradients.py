@@ -13,6 +13,7 @@ from debugnn.doctor.observe.devices import waits
 
 _OFTEN = 20  # first steps, whose gradients are all compared with the step before
 _MOST = 1_000  # comparisons
+_HUGE = 1e6  # gradient whose norm may overflow where another parameter's is larger
 _PASSES = 64  # latest updates whose backward passes are counted
 
 
@@ -40,7 +41,7 @@ class StaleGradients:
         self._arrived: dict[nn.Parameter, Tensor] = {}
         self._kept = 0  # steps whose gradients were kept
         self._looked_for = 0  # updates whose arrivals were looked at
-        self._sizes: dict[nn.Parameter, Tensor] = {}  # whether a gradient that arrived is not zero
+        self._sizes: dict[nn.Parameter, Tensor] = {}  # largest value of a gradient that arrived
         self._passes: dict[nn.Parameter, int] = {}  # backward passes since the last update
 
     def watch(self, parameters: Sequence[nn.Parameter]) -> None:
@@ -77,7 +78,7 @@ class StaleGradients:
         self._passes[parameter] = self._passes.get(parameter, 0) + 1
         gradient = parameter.grad
         if gradient is not None and not gradient.is_sparse and self._looked_for < _OFTEN:
-            self._sizes[parameter] = gradient.detach().any()
+            self._sizes[parameter] = gradient.detach().abs().amax()
         new = self._arrived.pop(parameter, None)
         if new is None or new.is_sparse:
             return
@@ -129,7 +130,9 @@ class StaleGradients:
         watched = [p.grad for p in self._watched if p in sizes]
         if any(g is not None and (g.is_sparse or bool(g.any())) for g in watched):
             return
-        if not any(bool(size) for size in sizes.values()):
+        largest = max(size.item() for size in sizes.values())
+        # A norm that overflows is infinite, and clipping by it makes all gradients zero.
+        if not 0 < largest < _HUGE:
             return
         gradients = [p.grad for group in self._optimizer.param_groups for p in group["params"]]
         if any(g is not None and (g.is_sparse or bool(g.any())) for g in gradients):

@@ -109,6 +109,57 @@ def critic(seed: int) -> Setup:
     )
 
 
-TUNING: dict[str, Build] = {"steering": steering, "critic": critic}
+def _loop_of_adverts(setup: Setup, seed: int, make_observer: MakeObserver) -> Observer:
+    """The loop computes its loss itself, which it shows as a number alone."""
+    optimizer = setup.make_optimizer(setup.model.parameters())
+    observer = make_observer(setup.model, optimizer, None)
+    draws = torch.Generator().manual_seed(seed)
+    for _ in range(_STEPS):
+        visitors = torch.randn(_BATCH, 6, generator=draws)
+        scores, value = setup.model(visitors)
+        shown = torch.multinomial(scores.detach().softmax(dim=1), 1, generator=draws).squeeze(1)
+        clicks = (torch.rand(_BATCH, generator=draws) < _interest(visitors, shown)).float()
+        advantages = clicks - value.detach()
+        chosen = scores.log_softmax(dim=1).gather(1, shown[:, None]).squeeze(1)
+        policy = -setup.loss_sign * (chosen * advantages).mean()
+        loss = policy + 0.5 * (value - clicks).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        observer.step(loss, visitors)
+    visitors = setup.val[0]
+    with torch.no_grad():
+        best = setup.model(visitors)[0].argmax(dim=1)
+    setup.scores.append(_interest(visitors, best).mean().item())
+    return observer
+
+
+def _interest(visitors: Tensor, adverts: Tensor) -> Tensor:
+    """Return how likely visitors (B, 6) are to click adverts, whose numbers are (B,)."""
+    return (3 * visitors.gather(1, adverts[:, None]).squeeze(1)).sigmoid()
+
+
+class Adverts(nn.Module):
+    """Scores (B, 4) of the adverts that some visitors (B, 6) may be shown, and their value (B,)."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(6, hidden), nn.Tanh())
+        self.scores, self.value = nn.Linear(hidden, 4), nn.Linear(hidden, 1)
+
+    def forward(self, visitors: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = self.body(visitors)
+        return self.scores(hidden), self.value(hidden).squeeze(1)
+
+
+def adverts(seed: int) -> Setup:
+    """Which of four adverts a visitor clicks, learnt from those that were shown."""
+    visitors = torch.randn(400, 6, generator=torch.Generator().manual_seed(seed))
+    unused = visitors, torch.zeros(len(visitors))
+    make_optimizer = partial(Adam, lr=1e-2)
+    return Setup(Adverts(32), nn.MSELoss(), make_optimizer, unused, unused, loop=_loop_of_adverts)
+
+
+TUNING: dict[str, Build] = {"steering": steering, "critic": critic, "adverts": adverts}
 
 HELD_OUT: dict[str, Build] = {}

@@ -127,8 +127,9 @@ def learns_by_heart_alone(evidence: Evidence) -> bool:
         return False
     if reached(evidence) < AT_CHANCE:
         return min(known) > 1
-    # A loss that weights rare events is above that of guessing by right.
-    if evidence.task != "classes" or outputs_belong_to_new_samples(evidence):
+    # A loss that weights rare events is above that of guessing by right, and new samples show it.
+    labels = evidence.task in ("classes", "binary")
+    if not labels or outputs_belong_to_new_samples(evidence):
         return False
     return min(known) > NO_BETTER and reached(evidence) < HALF_LEARNT
 

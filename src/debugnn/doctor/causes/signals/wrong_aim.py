@@ -110,7 +110,7 @@ def rewards_made_rarer(evidence: Evidence) -> Iterator[Sign]:
         return
     yield Sign(
         severity(evidence),
-        "the loss makes an action rarer whose number in the targets is positive, in every sample, "
+        "the loss makes an action rarer whose number is positive, in every sample, "
         f"and its code has {listed([f'`{name}`' for name in policy.called])} for such numbers: it "
         "teaches the policy what is rewarded least",
         "turn the sign: minimise -(log_probability * advantage).mean(). If the numbers are costs, "

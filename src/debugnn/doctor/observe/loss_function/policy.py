@@ -6,7 +6,7 @@ scores turns with them.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -22,12 +22,13 @@ _ALONG = 0.999  # cosine of two directions that are the same but for rounding
 _ROUNDING = 1e-4  # relative
 _ONE_SIGN = 0.99  # share of samples whose gradient has the weight's sign, or the opposite
 # Words for what a policy is to bring up, and for what it is to bring down.
-_HIGH = re.compile(r"(?:^|_)(?:rewards?|returns?|advantages?)(?=_|\d|$)|^advs?$", re.I)
-_LOW = re.compile(
-    r"(?:^|_)(?:neg|minus|costs?|penalt|regrets?|lengths?|tours?|distances?|delays?|times?|errors?"
-    r"|energ)",
-    re.I,
+_HIGH = re.compile(
+    r"(?:^|_)(?:rewards?|returns?|advantages?)(?=_|\d|$)|^(?:advs?|rews?|gaes?)$", re.I
 )
+_LOW = re.compile(
+    r"(?:^|_)(?:neg|minus|costs?|penalt|regrets?|tours?|distances?|delays?|errors?|energ)", re.I
+)
+_LONG = re.compile(r"(?:^|_)(?:lengths?|times?)", re.I)  # of a way; but episodes are to be long
 _SHIFT = 3.0  # change of an action's score that takes its probability beyond any clip
 
 
@@ -78,19 +79,34 @@ def policy_facts(loss_fn: LossFunction, outputs: Any, targets: Any) -> PolicyFac
     if not found or len({facts.rises for facts in found}) > 1:
         return None
     facts = max(found, key=lambda facts: facts.held_back or 0.0)
-    facts.called = _called(loss_fn)
+    facts.called = called_after_rewards(variables(loss_fn))
     return facts
 
 
-def _called(loss_fn: LossFunction) -> list[str]:
-    """Return the variables of a loss that are called after what is to be high.
+def called_after_rewards(names: Iterable[str]) -> list[str]:
+    """Return the variables that are called after what is to be high.
 
     None of them where some variable is called after what is to be low: both are one computation.
     """
-    names = variables(loss_fn)
-    if any(_LOW.search(name) for name in names):
+    known = set(names)
+    if any(is_a_cost(name) or is_a_length(name) for name in known):
         return []
-    return sorted(name for name in names if _HIGH.search(name))
+    return sorted(filter(is_a_reward, known))
+
+
+def is_a_cost(name: str) -> bool:
+    """Return whether a variable is called after what is to be low."""
+    return _LOW.search(name) is not None
+
+
+def is_a_length(name: str) -> bool:
+    """Return whether a variable is called after what may be a cost, and need not."""
+    return _LONG.search(name) is not None
+
+
+def is_a_reward(name: str) -> bool:
+    """Return whether a variable is called after what is to be high."""
+    return _HIGH.search(name) is not None
 
 
 def _places(outputs: Any, targets: Any) -> Iterator[_Place]:
