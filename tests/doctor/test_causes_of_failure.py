@@ -381,6 +381,21 @@ def test_a_copy_without_regularisers_that_learns_its_batches_by_heart_shows_noth
     assert found_by("over_regularised", given) == []
 
 
+@pytest.mark.parametrize(
+    ("learnt", "left", "decay", "certain"),
+    [
+        (0.3, 0.0, 0.05, True),  # biases may learn that much
+        (0.6, 0.0, 0.05, False),
+        (0.3, 0.02, 0.05, False),
+        (0.3, 0.0, 0.0, False),  # a loss may take them down too
+    ],
+)
+def test_weights_of_which_a_decay_leaves_nothing(learnt, left, decay, certain):
+    given = evidence(learnt, simple=None)
+    given.optimizer.weight_decay, given.outcome.shrinkage = decay, left
+    assert [f.confidence for f in found_by("over_regularised", given)] == ["certain"] * certain
+
+
 def test_a_sum_does_harm_where_a_copy_of_the_average_overtakes_the_training():
     given = evidence(0.52, simple=0.5)
     given.loss.doubling = 2.0

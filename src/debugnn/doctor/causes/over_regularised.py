@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
 from debugnn.doctor.causes.signals.loss_course import diverged, stands_still, unlearns
 from debugnn.doctor.causes.signals.outcome import doubtful, severity, short
-from debugnn.doctor.causes.signals.skill import NEARLY_PERFECT, judged, reached
+from debugnn.doctor.causes.signals.skill import FAILING, NEARLY_PERFECT, judged, reached
 from debugnn.doctor.causes.signals.trials import (
     LEARNT,
     cured,
@@ -46,16 +46,19 @@ def penalty_share(evidence: Evidence) -> float:
 
 def strong_regulariser(evidence: Evidence) -> Iterator[Sign]:
     """A penalty, weight decay or dropout that keeps the training samples from being learnt."""
-    if not (short(evidence) or doubtful(evidence) or chooses_candidate(evidence) is False):
-        return
     penalty, decay = penalty_share(evidence), evidence.optimizer.weight_decay
     dropout, shrunk = evidence.network.dropout, evidence.outcome.shrinkage
+    gone = decay > 0 and shrunk is not None and shrunk < GONE
+    # What is left, as biases, may learn a little.
+    little = gone and judged(evidence) and reached(evidence) < FAILING
+    fails = short(evidence) or doubtful(evidence) or chooses_candidate(evidence) is False
+    if not (fails or little):
+        return
     relieved = cured(evidence, UNREGULARISED)
     if relieved is not None and _by_heart(evidence, relieved):
         relieved = None
     # Where no gradient comes any more, Adam takes weights down by any decay within it.
     shrinks = not evidence.optimizer.decay_rescaled or decay >= STRONG_DECAY
-    gone = decay > 0 and shrunk is not None and shrunk < GONE
     if penalty > MOSTLY_PENALTY:
         what, fix = f"{100 * penalty:.0f} % of the loss is a penalty", "weaken the penalty"
     elif decay > 0 and ((shrinks and shrunk is not None and shrunk < SHRUNK) or relieved):
