@@ -192,3 +192,23 @@ def test_lengths_that_are_lowered_are_no_rewards(step):
         for _ in range(STEPS):
             step(model, optimizer, doctor, states_of(generator))
         assert not doctor.report().findings
+
+
+def test_rewards_that_are_all_the_same_tell_nothing():
+    """Values that are too high make every advantage negative, and their actions rarer by right."""
+    torch.manual_seed(0)
+    generator, model = torch.Generator().manual_seed(0), network()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    with Doctor(model, optimizer) as doctor:
+        for _ in range(STEPS):
+            x = states_of(generator)
+            logits = model(x)
+            a = Categorical(logits=logits.detach()).sample()
+            rewards = torch.ones(STATES)
+            value = 2.0 + 0.1 * torch.rand(STATES, generator=generator)
+            loss = -(Categorical(logits=logits).log_prob(a) * (rewards - value)).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            doctor.step(loss, x)
+        assert not doctor.report().findings

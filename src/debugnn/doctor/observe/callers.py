@@ -4,7 +4,7 @@ import linecache
 import os
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from types import CodeType, FrameType
@@ -68,20 +68,34 @@ class Scope(NamedTuple):
     def numbers(self, count: int) -> dict[str, Tensor]:
         """Return the variables that hold so many numbers, (count,), float64 or int64, on the CPU.
 
-        A list counts where each of its entries is a number or a tensor.
+        A list counts where each of its entries is a number or a tensor. One of tuples counts as
+        several variables: `saved[0]`, `saved[1]`.
         """
-        found = {name: _numbers(value, count) for name, value in self.values.items()}
+        columns = {
+            f"{name}[{place}]": list(column)
+            for name, value in self.values.items()
+            if isinstance(value, list) and len(value) == count and _are_tuples(value)
+            for place, column in enumerate(zip(*value, strict=True))
+        }
+        found = {name: _numbers(value, count) for name, value in (self.values | columns).items()}
         return {name: numbers for name, numbers in found.items() if numbers is not None}
 
 
-def scope_with(wanted: Callable[[str], bool]) -> Scope | None:
+def _are_tuples(value: list[Any]) -> bool:
+    return all(isinstance(item, tuple) for item in value) and len(set(map(len, value))) == 1
+
+
+def scope_with(wanted: Callable[[str], bool], known: Mapping[str, Any]) -> Scope | None:
     """Return the innermost function that has such a variable, with all that it is within.
 
     Functions that it calls, and that are running, count as part of it.
+
+    Args:
+        known: variables that may be asked for by a function's own name for what holds them.
     """
     variables: set[str] = set()
     names: set[str] = set()
-    values: dict[str, Any] = {}
+    values = dict(known)
     for frame in _own_frames():
         own = dict(frame.f_locals)
         own = getattr(own.get("self"), "__dict__", {}) | own
@@ -90,7 +104,7 @@ def scope_with(wanted: Callable[[str], bool]) -> Scope | None:
         variables |= {*code.co_varnames, *code.co_freevars, *code.co_cellvars, *own}
         names |= _names(frame)
         if any(map(wanted, variables)):
-            return Scope(variables, names - variables, values)
+            return Scope(variables | known.keys(), names - variables - known.keys(), values)
     return None
 
 

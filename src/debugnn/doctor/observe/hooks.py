@@ -88,7 +88,7 @@ class TrainingHooks:
         self.state = StateBetweenSteps(training.model)
         self.loss_calls = LossCalls(training.evidence, lambda: self.outputs)
         self.derivatives = InputDerivatives(training.evidence, training.model)
-        self.policy = PolicyInLoop()
+        self.policy = PolicyInLoop(training.model)
         self._training = training
         self._replay = replay
         self._at_once = at_once
@@ -210,8 +210,8 @@ class TrainingHooks:
             if scores is not None and scores.requires_grad and not scores.is_leaf:
                 note = Relay(self, "_note_output_gradient")
                 scores.register_hook(partial(_with_place, note, self._forwards))
-                if self._training.loss_fn is None:
-                    self.policy.note_pass(self._forwards, scores)
+            if self._training.loss_fn is None:
+                self.policy.watch(output)
             self._watch_volume(output)
         pending = self._training.passes.pending
         if self._training.probe_due and pending:
@@ -232,7 +232,6 @@ class TrainingHooks:
         self.volume_gradients[place] = gradient.detach()
 
     def _note_output_gradient(self, forward: int, gradient: Tensor) -> None:
-        self.policy.note_gradient(forward, gradient)
         if forward == self._forwards:  # an earlier pass may be gone back through later
             self.output_gradient = gradient.detach()
 

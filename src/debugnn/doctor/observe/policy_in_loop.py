@@ -6,13 +6,17 @@ one of them is it, up to a factor, the factor's sign says which way the policy g
 """
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from itertools import chain
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from debugnn.doctor.copies import Relay
 from debugnn.doctor.evidence import PolicyFacts
 from debugnn.doctor.observe.callers import scope_with
+from debugnn.doctor.observe.calls import first_tensor, scores_of
 from debugnn.doctor.observe.loss_function.policy import is_a_cost, is_a_length, is_a_reward
 
 _FEWEST, _MOST = 8, 2**14  # actions of a step that are looked at
@@ -29,27 +33,36 @@ _ACTIONS = ("a", "act", "acts", "action", "actions", "chosen", "move", "moves", 
 class PolicyInLoop:
     """Compares the gradients of scores with the numbers in the loop's variables.
 
+    Args:
+        model: the policy, whose attributes may hold what was noted of an episode.
+
     Attributes:
         rising: of each step looked at, whether actions of a positive number became rarer.
     """
 
     not_in_state = ("_scores", "_gradients")
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
         self.rising: list[bool] = []
         self._called: list[str] = []
-        self._scores: dict[int, Tensor] = {}  # number of the pass → scores (…, actions)
-        self._gradients: dict[int, Tensor] = {}
+        self._scores: list[Tensor] = []  # of each pass, (…, actions)
+        self._gradients: dict[int, Tensor] = {}  # number of the pass → gradient of its scores
 
-    def note_pass(self, number: int, scores: Tensor) -> None:
-        """Note the scores of a pass, (…, actions), or the means of real actions, (…, size)."""
-        if len(self._scores) < _MOST:
-            self._scores[number] = scores.detach()
+    def watch(self, outputs: Any) -> None:
+        """Note what a pass returns, scores (…, actions) first, and the gradient that arrives there.
 
-    def note_gradient(self, number: int, gradient: Tensor) -> None:
-        """Note the gradient that arrived at the scores of a pass."""
-        if number in self._scores:
-            self._gradients[number] = gradient.detach()
+        Real actions have their means in the place of scores. One state may be no batch.
+        """
+        found = scores_of(outputs)
+        scores = first_tensor(outputs) if found is None else found
+        if scores is None or not scores.dim() or scores.is_leaf or len(self._scores) >= _MOST:
+            return
+        scores.register_hook(partial(Relay(self, "_note_gradient"), len(self._scores)))
+        self._scores.append(scores.detach())
+
+    def _note_gradient(self, number: int, gradient: Tensor) -> None:
+        self._gradients[number] = gradient.detach()
 
     def compare(self) -> None:
         """Compare the gradients with what the loop's variables hold now, before its update."""
@@ -61,7 +74,8 @@ class PolicyInLoop:
             torch.cat([each[i].reshape(-1, each[i].shape[-1]) for each in found]).cpu().double()
             for i in (0, 1)
         )
-        scope = scope_with(is_a_reward)
+        own = {n: v for n, v in vars(self._model).items() if not n.startswith("_")}
+        scope = scope_with(is_a_reward, own)
         if scope is None or not _FEWEST <= len(scores) <= _MOST:
             return
         lengths = set(filter(is_a_length, scope.variables | scope.others))
@@ -71,13 +85,15 @@ class PolicyInLoop:
             return
         variables = scope.numbers(len(scores))
         for weights in _candidates(gradient, scores, variables, scope.numbers(scores.numel())):
-            signs = {
-                name: torch.cosine_similarity(weights, values, dim=0).item()
+            along = {
+                name: _cosine(weights, values) > 0
                 for name, values in variables.items()
-                if is_a_reward(name) and values.is_floating_point()
+                if is_a_reward(name) and _is_a_factor(weights, values)
             }
-            along = {name: sign > 0 for name, sign in signs.items() if abs(sign) > _ALONG}
-            costs = any(_depends(weights, variables[n]) for n in lengths & variables.keys())
+            costs = any(
+                abs(_cosine(_centred(weights), _centred(variables[name]))) > _CORRELATED
+                for name in lengths & variables.keys()
+            )
             if along and len(set(along.values())) == 1 and not costs:
                 self.rising.append(next(iter(along.values())))
                 self._called = sorted(along)
@@ -85,8 +101,7 @@ class PolicyInLoop:
 
     def clear(self) -> None:
         """Forget the passes of a step."""
-        self._scores.clear()
-        self._gradients.clear()
+        self._scores, self._gradients = [], {}
 
     def facts(self) -> PolicyFacts | None:
         """Return what all steps say, None where they are few or contradict each other."""
@@ -165,9 +180,21 @@ def _are_probabilities(scores: Tensor) -> bool:
     return bool((scores >= 0).all() and ((scores.sum(dim=1) - 1).abs() < _SURE).all())
 
 
-def _depends(weights: Tensor, values: Tensor) -> bool:
-    one, other = (each.double() - each.double().mean() for each in (weights, values))
-    return abs(torch.cosine_similarity(one, other, dim=0).item()) > _CORRELATED
+def _is_a_factor(weights: Tensor, values: Tensor) -> bool:
+    """Return whether some numbers are others times one number, nearly.
+
+    Around their means too: rewards that are all 1 are along any numbers of one sign.
+    """
+    whole, around = _cosine(weights, values), _cosine(_centred(weights), _centred(values))
+    return min(abs(whole), abs(around)) > _ALONG and whole * around > 0
+
+
+def _centred(values: Tensor) -> Tensor:
+    return values.double() - values.double().mean()
+
+
+def _cosine(one: Tensor, other: Tensor) -> float:
+    return torch.cosine_similarity(one.double(), other.double(), dim=0).item()
 
 
 def _is_an_action(name: str) -> bool:
