@@ -652,6 +652,29 @@ def test_a_part_is_judged_beside_a_simple_model():
     assert with_part(skill=0.9, simple=0.6, adversarial=True) is None
 
 
+@pytest.mark.parametrize(
+    ("guessing", "skill", "first", "named"),
+    [
+        (200.0, 0.9, 250.0, True),
+        (15.0, 0.9, 250.0, False),  # as much as a weight of one half may bring back
+        (200.0, 0.05, 250.0, False),  # neither is learnt
+        (200.0, 0.9, 3.0, False),  # a weight has made it small
+    ],
+)
+def test_a_part_that_is_outweighed_by_another(guessing, skill, first, named):
+    evidence = unknown()
+    evidence.outcome.first_loss = first
+    idle = Score(relative_loss=1.0, skill=0.0, loss=0.7)
+    other = Score(relative_loss=1 - skill, skill=skill, loss=(1 - skill) * guessing)
+    evidence.outcome.parts = [
+        PartFacts("kind", "classes", 2, train=idle, train_mode=idle, simple_skill=0.6),
+        PartFacts("age", "values", train=other, train_mode=other, simple_skill=0.6),
+    ]
+    report = causes.diagnose(evidence, budget=0)
+    assert report.healthy is False
+    assert (report.main_cause == "loss_reduction") is named
+
+
 # --- logits that are compared with logits ---------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""A loss that is summed over the batch."""
+"""A loss that is summed over the batch, or whose terms are of other scales."""
 
 import torch
 from torch import Tensor, nn
@@ -7,6 +7,7 @@ from torch.distributions import Categorical, Normal
 from debugnn.faults.cases import case
 from debugnn.faults.edits import change_optimizer
 from debugnn.faults.program import Loss, Setup
+from debugnn.faults.sound.dense import asked_of_images
 
 
 def cross_entropy_sum(logits: Tensor, labels: Tensor) -> Tensor:
@@ -57,6 +58,16 @@ def inner_product(setup: Setup, batch_size: int) -> None:
     setup.loss_fn, setup.batch_size = squared_norm, batch_size
 
 
+def darkness_unscaled(setup: Setup, unit: float) -> None:
+    """The target of one of two heads is given in a unit that makes its squared error large."""
+
+    def asked(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        return {"digit": labels, "darkness": unit * images.mean(dim=1, keepdim=True)}
+
+    setup.loop = asked_of_images(asked)
+    change_optimizer(setup, lr=0.02)
+
+
 def undivided_accumulation(setup: Setup, batches: int) -> None:
     """Gradients of several batches are added up, and not divided by their number."""
     setup.accumulate, setup.averages_accumulated = batches, False
@@ -73,6 +84,7 @@ def summed_over_batches(setup: Setup, batches: int, lr: float) -> None:
 
 
 TUNING = [
+    case("digit_and_darkness", darkness_unscaled, unit=8000.0),
     case("mlp_momentum", summed_over_batches, ("lr_too_high",), batches=16, lr=0.1),
     case("cnn_batch_norm", summed_over_batches, ("lr_too_high",), batches=12, lr=0.3),
     case("mlp_sgd", summed, loss_fn=nn.CrossEntropyLoss(reduction="sum"), batch_size=64, lr=0.1),

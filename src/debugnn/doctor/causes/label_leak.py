@@ -48,6 +48,9 @@ ITS_OWN_CAUSAL = 0.5
 # Loss at the end, over the first one and over that of the best constants, below which nothing is
 # left to learn: what can be predicted of data that vary by themselves is less.
 AT_FLOOR = 0.02
+# Share of validation pairs of nodes whose label says whether the graph has their edge: about one
+# half where their edges were left out of the graph.
+TOLD_BY_EDGES = 0.95
 # Share of validation samples that were trained on.
 OVERLAP = 0.5
 # The same of features that hardly ever take a value twice, and what that is: the median over the
@@ -343,6 +346,25 @@ def windows_cut_before_split(evidence: Evidence) -> Iterator[Sign]:
     )
 
 
+def validation_edges_in_graph(evidence: Evidence) -> Iterator[Sign]:
+    """Pairs of nodes to be told linked or not, whose edges are in the graph that is given.
+
+    In training they mostly are: the same edges pass messages and are the positive pairs.
+    """
+    told = evidence.data.validation_told_by_edges
+    if told is not None and told >= TOLD_BY_EDGES:
+        yield Sign(
+            "error",
+            "the graph that the model is given has the edges of the validation pairs: whether it "
+            f"has the edge of a pair is the label of {100 * told:.0f} % of them",
+            "build the graph for message passing from the training edges alone, also where the "
+            "model is evaluated",
+            evidence={"told_by_edges": told, "in_training": evidence.data.told_by_edges},
+            override=None,
+            confidence="certain",
+        )
+
+
 CAUSE = Cause(
     name="label_leak",
     meaning="the input gives the target away",
@@ -360,6 +382,7 @@ CAUSE = Cause(
         copies_its_input,
         trained_on_validation,
         windows_cut_before_split,
+        validation_edges_in_graph,
     ),
     fix="split the data before anything else, and keep the validation part out of training",
     harm="the score is that of a shortcut, which new data will not offer",

@@ -6,6 +6,7 @@ from debugnn.doctor.causes.cause import Cause, Kind, Sign
 from debugnn.doctor.causes.signals.loss_course import diverged
 from debugnn.doctor.causes.signals.loss_function import summed, undivided_passes
 from debugnn.doctor.causes.signals.outcome import failing, severity, short
+from debugnn.doctor.causes.signals.parts import outweighed_part, part_skill
 from debugnn.doctor.causes.signals.trials import cured, overtakes, shown_by, trial_numbers
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.trials import AVERAGED_LOSS, DIVIDED, LOWER_RATES, Trial
@@ -67,6 +68,26 @@ def undivided_accumulation(evidence: Evidence) -> Iterator[Sign]:
     )
 
 
+def outweighed(evidence: Evidence) -> Iterator[Sign]:
+    """A term of the loss that is so much larger than another that this one is not learnt."""
+    found = outweighed_part(evidence)
+    if found is None:
+        return
+    idle, larger, (own, other) = found
+    yield Sign(
+        "error",
+        f"one term of the loss outweighs another: by guessing, that of output {larger.name} is "
+        f"{other:.3g} and that of output {idle.name} {own:.2g}; the one is learnt (skill "
+        f"{part_skill(larger):.2f}), the other not ({part_skill(idle):.2f}), of which a simple "
+        f"model learns {idle.simple_skill:.2f}",
+        f"bring the terms to one scale: standardise the targets of output {larger.name}, or "
+        f"multiply its term by some {own / other:.1g}",
+        evidence={"loss_of_guessing": [other, own], "simple_model_skill": idle.simple_skill},
+        override=None,
+        harm="the weights that both share go where the larger term pulls them",
+    )
+
+
 def trials(evidence: Evidence) -> Iterable[Trial]:
     """Average a loss that is summed; divide gradients that are added up."""
     if summed(evidence) and not _is_a_bound(evidence):
@@ -77,9 +98,9 @@ def trials(evidence: Evidence) -> Iterable[Trial]:
 
 CAUSE = Cause(
     name="loss_reduction",
-    meaning="a loss or gradients that are summed where a mean is meant",
+    meaning="a loss or gradients summed where a mean is meant, or terms of other scales",
     kind=Kind.RIVAL,
-    rules=(summed_loss, undivided_accumulation),
+    rules=(summed_loss, undivided_accumulation, outweighed),
     fix='average the loss over the batch (reduction="mean")',
     harm="gradients grow with the batch size, and with them every step",
     source="TheDeepChecker (Ben Braiek & Khomh 2023): the loss doubles with the batch",

@@ -301,8 +301,11 @@ def higher_rate_learns_more(evidence: Evidence) -> Iterator[Sign]:
     if faster is None or own is None or not failing(evidence) or diverged(evidence):
         return
     simple, trial = evidence.data.simple_skill, evidence.trials[faster.name]
-    # A trial learns labels of chance by heart, if its rate is high enough.
-    if simple is None or simple < AT_CHANCE or not overtakes(evidence, faster):
+    # A trial learns labels of chance by heart, if its rate is high enough: not those of other
+    # batches, nor where a simple model finds a relation.
+    elsewhere = trial.others is not None and trial.others_again is not None
+    related = simple is not None and simple >= AT_CHANCE
+    if not (elsewhere or related) or not overtakes(evidence, faster):
         return
     rates = highest_rates(evidence)
     higher = f"{max(rates, default=evidence.optimizer.lr or 0) * faster.lr:.3g}"

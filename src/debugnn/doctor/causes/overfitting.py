@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from statistics import median
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign
+from debugnn.doctor.causes.label_leak import TOLD_BY_EDGES
 from debugnn.doctor.causes.signals.loss_course import overflowed
 from debugnn.doctor.causes.signals.loss_function import summed
 from debugnn.doctor.causes.signals.skill import fitted, held_out, judged
@@ -65,9 +66,11 @@ def falls_behind(evidence: Evidence) -> Iterator[Sign]:
     # Where samples compete with the others of their batch, as in contrastive learning, the skill is
     # that of telling the batch's samples apart, among which may be several that fit.
     compete = evidence.network.sample_axis is None and evidence.data.same_batch is False
+    # The positive pairs of a graph's training are edges that it is given, and others' are not.
+    told = (evidence.data.told_by_edges or 0) >= TOLD_BY_EDGES and not steeply
     seen = f"every step had the same {again} samples, and " if again else ""
     yield Sign(
-        "note" if compete else "warning",
+        "note" if compete or told else "warning",
         f"{seen}the skill is {trained:.2f} on training and {kept:.2f} on validation samples"
         + (f", whose loss has risen to {risen:.2f} times its lowest" if turned else ""),
         "take another batch in each step: next(iter(loader)) inside the loop begins anew each time"

@@ -215,6 +215,10 @@ class DataFacts:
     sequence: SequenceFacts | None = None  # None: the outputs are no symbols of a sequence
     tail: TailFacts | None = None  # the same
     pairs: PairFacts | None = None  # None: the model is not called with labelled pairs
+    # Share of labelled pairs of nodes whose label says whether the graph that the model is given
+    # has their edge, in training and in validation; None of other inputs.
+    told_by_edges: float | None = None
+    validation_told_by_edges: float | None = None
     neighbours: NeighbourFacts | None = None  # None: it is clear which axis holds the samples
     target_copies: TargetCopyFacts | None = None  # None: an input does not hold all target values
     own_inputs: OwnInputFacts | None = None  # None: the targets are no inputs

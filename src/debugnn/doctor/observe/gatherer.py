@@ -11,6 +11,7 @@ from debugnn.doctor.observe.broken_path import note_left
 from debugnn.doctor.observe.buffer import Batch
 from debugnn.doctor.observe.class_shares import adjusted_facts
 from debugnn.doctor.observe.data import note_data, note_one_target
+from debugnn.doctor.observe.graph_pairs import told_by_edges
 from debugnn.doctor.observe.hooks import TrainingHooks
 from debugnn.doctor.observe.label_pull import label_pull
 from debugnn.doctor.observe.latent import latent_facts
@@ -100,6 +101,8 @@ class Gatherer:
         self._gather_sequence()
         self._gather_neighbours()
         self._gather_pairs()
+        self._gather_edges()
+        self._gather_edges()
         self._gather_target_copies()
         self._gather_own_inputs()
         self._gather_outcome()
@@ -247,6 +250,15 @@ class Gatherer:
         # One target for each entry of the first axis tells that it holds the samples.
         if axis == 1 or all(has_both_axes(batch, training.layout) for batch in batches):
             self.evidence.data.neighbours = neighbour_facts(batches, training.layout)
+
+    @guarded("a graph's edges beside its pairs of nodes")
+    def _gather_edges(self) -> None:
+        data, early = self.evidence.data, self._training.buffer.early
+        if early:
+            data.told_by_edges = told_by_edges(early[0].call, early[0].targets)
+        latest = self._validation.latest
+        if latest is not None:
+            data.validation_told_by_edges = told_by_edges(latest.call, latest.targets)
 
     @guarded("labels of pairs")
     def _gather_pairs(self) -> None:

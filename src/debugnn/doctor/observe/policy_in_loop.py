@@ -181,10 +181,15 @@ def _are_probabilities(scores: Tensor) -> bool:
 
 
 def _is_a_factor(weights: Tensor, values: Tensor) -> bool:
-    """Return whether some numbers are others times one number, nearly.
+    """Return whether some numbers are others times one number, nearly, where they are not zero.
 
-    Around their means too: rewards that are all 1 are along any numbers of one sign.
+    Around their means too: rewards that are all 1 are along any numbers of one sign. Actions after
+    an episode's end, and those that are clipped, have no weight.
     """
+    used = weights != 0
+    weights, values = weights[used], values[used]
+    if len(weights) < _FEWEST:
+        return False
     whole, around = _cosine(weights, values), _cosine(_centred(weights), _centred(values))
     return min(abs(whole), abs(around)) > _ALONG and whole * around > 0
 

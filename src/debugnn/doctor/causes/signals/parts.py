@@ -1,6 +1,7 @@
 """The parts of a loss, one output and one target each, where the whole is no known task."""
 
 import math
+from typing import NamedTuple
 
 from debugnn.doctor.causes.signals.outcome import AT_CHANCE, FAR_BEHIND, LOSS_AT_CHANCE
 from debugnn.doctor.causes.signals.skill import JUDGED_AFTER, fitted
@@ -12,6 +13,10 @@ LEARNABLE = 0.3
 # Last loss over the first one, below which a loss that no other network moves has fallen: more than
 # a bias or a scale gains that fits the outputs to the targets' mean.
 FALLEN_TO = 0.5
+# Loss of guessing of one part over that of another, beyond which it leaves the other no gradient to
+# speak of; and the whole loss at the start, over that of the larger part: it counts in full.
+OUTWEIGHED = 30.0
+COUNTS = 0.5
 
 
 def fell(evidence: Evidence) -> bool:
@@ -47,6 +52,34 @@ def idle_part(evidence: Evidence) -> PartFacts | None:
         if skill < AT_CHANCE and _lowest_loss(part) > LOSS_AT_CHANCE:
             return part
     return None
+
+
+class Outweighed(NamedTuple):
+    """A part that is not learnt, and one that is, of a loss so much larger."""
+
+    idle: PartFacts
+    larger: PartFacts
+    guessing: tuple[float, float]  # the loss of guessing, of either
+
+
+def outweighed_part(evidence: Evidence) -> Outweighed | None:
+    """Return a part that is not learnt beside a learnt one of far larger loss, None without."""
+    idle, first = idle_part(evidence), evidence.outcome.first_loss
+    own = None if idle is None else _guessing(idle)
+    if idle is None or own is None or first is None:
+        return None
+    for part in evidence.outcome.parts:
+        other = _guessing(part)
+        if part is idle or other is None or not _learns(part):
+            continue
+        if other > OUTWEIGHED * own and first > COUNTS * other:
+            return Outweighed(idle, part, (own, other))
+    return None
+
+
+def _guessing(part: PartFacts) -> float | None:
+    loss, relative = part.train.loss, part.train.relative_loss
+    return loss / relative if loss and relative else None
 
 
 def parts_learn(evidence: Evidence) -> bool:
