@@ -1,5 +1,7 @@
 """The sign of a policy's loss that a loop computes itself."""
 
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -212,3 +214,24 @@ def test_rewards_that_are_all_the_same_tell_nothing():
             optimizer.step()
             doctor.step(loss, x)
         assert not doctor.report().findings
+
+
+class Thing:
+    """An object that can be referenced weakly."""
+
+
+def test_other_loops_variables_are_not_looked_at():
+    """Python keeps what it has shown of a function's variables."""
+    model = network()
+    optimizer = torch.optim.Adam(model.parameters())
+    with Doctor(model, optimizer) as doctor:
+        thing = Thing()
+        for _ in range(4):  # the last step is one of a probe
+            watched = weakref.ref(thing)
+            loss = model(torch.randn(STATES, ACTIONS)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            doctor.step(loss)
+        thing = None
+        assert watched() is None, thing

@@ -86,26 +86,30 @@ def _are_tuples(value: list[Any]) -> bool:
 
 
 def scope_with(wanted: Callable[[str], bool], known: Mapping[str, Any]) -> Scope | None:
-    """Return the innermost function that has such a variable, with all that it is within.
+    """Return the innermost function whose code has such a name, with all that it is within.
 
-    Functions that it calls, and that are running, count as part of it.
+    Functions that it calls, and that are running, count as part of it. Of other functions no
+    variable is looked at: to look at them keeps their values alive.
 
     Args:
-        known: variables that may be asked for by a function's own name for what holds them.
+        known: attributes of an object that the code calls by a name of its own.
     """
-    variables: set[str] = set()
-    names: set[str] = set()
-    values = dict(known)
+    frames: list[FrameType] = []
     for frame in _own_frames():
+        frames.append(frame)
+        if any(map(wanted, _names(frame))):
+            break
+    else:
+        return None
+    names, variables = set().union(*map(_names, frames)), set(known)
+    values = dict(known)
+    for frame in reversed(frames):
         own = dict(frame.f_locals)
-        own = getattr(own.get("self"), "__dict__", {}) | own
-        values = own | values
+        values |= getattr(own.get("self"), "__dict__", {}) | own
         code = frame.f_code
-        variables |= {*code.co_varnames, *code.co_freevars, *code.co_cellvars, *own}
-        names |= _names(frame)
-        if any(map(wanted, variables)):
-            return Scope(variables | known.keys(), names - variables - known.keys(), values)
-    return None
+        variables |= {*code.co_varnames, *code.co_freevars, *code.co_cellvars}
+    variables |= values.keys()
+    return Scope(variables, names - variables, values)
 
 
 def _names(frame: FrameType) -> set[str]:
@@ -120,12 +124,12 @@ def _numbers(value: object, count: int) -> Tensor | None:
         return None
     try:
         tensors = [torch.as_tensor(part).detach() for part in parts]
-    except (TypeError, ValueError):  # an array of objects
+        if sum(t.numel() for t in tensors) != count or any(t.is_complex() for t in tensors):
+            return None
+        whole = not any(t.is_floating_point() for t in tensors)
+        flat = [t.flatten().cpu() for t in tensors]
+    except Exception:  # arrays of objects, tensors without numbers, whatever else a loop keeps
         return None
-    if sum(t.numel() for t in tensors) != count or any(t.is_complex() for t in tensors):
-        return None
-    whole = not any(t.is_floating_point() for t in tensors)
-    flat = [t.flatten().cpu() for t in tensors]
     return torch.cat([t.long() if whole else t.double() for t in flat])
 
 

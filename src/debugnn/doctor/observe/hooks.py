@@ -282,8 +282,12 @@ class TrainingHooks:
         if self.evidence.nonfinite is None and self.layers.has_nonfinite_gradients(thorough):
             self._replay.keep(training.model, state)
         if due:
-            self.policy.compare()
+            self._compare_policy()
             self.layers.measure_gradients(replica)
+
+    @guarded("the numbers that a policy's actions are weighted by")
+    def _compare_policy(self) -> None:
+        self.policy.compare()
 
     @guarded("the weights after an update")
     def _after_update(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:

@@ -134,22 +134,6 @@ def _candidates(
                 yield weights
 
 
-def _weights_of_real(gradient: Tensor, away: Tensor) -> Tensor | None:
-    """Return the same of real actions whose distribution is normal, up to a factor.
-
-    Args:
-        gradient: of the loss with respect to the means, (N, size).
-        away: the actions less their means.
-
-    Returns:
-        None where the components of a gradient do not agree.
-    """
-    along = gradient * away
-    weights = along.sum(dim=1)
-    agree = (along * weights[:, None] >= 0).double().mean()
-    return weights / away.square().sum(dim=1).clamp_min(1e-30) if agree > _AGREE else None
-
-
 def _weights(gradient: Tensor, scores: Tensor, actions: Tensor) -> Tensor | None:
     """Return what the logarithm of each action's probability is multiplied with, (N,).
 
@@ -174,6 +158,22 @@ def _weights(gradient: Tensor, scores: Tensor, actions: Tensor) -> Tensor | None
         if rest.square().sum() <= (1 - _EXPLAINED) * gradient.square().sum():
             return weights
     return None
+
+
+def _weights_of_real(gradient: Tensor, away: Tensor) -> Tensor | None:
+    """Return the same of real actions, whose distribution is normal, up to a factor of all.
+
+    Args:
+        gradient: of the loss with respect to the means, (N, size).
+        away: the actions less their means.
+
+    Returns:
+        None where the components of a gradient do not agree.
+    """
+    along = gradient * away
+    weights = along.sum(dim=1)
+    agree = (along * weights[:, None] >= 0).double().mean()
+    return weights / away.square().sum(dim=1).clamp_min(1e-30) if agree > _AGREE else None
 
 
 def _are_probabilities(scores: Tensor) -> bool:
