@@ -157,6 +157,7 @@ def set_threshold(text: str) -> tuple[Threshold, float]:
 
 
 FACTORS = (0.5, 0.8, 1.25, 2.0)  # by which each threshold is moved
+COUNTS = [f"× {factor:g}" for factor in FACTORS]  # columns of the runs that change
 SHOWN = 12  # thresholds of the page's table
 
 
@@ -188,18 +189,21 @@ def sensitivity(rows: Sequence[Row]) -> pd.DataFrame:
 
 def most_sensitive(table: pd.DataFrame) -> str:
     """Return the thresholds that most diagnoses hang on, as Markdown."""
-    columns = [f"× {factor:g}" for factor in FACTORS]
-    some = table[(table[columns] > 0).any(axis=1)]
+    some = _changing(table)
     # What a fifth or a quarter changes says more than what a factor of two does.
-    near, far = some[columns[1:3]].max(axis=1), some[[columns[0], columns[3]]].max(axis=1)
-    order = pd.DataFrame({"near": near, "far": far}).sort_values(
+    near, far = some[COUNTS[1:3]].max(axis=1), some[[COUNTS[0], COUNTS[3]]].max(axis=1)
+    most = some.assign(near=near, far=far).sort_values(
         ["near", "far"], ascending=False, kind="stable"
     )
     rows = [
-        [f"`{row['threshold']}`", f"{row['value']:g}", *(str(row[c]) for c in columns)]
-        for _, row in table.loc[order.index[:SHOWN]].iterrows()
+        [f"`{row['threshold']}`", f"{row['value']:g}", *(str(row[c]) for c in COUNTS)]
+        for _, row in most[:SHOWN].iterrows()
     ]
-    return tables.markdown(["threshold", "value", *columns], rows)
+    return tables.markdown(["threshold", "value", *COUNTS], rows)
+
+
+def _changing(table: pd.DataFrame) -> pd.DataFrame:
+    return table[(table[COUNTS] > 0).any(axis=1)]
 
 
 def _selected(options: argparse.Namespace, program: str, half: str) -> bool:
@@ -438,10 +442,10 @@ def main() -> int:
 def write_sensitivity(counts: pd.DataFrame, rows: Sequence[Row]) -> None:
     """Write how many tuning runs change with each threshold, and the page's table of them."""
     counts.to_csv(OUTPUT / "thresholds.csv", index=False)
-    changing = (counts[[f"× {factor:g}" for factor in FACTORS]] > 0).any(axis=1).sum()
     said = (
-        f"{len(counts)} thresholds, each moved alone. At {changing} of them the first finding of "
-        f"some of the {len(rows)} tuning runs changes within a factor of two. Shown are the "
+        f"{len(counts)} thresholds, each moved alone. At {len(_changing(counts))} of them the "
+        f"first finding of some of the {len(rows)} tuning runs changes within a factor of two. "
+        "Shown are the "
         f"{SHOWN} at which it does most often, "
         "[thresholds.csv](../../../outputs/reference/doctor/thresholds.csv) has all. Trials are "
         "not run again."

@@ -102,7 +102,6 @@ class Gatherer:
         self._gather_neighbours()
         self._gather_pairs()
         self._gather_edges()
-        self._gather_edges()
         self._gather_target_copies()
         self._gather_own_inputs()
         self._gather_outcome()

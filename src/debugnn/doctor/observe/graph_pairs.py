@@ -22,20 +22,27 @@ def told_by_edges(call: Call, targets: Any) -> float | None:
     Returns:
         None of other inputs and targets, and where all pairs have one label.
     """
-    labels = targets.detach().flatten().cpu() if isinstance(targets, Tensor) else torch.empty(0)
-    kinds = labels.unique()
-    if len(labels) < _FEWEST or len(kinds) != _LABELS or not bool((kinds == kinds.round()).all()):
+    if not isinstance(targets, Tensor) or targets.numel() < _FEWEST:
         return None
     tensors = call.tensors()
     whole = [_as_pairs(tensor) for tensor in tensors]
-    shares = []
-    for place, pairs in enumerate(whole):
-        if pairs is None or pairs.shape[1] != len(labels):
-            continue
-        for other, edges in enumerate(whole):
-            given = edges if edges is not None else _edges_of_matrix(tensors[other])
-            if other != place and given is not None:
-                shares.append(_share(pairs, given, labels == kinds.max()))
+    labelled = [p for p in whole if p is not None and p.shape[1] == targets.numel()]
+    if not labelled:
+        return None
+    labels = targets.detach().flatten().cpu()
+    kinds = labels.unique()
+    if len(kinds) != _LABELS or not bool((kinds == kinds.round()).all()):
+        return None
+    graphs = [
+        _edges_of_matrix(tensor) if edges is None else edges
+        for tensor, edges in zip(tensors, whole, strict=True)
+    ]
+    shares = [
+        _share(pairs, edges, labels == kinds.max())
+        for pairs in labelled
+        for edges in graphs
+        if edges is not None and edges is not pairs
+    ]
     return max(shares, default=None)
 
 

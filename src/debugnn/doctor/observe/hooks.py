@@ -154,6 +154,7 @@ class TrainingHooks:
         self.loss_parameters.release()
         self.opponents.release()
         self.critic.release()
+        self.policy.clear()
         self.layers.release()
         self.leaves.release()
         self.output_gradient = None

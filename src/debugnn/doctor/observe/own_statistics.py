@@ -9,6 +9,7 @@ _FEWEST = 32  # samples
 # Of what chance lets a mean and a deviation differ from 0 and 1 by: far less, and it is no chance.
 _SHARE = 0.003
 _ROUNDING = 1e-6  # what float32 leaves
+_LARGEST = 2**24  # values, of which float64 takes 128 MiB
 _MOST = 0.5  # share of the features that vary which may be left as they are, such as flags
 
 
@@ -19,9 +20,9 @@ def standardised_alone(rows: Tensor) -> bool:
     1/sqrt(N).
 
     Args:
-        rows: (N, …), all samples of a set, real numbers.
+        rows: (N, …), all samples of a set, real numbers. Nothing is said of more than 2**24.
     """
-    if len(rows) < _FEWEST or rows.dim() < 2:
+    if len(rows) < _FEWEST or rows.dim() < 2 or rows.numel() > _LARGEST:
         return False
     values = rows.detach().cpu().double()
     # One number for each value, for each channel or each column of a sequence, and for all values.

@@ -70,19 +70,22 @@ class PolicyInLoop:
         found = [(self._scores[n], self._gradients[n]) for n in numbers]
         if not found or len({scores.shape[-1] for scores, _ in found}) > 1:
             return
-        scores, gradient = (
-            torch.cat([each[i].reshape(-1, each[i].shape[-1]) for each in found]).cpu().double()
-            for i in (0, 1)
-        )
+        # Checked first: a language model's scores are too many to be copied.
+        if not _FEWEST <= sum(each.numel() // each.shape[-1] for each, _ in found) <= _MOST:
+            return
         own = {n: v for n, v in vars(self._model).items() if not n.startswith("_")}
         scope = scope_with(is_a_reward, own)
-        if scope is None or not _FEWEST <= len(scores) <= _MOST:
+        if scope is None:
             return
         lengths = set(filter(is_a_length, scope.variables | scope.others))
         # Where a function is called so, as one that measures a way, its values are not seen.
         measured = lengths - scope.variables - {"time"}  # a module's name
         if any(map(is_a_cost, scope.variables | scope.others)) or measured:
             return
+        scores, gradient = (
+            torch.cat([each[i].reshape(-1, each[i].shape[-1]) for each in found]).cpu().double()
+            for i in (0, 1)
+        )
         variables = scope.numbers(len(scores))
         for weights in _candidates(gradient, scores, variables, scope.numbers(scores.numel())):
             along = {
@@ -101,7 +104,8 @@ class PolicyInLoop:
 
     def clear(self) -> None:
         """Forget the passes of a step."""
-        self._scores, self._gradients = [], {}
+        if self._scores:
+            self._scores, self._gradients = [], {}
 
     def facts(self) -> PolicyFacts | None:
         """Return what all steps say, None where they are few or contradict each other."""
