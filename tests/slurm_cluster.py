@@ -146,7 +146,7 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def poll(happened: Callable[[], object], what: str, seconds: float = 60) -> None:
+def poll(happened: Callable[[], object], what: str, seconds: float = 180) -> None:
     """Wait until something has happened.
 
     Raises:

@@ -402,6 +402,8 @@ class RayLauncher(EngineLauncher):
         """Hand the jobs to Ray, and yield each with its outcome when it has ended."""
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports its use to its makers
         os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # it takes lines of two runs for repetitions
+        # Ray starts its processes at a low priority, so that they stand still on a busy machine.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         before = signal.getsignal(signal.SIGTERM)
         with _refusals_as_errors("ray", "ray"):
             import ray

@@ -71,12 +71,26 @@ class Sweep:
         self.environment = {
             **os.environ, "OMP_NUM_THREADS": "1", "GATE": str(folder), "PYTHONPATH": PATHS,
         }  # fmt: skip
+        self.started = []
 
     def start(self, *arguments):
-        return subprocess.Popen(
+        self.started.append(subprocess.Popen(
             [*self.command, *arguments], env=self.environment, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
+        ))  # fmt: skip
+        return self.started[-1]
+
+    def stop(self):
+        """End what a failed test leaves running, and show what it said."""
+        (self.gate / "closed").unlink(missing_ok=True)
+        for process in self.started:
+            if process.returncode is None:
+                process.terminate()
+                try:
+                    print(*process.communicate(timeout=30), sep="\n")
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    print(*process.communicate(), sep="\n")
 
     def close(self):
         (self.gate / "closed").touch()
@@ -109,7 +123,9 @@ class Sweep:
 
 @pytest.fixture
 def sweep(tmp_path, prepared):
-    return Sweep(tmp_path, prepared)
+    made = Sweep(tmp_path, prepared)
+    yield made
+    made.stop()
 
 
 @pytest.fixture(scope="module")
@@ -273,6 +289,8 @@ def test_ray_goes_on_after_a_process_died(sweep, in_process):
     sweep.close()
     process = sweep.start("hydra/launcher=ray", "+hydra.launcher.init.num_cpus=2")
     poll(lambda: len(sweep.waiting()) == 2, "two runs wait")
+    for worker in sweep.waiting():
+        assert os.getpriority(os.PRIO_PROCESS, worker) == os.getpriority(os.PRIO_PROCESS, 0)
     poll(lambda: len(sweep.saved()) == 2, "both have their second checkpoint")
     os.kill(sweep.waiting()[0], signal.SIGKILL)
     sweep.open()
