@@ -3,7 +3,6 @@
 `records` is the only function that knows how a run is put together.
 """
 
-import math
 import re
 import time
 from collections import Counter
@@ -27,7 +26,7 @@ from debugnn.overrides import quote_numbers
 from debugnn.records import Step
 from debugnn.runs.directory import RunDirectory
 from debugnn.runs.execute import open_run, prepare, records_of
-from debugnn.runs.wandb_sink import ROWS
+from debugnn.runs.wandb_sink import steps_apart
 from debugnn.stacking.stack import Member, Stack
 from debugnn.training.loop import Training, evaluate, fit
 
@@ -198,7 +197,7 @@ class Project:
         place = self.directory / self.precision / re.sub(r"\W+", "-", variant or "plain") / net
         overrides += ["trainer.epochs=1000000", f"output_dir={place}", "overwrite=true"]
         if net in NETS:  # as many W&B rows per step as in a run of the article
-            overrides.append(f"wandb.every={math.ceil(NETS[net].steps / ROWS)}")
+            overrides.append(f"wandb.every={steps_apart(NETS[net].steps)}")
         if variant.startswith("times="):
             images, times = images_of(net), variant.removeprefix("times=")
             overrides += [

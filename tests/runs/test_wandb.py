@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from test_execute import kill_after_two_epochs
 from conftest import REPOSITORY
 from debugnn import json_lines, records
 from debugnn.files import replace_text
-from debugnn.records import Step
+from debugnn.records import Epoch, Step
 from debugnn.runs.execute import execute
 from debugnn.runs.sinks import JsonLines
 from debugnn.runs.wandb_sink import WandB
@@ -105,13 +106,23 @@ def thinned(compose, tmp_path_factory) -> Path:
 
 def test_steps_and_layers_are_thinned_in_wandb_alone(thinned):
     history = [h["item"] for h in read_back(thinned)["history"]]
-    assert [h["step"] for h in history if "step/loss" in h] == [*range(0, 48, 2)]
+    assert [h["step"] for h in history if "step/loss" in h] == [0, *range(1, 48, 2)]
     assert len(list(json_lines.read(thinned / "metrics.jsonl", "step"))) == 48
     # The histograms of layers are at least twenty steps apart.
     logged = [h["step"] for h in history if "gradients/fc1.weight._type" in h]
     kept = [row["step"] for row in json_lines.read(thinned / "layers.jsonl")]
     assert kept == [*range(0, 48, 4)]
     assert logged == [0, 20, 40]
+
+
+def test_an_epoch_has_one_row_with_its_last_step(thinned):
+    history = [h["item"] for h in read_back(thinned)["history"]]
+    epochs = [h for h in history if "test/loss" in h]
+    assert [(h["epoch"], h["step"]) for h in epochs] == [(0, 15), (1, 31), (2, 47)]
+    losses = {
+        row["step"]: row["loss"] for row in json_lines.read(thinned / "metrics.jsonl", "step")
+    }
+    assert [h["step/loss"] for h in epochs] == [pytest.approx(losses[h["step"]]) for h in epochs]
 
 
 def test_by_default_a_run_has_at_most_500_rows(compose, tmp_path):
@@ -122,7 +133,7 @@ def test_by_default_a_run_has_at_most_500_rows(compose, tmp_path):
     config.output_dir = str(tmp_path)
     directory = execute(config, [], None)
     history = [h["item"] for h in read_back(directory)["history"]]
-    assert [item["step"] for item in history if "step/loss" in item] == [*range(0, 1200, 3)]
+    assert [item["step"] for item in history if "step/loss" in item] == [0, *range(2, 1200, 3)]
     assert len(list(json_lines.read(directory / "metrics.jsonl", "step"))) == 1200
 
 
@@ -326,8 +337,8 @@ def test_a_server_that_falls_silent_costs_no_rows_and_little_time(tmp_path, serv
         [WANDB, "sync", "--no-skip-online", str(run)], cwd=tmp_path, env=online(tmp_path, server),
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    wanted = len(list(json_lines.read(facts.with_name("metrics.jsonl"))))
-    assert len(before | set(server.rows)) == wanted == 20 * 24, synced.stderr
+    wanted = len(list(json_lines.read(facts.with_name("metrics.jsonl"), "step")))
+    assert len(before | set(server.rows)) == wanted == 20 * 23, synced.stderr
 
 
 @pytest.mark.injects("W&B's server falls silent")
@@ -559,7 +570,8 @@ def test_what_a_run_kept_is_logged_once_however_late_wandb_begins(compose, tmp_p
         (piece / "run-killed.wandb.synced").touch()
     settings = OmegaConf.to_container(compose("wandb.init_timeout=2"), resolve=True)
     with WandB._starting:  # by another run of this process, which takes longer than the timeout
-        sink = WandB(tmp_path, config=settings, name="r", group="g", run_id="killed", steps=4)
+        sink = WandB(tmp_path, config=settings, name="r", group="g", run_id="killed",
+                     epochs=1, steps_per_epoch=5)  # fmt: skip
         sink.log_kept()
     sink._seconds = 60  # the end is waited for
     for row in rows[2:]:
@@ -567,3 +579,35 @@ def test_what_a_run_kept_is_logged_once_however_late_wandb_begins(compose, tmp_p
     sink.close(failed=False)
     history = [logged["item"] for logged in read_back(tmp_path)["history"]]
     assert [item["step"] for item in history] == ([2, 3] if uploaded else [0, 1, 2, 3])
+
+
+@pytest.mark.parametrize("uploaded", [False, True])
+def test_a_run_that_was_stopped_before_an_evaluation_has_all_rows_once(compose, tmp_path, uploaded):
+    """The last step of an epoch waits for the epoch's numbers, which the next piece has."""
+    rows = [Step(0, step, loss=1.0, accuracy=None, lr=0.1, grad_norm=1.0) for step in range(2)]
+    settings = OmegaConf.to_container(compose("wandb=offline"), resolve=True)
+    options = {"config": settings, "name": "r", "group": "g", "epochs": 1, "steps_per_epoch": 2}
+    kept = JsonLines(tmp_path)
+    first = WandB(tmp_path, run_id=None, **options)
+    for row in rows:
+        kept.write(row)
+        first.write(row)
+    first.hurry()
+    first._seconds = 60  # the end is waited for
+    first.close(failed=False)
+    kept.close(failed=False)
+    (piece,) = tmp_path.glob("wandb/offline-run-*")
+    if uploaded:
+        (piece / f"run-{first.id}.wandb.synced").touch()
+    pieces = [read_back(tmp_path)["history"]]
+    second = WandB(tmp_path, run_id=first.id, **options)
+    second.log_kept()
+    second.write(Epoch(0, 1, 1.0, 1.0, None, 2.0, None, 0.1))
+    second.close(failed=False)
+    if uploaded:
+        shutil.rmtree(piece)
+    else:
+        pieces.clear()  # of a run that was never uploaded, the last piece has all
+    pieces.append(read_back(tmp_path)["history"])
+    history = [logged["item"] for piece in pieces for logged in piece]
+    assert [(item["step"], item.get("test/loss")) for item in history] == [(0, None), (1, 2.0)]

@@ -45,7 +45,7 @@ wandb.util.pd_available = False
 
 # Most rows of single steps in a run: a curve is about as many pixels wide. W&B takes 0.2 ms of the
 # processor for a row, as long as a step of a small net.
-ROWS = 500
+_ROWS = 500
 # Rows of layers are this many times as far apart as rows of steps, 50 in a run: they are 100 times
 # as large.
 _LAYERS_APART = 10
@@ -77,6 +77,11 @@ _FOLDERS = {
 }  # fmt: skip
 
 
+def steps_apart(steps: int) -> int:
+    """Return how many steps lie between two rows of a training of so many steps."""
+    return math.ceil(steps / (_ROWS - 1))  # the first step has a row too
+
+
 def check_environment() -> None:
     """Check W&B's environment variables.
 
@@ -103,14 +108,15 @@ def begin(directory: RunDirectory, run_id: str | None, training: Training) -> "W
         run_id: W&B's id of the run that is continued, None for a new run.
         training: of the run.
     """
-    steps = training.data.steps_per_epoch(training.batch_size, training.steps_per_epoch)
+    steps_per_epoch = training.data.steps_per_epoch(training.batch_size, training.steps_per_epoch)
     return WandB(
         directory.path,
         config=directory.resolved,
         name=run_name(directory.config, directory.experiment, directory.arm),
         group=directory.experiment,
         run_id=run_id,
-        steps=directory.config.trainer.epochs * steps,
+        epochs=directory.config.trainer.epochs,
+        steps_per_epoch=steps_per_epoch,
     )
 
 
@@ -135,7 +141,8 @@ class WandB:
         name: of the run.
         group: the experiment.
         run_id: W&B's id of the run that is continued, None for a new run.
-        steps: of the whole training; of more than 500, only some are logged.
+        epochs: of the whole training.
+        steps_per_epoch: its steps are these times the epochs; of more than 500, some are logged.
 
     Attributes:
         id: W&B's id of the run.
@@ -154,7 +161,8 @@ class WandB:
         name: str,
         group: str,
         run_id: str | None,
-        steps: int,
+        epochs: int,
+        steps_per_epoch: int,
     ) -> None:
         settings = config["wandb"]
         self.id: str = run_id or secrets.token_hex(4)
@@ -162,7 +170,9 @@ class WandB:
         self._mode = settings["mode"]
         self._seconds = settings["init_timeout"]
         self._save_checkpoint = settings["checkpoint"]
-        self._every = settings["every"] or math.ceil(steps / ROWS)
+        self._every = settings["every"] or steps_apart(epochs * steps_per_epoch)
+        self._steps_per_epoch = steps_per_epoch
+        self._last_of_epoch: Step | None = None  # which has one row with its epoch
         self._next_layers = 0
         self._early_layers: list[Layers] = []  # of steps whose own rows have not come yet
         self._on_server = 0  # rows of earlier pieces
@@ -171,6 +181,7 @@ class WandB:
         # had all of them when a piece was killed. Pieces of an offline run that were never uploaded
         # are removed: W&B uploads none of the pieces behind one that was cut off.
         self._incomplete = False
+        self._told_to_stop = False
         self._failed = False
         self._lost_service = False  # W&B's process, which all runs of this one write through
         options = {
@@ -296,23 +307,34 @@ class WandB:
                 apart = _LAYERS_APART * self._every if self._every > 1 else 0
                 self._next_layers = record.step + apart
                 self._early_layers.append(record)
-            return
-        if not isinstance(record, Step):
-            self._submit_layers(math.inf)
+        elif isinstance(record, Step):
+            self._submit_early(record.step - 1)
+            if record.step == 0 or (record.step + 1) % self._every == 0:
+                if (record.step + 1) % self._steps_per_epoch == 0:
+                    self._last_of_epoch = record
+                    return
+                self._submit(record)
+            self._submit_early(record.step)
+        elif isinstance(record, Epoch) and self._last_of_epoch is not None:
+            step, self._last_of_epoch = self._last_of_epoch, None
+            self._submit(step, record)
+            self._submit_early(math.inf)
+        else:
+            self._submit_early(math.inf)
             self._submit(record)
-            return
-        self._submit_layers(record.step - 1)
-        if record.step % self._every == 0:
-            self._submit(record)
-        self._submit_layers(record.step)
 
-    def _submit_layers(self, last_step: float) -> None:
+    def _submit_early(self, last_step: float) -> None:
+        """Log what came before its turn, up to a step."""
+        if self._last_of_epoch is not None:  # of an epoch whose record has not come
+            step, self._last_of_epoch = self._last_of_epoch, None
+            self._submit(step)
         while self._early_layers and self._early_layers[0].step <= last_step:
             self._submit(self._early_layers.pop(0))
 
-    def _submit(self, record: Record | Diagnosis) -> None:
+    def _submit(self, *records: Record | Diagnosis) -> None:
+        """Log some records as one row: a row takes W&B longer than what it holds."""
         if not self._failed:
-            self._call(self._log, record)
+            self._call(self._log, *records)
 
     def log_kept(self) -> None:
         """Log the records in the directory's files, of a run that goes on; before all others.
@@ -338,25 +360,33 @@ class WandB:
         if not self._incomplete:
             self._left_out = 0
 
-    def _log(self, record: Record | Diagnosis) -> None:
+    def _log(self, *records: Record | Diagnosis) -> None:
         if self._failed:
             return
         if self._left_out:
             self._left_out -= 1
-        elif isinstance(record, Diagnosis):
-            self._diagnose(record)
-        else:
-            self._run.log({k: v for k, v in self._payload(record).items() if v is not None})
+            return
+        row: dict[str, Any] = {}
+        for record in records:
+            if isinstance(record, Diagnosis):
+                self._diagnose(record)
+            else:
+                row |= {k: v for k, v in self._payload(record).items() if v is not None}
+        if row:
+            self._run.log(row)
 
     def hurry(self) -> None:
         """Let the run wait no more than a few seconds for W&B: it was told to stop."""
+        self._told_to_stop = True
         self._seconds = min(self._seconds, _TO_STOP)
         atexit.unregister(_end_service)
         atexit.register(_end_service, 1)
 
     def close(self, failed: bool) -> None:
         """Upload the checkpoint if asked, and finish the run."""
-        self._submit_layers(math.inf)
+        # A run that was told to stop before an evaluation goes on there, and then logs its row.
+        if self._last_of_epoch is None or not self._told_to_stop:
+            self._submit_early(math.inf)
         self._call(self._finish, failed)
         if not self._writer.wait(self._seconds):
             self._give_up(f"it did not end within wandb.init_timeout={self._seconds}")
