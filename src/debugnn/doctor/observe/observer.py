@@ -143,7 +143,7 @@ class Observer:
         self._hooks.loss_calls.take(loss)  # before anything that the doctor calls itself
         self._note_step(loss, inputs, targets)
         # Counted whatever happens above, so that probes stay where they belong.
-        self._loop.steps += 1
+        self.training.end_step()
         self._passes.clear()
         self._hooks.clear()
         if due:
@@ -170,7 +170,7 @@ class Observer:
                 "data and outputs are not looked at: step() was given no inputs, and no call of "
                 "the model was seen in the step",
             )
-        elif any(t.numel() == 0 for t in call.tensors()):
+        elif 0 in [t.numel() for t in call.tensors()]:
             self._losses.add(value, None)
             return
         else:
@@ -429,6 +429,7 @@ class Observer:
         replica = self.training.replica
         device = torch.device("cpu") if replica is None else replica.device
         put_back(state, self, self.training.model, device)
+        self.training.plan_step()
 
     def close(self) -> None:
         """Take all hooks off the model and the optimiser, and let go of copies and batches."""

@@ -32,7 +32,7 @@ class WatchedTraining:
         model: any module; one from `torch.compile` too.
         optimizer: any of `torch.optim`.
         loss_fn: called as `loss_fn(model(inputs), targets)`; None where there is none.
-        every: steps between two probes of the layers, of the first 20; see `probe_due`.
+        every: steps between two probes of the layers, of the first 20; see `cadence.is_due`.
         steps_before: steps that the training took before.
         layout: where samples lie, as far as it is known before the first batch.
         copies: keep a copy of the model and its initial weights.
@@ -51,12 +51,17 @@ class WatchedTraining:
         task: how outputs and targets are read, from the first step on.
         labels_among_inputs: where labels are that the model is called with, and no targets given.
         parts: outputs that are compared with one target each, where the task is unknown.
+        probe_due: this step is one of a probe.
+        probe_follows: the next step is one of a probe.
+        reading_due: numbers that lie on a GPU are read at this step, and all gradients looked at.
     """
 
     not_in_state = (
         "every",
+        "probe_due",
+        "probe_follows",
+        "reading_due",
         "_copies",
-        "_due",
     )
 
     def __init__(
@@ -85,8 +90,7 @@ class WatchedTraining:
         self.labels_among_inputs: LabelsAmongInputs | None = None
         self.parts: list[Part] = []
         self._copies = copies
-        # A step, and whether it and the next one are of probes: it is asked for often in a step.
-        self._due = (-2, False, False)
+        self.plan_step()
 
     def copy_model(self) -> None:
         """Copy the model as it starts, before the first forward pass."""
@@ -106,30 +110,20 @@ class WatchedTraining:
         """Leave no trace of what runs in the block, copies of the model and the loss function."""
         return undisturbed(self.loss_fn, self.model)
 
-    @property
-    def probe_due(self) -> bool:
-        """True if this step is one of a probe."""
-        return self._probes()[1]
+    def end_step(self) -> None:
+        """Count a step."""
+        self.evidence.loop.steps += 1
+        self.plan_step()
 
-    @property
-    def probe_follows(self) -> bool:
-        """True if the next step is one of a probe."""
-        return self._probes()[2]
-
-    def _probes(self) -> tuple[int, bool, bool]:
-        steps, (known, _, due) = self.evidence.loop.steps, self._due
-        if steps != known:
-            due = due if steps == known + 1 else self._is_of_probe(steps)
-            self._due = (steps, due, self._is_of_probe(steps + 1))
-        return self._due
+    def plan_step(self) -> None:
+        """Set what is due at this step: it is asked for often in a step."""
+        step = self.evidence.loop.steps
+        self.probe_due = self._is_of_probe(step)
+        self.probe_follows = self._is_of_probe(step + 1)
+        self.reading_due = self.probe_due or step % self.every == 0
 
     def _is_of_probe(self, step: int) -> bool:
         return is_due(step, self.every) or step in _EARLY_PROBES
-
-    @property
-    def reading_due(self) -> bool:
-        """True if numbers that lie on a GPU are read at this step, and all gradients looked at."""
-        return self.evidence.loop.steps % self.every == 0 or self.probe_due
 
     def random_state(self) -> list[Tensor]:
         """Return the present random state of the CPU and of the model's device."""
