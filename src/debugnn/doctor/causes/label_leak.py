@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
-from debugnn.doctor.causes.signals.data import MATCH, OTHER_MATCH
+from debugnn.doctor.causes.signals.data import MATCH, OTHER_MATCH, TOLD_BY_EDGES
 from debugnn.doctor.causes.signals.outcome import short
 from debugnn.doctor.causes.signals.skill import judged, reached
 from debugnn.doctor.causes.signals.telling_features import (
@@ -48,9 +48,6 @@ ITS_OWN_CAUSAL = 0.5
 # Loss at the end, over the first one and over that of the best constants, below which nothing is
 # left to learn: what can be predicted of data that vary by themselves is less.
 AT_FLOOR = 0.02
-# Share of validation pairs of nodes whose label says whether the graph has their edge: about one
-# half where their edges were left out of the graph.
-TOLD_BY_EDGES = 0.95
 # Share of validation samples that were trained on.
 OVERLAP = 0.5
 # The same of features that hardly ever take a value twice, and what that is: the median over the

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from statistics import median
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign
-from debugnn.doctor.causes.label_leak import TOLD_BY_EDGES
+from debugnn.doctor.causes.signals.data import TOLD_BY_EDGES
 from debugnn.doctor.causes.signals.loss_course import overflowed
 from debugnn.doctor.causes.signals.loss_function import summed
 from debugnn.doctor.causes.signals.skill import fitted, held_out, judged

@@ -28,6 +28,9 @@ TOLD_APART = 0.8
 # the shares of other shifts must be lower, or all symbols are alike.
 MATCH = 0.99
 OTHER_MATCH = 0.9
+# Share of pairs of nodes whose label says whether the graph has their edge: about one half where
+# their edges were left out of the graph.
+TOLD_BY_EDGES = 0.95
 
 
 def constant_inputs(evidence: Evidence) -> bool:
