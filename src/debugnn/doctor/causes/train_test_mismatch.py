@@ -9,6 +9,7 @@ from debugnn.doctor.causes.signals.data import (
     shift,
     transfer_skill,
 )
+from debugnn.doctor.causes.signals.own_samples import outputs_belong
 from debugnn.doctor.causes.signals.preparations import other_preparation
 from debugnn.doctor.causes.signals.skill import (
     held_out,
@@ -120,23 +121,46 @@ def unlike_inputs(evidence: Evidence) -> Iterator[Sign]:
 
 def standardised_alone(evidence: Evidence) -> Iterator[Sign]:
     """The scaler was fitted to the validation samples too, and what it took away is missed."""
-    last = last_validation(evidence)
-    if not evidence.data.standardised_alone or last is None or not judged(evidence):
+    if not evidence.data.standardised_alone:
         return
-    kept = last.skill  # as it is: a shift of the classes' outputs would undo the offset
-    found = reached(evidence)
-    lost = kept is not None and found >= LEARNT and found - kept > BEHIND
+    lost = _skill_lost(evidence) or _loss_risen(evidence)
     yield Sign(
         "warning" if lost else "note",
         "features of the validation samples have mean 0 and deviation 1 by these samples' own "
         "numbers: they were standardised apart from the training samples"
-        + (f", and the skill falls from {found:.2f} to {kept:.2f}" if lost else ""),
+        + (f", and {lost}" if lost else ""),
         fix="scale both sets by the numbers of the training set: scaler.fit on it alone, and "
         "scaler.transform for both",
-        evidence={"train_skill": found, "validation_skill": kept},
         confidence="certain",
         harm="one value of a feature is given to the network as another number than in training",
     )
+
+
+def _skill_lost(evidence: Evidence) -> str | None:
+    """Return in a clause by how much the skill falls on validation samples, None if it does not."""
+    last = last_validation(evidence)
+    if last is None or last.skill is None or not judged(evidence):
+        return None
+    kept = last.skill  # as it is: a shift of the classes' outputs would undo the offset
+    found = reached(evidence)
+    lost = found >= LEARNT and found - kept > BEHIND
+    return f"the skill falls from {found:.2f} to {kept:.2f}" if lost else None
+
+
+def _loss_risen(evidence: Evidence) -> str | None:
+    """Return the same by the training's own loss, of an unknown task.
+
+    What a loss may lose is how much higher it is beside another sample's targets.
+    """
+    own = evidence.outcome.own_loss
+    if evidence.task != "unknown" or not outputs_belong(evidence):
+        return None
+    if own.train.own is None or own.train.gap is None or own.validation.own is None:
+        return None
+    risen = own.validation.own - own.train.own
+    if risen <= BEHIND * own.train.gap:
+        return None
+    return f"the loss rises from {own.train.own:.3g} to {own.validation.own:.3g} on them"
 
 
 def values_at_another_scale(evidence: Evidence) -> Iterator[Sign]:

@@ -51,6 +51,7 @@ class ValidationBatch:
     inputs: Tensor | None  # (samples, …)
     targets: Any
     size: int  # number of samples given, of which these were chosen
+    standardised_alone: bool = False  # all that were given, by their own mean and deviation
     step: int = 0  # of the weights that the outputs were computed with
     outputs: Any = None
 

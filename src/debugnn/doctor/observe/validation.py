@@ -13,6 +13,7 @@ from debugnn.doctor.observe.buffer import ValidationBatch
 from debugnn.doctor.observe.calls import Call, copied, map_tensors, reshaped_like
 from debugnn.doctor.observe.losses import value_of
 from debugnn.doctor.observe.modes import without_dropout
+from debugnn.doctor.observe.own_statistics import standardised_alone
 from debugnn.doctor.observe.task import read, score
 from debugnn.doctor.observe.watched_training import WatchedTraining
 from debugnn.errors import one_line
@@ -36,6 +37,7 @@ class ValidationSamples:
         self.latest: ValidationBatch | None = None
         self._left_out: ValidationBatch | None = None  # samples of the latest, not evaluated
         self._next = 1  # validation that is evaluated, counted from 1
+        self._standardised_alone: bool | None = None  # of the first validation's samples
         self._training = training
 
     def note(self, inputs: Any, targets: Any) -> None:
@@ -74,6 +76,8 @@ class ValidationSamples:
             targets = training.labels_among_inputs.of(whole)
         size = layout.count(whole) or 1
         call, kept = whole, targets
+        if self._standardised_alone is None:  # all samples take time, and are prepared once
+            self._standardised_alone = self._were_standardised_alone(layout.rows(whole, inputs))
         if size > _VALIDATED:
             rows = torch.linspace(0, size - 1, _VALIDATED).long()
             call, kept = layout.take(whole, rows, targets)
@@ -83,7 +87,15 @@ class ValidationSamples:
             inputs=None if given is None else copied(given),
             targets=map_tensors(kept, copied),
             size=size,
+            standardised_alone=self._standardised_alone,
         )
+
+    def _were_standardised_alone(self, rows: Tensor | None) -> bool:
+        if rows is None or not rows.is_floating_point():
+            return False
+        kept = [batch.inputs for batch in self._training.buffer.batches]
+        known = [each for each in kept if each is not None and each.shape[1:] == rows.shape[1:]]
+        return standardised_alone(rows, torch.cat(known) if known else None)
 
     def _evaluate(self, batch: ValidationBatch) -> None:
         """Evaluate a copy of the model as it is now; nothing where it cannot be copied."""

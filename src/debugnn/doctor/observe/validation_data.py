@@ -16,7 +16,6 @@ from debugnn.doctor.observe.class_shares import of_same_shares
 from debugnn.doctor.observe.feature_shares import lost_shares
 from debugnn.doctor.observe.layout import Layout
 from debugnn.doctor.observe.modes import without_dropout
-from debugnn.doctor.observe.own_statistics import standardised_alone
 from debugnn.doctor.observe.task import Task, score
 
 _RECOGNISED = 64  # classes that a simple model is asked for
@@ -69,7 +68,7 @@ def compare(
     facts.trained_on, facts.validation_size = len(known.unique()), validation.size
     if facts.floating:
         facts.scale_shift = simple_models.scale_shift(inputs, rows)
-        facts.standardised_alone = len(rows) == validation.size and standardised_alone(rows)
+        facts.standardised_alone = validation.standardised_alone
     facts.shift = simple_models.told_apart(inputs, rows)
     if labelled and known_targets is not None:
         facts.transfer_skill = simple_models.transfer_skill(
