@@ -189,6 +189,34 @@ def test_other_tasks_are_unknown_and_nothing_is_said_of_them(name):
     assert "loss_reduction" not in [f.cause for f in report.findings]
 
 
+class GivenItsLabels(nn.Module):
+    """Counts on by the symbol, and makes its own loss where it is given labels."""
+
+    def __init__(self):
+        super().__init__()
+        self.scores = nn.Sequential(nn.Embedding(9, 16), nn.Linear(16, 9))
+
+    def forward(self, x, labels=None):
+        scores = self.scores(x)
+        return scores if labels is None else (scores, F.cross_entropy(scores, labels))
+
+
+def test_labels_that_the_model_is_given_too_are_no_reconstruction():
+    torch.manual_seed(0)
+    model = GivenItsLabels()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    with Doctor(model, optimizer, lambda o, y: F.cross_entropy(o[0], y)) as doctor:
+        for _ in range(20):
+            x = torch.randint(9, (64,))
+            y = (x + 1) % 9
+            _, loss = model(x, y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            doctor.step(loss, x, y)
+        assert not doctor.report().evidence.reconstruction
+
+
 def test_targets_that_are_the_inputs_are_a_reconstruction():
     report = watched(Net(FEATURES), nn.MSELoss(), rebuilt)
     assert report.evidence.reconstruction

@@ -524,6 +524,7 @@ def test_what_an_ignored_code_rests_on(before, now, steps, expected):
         (LatentFacts(4e-5, 0.0, False, 1.02), True, True, False),
         (LatentFacts(4e-5, 0.0, False, 1.02), True, False, None),  # of one term: no code is pulled
         (LatentFacts(4e-5, 0.0, False, 1.02), False, True, None),
+        (LatentFacts(4e-5, 0.0, True, 1.02), False, False, False),  # the model makes the loss
         (LatentFacts(4e-5, 0.0, False, 0.8), True, True, None),  # more than the mean input is told
         (LatentFacts(2e-3, 0.0, False, 1.02), True, True, None),
     ],

@@ -35,6 +35,7 @@ from debugnn.doctor.observe.loss_function.graph import (
     crossed,
     loss_sources,
     multiplied,
+    samples_compete,
 )
 from debugnn.doctor.observe.parts import find_parts, without_gradient
 from debugnn.doctor.observe.task import read
@@ -231,6 +232,22 @@ def test_outputs_that_are_weighed_before_a_sum_over_some_are_meant():
     assert multiplied((risks * at_risk).sum(dim=1).log().mean()) is None
     pairs = (risks[:, None] - risks) * at_risk
     assert multiplied(pairs.mean()) is None
+
+
+@pytest.mark.parametrize("dim", [0, 1, -1, -2])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_softmax_over_the_samples_is_found_in_the_loss(dim, masked):
+    scores, labels = nn.Linear(FEATURES, SYMBOLS)(torch.randn(BATCH, FEATURES)), torch.arange(BATCH)
+    chosen = torch.arange(BATCH) % 2 == 0 if masked else slice(None)
+    loss = F.nll_loss(scores.log_softmax(dim)[chosen], (labels % SYMBOLS)[chosen])
+    loss.backward()
+    assert samples_compete(loss) == (dim in (0, -2))
+
+
+def test_pairs_that_are_matched_both_ways_are_meant():
+    scores, own = nn.Linear(FEATURES, BATCH)(torch.randn(BATCH, FEATURES)), torch.arange(BATCH)
+    both = F.nll_loss(scores.log_softmax(0), own) + F.nll_loss(scores.log_softmax(1), own)
+    assert not samples_compete(both)
 
 
 @pytest.mark.parametrize(("column", "accused"), [(True, True), (False, False), (None, False)])

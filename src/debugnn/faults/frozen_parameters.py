@@ -58,6 +58,13 @@ def frozen_by_accident(setup: Setup, keep: int = 1) -> None:
         layer.requires_grad_(False)
 
 
+def unfrozen_on_modules(setup: Setup, keep: int = 1) -> None:
+    """All is frozen, and then `requires_grad = True` is set on the layers, not their parameters."""
+    for layer in layers(setup.model)[:-keep]:
+        layer.requires_grad_(False)
+        vars(layer)["requires_grad"] = True
+
+
 class NoGradBody(nn.Module):
     """A body under no_grad, and a head that learns."""
 
@@ -166,6 +173,8 @@ TUNING = [
     case("mlp_sgd", frozen_by_accident),
     case("lstm", frozen_by_accident),
     case("cnn_batch_norm", frozen_by_accident, keep=2),
+    case("mlp_sgd", unfrozen_on_modules),
+    case("lstm", unfrozen_on_modules),
     case("functional", through_numpy),
 ]
 

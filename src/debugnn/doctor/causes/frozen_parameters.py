@@ -160,6 +160,27 @@ def steps_without_gradient(evidence: Evidence) -> Iterator[Sign]:
         )
 
 
+def named_on_module(evidence: Evidence) -> Iterator[Sign]:
+    """`module.requires_grad = True`, which makes an attribute and unfreezes nothing.
+
+    A note unless the training falls short: a module may keep an option of its own by that name.
+    """
+    frozen = evidence.optimizer.frozen_in_named
+    if not frozen:
+        return
+    yield Sign(
+        severity(evidence) if short(evidence) or failing(evidence) else "note",
+        f"requires_grad = True was set on a module, which means nothing to PyTorch: "
+        f"{len(frozen)} of its parameters are frozen: {listed(frozen)}",
+        "set it on the parameters: module.requires_grad_(True), before the optimiser is made, "
+        "which is to hold them",
+        layer=module_of(frozen[0]),
+        evidence={"parameters": frozen[:32]},
+        confidence="certain",
+        harm="a frozen layer keeps the weights that it starts with",
+    )
+
+
 def held_but_frozen(evidence: Evidence) -> Iterator[Sign]:
     """Parameters in the optimiser with requires_grad=False: a note, unless little is learnt."""
     frozen = evidence.optimizer.frozen_held
@@ -236,6 +257,7 @@ CAUSE = Cause(
             detached_output,
             broken_path,
             steps_without_gradient,
+            named_on_module,
             held_but_frozen,
             frozen_as_drawn,
         ),

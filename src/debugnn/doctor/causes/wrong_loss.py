@@ -70,6 +70,7 @@ _PROPER = {
     "binary": "give binary_cross_entropy_with_logits the logit",
     "values": "compare outputs with targets of the same shape, by the squared error",
 }
+_OVER_CLASSES = "take the softmax over the classes: dim=1 (or leave it to cross_entropy)"
 _OVERRIDES = {"classes": "loss=cross_entropy", "values": "loss=mse"}
 
 
@@ -191,6 +192,16 @@ def softmax_over_batch(evidence: Evidence) -> str | None:
     mixes = apart and evidence.task == "classes" and cross > CROSS_GRADIENT
     if evidence.network.batch_softmax or mixes:
         return "a softmax runs over the batch axis, so that samples compete instead of classes"
+    return None
+
+
+def samples_compete(evidence: Evidence) -> str | None:
+    """The loss reads likelihoods of classes that a softmax over the samples has made."""
+    if evidence.loss.samples_compete:
+        return (
+            "the loss takes the logarithms of a softmax over the samples for those of class "
+            "probabilities: samples compete instead of classes"
+        )
     return None
 
 
@@ -364,10 +375,8 @@ CAUSE = Cause(
                 "that leaves out all, a diagonal of inf that is picked as the hardest negative",
                 any_task=True,
             ),
-            _rule(
-                softmax_over_batch,
-                "take the softmax over the classes: dim=1 (or leave it to cross_entropy)",
-            ),
+            _rule(softmax_over_batch, _OVER_CLASSES),
+            _rule(samples_compete, _OVER_CLASSES, any_task=True),
             _rule(
                 broadcast_shapes,
                 "bring both to one shape, (B, 1) or (B,): by squeeze(1) or unsqueeze(1)",

@@ -158,6 +158,7 @@ class LossFacts:
     # Lowest cosine, of the probes, of the loss's gradient by the outputs and of outputs less
     # targets, where no loss function is known: 1 of a squared error.
     towards_targets: float | None = None
+    samples_compete: bool = False  # a softmax over the samples makes the likelihoods of classes
     crossed: list[int] | None = None  # shape in which each output is compared with every target
     multiplied: list[int] | None = None  # the same, multiplied with every sample's factor
     # Outputs that it compares with a target, and has no gradient with respect to.

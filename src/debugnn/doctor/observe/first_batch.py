@@ -377,10 +377,16 @@ def _settled(
 
 
 def _is_reconstruction(call: Call, targets: Any) -> bool:
-    """Return whether the targets are the model's inputs."""
-    return isinstance(targets, Tensor) and any(
+    """Return whether the targets are the model's inputs.
+
+    Labels that the model is given behind its inputs, to compute its loss itself, are none.
+    """
+    if not isinstance(targets, Tensor):
+        return False
+    inputs = call.tensors() if targets.is_floating_point() else call.tensors()[:1]
+    return any(
         given.numel() == targets.numel() and torch.equal(given.flatten(), targets.flatten())
-        for given in call.tensors()
+        for given in inputs
         if given.layout == targets.layout == torch.strided and given.dtype == targets.dtype
     )
 

@@ -26,6 +26,7 @@ from debugnn.doctor.observe.loss_function.graph import (
     crossed,
     loss_sources,
     multiplied,
+    samples_compete,
     singular_operations,
 )
 from debugnn.doctor.observe.loss_jumps import LossJumps
@@ -181,6 +182,7 @@ class Observer:
             self.evidence.loss.sources = loss_sources(loss)
             self.evidence.loss.targets_are_a_part = is_a_part(targets)
             self.evidence.loss.crossed = list(crossed(loss) or ()) or None
+            self.evidence.loss.samples_compete = samples_compete(loss)
             products = multiplied(loss)
             # A matrix that is made for it weighs each pair on purpose: a column is none.
             given = Call((targets,)).tensors()

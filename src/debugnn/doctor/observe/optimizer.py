@@ -99,6 +99,13 @@ def optimizer_facts(
         ],
         foreign=len(held - own),
         frozen_held=[n for n, p in parameters.items() if not p.requires_grad and id(p) in held],
+        frozen_in_named=[
+            f"{module_name}.{n}" if module_name else n
+            for module_name, module in model.named_modules()
+            if vars(module).get("requires_grad") is True
+            for n, p in module.named_parameters()
+            if not p.requires_grad
+        ],
         maximizes=any(bool(g.get("maximize")) for g in optimizer.param_groups),
         lr=max((float(g["lr"]) for g in groups), default=None),
         weight_decay=max(decays, default=0.0),

@@ -105,7 +105,8 @@ def code_ignored(evidence: Evidence) -> bool:
         return True
     # The best output that is the same for all inputs leaves their whole variance.
     same = now.by_input < SAME and now.left is not None and now.left > MEAN_LEAVES
-    return long and same and evidence.reconstruction and evidence.loss.other_outputs
+    bound = evidence.reconstruction and evidence.loss.other_outputs
+    return long and same and (bound or now.loss_reads_input)
 
 
 def chooses_candidate(evidence: Evidence) -> bool | None:

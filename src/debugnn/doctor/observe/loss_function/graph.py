@@ -60,6 +60,40 @@ def loss_sources(loss: Any) -> dict[str, str]:
     return found
 
 
+# What chooses some of the samples, and leaves the axis of the classes as it is.
+_ROWS = frozenset({"Index", "IndexSelect", "MaskedSelect", "Slice", "Clone", "Alias", "ToCopy"})
+
+
+def samples_compete(loss: Any) -> bool:
+    """Return whether a likelihood of classes is computed from a softmax over the samples.
+
+    Scores (B, C), log_softmax(dim=0), and a loss that looks for the classes along axis 1. A square
+    matrix, of pairs that are matched both ways, is meant so.
+
+    Args:
+        loss: as the loop computed it, after `backward` too.
+    """
+    if not isinstance(loss, Tensor) or loss.grad_fn is None:
+        return False
+    for node in _near(loss.grad_fn):
+        if _name(node) != "NllLoss":
+            continue
+        source = node.next_functions[0][0]
+        while source is not None and _name(source) in _ROWS:
+            source = source.next_functions[0][0]
+        if source is not None and _name(source) == "LogSoftmax":
+            shape = source._input_metadata[0].shape
+            if len(shape) == 2 and shape[0] != shape[1] and _saved_axis(source) % 2 == 0:
+                return True
+    return False
+
+
+def _saved_axis(softmax: Any) -> int:
+    """Return the axis that a softmax was asked for; below 0 it is kept as an unsigned number."""
+    axis: int = softmax._saved_dim
+    return axis - 2**64 if axis >= 2**63 else axis
+
+
 # Between a cross-entropy and the loss that is nothing else: a sign, and a mean of several of them.
 _COMBINED = frozenset({"Neg", "Add", "Stack", "Mean", "Div", "Mul"})
 _CHOSEN = frozenset({"Diagonal", "Gather", "Index", "Squeeze", "NllLoss", "NllLoss2D"})
@@ -85,8 +119,7 @@ def candidates(loss: Any) -> int | None:
         node = pending.pop()
         name = _name(node)
         if name == "LogSoftmax":
-            shape, dim = node._input_metadata[0].shape, node._saved_dim
-            counts.add(shape[dim - 2**64 if dim >= 2**63 else dim])
+            counts.add(node._input_metadata[0].shape[_saved_axis(node)])
             continue
         # A factor of each sample is a weight, an advantage for one.
         single = name not in ("Div", "Mul") or not node._input_metadata[0].shape
