@@ -507,6 +507,8 @@ def test_a_net_without_noise_has_no_latent_facts():
         (LatentFacts(0.05, 1.0, True, 1.0), LatentFacts(0.002, 0.06, True, 0.2), 300, None),
         (LatentFacts(0.05, 1.0, True, 1.0), LatentFacts(0.002, 0.06, True), 300, None),
         (LatentFacts(0.05, 1.0), LatentFacts(0.002, 0.06, False, 0.6), 300, None),
+        (LatentFacts(0.0017, 0.05, True, 2.5), LatentFacts(2e-5, 0.02, True, 1.04), 300, False),
+        (LatentFacts(0.0, 0.05, True, 2.5), LatentFacts(0.0, 0.02, True, 1.04), 300, None),
         (None, LatentFacts(0.002, 0.06, True, 0.6), 300, None),
     ],
 )
@@ -524,7 +526,7 @@ def test_what_an_ignored_code_rests_on(before, now, steps, expected):
         (LatentFacts(4e-5, 0.0, False, 1.02), True, True, False),
         (LatentFacts(4e-5, 0.0, False, 1.02), True, False, None),  # of one term: no code is pulled
         (LatentFacts(4e-5, 0.0, False, 1.02), False, True, None),
-        (LatentFacts(4e-5, 0.0, True, 1.02), False, False, False),  # the model makes the loss
+        (LatentFacts(4e-5, 0.0, True, 1.02), False, False, None),  # it may be given a condition
         (LatentFacts(4e-5, 0.0, False, 0.8), True, True, None),  # more than the mean input is told
         (LatentFacts(2e-3, 0.0, False, 1.02), True, True, None),
     ],

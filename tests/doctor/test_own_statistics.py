@@ -51,11 +51,27 @@ def test_values_that_the_training_has_too_were_scaled_as_there():
     angle = torch.arange(24 * 90) % 24 * (2 * torch.pi / 24)
     table = torch.stack([angle.sin(), angle.cos(), (2 * angle).sin(), torch.randn(24 * 90)], dim=1)
     table = (table - table.mean(dim=0)) / table.std(dim=0, correction=0)
-    train, new = table[: 24 * 60], table[24 * 60 :]
+    train, new = table[: 24 * 59], table[24 * 59 :]
     assert standardised_alone(new)
     assert not standardised_alone(new, train)
     again = (new - new.mean(dim=0)) / new.std(dim=0)
     assert standardised_alone(again, train)
+
+
+@pytest.mark.parametrize("shape", [(64,), (5, 40)])
+def test_samples_that_are_scaled_each_by_itself_are_no_set_that_was(shape):
+    series = torch.randn(200, *shape)
+    axes = tuple(range(1, series.dim()))
+    alone = series - series.mean(dim=axes, keepdim=True)
+    alone = alone / alone.std(dim=axes, keepdim=True, correction=0)
+    assert not standardised_alone(alone)
+
+
+def test_minutes_of_two_days_are_a_cycle_whatever_is_known_of_the_training():
+    angle = torch.arange(2 * 1440) % 1440 * (2 * torch.pi / 1440)
+    cycle = 2**0.5 * torch.stack([angle.sin(), angle.cos()], dim=1).double()
+    assert not standardised_alone(cycle)
+    assert not standardised_alone(cycle, cycle[:700])
 
 
 def samples(count, seed):

@@ -248,6 +248,9 @@ def test_pairs_that_are_matched_both_ways_are_meant():
     scores, own = nn.Linear(FEATURES, BATCH)(torch.randn(BATCH, FEATURES)), torch.arange(BATCH)
     both = F.nll_loss(scores.log_softmax(0), own) + F.nll_loss(scores.log_softmax(1), own)
     assert not samples_compete(both)
+    more = nn.Linear(FEATURES, 2 * BATCH)(torch.randn(BATCH, FEATURES))  # and other negatives
+    both = F.nll_loss(more.log_softmax(0), own) + F.cross_entropy(more, own)
+    assert not samples_compete(both)
 
 
 @pytest.mark.parametrize(("column", "accused"), [(True, True), (False, False), (None, False)])

@@ -581,8 +581,11 @@ def test_what_a_run_kept_is_logged_once_however_late_wandb_begins(compose, tmp_p
     assert [item["step"] for item in history] == ([2, 3] if uploaded else [0, 1, 2, 3])
 
 
+@pytest.mark.parametrize("failed", [False, True])
 @pytest.mark.parametrize("uploaded", [False, True])
-def test_a_run_that_was_stopped_before_an_evaluation_has_all_rows_once(compose, tmp_path, uploaded):
+def test_a_run_that_ended_before_an_evaluation_has_all_rows_once(
+    compose, tmp_path, uploaded, failed
+):
     """The last step of an epoch waits for the epoch's numbers, which the next piece has."""
     rows = [Step(0, step, loss=1.0, accuracy=None, lr=0.1, grad_norm=1.0) for step in range(2)]
     settings = OmegaConf.to_container(compose("wandb=offline"), resolve=True)
@@ -592,10 +595,8 @@ def test_a_run_that_was_stopped_before_an_evaluation_has_all_rows_once(compose, 
     for row in rows:
         kept.write(row)
         first.write(row)
-    first.hurry()
-    first._seconds = 60  # the end is waited for
-    first.close(failed=False)
-    kept.close(failed=False)
+    first.close(failed)
+    kept.close(failed)
     (piece,) = tmp_path.glob("wandb/offline-run-*")
     if uploaded:
         (piece / f"run-{first.id}.wandb.synced").touch()

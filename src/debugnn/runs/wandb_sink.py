@@ -181,7 +181,6 @@ class WandB:
         # had all of them when a piece was killed. Pieces of an offline run that were never uploaded
         # are removed: W&B uploads none of the pieces behind one that was cut off.
         self._incomplete = False
-        self._told_to_stop = False
         self._failed = False
         self._lost_service = False  # W&B's process, which all runs of this one write through
         options = {
@@ -320,7 +319,8 @@ class WandB:
             self._submit(step, record)
             self._submit_early(math.inf)
         else:
-            self._submit_early(math.inf)
+            if self._last_of_epoch is None:  # which a run may be pruned before
+                self._submit_early(math.inf)
             self._submit(record)
 
     def _submit_early(self, last_step: float) -> None:
@@ -377,15 +377,14 @@ class WandB:
 
     def hurry(self) -> None:
         """Let the run wait no more than a few seconds for W&B: it was told to stop."""
-        self._told_to_stop = True
         self._seconds = min(self._seconds, _TO_STOP)
         atexit.unregister(_end_service)
         atexit.register(_end_service, 1)
 
     def close(self, failed: bool) -> None:
         """Upload the checkpoint if asked, and finish the run."""
-        # A run that was told to stop before an evaluation goes on there, and then logs its row.
-        if self._last_of_epoch is None or not self._told_to_stop:
+        # A run that ended before an evaluation goes on there, and then logs its row.
+        if self._last_of_epoch is None:
             self._submit_early(math.inf)
         self._call(self._finish, failed)
         if not self._writer.wait(self._seconds):

@@ -257,9 +257,9 @@ CAUSE = Cause(
             detached_output,
             broken_path,
             steps_without_gradient,
-            named_on_module,
             held_but_frozen,
             frozen_as_drawn,
+            named_on_module,
         ),
     ),
     fix="remove detach(), .data, no_grad() or a step without derivative (argmax, round) between "

@@ -123,7 +123,7 @@ def standardised_alone(evidence: Evidence) -> Iterator[Sign]:
     """The scaler was fitted to the validation samples too, and what it took away is missed."""
     if not evidence.data.standardised_alone:
         return
-    lost = _skill_lost(evidence) or _loss_risen(evidence)
+    lost, numbers = _skill_lost(evidence) or _loss_risen(evidence) or (None, {})
     yield Sign(
         "warning" if lost else "note",
         "features of the validation samples have mean 0 and deviation 1 by these samples' own "
@@ -131,23 +131,29 @@ def standardised_alone(evidence: Evidence) -> Iterator[Sign]:
         + (f", and {lost}" if lost else ""),
         fix="scale both sets by the numbers of the training set: scaler.fit on it alone, and "
         "scaler.transform for both",
+        evidence=numbers,
         confidence="certain",
         harm="one value of a feature is given to the network as another number than in training",
     )
 
 
-def _skill_lost(evidence: Evidence) -> str | None:
-    """Return in a clause by how much the skill falls on validation samples, None if it does not."""
+def _skill_lost(evidence: Evidence) -> tuple[str, dict[str, float]] | None:
+    """Return in a clause by how much the skill falls on validation samples, and its numbers.
+
+    None if it does not fall.
+    """
     last = last_validation(evidence)
     if last is None or last.skill is None or not judged(evidence):
         return None
     kept = last.skill  # as it is: a shift of the classes' outputs would undo the offset
     found = reached(evidence)
-    lost = found >= LEARNT and found - kept > BEHIND
-    return f"the skill falls from {found:.2f} to {kept:.2f}" if lost else None
+    if found < LEARNT or found - kept <= BEHIND:
+        return None
+    numbers = {"train_skill": found, "validation_skill": kept}
+    return f"the skill falls from {found:.2f} to {kept:.2f}", numbers
 
 
-def _loss_risen(evidence: Evidence) -> str | None:
+def _loss_risen(evidence: Evidence) -> tuple[str, dict[str, float]] | None:
     """Return the same by the training's own loss, of an unknown task.
 
     What a loss may lose is how much higher it is beside another sample's targets.
@@ -160,7 +166,8 @@ def _loss_risen(evidence: Evidence) -> str | None:
     risen = own.validation.own - own.train.own
     if risen <= BEHIND * own.train.gap:
         return None
-    return f"the loss rises from {own.train.own:.3g} to {own.validation.own:.3g} on them"
+    numbers = {"train_loss": own.train.own, "validation_loss": own.validation.own}
+    return f"the loss rises from {own.train.own:.3g} to {own.validation.own:.3g} on them", numbers
 
 
 def values_at_another_scale(evidence: Evidence) -> Iterator[Sign]:

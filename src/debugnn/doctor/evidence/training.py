@@ -45,7 +45,7 @@ class OptimizerFacts:
     # Parameters of the loss function that it has a gradient by, in no optimiser that moved them.
     of_loss: list[str] = field(default_factory=list)
     frozen_held: list[str] = field(default_factory=list)  # requires_grad=False, and held
-    # Frozen, though `requires_grad = True` was set on their module, where it means nothing.
+    # All of a module's, frozen though `requires_grad = True` was set on it, where it means nothing.
     frozen_in_named: list[str] = field(default_factory=list)
     maximizes: bool = False  # it goes up the gradient
     lr: float | None = None

@@ -379,16 +379,19 @@ def _settled(
 def _is_reconstruction(call: Call, targets: Any) -> bool:
     """Return whether the targets are the model's inputs.
 
-    Labels that the model is given behind its inputs, to compute its loss itself, are none.
+    A model of texts may be given the labels too, to compute its loss itself: where it is given
+    other symbols of this number, the targets are labels.
     """
     if not isinstance(targets, Tensor):
         return False
-    inputs = call.tensors() if targets.is_floating_point() else call.tensors()[:1]
-    return any(
-        given.numel() == targets.numel() and torch.equal(given.flatten(), targets.flatten())
-        for given in inputs
-        if given.layout == targets.layout == torch.strided and given.dtype == targets.dtype
-    )
+    alike = [
+        torch.equal(given.flatten(), targets.flatten())
+        for given in call.tensors()
+        if given.layout == targets.layout == torch.strided
+        and given.dtype == targets.dtype
+        and given.numel() == targets.numel()
+    ]
+    return any(alike) and (targets.is_floating_point() or all(alike))
 
 
 def _has_positions(task: Task, call: Call, targets: Any) -> bool:

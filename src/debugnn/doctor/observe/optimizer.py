@@ -99,13 +99,7 @@ def optimizer_facts(
         ],
         foreign=len(held - own),
         frozen_held=[n for n, p in parameters.items() if not p.requires_grad and id(p) in held],
-        frozen_in_named=[
-            f"{module_name}.{n}" if module_name else n
-            for module_name, module in model.named_modules()
-            if vars(module).get("requires_grad") is True
-            for n, p in module.named_parameters()
-            if not p.requires_grad
-        ],
+        frozen_in_named=_frozen_in_named(model),
         maximizes=any(bool(g.get("maximize")) for g in optimizer.param_groups),
         lr=max((float(g["lr"]) for g in groups), default=None),
         weight_decay=max(decays, default=0.0),
@@ -117,6 +111,18 @@ def optimizer_facts(
         ),
         **_lost_eps(optimizer),
     )
+
+
+def _frozen_in_named(model: nn.Module) -> list[str]:
+    """Return the parameters of frozen modules that have an attribute `requires_grad` of True."""
+    wholly_frozen = [
+        module
+        for module in model.modules()
+        if vars(module).get("requires_grad") is True
+        and not any(p.requires_grad for p in module.parameters())
+    ]
+    found = {id(p) for module in wholly_frozen for p in module.parameters()}
+    return [name for name, p in model.named_parameters() if id(p) in found]
 
 
 def _rescales_decay(optimizer: torch.optim.Optimizer) -> bool:

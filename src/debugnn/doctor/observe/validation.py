@@ -76,7 +76,8 @@ class ValidationSamples:
             targets = training.labels_among_inputs.of(whole)
         size = layout.count(whole) or 1
         call, kept = whole, targets
-        if self._standardised_alone is None:  # all samples take time, and are prepared once
+        # All samples take time, and are prepared once.
+        if self._standardised_alone is None and training.buffer.early:
             self._standardised_alone = self._were_standardised_alone(layout.rows(whole, inputs))
         if size > _VALIDATED:
             rows = torch.linspace(0, size - 1, _VALIDATED).long()
@@ -87,7 +88,7 @@ class ValidationSamples:
             inputs=None if given is None else copied(given),
             targets=map_tensors(kept, copied),
             size=size,
-            standardised_alone=self._standardised_alone,
+            standardised_alone=self._standardised_alone or False,
         )
 
     def _were_standardised_alone(self, rows: Tensor | None) -> bool:

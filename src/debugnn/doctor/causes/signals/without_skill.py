@@ -106,7 +106,9 @@ def code_ignored(evidence: Evidence) -> bool:
     # The best output that is the same for all inputs leaves their whole variance.
     same = now.by_input < SAME and now.left is not None and now.left > MEAN_LEAVES
     bound = evidence.reconstruction and evidence.loss.other_outputs
-    return long and same and (bound or now.loss_reads_input)
+    # Where the model makes the loss, outputs may be drawn given a condition alone.
+    told = before.by_input >= SAME and now.loss_reads_input
+    return long and same and (bound or told)
 
 
 def chooses_candidate(evidence: Evidence) -> bool | None:

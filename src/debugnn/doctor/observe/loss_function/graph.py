@@ -68,24 +68,26 @@ def samples_compete(loss: Any) -> bool:
     """Return whether a likelihood of classes is computed from a softmax over the samples.
 
     Scores (B, C), log_softmax(dim=0), and a loss that looks for the classes along axis 1. A square
-    matrix, of pairs that are matched both ways, is meant so.
+    matrix, and scores that are matched both ways, are meant so.
 
     Args:
         loss: as the loop computed it, after `backward` too.
     """
     if not isinstance(loss, Tensor) or loss.grad_fn is None:
         return False
+    axes = set()
     for node in _near(loss.grad_fn):
         if _name(node) != "NllLoss":
             continue
         source = node.next_functions[0][0]
         while source is not None and _name(source) in _ROWS:
             source = source.next_functions[0][0]
-        if source is not None and _name(source) == "LogSoftmax":
-            shape = source._input_metadata[0].shape
-            if len(shape) == 2 and shape[0] != shape[1] and _saved_axis(source) % 2 == 0:
-                return True
-    return False
+        if source is None or _name(source) != "LogSoftmax":
+            continue
+        shape = source._input_metadata[0].shape
+        if len(shape) == 2 and shape[0] != shape[1]:
+            axes.add(_saved_axis(source) % 2)
+    return axes == {0}
 
 
 def _saved_axis(softmax: Any) -> int:
