@@ -163,13 +163,13 @@ def steps_without_gradient(evidence: Evidence) -> Iterator[Sign]:
 def named_on_module(evidence: Evidence) -> Iterator[Sign]:
     """`module.requires_grad = True`, which makes an attribute and unfreezes nothing.
 
-    A note unless the training falls short: a module may keep an option of its own by that name.
+    Only where the training falls short: a module may keep an option of its own by that name.
     """
     frozen = evidence.optimizer.frozen_in_named
-    if not frozen:
+    if not frozen or not (short(evidence) or failing(evidence)):
         return
     yield Sign(
-        severity(evidence) if short(evidence) or failing(evidence) else "note",
+        severity(evidence),
         f"requires_grad = True was set on a module, which means nothing to PyTorch: "
         f"{len(frozen)} of its parameters are frozen: {listed(frozen)}",
         "set it on the parameters: module.requires_grad_(True), before the optimiser is made, "
@@ -257,9 +257,9 @@ CAUSE = Cause(
             detached_output,
             broken_path,
             steps_without_gradient,
+            named_on_module,
             held_but_frozen,
             frozen_as_drawn,
-            named_on_module,
         ),
     ),
     fix="remove detach(), .data, no_grad() or a step without derivative (argmax, round) between "
