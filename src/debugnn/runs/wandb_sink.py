@@ -307,34 +307,37 @@ class WandB:
                 self._next_layers = record.step + apart
                 self._early_layers.append(record)
         elif isinstance(record, Step):
-            self._submit_early(record.step - 1)
+            self._submit_layers(record.step - 1)
             if record.step == 0 or (record.step + 1) % self._every == 0:
                 if (record.step + 1) % self._steps_per_epoch == 0:
                     self._last_of_epoch = record
-                    return
-                self._submit(record)
-            self._submit_early(record.step)
+                else:
+                    self._submit(record)
+            self._submit_layers(record.step)
         elif isinstance(record, Epoch) and self._last_of_epoch is not None:
-            step, self._last_of_epoch = self._last_of_epoch, None
-            self._submit(step, record)
-            self._submit_early(math.inf)
+            self._submit(self._last_of_epoch, record)
+            self._last_of_epoch = None
+            self._submit_layers(math.inf)
         else:
-            if self._last_of_epoch is None:  # which a run may be pruned before
-                self._submit_early(math.inf)
+            self._submit_layers(math.inf)
             self._submit(record)
 
-    def _submit_early(self, last_step: float) -> None:
-        """Log what came before its turn, up to a step."""
-        if self._last_of_epoch is not None:  # of an epoch whose record has not come
-            step, self._last_of_epoch = self._last_of_epoch, None
-            self._submit(step)
-        while self._early_layers and self._early_layers[0].step <= last_step:
+    def _submit_layers(self, last_step: float) -> None:
+        """Log the layers up to a step, unless a step before them waits for its epoch.
+
+        A run that ends there goes on there, and logs them then.
+        """
+        while (
+            self._last_of_epoch is None
+            and self._early_layers
+            and self._early_layers[0].step <= last_step
+        ):
             self._submit(self._early_layers.pop(0))
 
-    def _submit(self, *records: Record | Diagnosis) -> None:
-        """Log some records as one row: a row takes W&B longer than what it holds."""
+    def _submit(self, record: Record | Diagnosis, epoch: Epoch | None = None) -> None:
+        """Log a record, and an epoch in the same row: a row takes longer than what it holds."""
         if not self._failed:
-            self._call(self._log, *records)
+            self._call(self._log, record, epoch)
 
     def log_kept(self) -> None:
         """Log the records in the directory's files, of a run that goes on; before all others.
@@ -360,20 +363,16 @@ class WandB:
         if not self._incomplete:
             self._left_out = 0
 
-    def _log(self, *records: Record | Diagnosis) -> None:
+    def _log(self, record: Record | Diagnosis, epoch: Epoch | None) -> None:
         if self._failed:
             return
         if self._left_out:
             self._left_out -= 1
-            return
-        row: dict[str, Any] = {}
-        for record in records:
-            if isinstance(record, Diagnosis):
-                self._diagnose(record)
-            else:
-                row |= {k: v for k, v in self._payload(record).items() if v is not None}
-        if row:
-            self._run.log(row)
+        elif isinstance(record, Diagnosis):
+            self._diagnose(record)
+        else:
+            row = self._payload(record) | (self._payload(epoch) if epoch is not None else {})
+            self._run.log({k: v for k, v in row.items() if v is not None})
 
     def hurry(self) -> None:
         """Let the run wait no more than a few seconds for W&B: it was told to stop."""
@@ -383,9 +382,7 @@ class WandB:
 
     def close(self, failed: bool) -> None:
         """Upload the checkpoint if asked, and finish the run."""
-        # A run that ended before an evaluation goes on there, and then logs its row.
-        if self._last_of_epoch is None:
-            self._submit_early(math.inf)
+        self._submit_layers(math.inf)
         self._call(self._finish, failed)
         if not self._writer.wait(self._seconds):
             self._give_up(f"it did not end within wandb.init_timeout={self._seconds}")

@@ -1,8 +1,6 @@
 """Whether samples were standardised with their own mean and deviation."""
 
 import math
-from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -24,50 +22,41 @@ def standardised_alone(rows: Tensor, known: Tensor | None = None) -> bool:
 
     Args:
         rows: (N, …), all samples of a set, real numbers. Nothing is said of more than 2**24.
-        known: samples of the training, (M, …). A feature whose values all occur among theirs was
-            scaled as they were: an hour of the day has one mean on any whole number of days.
+        known: samples of the training, (M, …), of the same type. A feature whose values all occur
+            among theirs was scaled as they were: an hour of the day has one mean on any whole
+            number of days.
     """
     if len(rows) < _FEWEST or rows.dim() < 2 or rows.numel() > _LARGEST:
         return False
     values = rows.detach().cpu()
-    other = None
-    if known is not None and known.shape[1:] == rows.shape[1:] and known.dtype == rows.dtype:
-        other = known.detach().cpu()
-    if _columns_are_standardised(values, None, _whole):
-        return True
-    if _columns_are_standardised(values, other, partial(_places, axis=0)):
-        return True
-    # Channels, and columns of a sequence.
-    return rows.dim() > 2 and any(
-        _columns_are_standardised(values, other, partial(_places, axis=axis)) for axis in (1, -1)
-    )
+    other = None if known is None else known.detach().cpu()
+    # All values, each value, channels, and columns of a sequence.
+    axes = (None, 0) if rows.dim() == 2 else (None, 0, 1, -1)
+    return any(_columns_are_standardised(values, other, axis) for axis in axes)
 
 
-def _whole(samples: Tensor) -> Tensor:
-    """Return all values as one column."""
-    return samples.reshape(-1, 1)
-
-
-def _places(samples: Tensor, axis: int) -> Tensor:
-    """Return samples as columns: one for each value, or one for each place along an axis."""
+def _columns(samples: Tensor, axis: int | None) -> Tensor:
+    """Return samples as columns: one for each place along an axis, for each value where it is that
+    of the samples, and one of all values without an axis."""
+    if axis is None:
+        return samples.reshape(-1, 1)
     return samples.flatten(1) if axis == 0 else samples.transpose(0, axis).flatten(1).T
 
 
-def _columns_are_standardised(
-    samples: Tensor, known: Tensor | None, columns_of: Callable[[Tensor], Tensor]
-) -> bool:
-    table = columns_of(samples)
+def _columns_are_standardised(samples: Tensor, known: Tensor | None, axis: int | None) -> bool:
+    table = _columns(samples, axis)
     exact, varies = _exact(table)
     if not exact.any():
         return False
     # Of samples that are standardised each by itself, and of cycles, the half is exact too.
-    by_design = exact & _exact(columns_of(samples[: len(samples) // 2]))[0]
-    if known is not None:
-        given = columns_of(known)
+    by_design = exact & _exact(_columns(samples[: len(samples) // 2], axis))[0]
+    if known is not None and axis is not None:
+        given = _columns(known, axis)
         columns = (exact & ~by_design).nonzero().flatten().tolist()
         looked_at = columns[:: max(1, len(columns) // _LOOKED_AT)]
         came = [c for c in looked_at if bool(torch.isin(table[:, c], given[:, c]).all())]
-        by_design[columns if looked_at and came == looked_at else came] = True
+        # Where all that were looked at came, so did those between them.
+        by_design[columns if len(came) == len(looked_at) else came] = True
     exact, varies = exact & ~by_design, varies & ~by_design
     return bool(exact.any()) and int(exact.sum()) >= (1 - _MOST) * int(varies.sum())
 

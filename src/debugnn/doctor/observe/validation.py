@@ -95,7 +95,11 @@ class ValidationSamples:
         if rows is None or not rows.is_floating_point():
             return False
         kept = [batch.inputs for batch in self._training.buffer.batches]
-        known = [each for each in kept if each is not None and each.shape[1:] == rows.shape[1:]]
+        known = [
+            each
+            for each in kept
+            if each is not None and each.shape[1:] == rows.shape[1:] and each.dtype == rows.dtype
+        ]
         return standardised_alone(rows, torch.cat(known) if known else None)
 
     def _evaluate(self, batch: ValidationBatch) -> None:

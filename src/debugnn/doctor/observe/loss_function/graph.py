@@ -79,9 +79,7 @@ def samples_compete(loss: Any) -> bool:
     for node in _near(loss.grad_fn):
         if _name(node) != "NllLoss":
             continue
-        source = node.next_functions[0][0]
-        while source is not None and _name(source) in _ROWS:
-            source = source.next_functions[0][0]
+        source = _source(node, _ROWS)
         if source is None or _name(source) != "LogSoftmax":
             continue
         shape = source._input_metadata[0].shape
@@ -252,14 +250,18 @@ def _near(root: Any) -> Iterator[Any]:
                 pending.append(following)
 
 
-def _source(node: Any) -> Any:
-    """Return the node that made the first input, beyond views and a bias; None of a leaf."""
+def _source(node: Any, passed: frozenset[str] = _VIEWS) -> Any:
+    """Return the node that made the first input, beyond views and a bias; None of a leaf.
+
+    Args:
+        passed: what counts as a view.
+    """
     while node is not None:
         following = [each for each, _ in node.next_functions]
         if _is_biased(node):
             following = [each for each in following if not hasattr(each, "variable")]
         node = following[0] if following else None
-        if node is None or not (_name(node) in _VIEWS or _is_biased(node)):
+        if node is None or not (_name(node) in passed or _is_biased(node)):
             return node
     return None
 
