@@ -59,6 +59,12 @@ def rows(disk):
     return [{k: v for k, v in row.items() if k != "seconds"} for row in json_lines.read(path)]
 
 
+def open_files(directory):
+    """The files below the directory that this process holds open."""
+    targets = [os.readlink(link.path) for link in os.scandir("/proc/self/fd") if link.is_symlink()]
+    return [target for target in targets if target.startswith(f"{directory}/")]
+
+
 # KB that are left: for nothing; for the first files; for no checkpoint; for some checkpoints; for
 # all of the run's files except the last.
 @pytest.mark.parametrize("left", [0, 12, 60, 200, 400])
@@ -72,6 +78,7 @@ def test_a_run_on_a_full_disk_says_so_and_goes_on_when_there_is_space(start, dis
     assert "No space left on device" in error
     assert str(path) in error
     assert not list(path.rglob("*.tmp"))
+    assert open_files(path) == []
     remount("size=50m")
     assert start() == (0, "")
     continued = rows(path)

@@ -7,6 +7,7 @@ third.
 import logging
 import math
 import textwrap
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
 
@@ -61,11 +62,9 @@ class JsonLines:
     def write(self, record: Record | Diagnosis) -> None:
         """Write the record; see `flush`."""
         if isinstance(record, Diagnosis):
-            for name, text in (
-                ("findings", records.dump(record.report, indent=2)),
-                ("evidence", records.dump(record.evidence)),
-            ):
-                replace_text(self._directory / f"{name}.json", f"{text}\n")
+            report, evidence = records.dump(record.report, indent=2), records.dump(record.evidence)
+            replace_text(self._directory / "findings.json", f"{report}\n")
+            replace_text(self._directory / "evidence.json", f"{evidence}\n")
             return
         file = self._files["layers" if isinstance(record, Layers) else "metrics"]
         with naming(Path(file.name)):
@@ -83,10 +82,11 @@ class JsonLines:
         """Do nothing: the files wait for nobody."""
 
     def close(self, failed: bool) -> None:
-        """Close the files."""
-        for file in self._files.values():
-            with naming(Path(file.name)):
-                file.close()
+        """Close every file, also where another one cannot be completed."""
+        with ExitStack() as files:
+            for file in self._files.values():
+                files.enter_context(naming(Path(file.name)))
+                files.callback(file.close)
 
 
 class Console:
