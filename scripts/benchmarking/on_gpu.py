@@ -15,7 +15,7 @@ import debugnn
 from benchmarking.measures import finished
 from benchmarking.project import Project
 from debugnn.build import build
-from debugnn.doctor import Doctor
+from debugnn.doctor.resting import RestingDoctor
 from debugnn.records import Step
 from debugnn.runs.directory import RunDirectory
 from debugnn.runs.execute import open_run, prepare, records_of
@@ -163,7 +163,7 @@ class OnGpu(Project):
         torch.backends.cudnn.deterministic = True
         try:
             first, second, watched = (self._seeds(net, 1)[0] for _ in range(3))
-            doctor = Doctor(watched.model, watched.optimizer, loss_fn=watched.loss)
+            doctor = RestingDoctor(watched.model, watched.optimizer, loss_fn=watched.loss)
             _losses(fit(first, _FOREVER), steps)
             _losses(fit(second, _FOREVER), steps)
             _losses(fit(watched, _FOREVER, watcher=doctor), steps)

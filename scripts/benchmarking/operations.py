@@ -86,6 +86,7 @@ class Steps:
             started, used = time.perf_counter(), time.process_time()
             with torch.profiler.record_function(STEP):
                 training.backward(inputs, targets)
-                training.update()
+                training.gradient_rule(training.parameters)
+                training.optimizer.step()
             seconds = time.perf_counter() - started
             yield seconds, (time.process_time() - used) / seconds

@@ -132,7 +132,8 @@ class Project:
         def train() -> None:
             for inputs, targets in batches:
                 training.backward(inputs, targets)
-                training.update()
+                training.gradient_rule(training.parameters)
+                training.optimizer.step()
 
         train()
         with torch.profiler.profile(activities=[ProfilerActivity.CPU]) as profiler:

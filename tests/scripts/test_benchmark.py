@@ -158,7 +158,8 @@ def test_a_wait_for_a_gpu_is_counted_where_it_is_asked_for(compose, prepared):
     doctor = Doctor(training.model, training.optimizer, loss_fn=training.loss)
     with on_gpu.waits_of(training) as waits:
         _, loss = training.backward(inputs, targets)
-        training.update()
+        training.gradient_rule(training.parameters)
+        training.optimizer.step()
         assert (waits.doctor, waits.in_steps) == ({}, set())
         assert [place.partition(":")[0] for place in waits.rest] == ["training/loop.py"]
         doctor.step(loss, inputs, targets)

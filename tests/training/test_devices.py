@@ -84,7 +84,8 @@ def test_the_doctor_waits_for_the_device_only_where_it_is_due():
     with Doctor(training.model, training.optimizer, training.loss) as doctor:
         for step, (inputs, targets) in enumerate(training.batches(0)):
             _, loss = training.backward(inputs, targets)
-            training.update()
+            training.gradient_rule(training.parameters)
+            training.optimizer.step()
             doctor.step(loss, inputs, targets)
             waited = any("meta" in trouble for trouble in doctor.evidence.troubles)
             # The first steps are always inspected; the next inspection is at step 3.

@@ -335,13 +335,13 @@ def test_the_interval_of_reads_changes_when_records_come_and_not_what_they_say(s
 
 def test_the_steps_before_a_failure_are_yielded(small_training):
     training = small_training(steps_per_epoch=6, batch_size=8)
-    update, calls = training.update, []
+    rule, calls = training.gradient_rule, []
 
-    def fail_at_the_fourth() -> torch.Tensor:
+    def fail_at_the_fourth(parameters) -> torch.Tensor:
         calls.append(1)
-        return update() if len(calls) < 4 else 1 / 0
+        return rule(parameters) if len(calls) < 4 else 1 / 0
 
-    training.update = fail_at_the_fourth
+    training.gradient_rule = fail_at_the_fourth
     told = []
     with pytest.raises(ZeroDivisionError):
         told.extend(record.step for record in fit(training, 1))

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -234,7 +234,7 @@ class Doctor:
         """Take all hooks off the model and the optimiser, and let go of copies and batches."""
         self._observer.close()
 
-    def __enter__(self) -> "Doctor":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:

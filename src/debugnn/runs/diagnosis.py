@@ -10,7 +10,8 @@ import torch
 from omegaconf import DictConfig
 
 from debugnn.build import build
-from debugnn.doctor import Doctor, Report, causes, check
+from debugnn.doctor import Report, causes, check
+from debugnn.doctor.resting import RestingDoctor
 from debugnn.errors import CheckFailedError
 from debugnn.records import Diagnosis, Evaluating, Pause, Pruned, Record
 from debugnn.runs.pauses import Pauses
@@ -26,7 +27,7 @@ _VALIDATION_SAMPLES = 1024  # test samples; the doctor evaluates no more
 
 def doctor_of(
     config: DictConfig, training: Training, save_to: Path, state: Mapping[str, Any] | None
-) -> Doctor:
+) -> RestingDoctor:
     """Return a doctor that watches a training from here on.
 
     Args:
@@ -36,8 +37,8 @@ def doctor_of(
 
     process.leave_dynamo_out(torch.optim.Adam)  # by which the doctor fits the best constant outputs
 
-    def new() -> Doctor:
-        return Doctor(
+    def new() -> RestingDoctor:
+        return RestingDoctor(
             training.model,
             training.optimizer,
             loss_fn=training.loss,
@@ -59,7 +60,7 @@ def doctor_of(
 
 
 def diagnosed(
-    config: DictConfig, training: Training, doctor: Doctor, pauses: Pauses
+    config: DictConfig, training: Training, doctor: RestingDoctor, pauses: Pauses
 ) -> Iterator[Record | Diagnosis | Pause | Evaluating | Pruned]:
     """Train while the doctor watches; yield the training's records, then the diagnosis.
 

@@ -32,7 +32,7 @@ from debugnn.training import checkpoint
 from debugnn.training.loop import Training, fit
 
 if TYPE_CHECKING:
-    from debugnn.doctor import Doctor
+    from debugnn.doctor.resting import RestingDoctor
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ class Run:
     training: Training
     pauses: Pauses
     search: list[Record] = field(default_factory=list)
-    doctor: "Doctor | None" = None
+    doctor: "RestingDoctor | None" = None
     doctors_state: Mapping[str, Any] | None = None
 
 

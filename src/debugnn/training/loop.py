@@ -109,16 +109,6 @@ class Training:
         loss.backward()
         return outputs, loss
 
-    def update(self) -> Tensor:
-        """Apply the gradient rule and update the parameters.
-
-        Returns:
-            The global L2 norm of the gradients before the rule, a scalar.
-        """
-        norm = self.gradient_rule(self.parameters)
-        self.optimizer.step()
-        return norm
-
     def autocast(self) -> AbstractContextManager:
         """Return the context of the forward pass: autocast if `bf16` is set."""
         return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
@@ -187,7 +177,10 @@ def train_one_epoch(
             step = training.step
             with seen_by(probe, model, step) as seen:
                 outputs, loss = training.backward(inputs, targets)
-            norm = training.update()
+            norm = training.gradient_rule(training.parameters)
+            if watcher is not None:
+                watcher.before_update(outputs, norm)
+            training.optimizer.step()
             if watcher is not None:
                 watcher.step(loss, inputs, targets)
             right = correct(outputs.detach(), targets) if classes else None
@@ -212,6 +205,8 @@ def train_one_epoch(
     if evaluated:
         tally.seconds = time.perf_counter() - started
         yield Evaluating(epoch, training.step)
+        if watcher is not None:
+            watcher.before_evaluation()
         tested = evaluate(training)
         if watcher is not None:
             watcher.validate(*training.data.test_sample(_VALIDATION_SAMPLES))

@@ -19,10 +19,16 @@ class Probe(Protocol):
 
 
 class Watcher(Protocol):
-    """An observer of each step, such as `debugnn.Doctor`."""
+    """An observer of each step, such as `debugnn.doctor.resting.RestingDoctor`."""
+
+    def before_update(self, outputs: Tensor, norm: Tensor) -> None:
+        """Called between backward pass and update, with the outputs and the gradients' norm."""
 
     def step(self, loss: Tensor, inputs: Tensor, targets: Tensor) -> None:
         """Called after each update with the batch and its loss."""
+
+    def before_evaluation(self) -> None:
+        """Called before each evaluation."""
 
     def validate(self, inputs: Tensor, targets: Tensor) -> None:
         """Called after each evaluation with a sample of the test set."""

@@ -56,7 +56,8 @@ def range_test(
         for group in optimizer.param_groups:
             group["lr"] = lr
         _, loss = trial.backward(*next(batches))
-        trial.update()
+        trial.gradient_rule(trial.parameters)
+        optimizer.step()
         return loss.item()
 
     yield from sweep_rates(

@@ -42,6 +42,16 @@ class ErasedGradients:
         self._times = 0  # that all was erased since the last update
         self._handles: list[Any] = []
 
+    @property
+    def looks(self) -> bool:
+        """True as long as updates are recorded."""
+        return bool(self._handles)
+
+    def settle(self) -> None:
+        """Take off hooks that a state from a checkpoint has no need of."""
+        if self._loop.looked_for_erased >= _UPDATES:
+            self.release()
+
     def watch(self, parameters: Sequence[tuple[str, nn.Parameter]]) -> None:
         """Begin with these parameters. Their hooks are taken off after 20 updates."""
         self._names = {parameter: name for name, parameter in parameters}
@@ -72,7 +82,7 @@ class ErasedGradients:
         Args:
             calls: of the model in the passes since the last update, the latest ones.
         """
-        if self._loop.looked_for_erased >= _UPDATES:  # a checkpoint may say so
+        if self._loop.looked_for_erased >= _UPDATES:
             self.release()
         elif self._arrived:
             self._compare()

@@ -98,9 +98,18 @@ class TrainingHooks:
         self._forwards = 0  # passes with gradients
         self._begun = False
         self._handles: list[Any] = []
-        self._hook(model, training.optimizer)
+        self.put_on(model)
 
-    def _hook(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def put_on(self, model: nn.Module) -> None:
+        """Hang hooks on the model and the optimiser.
+
+        Args:
+            model: as the loop calls it.
+
+        Raises:
+            TypeError: one of them takes none.
+        """
+        optimizer = self._training.optimizer
         try:
             self._handles += [
                 model.register_forward_pre_hook(Relay(self, "_before_forward"), with_kwargs=True),
@@ -117,6 +126,27 @@ class TrainingHooks:
             self.release()
             kind = type(optimizer).__name__
             raise TypeError(f"{kind} takes no hooks: it never called super().__init__()") from error
+
+    def take_off(self) -> None:
+        """Take the hooks off the model and the optimiser."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def settle(self) -> None:
+        """Take off the hooks on parameters that a state from a checkpoint has no need of."""
+        self._stale.settle()
+        self._erased.settle()
+
+    @property
+    def are_busy(self) -> bool:
+        """True where something is noted at each step, with hooks of its own."""
+        return self.leaves.looks or self._stale.looks or self._erased.looks
+
+    @property
+    def kept_weights(self) -> bool:
+        """True once the weights of an update are kept whose gradients were not finite."""
+        return self._replay.pending
 
     def begin(self) -> None:
         """Copy the model and note what the optimiser holds, before the first forward pass."""
@@ -144,9 +174,7 @@ class TrainingHooks:
 
     def release(self) -> None:
         """Take all hooks off, and let go of what they have kept."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self.take_off()
         self.derivatives.clear()
         self._stale.release()
         self._erased.release()
@@ -247,7 +275,7 @@ class TrainingHooks:
         own, *rest = args  # a hook on the step gets the optimiser too
         closure = rest[0] if rest else kwargs.get("closure")
         if closure is None:
-            self._note_update(optimizer)
+            self.note_update(optimizer)
             return None
         noted = False
 
@@ -256,7 +284,7 @@ class TrainingHooks:
             result = closure()
             if not noted:
                 noted = True
-                self._note_update(optimizer)
+                self.note_update(optimizer)
             return result
 
         if rest:
@@ -264,9 +292,10 @@ class TrainingHooks:
         return args, {**kwargs, "closure": watched}
 
     @guarded("the gradients before an update")
-    def _note_update(self, optimizer: torch.optim.Optimizer) -> None:
+    def note_update(self, optimizer: torch.optim.Optimizer) -> None:
+        """Look at the gradients and the rates of an update, before it."""
         training = self._training
-        due, state, replica = training.probe_due, training.state_before_pass(), training.replica
+        due, state = training.probe_due, training.state_before_pass()
         reading = training.reading_due
         if self._loop.update_line is None:
             self._loop.update_line = line_of_caller()
@@ -277,14 +306,18 @@ class TrainingHooks:
         if not self.layers.has_gradients():
             self._loop.empty_steps += 1
             return
-        if self.rates.note(optimizer) and replica is not None:
-            replica.note_rates(optimizer)
+        self.note_rates(optimizer)
         thorough = reading or self._at_once
         if self.evidence.nonfinite is None and self.layers.has_nonfinite_gradients(thorough):
             self._replay.keep(training.model, state)
         if due:
             self._compare_policy()
-            self.layers.measure_gradients(replica)
+            self.layers.measure_gradients(training.replica)
+
+    def note_rates(self, optimizer: torch.optim.Optimizer) -> None:
+        """Note the learning rates of an update, before it."""
+        if self.rates.note(optimizer) and self._training.replica is not None:
+            self._training.replica.note_rates(optimizer)
 
     @guarded("the numbers that a policy's actions are weighted by")
     def _compare_policy(self) -> None:

@@ -42,6 +42,10 @@ class LossCurve:
         """
         self._unread.append((step, loss))
 
+    def append(self, loss: float) -> None:
+        """Note a finite loss that has been read already, where none waits to be."""
+        self.values.append(loss)
+
     def read(self) -> None:
         """Fetch the losses since the last call, all at once."""
         values = read_together([loss for _, loss in self._unread])

@@ -31,6 +31,7 @@ from debugnn.doctor.observe.loss_function.graph import (
 )
 from debugnn.doctor.observe.loss_jumps import LossJumps
 from debugnn.doctor.observe.losses import LossCurve, gradient_of, value_of
+from debugnn.doctor.observe.rest import Rest
 from debugnn.doctor.observe.sample_axis import FIND, Samples
 from debugnn.doctor.observe.scored_symbols import ScoredSymbols
 from debugnn.doctor.observe.task import Task
@@ -68,6 +69,7 @@ class Observer:
         training: what is watched, and what is known of it.
         evidence: what has been seen of it.
         nonfinite: the step that broke.
+        rest: for a loop that says itself what it does.
 
     Raises:
         TypeError: an argument of the wrong kind, or a model or optimiser that takes no hooks.
@@ -125,6 +127,9 @@ class Observer:
         self._volume_tries = 0
         self._losses = LossCurve()
         self._jumps = LossJumps()
+        compiled = model is not self.training.model
+        allowed = not (at_once or compiled)
+        self.rest = Rest(self.training, self._hooks, self._losses, self._jumps, allowed)
         self._scored = ScoredSymbols(self.training, self._hooks)
         self._gatherer = Gatherer(
             self.training,
@@ -432,6 +437,8 @@ class Observer:
         device = torch.device("cpu") if replica is None else replica.device
         put_back(state, self, self.training.model, device)
         self.training.plan_step()
+        self._hooks.settle()
+        self.rest.restore()
 
     def close(self) -> None:
         """Take all hooks off the model and the optimiser, and let go of copies and batches."""

@@ -35,7 +35,7 @@ class StaleGradients:
         self._optimizer = optimizer
         self._watched: list[nn.Parameter] = []
         self._handles: list[Any] = []  # of hooks on them
-        self._looking = True  # until the next update; hooks that a checkpoint brought back do not
+        self._looking = True  # until the next update
         self._stale: dict[nn.Parameter, Tensor] = {}  # gradients at the last optimiser step
         self._new: dict[nn.Parameter, Tensor] = {}  # what has been added to them since
         self._arrived: dict[nn.Parameter, Tensor] = {}
@@ -43,6 +43,16 @@ class StaleGradients:
         self._looked_for = 0  # updates whose arrivals were looked at
         self._sizes: dict[nn.Parameter, Tensor] = {}  # largest value of a gradient that arrived
         self._passes: dict[nn.Parameter, int] = {}  # backward passes since the last update
+
+    @property
+    def looks(self) -> bool:
+        """True where gradients are noted up to the next update, by hooks on them."""
+        return self._looking
+
+    def settle(self) -> None:
+        """Take off hooks that a state from a checkpoint has no need of."""
+        if not self._looking:
+            self.release()
 
     def watch(self, parameters: Sequence[nn.Parameter]) -> None:
         """Begin with these parameters."""
@@ -152,7 +162,7 @@ class StaleGradients:
             probe_follows: the next step is one of a probe.
         """
         often = self._kept < _OFTEN or probe_follows
-        if not (often or self._looking or self._handles):
+        if not (often or self._looking):
             return
         self._stale = {
             p: p.grad.detach().clone()

@@ -1,0 +1,163 @@
+"""Steps of a training that no hook looks at, because its loop says itself what it does.
+
+What is noted of such a step: its loss, its samples, the learning rate, whether its gradients are
+finite, and the outputs where its loss jumps.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from debugnn.cadence import is_due
+from debugnn.doctor.observe.calls import Call
+from debugnn.doctor.observe.devices import waits
+from debugnn.doctor.observe.hooks import TrainingHooks
+from debugnn.doctor.observe.loss_jumps import LossJumps
+from debugnn.doctor.observe.losses import LossCurve
+from debugnn.doctor.observe.watched_training import WatchedTraining
+from debugnn.doctor.troubles import guarded
+
+_WATCHED = 100  # first steps, which hooks look at
+
+
+class Rest:
+    """Takes hooks off between the steps that are looked at closely, and notes those steps.
+
+    There is no rest where a watched step was not what the loop says: one forward pass of the model
+    in training mode. Nor where the pass drew random numbers, or kept something in the model: a step
+    that breaks could not be repeated.
+
+    Args:
+        training: what is watched.
+        hooks: that are taken off.
+        losses: of all steps.
+        jumps: of these losses.
+        allowed: nothing asks for hooks at every step.
+
+    Attributes:
+        evidence: what has been seen.
+        on: no hooks are on the model and the optimiser.
+    """
+
+    not_in_state = ("_device_waits", "_outputs")
+
+    def __init__(
+        self,
+        training: WatchedTraining,
+        hooks: TrainingHooks,
+        losses: LossCurve,
+        jumps: LossJumps,
+        allowed: bool,
+    ) -> None:
+        self.evidence = training.evidence
+        self.on = False
+        self._training = training
+        self._hooks = hooks
+        self._losses = losses
+        self._jumps = jumps
+        self._as_said = allowed  # all watched steps were what the loop says
+        self._told = 0  # watched steps that the loop has announced
+        self._evaluations = 0
+        self._device_waits = any(map(waits, training.model.parameters()))
+        self._outputs: Tensor | None = None  # of this step, at rest
+
+    def before_update(self, outputs: Tensor, norm: Tensor) -> None:
+        """Look at a step between its backward pass and its update.
+
+        Args:
+            outputs: of the model.
+            norm: of its gradients, a scalar.
+        """
+        if not self.on:
+            self._told += 1
+            self._as_said = self._as_said and self._is_as_said()
+            return
+        self._outputs = outputs
+        loop, optimizer = self.evidence.loop, self._training.optimizer
+        # NaN and infinity of any gradient show in the norm, and that there are none.
+        strange = not waits(norm) and not 0 < norm.item() < math.inf
+        if strange or not self._training.model.training:
+            self._hooks.note_update(optimizer)
+        else:
+            loop.training_forwards += 1
+            self._hooks.note_rates(optimizer)
+        loop.optimizer_steps += 1
+
+    def _is_as_said(self) -> bool:
+        pending = self._training.passes.pending
+        if len(pending) != 1 or not pending[0].training or self._hooks.state.places:
+            return False
+        if self._told < _WATCHED and self._told > 1:
+            return True  # to compare the random state takes as long as a small layer
+        before, now = pending[0].random_state, self._training.random_state()
+        return all(map(torch.equal, before, now))
+
+    def step(self, loss: Any, inputs: Any, targets: Any) -> bool:
+        """Take note of a step, after its update; False where it is to be looked at closely."""
+        if not self.on:
+            return False
+        outputs, self._outputs = self._outputs, None
+        value = None if waits(loss) else loss.item()
+        finite = value is None or math.isfinite(value)
+        broken = not finite or self._hooks.kept_weights
+        if outputs is None or (broken and self.evidence.nonfinite is None):
+            self._hooks.outputs = None if outputs is None else outputs.detach()
+            return False
+        self._note(loss, value if finite else None, outputs, inputs, targets)
+        self._training.end_step()
+        return True
+
+    @guarded("a step between two probes")
+    def _note(
+        self, loss: Tensor, value: float | None, outputs: Tensor, inputs: Tensor, targets: Any
+    ) -> None:
+        training = self._training
+        call = training.passes.last_call = Call((inputs,))
+        training.buffer.take(call, inputs, targets, training.layout, due=False)
+        step, values = self.evidence.loop.steps, self._losses.values
+        if value is None:
+            self._losses.add(loss.detach(), step)
+            if not waits(loss):
+                self._losses.read()
+            return
+        self._losses.append(value)
+        if len(values) == step + 1 and self._jumps.is_among_the_largest(values):
+            rows = training.layout.rows(call, inputs)
+            self._jumps.add(step, values, outputs.detach(), targets, rows)
+
+    def before_evaluation(self) -> None:
+        """Watch the evaluation that follows, as the first twenty ones, and later ones more rarely.
+
+        A loop evaluates in the same way each time.
+        """
+        if is_due(self._evaluations, 1):
+            self.end()
+        self._evaluations += 1
+
+    def plan(self) -> None:
+        """Begin to rest, or end it, before the next step."""
+        training = self._training
+        close = training.probe_due or training.probe_follows
+        # A GPU is waited for at these steps, and what was computed since is looked at.
+        close = close or (training.reading_due and self._device_waits)
+        if self.on and close:
+            self.end()
+        elif not (self.on or close) and self._may_begin():
+            self.on = True
+            self._hooks.take_off()
+
+    def _may_begin(self) -> bool:
+        return self._as_said and self._told >= _WATCHED and not self._hooks.are_busy
+
+    def end(self) -> None:
+        """Watch the next step, and the passes before it."""
+        if self.on:
+            self.on = False
+            self._hooks.put_on(self._training.model)
+
+    def restore(self) -> None:
+        """Take the hooks off again, of a training that goes on from where it rested."""
+        if self.on:
+            self._hooks.take_off()
