@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from torch import nn
 
-from debugnn.doctor.causes.batch_mixing import overlaid_graphs
+from debugnn.doctor.causes.batch_mixing import GRAPHS_MIXED, overlaid_graphs
 from debugnn.doctor.evidence import DataFacts, Evidence
 from debugnn.doctor.observe.calls import Call
-from debugnn.doctor.observe.graph_batches import graph_batch_facts
+from debugnn.doctor.observe.graph_batches import graph_batch_facts, graph_mixing
 
 SIZES = (4, 6, 3, 5, 4)
 
@@ -81,3 +82,42 @@ def test_edges_whose_graphs_are_told_are_left_alone():
 )
 def test_other_inputs_are_no_batches_of_graphs(arguments):
     assert graph_batch_facts([Call(arguments)]) is None
+
+
+class Pooling(nn.Module):
+    """Messages along edges, and an attention over the nodes of each graph, or of all."""
+
+    def __init__(self, kind, of_nodes=False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.kind, self.of_nodes = kind, of_nodes
+        self.message, self.score = nn.Linear(3, 8), nn.Linear(8, 1)
+
+    def forward(self, nodes, edges, owner):
+        hidden = self.message(nodes).relu()
+        hidden = hidden + torch.zeros_like(hidden).index_add(0, edges[1], hidden[edges[0]])
+        graphs = int(owner[-1]) + 1
+        weights = self.score(hidden).exp()
+        sums = torch.zeros(graphs, 1).index_add(0, owner, weights)
+        if self.kind == "attention over all":
+            sums = sums.sum(0, keepdim=True).expand(graphs, 1)
+        if self.kind == "norm over all":
+            hidden = hidden - hidden.mean(0)
+        if self.of_nodes:
+            return weights / sums[owner] * hidden
+        return torch.zeros(graphs, 8).index_add(0, owner, weights / sums[owner] * hidden)
+
+
+@pytest.mark.parametrize("of_nodes", [False, True])
+@pytest.mark.parametrize("kind", ["of each", "attention over all", "norm over all"])
+def test_graphs_that_depend_on_others_of_their_batch_are_found(kind, of_nodes):
+    torch.manual_seed(1)
+    change = graph_mixing(Pooling(kind, of_nodes).eval(), Call(batch(shifted=True)))
+    assert (change > GRAPHS_MIXED) == (kind != "of each")
+
+
+def test_graphs_that_an_edge_joins_are_not_compared():
+    nodes, edges, owner = batch(shifted=True)
+    bridge = torch.tensor([[0], [len(owner) - 1]])
+    joined = torch.cat([edges, bridge], dim=1)
+    assert graph_mixing(Pooling("of each").eval(), Call((nodes, joined, owner))) is None

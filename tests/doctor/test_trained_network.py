@@ -139,3 +139,35 @@ def test_a_transformer_that_skips_padding_keeps_samples_apart(nested):
     with torch.no_grad():
         samples = find_samples(Padded().eval(), Call((x,)), torch.randint(3, (BATCH,)))
     assert (samples.dependence[0], samples.mixing) == ("apart", 0.0)
+
+
+class Normalised(nn.Module):
+    """Embeddings (B, 4) that are normalised along an axis, or made a basis of."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.way, self.net = way, nn.Linear(FEATURES, 4)
+
+    def forward(self, x):
+        found = self.net(x)
+        return torch.linalg.qr(found).Q if self.way == "basis" else F.normalize(found, dim=self.way)
+
+
+@pytest.mark.parametrize("way", [0, 1, "basis"])
+def test_embeddings_that_are_normalised_over_the_batch_are_found(way):
+    torch.manual_seed(0)
+    model = Normalised(way)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    with Doctor(model, optimizer) as doctor:
+        for _ in range(STEPS):
+            x = torch.randn(BATCH, FEATURES)
+            first, second = model(x), model(x + 0.1 * torch.randn_like(x))
+            loss = F.cross_entropy(first @ second.T / 0.2, torch.arange(BATCH))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            doctor.step(loss, x)
+        report = doctor.report()
+    assert report.evidence.network.unit_features == (way == 0)
+    accused = [f.cause for f in report.findings if "over the batch axis" in f.summary]
+    assert accused == ["batch_mixing"] * (way == 0)

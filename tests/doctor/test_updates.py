@@ -588,3 +588,19 @@ def test_weights_that_have_not_moved_at_all_need_no_higher_rate():
     given = trained(0.0, [[0.0, 1.0], [399.0, 1.0]])
     given.outcome.movement = 0.0
     assert list(CAUSES["lr_too_low"].findings(given)) == []
+
+
+def test_gradients_that_are_left_over_show_though_the_smallest_parameters_are_single_numbers():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 1), nn.Tanh(), nn.Linear(1, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    with Doctor(model, optimizer) as doctor:
+        for step, (x, _) in enumerate(batches(24)):
+            if step % 8 == 0:
+                optimizer.zero_grad()
+            loss = (model(x) - x[:, :1]).square().mean()
+            loss.backward()
+            optimizer.step()
+            doctor.step(loss, x)
+        causes = [f.cause for f in doctor.report().findings if f.severity != "note"]
+    assert causes[:1] == ["missing_zero_grad"]

@@ -24,6 +24,9 @@ DEPENDENT = 0.1
 INDEPENDENT = 0.04
 # Graphs in each batch. All edges of three may lie in the first by chance, where few have edges.
 GRAPHS = 4
+# Change of a graph's output by other graphs' nodes, over the graphs' spread. It is 0, up to
+# rounding, where none meet; a softmax over all nodes of 32 graphs has 0.015.
+GRAPHS_MIXED = 1e-3
 
 
 def mixed_samples(evidence: Evidence) -> Iterator[Sign]:
@@ -183,6 +186,35 @@ def overlaid_graphs(evidence: Evidence) -> Iterator[Sign]:
     )
 
 
+def mixed_graphs(evidence: Evidence) -> Iterator[Sign]:
+    """In evaluation mode, a graph's output changes as the nodes of other graphs do, to which no
+    edge leads."""
+    change = evidence.network.graph_mixing
+    if change is None or change <= GRAPHS_MIXED:
+        return
+    yield Sign(
+        severity(evidence),
+        f"a graph's output changes by {100 * change:.3g} % when only nodes of other graphs of the "
+        "batch change, in evaluation mode, and no edge joins them",
+        fix="a softmax, a sum or a norm over all nodes of a batch runs over all its graphs: let it "
+        "run over those of each graph, by the tensor that tells a node's graph",
+        harm="a graph's prediction depends on which other graphs happen to be in the batch",
+        evidence={"relative_change": change},
+    )
+
+
+def normalised_over_the_batch(evidence: Evidence) -> Iterator[Sign]:
+    """Outputs whose features have length 1 over the samples, as those of each sample should."""
+    if not evidence.network.unit_features:
+        return
+    yield Sign(
+        severity(evidence),
+        "each feature of the outputs has length 1 over the samples of the batch, and no sample has "
+        "length 1 over its features: they are normalised over the batch axis",
+        fix="normalise each sample: F.normalize(outputs, dim=1)",
+    )
+
+
 CAUSE = Cause(
     name="batch_mixing",
     meaning="a sample's output depends on other samples",
@@ -194,6 +226,8 @@ CAUSE = Cause(
         place_in_the_batch,
         state_of_others,
         overlaid_graphs,
+        mixed_graphs,
+        normalised_over_the_batch,
     ),
     fix="keep the batch axis apart: look for view or reshape where permute is meant, batch_first, "
     "and statistics or attention over axis 0. If samples lie along another axis, or depend on each "

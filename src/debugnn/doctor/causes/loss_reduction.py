@@ -1,5 +1,6 @@
 """A loss that is summed over the batch, or gradients summed over batches."""
 
+import math
 from collections.abc import Iterable, Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign
@@ -88,6 +89,24 @@ def outweighed(evidence: Evidence) -> Iterator[Sign]:
     )
 
 
+def summed_term(evidence: Evidence) -> Iterator[Sign]:
+    """One term of the loss is a sum over the samples of the batch, and another one a mean."""
+    shape = evidence.loss.summed_term
+    if shape is None:
+        return
+    values = math.prod(shape)
+    yield Sign(
+        severity(evidence),
+        f"one term of the loss is the sum of {values:,} errors, of shape {tuple(shape)}, and "
+        "another one is a mean: the sum weighs more the larger the batch is",
+        "take the mean over the samples in both, or the sum over all and divide it by their number",
+        evidence={"values_summed": values},
+        confidence="certain",
+        override=None,
+        harm="the weights go where the summed term pulls them",
+    )
+
+
 def trials(evidence: Evidence) -> Iterable[Trial]:
     """Average a loss that is summed; divide gradients that are added up."""
     if summed(evidence) and not _is_a_bound(evidence):
@@ -100,7 +119,7 @@ CAUSE = Cause(
     name="loss_reduction",
     meaning="a loss or gradients summed where a mean is meant, or terms of other scales",
     kind=Kind.RIVAL,
-    rules=(summed_loss, undivided_accumulation, outweighed),
+    rules=(summed_term, summed_loss, undivided_accumulation, outweighed),
     fix='average the loss over the batch (reduction="mean")',
     harm="gradients grow with the batch size, and with them every step",
     source="TheDeepChecker (Ben Braiek & Khomh 2023): the loss doubles with the batch",

@@ -161,6 +161,8 @@ class LossFacts:
     samples_compete: bool = False  # a softmax over the samples makes the likelihoods of classes
     crossed: list[int] | None = None  # shape in which each output is compared with every target
     multiplied: list[int] | None = None  # the same, multiplied with every sample's factor
+    # Shape of the errors that one of its terms sums over the batch, where another term is a mean.
+    summed_term: list[int] | None = None
     # Outputs that it compares with a target, and has no gradient with respect to.
     detached: list[str] = field(default_factory=list)
     # Operation of the loss that the loop computed → the one that made its input, views left out.

@@ -98,6 +98,10 @@ class NetworkFacts:
     mixing_layers: dict[str, float] = field(
         default_factory=dict
     )  # the same at each module's output
+    # Relative change of the outputs of a batch's graphs by the nodes of other graphs in it.
+    graph_mixing: float | None = None
+    # Each feature of the outputs has length 1 over the samples, and no sample has length 1.
+    unit_features: bool = False
     # Such an output has a gradient with respect to these inputs; None: nothing mixes, or it cannot
     # be told.
     mixing_by_gradient: bool | None = None

@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from debugnn.doctor.evidence import GraphBatchFacts
 from debugnn.doctor.observe.calls import Call, is_plain
+from debugnn.doctor.observe.mixing import LEAST_BATCH, change_over_spread
+from debugnn.doctor.observe.perturbation import Passes, other_values
 
 
 def graph_batch_facts(calls: Sequence[Call]) -> GraphBatchFacts | None:
@@ -38,6 +40,46 @@ def graph_batch_facts(calls: Sequence[Call]) -> GraphBatchFacts | None:
         facts.nodes += len(owner)
         facts.alone += len(owner) - len(edges.unique())
     return facts if facts.batches else None
+
+
+def graph_mixing(model: nn.Module, call: Call) -> float | None:
+    """Return how much the outputs of half of a batch's graphs change when the nodes of others do.
+
+    As `change_over_spread`. None of inputs that are no graphs, of graphs that an edge joins, of
+    outputs that belong neither to graphs nor to nodes, and of a model whose passes differ.
+
+    Args:
+        model: in evaluation mode.
+        call: with the graph of each node (0, 0, …, 1, 1, …).
+    """
+    whole = [t for t in call.tensors() if _is_whole_numbers(t)]
+    owner = next((t for t in whole if _is_owner(t)), None)
+    if owner is None or int(owner[-1]) + 1 < LEAST_BATCH:
+        return None
+    pairs = [e for t in whole if (e := _edges(t, len(owner))) is not None]
+    if any(bool((owner[e[0]] != owner[e[1]]).any()) for e in pairs):
+        return None
+    graphs = int(owner[-1]) + 1
+    first = owner < graphs // 2
+
+    def changed(tensor: Tensor) -> Tensor:
+        if tensor is owner or not is_plain(tensor) or tensor.shape[:1] != owner.shape:
+            return tensor
+        return torch.cat([tensor[first], other_values(tensor[~first], 0)])
+
+    with torch.no_grad():
+        passes = Passes(model, call)
+        before = passes.output
+        after = passes.run(call.map(changed)) if passes.steady else None
+    if before is None or after is None or not before.dim():
+        return None
+    if len(before) == graphs:
+        kept = slice(graphs // 2)
+    elif len(before) == len(owner):
+        kept = slice(int(first.sum()))
+    else:
+        return None
+    return change_over_spread(before[kept], after[kept])
 
 
 def _is_whole_numbers(tensor: Tensor) -> bool:

@@ -160,7 +160,9 @@ class TrainingHooks:
             ((n, p) for n, p in model.named_parameters() if p.requires_grad and id(p) in held),
             key=lambda pair: pair[1].numel(),
         )
-        self._stale.watch([p for _, p in watched[:2]])
+        # A number alone has no direction that could be compared.
+        several = [p for _, p in watched if p.numel() > 1]
+        self._stale.watch((several or [p for _, p in watched])[:2])
         self._erased.watch(watched[:_SMALLEST])
 
     def clear(self) -> None:

@@ -29,6 +29,7 @@ from debugnn.doctor.observe.loss_function.graph import (
     samples_compete,
     singular_operations,
 )
+from debugnn.doctor.observe.loss_function.reductions import unlike_reductions
 from debugnn.doctor.observe.loss_jumps import LossJumps
 from debugnn.doctor.observe.losses import LossCurve, gradient_of, value_of
 from debugnn.doctor.observe.rest import Rest
@@ -188,6 +189,8 @@ class Observer:
             self.evidence.loss.targets_are_a_part = is_a_part(targets)
             self.evidence.loss.crossed = list(crossed(loss) or ()) or None
             self.evidence.loss.samples_compete = samples_compete(loss)
+            sizes = {t.shape[0] for t in (call.tensors() if call is not None else []) if t.dim()}
+            self.evidence.loss.summed_term = list(unlike_reductions(loss, sizes) or ()) or None
             products = multiplied(loss)
             # A matrix that is made for it weighs each pair on purpose: a column is none.
             given = Call((targets,)).tensors()

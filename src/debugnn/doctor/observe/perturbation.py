@@ -81,17 +81,24 @@ def _with_half_changed(call: Call, inputs: Tensor, axis: int, half: int) -> Call
 def _half_changed(tensor: Tensor, axis: int, half: int) -> Tensor:
     middle = tensor.shape[axis] // 2
     parts = list(tensor.split([middle, tensor.shape[axis] - middle], dim=axis))
-    part = parts[half]
+    parts[half] = other_values(parts[half], axis)
+    return torch.cat(parts, dim=axis)
+
+
+def other_values(tensor: Tensor, axis: int) -> Tensor:
+    """Return other values in the place of a tensor's own, of the same kind.
+
+    Args:
+        axis: of the positions.
+    """
     if tensor.is_floating_point():
         # One position in place of all: exchanging them would leave an average over them.
-        one = part.narrow(axis, 0, 1).expand_as(part)
-        parts[half] = one * 0.5 + 0.1 * one.abs().amax().clamp_min(1e-3)
-    elif axis == 0:
-        parts[half] = part.narrow(axis, 0, 1).expand_as(part)
-    else:
-        # Columns may have alphabets of their own, and an index out of range ends a GPU's context.
-        parts[half] = part.narrow(0, 0, 1).expand_as(part)
-    return torch.cat(parts, dim=axis)
+        one = tensor.narrow(axis, 0, 1).expand_as(tensor)
+        return one * 0.5 + 0.1 * one.abs().amax().clamp_min(1e-3)
+    if axis == 0:
+        return tensor.narrow(axis, 0, 1).expand_as(tensor)
+    # Columns may have alphabets of their own, and an index out of range ends a GPU's context.
+    return tensor.narrow(0, 0, 1).expand_as(tensor)
 
 
 def differ(before: Tensor, after: Tensor) -> bool:

@@ -2,18 +2,23 @@
 
 from collections import Counter
 
+import torch
 from torch import nn
 
 from debugnn.doctor.evidence import NetworkFacts
 from debugnn.doctor.observe.architecture import bend
 from debugnn.doctor.observe.buffer import Batch
-from debugnn.doctor.observe.calls import Call
+from debugnn.doctor.observe.calls import Call, first_tensor
+from debugnn.doctor.observe.graph_batches import graph_mixing
 from debugnn.doctor.observe.layout import Layout
 from debugnn.doctor.observe.modes import BATCH_NORM, without_dropout
 from debugnn.doctor.observe.sample_axis import find_samples
 from debugnn.doctor.observe.weights import modules_called
 
 _SAMPLES = 16  # samples of a batch, if they are known to be independent: a dozen passes are made
+
+_LEAST = 4  # samples, and features
+_ROUNDING = 1e-3
 
 
 def note_trained_network(
@@ -40,6 +45,8 @@ def note_trained_network(
     with without_dropout(model, training=False):
         facts.trained_bend = bend(model, call)
         facts.shared_norms = _run_several_times(model, call)
+        facts.graph_mixing = graph_mixing(model, batch.call)
+        facts.unit_features = _has_unit_features(model, batch.call)
         samples = find_samples(model, call, targets, sample_axis)
     if facts.halves_used and samples.halves_used is not None:
         pairs = zip(facts.halves_used, samples.halves_used, strict=True)
@@ -49,6 +56,26 @@ def note_trained_network(
         facts.mixing_by_gradient = samples.mixing_by_gradient
     elif facts.mixing is None and samples.dependence:  # its outputs follow its inputs by now
         facts.mixing_layers = samples.mixing_layers
+
+
+def _has_unit_features(model: nn.Module, call: Call) -> bool:
+    """Return whether outputs (B, D) have columns of length 1, and rows of other lengths.
+
+    Columns that are orthogonal too are those of a basis, which is meant.
+    """
+    given = call.tensors()
+    with torch.no_grad():
+        outputs = first_tensor(call(model))
+    if outputs is None or outputs.dim() != 2 or not given or len(given[0]) != len(outputs):
+        return False
+    if min(outputs.shape) < _LEAST or not outputs.is_floating_point():
+        return False
+    found = outputs.detach().double()
+    columns, rows = found.norm(dim=0), found.norm(dim=1)
+    if (columns - 1).abs().max() > _ROUNDING or (rows - 1).abs().min() < _ROUNDING:
+        return False
+    others = (found.T @ found).fill_diagonal_(0.0)
+    return bool(others.abs().max() > _ROUNDING)
 
 
 def _run_several_times(model: nn.Module, call: Call) -> list[str]:

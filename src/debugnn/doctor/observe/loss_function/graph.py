@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 _NODES = 400  # most nodes of the graph that are searched: the loss's own operation is near
-_VIEWS = frozenset(
+VIEWS = frozenset(
     {
         "View", "UnsafeView", "ReshapeAlias", "Transpose", "T", "Permute", "Clone", "ToCopy",
         "Squeeze", "Unsqueeze", "Slice", "Select", "Expand", "Alias", "Index",
@@ -49,14 +49,14 @@ def loss_sources(loss: Any) -> dict[str, str]:
         return {}
     found: dict[str, str] = {}
     for node in _near(loss.grad_fn):
-        name = _LOSSES.get(_name(node))
+        name = _LOSSES.get(operation_of(node))
         if name is None:
             continue
         source = _source(node)
-        if source is not None and name == "nll_loss" and _name(source) == "LogSoftmax":
+        if source is not None and name == "nll_loss" and operation_of(source) == "LogSoftmax":
             name, source = "cross_entropy", _source(source)
-        if source is not None and _name(source) in _SOURCES:
-            found[name] = _SOURCES[_name(source)]
+        if source is not None and operation_of(source) in _SOURCES:
+            found[name] = _SOURCES[operation_of(source)]
     return found
 
 
@@ -77,10 +77,10 @@ def samples_compete(loss: Any) -> bool:
         return False
     axes = set()
     for node in _near(loss.grad_fn):
-        if _name(node) != "NllLoss":
+        if operation_of(node) != "NllLoss":
             continue
         source = _source(node, _ROWS)
-        if source is None or _name(source) != "LogSoftmax":
+        if source is None or operation_of(source) != "LogSoftmax":
             continue
         shape = source._input_metadata[0].shape
         if len(shape) == 2 and shape[0] != shape[1]:
@@ -117,14 +117,14 @@ def candidates(loss: Any) -> int | None:
         if not pending:
             return counts.pop() if len(counts) == 1 else None
         node = pending.pop()
-        name = _name(node)
+        name = operation_of(node)
         if name == "LogSoftmax":
             counts.add(node._input_metadata[0].shape[_saved_axis(node)])
             continue
         # A factor of each sample is a weight, an advantage for one.
         single = name not in ("Div", "Mul") or not node._input_metadata[0].shape
         whole = not name.startswith("NllLoss") or node._saved_reduction == _MEAN
-        if not (name in _COMBINED | _CHOSEN | _VIEWS and single and whole):
+        if not (name in _COMBINED | _CHOSEN | VIEWS and single and whole):
             return None
         following = [each for each, _ in node.next_functions if each is not None]
         if not following:
@@ -135,7 +135,7 @@ def candidates(loss: Any) -> int | None:
 
 # What compares outputs with targets, entry by entry, and what may stand between it and the loss.
 _COMPARISONS = frozenset({"MseLoss", "SmoothL1Loss", "HuberLoss", "Pow", "Abs"})
-_REDUCED = _VIEWS | {"Mean", "Sum", "Add", "Sub", "Mul", "Div", "Neg", "Stack"}
+_REDUCED = VIEWS | {"Mean", "Sum", "Add", "Sub", "Mul", "Div", "Neg", "Stack"}
 # What may stand between the loss and a product of each sample's output with its factor, as the
 # ratio of an action's probabilities with its advantage.
 _OF_PRODUCTS = frozenset({"Mean", "Neg", "Add", "Sub", "Minimum", "Maximum"})
@@ -179,12 +179,12 @@ def _first_shape(
             return None
         node = pending.pop()
         following = [each for each, _ in node.next_functions if each is not None]
-        if _name(node) in wanted:
+        if operation_of(node) in wanted:
             shape = shape_of(node, following)
             if shape is not None:
                 return shape
-        scaled = _name(node) in _OF_NUMBERS and not node._input_metadata[0].shape
-        if _name(node) in passed or scaled:
+        scaled = operation_of(node) in _OF_NUMBERS and not node._input_metadata[0].shape
+        if operation_of(node) in passed or scaled:
             pending += following
     return None
 
@@ -205,13 +205,15 @@ def singular_operations(loss: Any) -> list[str]:
     """
     if not isinstance(loss, Tensor) or loss.grad_fn is None:
         return []
-    names = (_SINGULAR.get(_name(node)) for node in _near(loss.grad_fn) if not _is_smooth(node))
+    names = (
+        _SINGULAR.get(operation_of(node)) for node in _near(loss.grad_fn) if not _is_smooth(node)
+    )
     return list(dict.fromkeys(name for name in names if name is not None))
 
 
 def _is_smooth(node: Any) -> bool:
     """Return whether an operation is a power that has a derivative everywhere, as a square."""
-    return _name(node) == "Pow" and getattr(node, "_saved_exponent", 0) >= 1
+    return operation_of(node) == "Pow" and getattr(node, "_saved_exponent", 0) >= 1
 
 
 def _multiplied_below(product: Any, nodes: list[Any]) -> tuple[int, ...] | None:
@@ -226,7 +228,7 @@ def _multiplied_below(product: Any, nodes: list[Any]) -> tuple[int, ...] | None:
 
 def _crossed_below(comparison: Any, nodes: list[Any]) -> tuple[int, ...] | None:
     """Return the shape to which the one input of a comparison that has a gradient is broadcast."""
-    while len(nodes) == 1 and _name(nodes[0]) in ("Expand", "Sub"):
+    while len(nodes) == 1 and operation_of(nodes[0]) in ("Expand", "Sub"):
         shape = tuple(nodes[0]._input_metadata[0].shape)
         nodes = [each for each, _ in nodes[0].next_functions if each is not None]
         if len(nodes) == 1 and not hasattr(nodes[0], "variable"):
@@ -242,7 +244,7 @@ def _near(root: Any) -> Iterator[Any]:
     while pending and len(seen) < _NODES:
         node = pending.pop(0)
         yield node
-        if _name(node) in _LOSSES:
+        if operation_of(node) in _LOSSES:
             continue
         for following, _ in node.next_functions:
             if following is not None and following not in seen:
@@ -250,7 +252,7 @@ def _near(root: Any) -> Iterator[Any]:
                 pending.append(following)
 
 
-def _source(node: Any, passed: frozenset[str] = _VIEWS) -> Any:
+def _source(node: Any, passed: frozenset[str] = VIEWS) -> Any:
     """Return the node that made the first input, beyond views and a bias; None of a leaf.
 
     Args:
@@ -261,7 +263,7 @@ def _source(node: Any, passed: frozenset[str] = _VIEWS) -> Any:
         if _is_biased(node):
             following = [each for each in following if not hasattr(each, "variable")]
         node = following[0] if following else None
-        if node is None or not (_name(node) in passed or _is_biased(node)):
+        if node is None or not (operation_of(node) in passed or _is_biased(node)):
             return node
     return None
 
@@ -270,9 +272,9 @@ def _is_biased(node: Any) -> bool:
     """Return whether a node adds a leaf to something that is none: a linear layer's bias."""
     following = [each for each, _ in node.next_functions if each is not None]
     leaves = sum(hasattr(each, "variable") for each in following)
-    return _name(node) == "Add" and len(following) == 2 and leaves == 1
+    return operation_of(node) == "Add" and len(following) == 2 and leaves == 1
 
 
-def _name(node: Any) -> str:
+def operation_of(node: Any) -> str:
     """Return a node's operation: `CtcLoss` of `CtcLossBackward0`."""
     return node.name().partition("Backward")[0]
