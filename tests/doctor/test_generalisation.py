@@ -224,6 +224,40 @@ def test_labels_that_are_coded_otherwise_in_validation():
     assert found_by("bad_labels", given) == []
 
 
+def words(samples, table, seed):
+    """Sentences of six of 20 words, of the class that most of them belong to."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(4, (samples,), generator=generator)
+    own = labels[:, None] * 5 + torch.randint(5, (samples, 6), generator=generator)
+    other = torch.randint(20, (samples, 6), generator=generator)
+    return table[torch.where(torch.rand(own.shape, generator=generator) < 0.8, own, other)], labels
+
+
+@pytest.mark.parametrize("renumbered", ["words", "labels", "shuffled labels", None])
+def test_words_that_are_numbered_otherwise_are_told_from_labels_that_are(renumbered):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.EmbeddingBag(20, 16), nn.ReLU(), nn.Linear(16, 4))
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    other = torch.randperm(20) if renumbered == "words" else torch.arange(20)
+    train, val = words(800, torch.arange(20), 0), words(400, other, 1)
+    if renumbered == "labels":
+        val = val[0], (val[1] + 1) % 4
+    if renumbered == "shuffled labels":
+        val = val[0], val[1][torch.randperm(400)]
+    with Doctor(model, optimizer, nn.CrossEntropyLoss()) as doctor:
+        for _ in range(8):
+            for rows in torch.randperm(800).split(32):
+                loss = nn.functional.cross_entropy(model(train[0][rows]), train[1][rows])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                doctor.step(loss, train[0][rows], train[1][rows])
+            doctor.validate(*val)
+        report = doctor.report()
+    wanted = {"words": ["train_test_mismatch"], None: []}.get(renumbered, ["bad_labels"])
+    assert [f.cause for f in report.findings if f.severity != "note"][:1] == wanted
+
+
 def test_a_rare_class_that_a_simple_model_recognises_is_shown_to_be_lost():
     given = evidence()
     given.data.class_counts[4] = 8

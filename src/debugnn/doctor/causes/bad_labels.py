@@ -4,14 +4,18 @@ from collections.abc import Iterable, Iterator
 from statistics import fmean
 
 from debugnn.doctor.causes.cause import Cause, Kind, Rule, Sign, first_of
+from debugnn.doctor.causes.signals.carried_over import (
+    RENAMED,
+    SAMPLES,
+    follows_another_code,
+    lost_on_validation,
+)
 from debugnn.doctor.causes.signals.data import (
     MATCH,
     OTHER_MATCH,
     RARE,
-    SHIFTED,
     constant_inputs,
     rarest_share,
-    scale_shift,
     shift,
     transfer_skill,
 )
@@ -33,7 +37,6 @@ from debugnn.doctor.causes.signals.skill import (
     judged,
     last_validation,
     reached,
-    scaled_otherwise,
 )
 from debugnn.doctor.causes.signals.trials import cured, learns_better, trial_numbers
 from debugnn.doctor.causes.wrong_loss import unbounded
@@ -60,19 +63,11 @@ TWO = 2
 SCALED_DOWN = 0.05
 # Skill on training samples that validation is compared with.
 LEARNT_WELL = 0.4
-# Accuracy under the best renaming of the classes, where the accuracy without one is at chance.
-RENAMED = 0.5
-# Share of a simple model's skill, or of the network's, that is left on validation labels.
-LOST = 0.3
-# Skill of a simple model on training samples that can be lost.
-SIMPLE_LEARNS = 0.4
 # Skill at telling validation from training inputs below which the inputs are alike.
 ALIKE = 0.3
 # Axes of the inputs beyond which nearest neighbours and linear models prove little: what a pattern
 # in a sequence or an image means does not hang on its place.
 TABLE_AXES = 2
-# Distinct samples below which a simple model's skill is too uncertain.
-SAMPLES = 150
 # Correlation of what pixels tell with a sample's own target, over that with another sample's, in
 # standard errors, from which images and targets belong together: by chance in one of 700.
 ALIGNED = 3.0
@@ -257,17 +252,8 @@ def coded_otherwise(evidence: Evidence) -> Iterator[Sign]:
         return
     found, transfer = reached(evidence), transfer_skill(evidence)
     renamed = (data.relabelled_skill or 0) > RENAMED and kept < AT_CHANCE
-    misplaced = (
-        transfer is not None
-        and data.simple_skill is not None
-        and data.distinct >= SAMPLES
-        and data.simple_skill > SIMPLE_LEARNS
-        and transfer < LOST * data.simple_skill
-        and kept < LOST * found
-        and (shift(evidence) or 0) < ALIKE
-        and (scale_shift(evidence) or 0) < SHIFTED
-        and scaled_otherwise(evidence) is None
-    )
+    alike = (shift(evidence) or 0) < ALIKE
+    misplaced = alike and lost_on_validation(evidence) and not follows_another_code(evidence)
     if found > LEARNT_WELL and (renamed or misplaced) and other_preparation(evidence) is None:
         yield Sign(
             "error",

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
+from debugnn.doctor.causes.signals.carried_over import follows_another_code, lost_on_validation
 from debugnn.doctor.causes.signals.data import (
     inputs_differ,
     scale_shift,
@@ -194,6 +195,32 @@ def values_at_another_scale(evidence: Evidence) -> Iterator[Sign]:
     )
 
 
+def inputs_of_another_code(evidence: Evidence) -> Iterator[Sign]:
+    """Validation labels follow from validation inputs alone, and not as in the training."""
+    if not judged(evidence) or other_preparation(evidence) is not None:
+        return
+    if not lost_on_validation(evidence) or not follows_another_code(evidence):
+        return
+    kept, within = held_out(evidence) or 0.0, evidence.data.within_validation or 0.0
+    yield Sign(
+        "error",
+        f"what is learnt on training samples (skill {reached(evidence):.2f}) does not hold for "
+        f"validation samples ({kept:.2f}), though a simple model of some of these knows the others "
+        f"({within:.2f}), and no other order of the classes helps: the inputs of both sets are "
+        "coded by different tables",
+        fix="number tokens and categories, and order columns, by the training set's table alone, "
+        "and read both sets with it",
+        evidence={
+            "train_skill": reached(evidence),
+            "validation_skill": kept,
+            "simple_model_within_validation": within,
+            "simple_model_train_to_validation": transfer_skill(evidence),
+        },
+        confidence="shown",
+        harm="the network is given other inputs than those that it was trained on",
+    )
+
+
 CAUSE = Cause(
     name="train_test_mismatch",
     meaning="validation data unlike the training data",
@@ -202,6 +229,7 @@ CAUSE = Cause(
         first_of(
             prepared_otherwise,
             one_class_alone,
+            inputs_of_another_code,
             unlike_inputs,
             standardised_alone,
             values_at_another_scale,
