@@ -64,16 +64,9 @@ def extra_jobs(overrides: Sequence[str], jobs: int, output: Path, log: Path) -> 
 
 def _project(mark: Path, arguments: list[str]) -> None:
     """Run train.py until the end of its first update."""
-    from debugnn.training.loop import Training
+    from torch.optim.optimizer import register_optimizer_step_post_hook
 
-    update = Training.update
-
-    def first(training: Training) -> object:
-        result = update(training)
-        _done(mark)
-        return result
-
-    Training.update = first
+    register_optimizer_step_post_hook(lambda *_: _done(mark))
     sys.argv = ["train.py", *arguments]
     runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
 
