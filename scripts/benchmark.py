@@ -161,12 +161,15 @@ class Benchmark:
             ]
             self.workers[f"{name}_together"] = Together(members)
 
-    def start_watched(self, stack: ExitStack, wandb: str) -> None:
-        """Start the only process that `measure_again` needs."""
-        settings = _settings("fp32", wandb)
-        self.workers["fp32"] = self._started(
-            stack, "fp32", "benchmarking.project:Project", settings
+    def start_alone(self, stack: ExitStack, wandb: str) -> None:
+        """Start the processes that `measure_again` needs, of one run each."""
+        self.workers["notebook"] = self._started(
+            stack, "notebook", "benchmarking.notebook:Notebook", {}
         )
+        for precision in self.precisions:
+            self.workers[precision] = self._started(
+                stack, precision, "benchmarking.project:Project", _settings(precision, wandb)
+            )
 
     def _started(
         self, stack: ExitStack, name: str, side: str, settings: dict[str, str],
@@ -211,16 +214,22 @@ class Benchmark:
         return left_out
 
     def measure_again(self, results: Results) -> Results:
-        """Measure the small overheads, start-up and memory again, and keep the other results."""
+        """Measure what small overheads make up again, start-up and memory; keep the other results.
+
+        A step of the regression net, which computes next to nothing, is one of these.
+        """
         self.results = results
+        taken = self._steps("regression")
+        for precision in self.precisions:
+            self._ratio(f"step_regression_{precision}", taken, precision, 1)
         self._overheads_of_this_project()
         self._startup()
         self._memory()
         results.notes = [note for note in results.notes if "measured again" not in note]
         results.notes.append(
-            "The overheads of the doctor, of torch.nn's layers and of tenfold data (up to "
-            f"{self.effort.overhead_rounds} rounds), start-up and memory were measured again, on a "
-            "later day or state of the code."
+            "A step of the regression net alone, the overheads of the doctor, of torch.nn's layers "
+            f"and of tenfold data (up to {self.effort.overhead_rounds} rounds), start-up and "
+            "memory were measured again, on a later day or state of the code."
         )
         return results
 
@@ -570,7 +579,8 @@ def main() -> int:
     )
     parser.add_argument(
         "--again", action="store_true",
-        help="measure only small overheads, start-up and memory; keep DIR's other numbers",
+        help="measure only small overheads, the regression net's step among them, start-up and "
+        "memory; keep DIR's other numbers",
     )  # fmt: skip
     parser.add_argument(
         "--wandb", choices=["offline", "disabled"], default="offline", help="this project's sink"
@@ -587,7 +597,7 @@ def main() -> int:
                 if options.output is None:
                     parser.error("--again needs --output, whose numbers it keeps")
                 kept = (options.output / "benchmark.json").read_text(encoding="utf-8")
-                benchmark.start_watched(stack, options.wandb)
+                benchmark.start_alone(stack, options.wandb)
                 results = benchmark.measure_again(Results(**json.loads(kept)))
             else:
                 benchmark.start_workers(stack, options.wandb)
