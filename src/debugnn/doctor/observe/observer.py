@@ -14,7 +14,7 @@ from debugnn.doctor.hopeless import why_hopeless
 from debugnn.doctor.nonfinite.replay import NonFiniteReplay
 from debugnn.doctor.nonfinite.weights import spoilt_by_update
 from debugnn.doctor.observe import devices
-from debugnn.doctor.observe.calls import Call, as_call, is_a_part, scores_of
+from debugnn.doctor.observe.calls import Call, as_call, is_a_part, is_plain, scores_of
 from debugnn.doctor.observe.first_batch import FirstBatch
 from debugnn.doctor.observe.gatherer import Gatherer
 from debugnn.doctor.observe.graph import look_at_copy
@@ -189,7 +189,8 @@ class Observer:
             self.evidence.loss.targets_are_a_part = is_a_part(targets)
             self.evidence.loss.crossed = list(crossed(loss) or ()) or None
             self.evidence.loss.samples_compete = samples_compete(loss)
-            sizes = {t.shape[0] for t in (call.tensors() if call is not None else []) if t.dim()}
+            given = [] if call is None else list(filter(is_plain, call.tensors()))
+            sizes = {tensor.shape[0] for tensor in given if tensor.dim()}
             self.evidence.loss.summed_term = list(unlike_reductions(loss, sizes) or ()) or None
             products = multiplied(loss)
             # A matrix that is made for it weighs each pair on purpose: a column is none.

@@ -8,7 +8,7 @@ from torch import nn
 from debugnn.doctor.evidence import NetworkFacts
 from debugnn.doctor.observe.architecture import bend
 from debugnn.doctor.observe.buffer import Batch
-from debugnn.doctor.observe.calls import Call, first_tensor
+from debugnn.doctor.observe.calls import Call, first_tensor, is_plain
 from debugnn.doctor.observe.graph_batches import graph_mixing
 from debugnn.doctor.observe.layout import Layout
 from debugnn.doctor.observe.modes import BATCH_NORM, without_dropout
@@ -63,10 +63,12 @@ def _has_unit_features(model: nn.Module, call: Call) -> bool:
 
     Columns that are orthogonal too are those of a basis, which is meant.
     """
-    given = call.tensors()
+    given = list(filter(is_plain, call.tensors()))
     with torch.no_grad():
         outputs = first_tensor(call(model))
-    if outputs is None or outputs.dim() != 2 or not given or len(given[0]) != len(outputs):
+    if outputs is None or not is_plain(outputs) or outputs.dim() != 2:
+        return False
+    if not any(tensor.shape[:1] == outputs.shape[:1] for tensor in given):
         return False
     if min(outputs.shape) < _LEAST or not outputs.is_floating_point():
         return False
