@@ -54,12 +54,12 @@ def graph_mixing(model: nn.Module, call: Call) -> float | None:
     """
     whole = [t for t in call.tensors() if _is_whole_numbers(t)]
     owner = next((t for t in whole if _is_owner(t)), None)
-    if owner is None or int(owner[-1]) + 1 < LEAST_BATCH:
+    graphs = 0 if owner is None else int(owner[-1]) + 1
+    if owner is None or graphs < LEAST_BATCH:
         return None
     pairs = [e for t in whole if (e := _edges(t, len(owner))) is not None]
     if any(bool((owner[e[0]] != owner[e[1]]).any()) for e in pairs):
         return None
-    graphs = int(owner[-1]) + 1
     first = owner < graphs // 2
 
     def changed(tensor: Tensor) -> Tensor:

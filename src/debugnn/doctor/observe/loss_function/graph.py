@@ -126,7 +126,7 @@ def candidates(loss: Any) -> int | None:
         whole = not name.startswith("NllLoss") or node._saved_reduction == _MEAN
         if not (name in _COMBINED | _CHOSEN | VIEWS and single and whole):
             return None
-        following = [each for each, _ in node.next_functions if each is not None]
+        following = inputs_of(node)
         if not following:
             return None
         pending += following
@@ -178,7 +178,7 @@ def _first_shape(
         if not pending:
             return None
         node = pending.pop()
-        following = [each for each, _ in node.next_functions if each is not None]
+        following = inputs_of(node)
         if operation_of(node) in wanted:
             shape = shape_of(node, following)
             if shape is not None:
@@ -230,7 +230,7 @@ def _crossed_below(comparison: Any, nodes: list[Any]) -> tuple[int, ...] | None:
     """Return the shape to which the one input of a comparison that has a gradient is broadcast."""
     while len(nodes) == 1 and operation_of(nodes[0]) in ("Expand", "Sub"):
         shape = tuple(nodes[0]._input_metadata[0].shape)
-        nodes = [each for each, _ in nodes[0].next_functions if each is not None]
+        nodes = inputs_of(nodes[0])
         if len(nodes) == 1 and not hasattr(nodes[0], "variable"):
             own = tuple(nodes[0]._input_metadata[0].shape)
             if len(shape) == 2 and shape[0] == shape[1] > 1 and math.prod(own) == shape[0]:
@@ -270,9 +270,14 @@ def _source(node: Any, passed: frozenset[str] = VIEWS) -> Any:
 
 def _is_biased(node: Any) -> bool:
     """Return whether a node adds a leaf to something that is none: a linear layer's bias."""
-    following = [each for each, _ in node.next_functions if each is not None]
+    following = inputs_of(node)
     leaves = sum(hasattr(each, "variable") for each in following)
     return operation_of(node) == "Add" and len(following) == 2 and leaves == 1
+
+
+def inputs_of(node: Any) -> list[Any]:
+    """Return the nodes that a node's inputs come from, as far as these have a gradient."""
+    return [each for each, _ in node.next_functions if each is not None]
 
 
 def operation_of(node: Any) -> str:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from debugnn.doctor.observe.loss_function.graph import VIEWS, operation_of
+from debugnn.doctor.observe.loss_function.graph import VIEWS, inputs_of, operation_of
 
 _NODES = 60  # most nodes of a term that are looked at
 _FEWEST = 8  # values whose sum is larger than their mean by more than a weight would be
@@ -60,17 +60,17 @@ def _terms(root: Any) -> Iterator[_Term]:
         if not pending:
             return
         node, factors = pending.pop()
-        name, following = operation_of(node), _following(node)
+        name, following = operation_of(node), inputs_of(node)
         if name in _LOSSES and node._saved_reduction in _CODES and following:
             shape = _shape(following[0])
             yield _Term(_CODES[node._saved_reduction], shape, factors, error=True, divergence=False)
         elif name in ("Sum", "Mean") and following:
             below = following[0]
             # A sum over the samples of means over their entries, and the other way round.
-            while operation_of(below) in ("Sum", "Mean", *VIEWS) and _following(below):
+            while operation_of(below) in ("Sum", "Mean", *VIEWS) and inputs_of(below):
                 if operation_of(below) == "Mean" and name == "Sum" and len(_shape(below)) == 0:
                     break
-                below = _following(below)[0]
+                below = inputs_of(below)[0]
             shape = _shape(below)
             if shape and math.prod(shape) >= _FEWEST:
                 error = operation_of(below) in _ERRORS and not _is_of_a_leaf(below)
@@ -81,10 +81,6 @@ def _terms(root: Any) -> Iterator[_Term]:
             pending += [(each, factors + 1) for each in following]
 
 
-def _following(node: Any) -> list[Any]:
-    return [each for each, _ in node.next_functions if each is not None]
-
-
 def _shape(node: Any) -> tuple[int, ...]:
     if hasattr(node, "variable"):
         return tuple(node.variable.shape)
@@ -93,9 +89,9 @@ def _shape(node: Any) -> tuple[int, ...]:
 
 def _is_of_a_leaf(node: Any) -> bool:
     """Return whether an operation is one of a parameter alone, as a penalty of weights."""
-    following = _following(node)
+    following = inputs_of(node)
     while following and operation_of(following[0]) in VIEWS:
-        following = _following(following[0])
+        following = inputs_of(following[0])
     return len(following) == 1 and hasattr(following[0], "variable")
 
 
@@ -111,5 +107,5 @@ def _is_divergence(node: Any) -> bool:
         each = pending.pop()
         names.add(operation_of(each))
         if operation_of(each) in ("Add", "Sub", "Rsub", "Neg", "Mul", "Div", "Pow", *VIEWS):
-            pending += _following(each)
+            pending += inputs_of(each)
     return "Pow" in names and bool({"Exp", "Log"} & names) and bool({"Add", "Sub", "Rsub"} & names)
