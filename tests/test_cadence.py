@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from debugnn.cadence import is_due
+from debugnn.cadence import is_due, next_due
 
 
 @pytest.mark.parametrize("every", [1, 7, 20])
@@ -17,6 +17,15 @@ def test_the_number_of_looks_grows_with_the_logarithm_of_the_steps(every, dense)
     later = looks[dense + 1 :]
     gaps = zip(looks[dense:], later, strict=False)
     assert all(after - before <= 2 * before / dense for before, after in gaps)
+
+
+@pytest.mark.parametrize("every", [1, 7, 20])
+@pytest.mark.parametrize("dense", [2, 4, 20, None])
+def test_nothing_is_due_before_the_step_that_is_named(every, dense):
+    for step in range(3000):
+        following = next_due(step, every, dense)
+        assert following > step
+        assert not any(is_due(s, every, dense) for s in range(step + 1, following))
 
 
 def test_the_distance_stays_where_that_is_asked_for():

@@ -1,6 +1,6 @@
 """At which steps the layers of a training are looked at."""
 
-DENSE = 20
+DENSE = 10
 
 
 def is_due(step: int, every: int, dense: int | None = DENSE) -> bool:
@@ -13,7 +13,17 @@ def is_due(step: int, every: int, dense: int | None = DENSE) -> bool:
     Args:
         dense: None leaves the distance as it is.
     """
+    return step % _distance(step, every, dense) == 0
+
+
+def next_due(step: int, every: int, dense: int | None = DENSE) -> int:
+    """Return a step after this one, up to which none is looked at; arguments as of `is_due`."""
+    distance = _distance(step, every, dense)
+    return step - step % distance + distance
+
+
+def _distance(step: int, every: int, dense: int | None) -> int:
+    """Return how far apart the steps around this one are that are looked at."""
     if dense is None:
-        return step % every == 0
-    doublings = max(0, (2 * step // (dense * every)).bit_length() - 1)
-    return step % (every << doublings) == 0
+        return every
+    return every << max(0, (2 * step // (dense * every)).bit_length() - 1)

@@ -195,7 +195,7 @@ class TaskConfig:
 class DoctorConfig:
     enabled: bool = True
     every: int = number(20, "[1, inf)")
-    dense: int | None = number(20, "[1, inf)")
+    dense: int | None = number(10, "[1, inf)")
     bins: int = number(64, "[2, inf)")
     budget: int = number(200, "[0, inf)")
     keep: bool = True

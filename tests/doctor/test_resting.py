@@ -91,7 +91,7 @@ def in_evaluation_mode(model, inputs):
 
 
 def test_hooks_are_on_at_few_steps():
-    assert train(RestingDoctor)[2] < 130
+    assert train(RestingDoctor)[2] < 60
     assert train(Watched)[2] == STEPS
 
 
@@ -228,6 +228,18 @@ def test_a_loop_that_does_not_say_what_it_does_is_watched_at_every_step():
                 super().before_update(outputs, norm)
 
     assert train(Silent)[2] == train(Doctor)[2] == STEPS
+
+
+def test_the_evidence_holds_every_step_while_the_doctor_rests():
+    seen = []
+
+    class Asked(RestingDoctor):
+        def step(self, loss, inputs=None, targets=None):
+            super().step(loss, inputs, targets)
+            seen.append((self.evidence.loop.steps, self.evidence.loop.optimizer_steps))
+
+    train(Asked)
+    assert seen == [(step, step) for step in range(1, STEPS + 1)]
 
 
 def test_hooks_come_off_with_the_doctor():

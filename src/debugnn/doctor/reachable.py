@@ -6,7 +6,8 @@ import types
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import cache, partial
+from functools import cache, lru_cache, partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -122,7 +123,7 @@ class Reached:
         if function.__dict__:
             self._notes.append(partial(_contents, function.__dict__))
             self._push(function.__dict__.values())
-        names = set(names_in(function.__code__))
+        names = names_in(function.__code__)
         known = {n: function.__globals__[n] for n in names if n in function.__globals__}
         self._push(known.values())
         values = {n: v for n, v in known.items() if not isinstance(v, _CODE)}
@@ -350,12 +351,11 @@ def _shared_functions(model: nn.Module | None) -> Iterator[types.FunctionType]:
                 yield value
 
 
-def names_in(code: types.CodeType) -> Iterator[str]:
-    """Yield the names that code uses, and code inside of it."""
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from names_in(constant)
+@lru_cache(maxsize=1024)
+def names_in(code: types.CodeType) -> tuple[str, ...]:
+    """Return the names that code uses, and code inside of it, each once, in their order."""
+    inner = [names_in(c) for c in code.co_consts if isinstance(c, types.CodeType)]
+    return tuple(dict.fromkeys(chain(code.co_names, *inner)))
 
 
 def _address(tensor: Tensor) -> int | None:

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
+from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.watch import Doctor
 
 
@@ -13,11 +14,17 @@ class RestingDoctor(Doctor):
     On a net whose step takes 0.2 ms the calls of the hooks alone take a fifth of it. The loop must
     call the model once for each update, in training mode, and say so by `before_update`; and it
     must call `before_evaluation` before it evaluates the model. What it does is compared with that
-    at the first hundred steps and around each probe after them; see `observe.rest`. A loop that
+    at the first twenty steps and around each probe after them; see `observe.rest`. A loop that
     does something else is watched at every step, as `Doctor` does.
 
     Arguments as of `Doctor`, except for `on_nonfinite`, which has every step looked at.
     """
+
+    @property
+    def evidence(self) -> Evidence:
+        """What has been seen; brought up to date by `report`."""
+        self._observer.rest.settle()
+        return super().evidence
 
     def before_update(self, outputs: Tensor, norm: Tensor) -> None:
         """To be called in each step between the backward pass and the optimiser's step.
@@ -43,7 +50,7 @@ class RestingDoctor(Doctor):
         rest = self._observer.rest
         if not rest.step(loss, inputs, targets):
             super().step(loss, inputs, targets)
-        rest.plan()
+            rest.plan()
 
     def validate(self, inputs: Any, targets: Any = None) -> None:
         """Evaluate a copy of the model on some validation samples; see `Doctor.validate`."""

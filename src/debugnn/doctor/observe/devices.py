@@ -5,4 +5,4 @@ from torch import Tensor
 
 def waits(tensor: Tensor) -> bool:
     """Return True if reading the tensor's values means waiting for its device."""
-    return tensor.device.type != "cpu"
+    return not tensor.is_cpu

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from debugnn.cadence import is_due
+from debugnn.cadence import is_due, next_due
 from debugnn.doctor import troubles
 from debugnn.doctor.copies import undisturbed
 from debugnn.doctor.evidence import Evidence
@@ -121,6 +121,16 @@ class WatchedTraining:
         self.probe_due = self._is_of_probe(step)
         self.probe_follows = self._is_of_probe(step + 1)
         self.reading_due = self.probe_due or step % self.every == 0
+
+    def quiet_steps(self, reads: bool) -> int:
+        """Return a number of steps, from this one on, at which nothing is due, nor just after them.
+
+        Args:
+            reads: that numbers are read counts too.
+        """
+        step = self.evidence.loop.steps
+        quiet = next_due(step, self.every) - 1 - step
+        return min(quiet, self.every - step % self.every) if reads else quiet
 
     def _is_of_probe(self, step: int) -> bool:
         return is_due(step, self.every) or step in _EARLY_PROBES
