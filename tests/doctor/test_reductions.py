@@ -39,6 +39,9 @@ SUMMED = {
             torch.distributions.Normal(0.0, 1.0)).sum(),
     "the loss of a library": lambda: F.mse_loss(errors(), errors(), reduction="sum")
         + 3 * errors().mean(),
+    "in a loss that is scaled as a whole": lambda:
+        (errors().mean() + divergence(*codes()).sum()) * 0.5 / 4,
+    "of two errors": lambda: errors().mean() + (errors() + 0.25 * errors()).sum(),
 }  # fmt: skip
 MEANT = {
     "means": lambda: errors().mean() + F.mse_loss(errors(), errors()),
@@ -50,6 +53,7 @@ MEANT = {
     "a divergence with a weight": lambda: errors().mean() + 1e-3 * divergence(*codes()).sum() * 0.1,
     "a penalty of the weights": lambda: errors().mean() + weights().sum(),
     "a sum over a few terms": lambda: torch.stack([errors().mean(), errors().mean()]).sum(),
+    "two penalties of the weights": lambda: errors().mean() + (weights() + 2 * weights()).sum(),
     "one term": lambda: errors().sum(),
 }
 

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from debugnn.faults.cases import case
@@ -106,7 +107,30 @@ def edges_not_shifted(setup: Setup) -> None:
     setup.change_batch = unshifted
 
 
+class WeighedNodes(nn.Module):
+    """Weighs the nodes' values against each other: those of all graphs of the batch."""
+
+    def __init__(self, head: nn.Module, width: int) -> None:
+        super().__init__()
+        self.head, self.weight = head, nn.Linear(width, 1)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.head(h) * self.weight(h).softmax(dim=0)
+
+
+def weighed_over_graphs(setup: Setup) -> None:
+    """The weights of a graph's nodes sum to 1 over the whole batch of graphs."""
+    model: Any = setup.model
+    model.head = WeighedNodes(model.head, model.own.out_features)
+
+
+def unit_length_over_batch(setup: Setup) -> None:
+    """The embeddings get unit length along the batch, not along their features."""
+    setup.model = nn.Sequential(*layers(setup.model), Apply(lambda x: F.normalize(x, dim=0)))
+
+
 TUNING = [
+    case("small_graphs", weighed_over_graphs),
     case("lstm", time_before_batch),
     case("gru_clipped", time_before_batch),
     case("gru_clipped", reshape_for_transpose),
@@ -119,6 +143,7 @@ TUNING = [
 ]
 
 HELD_OUT = [
+    case("siamese_net", unit_length_over_batch),
     case("transformer", attention_over_batch),
     case("cnn", channels_before_batch),
     case("mlp", gated_over_batch, position=1),

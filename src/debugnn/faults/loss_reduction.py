@@ -1,6 +1,7 @@
 """A loss that is summed over the batch, or whose terms are of other scales."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Categorical, Normal
 
@@ -83,7 +84,30 @@ def summed_over_batches(setup: Setup, batches: int, lr: float) -> None:
     change_optimizer(setup, lr=lr)
 
 
+def divergence_summed(setup: Setup) -> None:
+    """A divergence that is summed over the batch, beside the mean of the squared errors."""
+
+    def bound(outputs: tuple[Tensor, Tensor, Tensor], targets: Tensor) -> Tensor:
+        rebuilt, mean, log_variance = outputs
+        kl = -0.5 * (1 + log_variance - mean.square() - log_variance.exp()).sum()
+        return F.mse_loss(rebuilt, targets) + kl
+
+    setup.loss_fn = bound
+
+
+def commitment_summed(setup: Setup) -> None:
+    """How far codes and a codebook's entries are apart is summed over the batch, errors are not."""
+
+    def loss_fn(outputs: tuple[Tensor, Tensor, Tensor], targets: Tensor) -> Tensor:
+        rebuilt, codes, chosen = outputs
+        apart = (chosen - codes.detach()).square() + 0.25 * (codes - chosen.detach()).square()
+        return (rebuilt - targets).square().mean() + apart.sum()
+
+    setup.loss_fn = loss_fn
+
+
 TUNING = [
+    case("variational_autoencoder", divergence_summed, ("over_regularised",)),
     case("digit_and_darkness", darkness_unscaled, unit=8000.0),
     case("mlp_momentum", summed_over_batches, ("lr_too_high",), batches=16, lr=0.1),
     case("cnn_batch_norm", summed_over_batches, ("lr_too_high",), batches=12, lr=0.3),
@@ -103,6 +127,7 @@ TUNING = [
 ]
 
 HELD_OUT = [
+    case("quantised_autoencoder", commitment_summed),
     case("mlp_sgd", log_likelihood, batch_size=128),
     case("ten_prototypes", log_likelihood, batch_size=64),
     case("friedman_sgd", inner_product, batch_size=64),

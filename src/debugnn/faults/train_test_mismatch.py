@@ -60,7 +60,28 @@ def scaler_fitted_twice(setup: Setup, feature: int) -> None:
     setup.val = (new_x - new_x.mean(dim=0)) / new_x.std(dim=0), new_y
 
 
+def words_numbered_anew(setup: Setup, column: int) -> None:
+    """The validation's words get the numbers of a vocabulary of its own."""
+    words = setup.val[0][:, column]
+    _, numbers = words.unique(return_inverse=True)
+    order = torch.randperm(int(numbers.max()) + 1)
+    rows = setup.val[0].clone()
+    rows[:, column] = order[numbers].to(rows.dtype)
+    setup.val = rows, setup.val[1]
+
+
+def numbered_by_appearance(setup: Setup) -> None:
+    """Whoever is met in the validation is numbered anew, in the order of appearance."""
+
+    def numbered(column: Tensor) -> Tensor:
+        known: dict[int, int] = {}
+        return torch.tensor([known.setdefault(value, len(known)) for value in column.tolist()])
+
+    _change_val(setup, lambda pairs: torch.stack([numbered(c) for c in pairs.T], dim=1))
+
+
 TUNING = [
+    case("bidder", words_numbered_anew, column=0),
     case("mlp", val_scaled, offset=-3.0),
     case("friedman", val_scaled, factor=0.1),
     case("cancer", val_scaled, offset=4.0),
@@ -72,6 +93,7 @@ TUNING = [
 ]
 
 HELD_OUT = [
+    case("recommender", numbered_by_appearance),
     case("wine", val_permuted),
     case("lstm", val_transposed),
     case("cnn_sgd", val_cropped_elsewhere, pixels=3),

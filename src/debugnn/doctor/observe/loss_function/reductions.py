@@ -55,6 +55,9 @@ def unlike_reductions(loss: Any, samples: Collection[int]) -> tuple[int, ...] | 
 
 def _terms(root: Any) -> Iterator[_Term]:
     """Yield the terms whose reduction is known."""
+    # A factor of the whole loss weighs no term against another.
+    while operation_of(root) in ("Mul", "Div", "Neg", *VIEWS) and len(inputs_of(root)) == 1:
+        root = inputs_of(root)[0]
     pending = [(root, 0)]
     for _ in range(_NODES):
         if not pending:
@@ -73,8 +76,7 @@ def _terms(root: Any) -> Iterator[_Term]:
                 below = inputs_of(below)[0]
             shape = _shape(below)
             if shape and math.prod(shape) >= _FEWEST:
-                error = operation_of(below) in _ERRORS and not _is_of_a_leaf(below)
-                yield _Term(name.lower(), shape, factors, error, _is_divergence(below))
+                yield _Term(name.lower(), shape, factors, _is_error(below), _is_divergence(below))
         elif name in ("Add", "Sub", "Neg", *VIEWS):
             pending += [(each, factors) for each in following]
         elif name == "Mul":
@@ -85,6 +87,16 @@ def _shape(node: Any) -> tuple[int, ...]:
     if hasattr(node, "variable"):
         return tuple(node.variable.shape)
     return tuple(node._input_metadata[0].shape)
+
+
+def _is_error(node: Any) -> bool:
+    """Return whether a node is one of errors, or adds others to some, of which it may weigh these.
+
+    A penalty of weights is none.
+    """
+    if operation_of(node) == "Add":
+        return any(_is_error(each) for each in inputs_of(node) if _shape(each) == _shape(node))
+    return operation_of(node) in _ERRORS and not _is_of_a_leaf(node)
 
 
 def _is_of_a_leaf(node: Any) -> bool:
