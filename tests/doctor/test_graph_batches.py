@@ -121,3 +121,39 @@ def test_graphs_that_an_edge_joins_are_not_compared():
     bridge = torch.tensor([[0], [len(owner) - 1]])
     joined = torch.cat([edges, bridge], dim=1)
     assert graph_mixing(Pooling("of each").eval(), Call((nodes, joined, owner))) is None
+
+
+class Spread(nn.Module):
+    """Sends what nodes hold along the edges of one graph, given as two rows."""
+
+    def forward(self, nodes, sources, ends):
+        return torch.zeros_like(nodes).index_add(0, ends, nodes[sources])
+
+
+def test_the_rows_of_one_graphs_edges_are_no_graphs_of_nodes():
+    torch.manual_seed(1)
+    nodes, linked = torch.randn(40, 3), torch.rand(40, 40).fill_diagonal_(1) > 0.9
+    sources, ends = linked.nonzero(as_tuple=True)
+    assert graph_mixing(Spread(), Call((nodes, sources, ends))) is None
+
+
+class Checked(Pooling):
+    """Takes no values but those that it has seen."""
+
+    def forward(self, nodes, edges, owner):
+        assert nodes.double().sum() == self.known
+        return super().forward(nodes, edges, owner)
+
+
+def test_a_model_that_refuses_other_nodes_is_left_alone():
+    given = batch(shifted=True)
+    model = Checked("of each").eval()
+    model.known = given[0].double().sum()
+    assert graph_mixing(model, Call(given)) is None
+
+
+@pytest.mark.parametrize("kind", [torch.int16, torch.int32])
+def test_edges_of_any_whole_numbers_are_read(kind):
+    nodes, edges, owner = batch(shifted=True)
+    facts = graph_batch_facts([Call((nodes, edges.to(kind), owner.to(kind)))])
+    assert facts.overlaid == 0

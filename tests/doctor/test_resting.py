@@ -242,6 +242,82 @@ def test_the_evidence_holds_every_step_while_the_doctor_rests():
     assert seen == [(step, step) for step in range(1, STEPS + 1)]
 
 
+class Flattening(nn.Module):
+    """Takes rows of three, as a loop makes them of its batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = net()
+
+    def forward(self, inputs):
+        return self.net(inputs.flatten(1))
+
+
+def test_a_loop_that_reshapes_its_batch_is_watched_at_every_step():
+    class Reshaped(Flattening):
+        def __call__(self, inputs):
+            return super().__call__(inputs.reshape(len(inputs), 3, 2))
+
+    assert train(RestingDoctor, Reshaped())[2] == STEPS
+
+
+def test_batches_and_outputs_that_are_large_are_not_kept_together():
+    held = []
+
+    class Wide(RestingDoctor):
+        def step(self, loss, inputs=None, targets=None):
+            super().step(loss, inputs, targets)
+            held.append(len(self._observer.rest._steps))
+
+    torch.manual_seed(0)
+    wide = nn.Linear(6, 2**17)  # outputs of 16 MiB
+    train(Wide, wide, loss_fn=lambda outputs, targets: (outputs[:, :1] - targets).square().mean())
+    assert max(held) == 0
+
+
+def test_no_hooks_come_back_after_the_end():
+    doctor, model, _ = train(RestingDoctor)
+    doctor.close()
+    inputs, targets = task()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for _ in range(40):
+        outputs = model(inputs)
+        loss = F.mse_loss(outputs, targets)
+        loss.backward()
+        doctor.before_update(outputs, torch.tensor(1.0))
+        optimizer.step()
+        doctor.step(loss, inputs, targets)
+    assert not model._forward_hooks
+
+
+def test_a_doctor_that_is_to_stop_at_the_first_nan_does_not_rest_after_a_checkpoint():
+    doctor, model, _ = train(RestingDoctor)
+    state = doctor.state_dict()
+    doctor.close()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with RestingDoctor(model, optimizer, F.mse_loss, on_nonfinite="warn") as stopping:
+        stopping.load_state_dict(state)
+        assert model._forward_hooks
+
+
+def test_another_distance_of_probes_counts_after_a_checkpoint():
+    doctor, model, _ = train(RestingDoctor)
+    state = doctor.state_dict()
+    doctor.close()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    inputs, targets = task()
+    with RestingDoctor(model, optimizer, F.mse_loss, every=300) as rare:
+        rare.load_state_dict(state)
+        for _ in range(600 - STEPS + 1):
+            outputs = model(inputs[:32])
+            loss = F.mse_loss(outputs, targets[:32])
+            loss.backward()
+            rare.before_update(outputs, torch.tensor(1.0))
+            rare.step(loss, inputs[:32], targets[:32])
+        probes = [probe.step for probe in rare.report(trials=False).evidence.probes]
+    assert probes[-2:] == [300, 600]
+
+
 def test_hooks_come_off_with_the_doctor():
     doctor, model, _ = train(RestingDoctor)
     doctor.close()

@@ -53,7 +53,7 @@ class Doctor:
         optimizer: any of `torch.optim`.
         loss_fn: called as `loss_fn(model(inputs), targets)`. Without it, nothing is said about the
             loss function, and no trial is run.
-        every: steps between two probes of the layers. From the 20th probe on the distance doubles
+        every: steps between two probes of the layers. From the tenth probe on the distance doubles
             as often as the number of steps does.
         budget: the most training steps that trials may take, over all reports.
         save_to: folder for the batch and the weights of a first non-finite number.

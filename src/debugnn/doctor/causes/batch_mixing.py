@@ -120,6 +120,11 @@ def _may_be_one_set(evidence: Evidence) -> bool:
     return evidence.data.same_batch is not False or evidence.data.batch_sizes > SIZES
 
 
+def _are_not_apart(evidence: Evidence) -> bool:
+    """True where samples were told to depend on each other."""
+    return evidence.network.sample_axis_told and evidence.network.sample_axis is None
+
+
 def place_in_the_batch(evidence: Evidence) -> Iterator[Sign]:
     """In evaluation mode, a sample's output changes as all samples of the batch move up by one.
 
@@ -190,7 +195,7 @@ def mixed_graphs(evidence: Evidence) -> Iterator[Sign]:
     """In evaluation mode, a graph's output changes as the nodes of other graphs do, to which no
     edge leads."""
     change = evidence.network.graph_mixing
-    if change is None or change <= GRAPHS_MIXED:
+    if change is None or change <= GRAPHS_MIXED or _are_not_apart(evidence):
         return
     yield Sign(
         severity(evidence),
@@ -205,13 +210,15 @@ def mixed_graphs(evidence: Evidence) -> Iterator[Sign]:
 
 def normalised_over_the_batch(evidence: Evidence) -> Iterator[Sign]:
     """Outputs whose features have length 1 over the samples, as those of each sample should."""
-    if not evidence.network.unit_features:
+    if not evidence.network.unit_features or _are_not_apart(evidence):
         return
+    certain = not _may_be_one_set(evidence)
     yield Sign(
-        severity(evidence),
-        "each feature of the outputs has length 1 over the samples of the batch, and no sample has "
-        "length 1 over its features: they are normalised over the batch axis",
+        severity(evidence) if certain else "note",
+        "each feature of the outputs has length 1 over the samples of the batch, and samples have "
+        "other lengths over their features: they are normalised over the batch axis",
         fix="normalise each sample: F.normalize(outputs, dim=1)",
+        confidence="certain" if certain else "suspected",
     )
 
 

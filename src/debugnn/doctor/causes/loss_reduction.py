@@ -90,18 +90,22 @@ def outweighed(evidence: Evidence) -> Iterator[Sign]:
 
 
 def summed_term(evidence: Evidence) -> Iterator[Sign]:
-    """One term of the loss is a sum over the samples of the batch, and another one a mean."""
-    shape = evidence.loss.summed_term
+    """One term of the loss is a sum over the samples of the batch, and another one a mean.
+
+    Where every step is given one batch, this is a weight like any other; where the mean has a
+    factor that is not known, it may make up for the sum.
+    """
+    shape, sure = evidence.loss.summed_term, evidence.loss.summed_term_is_sure
     if shape is None:
         return
-    values = math.prod(shape)
+    values, harmful = math.prod(shape), (sure or short(evidence)) and not evidence.data.same_batch
     yield Sign(
-        severity(evidence),
+        severity(evidence) if harmful else "note",
         f"one term of the loss is the sum of {values:,} errors, of shape {tuple(shape)}, and "
         "another one is a mean: the sum weighs more the larger the batch is",
         "take the mean over the samples in both, or the sum over all and divide it by their number",
         evidence={"values_summed": values},
-        confidence="certain",
+        confidence="certain" if sure else "suspected",
         override=None,
         harm="the weights go where the summed term pulls them",
     )

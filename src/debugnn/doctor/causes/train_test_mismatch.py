@@ -208,8 +208,8 @@ def inputs_of_another_code(evidence: Evidence) -> Iterator[Sign]:
         f"validation samples ({kept:.2f}), though a simple model of some of these knows the others "
         f"({within:.2f}), and no other order of the classes helps: the inputs of both sets are "
         "coded by different tables",
-        fix="number tokens and categories, and order columns, by the training set's table alone, "
-        "and read both sets with it",
+        fix="number tokens and categories by the training set's table alone, and read both sets "
+        "with it",
         evidence={
             "train_skill": reached(evidence),
             "validation_skill": kept,

@@ -163,6 +163,7 @@ class LossFacts:
     multiplied: list[int] | None = None  # the same, multiplied with every sample's factor
     # Shape of the errors that one of its terms sums over the batch, where another term is a mean.
     summed_term: list[int] | None = None
+    summed_term_is_sure: bool = False  # the factors of both are known
     # Outputs that it compares with a target, and has no gradient with respect to.
     detached: list[str] = field(default_factory=list)
     # Operation of the loss that the loop computed → the one that made its input, views left out.

@@ -294,8 +294,12 @@ class TrainingHooks:
         return args, {**kwargs, "closure": watched}
 
     @guarded("the gradients before an update")
-    def note_update(self, optimizer: torch.optim.Optimizer) -> None:
-        """Look at the gradients and the rates of an update, before it."""
+    def note_update(self, optimizer: torch.optim.Optimizer, thorough: bool = False) -> None:
+        """Look at the gradients and the rates of an update, before it.
+
+        Args:
+            thorough: at all values of all gradients; else only where numbers are read anyway.
+        """
         training = self._training
         due, state = training.probe_due, training.state_before_pass()
         reading = training.reading_due
@@ -309,7 +313,7 @@ class TrainingHooks:
             self._loop.empty_steps += 1
             return
         self.note_rates(optimizer)
-        thorough = reading or self._at_once
+        thorough = thorough or reading or self._at_once
         if self.evidence.nonfinite is None and self.layers.has_nonfinite_gradients(thorough):
             self._replay.keep(training.model, state)
         if due:

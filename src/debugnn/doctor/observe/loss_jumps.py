@@ -41,38 +41,36 @@ class LossJumps:
     def __init__(self) -> None:
         self._candidates: list[_Candidate] = []  # the highest first
 
-    def is_among_the_largest(self, losses: Sequence[float]) -> bool:
-        """Return True if the last loss rose as far as one of those that are kept.
-
-        Args:
-            losses: of all steps up to this one.
-        """
-        if len(losses) <= _AROUND or not math.isfinite(losses[-1]):
-            return False
-        least = self._candidates[-1].height if len(self._candidates) >= _CANDIDATES else 0.0
-        before = losses[-_AROUND - 1 : -1]
-        # Most losses of a training that learns are below the median of those before.
-        above = not losses[-1] <= sorted(before)[(_AROUND - 1) // 2]
-        return above and _height(losses[-1], before)[0] > least
-
-    def add(
+    def note(
         self,
         step: int,
         losses: Sequence[float],
         outputs: Any,
         targets: Any,
-        rows: Tensor | None = None,
+        rows: Callable[[], Tensor | None],
     ) -> None:
-        """Keep the last of the losses, with the outputs and targets of some samples.
+        """Keep a step whose loss rose as far as one of those that are kept.
 
         Args:
-            step: its step.
+            step: its index. Nothing is kept of a step whose loss is not the last one: of an earlier
+                step there was none.
+            losses: of all steps up to this one.
             outputs: of its batch.
             targets: of its batch.
-            rows: the samples of its batch, (samples, …); None where they are not told apart.
+            rows: gives the samples of its batch, (samples, …); None where they are not told apart.
         """
-        height, _, _ = _height(losses[-1], losses[-_AROUND - 1 : -1])
-        some = None if rows is None or not rows.shape[0] else thinned(rows[:_SAMPLES])
+        if len(losses) != step + 1 or step < _AROUND or not math.isfinite(losses[-1]):
+            return
+        least = self._candidates[-1].height if len(self._candidates) >= _CANDIDATES else 0.0
+        before = losses[-_AROUND - 1 : -1]
+        # Most losses of a training that learns are below the median of those before.
+        if losses[-1] <= sorted(before)[(_AROUND - 1) // 2]:
+            return
+        height, _, _ = _height(losses[-1], before)
+        if not height > least:
+            return
+        samples = rows()
+        some = None if samples is None or not samples.shape[0] else thinned(samples[:_SAMPLES])
         kept = _Candidate(step, height, *_some_samples(outputs, targets), some)
         self._candidates.append(kept)
         self._candidates.sort(key=lambda candidate: -candidate.height)

@@ -14,7 +14,7 @@ from debugnn.doctor.hopeless import why_hopeless
 from debugnn.doctor.nonfinite.replay import NonFiniteReplay
 from debugnn.doctor.nonfinite.weights import spoilt_by_update
 from debugnn.doctor.observe import devices
-from debugnn.doctor.observe.calls import Call, as_call, is_a_part, is_plain, scores_of
+from debugnn.doctor.observe.calls import Call, as_call, is_a_part, is_plain, map_tensors, scores_of
 from debugnn.doctor.observe.first_batch import FirstBatch
 from debugnn.doctor.observe.gatherer import Gatherer
 from debugnn.doctor.observe.graph import look_at_copy
@@ -57,7 +57,7 @@ class Observer:
         model: any module; one from `torch.compile` too.
         optimizer: any of `torch.optim`.
         loss_fn: called as `loss_fn(model(inputs), targets)`; None where there is none.
-        every: steps between two probes of the layers, of the first 20.
+        every: steps between two probes of the layers; see `cadence.is_due`.
         save_to: folder for the batch and the weights of a first non-finite number.
         steps_before: steps that the training took before.
         sample_axis: the inputs' axis of samples; None where samples are not apart, "find" where it
@@ -185,22 +185,17 @@ class Observer:
             self._take(call, inputs, targets, value)
             self._hooks.opponents.note_batch(call, targets)
         if step == 0:
-            self.evidence.loss.sources = loss_sources(loss)
-            self.evidence.loss.targets_are_a_part = is_a_part(targets)
-            self.evidence.loss.crossed = list(crossed(loss) or ()) or None
-            self.evidence.loss.samples_compete = samples_compete(loss)
-            given = [] if call is None else list(filter(is_plain, call.tensors()))
-            sizes = {tensor.shape[0] for tensor in given if tensor.dim()}
-            self.evidence.loss.summed_term = list(unlike_reductions(loss, sizes) or ()) or None
-            products = multiplied(loss)
-            # A matrix that is made for it weighs each pair on purpose: a column is none.
-            given = Call((targets,)).tensors()
-            if products is not None and any(t.shape == (products[0], 1) for t in given):
-                self.evidence.loss.multiplied = list(products)
+            self._note_computation(loss, call, targets)
         self._losses.add(value, step)
         if self._at_once or not devices.waits(value) or self.training.reading_due:
             self._losses.read()
-            self._look_for_jump(step, call, inputs, targets)
+            self._jumps.note(
+                step,
+                self._losses.values,
+                self._hooks.outputs,
+                targets,
+                lambda: None if call is None else self.training.layout.rows(call, inputs),
+            )
             self._look_for_nonfinite(loss, value, call, targets)
             if self._at_once and self.evidence.nonfinite is None:
                 self.evidence.nonfinite = spoilt_by_update(
@@ -222,6 +217,39 @@ class Observer:
             if replica is not None and self._layers.is_thorough:
                 model = replica.current() if step > 0 else replica.model
             self._layers.finish(model, call, self.training.layout)
+
+    @guarded("how the loss is computed")
+    def _note_computation(self, loss: Any, call: Call | None, targets: Any) -> None:
+        facts = self.evidence.loss
+        facts.sources = loss_sources(loss)
+        facts.targets_are_a_part = is_a_part(targets)
+        facts.crossed = list(crossed(loss) or ()) or None
+        facts.samples_compete = samples_compete(loss)
+        products = multiplied(loss)
+        # A matrix that is made for it weighs each pair on purpose: a column is none.
+        columns = Call((targets,)).tensors()
+        if products is not None and any(t.shape == (products[0], 1) for t in columns):
+            facts.multiplied = list(products)
+        inputs = [] if call is None else list(filter(is_plain, call.tensors()))
+        sizes = {tensor.shape[0] for tensor in inputs if tensor.dim()}
+        found = unlike_reductions(self._before_backward(targets), sizes)
+        found = found or unlike_reductions(loss, sizes)
+        if found is not None:
+            facts.summed_term, facts.summed_term_is_sure = list(found.shape), found.sure
+
+    def _before_backward(self, targets: Any) -> Tensor | None:
+        """Return the loss function's value whose graph holds all numbers, None without one."""
+        loss_fn, outputs = self.training.loss_fn, self._hooks.outputs
+        if loss_fn is None or outputs is None:
+            return None
+        leaves = map_tensors(
+            outputs, lambda t: t.clone().requires_grad_() if t.is_floating_point() else t
+        )
+        with undisturbed(loss_fn), torch.enable_grad():
+            try:
+                return loss_fn(leaves, targets)
+            except Exception:  # whatever a loss function raises of outputs that are leaves
+                return None
 
     def _labels_of(self, call: Call, targets: Any) -> Any:
         """Return the targets; labels that the model was called with where there are none."""
@@ -295,13 +323,6 @@ class Observer:
         self.evidence.nonfinite = found
         if self._save_to is not None:
             found.replay = str(self.nonfinite.save(self._save_to, step))
-
-    def _look_for_jump(self, step: int, call: Call | None, inputs: Any, targets: Any) -> None:
-        """Keep some samples' outputs, where this loss is among those that jump the most."""
-        values = self._losses.values
-        if len(values) == step + 1 and self._jumps.is_among_the_largest(values):
-            rows = None if call is None else self.training.layout.rows(call, inputs)
-            self._jumps.add(step, values, self._hooks.outputs, targets, rows)
 
     @guarded("the second derivatives of the layers")
     def _note_derivatives(self) -> None:
@@ -450,6 +471,7 @@ class Observer:
 
     def close(self) -> None:
         """Take all hooks off the model and the optimiser, and let go of copies and batches."""
+        self.rest.close()
         self._hooks.release()
         self.training.release()
         self._validation.release()

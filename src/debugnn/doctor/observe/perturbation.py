@@ -54,8 +54,12 @@ class Passes:
             axis: of the inputs.
             half: 0 changes the first half along the axis, 1 the second.
         """
+        return self.run_changed(_with_half_changed(self.call, inputs, axis, half))
+
+    def run_changed(self, call: Call) -> Tensor | None:
+        """Return the same as `run` for inputs with other values; None if the model raises."""
         try:
-            return self.run(_with_half_changed(self.call, inputs, axis, half))
+            return self.run(call)
         except Exception:  # an index out of range, or a check of the inputs by the model itself
             return None
 

@@ -5,6 +5,7 @@ finite, and the outputs where its loss jumps.
 """
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -20,11 +21,12 @@ from debugnn.doctor.observe.watched_training import WatchedTraining
 from debugnn.doctor.troubles import guarded
 
 _WATCHED = 20  # first steps, which hooks look at
-# Steps that are noted together. The code that notes a step has left the processor's caches by the
-# next one: alone, it takes four times as long.
+# Steps that are noted together. Between the passes of a small model, noting one takes four times as
+# long as it does after another one.
 _TOGETHER = 20
-_EVALUATIONS = 20  # first ones, all of which are watched
-_BYTES = 2**24  # most memory that their batches take
+_BYTES = 2**24  # most memory that their batches and outputs take
+_EACH = _BYTES // _TOGETHER
+_EVALUATIONS = 20  # first evaluations, all of which are watched
 
 
 class _Step(NamedTuple):
@@ -41,8 +43,8 @@ class Rest:
     """Takes hooks off between the steps that are looked at closely, and notes those steps.
 
     There is no rest where a watched step was not what the loop says: one forward pass of the model
-    in training mode. Nor where the pass drew random numbers, or kept something in the model: a step
-    that breaks could not be repeated.
+    in training mode, from one tensor to another. Nor where the pass drew random numbers, or kept
+    something in the model: a step that breaks could not be repeated.
 
     Args:
         training: what is watched.
@@ -56,7 +58,7 @@ class Rest:
         on: no hooks are on the model and the optimiser.
     """
 
-    not_in_state = ("_device_waits", "_outputs", "_steps")
+    not_in_state = ("_allowed", "_device_waits", "_outputs", "_quiet", "_steps")
 
     def __init__(
         self,
@@ -72,7 +74,8 @@ class Rest:
         self._hooks = hooks
         self._losses = losses
         self._jumps = jumps
-        self._as_said = allowed  # all watched steps were what the loop says
+        self._allowed = allowed
+        self._as_said = True  # all watched steps were what the loop says
         self._told = 0  # watched steps that the loop has announced
         self._evaluations = 0
         self._device_waits = any(map(waits, training.model.parameters()))
@@ -89,22 +92,24 @@ class Rest:
         """
         if not self.on:
             self._told += 1
-            self._as_said = self._as_said and self._is_as_said()
+            self._as_said = self._as_said and self._is_as_said(outputs)
             return
-        self._outputs = outputs
+        self._outputs = outputs.detach()
         loop, optimizer = self.evidence.loop, self._training.optimizer
         # NaN and infinity of any gradient show in the norm, and that there are none.
         strange = not waits(norm) and not 0 < norm.item() < math.inf
         if strange or not self._training.model.training:
             self.settle()
-            self._hooks.note_update(optimizer)
+            self._hooks.note_update(optimizer, thorough=True)
         else:
             loop.training_forwards += 1
             self._hooks.note_rates(optimizer)
         loop.optimizer_steps += 1
 
-    def _is_as_said(self) -> bool:
+    def _is_as_said(self, outputs: Any) -> bool:
         pending = self._training.passes.pending
+        if not isinstance(outputs, Tensor):
+            return False
         if len(pending) != 1 or not pending[0].training or self._hooks.state.places:
             return False
         if self._told < _WATCHED and self._told > 1:
@@ -112,9 +117,19 @@ class Rest:
         before, now = pending[0].random_state, self._training.random_state()
         return all(map(torch.equal, before, now))
 
+    def _takes(self, inputs: Any) -> bool:
+        """Return whether the model's only argument is the batch, in whatever layout."""
+        calls = [each.call for each in self._training.passes.pending]
+        if len(calls) != 1 or len(calls[0].args) != 1 or calls[0].kwargs:
+            return False
+        (taken,) = calls[0].args
+        tensors = isinstance(taken, Tensor) and isinstance(inputs, Tensor)
+        return tensors and taken.shape == inputs.shape
+
     def step(self, loss: Any, inputs: Any, targets: Any) -> bool:
         """Take note of a step, after its update; False where it is to be looked at closely."""
         if not self.on:
+            self._as_said = self._as_said and isinstance(loss, Tensor) and self._takes(inputs)
             return False
         outputs, self._outputs = self._outputs, None
         value = None if waits(loss) else loss.item()
@@ -122,14 +137,14 @@ class Rest:
         broken = not finite or self._hooks.kept_weights
         if outputs is None or (broken and self.evidence.nonfinite is None):
             self.settle()
-            self._hooks.outputs = None if outputs is None else outputs.detach()
+            self._hooks.outputs = outputs
             return False
         self._steps.append(_Step(loss, value if finite else None, outputs, inputs, targets))
         self._quiet -= 1
-        if self._quiet == 0:
+        if self._quiet <= 0:
             self.settle()
             self.plan()
-        elif len(self._steps) >= _TOGETHER or len(self._steps) * bytes_of(inputs) > _BYTES:
+        elif len(self._steps) * max(_EACH, bytes_of(inputs) + bytes_of(outputs)) >= _BYTES:
             self.settle()
         return True
 
@@ -154,9 +169,8 @@ class Rest:
                 self._losses.read()
             return
         self._losses.append(value)
-        if len(values) == step + 1 and self._jumps.is_among_the_largest(values):
-            rows = training.layout.rows(call, inputs)
-            self._jumps.add(step, values, outputs.detach(), targets, rows)
+        rows = partial(training.layout.rows, call, inputs)
+        self._jumps.note(step, values, outputs, targets, rows)
 
     def before_evaluation(self) -> None:
         """Watch the evaluation that follows, as the first ones, and later ones more rarely.
@@ -183,7 +197,8 @@ class Rest:
             self._quiet = training.quiet_steps(self._device_waits)
 
     def _may_begin(self) -> bool:
-        return self._as_said and self._told >= _WATCHED and not self._hooks.are_busy
+        told = self._as_said and self._told >= _WATCHED
+        return self._allowed and told and not self._hooks.are_busy
 
     def end(self) -> None:
         """Watch the next step, and the passes before it."""
@@ -194,5 +209,14 @@ class Rest:
 
     def restore(self) -> None:
         """Take the hooks off again, of a training that goes on from where it rested."""
+        if not self._allowed:
+            self.on = False
         if self.on:
             self._hooks.take_off()
+            self.plan()
+
+    def close(self) -> None:
+        """Let go of what is kept, and rest no more."""
+        self.settle()
+        self._outputs = None
+        self.on = self._allowed = False

@@ -17,8 +17,8 @@ from debugnn.doctor.observe.weights import modules_called
 
 _SAMPLES = 16  # samples of a batch, if they are known to be independent: a dozen passes are made
 
-_LEAST = 4  # samples, and features
-_ROUNDING = 1e-3
+_LEAST = 4  # samples, and features: fewer lengths are 1 by chance
+_ROUNDING = 1e-3  # of lengths, and of products of columns
 
 
 def note_trained_network(
@@ -59,7 +59,7 @@ def note_trained_network(
 
 
 def _has_unit_features(model: nn.Module, call: Call) -> bool:
-    """Return whether outputs (B, D) have columns of length 1, and rows of other lengths.
+    """Return whether outputs (B, D) have columns of length 1, and some rows have not.
 
     Columns that are orthogonal too are those of a basis, which is meant.
     """
@@ -74,7 +74,7 @@ def _has_unit_features(model: nn.Module, call: Call) -> bool:
         return False
     found = outputs.detach().double()
     columns, rows = found.norm(dim=0), found.norm(dim=1)
-    if (columns - 1).abs().max() > _ROUNDING or (rows - 1).abs().min() < _ROUNDING:
+    if (columns - 1).abs().max() > _ROUNDING or (rows - 1).abs().max() < _ROUNDING:
         return False
     others = (found.T @ found).fill_diagonal_(0.0)
     return bool(others.abs().max() > _ROUNDING)

@@ -32,7 +32,7 @@ class WatchedTraining:
         model: any module; one from `torch.compile` too.
         optimizer: any of `torch.optim`.
         loss_fn: called as `loss_fn(model(inputs), targets)`; None where there is none.
-        every: steps between two probes of the layers, of the first 20; see `cadence.is_due`.
+        every: steps between two probes of the layers; see `cadence.is_due`.
         steps_before: steps that the training took before.
         layout: where samples lie, as far as it is known before the first batch.
         copies: keep a copy of the model and its initial weights.

@@ -35,15 +35,16 @@ def lost_on_validation(evidence: Evidence) -> bool:
 
 
 def follows_another_code(evidence: Evidence) -> bool:
-    """Return whether validation labels follow from validation inputs, by another rule than in the
-    training: its tokens are numbered otherwise, or its columns stand in another order.
+    """Return whether validation labels follow from the tokens or categories of validation inputs,
+    by another rule than in the training: these are numbered otherwise.
 
     Where another order of the classes brings the skill back, it is the labels that are coded
-    otherwise.
+    otherwise. Measurements tell nothing: those of one person or place are alike, and say the label
+    of their neighbours, where validation is of other persons.
     """
     data = evidence.data
     if (data.relabelled_skill or 0) > RENAMED:
         return False
-    if evidence.task != "classes" or data.within_validation is None or data.simple_skill is None:
+    if data.within_validation is None or data.simple_skill is None:
         return False
     return data.within_validation > max(SIMPLE_LEARNS, KEPT * data.simple_skill)

@@ -82,7 +82,7 @@ def samples_compete(loss: Any) -> bool:
         source = _source(node, _ROWS)
         if source is None or operation_of(source) != "LogSoftmax":
             continue
-        shape = source._input_metadata[0].shape
+        shape = shape_of(source)
         if len(shape) == 2 and shape[0] != shape[1]:
             axes.add(_saved_axis(source) % 2)
     return axes == {0}
@@ -119,10 +119,10 @@ def candidates(loss: Any) -> int | None:
         node = pending.pop()
         name = operation_of(node)
         if name == "LogSoftmax":
-            counts.add(node._input_metadata[0].shape[_saved_axis(node)])
+            counts.add(shape_of(node)[_saved_axis(node)])
             continue
         # A factor of each sample is a weight, an advantage for one.
-        single = name not in ("Div", "Mul") or not node._input_metadata[0].shape
+        single = name not in ("Div", "Mul") or not shape_of(node)
         whole = not name.startswith("NllLoss") or node._saved_reduction == _MEAN
         if not (name in _COMBINED | _CHOSEN | VIEWS and single and whole):
             return None
@@ -170,7 +170,7 @@ def _first_shape(
     loss: Any,
     wanted: frozenset[str],
     passed: frozenset[str],
-    shape_of: Callable[[Any, list[Any]], tuple[int, ...] | None],
+    shape_below: Callable[[Any, list[Any]], tuple[int, ...] | None],
 ) -> tuple[int, ...] | None:
     """Return the first shape that a wanted operation has, below operations that are passed."""
     pending = [loss.grad_fn] if isinstance(loss, Tensor) and loss.grad_fn is not None else []
@@ -180,10 +180,10 @@ def _first_shape(
         node = pending.pop()
         following = inputs_of(node)
         if operation_of(node) in wanted:
-            shape = shape_of(node, following)
+            shape = shape_below(node, following)
             if shape is not None:
                 return shape
-        scaled = operation_of(node) in _OF_NUMBERS and not node._input_metadata[0].shape
+        scaled = operation_of(node) in _OF_NUMBERS and not shape_of(node)
         if operation_of(node) in passed or scaled:
             pending += following
     return None
@@ -220,8 +220,8 @@ def _multiplied_below(product: Any, nodes: list[Any]) -> tuple[int, ...] | None:
     """Return the shape to which the one factor that has a gradient is broadcast, (B, B)."""
     if len(nodes) != 1 or hasattr(nodes[0], "variable"):
         return None
-    shape = tuple(product._input_metadata[0].shape)
-    own = tuple(nodes[0]._input_metadata[0].shape)
+    shape = shape_of(product)
+    own = shape_of(nodes[0])
     square = len(shape) == 2 and shape[0] == shape[1] > 1
     return shape if square and math.prod(own) == shape[0] else None
 
@@ -229,10 +229,10 @@ def _multiplied_below(product: Any, nodes: list[Any]) -> tuple[int, ...] | None:
 def _crossed_below(comparison: Any, nodes: list[Any]) -> tuple[int, ...] | None:
     """Return the shape to which the one input of a comparison that has a gradient is broadcast."""
     while len(nodes) == 1 and operation_of(nodes[0]) in ("Expand", "Sub"):
-        shape = tuple(nodes[0]._input_metadata[0].shape)
+        shape = shape_of(nodes[0])
         nodes = inputs_of(nodes[0])
         if len(nodes) == 1 and not hasattr(nodes[0], "variable"):
-            own = tuple(nodes[0]._input_metadata[0].shape)
+            own = shape_of(nodes[0])
             if len(shape) == 2 and shape[0] == shape[1] > 1 and math.prod(own) == shape[0]:
                 return shape
     return None
@@ -278,6 +278,14 @@ def _is_biased(node: Any) -> bool:
 def inputs_of(node: Any) -> list[Any]:
     """Return the nodes that a node's inputs come from, as far as these have a gradient."""
     return [each for each, _ in node.next_functions if each is not None]
+
+
+def shape_of(node: Any) -> tuple[int, ...]:
+    """Return the shape of what a node computes; () of a nested tensor's, whose sizes differ."""
+    if hasattr(node, "variable"):
+        return tuple(node.variable.shape)
+    shape = tuple(node._input_metadata[0].shape)
+    return shape if all(isinstance(size, int) for size in shape) else ()
 
 
 def operation_of(node: Any) -> str:
