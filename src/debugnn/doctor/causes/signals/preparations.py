@@ -11,6 +11,9 @@ from debugnn.doctor.evidence import Evidence
 # the samples. Overfitting leaves no such change; one that is by the way takes next to nothing away.
 HIGHER = 1.5
 TAKEN_AWAY = 0.8
+# Share of what the training has taken off the loss that the validation samples lack: of a net that
+# is nearly sure of all samples, a multiple of the training loss is next to nothing.
+LOST = 0.05
 # Own loss on training samples over the training's first loss above which nothing is learnt.
 FALLEN = 0.8
 # Correlation of what a local model says with validation targets from which it knows them; shares of
@@ -43,6 +46,8 @@ def other_preparation(evidence: Evidence) -> Preparation | None:
         return None
     trained, plain = facts.training, facts.validation
     if not 0 < trained < FALLEN * first or min(plain) < HIGHER * trained:
+        return None
+    if min(plain) - trained < LOST * (first - trained):
         return None
     # A change that lowers the loss of training samples too, as a larger scale does where a net is
     # right and not yet sure, tells nothing about validation samples.
