@@ -11,6 +11,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from debugnn.cadence import DENSE
 from debugnn.doctor import Doctor
 
 pytestmark = pytest.mark.slow
@@ -182,10 +183,10 @@ def _seen_of(steps, validations=0, every=20):
 @pytest.mark.parametrize("every", [1, 7])
 def test_probes_come_further_apart_as_a_training_goes_on(every):
     steps = [probe.step for probe in _seen_of(1000, every=every).probes if probe.step not in (3, 8)]
-    dense = [step for step in range(0, 20 * every, every) if step not in (3, 8)]
+    dense = [step for step in range(0, DENSE * every, every) if step not in (3, 8)]
     assert steps[: len(dense)] == dense
-    apart = [(b - a) / a for a, b in pairwise(steps) if a >= 20 * every]
-    assert 0.04 < min(apart) <= max(apart) <= 0.1
+    apart = [(b - a) / a for a, b in pairwise(steps) if a >= DENSE * every]
+    assert 0.8 / DENSE < min(apart) <= max(apart) <= 2 / DENSE
     assert all(step % every == 0 for step in steps)
 
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from debugnn import Doctor
-from debugnn.doctor.observe.risk_sets import risk_sets
+from debugnn.doctor.observe.risk_sets import risk_sets as found_in
 
 BATCH = 24
 RANDOM = torch.Generator().manual_seed(0)
@@ -89,6 +89,11 @@ def efron(right):
         return total / event.sum()
 
     return loss
+
+
+def risk_sets(*arguments):
+    found = found_in(*arguments)
+    return None if found is None else found.compared
 
 
 WAYS = [by_sorting, by_flipping, by_mask, by_pairs, by_stable_sum, efron]
@@ -214,3 +219,29 @@ def test_a_program_whose_risk_sets_are_reversed_is_named(right):
         assert finding.severity == "warning"
         assert "reversed risk sets" in finding.summary
         assert "descending=True" in finding.fix
+
+
+@pytest.mark.parametrize("leak", ["time", "logarithm of the time", "rough time", None])
+def test_a_feature_that_tells_the_time_of_an_event_is_named(leak):
+    torch.manual_seed(0)
+    x = torch.randn(256, 9)
+    length = -torch.rand(256).log() * torch.exp(-x[:, 0])
+    gone = -torch.rand(256).log() * 2
+    time, event = torch.minimum(length, gone), (length <= gone).float()
+    if leak is not None:
+        made = {"time": -time, "logarithm of the time": time.log(), "rough time": time + x[:, 8]}
+        x = torch.cat([x, made[leak][:, None]], dim=1)
+    model = nn.Sequential(nn.Linear(x.shape[1], 16), nn.ELU(), nn.Linear(16, 1))
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    loss_fn = by_sorting(right=True)
+    with Doctor(model, optimizer, loss_fn=loss_fn) as doctor:
+        for _ in range(12):
+            for rows in torch.randperm(256).split(64):
+                optimizer.zero_grad()
+                loss = loss_fn(model(x[rows]), (time[rows], event[rows]))
+                loss.backward()
+                optimizer.step()
+                doctor.step(loss, x[rows], (time[rows], event[rows]))
+        report = doctor.report()
+    named = [f.cause for f in report.findings if f.severity != "note"]
+    assert named == ["label_leak"] * (leak in ("time", "logarithm of the time"))

@@ -149,6 +149,7 @@ class LossFacts:
     # Of a Cox partial likelihood: an event is compared with samples whose time is at least as long
     # (later), as it should be, or with those whose time is at most as long (earlier).
     risk_sets: str | None = None
+    time_column: tuple[int, int] | None = None  # of its targets: number of a tensor, and a column
     policy: PolicyFacts | None = None  # of a policy whose actions have weights
     # Cosine, at probes, of its gradient with respect to outputs and of that of the loss of a
     # discriminator which is trained to tell such outputs from other samples.

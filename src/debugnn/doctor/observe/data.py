@@ -13,6 +13,7 @@ from debugnn.doctor.observe.counters import counter_facts
 from debugnn.doctor.observe.drift import drift_facts
 from debugnn.doctor.observe.graph_batches import graph_batch_facts
 from debugnn.doctor.observe.layout import Layout
+from debugnn.doctor.observe.risk_sets import times_of
 from debugnn.doctor.observe.task import Task
 from debugnn.doctor.observe.validation_data import compare, evaluate_changed
 
@@ -115,6 +116,24 @@ def note_data(
         replica = current()
         if replica is not None:
             evaluate_changed(evidence.data, buffer.early, layout, validation, task, replica, steps)
+
+
+def note_times(evidence: Evidence, buffer: BatchBuffer) -> None:
+    """Note whether a feature of a table goes with the times that a survival loss is given."""
+    where, seen = evidence.loss.time_column, set()
+    rows, times = [], []
+    for batch in buffer.batches:
+        inputs = batch.inputs
+        if where is None or inputs is None or inputs.dim() != 2 or not inputs.is_floating_point():
+            return
+        found = times_of(batch.targets, where, len(inputs))
+        if found is None:
+            return
+        seen.add(inputs.shape[1])
+        rows.append(inputs)
+        times.append(found)
+    if len(seen) == 1:
+        samples.describe_times(evidence.data, torch.cat(rows), torch.cat(times))
 
 
 def note_one_target(

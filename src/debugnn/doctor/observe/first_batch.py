@@ -244,7 +244,9 @@ class FirstBatch:
         with torch.no_grad(), without_dropout(model, training=False):
             outputs = batch.call(model)
         with torch.random.fork_rng([]):
-            self.evidence.loss.risk_sets = risk_sets(training.loss_fn, outputs, batch.targets)
+            found = risk_sets(training.loss_fn, outputs, batch.targets)
+        if found is not None:
+            self.evidence.loss.risk_sets, self.evidence.loss.time_column = found
 
     def _try_without_targets(self, model: nn.Module, batch: Batch) -> None:
         """Leave the loss function out where it needs targets, and the loop hands none over."""

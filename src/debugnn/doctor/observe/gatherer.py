@@ -10,7 +10,7 @@ from debugnn.doctor.copies import undisturbed
 from debugnn.doctor.observe.broken_path import note_left
 from debugnn.doctor.observe.buffer import Batch
 from debugnn.doctor.observe.class_shares import adjusted_facts
-from debugnn.doctor.observe.data import note_data, note_one_target
+from debugnn.doctor.observe.data import note_data, note_one_target, note_times
 from debugnn.doctor.observe.graph_pairs import told_by_edges
 from debugnn.doctor.observe.hooks import TrainingHooks
 from debugnn.doctor.observe.label_pull import label_pull
@@ -173,6 +173,7 @@ class Gatherer:
             self.evidence.loop.steps,
             self._beside_constant,
         )
+        note_times(self.evidence, training.buffer)
         note_one_target(self.evidence.data, training.buffer, self._validation.latest)
 
     @guarded("the preparation of the validation inputs")

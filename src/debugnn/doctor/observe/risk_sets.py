@@ -44,8 +44,21 @@ class _Column(NamedTuple):
     values: Tensor
 
 
+class RiskSets(NamedTuple):
+    """Which samples an event is compared with, and where its time stands among the targets."""
+
+    compared: str  # later or earlier
+    time: tuple[int, int]  # number of the tensor, and its column
+
+
+def times_of(targets: Any, time: tuple[int, int], count: int) -> Tensor | None:
+    """Return the times (count,) of a batch's targets, None where they are not as expected."""
+    found = [column.values for column in _columns(targets, count) if column[:2] == time]
+    return found[0] if found else None
+
+
 @torch.enable_grad()
-def risk_sets(loss_fn: LossFunction, outputs: Any, targets: Any) -> str | None:
+def risk_sets(loss_fn: LossFunction, outputs: Any, targets: Any) -> RiskSets | None:
     """Return which samples an event of a Cox partial likelihood is compared with.
 
     Targets hold a column of events, 0 or 1, and one of times. Numbers below zero are not taken for
@@ -59,8 +72,8 @@ def risk_sets(loss_fn: LossFunction, outputs: Any, targets: Any) -> str | None:
         targets: the batch's: a tensor or a nest of containers.
 
     Returns:
-        `later`: samples whose time is at least as long, as it should be. `earlier`: those whose
-        time is at most as long. None of another loss.
+        `later`: with samples whose time is at least as long, as it should be. `earlier`: with those
+        whose time is at most as long. None of another loss.
     """
     scores = first_tensor(outputs)
     if scores is None or not scores.is_floating_point() or scores.numel() < _LEAST:
@@ -75,7 +88,7 @@ def risk_sets(loss_fn: LossFunction, outputs: Any, targets: Any) -> str | None:
         except Exception:  # whatever the user's function raises of made-up values
             continue
         if found is not None:
-            return found
+            return RiskSets(found, time[:2])
     return None
 
 

@@ -275,10 +275,27 @@ def _describe_values(
     facts.target_rarest = counts.min().item() / len(column)
     if facts.floating and inputs.dim() == 2 and inputs.shape[1] >= _LEAST_FEATURES["values"]:
         _rank(facts, shares_of_values(rows[finite], column[finite]), inputs)
-        by_ranks = shares_of_ranks(rows[finite], column[finite])
-        if by_ranks is not None:
-            facts.rank_share = by_ranks.max().item()
-            facts.rank_feature = int(by_ranks.argmax()) * _spacing(inputs, FEATURES)
+        _note_rank_share(facts, inputs, rows[finite], column[finite])
+
+
+def _note_rank_share(facts: DataFacts, inputs: Tensor, rows: Tensor, column: Tensor) -> None:
+    by_ranks = shares_of_ranks(rows, column)
+    if by_ranks is not None:
+        facts.rank_share = by_ranks.max().item()
+        facts.rank_feature = int(by_ranks.argmax()) * _spacing(inputs, FEATURES)
+
+
+def describe_times(facts: DataFacts, inputs: Tensor, times: Tensor) -> None:
+    """Note which feature goes with the time after which an event comes, or nothing more is known.
+
+    Args:
+        inputs: a table (N, features) of real numbers.
+        times: (N,).
+    """
+    rows, column = flat(inputs), times.cpu().double()[:, None]
+    finite = torch.isfinite(rows).all(dim=1) & torch.isfinite(column[:, 0])
+    facts.target_kinds, facts.features = len(column.unique()), rows.shape[1]
+    _note_rank_share(facts, inputs, rows[finite], column[finite])
 
 
 def _rank(facts: DataFacts, shares: Tensor | None, inputs: Tensor) -> None:
