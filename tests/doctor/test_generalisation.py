@@ -258,6 +258,30 @@ def test_words_that_are_numbered_otherwise_are_told_from_labels_that_are(renumbe
     assert [f.cause for f in report.findings if f.severity != "note"][:1] == wanted
 
 
+@pytest.mark.parametrize("renumbered", [True, False])
+def test_categories_that_are_numbered_otherwise_are_named_beside_values(renumbered):
+    torch.manual_seed(0)
+    worth = torch.randn(20)
+    model = nn.Sequential(nn.EmbeddingBag(20, 16), nn.ReLU(), nn.Linear(16, 1))
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    order = torch.randperm(20) if renumbered else torch.arange(20)
+    (x, _), (x_val, _) = words(800, torch.arange(20), 0), words(400, torch.arange(20), 1)
+    y, y_val = (worth[rows].mean(dim=1, keepdim=True) for rows in (x, x_val))
+    x_val = order[x_val]
+    with Doctor(model, optimizer, nn.MSELoss()) as doctor:
+        for _ in range(12):
+            for rows in torch.randperm(800).split(32):
+                loss = nn.functional.mse_loss(model(x[rows]), y[rows])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                doctor.step(loss, x[rows], y[rows])
+            doctor.validate(x_val, y_val)
+        report = doctor.report()
+    named = [f.cause for f in report.findings if f.severity != "note"][:1]
+    assert named == ["train_test_mismatch"] * renumbered
+
+
 def test_a_rare_class_that_a_simple_model_recognises_is_shown_to_be_lost():
     given = evidence()
     given.data.class_counts[4] = 8

@@ -171,3 +171,34 @@ def test_embeddings_that_are_normalised_over_the_batch_are_found(way):
     assert report.evidence.network.unit_features == (way == 0)
     accused = [f.cause for f in report.findings if "over the batch axis" in f.summary]
     assert accused == ["batch_mixing"] * (way == 0)
+
+
+class OfSeveralLengths(nn.Module):
+    """Reads sequences (B, T, 3) of several lengths, and returns scores (T, B, 4)."""
+
+    def __init__(self, viewed):
+        super().__init__()
+        self.viewed = viewed
+        self.rnn, self.head = nn.GRU(3, 8, batch_first=True), nn.Linear(8, 4)
+
+    def forward(self, x, lengths):
+        packed = nn.utils.rnn.pack_padded_sequence(
+            x, lengths, batch_first=True, enforce_sorted=False
+        )
+        hidden, _ = nn.utils.rnn.pad_packed_sequence(self.rnn(packed)[0], batch_first=True)
+        scores = self.head(hidden)
+        if self.viewed:
+            return scores.reshape(scores.shape[1], scores.shape[0], 4)
+        return scores.transpose(0, 1)
+
+
+@pytest.mark.parametrize("viewed", [True, False])
+@pytest.mark.parametrize("longest", [0, BATCH - 1])
+def test_samples_that_mix_are_found_beside_their_lengths(viewed, longest):
+    torch.manual_seed(0)
+    lengths = torch.randint(4, 9, (BATCH,))
+    lengths[longest] = 10
+    call = Call((torch.randn(BATCH, 10, 3), lengths))
+    with torch.no_grad():
+        samples = find_samples(OfSeveralLengths(viewed).eval(), call, torch.randint(4, (BATCH, 5)))
+    assert (samples.mixing or 0.0) > 0.1 if viewed else samples.mixing == 0.0

@@ -202,12 +202,12 @@ def inputs_of_another_code(evidence: Evidence) -> Iterator[Sign]:
     if not lost_on_validation(evidence) or not follows_another_code(evidence):
         return
     kept, within = held_out(evidence) or 0.0, evidence.data.within_validation or 0.0
+    order = "" if evidence.task == "values" else ", and no other order of the classes helps"
     yield Sign(
         "error",
         f"what is learnt on training samples (skill {reached(evidence):.2f}) does not hold for "
         f"validation samples ({kept:.2f}), though a simple model of some of these knows the others "
-        f"({within:.2f}), and no other order of the classes helps: the inputs of both sets are "
-        "coded by different tables",
+        f"({within:.2f}){order}: the inputs of both sets are coded by different tables",
         fix="number tokens and categories by the training set's table alone, and read both sets "
         "with it",
         evidence={

@@ -243,7 +243,7 @@ class DataFacts:
     scale_shift: float | None = None  # median over features of |Δmean|/std and |log₂ σ ratio|
     standardised_alone: bool = False  # all validation samples, by their own mean and deviation
     transfer_skill: float | None = None  # of a simple model from training to validation samples
-    # The same from every second validation sample to the others, of tokens and classes.
+    # The same from every second validation sample to the others; None of real inputs.
     within_validation: float | None = None
     same_shares: SameShares | None = None  # None: no classes, or none that both sets hold
     matched_skill: float | None = None  # on validation inputs brought to the training scale

@@ -74,7 +74,7 @@ def compare(
         facts.transfer_skill = simple_models.transfer_skill(
             inputs, known_targets, rows, targets, task
         )
-        if task.kind == "classes" and not facts.floating and len(targets) == len(rows):
+        if task.kind != "unknown" and not facts.floating and len(targets) == len(rows):
             halves = rows[::2], targets[::2], rows[1::2], targets[1::2]
             facts.within_validation = simple_models.transfer_skill(*halves, task)
         facts.simple_recognition |= simple_models.recognition(
