@@ -22,6 +22,10 @@ from debugnn.doctor.causes.signals.data import (
 from debugnn.doctor.causes.signals.learning_rate import LEFT_OVER, STILL
 from debugnn.doctor.causes.signals.loss_course import diverged, overflowed
 from debugnn.doctor.causes.signals.loss_spike import loss_spike
+from debugnn.doctor.causes.signals.moved_targets import (
+    moved_without_its_target,
+    named_by_the_other_side,
+)
 from debugnn.doctor.causes.signals.network import MIXED
 from debugnn.doctor.causes.signals.outcome import (
     AT_CHANCE,
@@ -30,7 +34,7 @@ from debugnn.doctor.causes.signals.outcome import (
     learns_by_heart_alone,
 )
 from debugnn.doctor.causes.signals.own_samples import outputs_belong_to_new_samples
-from debugnn.doctor.causes.signals.preparations import TURNED, moved_apart, other_preparation
+from debugnn.doctor.causes.signals.preparations import other_preparation
 from debugnn.doctor.causes.signals.skill import (
     JUDGED_AFTER,
     held_out,
@@ -218,28 +222,6 @@ def one_class_alone(evidence: Evidence) -> Iterator[Sign]:
             override=None,
             confidence="certain",
         )
-
-
-def moved_without_its_target(evidence: Evidence) -> Iterator[Sign]:
-    """Training images that are flipped, turned or shifted, and their targets are not."""
-    change, facts = moved_apart(evidence), evidence.data.alignment
-    if change is None or facts is None:
-        return
-    fits = facts.turned if change == TURNED else facts.shifted
-    yield Sign(
-        "error",
-        f"training images are {change} and their targets are not: what pixels tell of validation "
-        f"targets (correlation {facts.validation:.2f}) holds for training targets "
-        f"({facts.training:.2f}) only where these are {change} too ({fits:.2f})",
-        "flip, shift or turn an image and its target together, by the same draw",
-        evidence={
-            "validation_correlation": facts.validation,
-            "training_correlation": facts.training,
-            "correlation_of_moved_targets": fits,
-        },
-        override=None,
-        confidence="shown",
-    )
 
 
 def coded_otherwise(evidence: Evidence) -> Iterator[Sign]:
@@ -464,6 +446,7 @@ CAUSE = Cause(
             scaled_down,
             one_class_alone,
             moved_without_its_target,
+            named_by_the_other_side,
             pairs_labelled_otherwise,
             _where_it_can_be_judged(coded_otherwise),
             _where_it_can_be_judged(wrong_training_labels),

@@ -12,6 +12,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from debugnn.doctor.evidence.data import (
     AlignmentFacts,
+    ColumnOrderFacts,
     CounterFacts,
     DataFacts,
     DriftFacts,
@@ -71,6 +72,7 @@ __all__ = [
     "AdjustedFacts",
     "AlignmentFacts",
     "BrokenPathFacts",
+    "ColumnOrderFacts",
     "CounterFacts",
     "DataFacts",
     "DriftFacts",

@@ -157,6 +157,16 @@ class LostShare:
 
 
 @dataclass
+class ColumnOrderFacts:
+    """Pairs of target values of which one is always the larger in validation samples alone."""
+
+    pair: tuple[int, int]  # columns of the first one that has both orders in the training
+    mixed: int  # how many such pairs
+    kept: int  # pairs that have one order in both sets
+    reversed: float  # share of training samples in which the first pair's order is the other one
+
+
+@dataclass
 class DataFacts:
     """The samples that the doctor kept."""
 
@@ -209,6 +219,7 @@ class DataFacts:
     rank_share: float | None = None
     rank_feature: int | None = None
     lost_shares: list[LostShare] = field(default_factory=list)  # of tables, the largest loss first
+    column_order: ColumnOrderFacts | None = None  # None: of targets, or in one order in both sets
     counter: CounterFacts | None = None  # None: of labels, no feature counts the samples
     drift: DriftFacts | None = None
     graphs: GraphBatchFacts | None = None  # None: a batch does not consist of graphs

@@ -35,6 +35,7 @@ volume              how a loss pulls at the change of volume that a flow gives
 preparations        the loss of validation samples that are prepared otherwise
 trained_network     the network with the weights that it has at the end
 alignment           whether targets lie where images have what they name
+column_order        pairs of target values that come in both orders in the training alone
 data                the samples and how validation samples differ, by way of samples,
                     simple_models; how samples change in the training, drift
 graph_batches       where the edges of a batch of graphs lie

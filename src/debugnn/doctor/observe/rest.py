@@ -32,8 +32,7 @@ _EVALUATIONS = 20  # first evaluations, all of which are watched
 class _Step(NamedTuple):
     """A step that is to be noted."""
 
-    loss: Tensor
-    value: float | None  # of the loss; None where it is not finite, or has not been read
+    loss: float | Tensor  # a tensor where it is not finite, or has not been read
     outputs: Tensor
     inputs: Tensor
     targets: Any
@@ -139,7 +138,8 @@ class Rest:
             self.settle()
             self._hooks.outputs = outputs
             return False
-        self._steps.append(_Step(loss, value if finite else None, outputs, inputs, targets))
+        known = loss.detach() if value is None or not finite else value
+        self._steps.append(_Step(known, outputs, inputs, targets))
         self._quiet -= 1
         if self._quiet <= 0:
             self.settle()
@@ -156,19 +156,17 @@ class Rest:
             self._training.end_step()
 
     @guarded("a step between two probes")
-    def _note(
-        self, loss: Tensor, value: float | None, outputs: Tensor, inputs: Tensor, targets: Any
-    ) -> None:
+    def _note(self, loss: float | Tensor, outputs: Tensor, inputs: Tensor, targets: Any) -> None:
         training = self._training
         call = training.passes.last_call = Call((inputs,))
         training.buffer.take(call, inputs, targets, training.layout, due=False)
         step, values = self.evidence.loop.steps, self._losses.values
-        if value is None:
-            self._losses.add(loss.detach(), step)
+        if isinstance(loss, Tensor):
+            self._losses.add(loss, step)
             if not waits(loss):
                 self._losses.read()
             return
-        self._losses.append(value)
+        self._losses.append(loss)
         rows = partial(training.layout.rows, call, inputs)
         self._jumps.note(step, values, outputs, targets, rows)
 

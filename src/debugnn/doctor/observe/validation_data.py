@@ -13,6 +13,7 @@ from debugnn.doctor.observe.alignment import alignment_facts
 from debugnn.doctor.observe.buffer import Batch, ValidationBatch
 from debugnn.doctor.observe.calls import Call, first_tensor
 from debugnn.doctor.observe.class_shares import of_same_shares
+from debugnn.doctor.observe.column_order import column_order_facts
 from debugnn.doctor.observe.feature_shares import lost_shares
 from debugnn.doctor.observe.layout import Layout
 from debugnn.doctor.observe.modes import without_dropout
@@ -48,8 +49,11 @@ def compare(
     rows = validation.inputs
     targets = layout.targets_by_sample(validation.call, validation.targets)
     labelled = isinstance(targets, Tensor)
-    if labelled and known_targets is not None and rows is not None:
-        facts.alignment = alignment_facts(inputs, known_targets, rows, targets)
+    if labelled and known_targets is not None:
+        if rows is not None:
+            facts.alignment = alignment_facts(inputs, known_targets, rows, targets)
+        if task.kind == "values":
+            facts.column_order = column_order_facts(known_targets.flatten(1), targets.flatten(1))
     if rows is None or rows.shape[1:] != inputs.shape[1:]:
         return False
     prints = samples.fingerprints(rows)
