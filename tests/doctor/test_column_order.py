@@ -83,3 +83,20 @@ def test_a_program_that_mirrors_without_exchanging_is_named(swapped):
         report = doctor.report()
     named = [f.cause for f in report.findings if f.severity != "note"][:1]
     assert named == [] if swapped else named == ["bad_labels"], str(report)
+
+
+def test_targets_without_columns_are_left_alone():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 1), nn.Flatten(0))
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    with Doctor(model, optimizer, nn.MSELoss()) as doctor:
+        for _ in range(120):
+            x = torch.randn(32, 6)
+            loss = nn.functional.mse_loss(model(x), x[:, 0])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            doctor.step(loss, x, x[:, 0])
+        new = torch.randn(100, 6)
+        doctor.validate(new, new[:, 0])
+        assert not doctor.report().troubles

@@ -224,12 +224,12 @@ def test_a_program_whose_risk_sets_are_reversed_is_named(right):
 @pytest.mark.parametrize("leak", ["time", "logarithm of the time", "rough time", None])
 def test_a_feature_that_tells_the_time_of_an_event_is_named(leak):
     torch.manual_seed(0)
-    x = torch.randn(256, 9)
+    x = torch.randn(256, 5)
     length = -torch.rand(256).log() * torch.exp(-x[:, 0])
     gone = -torch.rand(256).log() * 2
     time, event = torch.minimum(length, gone), (length <= gone).float()
     if leak is not None:
-        made = {"time": -time, "logarithm of the time": time.log(), "rough time": time + x[:, 8]}
+        made = {"time": -time, "logarithm of the time": time.log(), "rough time": time + x[:, 4]}
         x = torch.cat([x, made[leak][:, None]], dim=1)
     model = nn.Sequential(nn.Linear(x.shape[1], 16), nn.ELU(), nn.Linear(16, 1))
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)

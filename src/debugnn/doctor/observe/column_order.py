@@ -28,8 +28,8 @@ def column_order_facts(trained: Tensor, held: Tensor) -> ColumnOrderFacts | None
         None where no pair has both orders, as far apart as in the validation, or where no other
         pair keeps its order: turned images mix all of them.
     """
-    columns = trained.shape[1] if trained.dim() == 2 else 0
-    if held.dim() != 2 or held.shape[1] != columns or min(len(trained), len(held)) < _SAMPLES:
+    columns = trained.shape[1]
+    if held.shape[1] != columns or min(len(trained), len(held)) < _SAMPLES:
         return None
     if not _COLUMNS[0] <= columns <= _COLUMNS[1]:
         return None

@@ -52,8 +52,8 @@ def compare(
     if labelled and known_targets is not None:
         if rows is not None:
             facts.alignment = alignment_facts(inputs, known_targets, rows, targets)
-        if task.kind == "values":
-            facts.column_order = column_order_facts(known_targets.flatten(1), targets.flatten(1))
+        if task.kind == "values" and known_targets.dim() == targets.dim() == 2:
+            facts.column_order = column_order_facts(known_targets, targets)
     if rows is None or rows.shape[1:] != inputs.shape[1:]:
         return False
     prints = samples.fingerprints(rows)

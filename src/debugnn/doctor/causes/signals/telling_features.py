@@ -61,7 +61,10 @@ def feature_rises_with_target(evidence: Evidence) -> Iterator[Sign]:
     along."""
     data = evidence.data
     share = data.rank_share
-    if share is None or data.features < FEATURES or _are_few(evidence):
+    if share is None or _are_few(evidence):
+        return
+    # A target may be a function of one of few features by right; nobody lives by a formula.
+    if data.features < FEATURES and evidence.loss.time_column is None:
         return
     if share > LEAKED_RANKS and (data.target_kinds or 0) > RANKED_KINDS:
         yield Sign(
