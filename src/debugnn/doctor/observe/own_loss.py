@@ -101,6 +101,8 @@ def best_constant(losses: Sequence[Loss], task: Task) -> float | None:
     if start is None:
         return None
     first, unit = start
+    if not math.isfinite(unit):  # of targets that hold NaN or infinity
+        return None
     theta = first.clone().requires_grad_()
     optimizer = torch.optim.Adam([theta], lr=unit)
     lowest, waited = math.inf, 0
