@@ -24,7 +24,7 @@ class RestingDoctor(Doctor):
     @property
     def evidence(self) -> Evidence:
         """What has been seen; brought up to date by `report`."""
-        self._observer.rest.settle()
+        self._observer.rest.flush()
         return super().evidence
 
     def before_update(self, outputs: Tensor, norm: Tensor) -> None:

@@ -383,7 +383,7 @@ class Observer:
 
         Of many validations some are left out, see `ValidationSamples`.
         """
-        self.rest.settle()
+        self.rest.flush()
         self._loop.validations += 1
         if self.training.model.training and not torch.is_grad_enabled():
             self._loop.validated_in_train_mode += 1
@@ -394,7 +394,7 @@ class Observer:
 
     def gather(self) -> None:
         """Bring the evidence up to date."""
-        self.rest.settle()
+        self.rest.flush()
         self._catch_up()
         self._gatherer.gather()
         self._rest_copy()
@@ -406,7 +406,7 @@ class Observer:
     @guarded("whether it can still learn")
     def why_hopeless(self) -> str | None:
         """Return in a clause why the training cannot come to learn, None where it may."""
-        self.rest.settle()
+        self.rest.flush()
         self._losses.read()
         reason = why_hopeless(self.training, self._losses.values)
         self._rest_copy()
@@ -452,7 +452,7 @@ class Observer:
         Raises:
             NotKeptError: a part of it has none.
         """
-        self.rest.settle()
+        self.rest.flush()
         return flattened(self, self.training.model)
 
     def restore(self, state: Any) -> None:

@@ -25,7 +25,7 @@ _WATCHED = 20  # first steps, which hooks look at
 # long as it does after another one.
 _TOGETHER = 20
 _BYTES = 2**24  # most memory that their batches and outputs take
-_EACH = _BYTES // _TOGETHER
+_EACH = _BYTES // _TOGETHER  # that a step counts as, at least
 _EVALUATIONS = 20  # first evaluations, all of which are watched
 
 
@@ -74,8 +74,8 @@ class Rest:
         self._losses = losses
         self._jumps = jumps
         self._allowed = allowed
-        self._as_said = True  # all watched steps were what the loop says
-        self._told = 0  # watched steps that the loop has announced
+        self._keeps_promises = True  # all watched steps were what the loop says
+        self._compared = 0  # watched steps that the loop has announced
         self._evaluations = 0
         self._device_waits = any(map(waits, training.model.parameters()))
         self._outputs: Tensor | None = None  # of this step, at rest
@@ -90,28 +90,28 @@ class Rest:
             norm: of its gradients, a scalar.
         """
         if not self.on:
-            self._told += 1
-            self._as_said = self._as_said and self._is_as_said(outputs)
+            self._compared += 1
+            self._keeps_promises = self._keeps_promises and self._is_as_promised(outputs)
             return
         self._outputs = outputs.detach()
         loop, optimizer = self.evidence.loop, self._training.optimizer
         # NaN and infinity of any gradient show in the norm, and that there are none.
         strange = not waits(norm) and not 0 < norm.item() < math.inf
         if strange or not self._training.model.training:
-            self.settle()
+            self.flush()
             self._hooks.note_update(optimizer, thorough=True)
         else:
             loop.training_forwards += 1
             self._hooks.note_rates(optimizer)
         loop.optimizer_steps += 1
 
-    def _is_as_said(self, outputs: Any) -> bool:
+    def _is_as_promised(self, outputs: Any) -> bool:
         pending = self._training.passes.pending
         if not isinstance(outputs, Tensor):
             return False
         if len(pending) != 1 or not pending[0].training or self._hooks.state.places:
             return False
-        if self._told < _WATCHED and self._told > 1:
+        if self._compared < _WATCHED and self._compared > 1:
             return True  # to compare the random state takes as long as a small layer
         before, now = pending[0].random_state, self._training.random_state()
         return all(map(torch.equal, before, now))
@@ -128,27 +128,28 @@ class Rest:
     def step(self, loss: Any, inputs: Any, targets: Any) -> bool:
         """Take note of a step, after its update; False where it is to be looked at closely."""
         if not self.on:
-            self._as_said = self._as_said and isinstance(loss, Tensor) and self._takes(inputs)
+            as_promised = isinstance(loss, Tensor) and self._takes(inputs)
+            self._keeps_promises = self._keeps_promises and as_promised
             return False
         outputs, self._outputs = self._outputs, None
         value = None if waits(loss) else loss.item()
         finite = value is None or math.isfinite(value)
         broken = not finite or self._hooks.kept_weights
         if outputs is None or (broken and self.evidence.nonfinite is None):
-            self.settle()
+            self.flush()
             self._hooks.outputs = outputs
             return False
         known = loss.detach() if value is None or not finite else value
         self._steps.append(_Step(known, outputs, inputs, targets))
         self._quiet -= 1
         if self._quiet <= 0:
-            self.settle()
+            self.flush()
             self.plan()
         elif len(self._steps) * max(_EACH, bytes_of(inputs) + bytes_of(outputs)) >= _BYTES:
-            self.settle()
+            self.flush()
         return True
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Note the steps that were taken at rest; before anything that depends on them."""
         steps, self._steps = self._steps, []
         for step in steps:
@@ -175,7 +176,7 @@ class Rest:
 
         A loop evaluates in the same way each time.
         """
-        self.settle()
+        self.flush()
         if is_due(self._evaluations, 1, _EVALUATIONS):
             self.end()
         self._evaluations += 1
@@ -195,13 +196,13 @@ class Rest:
             self._quiet = training.quiet_steps(self._device_waits)
 
     def _may_begin(self) -> bool:
-        told = self._as_said and self._told >= _WATCHED
-        return self._allowed and told and not self._hooks.are_busy
+        compared = self._keeps_promises and self._compared >= _WATCHED
+        return self._allowed and compared and not self._hooks.are_busy
 
     def end(self) -> None:
         """Watch the next step, and the passes before it."""
         if self.on:
-            self.settle()
+            self.flush()
             self.on = False
             self._hooks.put_on(self._training.model)
 
@@ -215,6 +216,6 @@ class Rest:
 
     def close(self) -> None:
         """Let go of what is kept, and rest no more."""
-        self.settle()
+        self.flush()
         self._outputs = None
         self.on = self._allowed = False
