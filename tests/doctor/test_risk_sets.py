@@ -190,6 +190,21 @@ def test_what_may_be_a_turned_time_is_not_judged():
     )  # its risk sets are right
 
 
+def report_of(x, time, event, loss_fn):
+    """Train a net of log hazards, and return the doctor's report."""
+    model = nn.Sequential(nn.Linear(x.shape[1], 16), nn.ELU(), nn.Linear(16, 1))
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    with Doctor(model, optimizer, loss_fn=loss_fn) as doctor:
+        for _ in range(12):
+            for rows in torch.randperm(len(x)).split(len(x) // 4):
+                optimizer.zero_grad()
+                loss = loss_fn(model(x[rows]), (time[rows], event[rows]))
+                loss.backward()
+                optimizer.step()
+                doctor.step(loss, x[rows], (time[rows], event[rows]))
+        return doctor.report()
+
+
 @pytest.mark.parametrize("right", [True, False])
 def test_a_program_whose_risk_sets_are_reversed_is_named(right):
     torch.manual_seed(0)
@@ -197,18 +212,7 @@ def test_a_program_whose_risk_sets_are_reversed_is_named(right):
     length = -torch.rand(192).log() * torch.exp(-x[:, 0] - x[:, 1] * x[:, 2])
     gone = -torch.rand(192).log() * 2
     time, event = torch.minimum(length, gone), (length <= gone).float()
-    model = nn.Sequential(nn.Linear(4, 16), nn.ELU(), nn.Linear(16, 1))
-    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-    loss_fn = by_sorting(right)
-    with Doctor(model, optimizer, loss_fn=loss_fn) as doctor:
-        for _ in range(12):
-            for rows in torch.randperm(192).split(48):
-                optimizer.zero_grad()
-                loss = loss_fn(model(x[rows]), (time[rows], event[rows]))
-                loss.backward()
-                optimizer.step()
-                doctor.step(loss, x[rows], (time[rows], event[rows]))
-        report = doctor.report()
+    report = report_of(x, time, event, by_sorting(right))
     assert report.evidence.loss.risk_sets == ("later" if right else "earlier")
     if right:
         assert report.healthy is not False, str(report)
@@ -231,17 +235,6 @@ def test_a_feature_that_tells_the_time_of_an_event_is_named(leak):
     if leak is not None:
         made = {"time": -time, "logarithm of the time": time.log(), "rough time": time + x[:, 4]}
         x = torch.cat([x, made[leak][:, None]], dim=1)
-    model = nn.Sequential(nn.Linear(x.shape[1], 16), nn.ELU(), nn.Linear(16, 1))
-    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-    loss_fn = by_sorting(right=True)
-    with Doctor(model, optimizer, loss_fn=loss_fn) as doctor:
-        for _ in range(12):
-            for rows in torch.randperm(256).split(64):
-                optimizer.zero_grad()
-                loss = loss_fn(model(x[rows]), (time[rows], event[rows]))
-                loss.backward()
-                optimizer.step()
-                doctor.step(loss, x[rows], (time[rows], event[rows]))
-        report = doctor.report()
+    report = report_of(x, time, event, by_sorting(right=True))
     named = [f.cause for f in report.findings if f.severity != "note"]
     assert named == ["label_leak"] * (leak in ("time", "logarithm of the time"))
