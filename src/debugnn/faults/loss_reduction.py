@@ -108,6 +108,7 @@ def commitment_summed(setup: Setup) -> None:
 
 TUNING = [
     case("variational_autoencoder", divergence_summed, ("over_regularised",)),
+    case("quantised_autoencoder", commitment_summed),
     case("digit_and_darkness", darkness_unscaled, unit=8000.0),
     case("mlp_momentum", summed_over_batches, ("lr_too_high",), batches=16, lr=0.1),
     case("cnn_batch_norm", summed_over_batches, ("lr_too_high",), batches=12, lr=0.3),
@@ -127,7 +128,6 @@ TUNING = [
 ]
 
 HELD_OUT = [
-    case("quantised_autoencoder", commitment_summed),
     case("mlp_sgd", log_likelihood, batch_size=128),
     case("ten_prototypes", log_likelihood, batch_size=64),
     case("friedman_sgd", inner_product, batch_size=64),

@@ -120,19 +120,21 @@ def note_data(
 
 def note_times(evidence: Evidence, buffer: BatchBuffer) -> None:
     """Note whether a feature of a table goes with the times that a survival loss is given."""
-    where, seen = evidence.loss.time_column, set()
-    rows, times = [], []
+    where = evidence.loss.time_column
+    if where is None:
+        return
+    rows: list[Tensor] = []
+    times: list[Tensor] = []
     for batch in buffer.batches:
         inputs = batch.inputs
-        if where is None or inputs is None or inputs.dim() != 2 or not inputs.is_floating_point():
+        if inputs is None or inputs.dim() != 2 or not inputs.is_floating_point():
             return
         found = times_of(batch.targets, where, len(inputs))
-        if found is None:
+        if found is None or (rows and inputs.shape[1] != rows[0].shape[1]):
             return
-        seen.add(inputs.shape[1])
         rows.append(inputs)
         times.append(found)
-    if len(seen) == 1:
+    if rows:
         samples.describe_times(evidence.data, torch.cat(rows), torch.cat(times))
 
 

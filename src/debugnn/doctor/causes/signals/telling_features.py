@@ -63,7 +63,7 @@ def feature_rises_with_target(evidence: Evidence) -> Iterator[Sign]:
     share = data.rank_share
     if share is None or _are_few(evidence):
         return
-    # A target may be a function of one of few features by right; nobody lives by a formula.
+    # A value may be a function of one of few features by right; a survival time is of none.
     if data.features < FEATURES and evidence.loss.time_column is None:
         return
     if share > LEAKED_RANKS and (data.target_kinds or 0) > RANKED_KINDS:
