@@ -246,7 +246,7 @@ def coded_otherwise(evidence: Evidence) -> Iterator[Sign]:
             evidence={
                 "train_skill": found,
                 "validation_skill": kept,
-                "accuracy_after_renaming": data.relabelled_skill,
+                "skill_after_renaming": data.relabelled_skill,
                 "simple_model_train_to_validation": transfer,
             },
             override=None,

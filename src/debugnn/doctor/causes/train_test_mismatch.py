@@ -1,9 +1,14 @@
 """Validation data unlike the training data."""
 
 from collections.abc import Iterator
+from statistics import fmean
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
-from debugnn.doctor.causes.signals.carried_over import follows_another_code, lost_on_validation
+from debugnn.doctor.causes.signals.carried_over import (
+    classes_renamed,
+    follows_another_code,
+    lost_on_validation,
+)
 from debugnn.doctor.causes.signals.data import (
     inputs_differ,
     scale_shift,
@@ -11,7 +16,7 @@ from debugnn.doctor.causes.signals.data import (
     transfer_skill,
 )
 from debugnn.doctor.causes.signals.own_samples import outputs_belong
-from debugnn.doctor.causes.signals.preparations import other_preparation
+from debugnn.doctor.causes.signals.preparations import other_preparation, renumbered
 from debugnn.doctor.causes.signals.skill import (
     held_out,
     judged,
@@ -19,6 +24,7 @@ from debugnn.doctor.causes.signals.skill import (
     reached,
     scaled_otherwise,
 )
+from debugnn.doctor.causes.signals.wording import listed
 from debugnn.doctor.evidence import Evidence
 
 # Skill on training samples below which there is nothing to lose on validation.
@@ -223,6 +229,32 @@ def inputs_of_another_code(evidence: Evidence) -> Iterator[Sign]:
     )
 
 
+def categories_of_another_code(evidence: Evidence) -> Iterator[Sign]:
+    """The loss on validation samples comes back as their categories get other numbers."""
+    found = renumbered(evidence)
+    # Labels in another order are made good by other categories too, where these tell the label.
+    if found is None or classes_renamed(evidence):
+        return
+    before, after = fmean(found.validation), fmean(found.renumbered)
+    yield Sign(
+        "error",
+        f"the loss is {before:.3g} on validation and {found.training:.3g} on training samples; "
+        f"with other numbers for the validation's categories ({listed(map(str, found.categories))} "
+        f"of them), chosen on half of its samples, it is {after:.3g} on the other half: the "
+        "categories of both sets are numbered by different tables",
+        fix="number categories by the training set's table alone (fit the encoder on it, and "
+        "transform both sets with it)",
+        evidence={
+            "training_loss": found.training,
+            "validation_loss": before,
+            "loss_with_other_numbers": after,
+            "categories": found.categories,
+        },
+        confidence="shown",
+        harm="the network is given other inputs than those that it was trained on",
+    )
+
+
 CAUSE = Cause(
     name="train_test_mismatch",
     meaning="validation data unlike the training data",
@@ -233,6 +265,7 @@ CAUSE = Cause(
             one_class_alone,
             inputs_of_another_code,
             unlike_inputs,
+            categories_of_another_code,
             standardised_alone,
             values_at_another_scale,
         ),

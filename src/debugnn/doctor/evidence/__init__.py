@@ -22,6 +22,7 @@ from debugnn.doctor.evidence.data import (
     OwnInputFacts,
     PairFacts,
     PreparationFacts,
+    RecodedFacts,
     SameShares,
     TargetCopyFacts,
 )
@@ -101,6 +102,7 @@ __all__ = [
     "PolicyFacts",
     "PreparationFacts",
     "Probe",
+    "RecodedFacts",
     "RecurrenceFacts",
     "SameShares",
     "Score",

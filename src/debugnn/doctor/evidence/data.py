@@ -167,6 +167,16 @@ class ColumnOrderFacts:
 
 
 @dataclass
+class RecodedFacts:
+    """The training's own loss, where categories of validation samples get other numbers."""
+
+    training: float  # of the latest training batch
+    validation: list[float]  # of two halves of the validation samples, as they are
+    renumbered: list[float]  # of each half, by a table that was chosen on the other one
+    categories: list[int]  # in each column that was renumbered
+
+
+@dataclass
 class DataFacts:
     """The samples that the doctor kept."""
 
@@ -219,6 +229,7 @@ class DataFacts:
     rank_share: float | None = None
     rank_feature: int | None = None
     lost_shares: list[LostShare] = field(default_factory=list)  # of tables, the largest loss first
+    recoded: RecodedFacts | None = None  # None: no categories, or nothing lost on validation
     column_order: ColumnOrderFacts | None = None  # None: of targets, or in one order in both sets
     counter: CounterFacts | None = None  # None: of labels, no feature counts the samples
     drift: DriftFacts | None = None

@@ -33,6 +33,7 @@ parts               outputs that a loss compares with one target each
 risk_sets           which samples a Cox partial likelihood compares an event with
 volume              how a loss pulls at the change of volume that a flow gives
 preparations        the loss of validation samples that are prepared otherwise
+recoded             the same of validation samples whose categories get other numbers
 trained_network     the network with the weights that it has at the end
 alignment           whether targets lie where images have what they name
 column_order        pairs of target values that come in both orders in the training alone

@@ -39,6 +39,7 @@ from debugnn.doctor.observe.padding import can_be_left_out, tail_facts, without_
 from debugnn.doctor.observe.pair_labels import pair_facts
 from debugnn.doctor.observe.parts import part_facts
 from debugnn.doctor.observe.preparations import preparation_facts
+from debugnn.doctor.observe.recoded import recoded_facts
 from debugnn.doctor.observe.recurrence import note_what_is_remembered
 from debugnn.doctor.observe.rescaled import rescaled_skill
 from debugnn.doctor.observe.scored_symbols import ScoredSymbols
@@ -182,15 +183,12 @@ class Gatherer:
         loss_fn, model = training.loss_fn, training.current_model()
         if loss_fn is None or model is None or validation is None or validation.targets is None:
             return
+        data, batches, layout = self.evidence.data, training.buffer.batches, training.layout
         with training.undisturbed():
-            self.evidence.data.preparations = preparation_facts(
-                model,
-                loss_fn,
-                training.buffer.batches,
-                validation,
-                training.layout,
-                training.task,
+            data.preparations = preparation_facts(
+                model, loss_fn, batches, validation, layout, training.task
             )
+            data.recoded = recoded_facts(model, loss_fn, batches, validation, layout)
 
     @guarded("what the outputs tell of the validation's targets")
     def _gather_adjusted(self) -> None:

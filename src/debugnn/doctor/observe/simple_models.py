@@ -396,7 +396,9 @@ def _feature_axes(inputs: Tensor) -> tuple[int, ...]:
 
 
 def renamed_skill(confusion: Tensor) -> tuple[float, bool]:
-    """Return the accuracy under the best renaming of the classes, and whether it renames any.
+    """Return the skill under the best renaming of the classes, and whether it renames any.
+
+    The share of what an answer with the most frequent class is wrong about: 0 is as good as that.
 
     Args:
         confusion: counts (true class, predicted class).
@@ -404,6 +406,7 @@ def renamed_skill(confusion: Tensor) -> tuple[float, bool]:
     best = confusion.argmax(dim=1)
     distinct = len(best.unique()) == len(best)
     total = confusion.sum().clamp_min(1)
-    renamed = confusion.max(dim=1).values.sum() / total
+    wrong = 1 - (confusion.max(dim=1).values.sum() / total).item()
+    guessed = 1 - (confusion.sum(dim=1).max() / total).item()
     same = bool((best == torch.arange(len(best))).all())
-    return renamed.item(), distinct and not same
+    return (1 - wrong / guessed if guessed else 0.0), distinct and not same

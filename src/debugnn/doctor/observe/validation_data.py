@@ -1,7 +1,7 @@
 """How the samples of the latest validation differ from those of the training."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -165,7 +165,7 @@ def evaluate_changed(
 ) -> None:
     """Fill in the model's skill on changed validation samples: other labels, another scale.
 
-    For models of one tensor.
+    Another scale for models of one tensor.
 
     Args:
         early: the first batches of the training.
@@ -176,18 +176,8 @@ def evaluate_changed(
         steps: number of training steps taken.
     """
     call, targets = validation.call, validation.targets
-    if len(call.args) != 1 or not isinstance(call.args[0], Tensor) or call.kwargs:
-        return
     if not isinstance(targets, Tensor):
         return
-    given = call.args[0]
-    trained = [
-        b.call.args[0]
-        for b in early
-        if b.call.args
-        and isinstance(b.call.args[0], Tensor)
-        and b.call.args[0].shape[1:] == given.shape[1:]
-    ]
     with (
         undisturbed(model=replica),
         torch.no_grad(),
@@ -196,17 +186,46 @@ def evaluate_changed(
         outputs = validation.outputs
         if validation.step != steps:
             outputs = layout.run(replica, call)
-        if trained and given.is_floating_point() and not _takes_indices(replica, given):
-            brought = Call((simple_models.matched(torch.cat(trained), given),))
-            at_scale = layout.run(replica, brought)
-            facts.matched_skill = score(task, at_scale, targets).skill
-    if task.kind == "classes" and task.size <= _RENAMED and first_tensor(outputs) is not None:
-        predicted, wanted = task.pair(outputs, targets)
-        size = task.size
-        pairs = wanted * size + predicted.argmax(dim=1)
-        confusion = torch.bincount(pairs, minlength=size * size).reshape(size, size)
-        renamed, other = simple_models.renamed_skill(confusion.cpu())
+        brought = _at_training_scale(call, early, replica)
+        if brought is not None:
+            facts.matched_skill = score(task, layout.run(replica, brought), targets).skill
+    confusion = _confusion(outputs, targets, task)
+    if confusion is not None:
+        renamed, other = simple_models.renamed_skill(confusion)
         facts.relabelled_skill = renamed if other else None
+
+
+def _at_training_scale(call: Call, early: Sequence[Batch], model: nn.Module) -> Call | None:
+    """Return a call of one tensor whose values have the training inputs' mean and deviation."""
+    if len(call.args) != 1 or not isinstance(call.args[0], Tensor) or call.kwargs:
+        return None
+    given = call.args[0]
+    trained = [
+        b.call.args[0]
+        for b in early
+        if b.call.args
+        and isinstance(b.call.args[0], Tensor)
+        and b.call.args[0].shape[1:] == given.shape[1:]
+    ]
+    if not trained or not given.is_floating_point() or _takes_indices(model, given):
+        return None
+    return Call((simple_models.matched(torch.cat(trained), given),))
+
+
+def _confusion(outputs: Any, targets: Tensor, task: Task) -> Tensor | None:
+    """Return how often each class (row) is predicted as each class, None of other tasks."""
+    if task.kind not in ("classes", "binary") or first_tensor(outputs) is None:
+        return None
+    size = task.size if task.kind == "classes" else 2
+    if size > _RENAMED:
+        return None
+    predicted, wanted = task.pair(outputs, targets)
+    if task.kind == "classes":
+        predicted = predicted.argmax(dim=1)
+    else:
+        predicted, wanted = (predicted > 0.5).long(), task.labels(targets)
+    counts = torch.bincount(wanted * size + predicted, minlength=size * size)
+    return counts.reshape(size, size).cpu()
 
 
 def _takes_indices(model: nn.Module, inputs: Tensor) -> bool:

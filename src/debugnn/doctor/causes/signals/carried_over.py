@@ -8,7 +8,7 @@ from debugnn.doctor.evidence import Evidence
 LOST = 0.3
 # Skill of a simple model on training samples that can be lost.
 SIMPLE_LEARNS = 0.4
-# Accuracy under the best renaming of the classes, where the accuracy without one is at chance.
+# Skill under the best renaming of the classes, where it is at chance without one.
 RENAMED = 0.5
 # Distinct samples below which a simple model's skill is too uncertain.
 SAMPLES = 150
@@ -34,6 +34,11 @@ def lost_on_validation(evidence: Evidence) -> bool:
     )
 
 
+def classes_renamed(evidence: Evidence) -> bool:
+    """Return whether the network knows the validation's classes by other names."""
+    return (evidence.data.relabelled_skill or 0) > RENAMED
+
+
 def follows_another_code(evidence: Evidence) -> bool:
     """Return whether validation labels follow from the tokens or categories of validation inputs,
     by another rule than in the training: these are numbered otherwise.
@@ -43,7 +48,7 @@ def follows_another_code(evidence: Evidence) -> bool:
     of their neighbours, where validation is of other persons.
     """
     data = evidence.data
-    if (data.relabelled_skill or 0) > RENAMED:
+    if classes_renamed(evidence):
         return False
     if data.within_validation is None or data.simple_skill is None:
         return False

@@ -1,10 +1,11 @@
 """Whether training and validation samples are prepared in different ways."""
 
+from collections.abc import Sequence
 from statistics import fmean
 from typing import NamedTuple
 
 from debugnn.doctor.causes.signals.skill import JUDGED_AFTER
-from debugnn.doctor.evidence import Evidence
+from debugnn.doctor.evidence import Evidence, RecodedFacts
 
 # Own loss on validation over that on training samples from which there is something to explain,
 # and the share of the difference that a change of the inputs has to take away, on each part of
@@ -16,6 +17,9 @@ TAKEN_AWAY = 0.8
 LOST = 0.05
 # Own loss on training samples over the training's first loss above which nothing is learnt.
 FALLEN = 0.8
+# The same share that new numbers for the categories have to take away, which are chosen on few
+# samples of each, and partly wrong. Chosen on noise they take nothing away.
+REGAINED = 0.25
 # Correlation of what a local model says with validation targets from which it knows them; shares of
 # it that the targets of training images stay below as they are, and reach once they are moved; and
 # by how many standard errors another image's target has to fit less.
@@ -41,14 +45,10 @@ class Preparation(NamedTuple):
 
 def other_preparation(evidence: Evidence) -> Preparation | None:
     """Return the change of the validation inputs that does so; None where none does."""
-    facts, first = evidence.data.preparations, evidence.outcome.first_loss
-    if facts is None or first is None or evidence.loop.steps < JUDGED_AFTER:
+    facts = evidence.data.preparations
+    if facts is None or not _much_higher(evidence, facts.training, facts.validation):
         return None
     trained, plain = facts.training, facts.validation
-    if not 0 < trained < FALLEN * first or min(plain) < HIGHER * trained:
-        return None
-    if min(plain) - trained < LOST * (first - trained):
-        return None
     # A change that lowers the loss of training samples too, as a larger scale does where a net is
     # right and not yet sure, tells nothing about validation samples.
     taken = {
@@ -60,6 +60,27 @@ def other_preparation(evidence: Evidence) -> Preparation | None:
     if change is None or not taken[change] > TAKEN_AWAY:
         return None
     return Preparation(change, trained, fmean(plain), fmean(facts.changed[change]))
+
+
+def renumbered(evidence: Evidence) -> RecodedFacts | None:
+    """Return the losses where one table of new numbers for the categories of validation samples
+    brings them down to the loss of training samples."""
+    facts = evidence.data.recoded
+    if facts is None or not _much_higher(evidence, facts.training, facts.validation):
+        return None
+    losses = zip(facts.validation, facts.renumbered, strict=True)
+    regained = min((p - c) / (p - facts.training) for p, c in losses)
+    return facts if regained > REGAINED else None
+
+
+def _much_higher(evidence: Evidence, trained: float, validation: Sequence[float]) -> bool:
+    """Return whether all these losses are so high beside that of training samples, of a training
+    that has learnt, that the difference wants an explanation."""
+    first = evidence.outcome.first_loss
+    if first is None or evidence.loop.steps < JUDGED_AFTER or not 0 < trained < FALLEN * first:
+        return False
+    least = min(validation)
+    return least >= HIGHER * trained and least - trained >= LOST * (first - trained)
 
 
 def moved_apart(evidence: Evidence) -> str | None:
