@@ -26,6 +26,8 @@ fi
 
 echo "installing into .venv with $("$python" --version) (torch is large: minutes, about 6 GB)"
 "$python" -m venv .venv
-.venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
+# --use-pep517: an older pip warns about each package that is not built so.
+.venv/bin/python -m pip install --quiet --disable-pip-version-check --use-pep517 \
+    --requirement requirements.txt
 echo "$wanted" > .venv/installed
 echo "installed; now: source .venv/bin/activate"
