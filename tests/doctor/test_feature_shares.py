@@ -9,6 +9,7 @@ from scipy.stats import spearmanr
 from sklearn import datasets
 from torch import Tensor, nn
 
+from debugnn.data.readers import regression
 from debugnn.doctor import Doctor
 from debugnn.doctor.observe.feature_shares import (
     lost_shares,
@@ -152,3 +153,37 @@ def test_a_function_of_the_target_among_the_features_is_named(leaks):
     else:
         assert report.healthy is True
         assert report.evidence.data.rank_share < 0.5
+
+
+def line_of_the_article(lr, norm):
+    """Train the net of the article's NaN experiment on its data, with its test targets.
+
+    y_test = y_train.reshape(...): the test inputs are compared with the training targets.
+    """
+    inputs, targets, new_inputs, _ = map(torch.tensor, regression("", False))
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 25), nn.ReLU(), nn.Linear(25, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
+    with Doctor(model, optimizer, F.mse_loss) as doctor:
+        for _ in range(40):
+            for rows in torch.randperm(500).split(32):
+                optimizer.zero_grad()
+                loss = F.mse_loss(model(inputs[rows]), targets[rows])
+                loss.backward()
+                nn.utils.clip_grad_norm_(model.parameters(), norm)
+                optimizer.step()
+                doctor.step(loss, inputs[rows], targets[rows])
+            doctor.validate(new_inputs, targets)
+        return doctor.report()
+
+
+def test_validation_targets_of_other_samples_are_no_leak():
+    report = line_of_the_article(0.01, norm=4.0)
+    assert report.main_cause == "bad_labels"
+    assert "label_leak" not in report.details()
+
+
+def test_what_is_not_finite_has_no_skill_that_leaked():
+    report = line_of_the_article(0.1, norm=1e30)
+    assert report.main_cause == "exploding_gradient"
+    assert "label_leak" not in report.details()

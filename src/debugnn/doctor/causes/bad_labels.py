@@ -237,12 +237,15 @@ def coded_otherwise(evidence: Evidence) -> Iterator[Sign]:
     alike = (shift(evidence) or 0) < ALIKE
     misplaced = alike and lost_on_validation(evidence) and not follows_another_code(evidence)
     if found > LEARNT_WELL and (renamed or misplaced) and other_preparation(evidence) is None:
+        values = evidence.task == "values"
+        shares = "" if values else ", whatever the classes' shares are"
         yield Sign(
             "error",
             f"what is learnt on training labels (skill {found:.2f}) does not hold for the "
-            f"validation labels ({kept:.2f}), whatever the classes' shares are, though the inputs "
-            "are alike",
-            "compare how the labels of the two sets are coded and ordered",
+            f"validation labels ({kept:.2f}){shares}, though the inputs are alike",
+            "look whether inputs and targets of the validation set belong to the same samples"
+            if values
+            else "compare how the labels of the two sets are coded and ordered",
             evidence={
                 "train_skill": found,
                 "validation_skill": kept,

@@ -33,6 +33,9 @@ ERRORS = 8.0
 MOST_LOST = 0.5
 # Skill by which the training is ahead of the validation then.
 AHEAD = 0.1
+# What the targets explain of all other features together, from which these tell something; where
+# they lose it too, it is the validation targets that belong to other samples.
+OTHERS_TELL = 0.1
 # Pairs of equal values that as many values would hold on average, were they drawn from as many
 # steps as a feature's: where it holds none, its values are no measurements, but numbers that are
 # given out one by one.
@@ -103,8 +106,12 @@ def tells_training_alone(evidence: Evidence) -> Iterator[Sign]:
     ]
     if not lost or len(lost) > MOST_LOST * len(data.lost_shares) or not judged(evidence):
         return
+    rest = [each for each in data.lost_shares if each not in lost]
+    told, tell = sum(each.training for each in rest), sum(each.validation for each in rest)
+    if told > OTHERS_TELL and tell < LEFT * told:
+        return
     kept = held_out(evidence)
-    if kept is None or reached(evidence) - kept < AHEAD:
+    if kept is None or not reached(evidence) - kept >= AHEAD:
         return
     first, count = lost[0], len(lost)
     others = "" if count == 1 else f" ({count - 1} more alike)"
