@@ -422,11 +422,29 @@ def test_where_something_is_learnt_a_constant_rate_must_learn_more_on_both_sets(
     end, again, severity, confidence
 ):
     given = trained(0.5, points(lambda u: 0.1 ** (u // 5), 400))
+    given.outcome.epochs = 4000.0
     assert list(causes.trials_wanted(given)) == [UNCHANGED, RESUMED]
     given.trials[UNCHANGED.name] = TrialOutcome(24, 1.0, end, again)
     assert (UNCHANGED in causes.trials_to_confirm(given)) == (again is None)
     (sign,) = taken_to_nothing(given)
     assert (sign.severity, sign.confidence) == (severity, confidence)
+
+
+@pytest.mark.parametrize(
+    ("per_level", "epochs", "severity"),
+    [
+        (10, 40.0, "warning"),  # over after two epochs, and 11.1 updates at the highest rate
+        (10, None, "warning"),  # of samples that never come again
+        (10, 1000.0, "note"),  # the samples have come 75 times by then
+        (25, 40.0, "note"),  # a fourteenth of the training at the highest rate
+    ],
+)
+def test_a_schedule_that_is_over_at_the_beginning_needs_no_trial(per_level, epochs, severity):
+    given = trained(0.5, points(lambda u: 0.1 ** (u // per_level), 400))
+    given.outcome.epochs = epochs
+    (sign,) = taken_to_nothing(given)
+    assert sign.severity == severity
+    assert ("as far as 11 at the highest rate" in sign.summary) == (severity == "warning")
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from debugnn.doctor.causes.signals.learning_rate import (
     never_at_its_rate,
     schedule_is_stuck,
     unfinished_rise,
+    updates_at_the_highest_rate,
     vanished_rate,
 )
 from debugnn.doctor.causes.signals.loss_course import diverged
@@ -70,8 +71,12 @@ def taken_to_nothing(evidence: Evidence) -> Iterator[Sign]:
         mended = _gained(resumed)
     certain = (failing(evidence) or not judged(evidence)) and not diverged(evidence)
     shown = constant is not None or resumed is not None
+    few = updates_at_the_highest_rate(evidence, fall)
+    over = few is not None
+    if over and not mended:
+        mended = f"; all of them together move the weights as far as {few:.0f} at the highest rate"
     yield Sign(
-        severity(evidence) if certain or shown else "note",
+        severity(evidence) if certain or shown or over else "note",
         _course(fall) + mended,
         "let the schedule fall over the whole training: step the scheduler once an epoch, not once "
         "a batch, or count its step sizes in batches",
@@ -82,7 +87,7 @@ def taken_to_nothing(evidence: Evidence) -> Iterator[Sign]:
             "rates": evidence.optimizer.rates[:8],
             **trial_numbers(evidence, RESUMED),
         },
-        confidence="certain" if certain else "shown" if shown else "suspected",
+        confidence="certain" if certain or over else "shown" if shown else "suspected",
         override=None,
     )
 

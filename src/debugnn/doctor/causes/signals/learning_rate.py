@@ -18,6 +18,11 @@ NOTHING = 0.01
 MOST = 0.8
 # The same from which a trial tells whether the training was over by then.
 HALF = 0.5
+# Sum of the rates of all updates over what the highest one would make in as many, of a schedule
+# that is over near the beginning; and how often the samples have come by then. A rate that is
+# lowered whenever the loss stands still has gone through them more often.
+WORKED = 0.06
+PASSES = 20.0
 # Skill above which it is not tried out whether there is more to learn.
 ALL_LEARNT = 0.97
 # Last loss over the first of an unknown task, above which it is not taken for learnt: sound
@@ -73,6 +78,18 @@ def vanished_rate(evidence: Evidence) -> Fall | None:
     as it is a good part of the first loss.
     """
     return _fall_to_nothing(evidence, MOST, NEARLY_PERFECT)
+
+
+def updates_at_the_highest_rate(evidence: Evidence, fall: Fall) -> float | None:
+    """Return how many updates at the highest rate do as much as all updates of a schedule that
+    takes all rates to nothing; None where these are no small part, or where the samples have come
+    often by then."""
+    points = evidence.optimizer.rates
+    rates = [max(each) for _, *each in points]
+    lasted = [later[0] - point[0] for point, later in pairwise(points)]
+    done = sum(rate * count for rate, count in zip(rates, lasted, strict=False)) / fall.highest
+    passes = (evidence.outcome.epochs or 1.0) * fall.start / fall.updates
+    return done if done < WORKED * fall.updates and passes < PASSES else None
 
 
 def faded_rate(evidence: Evidence) -> Fall | None:
