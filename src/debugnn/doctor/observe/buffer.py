@@ -3,7 +3,7 @@
 import math
 import weakref
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -130,6 +130,25 @@ class BatchBuffer:
         least, most = sorted((spread, width))
         return abs(now - first) > _MOVED * most or most > _SPREAD * least
 
+    @property
+    def is_known(self) -> bool:
+        """True where nothing is noted of a batch without a probe, but that there was one."""
+        return self._complete and not (self.same_tensor or self._is_short)
+
+    @property
+    def _is_short(self) -> bool:
+        """True while early batches are still to be kept."""
+        return len(self.early) < _EARLY or self._samples < _EARLY_SAMPLES
+
+    def leave_out(self, sizes: Sequence[int]) -> None:
+        """Count batches of known data.
+
+        Args:
+            sizes: number of samples of each.
+        """
+        self._taken += len(sizes)
+        self.left_out += sum(sizes)
+
     def take(self, call: Call, inputs: Any, targets: Any, layout: Layout, due: bool) -> None:
         """Note a batch.
 
@@ -139,11 +158,10 @@ class BatchBuffer:
             due: a probe is due. Late batches are copied then, and compared with the first one.
         """
         rows = layout.rows(call, inputs)
-        few = len(self.early) < _EARLY or self._samples < _EARLY_SAMPLES
-        if self._complete and not (due or few or self.same_tensor):
-            self._taken += 1
-            self.left_out += 0 if rows is None else rows.shape[0]
+        if self.is_known and not due:
+            self.leave_out([0 if rows is None else rows.shape[0]])
             return
+        few = self._is_short
         self._note_identity(layout.inputs(call))
         if rows is not None and rows.shape[0]:
             self._compare(rows, due)

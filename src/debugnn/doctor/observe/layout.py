@@ -92,6 +92,13 @@ class Layout:
             own = handed if handed.shape[axis] == own.shape[axis] else own
         return _first(own, axis)
 
+    def size(self, inputs: Tensor) -> int:
+        """Return how many samples `rows` returns of a call with these inputs alone; 0 of none."""
+        axis = self.axis or 0
+        if self.offsets or not _has_axes(inputs):
+            return 0
+        return inputs.shape[axis if inputs.dim() > axis else 0]
+
     def take(self, call: Call, rows: Rows, targets: Any = None) -> tuple[Call, Any]:
         """Return the call and the targets with some of the samples.
 

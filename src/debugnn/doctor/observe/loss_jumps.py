@@ -41,35 +41,42 @@ class LossJumps:
     def __init__(self) -> None:
         self._candidates: list[_Candidate] = []  # the highest first
 
+    def rises(self, step: int, losses: Sequence[float]) -> bool:
+        """Return whether the loss of a step rose as far as one of those that are kept.
+
+        Not where it is not the last one: of an earlier step there was none.
+
+        Args:
+            step: its index.
+            losses: of all steps up to this one.
+        """
+        if len(losses) != step + 1 or step < _AROUND or not math.isfinite(losses[-1]):
+            return False
+        before = losses[-_AROUND - 1 : -1]
+        # Most losses of a training that learns are below the median of those before.
+        if losses[-1] <= sorted(before)[(_AROUND - 1) // 2]:
+            return False
+        least = self._candidates[-1].height if len(self._candidates) >= _CANDIDATES else 0.0
+        return _height(losses[-1], before)[0] > least
+
     def note(
         self,
         step: int,
         losses: Sequence[float],
         outputs: Any,
         targets: Any,
-        rows: Callable[[], Tensor | None],
+        samples: Tensor | None,
     ) -> None:
-        """Keep a step whose loss rose as far as one of those that are kept.
+        """Keep a step whose loss `rises`.
 
         Args:
-            step: its index. Nothing is kept of a step whose loss is not the last one: of an earlier
-                step there was none.
+            step: its index.
             losses: of all steps up to this one.
             outputs: of its batch.
             targets: of its batch.
-            rows: gives the samples of its batch, (samples, …); None where they are not told apart.
+            samples: of its batch, (samples, …); None where they are not told apart.
         """
-        if len(losses) != step + 1 or step < _AROUND or not math.isfinite(losses[-1]):
-            return
-        least = self._candidates[-1].height if len(self._candidates) >= _CANDIDATES else 0.0
-        before = losses[-_AROUND - 1 : -1]
-        # Most losses of a training that learns are below the median of those before.
-        if losses[-1] <= sorted(before)[(_AROUND - 1) // 2]:
-            return
-        height, _, _ = _height(losses[-1], before)
-        if not height > least:
-            return
-        samples = rows()
+        height = _height(losses[-1], losses[-_AROUND - 1 : -1])[0]
         some = None if samples is None or not samples.shape[0] else thinned(samples[:_SAMPLES])
         kept = _Candidate(step, height, *_some_samples(outputs, targets), some)
         self._candidates.append(kept)

@@ -150,7 +150,7 @@ class Observer:
         self._hooks.loss_calls.take(loss)  # before anything that the doctor calls itself
         self._note_step(loss, inputs, targets)
         # Counted whatever happens above, so that probes stay where they belong.
-        self.training.end_step()
+        self.training.end_steps()
         self._passes.clear()
         self._hooks.clear()
         if due:
@@ -189,13 +189,10 @@ class Observer:
         self._losses.add(value, step)
         if self._at_once or not devices.waits(value) or self.training.reading_due:
             self._losses.read()
-            self._jumps.note(
-                step,
-                self._losses.values,
-                self._hooks.outputs,
-                targets,
-                lambda: None if call is None else self.training.layout.rows(call, inputs),
-            )
+            losses = self._losses.values
+            if self._jumps.rises(step, losses):
+                rows = None if call is None else self.training.layout.rows(call, inputs)
+                self._jumps.note(step, losses, self._hooks.outputs, targets, rows)
             self._look_for_nonfinite(loss, value, call, targets)
             if self._at_once and self.evidence.nonfinite is None:
                 self.evidence.nonfinite = spoilt_by_update(
@@ -378,17 +375,22 @@ class Observer:
     # --- validation -------------------------------------------------------------------------------
 
     @guarded("validation")
-    def validate(self, inputs: Any, targets: Any = None) -> None:
+    def validate(self, inputs: Any, targets: Any = None, unchanged: bool = False) -> None:
         """Evaluate a copy of the model, in evaluation mode, on some validation samples.
 
         Of many validations some are left out, see `ValidationSamples`.
+
+        Args:
+            inputs: of all samples.
+            targets: theirs.
+            unchanged: the loop leaves them as they are.
         """
         self.rest.flush()
         self._loop.validations += 1
         if self.training.model.training and not torch.is_grad_enabled():
             self._loop.validated_in_train_mode += 1
         self._hooks.begin()
-        self._validation.note(inputs, targets)
+        self._validation.note(inputs, targets, unchanged)
 
     # --- the evidence -----------------------------------------------------------------------------
 
@@ -453,6 +455,7 @@ class Observer:
             NotKeptError: a part of it has none.
         """
         self.rest.flush()
+        self._validation.copy()
         return flattened(self, self.training.model)
 
     def restore(self, state: Any) -> None:

@@ -59,6 +59,15 @@ class RateCurve:
         self.updates += 1
         return changed
 
+    @property
+    def are_kept(self) -> bool:
+        """True if the latest rates are those of the last point."""
+        return bool(self._points) and self._points[-1][1:] == self._latest
+
+    def repeat(self, updates: int) -> None:
+        """Count updates at the rates of the latest one."""
+        self.updates += updates
+
     def points(self) -> list[list[float]]:
         """Return the points [update, rate of each group]; the latest update's is the last one."""
         if not self.updates:

@@ -5,14 +5,14 @@ finite, and the outputs where its loss jumps.
 """
 
 import math
-from functools import partial
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from debugnn.cadence import is_due
-from debugnn.doctor.observe.calls import Call, bytes_of
+from debugnn.doctor.observe.calls import Call
 from debugnn.doctor.observe.devices import waits
 from debugnn.doctor.observe.hooks import TrainingHooks
 from debugnn.doctor.observe.loss_jumps import LossJumps
@@ -57,7 +57,16 @@ class Rest:
         on: no hooks are on the model and the optimiser.
     """
 
-    not_in_state = ("_allowed", "_device_waits", "_outputs", "_quiet", "_steps")
+    not_in_state = (
+        "_allowed",
+        "_bytes",
+        "_device_waits",
+        "_outputs",
+        "_quiet",
+        "_rates",
+        "_same_rates",
+        "_steps",
+    )
 
     def __init__(
         self,
@@ -80,7 +89,11 @@ class Rest:
         self._device_waits = any(map(waits, training.model.parameters()))
         self._outputs: Tensor | None = None  # of this step, at rest
         self._steps: list[_Step] = []  # that are to be noted
+        self._bytes = 0  # that their batches and outputs take
         self._quiet = 0  # steps from now on at which nothing is due
+        # Rates of the latest update that was noted; None of rates that change in place.
+        self._rates: list[float] | None = None
+        self._same_rates = 0  # updates since then, at the same rates
 
     def before_update(self, outputs: Tensor, norm: Tensor) -> None:
         """Look at a step between its backward pass and its update.
@@ -96,14 +109,33 @@ class Rest:
         self._outputs = outputs.detach()
         loop, optimizer = self.evidence.loop, self._training.optimizer
         # NaN and infinity of any gradient show in the norm, and that there are none.
-        strange = not waits(norm) and not 0 < norm.item() < math.inf
+        strange = norm.is_cpu and not 0 < norm.item() < math.inf
         if strange or not self._training.model.training:
             self.flush()
             self._hooks.note_update(optimizer, thorough=True)
+            loop.optimizer_steps += 1
+        elif [group["lr"] for group in optimizer.param_groups] == self._rates:
+            self._same_rates += 1
         else:
+            self._note_rates()
             loop.training_forwards += 1
-            self._hooks.note_rates(optimizer)
-        loop.optimizer_steps += 1
+            loop.optimizer_steps += 1
+
+    def _note_rates(self) -> None:
+        """Look at the rates of an update; of those that follow, whether they are the same."""
+        self._note_same_rates()
+        optimizer = self._training.optimizer
+        self._hooks.note_rates(optimizer)
+        rates = [group["lr"] for group in optimizer.param_groups]
+        in_place = any(isinstance(rate, Tensor) for rate in rates)
+        self._rates = None if in_place or not self._hooks.rates.are_kept else rates
+
+    def _note_same_rates(self) -> None:
+        """Count the updates since the latest whose rates were looked at."""
+        updates, self._same_rates = self._same_rates, 0
+        self._hooks.rates.repeat(updates)
+        self.evidence.loop.training_forwards += updates
+        self.evidence.loop.optimizer_steps += updates
 
     def _is_as_promised(self, outputs: Any) -> bool:
         pending = self._training.passes.pending
@@ -132,44 +164,53 @@ class Rest:
             self._keeps_promises = self._keeps_promises and as_promised
             return False
         outputs, self._outputs = self._outputs, None
-        value = None if waits(loss) else loss.item()
-        finite = value is None or math.isfinite(value)
-        broken = not finite or self._hooks.kept_weights
-        if outputs is None or (broken and self.evidence.nonfinite is None):
+        known: float | Tensor = loss.item() if loss.is_cpu else loss.detach()
+        broken = isinstance(known, float) and not math.isfinite(known)
+        if outputs is None or (
+            (broken or self._hooks.kept_weights) and self.evidence.nonfinite is None
+        ):
             self.flush()
             self._hooks.outputs = outputs
             return False
-        known = loss.detach() if value is None or not finite else value
-        self._steps.append(_Step(known, outputs, inputs, targets))
+        self._steps.append(_Step(loss.detach() if broken else known, outputs, inputs, targets))
+        self._bytes += max(_EACH, inputs.nbytes + outputs.nbytes)
         self._quiet -= 1
         if self._quiet <= 0:
             self.flush()
             self.plan()
-        elif len(self._steps) * max(_EACH, bytes_of(inputs) + bytes_of(outputs)) >= _BYTES:
+        elif self._bytes >= _BYTES:
             self.flush()
         return True
 
     def flush(self) -> None:
         """Note the steps that were taken at rest; before anything that depends on them."""
-        steps, self._steps = self._steps, []
-        for step in steps:
-            self._note(*step)
-            self._training.end_step()
+        steps, self._steps, self._bytes = self._steps, [], 0
+        if self._same_rates:
+            self._note_same_rates()
+        if steps:
+            self._note(steps)
+            self._training.end_steps(len(steps))
 
-    @guarded("a step between two probes")
-    def _note(self, loss: float | Tensor, outputs: Tensor, inputs: Tensor, targets: Any) -> None:
-        training = self._training
-        call = training.passes.last_call = Call((inputs,))
-        training.buffer.take(call, inputs, targets, training.layout, due=False)
-        step, values = self.evidence.loop.steps, self._losses.values
-        if isinstance(loss, Tensor):
-            self._losses.add(loss, step)
-            if not waits(loss):
-                self._losses.read()
-            return
-        self._losses.append(loss)
-        rows = partial(training.layout.rows, call, inputs)
-        self._jumps.note(step, values, outputs, targets, rows)
+    @guarded("the steps between two probes")
+    def _note(self, steps: Sequence[_Step]) -> None:
+        training, first = self._training, self.evidence.loop.steps
+        buffer, layout, losses = training.buffer, training.layout, self._losses
+        known = buffer.is_known
+        if known:
+            buffer.leave_out([layout.size(step.inputs) for step in steps])
+        for number, (loss, outputs, inputs, targets) in enumerate(steps, first):
+            if not known:
+                buffer.take(Call((inputs,)), inputs, targets, layout, due=False)
+            if isinstance(loss, Tensor):
+                losses.add(loss, number)
+                if loss.is_cpu:
+                    losses.read()
+                continue
+            losses.append(loss)
+            if self._jumps.rises(number, losses.values):
+                rows = layout.rows(Call((inputs,)), inputs)
+                self._jumps.note(number, losses.values, outputs, targets, rows)
+        training.passes.last_call = Call((steps[-1].inputs,))
 
     def before_evaluation(self) -> None:
         """Watch the evaluation that follows, as the first ones, and later ones more rarely.

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +23,13 @@ _ALL = 10  # validations that are all evaluated
 _GROWTH = 1.25  # of their number after these, from one that is evaluated to the next
 
 
+class _Handed(NamedTuple):
+    """A validation as the loop handed it over."""
+
+    inputs: Any
+    targets: Any
+
+
 class ValidationSamples:
     """Evaluates copies of the model, and keeps the samples of the latest validation.
 
@@ -35,32 +42,43 @@ class ValidationSamples:
 
     def __init__(self, training: WatchedTraining) -> None:
         self.latest: ValidationBatch | None = None
-        self._left_out: ValidationBatch | None = None  # samples of the latest, not evaluated
+        self._left_out: ValidationBatch | _Handed | None = None  # the latest, not evaluated
         self._next = 1  # validation that is evaluated, counted from 1
         self._standardised_alone: bool | None = None  # of the first validation's samples
         self._training = training
 
-    def note(self, inputs: Any, targets: Any) -> None:
+    def note(self, inputs: Any, targets: Any, unchanged: bool = False) -> None:
         """Evaluate a copy of the model as it is now, or keep the samples for `catch_up`.
 
         The first ten validations are evaluated. After them their number grows by a quarter from
         one that is evaluated to the next: a small net trains for an epoch in less time than an
         evaluation takes.
+
+        Args:
+            inputs: of all samples.
+            targets: theirs.
+            unchanged: the loop leaves them as they are, so that no copies are needed.
         """
         replica, count = self._training.replica, self._training.evidence.loop.validations
         if replica is None or replica.model is None:
             return  # as with memory="low": no samples are kept that nothing can be asked of
-        chosen = self._chosen(inputs, targets)
         if count < self._next:
-            self._left_out = chosen
+            handed = _Handed(inputs, targets)
+            self._left_out = handed if unchanged else self._chosen(*handed)
             return
         self._next = count + 1 if count < _ALL else math.ceil(_GROWTH * count)
-        self._evaluate(chosen)
+        self._evaluate(self._chosen(inputs, targets))
 
     def catch_up(self) -> None:
         """Evaluate a copy of the model as it is now, where the latest validation was left out."""
-        if self._left_out is not None:
+        self.copy()
+        if isinstance(self._left_out, ValidationBatch):
             self._evaluate(self._left_out)
+
+    def copy(self) -> None:
+        """Copy the samples of the latest validation, where it was left out."""
+        if isinstance(self._left_out, _Handed):
+            self._left_out = self._chosen(*self._left_out)
 
     def release(self) -> None:
         """Let go of the samples."""

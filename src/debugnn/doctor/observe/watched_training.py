@@ -110,9 +110,9 @@ class WatchedTraining:
         """Leave no trace of what runs in the block, copies of the model and the loss function."""
         return undisturbed(self.loss_fn, self.model)
 
-    def end_step(self) -> None:
-        """Count a step."""
-        self.evidence.loop.steps += 1
+    def end_steps(self, count: int = 1) -> None:
+        """Count steps; of several, none but the last may have a probe after it."""
+        self.evidence.loop.steps += count
         self.plan_step()
 
     def plan_step(self) -> None:
