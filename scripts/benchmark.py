@@ -123,10 +123,15 @@ class Benchmark:
     """The workers of all sides, and the phases of the measurement.
 
     A side is a program that trains: the notebooks' loop, this project in one precision, Lightning.
+
+    Attributes:
+        results: of the phases so far.
+        failed: one of the last phases ended with an error.
     """
 
     def __init__(self, effort: Effort, directory: Path) -> None:
         self.effort, self.directory, self.results = effort, directory, Results()
+        self.failed = False
         self.root = data_root()
         self._load = os.getloadavg()[0]
         self.log = directory / "log.txt"
@@ -201,16 +206,21 @@ class Benchmark:
     def _last_phases(self) -> list[str]:
         """Measure stacks, start-up and memory, and return notes of what there was no time for.
 
-        --quick leaves out what begins after its time, so that it ends in time on slow machines.
+        --quick leaves out what begins after its time, so that it ends in time on slow machines. A
+        phase that fails is left out too: what was measured before it took 20 minutes.
         """
         phases = {"stacks": self._stacks, "start-up": self._startup, "memory": self._memory}
         left_out = []
         for title, phase in phases.items():
+            why = "the time was over"
             if self.effort.thorough or time.perf_counter() < self._ends:
-                phase()
-            else:
-                left_out.append(f"{title}: left out, the time was over.")
-                say(left_out[-1])
+                try:
+                    phase()
+                    continue
+                except (BenchmarkError, OSError) as error:
+                    why, self.failed = str(error), True
+            left_out.append(f"{title}: left out, {why.rstrip('.')}.")
+            say(left_out[-1])
         return left_out
 
     def measure_again(self, results: Results) -> Results:
@@ -611,7 +621,7 @@ def main() -> int:
         output=options.output, numbers=options.json,
         draw=lambda folder: output.figure(written, folder / "benchmark.png"),
     )  # fmt: skip
-    return 0
+    return 1 if benchmark.failed else 0
 
 
 if __name__ == "__main__":

@@ -128,9 +128,12 @@ def summary(results: Mapping[str, Any]) -> str:
         ("first_step_s", "from the start to the first step", "5 s"),
         ("extra_job_s", "each further job of a sweep, besides its epochs", "0.4 s"),
     ):  # fmt: skip
-        between = quartiles(results, f"startup_{key}")
-        rows.append([title, f"{results['startup'][key]:.2f} s", between, target])
+        if key in results["startup"]:
+            between = quartiles(results, f"startup_{key}")
+            rows.append([title, f"{results['startup'][key]:.2f} s", between, target])
     for net, limit in (("mnist", 900), ("cifar", 1200)):
+        if net not in results["peak_rss_mb"]:
+            continue
         whole = f"{results['peak_rss_mb'][net]:.0f} MB"
         rows.append([f"peak memory, {net}", whole, "", f"{limit} MB"])
         first = results["peak_rss_mb"][f"{net}_first"]

@@ -4,6 +4,8 @@ import json
 import os
 import sys
 import warnings
+from contextlib import ExitStack
+from dataclasses import replace
 
 import pytest
 import torch
@@ -276,6 +278,27 @@ def test_the_tables_of_a_processor_without_bf16_say_so(tmp_path):
         assert "bf16 is left out" in table
     output.figure(results, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 5000
+
+
+def test_what_was_measured_before_a_phase_that_fails_is_kept(tmp_path, monkeypatch):
+    """The committed numbers, without those of the last phases."""
+    kept = json.loads((publishing.REFERENCE / "benchmark.json").read_text())
+    effort = replace(benchmark.FULL, stacked=("nope",))
+    measured = benchmark.Benchmark(effort, tmp_path)
+    measured.results = benchmark.Results(
+        **kept | {"stack": {}, "startup": {}, "peak_rss_mb": {}, "notes": []}
+    )
+    monkeypatch.setattr(benchmark, "net_overrides", lambda *_: ["model=nope"])  # no such net
+    with ExitStack() as stack:
+        measured.start_alone(stack, "disabled")
+        measured.results.notes = ["A machine.", *measured._last_phases()]
+    assert measured.failed
+    assert [note.partition(":")[0] for note in measured.results.notes[1:]] == [
+        "stacks", "start-up", "memory",
+    ]  # fmt: skip
+    for table in (output.markdown(vars(measured.results)), output.summary(vars(measured.results))):
+        assert "whole article, fp32" in table
+        assert "start-up: left out" in table
 
 
 def test_a_machine_is_told_by_its_instruction_sets_and_its_load():
