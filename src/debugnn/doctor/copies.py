@@ -280,7 +280,8 @@ def undisturbed(loss_fn: Any = None, model: nn.Module | None = None) -> Iterator
     Random states are restored, and all that the loss function or the model's code reaches, see
     `reachable.kept`. In between neither autocast nor inference mode. What is compiled runs as it is
     written: another batch size, or another mode of the gradients, would have it compiled again, for
-    the training too.
+    the training too. Transformers run layer by layer, in evaluation as in training: their fused
+    encoder makes nested tensors of padded ones, which hooks and operations cannot look into.
 
     Args:
         loss_fn: the user's, where the block calls it.
@@ -292,8 +293,10 @@ def undisturbed(loss_fn: Any = None, model: nn.Module | None = None) -> Iterator
     python = random.getstate()
     numpy = sys.modules.get("numpy")
     numpys = numpy.random.get_state() if numpy else None
+    fused = torch.backends.mha.get_fastpath_enabled()
     outer = _blocks.open
     _blocks.open = outer + 1
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
         with (
             torch.random.fork_rng(devices),
@@ -308,6 +311,7 @@ def undisturbed(loss_fn: Any = None, model: nn.Module | None = None) -> Iterator
             yield changes
     finally:
         _blocks.open = outer
+        torch.backends.mha.set_fastpath_enabled(fused)
         random.setstate(python)
         if numpy:
             numpy.random.set_state(numpys)

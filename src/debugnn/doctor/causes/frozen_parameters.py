@@ -20,6 +20,10 @@ CLEARED_SHARE = 0.5
 # Share of the outputs' values that stay as they are under a small change of the inputs, above which
 # a choice lies between them. Smooth functions keep none, choices all but few in a hundred.
 CHOICE = 0.5
+# Probes at which no gradient came to most values that the optimiser holds, though outputs depend on
+# them: heads that a loss leaves out are fewer.
+PROBES = 5
+MOST = 0.5
 # Optimiser steps without any gradient: one may be a loop's first call.
 EMPTY_STEPS = 2
 
@@ -147,6 +151,32 @@ def detached_output(evidence: Evidence) -> Iterator[Sign]:
         )
 
 
+def never_arrives(evidence: Evidence) -> Iterator[Sign]:
+    """Most values that the optimiser holds get no gradient in the loop, though outputs depend on
+    them: what the loop does with the outputs cuts them off."""
+    network = evidence.network
+    # Where gradients are added up over several steps, a probe may lie between two updates.
+    probes = [probe for probe in evidence.probes if probe.layers]
+    known = network.parameters > 0 and len(probes) >= PROBES
+    if not known or not network.never_arrived or network.never_arrived_share < MOST:
+        return
+    yield Sign(
+        "error",
+        f"no gradient comes to {len(network.never_arrived)} parameters of the optimiser, "
+        f"{100 * network.never_arrived_share:.0f} % of the values that it holds, at any of "
+        f"{len(probes)} steps that were looked at, though the outputs depend on them: "
+        f"{listed(network.never_arrived)}",
+        "compute the loss from the outputs themselves, not from output.detach(), .data, .item() or "
+        "what numpy makes of them, nor from outputs of a pass under no_grad()",
+        layer=module_of(network.never_arrived[0]),
+        evidence={
+            "parameters": network.never_arrived[:32],
+            "share_of_values": network.never_arrived_share,
+        },
+        confidence="certain",
+    )
+
+
 def steps_without_gradient(evidence: Evidence) -> Iterator[Sign]:
     """Updates that found no gradient at all."""
     loop = evidence.loop
@@ -256,6 +286,7 @@ CAUSE = Cause(
             cut_off,
             detached_output,
             broken_path,
+            never_arrives,
             steps_without_gradient,
             named_on_module,
             held_but_frozen,

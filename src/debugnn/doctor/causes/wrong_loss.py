@@ -14,6 +14,7 @@ from debugnn.doctor.causes.signals.loss_function import (
 from debugnn.doctor.causes.signals.outcome import severity, short
 from debugnn.doctor.causes.signals.output_links import (
     cut_logits,
+    cut_part,
     cut_values,
     linked_twice,
     no_log_probabilities,
@@ -55,6 +56,9 @@ UNPAIRED = 1e-5
 # A loss is not bounded below where outputs of size 1,000 bring it below this: a likelihood whose
 # targets are probabilities stays above 0.
 UNBOUNDED = -10.0
+IN_RANGE = (
+    "end with a linear layer, without an activation behind it, or scale the targets into this range"
+)
 # How far below zero, in sizes of the loss, a loss falls where an output of the autoencoder is 1,000
 # times as large: a divergence or a penalty grows there.
 FALLS = 10.0
@@ -442,12 +446,8 @@ CAUSE = Cause(
             _rule(classes_not_compared, may_serve=True),
             _rule(regression_of_probabilities, may_serve=True),
             _rule(cut_logits),
-            _rule(
-                cut_values,
-                "end with a linear layer, without an activation behind it, or scale the targets "
-                "into this range",
-                any_task=True,
-            ),
+            _rule(cut_values, IN_RANGE, any_task=True),
+            _rule(cut_part, IN_RANGE, any_task=True),
             _rule(
                 class_numbers_as_values,
                 "give the model an output for each class, and cross_entropy the class indices",

@@ -116,6 +116,10 @@ class NetworkFacts:
     softmax_inputs: list[str] = field(default_factory=list)  # layers fed with (log-)probabilities
     unreached: list[str] = field(default_factory=list)  # used, trainable, without a gradient
     unused: list[str] = field(default_factory=list)
+    # Of the optimiser, and outputs depend on them with a gradient: those that had none at any probe
+    # of the training, and their share of all values that the optimiser holds of the model.
+    never_arrived: list[str] = field(default_factory=list)
+    never_arrived_share: float = 0.0
     broken_path: BrokenPathFacts | None = None  # None: a gradient goes back to the inputs
     unregistered: list[LeafFacts] = field(default_factory=list)
     # Looks at steps that took derivatives of second order with respect to the inputs for their

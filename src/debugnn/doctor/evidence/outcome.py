@@ -103,6 +103,10 @@ class PartFacts:
     train_mode: Score = field(default_factory=Score)  # batch norm by batch
     simple_skill: float | None = None  # of a simple model, on samples that it was not fitted to
     against: bool = False  # what it is made of is trained against it, by a reversed gradient
+    made_by: str | None = None  # the operation that the output comes from
+    # Of targets that are values: the value that a tenth is below, and that nine tenths are below.
+    tenth: float | None = None
+    nine_tenths: float | None = None
 
 
 @dataclass

@@ -20,7 +20,7 @@ from debugnn.doctor.observe.losses import LossCurve
 from debugnn.doctor.observe.modes import without_dropout
 from debugnn.doctor.observe.module_state import state_facts
 from debugnn.doctor.observe.neighbours import has_both_axes, neighbour_facts
-from debugnn.doctor.observe.optimizer import optimizer_facts, still_unreached
+from debugnn.doctor.observe.optimizer import note_never_arrived, optimizer_facts, still_unreached
 from debugnn.doctor.observe.outcome import (
     Predicted,
     note_losses,
@@ -131,6 +131,8 @@ class Gatherer:
         loss.policy = loss.policy or self._hooks.policy.facts()
         network.unreached = still_unreached(network.unreached, self._hooks.layers.graded)
         network.unused = still_unreached(network.unused, self._hooks.layers.graded)
+        arrived = self._hooks.layers.arrived
+        note_never_arrived(network, training.model, training.optimizer, arrived)
         network.unregistered = self._hooks.leaves.facts()
         note_losses(self.evidence, self._losses.values, self._losses.ratios)
         scales = self._losses.gradient_scales

@@ -30,12 +30,14 @@ class LayerProbes:
 
     Attributes:
         graded: names of the parameters that have had a gradient other than zero at a probe.
+        arrived: names of those that have had any at a probe, be it zero.
     """
 
     not_in_state = ("_before",)
 
     def __init__(self, evidence: Evidence, model: nn.Module) -> None:
         self.graded: set[str] = set()
+        self.arrived: set[str] = set()
         self._evidence = evidence
         self._model = model
         self._probe: Probe | None = None
@@ -100,6 +102,7 @@ class LayerProbes:
                 self._spare = not first
                 own = {} if kept is None else dict(kept.named_parameters())
                 self._before = {n: own[n].detach() for n in weights if n in own}
+        self.arrived.update(present)
         self.graded.update(n for n in present if pulls.get(n) != 0)  # a sparse one has no norm
         layers = {n: LayerFacts(pulls.get(n), size) for n, size in sizes.items()}
         self._probe = Probe(self._evidence.loop.steps, layers)

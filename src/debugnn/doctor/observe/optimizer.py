@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from debugnn.doctor.evidence import OptimizerFacts
+from debugnn.doctor.evidence import NetworkFacts, OptimizerFacts
 
 _POINTS = 64  # most points that are kept of the learning rate's course
 # Where PyTorch's schedulers note the rate that they multiply, and the one that they rise to.
@@ -166,3 +166,24 @@ def still_unreached(unreached: Sequence[str], graded: Collection[str]) -> list[s
         graded: parameters that have had a gradient in a training step.
     """
     return [name for name in unreached if name not in graded]
+
+
+def note_never_arrived(
+    facts: NetworkFacts,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    arrived: Collection[str],
+) -> None:
+    """Fill in which parameters of the optimiser outputs depend on, and no gradient came to.
+
+    Args:
+        facts: hold the parameters that outputs do not depend on, or not with a gradient.
+        arrived: parameters that had a gradient at a probe, be it zero.
+    """
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    own = {n: p for n, p in model.named_parameters() if p.requires_grad and id(p) in held}
+    explained = {*arrived, *facts.unreached, *facts.unused}
+    facts.never_arrived = [name for name in own if name not in explained]
+    values = sum(p.numel() for p in own.values())
+    missing = sum(own[name].numel() for name in facts.never_arrived)
+    facts.never_arrived_share = missing / max(values, 1)

@@ -20,6 +20,7 @@ from debugnn.doctor.observe.gradient_reversal import reversed_outputs
 from debugnn.doctor.observe.loss_function.facts import loss_facts
 from debugnn.doctor.observe.loss_function.made_up import LossFunction, alike
 from debugnn.doctor.observe.modes import without_dropout
+from debugnn.doctor.observe.operations import trace
 from debugnn.doctor.observe.task import Task, read, score
 
 _MOST = 8  # tensors of outputs, and of targets
@@ -139,12 +140,17 @@ def _part(loss_fn: LossFunction, outputs: Any, targets: Any, index: int, name: s
     return Part(index, moving[0], name, replace(task, link=facts.link))
 
 
-def _gradient(loss_fn: LossFunction, outputs: Any, targets: Any, output: Tensor) -> Tensor | None:
+def _gradient(
+    loss_fn: LossFunction, outputs: Any, targets: Any, output: Tensor, point: Tensor | None = None
+) -> Tensor | None:
     """Return the gradient of the loss with respect to one of the outputs; None where there is none.
 
     All calls draw the same random numbers.
+
+    Args:
+        point: other values of this output; None for its own.
     """
-    leaf = output.clone().requires_grad_()
+    leaf = (output if point is None else point).detach().clone().requires_grad_()
     torch.random.default_generator.manual_seed(0)
     value = loss_fn(_with(outputs, output, leaf), targets).float().mean()
     if not value.requires_grad:
@@ -160,12 +166,21 @@ def _reads_all(gradient: Tensor) -> bool:
 def _moves(
     loss_fn: LossFunction, outputs: Any, targets: Any, output: Tensor, target: Tensor
 ) -> bool:
-    """Return whether the gradient of an output depends on a target: samples change places in it."""
+    """Return whether the gradient of an output depends on a target: samples change places in it.
+
+    Of values, also where the output is the target: far from it, absolute errors have a gradient of
+    the same size.
+    """
     if not target.dim() or len(target) < 2:
         return False
     turned = _with(targets, target, target.roll(1, dims=0))
-    here = _gradient(loss_fn, outputs, targets, output)
-    return not alike(here, _gradient(loss_fn, outputs, turned, output))
+
+    def moves_at(point: Tensor) -> bool:
+        here, there = (_gradient(loss_fn, outputs, t, output, point) for t in (targets, turned))
+        return not alike(here, there)
+
+    values = target.is_floating_point() and target.shape == output.shape
+    return moves_at(output) or (values and moves_at(target.to(output)))
 
 
 def _moved_by_others(loss_fn: LossFunction, outputs: Any, targets: Any, output: Tensor) -> bool:
@@ -212,6 +227,9 @@ def part_facts(
     rows = [(b, b.inputs) for b in batches if b.inputs is not None]
     with without_dropout(model, training=True):
         against = reversed_outputs(model, batches[-1].call)
+    with without_dropout(model, training=False):
+        outputs, tracer = trace(model, batches[-1].call)
+    made = Call((outputs,)).tensors()
     facts = []
     for part, own, other in zip(parts, plain, batched, strict=True):
         scores = [score(part.task, *pair) for pair in (own, other)]
@@ -232,9 +250,20 @@ def part_facts(
                 train_mode=scores[1],
                 simple_skill=simple,
                 against=part.output in against,
+                made_by=tracer.made(made[part.output]),
+                **_most_targets(part.task, own[1]),
             )
         )
     return facts
+
+
+def _most_targets(task: Task, targets: Tensor) -> dict[str, float]:
+    """Return the values between which most targets lie, as `PartFacts` has them."""
+    values = targets.detach().float().flatten()
+    if task.kind != "values" or not len(values):
+        return {}
+    low, high = values.quantile(values.new_tensor([0.1, 0.9])).tolist()
+    return {"tenth": low, "nine_tenths": high}
 
 
 def _pairs(

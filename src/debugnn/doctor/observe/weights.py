@@ -96,18 +96,26 @@ def weight_facts(
         for module in model.modules()
         if isinstance(module, nn.Linear | nn.modules.conv._ConvNd)
     }
+    # A table's units are its columns: each row gets the gradient of its own samples.
+    tables = {
+        id(p)
+        for m in model.modules()
+        if isinstance(m, nn.Embedding | nn.EmbeddingBag)
+        for p in m.parameters()
+    }
     facts = []
     names = [n for n in order if not maps or id(named[n]) in maps]
     for position, name in enumerate(names):
         weight = named[name].detach().float().flatten(1)
         rms = weight.square().mean().sqrt().item()
+        units = weight.T if id(named[name]) in tables else weight
         facts.append(
             WeightFacts(
                 name=name,
                 size=weight.numel(),
                 gain=rms * hidden.get(id(named[name]), weight.shape[1]) ** 0.5,
-                identical_rows=len(weight) > 1 and bool((weight == weight[:1]).all()),
-                identical_columns=weight.shape[1] > 1 and bool((weight == weight[:, :1]).all()),
+                identical_rows=len(units) > 1 and bool((units == units[:1]).all()),
+                identical_columns=units.shape[1] > 1 and bool((units == units[:, :1]).all()),
                 constant=bool((weight == weight[0, 0]).all()),
                 hidden=position + 1 < len(names),
                 norm=torch.linalg.vector_norm(weight).item(),

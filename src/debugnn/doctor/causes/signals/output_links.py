@@ -126,17 +126,34 @@ def cut_values(evidence: Evidence) -> str | None:
     compared = compared or squared
     if not compared or operation not in _RANGES or low is None or high is None:
         return None
-    bottom, top = _RANGES[operation]
-    margin = MARGIN * (high - low)
     # A few that are outside, by noise or as outliers, may be left where they are.
     lower = low if data.target_tenth is None else data.target_tenth
     higher = high if data.target_nine_tenths is None else data.target_nine_tenths
-    if lower >= bottom - margin and higher <= top + margin:
+    if not _leave(_RANGES[operation], lower, higher, MARGIN * (high - low)):
         return None
     made = f"pass a {operation}"
     if operation in _STATES:
         made = f"are the hidden state of {_STATES[operation]}"
-    return (
-        f"the outputs {made} and cannot leave [{bottom:g}, {top:g}]; the targets reach from "
-        f"{low:.3g} to {high:.3g}"
-    )
+    return _cut("the outputs", made, operation, f"from {low:.3g} to {high:.3g}")
+
+
+def cut_part(evidence: Evidence) -> str | None:
+    """The same of one output among several, which is compared with values of its own."""
+    for part in evidence.outcome.parts:
+        operation, low, high = part.made_by, part.tenth, part.nine_tenths
+        if operation not in _RANGES or low is None or high is None:
+            continue
+        if _leave(_RANGES[operation], low, high, MARGIN * (high - low)):
+            reach = f"from {low:.3g} to {high:.3g}, but for a tenth on either side"
+            return _cut(f"the output '{part.name}'", f"passes a {operation}", operation, reach)
+    return None
+
+
+def _leave(bounds: tuple[float, float], low: float, high: float, margin: float) -> bool:
+    """Return whether targets between `low` and `high` lie outside of an activation's range."""
+    return low < bounds[0] - margin or high > bounds[1] + margin
+
+
+def _cut(what: str, made: str, operation: str, reach: str) -> str:
+    bottom, top = _RANGES[operation]
+    return f"{what} {made} and cannot leave [{bottom:g}, {top:g}]; the targets reach {reach}"
