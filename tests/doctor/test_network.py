@@ -810,3 +810,31 @@ def test_a_model_that_returns_its_loss_alone_is_looked_at():
         report = doctor.report()
     assert report.troubles == []
     assert report.evidence.network.nonlinear
+
+
+class Factors(nn.Module):
+    """Rates a pair (user, film) by the product of their factors, and by a bias of each."""
+
+    def __init__(self, equal):
+        super().__init__()
+        self.users, self.films = nn.Embedding(30, 4), nn.Embedding(20, 4)
+        self.of_user, self.of_film = nn.Embedding(30, 1), nn.Embedding(20, 1)
+        for bias in (self.of_user, self.of_film):
+            nn.init.zeros_(bias.weight)
+        if equal:
+            for factors in (self.users, self.films):
+                nn.init.constant_(factors.weight, 0.1)
+
+    def forward(self, users, films):
+        product = (self.users(users) * self.films(films)).sum(dim=1)
+        return product + (self.of_user(users) + self.of_film(films)).squeeze(1)
+
+
+@pytest.mark.parametrize("equal", [False, True])
+def test_equal_columns_of_a_table_are_equal_units_and_equal_rows_are_not(equal):
+    """Each row of a table gets the gradient of its own samples."""
+    model = Factors(equal)
+    call = Call((torch.tensor([0, 1]), torch.tensor([2, 3])))
+    facts = {fact.name: fact for fact in weight_facts(model, forward_order(model, call), {})}
+    assert not facts["of_user.weight"].identical_rows
+    assert facts["users.weight"].identical_rows is equal

@@ -141,6 +141,48 @@ def test_a_transformer_that_skips_padding_keeps_samples_apart(nested):
     assert (samples.dependence[0], samples.mixing) == ("apart", 0.0)
 
 
+class Fused(nn.Module):
+    """A transformer that skips the padding of its inputs (B, T), which it may nest."""
+
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.1, batch_first=True)
+        self.embed, self.head = nn.Embedding(9, 16, padding_idx=0), nn.Linear(16, 3)
+        self.encoder = nn.TransformerEncoder(layer, 2)
+
+    def forward(self, x):
+        outputs = self.encoder(self.embed(x), src_key_padding_mask=x == 0)
+        return self.head(outputs[:, 0])
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_a_fused_transformer_of_padded_inputs_is_looked_into():
+    torch.manual_seed(0)
+    x = torch.randint(1, 9, (512, 7))
+    x[::2, 4:] = 0
+    targets = x[:, 0] % 3
+    model = Fused()
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    loss_fn = nn.CrossEntropyLoss()
+    with Doctor(model, optimizer, loss_fn=loss_fn) as doctor:
+        for rows in torch.arange(512).repeat(10).split(64):
+            loss = loss_fn(model(x[rows]), targets[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            doctor.step(loss, x[rows], targets[rows])
+        model.eval()
+        doctor.validate(x[:100], targets[:100])
+        report = doctor.report()
+        with torch.no_grad():
+            fused = model(x[:4])
+    assert report.troubles == []
+    assert report.healthy is True
+    assert report.evidence.network.depth > 4
+    assert torch.backends.mha.get_fastpath_enabled()
+    assert fused.isfinite().all()
+
+
 class Normalised(nn.Module):
     """Embeddings (B, 4) that are normalised along an axis, or made a basis of."""
 

@@ -574,6 +574,21 @@ def test_outputs_that_have_a_target_of_their_own_are_parts():
     assert all_of_it
 
 
+def absolute_errors(outputs, targets):
+    named_right = F.cross_entropy(outputs["kind"], targets["kind"])
+    return named_right + F.smooth_l1_loss(outputs["size"], targets["size"], beta=0.1)
+
+
+def test_absolute_errors_of_far_targets_belong_to_their_output():
+    """Their gradient is of one size wherever the target is."""
+    outputs, targets = outputs_and_targets()
+    del targets["mask"]
+    targets["size"] = 20 + targets["size"]
+    parts, all_of_it = find_parts(absolute_errors, outputs, targets)
+    assert [part.name for part in parts] == ["kind", "size"]
+    assert all_of_it
+
+
 def test_an_output_that_a_second_target_masks_is_no_part():
     parts, all_of_it = find_parts(masked, *outputs_and_targets())
     assert [part.name for part in parts] == ["kind"]
@@ -645,6 +660,33 @@ def test_a_training_learns_where_all_its_parts_do():
     assert "kind" in report.reason
     again = load(json.loads(json.dumps(asdict(report.evidence))))
     assert again == report.evidence
+
+
+class SizedAsAShare(nn.Module):
+    """Names a kind, and gives a size between 0 and 1."""
+
+    def __init__(self):
+        super().__init__()
+        self.heads = TwoHeads()
+
+    def forward(self, x):
+        found = self.heads(x)
+        return {**found, "size": found["size"].sigmoid()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", [1.0, 20.0])
+def test_an_output_that_cannot_reach_its_targets_is_named_among_others(scale):
+    def shares():
+        x, targets = kinds_and_sizes()
+        return x, {**targets, "size": scale * targets["size"].sigmoid()}
+
+    report = watched(SizedAsAShare(), shares, absolute_errors, 150)
+    if scale == 1:
+        assert not report.findings
+    else:
+        assert (report.main_cause, report.main.confidence) == ("wrong_loss", "certain")
+        assert "the output 'size' passes a sigmoid and cannot leave [0, 1]" in str(report.main)
 
 
 @pytest.mark.slow
