@@ -1180,3 +1180,47 @@ def test_outputs_without_a_tensor_are_said_in_plain_words():
         report = doctor.report()
     assert report.evidence.troubles == ["the outputs are not looked at: a Normal holds no tensor"]
     assert report.evidence.weights
+
+
+# --- weights that a penalty takes away ------------------------------------------------------------
+
+
+class Neighbours(nn.Module):
+    """Scores (B, 40) of the things that may come after each of B things."""
+
+    def __init__(self):
+        super().__init__()
+        self.own, self.other = nn.Embedding(40, 16), nn.Embedding(40, 16)
+        for table in (self.own, self.other):
+            nn.init.normal_(table.weight, std=0.3)
+
+    def forward(self, things):
+        return self.own(things) @ self.other.weight.T
+
+
+def penalised(weight):
+    """Learn who comes after whom by the loop's own loss, with a penalty of what was looked up."""
+    torch.manual_seed(0)
+    model = Neighbours()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    after = torch.randperm(40)
+    with Doctor(model, optimizer) as doctor:
+        for _ in range(400):
+            things = torch.randint(40, (64,))
+            penalty = model.own(things).abs().pow(3).sum() + model.other.weight.abs().pow(3).sum()
+            loss = F.cross_entropy(model(things), after[things]) + weight * penalty
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            doctor.step(loss, things, after[things])
+        return doctor.report()
+
+
+def test_a_penalty_that_takes_all_weights_away_is_named():
+    report = penalised(1.0)
+    assert (report.main_cause, report.main.confidence) == ("over_regularised", "certain")
+    assert report.evidence.outcome.shrinkage < 0.05
+
+
+def test_a_penalty_beside_which_something_is_learnt_is_not():
+    assert "over_regularised" not in penalised(1e-4).details()

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Iterator
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
 from debugnn.doctor.causes.signals.loss_course import diverged, stands_still, unlearns
-from debugnn.doctor.causes.signals.outcome import doubtful, severity, short
+from debugnn.doctor.causes.signals.network import extreme_gain
+from debugnn.doctor.causes.signals.outcome import doubtful, failing, severity, short
 from debugnn.doctor.causes.signals.skill import FAILING, NEARLY_PERFECT, judged, reached
 from debugnn.doctor.causes.signals.trials import (
     LEARNT,
@@ -14,7 +15,11 @@ from debugnn.doctor.causes.signals.trials import (
     shown_by,
     trial_numbers,
 )
-from debugnn.doctor.causes.signals.without_skill import chooses_candidate, code_ignored
+from debugnn.doctor.causes.signals.without_skill import (
+    chooses_candidate,
+    code_ignored,
+    collapsed,
+)
 from debugnn.doctor.evidence import Evidence
 from debugnn.doctor.trials import MAIN_ALONE, UNREGULARISED, UNREGULARISED_ON, Trial
 
@@ -27,6 +32,9 @@ ONE_SIDED = 0.95
 SHRUNK = 0.6
 # ‖w‖/‖w₀‖ below which nothing of the weights is left: a decay alone takes them there.
 GONE = 0.01
+# The same of a training whose outputs have become the same for all inputs: sound programs keep a
+# third of their weights and more.
+SHRUNK_AWAY = 0.05
 # Weight decay from which a copy goes on without it, where training has come to a standstill: in an
 # optimiser that divides the decay by the gradients' size too, usual values of it are 1e-4 and less.
 STRONG_DECAY = 1e-2
@@ -83,6 +91,33 @@ def strong_regulariser(evidence: Evidence) -> Iterator[Sign]:
             **trial_numbers(evidence, UNREGULARISED),
         },
         confidence="certain" if gone else shown_by(evidence, relieved),
+    )
+
+
+def weights_shrunk_away(evidence: Evidence) -> Iterator[Sign]:
+    """Weights of usual size that have shrunk to next to nothing, and outputs that have become the
+    same for all inputs: what is added to the loss takes them there."""
+    shrunk, decay = evidence.outcome.shrinkage, evidence.optimizer.weight_decay
+    if shrunk is None or shrunk > SHRUNK_AWAY or not (failing(evidence) or collapsed(evidence)):
+        return
+    if diverged(evidence) or extreme_gain(evidence, large=True) is not None:
+        return
+    by = f"a weight decay of {decay:g}" if decay else "what the loop adds to the loss"
+    yield Sign(
+        "error",
+        f"the weights have shrunk to {100 * shrunk:.2g} % of their size, and the outputs tell "
+        f"nothing of the inputs any more: {by} takes them there",
+        "lower the weight decay (1e-4 to 1e-2 are usual)"
+        if decay
+        else "give the penalty a smaller weight; divide what is summed over a batch by its size, "
+        "as the error is",
+        evidence={
+            "shrinkage": shrunk,
+            "weight_decay": decay,
+            "output_signal": evidence.outcome.output_signal,
+            "output_signal_at_start": evidence.network.output_signal,
+        },
+        confidence="certain",
     )
 
 
@@ -205,7 +240,7 @@ CAUSE = Cause(
     meaning="a regulariser that outweighs the data",
     kind=Kind.RIVAL,
     rules=(
-        first_of(strong_regulariser, other_terms_outweigh, decay_holds_back),
+        first_of(strong_regulariser, other_terms_outweigh, decay_holds_back, weights_shrunk_away),
         collapsed_posterior,
     ),
     fix="weaken the regulariser until the training samples are learnt",
