@@ -23,7 +23,7 @@ CHOICE = 0.5
 # Probes at which no gradient came to most values that the optimiser holds, though outputs depend on
 # them: heads that a loss leaves out are fewer.
 PROBES = 5
-MOST = 0.5
+MOST = 0.4
 # Optimiser steps without any gradient: one may be a loop's first call.
 EMPTY_STEPS = 2
 

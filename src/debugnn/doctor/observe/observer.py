@@ -199,21 +199,30 @@ class Observer:
                     self.training.model, step, self._loop.update_line
                 )
         if due:
-            count = candidates(loss)
-            if count is not None:
-                self.evidence.loss.candidates = max(count, self.evidence.loss.candidates or 0)
-            if self._layers.is_thorough:
-                self._compare_loss(value, targets)
-            self._compare_gradient(targets)
-            self._note_derivatives()
-            self._hooks.opponents.compare(self._hooks.outputs, targets)
-            if call is not None:
-                self._scored.note_step(call, targets)
-                self._note_volume(call)
-            model, replica = None, self.training.replica
-            if replica is not None and self._layers.is_thorough:
-                model = replica.current() if step > 0 else replica.model
-            self._layers.finish(model, call, self.training.layout)
+            self._note_probe(loss, value, call, targets)
+
+    def _note_probe(self, loss: Any, value: Tensor, call: Call | None, targets: Any) -> None:
+        """Look at what is looked at in a few steps alone, with the layers last.
+
+        Args:
+            loss: as it was handed over.
+            value: without its graph.
+        """
+        count = candidates(loss)
+        if count is not None:
+            self.evidence.loss.candidates = max(count, self.evidence.loss.candidates or 0)
+        if self._layers.is_thorough:
+            self._compare_loss(value, targets)
+        self._compare_gradient(targets)
+        self._note_derivatives()
+        self._hooks.opponents.compare(self._hooks.outputs, targets)
+        if call is not None:
+            self._scored.note_step(call, targets)
+            self._note_volume(call)
+        model, replica = None, self.training.replica
+        if replica is not None and self._layers.is_thorough:
+            model = replica.current() if self._loop.steps > 0 else replica.model
+        self._layers.finish(model, call, self.training.layout)
 
     @guarded("how the loss is computed")
     def _note_computation(self, loss: Any, call: Call | None, targets: Any) -> None:
