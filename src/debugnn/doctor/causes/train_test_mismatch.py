@@ -5,6 +5,7 @@ from statistics import fmean
 
 from debugnn.doctor.causes.cause import Cause, Kind, Sign, first_of
 from debugnn.doctor.causes.signals.carried_over import (
+    SIMPLE_LEARNS,
     classes_renamed,
     follows_another_code,
     lost_on_validation,
@@ -33,12 +34,11 @@ LEARNT = 0.3
 BEHIND = 0.15
 # Scale shift beyond any sampling: another preparation, whatever it led to.
 ELSEWHERE = 1.5
-# A simple model loses half of its skill between the sets, whose inputs differ somewhat.
-SIMPLE_LEARNS = 0.4
-LOST = 0.5
+# Share of a simple model's skill that is left on the other set, where inputs differ somewhat.
+HALF_LEFT = 0.5
 # Validation samples that are of one class alone by no chance, and the share of that class in the
 # training above which it may be.
-SAMPLES = 50
+OF_ONE_CLASS = 50
 SEVERAL = 3
 USUAL = 0.8
 DIFFERS = 0.3
@@ -76,7 +76,7 @@ def one_class_alone(evidence: Evidence) -> Iterator[Sign]:
         return
     (only,), samples = seen, min(score.samples for score in scores)
     share = counts.get(only, 0) / sum(counts.values())
-    if samples < SAMPLES or share > USUAL or evidence.positions:
+    if samples < OF_ONE_CLASS or share > USUAL or evidence.positions:
         return
     yield Sign(
         "warning",
@@ -105,7 +105,7 @@ def unlike_inputs(evidence: Evidence) -> Iterator[Sign]:
         transfer is not None
         and data.simple_skill is not None
         and data.simple_skill > SIMPLE_LEARNS
-        and transfer < LOST * data.simple_skill
+        and transfer < HALF_LEFT * data.simple_skill
         and told >= DIFFERS
     )
     elsewhere = (scale or 0) > ELSEWHERE
