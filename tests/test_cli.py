@@ -268,6 +268,21 @@ def test_flags_and_overrides_come_in_any_order(monkeypatch, capsys, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("sweep", [False, True])
+def test_a_launcher_without_a_sweep_is_said_to_have_no_effect(monkeypatch, capsys, tmp_path, sweep):
+    code, _, err = launch(
+        monkeypatch, capsys, *["-m"] * sweep, "hydra/launcher=joblib", "hydra.launcher.n_jobs=1",
+        "model=regressor", "data=regression", "loss=mse", "doctor=off", "wandb=disabled",
+        "trainer.epochs=1", f"output_dir={tmp_path}",
+    )  # fmt: skip
+    assert code == 0
+    said = [line for line in err.splitlines() if "has no effect on a run alone; add -m" in line]
+    assert [line.split()[1] for line in said] == (
+        [] if sweep else ["hydra/launcher=joblib", "hydra.launcher.n_jobs=1"]
+    )
+
+
+@pytest.mark.slow
 def test_a_run_ends_in_silence_where_nobody_reads_what_it_prints(tmp_path):
     """`| head -1`, of a sweep in this and in other processes, and a closed standard output."""
     run = f"{shlex.quote(sys.executable)} train.py doctor=off trainer.epochs=2 data.train_size=64"

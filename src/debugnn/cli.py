@@ -38,6 +38,7 @@ _RECORDING = ("BasicLauncher", "StackedLauncher", "WorkersLauncher", "SlurmLaunc
 
 # `--experiment x`, which Hydra takes for its own --experimental-rerun.
 _FLAG_FOR_OVERRIDE = re.compile(r"--(experiment|model|init|reg|clip|data|optim|loss|task)\b(?!-)")
+_OF_SWEEPS = ("hydra/launcher", "hydra/sweeper", "hydra.launcher.", "hydra.sweeper.")
 _OPEN_GROUPS = ("model", "optim", "loss")  # take further keys, as arguments of their _target_
 
 # A group in the help page: its name, which may be a line, and its options in one or more lines of
@@ -243,6 +244,9 @@ def run_job(settings: DictConfig, job: HydraConf) -> Arm:
     overrides: Any = OmegaConf.to_container(job.overrides.task)  # ${…} in them as typed
     experiment = job.runtime.choices.get("experiment")
     sweep = job.mode == RunMode.MULTIRUN
+    for word in () if sweep else job.overrides.hydra:
+        if word.lstrip("+~").startswith(_OF_SWEEPS):
+            print(f"warning: {word} has no effect on a run alone; add -m", file=sys.stderr)
     try:
         arm = run_arm(settings, overrides, experiment)
     except (Exception, SystemExit) as error:
