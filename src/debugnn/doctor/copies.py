@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointFunction
 
 from debugnn.doctor.reachable import Changes, kept
 
@@ -124,7 +125,9 @@ def copied_model(model: nn.Module, shared: Mapping[int, Any] | None = None) -> n
         for module, attribute, hooks in kept:
             vars(module)[attribute] = hooks
     _rebind(replica, copies)
-    replica.zero_grad(set_to_none=True)
+    for parameter in replica.parameters():
+        if parameter.is_leaf:  # TorchScript's copies are none, and warn of their gradients
+            parameter.grad = None
     return replica
 
 
@@ -137,6 +140,13 @@ def own_hooks(model: nn.Module) -> list[tuple[dict[int, Any], int]]:
         for key, hook in hooks.items()
         if not _is_torchs(hook)
     ]
+
+
+def hookable(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules of a model that take hooks, with their names; TorchScript's take none."""
+    for name, module in model.named_modules():
+        if not isinstance(module, torch.jit.ScriptModule):
+            yield name, module
 
 
 def _parts(model: nn.Module) -> dict[int, bool]:
@@ -273,6 +283,10 @@ def copied_state(model: nn.Module) -> dict[str, Any]:
         }
 
 
+def _computed_once(function: Callable, preserve_random_state: bool, *args: Any) -> Any:
+    return function(*args)
+
+
 @contextmanager
 def undisturbed(loss_fn: Any = None, model: nn.Module | None = None) -> Iterator[Changes]:
     """Leave no trace of what runs in the block, which nobody's doctor takes note of.
@@ -281,7 +295,9 @@ def undisturbed(loss_fn: Any = None, model: nn.Module | None = None) -> Iterator
     `reachable.kept`. In between neither autocast nor inference mode. What is compiled runs as it is
     written: another batch size, or another mode of the gradients, would have it compiled again, for
     the training too. Transformers run layer by layer, in evaluation as in training: their fused
-    encoder makes nested tensors of padded ones, which hooks and operations cannot look into.
+    encoder makes nested tensors of padded ones, which hooks and operations cannot look into. What
+    is checkpointed in the older, reentrant way is computed once: it refuses gradients with respect
+    to chosen tensors.
 
     Args:
         loss_fn: the user's, where the block calls it.
@@ -297,6 +313,8 @@ def undisturbed(loss_fn: Any = None, model: nn.Module | None = None) -> Iterator
     outer = _blocks.open
     _blocks.open = outer + 1
     torch.backends.mha.set_fastpath_enabled(False)
+    if not outer:
+        CheckpointFunction.apply = _computed_once
     try:
         with (
             torch.random.fork_rng(devices),
@@ -311,6 +329,8 @@ def undisturbed(loss_fn: Any = None, model: nn.Module | None = None) -> Iterator
             yield changes
     finally:
         _blocks.open = outer
+        if not outer:
+            del CheckpointFunction.apply  # its own is that of the class that it inherits from
         torch.backends.mha.set_fastpath_enabled(fused)
         random.setstate(python)
         if numpy:

@@ -147,8 +147,13 @@ def flipped_sign(evidence: Evidence) -> str | None:
     """The loss rises as the outputs get better."""
     low, high = evidence.loop.loss_ratio_low, evidence.loop.loss_ratio_high
     turned = low is not None and high is not None and FLIPPED_AT_MOST < low <= high < FLIPPED
-    # Two signs cancel: a likelihood that the loop maximises.
-    if (better_when_right(evidence) is False) is not turned:
+    # Two signs cancel: a likelihood that the loop maximises, or the optimiser.
+    right = better_when_right(evidence)
+    if evidence.optimizer.maximizes:
+        if right is None or right is turned:
+            return None
+        return "the optimiser goes up a loss that falls as the outputs get better (maximize=True)"
+    if (right is False) is not turned:
         return "the loss rises as the outputs get better: its sign is flipped"
     return None
 

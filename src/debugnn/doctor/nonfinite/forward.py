@@ -14,6 +14,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from debugnn.doctor.copies import hookable
 from debugnn.doctor.nonfinite.origin import Origin, Source
 from debugnn.doctor.nonfinite.overflow import overflows, plain_name
 from debugnn.doctor.nonfinite.values import (
@@ -67,12 +68,11 @@ class ForwardTrace(TorchDispatchMode):
         """Follow what runs in the block; `where` is forward or loss."""
         self._where = where
         handles: list[Any] = []
-        for name, module in self._model.named_modules():
-            if not isinstance(module, torch.jit.ScriptModule):  # it takes no hooks
-                handles += (
-                    module.register_forward_pre_hook(partial(self._enter, name), prepend=True),
-                    module.register_forward_hook(self._leave, always_call=True),
-                )
+        for name, module in hookable(self._model):
+            handles += (
+                module.register_forward_pre_hook(partial(self._enter, name), prepend=True),
+                module.register_forward_hook(self._leave, always_call=True),
+            )
         try:
             with torch.enable_grad(), self:
                 yield

@@ -66,14 +66,14 @@ def as_call(inputs: Any, seen: Call | None = None) -> Call:
         return Call((inputs,))
     if isinstance(inputs, Mapping):
         return Call((), dict(inputs))
-    if isinstance(inputs, list | tuple):
+    if isinstance(inputs, tuple) or (isinstance(inputs, list) and Call((inputs,)).tensors()):
         return Call(tuple(inputs))
     return Call((inputs,))
 
 
 def _same_container(one: Any, other: Any) -> bool:
     if isinstance(one, Mapping) and isinstance(other, Mapping):
-        return one.keys() == other.keys()
+        return set(one) <= set(other)  # a model may have written its outputs there
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):
         return len(one) == len(other)
     return False
@@ -119,7 +119,7 @@ def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, MutableMapping):
-        result = copy.copy(value)  # a subclass may know more than its items
+        result = _copied_mapping(value)
         for name, item in value.items():
             result[name] = map_tensors(item, change)
         return result
@@ -128,6 +128,18 @@ def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(map_tensors(item, change) for item in value)
     return value
+
+
+def _copied_mapping(value: MutableMapping) -> MutableMapping:
+    """Return a copy of a mapping, which knows more than its items where it is of the user's class.
+
+    What such a class keeps its items in is copied too: a copy would write into the original's.
+    """
+    result = copy.copy(value)
+    for name, attribute in vars(result).items() if hasattr(result, "__dict__") else ():
+        if isinstance(attribute, MutableMapping | list):
+            vars(result)[name] = copy.copy(attribute)
+    return result
 
 
 def _add_tensors(value: Any, found: list[Tensor]) -> None:

@@ -44,7 +44,7 @@ def reversed_outputs(model: nn.Module, call: Call) -> set[int]:
         up, down = (
             _outputs_at(model, call, weight, gradient, way / norm)[place] for way in (step, -step)
         )
-        slope = float(((up - down).double() * signs[place]).sum()) / (2 * step)
+        slope = ((up - down).detach().double() * signs[place]).sum().item() / (2 * step)
         return slope < _OPPOSITE * norm
 
     return {

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from debugnn.doctor.copies import Relay
 from debugnn.doctor.nonfinite.replay import NonFiniteReplay
@@ -68,6 +69,7 @@ class TrainingHooks:
     not_in_state = (
         "_at_once",
         "_handles",
+        "_unsized",
     )
 
     def __init__(
@@ -97,6 +99,7 @@ class TrainingHooks:
         self._erased = ErasedGradients(self._loop)
         self._forwards = 0  # passes with gradients
         self._begun = False
+        self._unsized: tuple[Call, bool, list[Tensor]] | None = None  # a pass of lazy layers
         self._handles: list[Any] = []
         self.put_on(model)
 
@@ -208,6 +211,10 @@ class TrainingHooks:
             if passes.note_evaluation(call, training):
                 self._loop.evaluation_line = self._loop.evaluation_line or line_of_caller()
             return
+        if any(map(is_lazy, self._training.model.parameters())):
+            # The layers learn their sizes in this pass: it is noted at its end, before any update.
+            self._unsized = call, training, self._training.random_state()
+            return
         self.begin()
         if self._training.loss_fn is None and self._training.probe_due:
             self.loss_calls.watch()
@@ -233,6 +240,11 @@ class TrainingHooks:
             self._note_end(map_tensors(output, transforms.unwrapped))
 
     def _note_end(self, output: Any) -> None:
+        if self._unsized is not None:
+            call, training, state = self._unsized
+            self._unsized = None
+            self.begin()
+            self._training.passes.note_training(ForwardPass(call, training, state))
         self.outputs = map_tensors(output, Tensor.detach)
         self._forwards += 1
         self.state.note_end()

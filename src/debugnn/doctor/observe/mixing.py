@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from debugnn.doctor.copies import hookable
 from debugnn.doctor.observe.calls import Call, first_tensor, is_plain
 from debugnn.doctor.observe.influence import View
 from debugnn.doctor.observe.perturbation import Passes, differ
@@ -134,7 +135,7 @@ def _changes(
 
         return hook
 
-    modules = [(n, m) for n, m in passes.model.named_modules() if n]
+    modules = [(n, m) for n, m in hookable(passes.model) if n]
     handles = [m.register_forward_hook(compare(n)) for n, m in modules]
     try:
         first = passes.run(passes.call)

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 
 from debugnn.doctor.evidence import ActivationFacts
+from debugnn.doctor.observe import transforms
 from debugnn.doctor.observe.calls import Call
 from debugnn.tensor_stats import ends_of_units, in_memory_order, read_together, saturated_share
 
@@ -140,8 +141,8 @@ class ActivationWatcher(PassWatcher):
     def entered(self, layer: str, inputs: tuple) -> None:
         self.layer = layer
         if inputs and isinstance(inputs[0], Tensor):
-            with _disable_current_modes():
-                self._entered[layer] = _norm_of(inputs[0])
+            with _disable_current_modes(), transforms.paused():
+                self._entered[layer] = _norm_of(transforms.unwrapped(inputs[0]).detach())
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from debugnn.doctor.copies import hookable
 from debugnn.doctor.evidence import RecurrenceFacts
 from debugnn.doctor.observe.callers import line_of_caller
 from debugnn.doctor.observe.calls import Call, first_tensor, is_plain
@@ -215,7 +216,7 @@ def _outputs_of_layers(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
 
     handles = [
         module.register_forward_hook(note(name))
-        for name, module in model.named_modules()
+        for name, module in hookable(model)
         if name and any(p.requires_grad for p in module.parameters(recurse=False))
     ]
     try:

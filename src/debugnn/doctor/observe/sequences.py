@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from debugnn.doctor.copies import hookable
 from debugnn.doctor.evidence import SequenceFacts
 from debugnn.doctor.observe.calls import Call, is_plain, scores_of
 from debugnn.doctor.observe.modes import without_dropout
@@ -238,8 +239,8 @@ class _Passes:
         self._calls.clear()
         handles = []
         if hold or not again:
-            for name, module in self._model.named_modules():
-                if name and not isinstance(module, torch.jit.ScriptModule):
+            for name, module in hookable(self._model):
+                if name:
                     hook = self._hold(name) if again else self._keep(name)
                     handles.append(module.register_forward_hook(hook))
         try:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from debugnn.doctor.copies import hookable
 from debugnn.doctor.evidence import WeightFacts
 from debugnn.doctor.observe.calls import Call
 from debugnn.doctor.observe.operations import WEIGHTED
@@ -28,7 +29,7 @@ def modules_called(
     called: list[nn.Module] = []
     handles = [
         module.register_forward_pre_hook(lambda module, args: called.append(module))
-        for module in model.modules()
+        for _, module in hookable(model)
         if isinstance(module, kinds)
     ]
     try:
