@@ -365,12 +365,15 @@ def test_matched_inputs_have_the_training_scale():
 
 def test_renamed_classes_are_recognised():
     confusion = torch.tensor([[1, 9, 0], [0, 2, 8], [10, 0, 0]])
-    # 3 of 30 are wrong, 20 of them with one class for all.
-    assert simple_models.renamed_skill(confusion) == (pytest.approx(1 - 3 / 20), True)
-    assert simple_models.renamed_skill(confusion[[2, 0, 1]]) == (pytest.approx(1 - 3 / 20), False)
+    # Recalls of 0.9, 0.8 and 1.
+    skill = pytest.approx((0.9 - 1 / 3) / (2 / 3))
+    assert simple_models.renamed_skill(confusion) == (skill, True)
+    assert simple_models.renamed_skill(confusion[[2, 0, 1]]) == (skill, False)
+    # However frequent a class is.
+    assert simple_models.renamed_skill(confusion * torch.tensor([[1], [50], [1]])) == (skill, True)
     # Two classes that nothing tells apart are renamed by chance.
     assert simple_models.renamed_skill(torch.tensor([[24, 26], [26, 24]])) == (
-        pytest.approx(1 - 48 / 50),
+        pytest.approx(2 * 0.52 - 1),
         True,
     )
     # Two classes are predicted as one: that is no renaming.

@@ -398,15 +398,17 @@ def _feature_axes(inputs: Tensor) -> tuple[int, ...]:
 def renamed_skill(confusion: Tensor) -> tuple[float, bool]:
     """Return the skill under the best renaming of the classes, and whether it renames any.
 
-    The share of what an answer with the most frequent class is wrong about: 0 is as good as that.
+    From the mean recall of the classes that come: 0 is that of guessing, 1 is perfect.
 
     Args:
         confusion: counts (true class, predicted class).
     """
     best = confusion.argmax(dim=1)
     distinct = len(best.unique()) == len(best)
-    total = confusion.sum().clamp_min(1)
-    wrong = 1 - (confusion.max(dim=1).values.sum() / total).item()
-    guessed = 1 - (confusion.sum(dim=1).max() / total).item()
+    counts = confusion.sum(dim=1)
+    recalls = confusion.max(dim=1).values[counts > 0] / counts[counts > 0]
     same = bool((best == torch.arange(len(best))).all())
-    return (1 - wrong / guessed if guessed else 0.0), distinct and not same
+    if len(recalls) < 2:
+        return 0.0, distinct and not same
+    chance = 1 / len(recalls)
+    return (recalls.mean().item() - chance) / (1 - chance), distinct and not same
