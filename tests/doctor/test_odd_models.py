@@ -100,6 +100,21 @@ class Spelling(nn.Module):
         return self.head(self.letters(torch.tensor(letters), starts))
 
 
+class Encoded(nn.Module):
+    """Leaves a frozen encoder out of its state dict, as one that is read from its own file."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.head = nn.Linear(6, 32).requires_grad_(False), nn.Linear(32, CLASSES)
+
+    def forward(self, x):
+        return self.head(self.encoder(x).relu())
+
+    def state_dict(self, *args, **kwargs):
+        state = super().state_dict(*args, **kwargs)
+        return {name: value for name, value in state.items() if not name.startswith("encoder")}
+
+
 def lazy():
     return nn.Sequential(nn.LazyLinear(32), nn.ReLU(), nn.LazyLinear(CLASSES))
 
@@ -114,6 +129,7 @@ MODELS = {
     "sampled": (Sampled, lambda x: x),
     "scripted": (Scripted, lambda x: x),
     "lazy": (lazy, lambda x: x),
+    "encoded": (Encoded, lambda x: x),
     "writing": (Writing, lambda x: Fields(x=x)),
     "spelling": (Spelling, spelt),
 }
@@ -191,3 +207,115 @@ def test_two_signs_that_cancel_are_none(sign, maximize):
         assert report.healthy is True
     else:
         assert (report.main_cause, report.main.confidence) == ("wrong_loss", "certain")
+
+
+class Emptying(nn.Module):
+    """Takes its input out of the mapping that it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, CLASSES))
+
+    def forward(self, fields):
+        return self.net(fields.pop("x"))
+
+
+def test_items_that_a_model_takes_out_are_known():
+    torch.manual_seed(0)
+    model, inputs = Emptying(), torch.randn(600, 6)
+    targets = inputs[:, :CLASSES].argmax(dim=1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    with Doctor(model, optimizer, loss_fn=loss_fn) as doctor:
+        for _ in range(STEPS):
+            rows = torch.randint(500, (50,))
+            batch = {"x": inputs[rows]}
+            optimizer.zero_grad()
+            loss = loss_fn(model(batch), targets[rows])
+            loss.backward()
+            optimizer.step()
+            doctor.step(loss, batch, targets[rows])
+        report = doctor.report()
+    assert report.troubles == []
+    assert report.healthy is True
+
+
+def watched_regression(model, inputs, targets, criterion, epochs=8, validation=None):
+    torch.manual_seed(0)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    with Doctor(model, optimizer, loss_fn=criterion) as doctor:
+        for _ in range(epochs):
+            for rows in torch.randperm(len(inputs)).split(32):
+                optimizer.zero_grad()
+                loss = criterion(model(inputs[rows]), targets[rows])
+                loss.backward()
+                optimizer.step()
+                doctor.step(loss, inputs[rows], targets[rows])
+            if validation is not None:
+                doctor.validate(*validation)
+        return doctor.report()
+
+
+def test_counts_with_a_long_tail_are_compared_with_their_own_outputs():
+    """Beside the exponential of large outputs their targets count for nothing."""
+    generator = torch.Generator().manual_seed(3)
+    inputs = torch.randn(1024, 8, generator=generator)
+    counts = torch.poisson((1.2 * inputs[:, :1] + 1).exp(), generator=generator)
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 1))
+    report = watched_regression(model, inputs, counts, nn.PoissonNLLLoss())
+    assert counts.max() > 50
+    assert "broadcast" not in report.details()
+
+
+def test_a_narrow_code_is_not_compared_with_a_model_that_copies():
+    inputs = torch.randn(1024, 8)
+    code = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 2), nn.Linear(2, 32), nn.ReLU())
+    model = nn.Sequential(code, nn.Linear(32, 8))
+    report = watched_regression(model, inputs, inputs, nn.MSELoss())
+    assert report.healthy is not False, report.reason
+
+
+def test_targets_with_gaps_are_not_changed():
+    inputs = torch.randn(1024, 8)
+    targets = inputs[:, :3].clone()
+    targets[torch.rand(targets.shape) < 0.2] = torch.nan
+
+    def masked(outputs, wanted):
+        errors = (outputs - wanted.nan_to_num()).square()
+        return (errors * ~wanted.isnan()).mean()
+
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 3))
+    assert "in place" not in watched_regression(model, inputs, targets, masked).details()
+
+
+def test_an_empty_validation_is_none():
+    inputs = torch.randn(512, 8)
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 1))
+    empty = torch.empty(0, 8), torch.empty(0, 1)
+    targets = inputs[:, :1] * inputs[:, 1:2] + inputs[:, 2:3]
+    report = watched_regression(model, inputs, targets, nn.MSELoss(), validation=empty)
+    assert report.troubles == []
+    assert report.healthy is True
+
+
+def test_a_line_through_single_numbers_is_looked_at():
+    inputs = torch.randn(512)
+
+    class Line(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.slope, self.offset = nn.Parameter(torch.zeros(())), nn.Parameter(torch.zeros(()))
+
+        def forward(self, x):
+            return self.slope * x + self.offset
+
+    report = watched_regression(Line(), inputs, 3 * inputs + 1, nn.MSELoss(), epochs=30)
+    assert report.troubles == []
+
+
+def test_a_watched_model_can_be_traced():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 1))
+    optimizer = torch.optim.Adam(model.parameters())
+    with Doctor(model, optimizer, loss_fn=nn.MSELoss()), warnings.catch_warnings(action="ignore"):
+        traced = torch.jit.trace(model, torch.randn(4, 8))
+    assert traced(torch.randn(2, 8)).shape == (2, 1)

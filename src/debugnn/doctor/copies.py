@@ -47,9 +47,9 @@ class Relay:
     """A hook that calls a method of its owner, as long as the owner exists.
 
     It does not keep the owner alive. A copy or a file of the module that it hangs on holds a hook
-    that does nothing: a copied model is not the one that is watched. In compiled code it does
-    nothing either, and in what a doctor tries out in an `undisturbed` block: a discriminator that
-    the generator's doctor calls is not called by the loop.
+    that does nothing: a copied model is not the one that is watched. It does nothing either in
+    compiled code, while the model is traced, and in what a doctor tries out in an `undisturbed`
+    block: a discriminator that the generator's doctor calls is not called by the loop.
 
     Args:
         owner: is referenced weakly.
@@ -61,7 +61,7 @@ class Relay:
         self._method = method
 
     def __call__(self, *args: Any) -> Any:
-        if torch.compiler.is_compiling() or _blocks.open:
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or _blocks.open:
             return None
         owner = self._owner()
         return None if owner is None else getattr(owner, self._method)(*args)

@@ -43,6 +43,15 @@ class ForwardPasses:
         self.pending.append(each)
         del self.pending[:-_KEPT]
 
+    def put_back(self, call: Call) -> None:
+        """Note what the latest pass was given, where its model has taken tensors out of it.
+
+        Args:
+            call: as it was before the pass.
+        """
+        if self.pending and len(call.tensors()) > len(self.pending[-1].call.tensors()):
+            self.pending[-1] = self.pending[-1]._replace(call=call)
+
     def note_evaluation(self, call: Call, training: bool) -> bool:
         """Note a pass without gradients, of a model in training mode or not.
 

@@ -1,5 +1,6 @@
 """Hooks on the model and the optimiser, which note what happens between two steps."""
 
+from collections.abc import MutableMapping
 from functools import partial
 from typing import Any
 
@@ -67,6 +68,7 @@ class TrainingHooks:
     """
 
     not_in_state = (
+        "_as_given",
         "_at_once",
         "_handles",
         "_unsized",
@@ -99,6 +101,7 @@ class TrainingHooks:
         self._erased = ErasedGradients(self._loop)
         self._forwards = 0  # passes with gradients
         self._begun = False
+        self._as_given: Call | None = None  # before a model took items out of a mapping
         self._unsized: tuple[Call, bool, list[Tensor]] | None = None  # a pass of lazy layers
         self._handles: list[Any] = []
         self.put_on(model)
@@ -195,10 +198,10 @@ class TrainingHooks:
 
     @guarded("a forward pass")
     def _before_forward(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        if not transforms.is_active():
-            self._note_start(Call(args, kwargs))
-            return
         given = Call(args, kwargs)
+        if not transforms.is_active():
+            self._note_start(given)
+            return
         self.derivatives.note_transformed(given)
         with transforms.paused():
             self._note_start(given.map(transforms.unwrapped))
@@ -227,6 +230,8 @@ class TrainingHooks:
         if self._training.probe_due and not is_compiling():
             self.derivatives.watch_layers(call)
         passes.note_training(ForwardPass(call, training, self._training.random_state()))
+        if any(isinstance(value, MutableMapping) for value in (*call.args, *call.kwargs.values())):
+            self._as_given = call.map(lambda tensor: tensor)
 
     @guarded("the outputs of a forward pass")
     def _after_forward(self, module: nn.Module, args: tuple, output: Any) -> None:
@@ -245,6 +250,9 @@ class TrainingHooks:
             self._unsized = None
             self.begin()
             self._training.passes.note_training(ForwardPass(call, training, state))
+        if self._as_given is not None:
+            self._training.passes.put_back(self._as_given)
+            self._as_given = None
         self.outputs = map_tensors(output, Tensor.detach)
         self._forwards += 1
         self.state.note_end()

@@ -6,7 +6,7 @@ training samples, the numbers are what differs.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -62,7 +62,7 @@ def recoded_facts(
     count, trained = layout.count(validation.call), [b for b in batches if layout.count(b.call)]
     if layout.axis != 0 or not trained or count is None:
         return None
-    known = _numbers_of(trained, validation.call, min(count, _SAMPLES))
+    known = _numbers_of(trained, validation.call, validation.targets, min(count, _SAMPLES))
     if not known:
         return None
     rows = torch.arange(min(count, _SAMPLES))
@@ -100,13 +100,17 @@ def _halves(rows: Tensor) -> tuple[Tensor, Tensor]:
     return rows[::2], rows[1::2]
 
 
-def _numbers_of(trained: Sequence[Batch], call: Call, samples: int) -> dict[_Column, Tensor]:
+def _numbers_of(
+    trained: Sequence[Batch], call: Call, targets: Any, samples: int
+) -> dict[_Column, Tensor]:
     """Return the numbers of training samples in each column of few categories."""
     known: dict[_Column, Tensor] = {}
     work = 0
     for number, tensor in enumerate(call.tensors()):
         if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
             continue
+        if isinstance(targets, Tensor) and torch.equal(tensor, targets):
+            continue  # the label, which a loss of margins takes from the model's arguments
         if (tensor.dim() == 2 and tensor.shape[1] > _COLUMNS) or tensor.dim() not in (1, 2):
             continue
         for place in [None] if tensor.dim() == 1 else range(tensor.shape[1]):

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 import torch
@@ -212,7 +213,16 @@ class Replica:
             if parameter.shape != sizes.get(name, parameter.shape):  # at rest
                 parameter.data = parameter.data.new_empty(sizes[name])
         with torch.no_grad():
-            model.load_state_dict(state)
+            found = model.load_state_dict(state, strict=False)
+            if found.unexpected_keys:
+                raise RuntimeError(f"it has got other parts: {', '.join(found.unexpected_keys)}")
+            # What a model leaves out of its state dict, as a frozen part, is that of the original.
+            own, parts = (
+                dict(chain(each.named_parameters(), each.named_buffers()))
+                for each in (self._original, model)
+            )
+            for name in own.keys() & parts.keys() & set(found.missing_keys):
+                parts[name].copy_(own[name])
         return model
 
 

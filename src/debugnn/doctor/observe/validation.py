@@ -10,7 +10,7 @@ from torch import Tensor
 from debugnn.doctor import troubles
 from debugnn.doctor.evidence import Score, Validation
 from debugnn.doctor.observe.buffer import ValidationBatch
-from debugnn.doctor.observe.calls import Call, copied, map_tensors, reshaped_like
+from debugnn.doctor.observe.calls import Call, as_call, copied, map_tensors, reshaped_like
 from debugnn.doctor.observe.losses import value_of
 from debugnn.doctor.observe.modes import without_dropout
 from debugnn.doctor.observe.own_statistics import standardised_alone
@@ -62,6 +62,8 @@ class ValidationSamples:
         replica, count = self._training.replica, self._training.evidence.loop.validations
         if replica is None or replica.model is None:
             return  # as with memory="low": no samples are kept that nothing can be asked of
+        if 0 in [tensor.numel() for tensor in as_call(inputs).tensors()]:
+            return
         if count < self._next:
             handed = _Handed(inputs, targets)
             self._left_out = handed if unchanged else self._chosen(*handed)

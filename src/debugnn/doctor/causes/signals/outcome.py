@@ -193,9 +193,12 @@ def behind(evidence: Evidence) -> bool:
     """Return whether it learns far less than a simple model does.
 
     Of values only where the training's own loss says so too: it may ask for less than a small
-    squared error, as the divergence of two softmaxes does.
+    squared error, as the divergence of two softmaxes does. Of targets that are the inputs it is
+    not asked: a simple model copies them, past any narrow code.
     """
-    simple = evidence.data.simple_skill
+    simple, own_inputs = evidence.data.simple_skill, evidence.data.own_inputs
+    if own_inputs is not None and own_inputs.same:
+        return False
     if not judged(evidence) or simple is None or simple <= SIMPLE_FINDS:
         return False
     own, simples = evidence.outcome.own_loss.relative, evidence.outcome.own_loss.simple

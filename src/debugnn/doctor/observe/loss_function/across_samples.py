@@ -52,7 +52,8 @@ def permuted(loss: Loss, outputs: Tensor) -> float | None:
     """Return the relative change of the loss where samples' outputs, not targets, change places.
 
     The largest one of several exchanges: the mean over the many pixels of a map changes so little
-    at each of them that it may be nothing by chance.
+    at each of them that it may be nothing by chance. And of outputs of unit scale too: beside the
+    exponential of large ones nothing else counts.
 
     Returns:
         None where the targets are equal, so that it does not matter.
@@ -60,6 +61,12 @@ def permuted(loss: Loss, outputs: Tensor) -> float | None:
     targets = loss.targets
     if len(outputs) < 2 or not targets.dim() or torch.equal(targets, targets.roll(1, dims=0)):
         return None
+    unit = outputs / outputs.abs().max().clamp_min(1.0)
+    found = [change for each in (outputs, unit) if (change := _change(loss, each)) is not None]
+    return max(found, default=None)
+
+
+def _change(loss: Loss, outputs: Tensor) -> float | None:
     here = loss.within(outputs)
     moved = range(1, min(len(outputs), _EXCHANGES + 1))
     there = [loss.within(outputs.roll(places, dims=0)) for places in moved]

@@ -63,7 +63,7 @@ def _loss_facts(loss_fn: LossFunction, outputs: Any, targets: Any, task: Task) -
     except Exception as error:  # whatever the user's function raises
         facts.error = f"{type(error).__name__}: {error}"
         return facts
-    if given is not None and not torch.equal(given, targets):
+    if given is not None and not torch.equal(given.nan_to_num(), targets.nan_to_num()):
         facts.changes_targets = True
         targets.copy_(given)
     facts.scalar = isinstance(value, Tensor) and value.numel() == 1
