@@ -93,3 +93,16 @@ def test_a_loss_that_draws_different_labels_together_is_named(loss):
         assert report.main.confidence == "certain"
     else:
         assert report.healthy is not False, report.details()
+
+
+def ranks(scores, labels):
+    """A score for each step of a scale: whether a label lies above it."""
+    above = (labels[:, None] > torch.arange(scores.shape[1])).float()
+    return F.binary_cross_entropy_with_logits(scores, above)
+
+
+@pytest.mark.parametrize("loss", [ranks, F.cross_entropy])
+def test_scores_of_classes_and_ranks_are_no_embeddings(loss):
+    """Their loss depends on which score it is, and not on distances among samples."""
+    x, labels = batch(20, torch.Generator().manual_seed(1))
+    assert label_pull(net(), [Batch(Call((x,)), labels)], loss) is None

@@ -11,15 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from debugnn.doctor.copies import undisturbed
 from debugnn.doctor.evidence import LabelPull
 from debugnn.doctor.observe.buffer import Batch
-from debugnn.doctor.observe.calls import first_tensor
-from debugnn.doctor.observe.losses import output_gradient
+from debugnn.doctor.observe.calls import first_tensor, with_first
+from debugnn.doctor.observe.loss_function.made_up import random_numbers
+from debugnn.doctor.observe.losses import output_gradient, value_of
 from debugnn.doctor.observe.modes import without_dropout
 
 _BATCHES = 4  # most batches that are asked
 _SAMPLES = 256  # most samples of a batch: pairs are their square
 _LEAST = 16  # fewest pairs of the same label
+_ROUNDING = 1e-3  # relative, of a loss of outputs that were turned
 
 LossFunction = Callable[[Any, Any], Tensor]
 
@@ -60,7 +63,7 @@ def _of_batch(
     if outputs is None or not usable or len(outputs) != len(labels) or outputs.shape[1] < 2:
         return None
     gradient = output_gradient(loss_fn, made, labels)  # by these outputs: the first of two axes
-    if gradient is None:
+    if gradient is None or not _depends_on_distances(loss_fn, made, outputs, labels):
         return None
     rows, pulls, labels = outputs[:_SAMPLES], gradient[:_SAMPLES], labels[:_SAMPLES]
     one, other = torch.triu_indices(len(rows), len(rows), offset=1, device=rows.device)
@@ -73,3 +76,18 @@ def _of_batch(
     means = same.mean().item(), different.mean().item()
     error = math.sqrt(spread.item())
     return (*means, (means[0] - means[1]) / error) if error > 0 else None
+
+
+def _depends_on_distances(
+    loss_fn: LossFunction, made: Any, outputs: Tensor, labels: Tensor
+) -> bool:
+    """Return whether a loss stays as it is while all outputs are turned, as one of their distances
+    or angles does: scores that stand for a class or a rank each have another loss then."""
+    random = torch.randn(outputs.shape[1], outputs.shape[1], generator=random_numbers())
+    turn = torch.linalg.qr(random.double()).Q.to(outputs)
+    values = []
+    for rows in (outputs, outputs @ turn):
+        with undisturbed(loss_fn):  # with the same random numbers both times
+            values.append(value_of(loss_fn, with_first(made, rows), labels))
+    here, there = values
+    return abs(here - there) <= _ROUNDING * max(abs(here), abs(there))
