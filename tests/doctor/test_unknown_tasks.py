@@ -13,6 +13,7 @@ from torch.func import hessian, vmap
 
 from debugnn import Doctor
 from debugnn.doctor import causes
+from debugnn.doctor.causes.over_regularised import weights_shrunk_away
 from debugnn.doctor.causes.signals.preparations import SHIFTED, TURNED, moved_apart
 from debugnn.doctor.causes.verdict import verdict
 from debugnn.doctor.evidence import (
@@ -1224,3 +1225,15 @@ def test_a_penalty_that_takes_all_weights_away_is_named():
 
 def test_a_penalty_beside_which_something_is_learnt_is_not():
     assert "over_regularised" not in penalised(1e-4).details()
+
+
+@pytest.mark.parametrize(
+    ("decay", "rescaled", "said"),
+    [(5e-4, True, False), (0.1, True, True), (5e-4, False, True), (0.0, True, True)],
+)
+def test_adam_takes_weights_without_a_gradient_down_by_any_decay(decay, rescaled, said):
+    given = unknown()
+    given.outcome.shrinkage, given.loop.steps = 0.01, 1000
+    given.network.output_signal, given.outcome.output_signal = 1.0, 1e-9
+    given.optimizer.weight_decay, given.optimizer.decay_rescaled = decay, rescaled
+    assert bool(list(weights_shrunk_away(given))) is said

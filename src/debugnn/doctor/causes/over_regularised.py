@@ -65,8 +65,7 @@ def strong_regulariser(evidence: Evidence) -> Iterator[Sign]:
     relieved = cured(evidence, UNREGULARISED)
     if relieved is not None and _by_heart(evidence, relieved):
         relieved = None
-    # Where no gradient comes any more, Adam takes weights down by any decay within it.
-    shrinks = not evidence.optimizer.decay_rescaled or decay >= STRONG_DECAY
+    shrinks = _shrinks_by_itself(evidence)
     if penalty > MOSTLY_PENALTY:
         what, fix = f"{100 * penalty:.0f} % of the loss is a penalty", "weaken the penalty"
     elif decay > 0 and ((shrinks and shrunk is not None and shrunk < SHRUNK) or relieved):
@@ -94,6 +93,12 @@ def strong_regulariser(evidence: Evidence) -> Iterator[Sign]:
     )
 
 
+def _shrinks_by_itself(evidence: Evidence) -> bool:
+    """Return whether it is the size of the weight decay that shrinks weights: where no gradient
+    comes any more, Adam takes them down by any decay within it."""
+    return not evidence.optimizer.decay_rescaled or evidence.optimizer.weight_decay >= STRONG_DECAY
+
+
 def weights_shrunk_away(evidence: Evidence) -> Iterator[Sign]:
     """Weights of usual size that have shrunk to next to nothing, and outputs that have become the
     same for all inputs: what is added to the loss takes them there."""
@@ -101,6 +106,8 @@ def weights_shrunk_away(evidence: Evidence) -> Iterator[Sign]:
     if shrunk is None or shrunk > SHRUNK_AWAY or not (failing(evidence) or collapsed(evidence)):
         return
     if diverged(evidence) or extreme_gain(evidence, large=True) is not None:
+        return
+    if decay and not _shrinks_by_itself(evidence):
         return
     by = f"a weight decay of {decay:g}" if decay else "what the loop adds to the loss"
     yield Sign(
