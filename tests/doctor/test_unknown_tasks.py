@@ -1179,7 +1179,9 @@ def test_outputs_without_a_tensor_are_said_in_plain_words():
             optimizer.step()
             doctor.step(loss, x)
         report = doctor.report()
-    assert report.evidence.troubles == ["the outputs are not looked at: a Normal holds no tensor"]
+    assert report.evidence.troubles == [
+        "the outputs are not looked at: no tensor is found in a Normal"
+    ]
     assert report.evidence.weights
 
 

@@ -327,7 +327,7 @@ def examine(
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     if first is None and not usable:
         kind = type(outputs).__name__
-        troubles.note(evidence, f"the outputs are not looked at: a {kind} holds no tensor")
+        troubles.note(evidence, f"the outputs are not looked at: no tensor is found in a {kind}")
     else:
         evidence.network = network_facts(model, call, samples, loss)
     with torch.no_grad():
