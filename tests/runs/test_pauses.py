@@ -11,7 +11,7 @@ import torch
 from test_workers import DEADLINE, nobody_is_left, until
 
 from conftest import REPOSITORY
-from debugnn.doctor import Doctor
+from debugnn.doctor.resting import RestingDoctor
 from debugnn.doctor.trial_runner import TrialRunner
 from debugnn.runs.execute import execute
 from debugnn.runs.pauses import Interrupted, Pauses
@@ -177,7 +177,7 @@ def loss_with_noise(outputs, targets):
     return torch.nn.functional.cross_entropy(outputs, targets) + noise
 
 
-@pytest.mark.parametrize("evaluated", [(Training, "outputs"), (Doctor, "validate")],
+@pytest.mark.parametrize("evaluated", [(Training, "outputs"), (RestingDoctor, "validate")],
                          ids=["the run's", "the doctor's"])  # fmt: skip
 @pytest.mark.injects("a stop signal")
 def test_a_signal_ends_an_evaluation_and_the_same_command_makes_it_again(
@@ -192,7 +192,7 @@ def test_a_signal_ends_an_evaluation_and_the_same_command_makes_it_again(
 
     def evaluate_and_be_told(*arguments):
         result = evaluate(*arguments)
-        if owner is Doctor or torch.is_inference_mode_enabled():
+        if owner is RestingDoctor or torch.is_inference_mode_enabled():
             calls.append(None)
             if len(calls) == told_at:
                 os.kill(os.getpid(), signal.SIGTERM)
