@@ -214,7 +214,7 @@ class TrainingHooks:
             if passes.note_evaluation(call, training):
                 self._loop.evaluation_line = self._loop.evaluation_line or line_of_caller()
             return
-        if any(map(is_lazy, self._training.model.parameters())):
+        if not self._begun and any(map(is_lazy, self._training.model.parameters())):
             # The layers learn their sizes in this pass: it is noted at its end, before any update.
             self._unsized = call, training, self._training.random_state()
             return

@@ -36,9 +36,12 @@ def own_input_facts(
     given = layout.inputs(batch.call)
     if layout.axis != 0 or given is None or not isinstance(batch.targets, Tensor):
         return None
-    if given.dim() < 2:
-        return None
-    if not is_plain(given) or not given.is_floating_point() or not is_plain(batch.targets):
+    if (
+        given.dim() < 2
+        or not is_plain(given)
+        or not given.is_floating_point()
+        or not is_plain(batch.targets)
+    ):
         return None
     rows, targets = given.detach().flatten(1), batch.targets.detach()
     if targets.numel() != rows.numel() or rows.shape[1] < _LEAST:

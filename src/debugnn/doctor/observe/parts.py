@@ -21,6 +21,7 @@ from debugnn.doctor.observe.loss_function.facts import loss_facts
 from debugnn.doctor.observe.loss_function.made_up import LossFunction, alike
 from debugnn.doctor.observe.modes import without_dropout
 from debugnn.doctor.observe.operations import trace
+from debugnn.doctor.observe.samples import middle_of
 from debugnn.doctor.observe.task import Task, read, score
 
 _MOST = 8  # tensors of outputs, and of targets
@@ -233,6 +234,8 @@ def part_facts(
     facts = []
     for part, own, other in zip(parts, plain, batched, strict=True):
         scores = [score(part.task, *pair) for pair in (own, other)]
+        values = part.task.kind == "values"
+        tenth, nine_tenths = middle_of(own[1].detach()) if values else (None, None)
         simple = None
         same = rows and all(r.shape[1:] == rows[0][1].shape[1:] for _, r in rows)
         if same:
@@ -251,19 +254,11 @@ def part_facts(
                 simple_skill=simple,
                 against=part.output in against,
                 made_by=tracer.made(made[part.output]),
-                **_most_targets(part.task, own[1]),
+                tenth=tenth,
+                nine_tenths=nine_tenths,
             )
         )
     return facts
-
-
-def _most_targets(task: Task, targets: Tensor) -> dict[str, float]:
-    """Return the values between which most targets lie, as `PartFacts` has them."""
-    values = targets.detach().float().flatten()
-    if task.kind != "values" or not len(values):
-        return {}
-    low, high = values.quantile(values.new_tensor([0.1, 0.9])).tolist()
-    return {"tenth": low, "nine_tenths": high}
 
 
 def _pairs(

@@ -217,12 +217,13 @@ class Replica:
             if found.unexpected_keys:
                 raise RuntimeError(f"it has got other parts: {', '.join(found.unexpected_keys)}")
             # What a model leaves out of its state dict, as a frozen part, is that of the original.
-            own, parts = (
-                dict(chain(each.named_parameters(), each.named_buffers()))
-                for each in (self._original, model)
-            )
-            for name in own.keys() & parts.keys() & set(found.missing_keys):
-                parts[name].copy_(own[name])
+            if found.missing_keys:
+                own, parts = (
+                    dict(chain(each.named_parameters(), each.named_buffers()))
+                    for each in (self._original, model)
+                )
+                for name in own.keys() & parts.keys() & set(found.missing_keys):
+                    parts[name].copy_(own[name])
         return model
 
 

@@ -217,10 +217,7 @@ def data_facts(inputs: Tensor, targets: Tensor | None, task: Task) -> DataFacts:
     if targets is not None and targets.numel() and not targets.is_complex():
         values = targets.detach().double().flatten()
         facts.target_low, facts.target_high = (end.item() for end in values.aminmax())
-        values = values[:: -(-values.numel() // _TARGETS)].cpu()
-        facts.target_tenth, facts.target_nine_tenths = (
-            values.quantile(rank).item() for rank in (0.1, 0.9)
-        )
+        facts.target_tenth, facts.target_nine_tenths = middle_of(values)
     if targets is None or task.kind == "unknown":
         return facts
     if task.kind == "values":
@@ -228,6 +225,13 @@ def data_facts(inputs: Tensor, targets: Tensor | None, task: Task) -> DataFacts:
     else:
         _describe_labels(facts, inputs, rows, task.labels(targets), task.classes or 2, finite)
     return facts
+
+
+def middle_of(targets: Tensor) -> tuple[float, float]:
+    """Return the value that a tenth of the targets are below, and that nine tenths are below."""
+    values = targets.double().flatten()
+    values = values[:: -(-values.numel() // _TARGETS)].cpu()
+    return values.quantile(0.1).item(), values.quantile(0.9).item()
 
 
 def _describe_scale(facts: DataFacts, rows: Tensor) -> None:

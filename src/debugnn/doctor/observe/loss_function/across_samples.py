@@ -61,8 +61,9 @@ def permuted(loss: Loss, outputs: Tensor) -> float | None:
     targets = loss.targets
     if len(outputs) < 2 or not targets.dim() or torch.equal(targets, targets.roll(1, dims=0)):
         return None
-    unit = outputs / outputs.abs().max().clamp_min(1.0)
-    found = [change for each in (outputs, unit) if (change := _change(loss, each)) is not None]
+    largest = outputs.abs().max()
+    points = [outputs, outputs / largest] if largest > 1 else [outputs]
+    found = [change for each in points if (change := _change(loss, each)) is not None]
     return max(found, default=None)
 
 
